@@ -1,0 +1,115 @@
+"""Running a model's blocks one by one, and its head on its own, without copying any family's forward.
+
+The trick for both: the model's own forward runs with its list of blocks swapped for stand-ins. A stand-in that
+records gives each block's inputs (positions, masks, rotary embeddings); one that injects gives the head's output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.model.handle import Model
+
+
+class _Recorder(nn.Module):
+    """Stands for a block: notes what it is called with and passes the hidden states on."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self._block = [block]  # in a list, so that it is not registered as a submodule
+        self.hidden: Tensor | None = None
+        self.kwargs: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:  # some models read attributes of their blocks, as `attention_type`
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("_block")[0], name)
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        self.hidden, self.kwargs = hidden_states, kwargs
+        return hidden_states
+
+
+class _Injector(nn.Module):
+    """Stands for all blocks: whatever came in, these hidden states go out."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        return self.hidden.to(hidden_states.device)
+
+
+@contextmanager
+def _swapped(model: Model, stand_ins: Sequence[nn.Module]) -> Iterator[None]:
+    parent_path, _, name = model.family.blocks.rpartition(".")
+    parent = model.hf.get_submodule(parent_path)
+    real = getattr(parent, name)
+    setattr(parent, name, nn.ModuleList(stand_ins))
+    try:
+        yield
+    finally:
+        setattr(parent, name, real)
+
+
+class BlockInputs:
+    """What the blocks of one model are called with, for sequences of one length.
+
+    For unpadded sequences of equal length the keyword arguments depend on the shape only, so they are recorded once
+    per batch size.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._kwargs: dict[tuple[int, int], list[dict[str, Any]]] = {}
+
+    @torch.no_grad()
+    def embed(self, ids: Tensor) -> Tensor:
+        """The hidden states that enter the first block: ids (batch, length) -> (batch, length, hidden)."""
+        hidden, kwargs = self._record(ids)
+        self._kwargs.setdefault((ids.shape[0], ids.shape[1]), kwargs)
+        return hidden
+
+    @torch.no_grad()
+    def kwargs(self, number: int, batch: int, length: int) -> dict[str, Any]:
+        """The keyword arguments of block `number`, for a batch of that shape."""
+        if (batch, length) not in self._kwargs:
+            ids = torch.zeros(batch, length, dtype=torch.long)
+            self._kwargs[batch, length] = self._record(ids)[1]
+        return self._kwargs[batch, length][self._model.position(number)]
+
+    def _record(self, ids: Tensor) -> tuple[Tensor, list[dict[str, Any]]]:
+        model = self._model
+        recorders = [_Recorder(block) for block in model.blocks]
+        inner = model.hf.get_submodule(model.family.blocks.rpartition(".")[0])
+        with _swapped(model, recorders):
+            inner(input_ids=ids.to(model.device), use_cache=False)
+        hidden = recorders[0].hidden
+        if hidden is None:
+            raise RuntimeError("the model's forward did not call its blocks")
+        return hidden, [recorder.kwargs for recorder in recorders]
+
+
+def run_block(module: nn.Module, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+    """One block's output hidden states, (batch, length, hidden)."""
+    output = module(hidden, **kwargs)
+    return output[0] if isinstance(output, tuple) else output
+
+
+@torch.no_grad()
+def head_logits(model: Model, hidden: Tensor) -> Tensor:
+    """Final norm and LM head: hidden states after the last block (tokens, hidden) -> logits (tokens, vocabulary).
+
+    Each token is given as a sequence of its own, since the head does not mix tokens and positions are bounded.
+    """
+    rows = hidden[:, None]  # (tokens, 1, hidden)
+    ids = torch.zeros(rows.shape[:2], dtype=torch.long, device=model.device)
+    with _swapped(model, [_Injector(rows)]):
+        return model.hf(input_ids=ids, use_cache=False).logits[:, 0]

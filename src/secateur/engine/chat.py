@@ -1,0 +1,69 @@
+"""Chat data as a token stream in which the assistant's words can be told from the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from secateur.errors import DataError
+
+Conversation = Sequence[dict[str, str]]
+
+
+def render_chat(
+    conversations: Sequence[Conversation], tokenizer: PreTrainedTokenizerBase, *, responses_only: bool
+) -> tuple[Tensor, Tensor]:
+    """Render each conversation by the model's own template and pack all into one stream.
+
+    Returns:
+        ids (tokens,) int64 and weights (tokens,) float32: one everywhere, or one on the assistant's messages (with
+        the end-of-turn mark that the model has to produce) and zero elsewhere.
+
+    Raises:
+        DataError: no chat template; no response at all; a template that rewrites earlier turns, for which the
+            responses cannot be located.
+    """
+    if not tokenizer.chat_template:
+        raise DataError("the tokenizer has no chat template; give plain text (`text`) instead of `messages`")
+    ids: list[int] = []
+    weights: list[float] = []
+    for conversation in conversations:
+        text = _render(tokenizer, conversation)
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=responses_only, verbose=False)
+        ids += encoded["input_ids"]
+        if not responses_only:
+            weights += [1.0] * len(encoded["input_ids"])
+            continue
+        spans = response_spans(tokenizer, conversation, text)
+        for start, end in encoded["offset_mapping"]:
+            weights.append(float(end > start and any(a <= start and end <= b for a, b in spans)))
+    if not any(weights):
+        raise DataError("the conversations have no assistant message to count")
+    return torch.tensor(ids), torch.tensor(weights)
+
+
+def response_spans(
+    tokenizer: PreTrainedTokenizerBase, conversation: Conversation, text: str
+) -> list[tuple[int, int]]:
+    """Character spans (start, end) in the rendered `text` that the assistant has to produce."""
+    spans = []
+    for turn, message in enumerate(conversation):
+        if message["role"] != "assistant":
+            continue
+        prompt = _render(tokenizer, conversation[:turn], prompt=True)
+        answered = _render(tokenizer, conversation[: turn + 1])
+        if not (answered.startswith(prompt) and text.startswith(answered.rstrip())):
+            raise DataError(
+                "the model's chat template rewrites earlier turns, so responses cannot be located; "
+                "cut the conversations to one turn each, or count all tokens"
+            )
+        spans.append((len(prompt), len(answered.rstrip())))
+    return spans
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: Conversation, *, prompt: bool = False) -> str:
+    rendered = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt)
+    return str(rendered)

@@ -1,0 +1,88 @@
+"""Losses of next-token predictions, in float32, with logits in chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from secateur.engine.blocks import head_logits
+from secateur.engine.tokens import Tokens
+from secateur.model.handle import Model
+from secateur.run import Run
+
+LOGIT_BYTES = 256 * 2**20  # a chunk of float32 logits, of which the loss needs about three copies
+
+
+class Metric(Protocol):
+    """A loss per predicted token, from logits."""
+
+    def prepare(self, model: Model, sample: int, positions: slice) -> Tensor | None:
+        """What the chunk needs once for all variants."""
+
+    def loss(self, logits: Tensor, targets: Tensor, prepared: Tensor | None) -> Tensor:
+        """logits (tokens, vocabulary) float32, targets (tokens,) -> losses (tokens,)."""
+
+
+@dataclass(frozen=True)
+class NegativeLogLikelihood:
+    """-log p(target), in nats; its mean's exponential is the perplexity."""
+
+    def prepare(self, model: Model, sample: int, positions: slice) -> None:
+        return None
+
+    def loss(self, logits: Tensor, targets: Tensor, prepared: Tensor | None) -> Tensor:
+        return F.cross_entropy(logits, targets, reduction="none")
+
+
+@dataclass(frozen=True)
+class KLDivergence:
+    """KL(reference || model) per token, in nats.
+
+    Attributes:
+        reference: the reference model's hidden states after its last block, (samples, length, hidden). Kept instead of
+            logits, which are larger by vocabulary / hidden.
+    """
+
+    reference: Tensor
+
+    def prepare(self, model: Model, sample: int, positions: slice) -> Tensor:
+        logits = head_logits(model, self.reference[sample, positions]).float()
+        return F.log_softmax(logits, dim=-1)
+
+    def loss(self, logits: Tensor, targets: Tensor, prepared: Tensor | None) -> Tensor:
+        assert prepared is not None  # narrows the type; `prepare` returned it
+        log_p = F.log_softmax(logits, dim=-1)
+        return F.kl_div(log_p, prepared, log_target=True, reduction="none").sum(dim=-1)
+
+
+@torch.no_grad()
+def sample_losses(
+    model: Model, hidden: Sequence[Tensor], tokens: Tokens, sample: int, metric: Metric, run: Run
+) -> Tensor:
+    """Weighted sums of losses over one sample's predictions, for several variants' hidden states.
+
+    Args:
+        hidden: per variant, the states after the last block for this sample, (length, hidden).
+
+    Returns:
+        (variants,) float64: sum over t of weight[t] * loss(prediction of token t), t from 1 to length - 1.
+    """
+    targets, weights = tokens.ids[sample, 1:], tokens.weights[sample, 1:].double()
+    sums = torch.zeros(len(hidden), dtype=torch.float64)
+    chunk = max(1, LOGIT_BYTES // (4 * model.vocab_size))
+    for start in range(0, tokens.length - 1, chunk):
+        positions = slice(start, min(start + chunk, tokens.length - 1))
+        prepared = metric.prepare(model, sample, positions)
+        if prepared is not None:
+            run.meter.head_tokens += len(prepared)
+        for variant, states in enumerate(hidden):
+            logits = head_logits(model, states[positions]).float()
+            losses = metric.loss(logits, targets[positions].to(logits.device), prepared)
+            sums[variant] += (losses.double().cpu() * weights[positions]).sum()
+            run.meter.head_tokens += len(losses)
+    return sums

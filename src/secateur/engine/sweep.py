@@ -1,0 +1,205 @@
+"""`sweep`: the loss of many variants of a model in one pass over its blocks.
+
+A variant is a set of muted parts. Variants that agree up to some block share their hidden states up to there; the
+states split only where variants differ. A greedy round over N candidates therefore costs about half of N forwards, and
+each block is opened once, however many variants there are. It is exact: the losses are those of the whole model with
+the same parts removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from secateur.engine.blocks import BlockInputs, run_block
+from secateur.engine.loss import Metric, NegativeLogLikelihood, sample_losses
+from secateur.engine.tokens import Tokens
+from secateur.model.handle import Model
+from secateur.model.modeling_secateur import drop_attention, drop_mlp
+from secateur.model.views import Block
+from secateur.run import Advance, Run
+
+Kind = Literal["attention", "mlp", "block"]
+MEMORY_BYTES = 2 * 2**30
+
+
+@dataclass(frozen=True, order=True)
+class Part:
+    """Something that a variant goes without: a block's attention, its MLP, or the whole block."""
+
+    block: int
+    kind: Kind
+
+
+Variant = frozenset[Part]
+DENSE: Variant = frozenset()
+
+
+@contextmanager
+def muted(block: Block, parts: Iterable[Part]) -> Iterator[None]:
+    """For the time of the context the block lacks these modules, exactly as if they had been dropped."""
+    family, module = block.family, block.module
+    kinds = {part.kind for part in parts}
+    saved: dict[str, nn.Module] = {}
+
+    def save(*paths: str) -> None:
+        saved.update({path: module.get_submodule(path) for path in paths})
+
+    try:
+        if "attention" in kinds and block.has_attention:
+            save(family.attention, *family.attention_norms)
+            drop_attention(module, family)
+        if "mlp" in kinds and block.has_mlp:
+            save(*family.mlp, *family.mlp_norms)
+            drop_mlp(module, family)
+        yield
+    finally:
+        for path, original in saved.items():
+            module.set_submodule(path, original)
+
+
+def sweep(
+    model: Model,
+    tokens: Tokens,
+    variants: Sequence[Variant],
+    metric: Metric | None = None,
+    *,
+    run: Run | None = None,
+    memory_bytes: int = MEMORY_BYTES,
+    label: str = "sweep",
+) -> Tensor:
+    """Mean loss of each variant over all counted predictions.
+
+    Args:
+        variants: sets of muted parts, by block numbers of the model as loaded; the empty set is the model as it is.
+        metric: negative log-likelihood if None.
+        memory_bytes: what the hidden states and activations may take; more variants than fit are run in groups.
+
+    Returns:
+        (variants,) float64, in nats. A variant whose activations overflow has NaN or Inf.
+    """
+    sums = sample_sweep(model, tokens, variants, metric, run=run, memory_bytes=memory_bytes, label=label)
+    return sums.sum(dim=1) / tokens.weights[:, 1:].double().sum()
+
+
+def sample_sweep(
+    model: Model,
+    tokens: Tokens,
+    variants: Sequence[Variant],
+    metric: Metric | None = None,
+    *,
+    run: Run | None = None,
+    memory_bytes: int = MEMORY_BYTES,
+    label: str = "sweep",
+) -> Tensor:
+    """As `sweep`, but the weighted sum of losses per variant and sample, (variants, samples) float64."""
+    run, metric = run or Run(), metric or NegativeLogLikelihood()
+    unique = sorted(set(variants), key=sorted)  # neighbours share prefixes
+    row_bytes = _row_bytes(model, tokens.length)
+    samples_at_once = max(1, memory_bytes // (2 * row_bytes * len(unique)))
+    variants_at_once = max(2, memory_bytes // (2 * row_bytes))
+    sums: dict[Variant, Tensor] = {v: torch.zeros(tokens.samples, dtype=torch.float64) for v in unique}
+    groups = [unique[i : i + variants_at_once] for i in range(0, len(unique), variants_at_once)]
+    with run.progress(label, _work(model, groups) * tokens.samples) as done:
+        for start in range(0, tokens.samples, samples_at_once):
+            ids = tokens.ids[start : start + samples_at_once]
+            for group in groups:
+                rows_at_once = _rows_at_once(model, tokens.length, memory_bytes)
+                finals = propagate(model, ids, group, run=run, rows_at_once=rows_at_once, done=done)
+                for place in range(len(ids)):
+                    hidden = [finals[variant][place] for variant in group]
+                    losses = sample_losses(model, hidden, tokens, start + place, metric, run)
+                    for variant, loss in zip(group, losses, strict=True):
+                        sums[variant][start + place] = loss
+    return torch.stack([sums[variant] for variant in variants])
+
+
+def final_states(model: Model, tokens: Tokens, *, run: Run | None = None) -> Tensor:
+    """Hidden states after the last block, (samples, length, hidden); what `KLDivergence` keeps of a reference."""
+    run = run or Run()
+    rows_at_once = _rows_at_once(model, tokens.length, MEMORY_BYTES)
+    return propagate(model, tokens.ids, [DENSE], run=run, rows_at_once=rows_at_once)[DENSE]
+
+
+@torch.no_grad()
+def propagate(
+    model: Model,
+    ids: Tensor,
+    variants: Sequence[Variant],
+    *,
+    run: Run,
+    rows_at_once: int,
+    done: Advance = lambda amount: None,
+) -> dict[Variant, Tensor]:
+    """Hidden states after the last block for each variant: ids (samples, length) -> (samples, length, hidden)."""
+    inputs = BlockInputs(model)
+    states = {DENSE: torch.cat([inputs.embed(row) for row in ids.split(1)])}  # by the parts muted so far
+    for number in list(model.numbers):
+        with model.open(number) as block:
+            states = _through(block, inputs, states, variants, run, rows_at_once, done)
+    return {variant: states[_upto(variant, model.numbers[-1])] for variant in variants}
+
+
+def _through(
+    block: Block,
+    inputs: BlockInputs,
+    states: dict[Variant, Tensor],
+    variants: Sequence[Variant],
+    run: Run,
+    rows_at_once: int,
+    done: Advance,
+) -> dict[Variant, Tensor]:
+    """One block for all variants: each distinct prefix once for each distinct thing muted here."""
+    after: dict[Variant, Tensor] = {}
+    by_action: dict[Variant, list[Variant]] = {}
+    for reached in sorted({_upto(variant, block.number) for variant in variants}, key=sorted):
+        action = frozenset(part for part in reached if part.block == block.number)
+        by_action.setdefault(action, []).append(reached)
+    for action, reached_here in by_action.items():
+        before = [states[reached - action] for reached in reached_here]
+        if any(part.kind == "block" for part in action):
+            after.update(zip(reached_here, before, strict=True))
+            continue
+        samples, length = before[0].shape[:2]
+        rows = torch.cat(before)  # (distinct prefixes * samples, length, hidden)
+        outputs = []
+        with muted(block, action):
+            for part in rows.split(rows_at_once):
+                outputs.append(run_block(block.module, part, inputs.kwargs(block.number, len(part), length)))
+                run.meter.block_tokens += len(part) * length
+                done(len(part))
+        after.update(zip(reached_here, torch.cat(outputs).split(samples), strict=True))
+    return after
+
+
+def _upto(variant: Variant, number: int) -> Variant:
+    return frozenset(part for part in variant if part.block <= number)
+
+
+def _work(model: Model, groups: Sequence[Sequence[Variant]]) -> int:
+    """Block-forwards per sample: the distinct states that each block produces, dropped blocks apart."""
+    total = 0
+    for group in groups:
+        for number in model.numbers:
+            reached = {_upto(variant, number) for variant in group}
+            total += sum(Part(number, "block") not in variant for variant in reached)
+    return total
+
+
+def _row_bytes(model: Model, length: int) -> int:
+    """One variant's hidden states for one sample."""
+    return length * model.hidden_size * model.dtype.itemsize
+
+
+def _rows_at_once(model: Model, length: int, memory_bytes: int) -> int:
+    """Rows per block-forward. A CPU gains nothing beyond a few thousand tokens; a GPU wants all that fits."""
+    if model.device.type == "cpu":
+        return max(1, 4096 // length)
+    width = max(shape.width for shape in (block.shape for block in model.layout().blocks.values()))
+    activation = length * (4 * model.hidden_size + 3 * width) * model.dtype.itemsize
+    return max(1, memory_bytes // 2 // activation)

@@ -1,0 +1,129 @@
+"""Token matrices: what statistics and losses are taken over."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from secateur.assets import Text
+from secateur.engine.chat import render_chat
+from secateur.errors import DataError, InvalidOptionError
+from secateur.run import Run
+
+Count = Literal["all", "responses"]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Equal-length windows of token ids, each token with a weight.
+
+    Attributes:
+        ids: (samples, length), int64.
+        weights: (samples, length), float32. Statistics weigh token t by weights[t]; a loss weighs the prediction OF
+            token t by weights[t]. Plain text has weight one everywhere.
+        source: where they came from; goes into records.
+    """
+
+    ids: Tensor
+    weights: Tensor
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, ids: Tensor, weights: Tensor | None = None, source: Mapping[str, Any] | None = None) -> Tokens:
+        """Wrap ids (samples, length); weight one where none is given."""
+        if weights is None:
+            weights = torch.ones(ids.shape, dtype=torch.float32)
+        return cls(ids.long(), weights.float(), dict(source or {}))
+
+    @property
+    def samples(self) -> int:
+        return self.ids.shape[0]
+
+    @property
+    def length(self) -> int:
+        return self.ids.shape[1]
+
+    def first(self, samples: int, length: int | None = None) -> Tokens:
+        """The first `samples` windows, cut to their first `length` tokens.
+
+        Raises:
+            InvalidOptionError: more is asked than there is.
+        """
+        length = self.length if length is None else length
+        if not (1 <= samples <= self.samples and 2 <= length <= self.length):
+            raise InvalidOptionError(
+                f"{samples} windows of {length} tokens asked from {self.samples} of {self.length}; "
+                "a window needs at least 2 tokens"
+            )
+        return replace(self, ids=self.ids[:samples, :length], weights=self.weights[:samples, :length])
+
+    def fingerprint(self) -> str:
+        """sha256 over ids and weights."""
+        digest = hashlib.sha256(repr(tuple(self.ids.shape)).encode())
+        digest.update(self.ids.contiguous().numpy().tobytes())
+        digest.update(self.weights.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def tokenize(
+    text: Text,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    length: int,
+    samples: int | None = None,
+    seed: int = 0,
+    count: Count = "all",
+) -> Tokens:
+    """Cut a corpus into windows, as the papers do: one token stream without special tokens, consecutive windows.
+
+    Args:
+        length: tokens per window.
+        samples: how many windows; all whole ones if None.
+        seed: 0 takes the first windows in order; any other seed draws from all windows without replacement.
+        count: "all" tokens weigh one; "responses": only what the assistant says, in chat data.
+
+    Raises:
+        DataError: fewer windows than asked, or nothing to count.
+        InvalidOptionError: a value out of its range.
+    """
+    if length < 2 or (samples is not None and samples < 1):
+        raise InvalidOptionError(f"need at least 1 window of at least 2 tokens, not {samples} of {length}")
+    if text.conversations is not None:
+        ids, weights = render_chat(text.conversations, tokenizer, responses_only=count == "responses")
+    elif count == "responses":
+        raise DataError(f"'{text.name}' is plain text; only chat data (jsonl with `messages`) has responses to count")
+    else:
+        ids = _encode(text.text or "", tokenizer)
+        weights = torch.ones(len(ids))
+    windows = len(ids) // length
+    if windows < (samples or 1):
+        raise DataError(
+            f"'{text.name}' has {len(ids)} tokens, that is {windows} windows of {length}; {samples or 1} are needed. "
+            "Ask for fewer or shorter windows, or bring a longer text"
+        )
+    order = torch.arange(windows)
+    if seed:
+        order = torch.randperm(windows, generator=Run(seed).rng("windows"))
+    order = order[:samples]
+    source = {
+        **text.provenance,
+        "name": text.name,
+        "samples": len(order),
+        "length": length,
+        "seed": seed,
+        "count": count,
+        "windows_available": windows,
+    }
+    cut = ids[: windows * length].view(windows, length), weights[: windows * length].view(windows, length)
+    return Tokens.of(cut[0][order], cut[1][order], source)
+
+
+def _encode(text: str, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    # verbose=False: a corpus is longer than the model's positions, which is no fault here
+    return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.long)

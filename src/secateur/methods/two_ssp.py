@@ -1,0 +1,218 @@
+"""2SSP: A Two-Stage Framework for Structured Pruning of LLMs (arXiv 2501.17771)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from secateur.engine.loss import KLDivergence, Metric, NegativeLogLikelihood
+from secateur.engine.sweep import Part, final_states
+from secateur.engine.tokens import Tokens
+from secateur.engine.walk import Order, walk
+from secateur.errors import InfeasibleBudgetError, InvalidOptionError
+from secateur.methods.registry import Cost, method
+from secateur.model.budget import Budget
+from secateur.model.handle import Model
+from secateur.model.layout import Layout
+from secateur.run import Run
+from secateur.solvers.greedy import greedy_removal
+from secateur.surgery.edits import DropAttention, Edit, KeepNeurons, keep
+
+Norm = Literal["l2", "l1"]
+Criterion = Literal["ppl", "kl"]
+
+BIBTEX = """@article{sandri2025ssp,
+  title   = {{2SSP}: A Two-Stage Framework for Structured Pruning of {LLM}s},
+  author  = {Fabrizio Sandri and Elia Cunegatti and Giovanni Iacca},
+  journal = {Transactions on Machine Learning Research},
+  year    = {2025},
+  url     = {https://arxiv.org/abs/2501.17771}
+}"""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The balance of the two stages: how many attention modules go, and each block's FFN width.
+
+    Attributes:
+        attentions: N_attn of equation 5, or what was forced.
+        widths: kept neurons by block number.
+    """
+
+    attentions: int
+    widths: dict[int, int]
+
+
+def attention_share(layout: Layout, sparsity: float, alpha: float) -> int:
+    """Equation 5: N_attn = round(L * s^((|FFN| / |Attn|) / alpha)), rounded half up.
+
+    |FFN| and |Attn| are one module's parameters, L the number of blocks that have an attention, s the share of the
+    blocks' parameters to remove.
+    """
+    attention = [block.attention for block in layout.blocks.values() if block.attention]
+    mlp = [block.mlp for block in layout.blocks.values() if block.mlp]
+    if not attention or not mlp:
+        return 0
+    ratio = (sum(mlp) / len(mlp)) / (sum(attention) / len(attention))
+    return math.floor(len(attention) * sparsity ** (ratio / alpha) + 0.5)
+
+
+def plan(layout: Layout, budget: Budget, *, alpha: float = 1.5, attentions: int | None = None) -> Plan:
+    """Balance the stages: the attention modules by equation 5, the rest of the budget from the FFNs, at one rate.
+
+    Raises:
+        InfeasibleBudgetError: the FFNs would have to lose everything, or less than nothing.
+        InvalidOptionError: alpha not positive, or more attention modules asked than there are.
+    """
+    share = budget.block_share(layout)
+    there = [block for block in layout.blocks.values() if block.attention]
+    if not alpha > 0:
+        raise InvalidOptionError(f"alpha must be positive, not {alpha}")
+    if attentions is not None and not 0 <= attentions <= len(there):
+        raise InvalidOptionError(f"{attentions} attention modules asked; the model has {len(there)}")
+    made = _plan(layout, budget, share, alpha, attentions)
+    if made is None:
+        low, high = _reachable(layout, budget, alpha, attentions)
+        scale = budget.sparsity / share
+        raise InfeasibleBudgetError(
+            f"2ssp cannot remove {budget.sparsity:.4g} of the {budget.of}' parameters from this model; with these "
+            f"options it reaches {low * scale:.4g} to {high * scale:.4g}"
+        )
+    return made
+
+
+def _plan(layout: Layout, budget: Budget, share: float, alpha: float, attentions: int | None) -> Plan | None:
+    """The plan for a share of the blocks' parameters; None where it is out of reach."""
+    if not 0 < share < 1:
+        return None
+    count = attention_share(layout, share, alpha) if attentions is None else attentions
+    sizes = [block.attention + block.attention_norms for block in layout.blocks.values() if block.attention]
+    neurons = sum(block.shape.width * block.neuron for block in layout.blocks.values())
+    left = share * layout.block_parameters - (count * sum(sizes) / len(sizes) if count else 0)
+    if not neurons or left < 0:
+        return None
+    rate = left / neurons
+    widths = {
+        number: budget.width(block.shape.width * (1 - rate), block.shape.width)
+        for number, block in layout.blocks.items()
+        if block.mlp
+    }
+    return Plan(count, widths) if min(widths.values()) > 0 else None
+
+
+def _reachable(layout: Layout, budget: Budget, alpha: float, attentions: int | None) -> tuple[float, float]:
+    """The smallest and largest share of the blocks' parameters that a plan exists for, to a thousandth."""
+    good = [i / 1000 for i in range(1, 1000) if _plan(layout, budget, i / 1000, alpha, attentions)]
+    return (good[0], good[-1]) if good else (0.0, 0.0)
+
+
+def neuron_scores(model: Model, tokens: Tokens, *, norm: Norm, order: Order, run: Run) -> dict[int, Tensor]:
+    """Stage 1's score of each FFN neuron (section 3.1): the mean over samples of the norm over tokens of its
+    activation, the input of the down projection, on the dense model.
+
+    Returns:
+        By block number, (width,) float64.
+    """
+    power = 1 if norm == "l1" else 2
+    sums: dict[int, Tensor] = {}
+
+    for visit in walk(model, tokens, order=order, run=run, label="2ssp stage 1"):
+        number = visit.block.number
+
+        def add(x: Tensor, weights: Tensor, number: int = number) -> None:
+            # weight w under the norm: sum of w |x| or root of the sum of w x^2; x is (samples, tokens, width)
+            weighted = x.float() * weights[..., None] ** (1 / power)
+            norms = torch.linalg.vector_norm(weighted, ord=power, dim=1).double().sum(dim=0)
+            sums[number] = sums[number] + norms if number in sums else norms
+
+        visit.advance(mlp_hidden=add)
+    return {number: total.cpu() / tokens.samples for number, total in sums.items()}
+
+
+def top_neurons(scores: Tensor, count: int) -> tuple[int, ...]:
+    """The `count` neurons of the highest scores (width,); ties go to the lower number."""
+    return keep(torch.sort(scores, descending=True, stable=True).indices[:count])
+
+
+def _foretell(
+    layout: Layout, samples: int, length: int, budget: Budget, *, alpha: float, attentions: int | None,
+    stage1_only: bool, search_samples: int, search_length: int | None, order: Order, **_: Any,
+) -> Cost:  # fmt: skip
+    made = plan(layout, budget, alpha=alpha, attentions=0 if stage1_only else attentions)
+    after = layout
+    for number, width in made.widths.items():
+        after = after.with_block(number, after.blocks[number].with_width(width))
+    there = [number for number, block in layout.blocks.items() if block.attention]
+    blocks = len(layout.blocks)
+    search = search_samples * (search_length or length)
+    # a round with c candidates: block k sees the unmuted state and one for each candidate up to k
+    rounds = sum((c + 1) * (blocks + 1) / 2 for c in range(len(there), len(there) - made.attentions, -1))
+    heads = sum(range(len(there) - made.attentions + 1, len(there) + 1))
+    for number in there[: made.attentions]:  # which ones go is not known; they are of one size but for rounding
+        after = after.with_block(number, after.blocks[number].without_attention())
+    walked = samples * length
+    return Cost(
+        block_tokens=walked * blocks + search * rounds,
+        head_tokens=search * heads,
+        peak_states=max(walked if order == "blocks" else length, 2 * search * (len(there) + 1) if rounds else 0),
+        after=after,
+    )
+
+
+@method(
+    "2ssp",
+    paper="https://arxiv.org/abs/2501.17771",
+    unit="FFN neurons, then attention modules",
+    samples=32,
+    length=2048,
+    bibtex=BIBTEX,
+    foretell=_foretell,
+)
+def two_ssp(
+    model: Model,
+    tokens: Tokens,
+    budget: Budget,
+    run: Run,
+    *,
+    alpha: float = 1.5,
+    norm: Norm = "l2",
+    attentions: int | None = None,
+    stage1_only: bool = False,
+    criterion: Criterion = "ppl",
+    search_samples: int = 1,
+    search_length: int | None = None,
+    order: Order = "samples",
+) -> Iterator[Edit]:
+    """FFN neurons by activation norm, then whole attention modules by perplexity, balanced by equation 5.
+
+    Args:
+        alpha: balance of the stages in equation 5; larger removes more attention.
+        norm: norm of a neuron's activations over tokens, l2 (the paper's) or l1 (its ablation).
+        attentions: remove this many attention modules instead of equation 5's number.
+        stage1_only: take the whole budget from the FFNs (the paper's ablation).
+        criterion: what stage 2 minimises, ppl (the paper's) or kl to the dense model.
+        search_samples: calibration windows for stage 2.
+        search_length: tokens of each of these; their whole length if not given.
+        order: samples or blocks; how stage 1 walks (equal results, different memory).
+    """
+    made = plan(model.layout(), budget, alpha=alpha, attentions=0 if stage1_only else attentions)
+    search = tokens.first(search_samples, search_length)
+    metric: Metric = NegativeLogLikelihood()
+    if criterion == "kl" and made.attentions:
+        metric = KLDivergence(run.step("dense states", lambda: final_states(model, search, run=run)))
+
+    # Stage 1 scores the dense model to its end before the first edit; an edit inside the walk would be another method.
+    scores = run.step("scores", lambda: neuron_scores(model, tokens, norm=norm, order=order, run=run))
+    for number, width in made.widths.items():
+        yield KeepNeurons(number, top_neurons(scores[number], width))
+
+    candidates = [Part(number, "attention") for number, b in model.layout().blocks.items() if b.attention]
+    for part, _ in greedy_removal(
+        model, search, candidates, made.attentions, metric=metric, run=run, key="2ssp stage 2"
+    ):
+        yield DropAttention(part.block)

@@ -1,0 +1,159 @@
+"""The model as secateur's other layers see it."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from secateur.errors import InvalidEditError, UnsupportedModelError
+from secateur.model.layout import Layout
+from secateur.model.modeling_secateur import (
+    FAMILIES,
+    PREFIX,
+    Family,
+    classes,
+    drop_block,
+    family_of,
+    shape_of,
+    state_shapes,
+)
+from secateur.model.views import Block
+
+
+class Model:
+    """A causal language model with its tokenizer, its family's row and its origin.
+
+    `with model.open(k) as block:` is the only way to a block's weights. Here, in memory, it costs nothing; a streamed
+    model would load the block and write it back if edited.
+
+    Args:
+        hf: a transformers model of a supported family. It is adopted: its class becomes secateur's subclass of its
+            stock class, so that `save_pretrained` stays right whatever is removed.
+        tokenizer: its tokenizer, if there is one.
+        source: where it came from (name, path, revision); goes into records.
+
+    Raises:
+        UnsupportedModelError: no row for the model's family, or a setting that the row does not cover.
+    """
+
+    def __init__(
+        self,
+        hf: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        source: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.family = require_family(hf.config)
+        self.hf: Any = hf
+        self.tokenizer = tokenizer
+        self.source: dict[str, Any] = dict(source or {})
+        self.numbers: list[int] = list(range(len(self.blocks)))
+        self.parents: list[dict[str, Any]] = []  # records of earlier prunings, oldest first
+        self.edits_applied = 0
+        _adopt(self.hf)
+        self.hf.eval()
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The decoder blocks that are there, in order."""
+        return self.hf.get_submodule(self.family.blocks)
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go."""
+        return self.hf.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.hf.dtype
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.hf.config.hidden_size)
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.hf.get_input_embeddings().weight.shape[0])
+
+    @property
+    def max_length(self) -> int | None:
+        """The longest sequence that the model's positions allow, where the configuration says."""
+        return getattr(self.hf.config, "max_position_embeddings", None)
+
+    def position(self, number: int) -> int:
+        """Where block `number` of the model as loaded stands now.
+
+        Raises:
+            InvalidEditError: it is not there.
+        """
+        try:
+            return self.numbers.index(number)
+        except ValueError:
+            raise InvalidEditError(f"block {number} is not there; blocks now: {self.numbers}") from None
+
+    @contextmanager
+    def open(self, number: int) -> Iterator[Block]:
+        """Give block `number` (of the model as loaded), its weights present until the context ends."""
+        yield Block(number, self.blocks[self.position(number)], self.family)
+
+    def layout(self) -> Layout:
+        return Layout.of(self)
+
+    def forget_block(self, number: int) -> None:
+        """Take a block out of the model; for `surgery.apply` only."""
+        drop_block(self.hf, self.family, self.position(number))
+        self.numbers.remove(number)
+
+    def state_config(self) -> None:
+        """Bring the configuration up to date with the modules; for `surgery.apply` only."""
+        state_shapes(self.hf.config, self.family, [shape_of(block, self.family) for block in self.blocks])
+
+    def fingerprint(self) -> str:
+        """sha256 over the names, dtypes, shapes and bytes of all weights."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.hf.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+
+def require_family(config: Any) -> Family:
+    """The row for a configuration.
+
+    Raises:
+        UnsupportedModelError: there is none, or the row does not cover one of the model's settings.
+    """
+    family = family_of(config)
+    if family is None:
+        raise UnsupportedModelError(
+            f"models of type '{config.model_type}' are not supported; supported: {', '.join(sorted(FAMILIES))}"
+        )
+    for name, value in family.requires.items():
+        if getattr(config, name) != value:
+            raise UnsupportedModelError(
+                f"{family.model_type} models are supported with {name}={value} only; this one has "
+                f"{name}={getattr(config, name)}"
+            )
+    return family
+
+
+def _adopt(hf: PreTrainedModel) -> None:
+    """Make a stock model an instance of secateur's subclass. The inner model keeps the plain configuration."""
+    if hf.config.model_type.startswith(PREFIX):
+        return
+    config_class, model_class = classes(hf.config.model_type)
+    if model_class.__mro__[2] is not type(hf):
+        raise UnsupportedModelError(
+            f"{type(hf).__name__} is not the stock class of '{hf.config.model_type}', which is "
+            f"{model_class.__mro__[2].__name__}; adapters must be merged, wrappers taken off"
+        )
+    config = copy.deepcopy(hf.config)
+    config.__class__ = config_class
+    hf.__class__ = model_class
+    hf.config = config

@@ -1,0 +1,397 @@
+"""Transformers models whose blocks differ: mixed widths, fewer KV groups, modules that are gone.
+
+This one file is used by the package and copied verbatim into every checkpoint that stock architectures cannot hold,
+so that `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` works where secateur is not installed.
+It therefore imports only torch and transformers. It holds
+
+- THE table of model families: what a block's parts are called, and nothing else about a family;
+- the primitives that shrink a block, used both to prune weights and to rebuild the shapes of a saved model;
+- for each family one subclass of its stock `ForCausalLM`. No forward is copied: the stock model is built and its
+  blocks are then narrowed to the shapes that the configuration's `per_layer_config` states.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+PREFIX = "secateur-"  # model_type of a saved model: never a stock one, which stock transformers would half load
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One row: how one model family names the parts of a block. Paths are relative to the block.
+
+    `blocks` is relative to the `ForCausalLM` model. `qkv_layout` is "separate" for three projections, "blocks" for
+    one projection with all query rows, then all key rows, then all value rows. `fused_mlp_in`: gate and up rows are
+    stacked in one projection. `counts` maps attributes that the attention's forward reads to what they count;
+    an attribute "config.X" is read from the configuration.
+    """
+
+    model_type: str
+    blocks: str = "model.layers"
+    attention: str = "self_attn"
+    qkv: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    out: str = "self_attn.o_proj"
+    qkv_layout: Literal["separate", "blocks"] = "separate"
+    counts: Mapping[str, Literal["query_heads", "kv_heads"]] = field(default_factory=dict)
+    attention_norms: tuple[str, ...] = ("input_layernorm",)
+    mlp: tuple[str, ...] = ("mlp",)  # the modules that together are the MLP
+    mlp_in: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
+    mlp_out: str = "mlp.down_proj"
+    fused_mlp_in: bool = False
+    mlp_norms: tuple[str, ...] = ("post_attention_layernorm",)
+    width: str = "intermediate_size"  # the configuration's names
+    query_heads: str = "num_attention_heads"
+    kv_heads: str | None = "num_key_value_heads"
+    free_head_dim: bool = True  # the stock class takes a head_dim other than hidden_size / heads
+    requires: Mapping[str, Any] = field(default_factory=dict)  # settings without which the row does not hold
+    cannot: Mapping[str, str] = field(default_factory=dict)  # edit -> why this family refuses it
+
+
+FAMILIES: dict[str, Family] = {
+    row.model_type: row
+    for row in (
+        Family(model_type="llama"),
+        Family(model_type="mistral"),
+        Family(model_type="qwen2"),
+        Family(model_type="qwen3"),
+        Family(
+            model_type="phi3",
+            qkv=("self_attn.qkv_proj",),
+            qkv_layout="blocks",
+            counts={"num_key_value_heads": "kv_heads", "config.num_attention_heads": "query_heads"},
+            mlp_in=("mlp.gate_up_proj",),
+            fused_mlp_in=True,
+        ),
+        Family(
+            model_type="opt",
+            blocks="model.decoder.layers",
+            out="self_attn.out_proj",
+            counts={"num_heads": "query_heads"},
+            attention_norms=("self_attn_layer_norm",),
+            mlp=("fc1", "fc2"),
+            mlp_in=("fc1",),
+            mlp_out="fc2",
+            mlp_norms=("final_layer_norm",),
+            width="ffn_dim",
+            kv_heads=None,
+            free_head_dim=False,
+            requires={"do_layer_norm_before": True},
+        ),
+    )
+}
+
+# Configuration entries with one value per block; an explicit list, since others may have that length by chance.
+PER_BLOCK_LISTS = ("layer_types", "no_rope_layers", "mlp_layer_types")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What one block has: FFN neurons, query heads and KV heads; 0 where the whole module is gone."""
+
+    width: int
+    query_heads: int
+    kv_heads: int
+
+
+class Removed(nn.Module):
+    """Stands where a module was: its contribution to the residual stream is zero, broadcast from one element."""
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return hidden_states.new_zeros((1,) * hidden_states.dim())
+
+
+class RemovedAttention(Removed):
+    """Stands where an attention was, and keeps its place in the KV cache with one number per token.
+
+    Transformers reads the length of the cached past from one layer, the first of a kind. A layer that stored nothing
+    would report an empty past and corrupt cached generation, so this one stores a single zero per token.
+    """
+
+    def __init__(self, layer_idx: int) -> None:
+        super().__init__()
+        self.layer_idx = layer_idx
+
+    def forward(  # type: ignore[override]  # an attention also returns its weights
+        self, hidden_states: Tensor, *args: Any, past_key_values: Any = None, **kwargs: Any
+    ) -> tuple[Tensor, None]:
+        if past_key_values is not None:
+            batch, length = hidden_states.shape[:2]
+            mark = hidden_states.new_zeros((batch, 1, length, 1))  # (batch, heads, tokens, head_dim)
+            past_key_values.update(mark, mark, self.layer_idx)
+        return super().forward(hidden_states), None
+
+
+class _LayerView:
+    """A configuration seen from one layer: the shared one, but for the given attributes."""
+
+    def __init__(self, config: Any, **attributes: Any) -> None:
+        self.__dict__.update(attributes, _shared=config)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_shared":  # not there yet, while being copied
+            raise AttributeError(name)
+        return getattr(self._shared, name)
+
+
+# --- primitives: shrink one block ------------------------------------------------------------------------------------
+
+
+def narrow(linear: nn.Linear, *, rows: Tensor | None = None, columns: Tensor | None = None) -> None:
+    """Keep the given output rows (bias too) and input columns of `linear`, in place."""
+    weight = linear.weight.detach()
+    if rows is not None:
+        weight = weight.index_select(0, rows.to(weight.device))
+        linear.out_features = len(rows)
+        if linear.bias is not None:
+            bias = linear.bias.detach().index_select(0, rows.to(weight.device))
+            linear.bias = nn.Parameter(bias, requires_grad=linear.bias.requires_grad)
+    if columns is not None:
+        weight = weight.index_select(1, columns.to(weight.device))
+        linear.in_features = len(columns)
+    linear.weight = nn.Parameter(weight, requires_grad=linear.weight.requires_grad)
+
+
+def keep_neurons(block: nn.Module, family: Family, index: Tensor) -> None:
+    """Keep the FFN neurons `index` (kept,): rows of gate and up, columns of down."""
+    width = _linear(block, family.mlp_out).in_features
+    rows = torch.cat([index, index + width]) if family.fused_mlp_in else index
+    for path in family.mlp_in:
+        narrow(_linear(block, path), rows=rows)
+    narrow(_linear(block, family.mlp_out), columns=index)
+
+
+def keep_heads(block: nn.Module, family: Family, index: Tensor) -> None:
+    """Keep the KV groups `index` (kept,): each KV head with the query heads that read it."""
+    before = shape_of(block, family)
+    group = before.query_heads // before.kv_heads
+    query = (index[:, None] * group + torch.arange(group)).flatten()
+    head_dim = head_dim_of(block, family)
+    q_rows, kv_rows = _spread(query, head_dim), _spread(index, head_dim)
+    if family.qkv_layout == "separate":
+        for path, rows in zip(family.qkv, (q_rows, kv_rows, kv_rows), strict=True):
+            narrow(_linear(block, path), rows=rows)
+    else:
+        k_start = before.query_heads * head_dim
+        v_start = k_start + before.kv_heads * head_dim
+        narrow(_linear(block, family.qkv[0]), rows=torch.cat([q_rows, kv_rows + k_start, kv_rows + v_start]))
+    narrow(_linear(block, family.out), columns=q_rows)
+    attention = block.get_submodule(family.attention)
+    for attribute, counted in family.counts.items():
+        number = len(query) if counted == "query_heads" else len(index)
+        name = attribute.removeprefix("config.")
+        if name == attribute:
+            setattr(attention, name, number)
+        else:
+            attention.config = _LayerView(attention.config, **{name: number})  # type: ignore[assignment]
+
+
+def drop_attention(block: nn.Module, family: Family) -> None:
+    """Remove the attention and its norm."""
+    layer_idx = block.get_submodule(family.attention).layer_idx
+    block.set_submodule(family.attention, RemovedAttention(layer_idx))  # type: ignore[arg-type]
+    for path in family.attention_norms:
+        block.set_submodule(path, nn.Identity())
+
+
+def drop_mlp(block: nn.Module, family: Family) -> None:
+    """Remove the MLP and its norm."""
+    for path in family.mlp:
+        block.set_submodule(path, Removed())
+    for path in family.mlp_norms:
+        block.set_submodule(path, nn.Identity())
+
+
+def drop_block(model: PreTrainedModel, family: Family, position: int) -> None:
+    """Remove the whole block at `position`, renumber the cache slots of those after it, shorten the configurations."""
+    blocks: nn.ModuleList = model.get_submodule(family.blocks)  # type: ignore[assignment]
+    del blocks[position]
+    for place, block in enumerate(blocks):
+        for module in block.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = place
+    inner: Any = model.get_submodule(family.blocks.rpartition(".")[0])
+    configs = {id(module.config): module.config for module in (model, model.base_model, inner)}
+    for config in configs.values():
+        for name in PER_BLOCK_LISTS:
+            values = getattr(config, name, None)
+            if values is not None:
+                setattr(config, name, [value for place, value in enumerate(values) if place != position])
+        config.num_hidden_layers = len(blocks)
+
+
+def has_attention(block: nn.Module, family: Family) -> bool:
+    return not isinstance(block.get_submodule(family.attention), Removed)
+
+
+def has_mlp(block: nn.Module, family: Family) -> bool:
+    return not isinstance(block.get_submodule(family.mlp[0]), Removed)
+
+
+def head_dim_of(block: nn.Module, family: Family) -> int:
+    return int(block.get_submodule(family.attention).head_dim)  # type: ignore[arg-type]
+
+
+def shape_of(block: nn.Module, family: Family) -> Shape:
+    """Read the shape off the real modules."""
+    width = _linear(block, family.mlp_out).in_features if has_mlp(block, family) else 0
+    if not has_attention(block, family):
+        return Shape(width, 0, 0)
+    head_dim = head_dim_of(block, family)
+    query = _linear(block, family.out).in_features // head_dim
+    if family.qkv_layout == "separate":
+        return Shape(width, query, _linear(block, family.qkv[1]).out_features // head_dim)
+    return Shape(width, query, (_linear(block, family.qkv[0]).out_features // head_dim - query) // 2)
+
+
+def fit(block: nn.Module, family: Family, shape: Shape) -> None:
+    """Give a stock block the shape of a saved one (values come later, from the checkpoint)."""
+    now = shape_of(block, family)
+    if not shape.width:
+        drop_mlp(block, family)
+    elif shape.width < now.width:
+        keep_neurons(block, family, torch.arange(shape.width))
+    if not shape.kv_heads:
+        drop_attention(block, family)
+    elif shape.kv_heads < now.kv_heads:
+        keep_heads(block, family, torch.arange(shape.kv_heads))
+
+
+def _linear(block: nn.Module, path: str) -> nn.Linear:
+    return block.get_submodule(path)  # type: ignore[return-value]
+
+
+def _spread(heads: Tensor, head_dim: int) -> Tensor:
+    """Rows of the given heads: (heads,) -> (heads * head_dim,)."""
+    return (heads[:, None] * head_dim + torch.arange(head_dim)).flatten()
+
+
+# --- configuration <-> shapes ----------------------------------------------------------------------------------------
+
+
+def family_of(config: PreTrainedConfig) -> Family | None:
+    """The row of a stock or saved configuration; None where there is none."""
+    return FAMILIES.get(config.model_type.removeprefix(PREFIX))
+
+
+def shapes_from(config: PreTrainedConfig, family: Family) -> list[Shape]:
+    """The shapes that a configuration states, one per block."""
+    shapes = []
+    for layer in config.per_layer_config:
+        skip = getattr(layer, "skip", ())
+        query = 0 if "attention" in skip else getattr(layer, family.query_heads)
+        shapes.append(
+            Shape(
+                width=0 if "mlp" in skip else getattr(layer, family.width),
+                query_heads=query,
+                kv_heads=query and (getattr(layer, family.kv_heads) if family.kv_heads else query),
+            )
+        )
+    return shapes
+
+
+def state_shapes(config: PreTrainedConfig, family: Family, shapes: Sequence[Shape]) -> None:
+    """Write shapes into a saved model's configuration, in transformers' own `per_layer_config` schema.
+
+    The configuration's own width is set to one that NO block has. A stock class, which would otherwise load the
+    checkpoint and fill missing modules with random weights, then fails: newer versions of transformers refuse to read
+    a per-layer attribute from the whole, older ones meet tensors of another size.
+    """
+    config.per_layer_config = None
+    setattr(config, family.width, 0 if any(shape.width for shape in shapes) else 1)
+    layers: dict[int, dict[str, Any]] = {}
+    for place, shape in enumerate(shapes):
+        layer: dict[str, Any] = {family.width: shape.width}
+        if shape.kv_heads:
+            layer[family.query_heads] = shape.query_heads
+            if family.kv_heads:
+                layer[family.kv_heads] = shape.kv_heads
+        gone = {"attention": shape.kv_heads, "mlp": shape.width}
+        if skip := [name for name, size in gone.items() if not size]:
+            layer["skip"] = skip
+        layers[place] = layer
+    config.per_layer_config = layers
+
+
+def plain_config(config: PreTrainedConfig, family: Family, shapes: Sequence[Shape]) -> PreTrainedConfig:
+    """A copy without per-layer entries and with the largest shape: what the stock class is built from."""
+    plain = copy.deepcopy(config)
+    plain.per_layer_config = None
+    setattr(plain, family.width, max((shape.width for shape in shapes), default=0) or 1)
+    return plain
+
+
+# --- classes ---------------------------------------------------------------------------------------------------------
+
+
+class SecateurConfig:
+    """Mixed into a stock configuration, whose own checks do not know that layers may differ."""
+
+    def validate(self) -> None:
+        plain: Any = copy.deepcopy(self)
+        plain.per_layer_config = None
+        super(SecateurConfig, plain).validate()
+
+
+class SecateurModel:
+    """Mixed into a stock `ForCausalLM`: builds it, then narrows its blocks to the configuration's shapes.
+
+    The inner model keeps a plain configuration, which its forward may read freely; the outer one carries
+    `per_layer_config`.
+    """
+
+    def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+        family = family_of(config)
+        if family is None:
+            raise ValueError(f"no secateur family for model_type {config.model_type!r}")
+        shapes = shapes_from(config, family)
+        super().__init__(plain_config(config, family, shapes), *args, **kwargs)
+        model: Any = self
+        config._attn_implementation = model.config._attn_implementation
+        model.config = config
+        for block, shape in zip(model.get_submodule(family.blocks), shapes, strict=True):
+            fit(block, family, shape)
+
+
+@functools.cache
+def classes(model_type: str) -> tuple[type[PreTrainedConfig], type[PreTrainedModel]]:
+    """The configuration and model class for checkpoints of a stock `model_type`."""
+    stock_config = CONFIG_MAPPING[model_type]
+    stock_model = MODEL_FOR_CAUSAL_LM_MAPPING[stock_config]
+    # "_auto_class" makes transformers' own save_pretrained copy this file and write `auto_map`.
+    config_class = type(
+        f"Secateur{stock_config.__name__}",
+        (SecateurConfig, stock_config),
+        {"__module__": __name__, "model_type": PREFIX + model_type, "_auto_class": "AutoConfig"},
+    )
+    model_class = type(
+        f"Secateur{stock_model.__name__}",
+        (SecateurModel, stock_model),
+        {"__module__": __name__, "config_class": config_class, "_auto_class": "AutoModelForCausalLM"},
+    )
+    return config_class, model_class
+
+
+def all_classes() -> Iterable[tuple[type[PreTrainedConfig], type[PreTrainedModel]]]:
+    """Classes of every family that this version of transformers has."""
+    return (classes(model_type) for model_type in FAMILIES if model_type in CONFIG_MAPPING)
+
+
+def __getattr__(name: str) -> Any:
+    """Find `SecateurLlamaForCausalLM` and its like by name, as a checkpoint's `auto_map` asks for them."""
+    if name.startswith("Secateur"):
+        for pair in all_classes():
+            for cls in pair:
+                if cls.__name__ == name:
+                    return cls
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,66 @@
+"""A block seen by roles, not by names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from secateur.model.modeling_secateur import Family, Shape, has_attention, has_mlp, shape_of
+
+
+@dataclass(frozen=True)
+class Block:
+    """One open block of a model.
+
+    Attributes:
+        number: its number in the model as loaded (it keeps it when other blocks go).
+        module: the decoder block itself.
+        family: the row that names its parts.
+    """
+
+    number: int
+    module: nn.Module
+    family: Family
+
+    @property
+    def has_attention(self) -> bool:
+        return has_attention(self.module, self.family)
+
+    @property
+    def has_mlp(self) -> bool:
+        return has_mlp(self.module, self.family)
+
+    @property
+    def shape(self) -> Shape:
+        return shape_of(self.module, self.family)
+
+    @property
+    def attention(self) -> nn.Module:
+        return self.module.get_submodule(self.family.attention)
+
+    @property
+    def attention_out(self) -> nn.Linear:
+        """The attention's output projection, (hidden, query_heads * head_dim); its input is tapped by methods."""
+        return self.linear(self.family.out)
+
+    @property
+    def mlp_out(self) -> nn.Linear:
+        """The MLP's output ("down") projection, (hidden, width); its input are the FFN neurons' activations."""
+        return self.linear(self.family.mlp_out)
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """Paths inside the block of the linear maps that are there, by role."""
+        qkv = ("q", "k", "v") if self.family.qkv_layout == "separate" else ("qkv",)
+        roles: dict[str, str] = {}
+        if self.has_attention:
+            roles |= dict(zip(qkv, self.family.qkv, strict=True)) | {"attention_out": self.family.out}
+        if self.has_mlp:
+            gate_up = ("gate_up",) if self.family.fused_mlp_in else ("gate", "up")
+            names = gate_up if len(self.family.mlp_in) == len(gate_up) else ("up",)
+            roles |= dict(zip(names, self.family.mlp_in, strict=True)) | {"mlp_out": self.family.mlp_out}
+        return roles
+
+    def linear(self, path: str) -> nn.Linear:
+        return self.module.get_submodule(path)  # type: ignore[return-value]

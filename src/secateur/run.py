@@ -1,0 +1,105 @@
+"""The bottom layer: a run's journal, its random numbers, its progress and its cost.
+
+Every costly step of a method goes through `Run.step`, and randomness only comes from `Run.rng`. So a run is resumed
+by iterating its method afresh: the steps are answered from the journal, and the edits are applied again.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+T = TypeVar("T")
+Advance = Callable[[float], None]
+
+
+class Store(Protocol):
+    """Where a run's step results lie. Results are tensors, numbers, strings, and lists or dicts of these."""
+
+    def get(self, key: str) -> Any:
+        """Return the result of `key`; raise KeyError where there is none."""
+
+    def put(self, key: str, value: Any) -> None: ...
+
+
+class MemoryStore:
+    """Results in memory; copied in and out, so that nobody can change what was recorded."""
+
+    def __init__(self) -> None:
+        self._results: dict[str, Any] = {}
+
+    def get(self, key: str) -> Any:
+        return copy.deepcopy(self._results[key])
+
+    def put(self, key: str, value: Any) -> None:
+        self._results[key] = copy.deepcopy(value)
+
+
+class Observer(Protocol):
+    """Shows progress; the CLI has one that draws bars."""
+
+    def progress(self, label: str, total: float) -> AbstractContextManager[Advance]: ...
+
+
+class Silent:
+    """An observer that shows nothing."""
+
+    @contextmanager
+    def progress(self, label: str, total: float) -> Iterator[Advance]:
+        yield lambda amount: None
+
+
+@dataclass
+class Meter:
+    """Work done, counted in tokens: one token through one block, one token through the LM head."""
+
+    block_tokens: int = 0
+    head_tokens: int = 0
+
+    def forwards(self, blocks: int, length: int) -> float:
+        """Block work as forwards of one sequence of `length` tokens through a model of `blocks` blocks."""
+        return self.block_tokens / (blocks * length)
+
+
+class Run:
+    """One run of a method.
+
+    Args:
+        seed: the source of all randomness.
+        store: answers the steps it knows and records the others; in memory by default.
+        observer: shows progress.
+    """
+
+    def __init__(self, seed: int = 0, *, store: Store | None = None, observer: Observer | None = None) -> None:
+        self.seed = seed
+        self.store: Store = store if store is not None else MemoryStore()
+        self.observer: Observer = observer if observer is not None else Silent()
+        self.meter = Meter()
+        self._asked: set[str] = set()
+
+    def step(self, key: str, compute: Callable[[], T]) -> T:
+        """Return the recorded result of `key`, or compute and record it. A key may be used once in a run."""
+        if key in self._asked:
+            raise ValueError(f"step {key!r} is asked twice in one run; its second result would be the first one's")
+        self._asked.add(key)
+        try:
+            result: T = self.store.get(key)
+        except KeyError:
+            result = compute()
+            self.store.put(key, result)
+        return result
+
+    def rng(self, *key: str | int) -> torch.Generator:
+        """A generator that depends on the seed and the key only, never on what was drawn before."""
+        digest = hashlib.sha256(repr((self.seed, *key)).encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+    def progress(self, label: str, total: float) -> AbstractContextManager[Advance]:
+        """Show a bar named `label`; the context gives a function that advances it by an amount of work."""
+        return self.observer.progress(label, total)

@@ -1,0 +1,125 @@
+"""The only code that changes a model's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import InvalidEditError, UnsupportedEditError
+from secateur.model.handle import Model
+from secateur.model.layout import Layout
+from secateur.model.modeling_secateur import drop_attention, drop_mlp, keep_heads, keep_neurons
+from secateur.model.views import Block
+from secateur.surgery.edits import DropAttention, DropBlock, DropMLP, Edit, KeepHeads, KeepNeurons, SetWeight
+
+
+def apply(model: Model, edit: Edit) -> None:
+    """Make an edit real: modules shrink, the configuration follows. An edit that is refused changes nothing.
+
+    Raises:
+        UnsupportedEditError: the family cannot do it.
+        InvalidEditError: the edit does not fit the model.
+    """
+    check(model, edit)
+    if isinstance(edit, DropBlock):
+        model.forget_block(edit.block)
+    else:
+        with model.open(edit.block) as block, torch.no_grad():
+            _change(block, edit)
+    model.edits_applied += 1
+    model.state_config()
+
+
+def check(model: Model, edit: Edit) -> None:
+    """Raise what `apply` would raise, and touch nothing."""
+    kind = type(edit).__name__
+    reason = model.family.cannot.get(kind)
+    if reason is not None:
+        raise UnsupportedEditError(f"{model.family.model_type} cannot do {kind}: {reason}")
+    model.position(edit.block)
+    if isinstance(edit, DropBlock):
+        if len(model.numbers) == 1:
+            raise InvalidEditError(f"block {edit.block} is the last one; a model needs at least one")
+        return
+    with model.open(edit.block) as block:
+        _check_block(block, edit)
+
+
+def predict(layout: Layout, edit: Edit) -> Layout:
+    """The layout after an edit, by arithmetic alone."""
+    before = layout.blocks[edit.block]
+    match edit:
+        case DropBlock():
+            return layout.with_block(edit.block, None)
+        case DropAttention():
+            return layout.with_block(edit.block, before.without_attention())
+        case DropMLP():
+            return layout.with_block(edit.block, before.without_mlp())
+        case KeepNeurons():
+            return layout.with_block(edit.block, before.with_width(len(edit.index)))
+        case KeepHeads():
+            return layout.with_block(edit.block, before.with_kv_heads(len(edit.index)))
+        case SetWeight():
+            return layout
+
+
+def _change(block: Block, edit: Edit) -> None:
+    module, family = block.module, block.family
+    match edit:
+        case DropAttention():
+            drop_attention(module, family)
+        case DropMLP():
+            drop_mlp(module, family)
+        case KeepNeurons():
+            keep_neurons(module, family, torch.tensor(edit.index))
+            _set_weight(block.mlp_out, edit.out_weight)
+        case KeepHeads():
+            keep_heads(module, family, torch.tensor(edit.index))
+            _set_weight(block.attention_out, edit.out_weight)
+        case SetWeight():
+            _set_weight(block.linear(block.roles[edit.role]), edit.tensor)
+
+
+def _set_weight(linear: nn.Linear, weight: Tensor | None) -> None:
+    if weight is not None:
+        old = linear.weight
+        linear.weight = nn.Parameter(weight.to(old.device, old.dtype).clone(), requires_grad=old.requires_grad)
+
+
+def _check_block(block: Block, edit: Edit) -> None:
+    if isinstance(edit, (DropAttention, KeepHeads)) and not block.has_attention:
+        raise InvalidEditError(f"block {block.number} has no attention")
+    if isinstance(edit, (DropMLP, KeepNeurons)) and not block.has_mlp:
+        raise InvalidEditError(f"block {block.number} has no MLP")
+    match edit:
+        case KeepNeurons():
+            _check_index(block, edit.index, block.shape.width, "neurons")
+            _check_weight(block, edit.out_weight, (block.mlp_out.out_features, len(edit.index)))
+        case KeepHeads():
+            _check_index(block, edit.index, block.shape.kv_heads, "KV heads")
+            columns = block.attention_out.in_features // block.shape.kv_heads * len(edit.index)
+            _check_weight(block, edit.out_weight, (block.attention_out.out_features, columns))
+        case SetWeight():
+            if edit.role not in block.roles:
+                raise InvalidEditError(f"block {block.number} has no '{edit.role}'; it has {', '.join(block.roles)}")
+            _check_weight(block, edit.tensor, tuple(block.linear(block.roles[edit.role]).weight.shape))
+
+
+def _check_index(block: Block, index: Sequence[int], size: int, what: str) -> None:
+    if not index:
+        raise InvalidEditError(f"block {block.number}: keeping no {what} would empty the module; drop it instead")
+    if list(index) != sorted(set(index)) or index[0] < 0 or index[-1] >= size:
+        raise InvalidEditError(
+            f"block {block.number} has {size} {what}; the kept ones must be distinct, ascending and among them"
+        )
+
+
+def _check_weight(block: Block, weight: Tensor | None, shape: tuple[int, ...]) -> None:
+    if weight is None:
+        return
+    if tuple(weight.shape) != shape:
+        raise InvalidEditError(f"block {block.number}: the weight has shape {tuple(weight.shape)}, not {shape}")
+    if not torch.isfinite(weight).all():
+        raise InvalidEditError(f"block {block.number}: the weight has NaN or Inf")

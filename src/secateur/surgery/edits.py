@@ -1,0 +1,121 @@
+"""Edits: frozen data that say what to remove or change. Block numbers are those of the model as loaded."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from secateur.errors import InvalidEditError
+
+
+@dataclass(frozen=True)
+class DropBlock:
+    """Remove a whole block."""
+
+    block: int
+
+
+@dataclass(frozen=True)
+class DropAttention:
+    """Remove a block's attention and its norm; the residual stream passes by."""
+
+    block: int
+
+
+@dataclass(frozen=True)
+class DropMLP:
+    """Remove a block's MLP and its norm; the residual stream passes by."""
+
+    block: int
+
+
+@dataclass(frozen=True, eq=False)
+class KeepNeurons:
+    """Keep some FFN neurons of a block.
+
+    Attributes:
+        index: numbers of the kept neurons, ascending.
+        out_weight: new weight of the output projection, (hidden, kept), where the method compensates.
+    """
+
+    block: int
+    index: tuple[int, ...]
+    out_weight: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class KeepHeads:
+    """Keep some KV groups of a block: each KV head with the query heads that read it.
+
+    Attributes:
+        index: numbers of the kept KV heads, ascending.
+        out_weight: new weight of the output projection, (hidden, kept query heads * head_dim).
+    """
+
+    block: int
+    index: tuple[int, ...]
+    out_weight: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class SetWeight:
+    """Replace the weight of one linear map by another of the same shape.
+
+    Attributes:
+        role: q, k, v (or qkv), attention_out, gate, up (or gate_up), mlp_out.
+        tensor: the new weight, (out, in).
+    """
+
+    block: int
+    role: str
+    tensor: Tensor
+
+
+Edit = DropBlock | DropAttention | DropMLP | KeepNeurons | KeepHeads | SetWeight
+EDITS: dict[str, type[Edit]] = {
+    cls.__name__: cls for cls in (DropBlock, DropAttention, DropMLP, KeepNeurons, KeepHeads, SetWeight)
+}
+
+
+def to_json(edit: Edit) -> dict[str, Any]:
+    """An edit as JSON; a tensor is named by the sha256 of its bytes."""
+    entry: dict[str, Any] = {"edit": type(edit).__name__}
+    for each in fields(edit):
+        value = getattr(edit, each.name)
+        if isinstance(value, Tensor):
+            entry[each.name] = {"sha256": _sha256(value), "shape": list(value.shape)}
+        elif isinstance(value, tuple):
+            entry[each.name] = list(value)
+        elif value is not None:
+            entry[each.name] = value
+    return entry
+
+
+def from_json(entry: dict[str, Any]) -> Edit:
+    """The edit of a record.
+
+    Raises:
+        InvalidEditError: unknown kind or fields, or an edit that carries a tensor, which a record only names.
+    """
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in entry.items() if name != "edit"}
+    if any(isinstance(value, dict) for value in values.values()):
+        raise InvalidEditError(f"{entry['edit']} of block {entry['block']} carries a tensor, which the record only names")
+    try:
+        return EDITS[entry["edit"]](**values)
+    except (KeyError, TypeError) as error:
+        raise InvalidEditError(f"no valid edit: {entry}") from error
+
+
+def keep(index: Sequence[int] | Tensor) -> tuple[int, ...]:
+    """Indices in the form that edits take: ascending whole numbers."""
+    return tuple(sorted(int(i) for i in index))
+
+
+def _sha256(tensor: Tensor) -> str:
+    flat = tensor.detach().cpu().contiguous().flatten()
+    return hashlib.sha256(flat.view(torch.uint8).numpy().tobytes()).hexdigest()

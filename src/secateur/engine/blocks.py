@@ -29,7 +29,7 @@ class _Recorder(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            return getattr(super().__getattr__("_block")[0], name)
+            return getattr(self.__dict__["_block"][0], name)
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
         self.hidden, self.kwargs = hidden_states, kwargs

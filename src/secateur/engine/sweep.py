@@ -200,6 +200,10 @@ def _rows_at_once(model: Model, length: int, memory_bytes: int) -> int:
     """Rows per block-forward. A CPU gains nothing beyond a few thousand tokens; a GPU wants all that fits."""
     if model.device.type == "cpu":
         return max(1, 4096 // length)
-    width = max(shape.width for shape in (block.shape for block in model.layout().blocks.values()))
-    activation = length * (4 * model.hidden_size + 3 * width) * model.dtype.itemsize
-    return max(1, memory_bytes // 2 // activation)
+    return max(1, memory_bytes // 2 // activation_bytes(model, length))
+
+
+def activation_bytes(model: Model, length: int) -> int:
+    """What one row takes inside a block: a few hidden states, and the widest MLP's gate, up and product."""
+    width = max(block.shape.width for block in model.layout().blocks.values())
+    return length * (4 * model.hidden_size + 3 * width) * model.dtype.itemsize

@@ -31,7 +31,14 @@ class Visit:
     """
 
     def __init__(
-        self, model: Model, block: Block, inputs: BlockInputs, hidden: Tensor, weights: Tensor, batch: int, run: Run
+        self,
+        model: Model,
+        block: Block,
+        inputs: BlockInputs,
+        hidden: Tensor,
+        weights: Tensor,
+        batch: int,
+        run: Run,
     ) -> None:
         self.block = block
         self._model, self._inputs, self._run = model, inputs, run
@@ -132,9 +139,7 @@ def walk(
             yield from _walk(model, part, batch_size, order, run, done)
 
 
-def _walk(
-    model: Model, tokens: Tokens, batch_size: int, order: Order, run: Run, done: Advance
-) -> Iterator[Visit]:
+def _walk(model: Model, tokens: Tokens, batch_size: int, order: Order, run: Run, done: Advance) -> Iterator[Visit]:
     inputs = BlockInputs(model)
     batches = tokens.ids.split(batch_size)
     hidden = torch.cat([inputs.embed(ids) for ids in batches])  # (samples, length, hidden)

@@ -10,12 +10,8 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
 
-from secateur.engine.tokens import Tokens
 from secateur.errors import InvalidOptionError, UnknownNameError
-from secateur.model.budget import Budget
-from secateur.model.handle import Model
 from secateur.model.layout import Layout
-from secateur.run import Run
 from secateur.surgery.edits import Edit
 
 Prune = Callable[..., Iterator[Edit]]  # (model, tokens, budget, run, *, options) -> edits

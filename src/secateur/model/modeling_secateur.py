@@ -219,9 +219,10 @@ def drop_block(model: PreTrainedModel, family: Family, position: int) -> None:
     for place, block in enumerate(blocks):
         for module in block.modules():
             if hasattr(module, "layer_idx"):
-                module.layer_idx = place
+                module.layer_idx = place  # type: ignore[assignment]
     inner: Any = model.get_submodule(family.blocks.rpartition(".")[0])
-    configs = {id(module.config): module.config for module in (model, model.base_model, inner)}
+    holders: tuple[Any, ...] = (model, model.base_model, inner)
+    configs = {id(holder.config): holder.config for holder in holders}
     for config in configs.values():
         for name in PER_BLOCK_LISTS:
             values = getattr(config, name, None)
@@ -320,7 +321,7 @@ def state_shapes(config: PreTrainedConfig, family: Family, shapes: Sequence[Shap
         if skip := [name for name, size in gone.items() if not size]:
             layer["skip"] = skip
         layers[place] = layer
-    config.per_layer_config = layers
+    config.per_layer_config = layers  # type: ignore[assignment]  # its keys may be whole numbers
 
 
 def plain_config(config: PreTrainedConfig, family: Family, shapes: Sequence[Shape]) -> PreTrainedConfig:
@@ -340,7 +341,7 @@ class SecateurConfig:
     def validate(self) -> None:
         plain: Any = copy.deepcopy(self)
         plain.per_layer_config = None
-        super(SecateurConfig, plain).validate()
+        super(SecateurConfig, plain).validate()  # type: ignore[misc]  # the stock configuration's
 
 
 class SecateurModel:
@@ -355,7 +356,7 @@ class SecateurModel:
         if family is None:
             raise ValueError(f"no secateur family for model_type {config.model_type!r}")
         shapes = shapes_from(config, family)
-        super().__init__(plain_config(config, family, shapes), *args, **kwargs)
+        super().__init__(plain_config(config, family, shapes), *args, **kwargs)  # type: ignore[call-arg]  # the stock model's
         model: Any = self
         config._attn_implementation = model.config._attn_implementation
         model.config = config
@@ -366,8 +367,8 @@ class SecateurModel:
 @functools.cache
 def classes(model_type: str) -> tuple[type[PreTrainedConfig], type[PreTrainedModel]]:
     """The configuration and model class for checkpoints of a stock `model_type`."""
-    stock_config = CONFIG_MAPPING[model_type]
-    stock_model = MODEL_FOR_CAUSAL_LM_MAPPING[stock_config]
+    stock_config: Any = CONFIG_MAPPING[model_type]
+    stock_model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[stock_config]
     # "_auto_class" makes transformers' own save_pretrained copy this file and write `auto_map`.
     config_class = type(
         f"Secateur{stock_config.__name__}",

@@ -14,7 +14,14 @@ from secateur.run import Run
 
 
 def greedy_removal(
-    model: Model, tokens: Tokens, candidates: Sequence[Part], count: int, *, metric: Metric, run: Run, key: str
+    model: Model,
+    tokens: Tokens,
+    candidates: Sequence[Part],
+    count: int,
+    *,
+    metric: Metric,
+    run: Run,
+    key: str,
 ) -> Iterator[tuple[Part, float]]:
     """Yield `count` parts, each the best single removal from the model as it is by then.
 

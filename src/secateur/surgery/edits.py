@@ -102,9 +102,13 @@ def from_json(entry: dict[str, Any]) -> Edit:
     Raises:
         InvalidEditError: unknown kind or fields, or an edit that carries a tensor, which a record only names.
     """
-    values = {name: tuple(v) if isinstance(v, list) else v for name, v in entry.items() if name != "edit"}
+    values: dict[str, Any] = {
+        name: tuple(v) if isinstance(v, list) else v for name, v in entry.items() if name != "edit"
+    }
     if any(isinstance(value, dict) for value in values.values()):
-        raise InvalidEditError(f"{entry['edit']} of block {entry['block']} carries a tensor, which the record only names")
+        raise InvalidEditError(
+            f"{entry['edit']} of block {entry['block']} carries a tensor, which the record only names"
+        )
     try:
         return EDITS[entry["edit"]](**values)
     except (KeyError, TypeError) as error:

@@ -1,0 +1,257 @@
+"""secateur as Python: `load`, `prune`, `save`, `evaluate`. The commands are thin wrappers of these."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from secateur.assets import Purpose, read_text
+from secateur.engine.tokens import Count, Tokens, tokenize
+from secateur.errors import DataError, InvalidOptionError, OutputExistsError
+from secateur.evaluate import generate, latency, perplexity
+from secateur.methods import get_method
+from secateur.model.budget import Budget, Convention
+from secateur.model.checkpoint import Tier
+from secateur.model.checkpoint import save as save_checkpoint
+from secateur.model.handle import Model
+from secateur.prune import Pruning, run_method
+from secateur.report.card import card
+from secateur.report.record import RECORD, dump, identity, make_record, read_record
+from secateur.run import Run
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A pruned model with the account of how it came to be.
+
+    Attributes:
+        model: the same object that was given to `prune`, now smaller.
+        record: what will be saved as `secateur.json`.
+    """
+
+    model: Model
+    pruning: Pruning
+    record: dict[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A pruning that is fully specified and not yet run: every argument is checked, nothing is changed."""
+
+    model: Model
+    method: str
+    tokens: Tokens
+    budget: Budget
+    seed: int
+    options: dict[str, Any]
+    model_fingerprint: str
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the outcome; the same in two runs of the same job."""
+        return identity(self.model_fingerprint, self.tokens, self.method, self.options, self.budget, self.seed)
+
+
+def read_tokens(
+    model: Model,
+    name: str,
+    *,
+    purpose: Purpose,
+    length: int,
+    samples: int | None = None,
+    seed: int = 0,
+    count: Count = "all",
+    data: Path | None = None,
+    cache: Path | None = None,
+) -> Tokens:
+    """Windows of a text for a model.
+
+    Args:
+        name: c4, wikitext2, fineweb-edu, demo, or a .txt, .jsonl or .parquet file.
+        purpose: "calibration" or "evaluation": which split of a named text.
+        length, samples, seed, count: see `secateur.engine.tokens.tokenize`.
+        data: folder with the named texts, for machines without a hub.
+
+    Raises:
+        DataError: the text is missing, unreadable or too short; the model has no tokenizer.
+        InvalidOptionError: windows longer than the model's positions.
+    """
+    if model.tokenizer is None:
+        raise DataError("the model has no tokenizer; give `Tokens` instead of a text")
+    if model.max_length is not None and length > model.max_length:
+        raise InvalidOptionError(f"windows of {length} tokens; the model's positions end at {model.max_length}")
+    text = read_text(name, purpose=purpose, data=data, cache=cache)
+    return tokenize(text, model.tokenizer, length=length, samples=samples, seed=seed, count=count)
+
+
+def prepare(
+    model: Model,
+    method: str = "2ssp",
+    *,
+    sparsity: float,
+    of: Convention = "blocks",
+    round_to: int = 1,
+    calibration: str | Tokens | None = None,
+    samples: int | None = None,
+    length: int | None = None,
+    seed: int = 0,
+    count: Count = "all",
+    data: Path | None = None,
+    cache: Path | None = None,
+    **options: Any,
+) -> Job:
+    """Check everything that `prune` will need. Arguments and errors are those of `prune`."""
+    chosen = get_method(method)
+    budget = Budget(sparsity, of=of, round_to=round_to)
+    complete = chosen.complete(options)
+    if isinstance(calibration, Tokens):
+        tokens = calibration
+    else:
+        name = calibration or ("demo" if model.source.get("name") == "demo" else "c4")
+        length = length or min(chosen.length, model.max_length or chosen.length)
+        tokens = read_tokens(
+            model, name, purpose="calibration", length=length, samples=samples or chosen.samples, seed=seed,
+            count=count, data=data, cache=cache,
+        )  # fmt: skip
+    chosen.foretell(model.layout(), tokens.samples, tokens.length, budget, **complete)  # is it feasible at all?
+    return Job(model, method, tokens, budget, seed, complete, model.fingerprint())
+
+
+def prune(
+    model: Model,
+    method: str = "2ssp",
+    *,
+    sparsity: float,
+    of: Convention = "blocks",
+    round_to: int = 1,
+    calibration: str | Tokens | None = None,
+    samples: int | None = None,
+    length: int | None = None,
+    seed: int = 0,
+    count: Count = "all",
+    data: Path | None = None,
+    cache: Path | None = None,
+    run: Run | None = None,
+    **options: Any,
+) -> Pruned:
+    """Prune a model in place.
+
+    Args:
+        sparsity: share of parameters to remove, in (0, 1).
+        of: a share of the blocks' parameters, or of the whole model's.
+        round_to: round FFN widths to a multiple of this.
+        calibration: a text's name or file (c4 if None; demo for the demo model), or ready `Tokens`.
+        samples, length: calibration windows; the paper's if None.
+        seed: 0 takes the text's first windows, as the papers do; others draw from all.
+        count: "responses" counts only what the assistant says, in chat data.
+        options: the method's own; `secateur methods` lists them.
+
+    Raises:
+        InfeasibleBudgetError: with the reachable range. Other typed errors for other bad input; the model is then
+            unchanged.
+    """
+    job = prepare(
+        model, method, sparsity=sparsity, of=of, round_to=round_to, calibration=calibration, samples=samples,
+        length=length, seed=seed, count=count, data=data, cache=cache, **options,
+    )  # fmt: skip
+    return run_job(job, run=run)
+
+
+def run_job(job: Job, *, run: Run | None = None, arguments: Mapping[str, Any] | None = None) -> Pruned:
+    """Run a prepared job; `arguments` go into the record as given."""
+    run = run or Run(job.seed)
+    start = time.monotonic()
+    pruning = run_method(job.model, get_method(job.method), job.tokens, job.budget, run, **job.options)
+    cost = {
+        "seconds": round(time.monotonic() - start, 1),
+        "block_tokens": run.meter.block_tokens,
+        "head_tokens": run.meter.head_tokens,
+        "forwards": round(run.meter.forwards(len(pruning.before.blocks), job.tokens.length), 2),
+    }
+    record = make_record(
+        job.model, pruning, job.tokens, model_fingerprint=job.model_fingerprint, seed=job.seed, cost=cost,
+        arguments=arguments,
+    )  # fmt: skip
+    return Pruned(job.model, pruning, record)
+
+
+def save(pruned: Pruned, folder: str | Path, *, overwrite: bool = False, max_shard_size: str = "5GB") -> Tier:
+    """Write a checkpoint with record and card, whole or not at all; return its tier.
+
+    Raises:
+        OutputExistsError: the folder exists and `overwrite` is off.
+    """
+    files = {RECORD: dump(pruned.record), "README.md": card(pruned.record, get_method(pruned.pruning.method))}
+    return save_checkpoint(pruned.model, Path(folder), files=files, overwrite=overwrite, max_shard_size=max_shard_size)
+
+
+def already_there(job: Job, folder: Path) -> bool:
+    """Whether `folder` already holds this very job's result.
+
+    Raises:
+        OutputExistsError: it holds something else.
+    """
+    if not folder.exists():
+        return False
+    record = read_record(folder) if folder.is_dir() else None
+    if record is not None and record.get("fingerprint") == job.fingerprint:
+        return True
+    what = "another pruning" if record else "something that secateur did not write"
+    raise OutputExistsError(f"{folder} exists and holds {what}; choose another --out, or give --overwrite")
+
+
+def evaluate(
+    model: Model,
+    *,
+    against: Model | None = None,
+    perplexity_on: Sequence[str] = (),
+    length: int = 2048,
+    samples: int | None = None,
+    with_latency: bool = False,
+    prompts: Sequence[str] = (),
+    data: Path | None = None,
+    cache: Path | None = None,
+    run: Run | None = None,
+) -> dict[str, Any]:
+    """Judge a model, and beside it another one on the same tokens.
+
+    Args:
+        against: usually the dense model; reported under "against".
+        perplexity_on: names of texts, or files.
+        length, samples: windows; all that the text has if None.
+        with_latency: time both models alternately.
+        prompts: continued greedily.
+
+    Returns:
+        {"model": {...}, "against": {...}}, each with `parameters`, `weight_bytes`, and `perplexity` (a list),
+        `latency` and `samples` as asked.
+    """
+    run = run or Run()
+    models = {"model": model} | ({"against": against} if against else {})
+    report: dict[str, Any] = {}
+    for name, each in models.items():
+        parameters = each.layout().parameters
+        report[name] = {
+            "name": each.source.get("name"),
+            "parameters": parameters,
+            "weight_bytes": parameters * each.dtype.itemsize,
+        }
+    for text in perplexity_on:
+        for name, each in models.items():
+            tokens = read_tokens(
+                each, text, purpose="evaluation", length=length, samples=samples, data=data, cache=cache
+            )
+            label = f"perplexity on {text}" + (" (against)" if name == "against" else "")
+            result = perplexity(each, tokens, run=run, label=label)
+            report[name].setdefault("perplexity", []).append(result)
+    if with_latency:
+        for name, result in latency(models, run=run).items():
+            report[name]["latency"] = result
+    for prompt in prompts:
+        for name, each in models.items():
+            sample = {"prompt": prompt, "text": generate(each, prompt)}
+            report[name].setdefault("samples", []).append(sample)
+    return report

@@ -1,0 +1,10 @@
+"""Models and texts by name: from a data folder, local files, the hub, or PyPI wheels."""
+
+from __future__ import annotations
+
+from secateur.assets.cache import cache_dir
+from secateur.assets.demo import fetch_demo, resolve_model
+from secateur.assets.text import Purpose, Text
+from secateur.assets.texts import read_text, text_names
+
+__all__ = ["Purpose", "Text", "cache_dir", "fetch_demo", "read_text", "resolve_model", "text_names"]

@@ -1,0 +1,143 @@
+"""Data sets of the hub, and data sets saved to disk: everything that needs the package `datasets`."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from secateur.assets.catalog import HubSet
+from secateur.errors import DataError, FetchError, MissingExtraError
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def load_hub(source: HubSet) -> tuple[list[str], str]:
+    """The documents of a hub data set, and the commit they were read at.
+
+    Raises FetchError if the hub cannot be reached or refuses, MissingExtraError without `datasets`.
+    """
+    datasets = _datasets(f"reading {source.repository} from the hub")
+    # Whatever goes wrong below goes wrong inside these two libraries or the network, in dozens of exception
+    # classes of three HTTP stacks; each of them is for the user a fetch that failed.
+    try:
+        revision = _resolve(source)
+        with _quiet(datasets):
+            rows = datasets.load_dataset(
+                source.repository,
+                source.config,
+                data_files={source.split: source.data_file} if source.data_file else None,
+                split=source.split,
+                revision=revision,
+                # A stream reads the few megabytes that are asked for, not the shard of hundreds.
+                streaming=source.documents is not None,
+            )
+            return [row["text"] for row in itertools.islice(rows, source.documents)], revision
+    except Exception as error:
+        raise _fetch_error(source.repository, error) from error
+
+
+def load_folder(path: Path, splits: tuple[str, ...], documents: int | None) -> tuple[list[str], str | None]:
+    """The first `documents` (None: all) of a folder that `save_to_disk` wrote, and their split if named.
+
+    Of several splits, the first of `splits` that is there. Raises DataError or MissingExtraError.
+    """
+    datasets = _datasets(f"reading {path}")
+    try:
+        with _quiet(datasets):
+            loaded = datasets.load_from_disk(str(path))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is not a data set written by datasets.save_to_disk: {error}") from error
+    wanted = " or ".join(f"'{split}'" for split in splits)
+    if isinstance(loaded, dict):  # a DatasetDict
+        split = next((split for split in splits if split in loaded), None)
+        if split is None:
+            raise DataError(f"{path} has the splits {', '.join(loaded)}; {wanted} is needed.")
+        loaded = loaded[split]
+    else:
+        # A slice calls itself "train[:1000]"; an unnamed one is taken at its folder's word.
+        split = str(loaded.split).split("[")[0] if loaded.split is not None else None
+        if split is not None and split not in splits:
+            raise DataError(f"{path} holds the split '{split}'; {wanted} is needed.")
+    if "text" not in loaded.column_names:
+        raise DataError(f"{path} has the columns {', '.join(loaded.column_names)}; it needs one called 'text'.")
+    return list(loaded[:documents]["text"]), split
+
+
+def _resolve(source: HubSet) -> str:
+    """The commit that the source's revision stands for now."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    try:
+        sha = HfApi().dataset_info(source.repository, revision=source.revision).sha
+    except OfflineModeIsEnabled:
+        # A pinned commit needs no resolving, and `datasets` may have it in its own cache.
+        if source.revision is not None and _COMMIT.fullmatch(source.revision):
+            return source.revision
+        raise
+    if sha is None:
+        raise FetchError(f"the hub names no commit for {source.repository}, revision {source.revision}.")
+    return sha
+
+
+def _fetch_error(repository: str, error: Exception) -> FetchError:
+    """What failed, and the way out, from any exception of the hub's libraries."""
+    if isinstance(error, FetchError):
+        return error
+    chain = list(_causes(error))
+    names = {cls.__name__ for cause in chain for cls in type(cause).__mro__}
+    said = f"({type(error).__name__}: {' '.join(str(error).split())[:300]})"
+    page = f"https://huggingface.co/datasets/{repository}"
+    instead = "Without a hub: --data DIR (or SECATEUR_DATA) with the text, a file of your own, or the text 'demo'."
+    if "GatedRepoError" in names or any("gated" in str(cause).lower() for cause in chain):
+        return FetchError(
+            f"{repository} is gated: accept its licence at {page}, then give your token by `hf auth login` "
+            f"or HF_TOKEN. {said}"
+        )
+    if "OfflineModeIsEnabled" in names or any("OfflineModeIsEnabled" in str(cause) for cause in chain):
+        return FetchError(f"cannot fetch {repository}: HF_HUB_OFFLINE is set; unset it. {instead} {said}")
+    if names & {
+        "RepositoryNotFoundError",
+        "DatasetNotFoundError",
+        "RevisionNotFoundError",
+        "EntryNotFoundError",
+    }:
+        return FetchError(
+            f"the hub has no {repository} as it was asked for, or it is private: look at {page}; for a "
+            f"private one give your token by `hf auth login` or HF_TOKEN. {said}"
+        )
+    return FetchError(
+        f"could not fetch {repository} from the hub: check the network, the proxy and HF_ENDPOINT. {instead} {said}"
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _datasets(purpose: str) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise MissingExtraError.of("datasets", "data", purpose) from None
+    return datasets
+
+
+@contextlib.contextmanager
+def _quiet(datasets: Any) -> Iterator[None]:
+    """No progress bars from `datasets`, which is put back as it was: only the CLI shows progress."""
+    were_off = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not were_off:
+            datasets.enable_progress_bars()

@@ -1,0 +1,64 @@
+"""The one shape in which every corpus reaches a tokenizer, and the rules by which documents are joined."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from secateur.errors import DataError
+
+Purpose = Literal["calibration", "evaluation"]
+Joining = Literal["documents", "wikitext"]
+Conversation = list[dict[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """One corpus, ready for a tokenizer: either plain text or conversations, never both."""
+
+    name: str
+    text: str | None
+    """Plain text, joined as its protocol demands; None for chat data."""
+    conversations: tuple[Conversation, ...] | None
+    """Chat data, each a list of {"role", "content"}; None for plain text."""
+    provenance: Mapping[str, str]
+    """Where it came from, as far as known: `source` (file, data folder, hub, pypi), `path`, `repository`,
+    `config`, `package`, `split`, `revision` (resolved), `documents`, `licence`, `sha256` (of a single
+    file); always `text_sha256`, of what the tokenizer will see, so that equal texts can be told."""
+
+
+def join_rows(rows: Iterable[str], joining: Joining) -> str:
+    """Join a data set's rows with a blank line.
+
+    WikiText's rows are lines that keep their newline, and a blank one counts as "": the text of GPTQ,
+    SparseGPT and SliceGPT. Any other joining gives other tokens, and another perplexity.
+    """
+    if joining == "wikitext":
+        return "\n\n".join(row if row.strip() else "" for row in rows)
+    return "\n\n".join(rows)
+
+
+def wikitext_rows(raw: str) -> list[str]:
+    """The rows of a `wiki.*.raw` file: its lines, newline kept, as the hub's data set has them."""
+    # Not str.splitlines: it would also cut at U+2028, U+0085 and the like, which occur inside articles.
+    lines = raw.replace("\r\n", "\n").split("\n")
+    return [line + "\n" for line in lines[:-1]] + ([lines[-1]] if lines[-1] else [])
+
+
+def plain_text(name: str, text: str, provenance: Mapping[str, str], *, where: str) -> Text:
+    """A plain Text with its `text_sha256`; DataError naming `where` if there is nothing but white space."""
+    if not text.strip():
+        raise DataError(f"{where} is empty: a text needs at least one document with words in it.")
+    digest = hashlib.sha256(text.encode("utf-8")).hexdigest()
+    return Text(name=name, text=text, conversations=None, provenance={**provenance, "text_sha256": digest})
+
+
+def chat_text(name: str, conversations: Iterable[Conversation], provenance: Mapping[str, str]) -> Text:
+    """A Text of conversations with its `text_sha256` (of their canonical JSON)."""
+    chats = tuple(conversations)
+    canonical = json.dumps(chats, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    digest = hashlib.sha256(canonical.encode("utf-8")).hexdigest()
+    return Text(name=name, text=None, conversations=chats, provenance={**provenance, "text_sha256": digest})

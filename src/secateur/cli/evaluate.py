@@ -1,0 +1,102 @@
+"""`secateur eval`."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from secateur import api
+from secateur.cli.guard import out, start_logging
+from secateur.cli.options import (
+    CacheDir,
+    Data,
+    Device,
+    Dtype,
+    Json,
+    LogFile,
+    LogLevel,
+    ModelName,
+    Revision,
+    TrustRemoteCode,
+)  # fmt: skip
+from secateur.cli.progress import Bars
+from secateur.errors import InvalidOptionError
+from secateur.model.load import load
+from secateur.report.record import append_evaluation
+from secateur.run import Run
+
+
+def evaluate(
+    model: ModelName,
+    against: Annotated[
+        str | None, typer.Option(help="Another model, usually the dense one, on the same tokens and in turn.")
+    ] = None,
+    perplexity: Annotated[list[str] | None, typer.Option(help="A text's name or file; may be repeated.")] = None,
+    length: Annotated[int, typer.Option(help="Tokens per window.")] = 2048,
+    samples: Annotated[int | None, typer.Option(help="Only the first so many windows.")] = None,
+    latency: Annotated[bool, typer.Option("--latency", help="Time the prompt and each further token.")] = False,
+    generate: Annotated[list[str] | None, typer.Option(help="Continue this prompt; may be repeated.")] = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    revision: Revision = None,
+    data: Data = None,
+    cache_dir: CacheDir = None,
+    trust_remote_code: TrustRemoteCode = False,
+    log_level: LogLevel = "warning",
+    log_file: LogFile = None,
+    as_json: Json = False,
+) -> None:
+    """Judge a model, pruned or dense: perplexity, latency, samples of its text.
+
+    The result of a checkpoint of secateur's is added to its secateur.json.
+    """
+    start_logging(log_level, log_file)
+    if not (perplexity or latency or generate):
+        raise InvalidOptionError("nothing to do: give --perplexity TEXT, --latency or --generate PROMPT")
+    options: dict[str, Any] = {"device": device, "dtype": dtype, "cache": cache_dir}
+    judged = load(model, revision=revision, trust_remote_code=trust_remote_code, **options)
+    other = load(against, trust_remote_code=trust_remote_code, **options) if against else None
+    report = api.evaluate(
+        judged, against=other, perplexity_on=perplexity or (), length=length, samples=samples, with_latency=latency,
+        prompts=generate or (), data=data, cache=cache_dir, run=Run(observer=Bars()),
+    )  # fmt: skip
+    stamp = {"created": datetime.now(UTC).isoformat(timespec="seconds"), "dtype": dtype}
+    append_evaluation(Path(model), {**stamp, **report})
+    if as_json:
+        print(json.dumps(report))
+    else:
+        _show(report)
+
+
+def _show(report: dict[str, Any]) -> None:
+    columns = list(reversed(report.values()))  # what it is judged against stands first
+    table = Table("", *(str(each["name"]) for each in columns), box=None, pad_edge=False)
+
+    def row(name: str, values: list[float], form: str) -> None:
+        change = [f"{values[1] / values[0] - 1:+.1%}"] if len(values) == 2 else []
+        table.add_row(name, *(format(value, form) for value in values), *change)
+
+    if len(columns) == 2:
+        table.add_column("")
+    row("parameters", [each["parameters"] for each in columns], ",")
+    row("weights, MB", [each["weight_bytes"] / 1e6 for each in columns], ",.1f")
+    for results in zip(*(each.get("perplexity", []) for each in columns), strict=True):
+        first = results[0]
+        row(
+            f"perplexity, {first['text']}, {first['samples']} x {first['length']}",
+            [each["perplexity"] for each in results],
+            ".2f",
+        )
+    if all("latency" in each for each in columns):
+        row("prompt of 256 tokens, ms", [each["latency"]["prefill_ms"] for each in columns], ".1f")
+        row("each further token, ms", [each["latency"]["token_ms"] for each in columns], ".1f")
+    out.print(table)
+    for each in columns:
+        for sample in each.get("samples", []):
+            out.print(f"\n[bold]{each['name']}[/]: {sample['prompt']}", highlight=False)
+            out.print(sample["text"].strip(), markup=False, highlight=False)

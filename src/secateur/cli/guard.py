@@ -1,0 +1,69 @@
+"""Errors become a message and an exit code; logging is set up once."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from secateur.errors import InvalidOptionError, SecateurError
+
+EXIT_REFUSED = 3
+EXIT_INTERRUPTED = 130
+LEVELS = ("debug", "info", "warning", "error")
+
+out = Console(soft_wrap=True)
+err = Console(stderr=True, soft_wrap=True)
+
+
+def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Turn typed errors and Ctrl-C into messages on stderr and exit codes."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except SecateurError as error:
+            err.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False)
+            logging.getLogger("secateur").error("%s", error)
+            raise typer.Exit(EXIT_REFUSED) from error
+        except KeyboardInterrupt:
+            err.print("interrupted; no output was written")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        except BrokenPipeError:  # the reader of our output is gone, as in `secateur methods | head`
+            sys.stderr.close()
+            raise typer.Exit(0) from None
+
+    return call
+
+
+def start_logging(level: str, file: Path | None) -> None:
+    """Log to stderr, and to a file if there is one."""
+    if level.lower() not in LEVELS:
+        raise InvalidOptionError(f"--log-level is one of {', '.join(LEVELS)}, not {level!r}")
+    logger = logging.getLogger("secateur")
+    logger.setLevel(level.upper() if file is None else min(logging.INFO, logging.getLevelName(level.upper())))
+    screen = logging.StreamHandler()
+    screen.setLevel(level.upper())
+    screen.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    handlers: list[logging.Handler] = [screen]
+    if file is not None:
+        try:
+            handlers.append(logging.FileHandler(file, encoding="utf-8"))
+        except OSError as error:
+            raise InvalidOptionError(f"--log-file {file} cannot be written: {error.strerror}") from error
+        handlers[-1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logger.handlers = handlers
+    logger.propagate = False
+    warnings.simplefilter("once")
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", "\\[")

@@ -1,0 +1,74 @@
+"""`secateur inspect`."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from secateur.cli.guard import out
+from secateur.cli.options import CacheDir, Json, ModelName, Revision, TrustRemoteCode
+from secateur.forecast import hollow_model
+from secateur.model.modeling_secateur import PREFIX, Shape
+from secateur.report.record import read_record
+
+
+def inspect(
+    model: ModelName,
+    revision: Revision = None,
+    cache_dir: CacheDir = None,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: Json = False,
+) -> None:
+    """Show what a model is made of and, if secateur pruned it, how. Loads no weights."""
+    hollow = hollow_model(model, revision=revision, cache=cache_dir, trust_remote_code=trust_remote_code)
+    layout = hollow.layout()
+    record = read_record(Path(model))
+    shapes = [block.shape for block in layout.blocks.values()]
+    summary: dict[str, Any] = {
+        "model": model,
+        "family": hollow.family.model_type,
+        "native": hollow.source["model_type"].startswith(PREFIX),
+        "parameters": layout.parameters,
+        "block_parameters": layout.block_parameters,
+        "hidden_size": hollow.hidden_size,
+        "dtype": str(hollow.dtype).removeprefix("torch."),
+        "blocks": [vars(shape) for shape in shapes],
+    }
+    if record:
+        summary["pruned"] = {
+            key: record[key] for key in ("method", "options", "sparsity", "tier", "calibration", "created")
+        }
+        summary["pruned"]["edits"] = dict(Counter(edit["edit"] for edit in record["edits"]))
+        summary["evaluations"] = record["evaluations"]
+    if as_json:
+        print(json.dumps(summary))
+        return
+    out.print(
+        f"{model}: {summary['family']}, {layout.parameters:,} parameters ({layout.block_parameters:,} in blocks), "
+        f"hidden size {hollow.hidden_size}, {summary['dtype']}",
+        highlight=False,
+    )
+    out.print(_block_table(shapes))
+    if record:
+        achieved = record["sparsity"]["achieved"]
+        out.print(
+            f"pruned by {record['method']}: {achieved['blocks']:.2%} of the blocks' parameters ("
+            f"{achieved['model']:.2%} of all); edits: "
+            + ", ".join(f"{n} {kind}" for kind, n in summary["pruned"]["edits"].items()),
+            highlight=False,
+        )
+
+
+def _block_table(shapes: list[Shape]) -> Table:
+    """Blocks of one shape in a row share a line."""
+    table = Table("blocks", "FFN neurons", "query heads", "KV heads", box=None, pad_edge=False)
+    for shape, group in groupby(enumerate(shapes), key=lambda pair: pair[1]):
+        numbers = [number for number, _ in group]
+        name = f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]}-{numbers[-1]}"
+        table.add_row(name, *(str(n) if n else "none" for n in (shape.width, shape.query_heads, shape.kv_heads)))
+    return table

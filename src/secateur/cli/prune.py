@@ -1,0 +1,218 @@
+"""`secateur prune`."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from secateur.api import Job, Pruned, already_there, prepare, read_tokens, run_job, save
+from secateur.cli.guard import err, out, start_logging
+from secateur.cli.options import (
+    CacheDir,
+    Data,
+    Device,
+    Dtype,
+    Json,
+    LogFile,
+    LogLevel,
+    ModelName,
+    Revision,
+    TrustRemoteCode,
+)  # fmt: skip
+from secateur.cli.progress import Bars
+from secateur.errors import InvalidOptionError, OutputExistsError
+from secateur.evaluate import perplexity
+from secateur.folders import repair
+from secateur.forecast import forecast
+from secateur.methods import Option, get_method, methods
+from secateur.model.budget import Budget
+from secateur.model.load import load
+from secateur.run import Run
+
+
+def _prune(
+    model: ModelName,
+    sparsity: Annotated[float, typer.Option(help="Share of parameters to remove, between 0 and 1.")],
+    method: Annotated[str, typer.Option(help="`secateur methods` lists them.")] = "2ssp",
+    out_dir: Annotated[Path | None, typer.Option("--out", help="Folder to write.")] = None,
+    of: Annotated[str, typer.Option(help="A share of the `blocks`' parameters or of the whole `model`'s.")] = "blocks",
+    round_to: Annotated[int, typer.Option(help="Round FFN widths to a multiple of this.")] = 1,
+    calibration: Annotated[
+        str | None,
+        typer.Option(help="c4 (default), wikitext2, fineweb-edu, demo, or a .txt, .jsonl or .parquet file."),
+    ] = None,
+    samples: Annotated[int | None, typer.Option(help="Calibration windows; the paper's number if not given.")] = None,
+    length: Annotated[int | None, typer.Option(help="Tokens per window; the paper's if not given.")] = None,
+    seed: Annotated[int, typer.Option(help="0: the text's first windows, as the papers do; n: a draw of them.")] = 0,
+    count: Annotated[str, typer.Option(help="Which tokens count: all, or only the responses in chat data.")] = "all",
+    perplexity_on: Annotated[
+        list[str] | None,
+        typer.Option("--perplexity", help="Measure on this text before and after; may be repeated."),
+    ] = None,
+    eval_samples: Annotated[int | None, typer.Option(help="First windows of it; all if not given.")] = None,
+    eval_length: Annotated[int, typer.Option(help="Tokens per window of it.")] = 2048,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would take; writes nothing.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it is there.")] = False,
+    max_shard_size: Annotated[str, typer.Option(help="Larger models are saved in shards.")] = "5GB",
+    device: Device = None,
+    dtype: Dtype = "auto",
+    revision: Revision = None,
+    data: Data = None,
+    cache_dir: CacheDir = None,
+    trust_remote_code: TrustRemoteCode = False,
+    log_level: LogLevel = "warning",
+    log_file: LogFile = None,
+    as_json: Json = False,
+    **given: Any,
+) -> None:
+    """Prune a model and write a smaller checkpoint.
+
+    Options below "Method options" are those of the methods named beside them.
+    """
+    start_logging(log_level, log_file)
+    options = _method_options(method, given)
+    budget = Budget(sparsity, of=of, round_to=round_to)  # type: ignore[arg-type]  # checked there
+    if dry_run:
+        _show_forecast(
+            forecast(
+                model, get_method(method), budget, samples=samples, length=length, device=device, dtype=dtype,
+                revision=revision, cache=cache_dir, trust_remote_code=trust_remote_code, **options,
+            ),
+            as_json,
+        )  # fmt: skip
+        return
+    if out_dir is None:
+        raise InvalidOptionError("--out DIR is missing: the folder to write (or ask for --dry-run)")
+    repair(out_dir)
+    if out_dir.exists() and not out_dir.is_dir():
+        raise OutputExistsError(f"{out_dir} is a file; --out takes a folder")
+    loaded = load(
+        model, device=device, dtype=dtype, revision=revision, cache=cache_dir, trust_remote_code=trust_remote_code
+    )
+    job = prepare(
+        loaded, method, sparsity=sparsity, of=of, round_to=round_to, calibration=calibration, samples=samples,  # type: ignore[arg-type]
+        length=length, seed=seed, count=count, data=data, cache=cache_dir, **options,  # type: ignore[arg-type]
+    )  # fmt: skip
+    if not overwrite and already_there(job, out_dir):
+        err.print(f"{out_dir} already holds this result", highlight=False)
+        return
+    texts = {
+        text: read_tokens(
+            loaded, text, purpose="evaluation", length=eval_length, samples=eval_samples, data=data, cache=cache_dir
+        )
+        for text in perplexity_on or ()
+    }
+    bars = Bars()
+    run = Run(seed, observer=bars)
+    before = {text: perplexity(loaded, tokens, run=Run(observer=bars)) for text, tokens in texts.items()}
+    pruned = _run_with_bar(job, run, bars)
+    for text, tokens in texts.items():
+        after = perplexity(loaded, tokens, run=Run(observer=bars))
+        pruned.record.setdefault("perplexity", []).append(
+            {**after, "before": before[text]["perplexity"], "after": after["perplexity"]}
+        )
+    pruned.record["arguments"]["command"] = sys.argv[1:]
+    tier = save(pruned, out_dir, overwrite=overwrite, max_shard_size=max_shard_size)
+    if as_json:
+        print(json.dumps({"out": str(out_dir), **{k: v for k, v in pruned.record.items() if k != "edits"}}))
+    else:
+        _show(pruned, out_dir, tier)
+
+
+def command() -> Callable[..., None]:
+    """The command with the methods' options as flags: one flag per name, told apart by its help."""
+    by_name: dict[str, list[tuple[str, Option]]] = {}
+    for name, each in methods().items():
+        for option in each.options.values():
+            by_name.setdefault(option.name, []).append((name, option))
+    parameters = [
+        p for p in inspect.signature(_prune, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD
+    ]
+    for name, users in by_name.items():
+        option = users[0][1]
+        told = "; ".join(f"{user}: {each.help} ({_default(each)})" for user, each in users)
+        flag = typer.Option(help=told, rich_help_panel="Method options", show_default=False)
+        kind = bool if option.type is bool else option.type if option.type in (int, float) else str
+        annotation = Annotated[kind | None, flag]  # type: ignore[valid-type]
+        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
+
+    @functools.wraps(_prune)
+    def prune(**kwargs: Any) -> None:
+        _prune(**kwargs)
+
+    prune.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    prune.__annotations__ = {p.name: p.annotation for p in parameters}
+    del prune.__wrapped__  # typer would look through to the bare signature
+    return prune
+
+
+def _method_options(method: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Those that were given, refused where the method has none of that name."""
+    chosen = {name: value for name, value in given.items() if value is not None}
+    get_method(method).complete(chosen)
+    return chosen
+
+
+def _run_with_bar(job: Job, run: Run, bars: Bars) -> Pruned:
+    layout = job.model.layout()
+    cost = get_method(job.method).foretell(layout, job.tokens.samples, job.tokens.length, job.budget, **job.options)
+    # a token's cost is about its parameters: the head's against a block's
+    head = job.model.vocab_size * job.model.hidden_size * len(layout.blocks) / layout.block_parameters
+
+    def work() -> float:
+        return run.meter.block_tokens + head * run.meter.head_tokens
+
+    with bars.overall(cost.block_tokens + head * cost.head_tokens, work):
+        return run_job(job, run=run)
+
+
+def _show(pruned: Pruned, folder: Path, tier: str) -> None:
+    record = pruned.record
+    before, after = record["before"], record["after"]
+    table = Table("", "before", "after", "", box=None, pad_edge=False)
+
+    def row(name: str, old: float, new: float, form: str = ",.0f", unit: str = "") -> None:
+        table.add_row(name, f"{old:{form}}{unit}", f"{new:{form}}{unit}", f"{new / old - 1:+.1%}" if old else "")
+
+    row("parameters", before["parameters"], after["parameters"])
+    row("weights", before["weight_bytes"] / 1e6, after["weight_bytes"] / 1e6, ",.1f", " MB")
+    row("blocks", before["blocks"], after["blocks"])
+    row("attention modules", before["attentions"], after["attentions"])
+    row("FFN neurons", before["neurons"], after["neurons"])
+    for each in record.get("perplexity", []):
+        row(f"perplexity, {each['text']}", each["before"], each["after"], ".2f")
+    achieved, cost = record["sparsity"]["achieved"], record["cost"]
+    out.print(table)
+    out.print(
+        f"{record['method']}: {achieved['blocks']:.2%} of the blocks' parameters removed ({achieved['model']:.2%} of "
+        f"all) in {cost['seconds']:.0f} s, {cost['forwards']:.1f} full-length forwards",
+        highlight=False,
+    )
+    out.print(f"written to {folder} (tier {tier})", highlight=False)
+
+
+def _show_forecast(foretold: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(foretold))
+        return
+    parameters = foretold["parameters"]
+    out.print(
+        f"{foretold['method']} on {foretold['model']}, {foretold['samples']} x {foretold['length']} tokens: "
+        f"{parameters['before']:,} -> {parameters['after']:,} parameters\n"
+        f"peak memory {foretold['peak_memory_bytes'] / 1e9:.2f} GB beyond Python and torch, "
+        f"disk {foretold['disk_bytes'] / 1e9:.2f} GB\n"
+        f"{foretold['forwards']:.1f} full-length forwards, about {foretold['seconds']:.0f} s by one probed block",
+        highlight=False,
+    )
+
+
+def _default(option: Option) -> str:
+    return "off" if option.default is False else "not given" if option.default is None else str(option.default)

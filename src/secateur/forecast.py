@@ -1,0 +1,137 @@
+"""What a pruning will take, before it is run: no weights are loaded, one block is timed."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from secateur.assets import resolve_model
+from secateur.engine.blocks import BlockInputs, head_logits, run_block
+from secateur.engine.loss import LOGIT_BYTES
+from secateur.engine.sweep import activation_bytes
+from secateur.methods import Cost, Method
+from secateur.model.budget import Budget, shares
+from secateur.model.handle import Model, require_family
+from secateur.model.layout import Layout
+from secateur.model.load import read_config
+from secateur.model.modeling_secateur import PER_BLOCK_LISTS, plain_config, shapes_from
+from secateur.quiet import quiet_transformers
+
+_PROBE_HEAD_TOKENS = 128
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds per token through one block, and through the LM head."""
+
+    block_s: float
+    head_s: float
+
+    def seconds(self, cost: Cost) -> float:
+        return cost.block_tokens * self.block_s + cost.head_tokens * self.head_s
+
+
+def forecast(
+    name: str,
+    method: Method,
+    budget: Budget,
+    *,
+    samples: int | None = None,
+    length: int | None = None,
+    device: str | None = None,
+    dtype: str = "auto",
+    revision: str | None = None,
+    cache: Path | None = None,
+    trust_remote_code: bool = False,
+    **options: Any,
+) -> dict[str, Any]:
+    """Foretell a run of `method` on the model `name`.
+
+    Returns:
+        Parameters before and after, shares, bytes in memory at the peak and on disk, forwards, seconds.
+
+    Raises:
+        InfeasibleBudgetError and the other errors that the run itself would raise for its arguments.
+    """
+    hollow = hollow_model(name, dtype=dtype, revision=revision, cache=cache, trust_remote_code=trust_remote_code)
+    layout = hollow.layout()
+    samples = samples or method.samples
+    length = length or min(method.length, hollow.max_length or method.length)
+    cost = method.foretell(layout, samples, length, budget, **method.complete(options))
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    speed = _probe(hollow, length, "cuda" if device == "auto" else device)
+    return {
+        "model": name,
+        "method": method.name,
+        "parameters": {"before": layout.parameters, "after": cost.after.parameters},
+        "removed": shares(layout, cost.after),
+        "peak_memory_bytes": _peak(hollow, layout, cost, length),
+        "disk_bytes": cost.after.parameters * hollow.dtype.itemsize,
+        "forwards": cost.block_tokens / (len(layout.blocks) * length),
+        "seconds": speed.seconds(cost),
+        "samples": samples,
+        "length": length,
+    }
+
+
+def hollow_model(
+    name: str,
+    *,
+    dtype: str = "auto",
+    revision: str | None = None,
+    cache: Path | None = None,
+    trust_remote_code: bool = False,
+) -> Model:
+    """A model without weights (on `meta`), from its configuration alone; its source names its `model_type`."""
+    location, _ = resolve_model(name, cache=cache, revision=revision)
+    config = read_config(location, revision=revision, trust_remote_code=trust_remote_code)
+    require_family(config)
+    kind = getattr(torch, dtype) if dtype != "auto" else (config.dtype or torch.float32)
+    with torch.device("meta"), quiet_transformers():
+        hf = AutoModelForCausalLM.from_config(config, dtype=kind, trust_remote_code=trust_remote_code)
+    return Model(hf, source={"name": name, "model_type": config.model_type})
+
+
+def _probe(hollow: Model, length: int, device: str) -> Speed:
+    """Time one block and the head, on random weights: a model of a single block of the largest shape."""
+    config, family = hollow.hf.config, hollow.family
+    small: Any = plain_config(config, family, shapes_from(config, family))
+    small.num_hidden_layers = 1
+    for name in PER_BLOCK_LISTS:
+        if getattr(small, name, None) is not None:
+            setattr(small, name, getattr(small, name)[:1])
+    with quiet_transformers():
+        model = Model(AutoModelForCausalLM.from_config(small, dtype=hollow.dtype).to(device))
+    inputs = BlockInputs(model)
+    with torch.inference_mode(), model.open(0) as block:
+        hidden = inputs.embed(torch.zeros(1, length, dtype=torch.long))
+        kwargs = inputs.kwargs(0, 1, length)
+        block_s = _median(lambda: run_block(block.module, hidden, kwargs), device) / length
+        tokens = hidden[0, :_PROBE_HEAD_TOKENS]
+        head_s = _median(lambda: head_logits(model, tokens), device) / len(tokens)
+    return Speed(block_s, head_s)
+
+
+def _median(work: Any, device: str, rounds: int = 5) -> float:
+    times = []
+    for _ in range(rounds + 1):  # the first one warms up
+        start = time.perf_counter()
+        work()
+        if device.startswith("cuda"):
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def _peak(model: Model, layout: Layout, cost: Cost, length: int) -> int:
+    """Weights, hidden states held, one forward's activations, one chunk of logits with the loss's copies."""
+    item = model.dtype.itemsize
+    states = cost.peak_states * model.hidden_size * item
+    logits = 3 * min(LOGIT_BYTES, 4 * model.vocab_size * length) if cost.head_tokens else 0
+    return int(layout.parameters * item + states + max(activation_bytes(model, length), logits))

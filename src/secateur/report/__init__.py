@@ -1,0 +1,1 @@
+"""What a pruned model says of itself: its record and its card."""

@@ -1,0 +1,92 @@
+"""The model card that goes into every checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from secateur.methods import Method
+
+_LOADING = {
+    "A": """It is an unmodified {family} architecture and loads everywhere:
+
+```python
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained("PATH")
+```""",
+    "B": """Its blocks differ, which the stock {family} architecture cannot hold. With secateur installed:
+
+```python
+import secateur  # makes AutoModel know this model
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained("PATH")
+```
+
+or, without it, by the modeling file that lies beside the weights (read it first, it is short):
+
+```python
+model = AutoModelForCausalLM.from_pretrained("PATH", trust_remote_code=True)
+```
+
+Stock transformers with neither refuses to load it, on purpose: it would fill what is missing with random weights.""",
+}
+
+
+def card(record: Mapping[str, Any], method: Method) -> str:
+    """Render the card of a record."""
+    model, calibration = record["model"], record["calibration"]
+    before, after = record["before"], record["after"]
+    achieved = record["sparsity"]["achieved"]
+    rows = [
+        ("parameters", f"{before['parameters']:,}", f"{after['parameters']:,}"),
+        ("of these in blocks", f"{before['block_parameters']:,}", f"{after['block_parameters']:,}"),
+        ("weights", _megabytes(before["weight_bytes"]), _megabytes(after["weight_bytes"])),
+        ("blocks", before["blocks"], after["blocks"]),
+        ("attention modules", before["attentions"], after["attentions"]),
+        ("FFN neurons", f"{before['neurons']:,}", f"{after['neurons']:,}"),
+    ]
+    rows += [
+        (f"perplexity, {each['text']}, {each['samples']} x {each['length']}",
+         f"{each['before']:.2f}", f"{each['after']:.2f}")
+        for each in record.get("perplexity", [])
+    ]  # fmt: skip
+    table = "\n".join(f"| {name} | {old} | {new} |" for name, old, new in rows)
+    licence = calibration.get("licence")
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+base_model: {model.get("repository", model["name"])}
+tags:
+- pruned
+- secateur
+- {record["method"]}
+---
+
+# {model["name"]}, pruned by {record["method"]}
+
+{achieved["blocks"]:.1%} of the blocks' parameters ({achieved["model"]:.1%} of all) were removed by
+[{record["method"]}]({method.paper}): {method.summary[0].lower()}{method.summary[1:]}
+Nothing was trained afterwards. A pruned model is not the model it came from: judge it on your own data.
+
+| | before | after |
+|---|---|---|
+{table}
+
+## Loading
+
+{_LOADING[record["tier"]].format(family=model["family"])}
+
+## How it was made
+
+Calibration: {calibration.get("name", "given token ids")}, {calibration.get("samples", "?")} windows of
+{calibration.get("length", "?")} tokens, seed {record["seed"]}{f" (licence of the text: {licence})" if licence else ""}.
+`secateur.json` has every argument, version and fingerprint, and the edits in order; secateur {record["secateur"]}.
+
+```bibtex
+{method.bibtex}
+```
+"""
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"

@@ -1,0 +1,153 @@
+"""`secateur.json`: all that is needed to repeat a run, and to replay it where its edits carry no tensor."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+import transformers
+
+from secateur.engine.tokens import Tokens
+from secateur.errors import CheckpointError
+from secateur.folders import write_file
+from secateur.model.budget import Budget, shares
+from secateur.model.checkpoint import tier
+from secateur.model.handle import Model
+from secateur.model.layout import Layout
+from secateur.model.load import RECORD
+from secateur.prune import Pruning
+from secateur.surgery.edits import to_json
+from secateur.version import __version__
+
+FORMAT = 1
+
+
+def identity(
+    model_fingerprint: str, tokens: Tokens, method: str, options: Mapping[str, Any], budget: Budget, seed: int
+) -> str:
+    """sha256 of all that decides a run's outcome; two runs of one identity give the same model."""
+    parts = [
+        model_fingerprint,
+        tokens.fingerprint(),
+        method,
+        dict(options),
+        asdict(budget),
+        seed,
+        __version__,
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def make_record(
+    model: Model,
+    pruning: Pruning,
+    tokens: Tokens,
+    *,
+    model_fingerprint: str,
+    seed: int,
+    cost: Mapping[str, Any],
+    arguments: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Describe a finished pruning of `model`.
+
+    Args:
+        model_fingerprint: of the model as loaded, taken before the pruning.
+        cost: seconds and forwards.
+        arguments: the command line or call as given.
+    """
+    budget = pruning.budget
+    return {
+        "secateur": __version__,
+        "format": FORMAT,
+        "fingerprint": identity(model_fingerprint, tokens, pruning.method, pruning.options, budget, seed),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "method": pruning.method,
+        "options": pruning.options,
+        "seed": seed,
+        "sparsity": {
+            "asked": budget.sparsity,
+            "of": budget.of,
+            "round_to": budget.round_to,
+            "achieved": shares(pruning.before, pruning.after),
+        },
+        "tier": tier(model),
+        "model": {**model.source, "family": model.family.model_type, "fingerprint": model_fingerprint},
+        "calibration": {**tokens.source, "fingerprint": tokens.fingerprint()},
+        "arguments": dict(arguments or {}),
+        "environment": environment(model),
+        "cost": dict(cost),
+        "before": size(pruning.before, model),
+        "after": size(pruning.after, model),
+        "edits": [to_json(edit) for edit in pruning.edits],
+        "evaluations": [],
+        "parents": model.parents,
+    }
+
+
+def size(layout: Layout, model: Model) -> dict[str, Any]:
+    """Sizes of a layout, at the model's dtype."""
+    blocks = layout.blocks.values()
+    return {
+        "parameters": layout.parameters,
+        "block_parameters": layout.block_parameters,
+        "weight_bytes": layout.parameters * model.dtype.itemsize,
+        "blocks": len(layout.blocks),
+        "attentions": sum(block.shape.kv_heads > 0 for block in blocks),
+        "mlps": sum(block.shape.width > 0 for block in blocks),
+        "neurons": sum(block.shape.width for block in blocks),
+        "kv_heads": sum(block.shape.kv_heads for block in blocks),
+    }
+
+
+def environment(model: Model) -> dict[str, Any]:
+    """Versions, threads and device: what else may move a last digit."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "safetensors": safetensors.__version__,
+        "threads": torch.get_num_threads(),
+        "device": str(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attention": model.hf.config._attn_implementation,
+    }
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """The record of a checkpoint, None where there is none.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    path = folder / RECORD
+    if not path.is_file():
+        return None
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    return record
+
+
+def append_evaluation(folder: Path, evaluation: Mapping[str, Any]) -> None:
+    """Add an evaluation to a checkpoint's record, atomically; a folder without one is left alone."""
+    record = read_record(folder)
+    if record is not None:
+        record.setdefault("evaluations", []).append(dict(evaluation))
+        write_file(folder / RECORD, dump(record))
+
+
+def dump(record: Mapping[str, Any]) -> str:
+    """JSON with one entry per line, but each edit on one line: a record is read by people too."""
+    edits = record.get("edits", [])
+    text = json.dumps({**record, "edits": "\0"}, indent=2, ensure_ascii=False)
+    lines = ",\n    ".join(json.dumps(edit) for edit in edits)
+    return text.replace('"\\u0000"', f"[\n    {lines}\n  ]" if edits else "[]") + "\n"

@@ -110,7 +110,7 @@ def prepare(
     if isinstance(calibration, Tokens):
         tokens = calibration
     else:
-        name = calibration or ("demo" if model.source.get("name") == "demo" else "c4")
+        name = calibration or ("demo" if model.source.get("asked") == "demo" else "c4")
         length = length or min(chosen.length, model.max_length or chosen.length)
         tokens = read_tokens(
             model, name, purpose="calibration", length=length, samples=samples or chosen.samples, seed=seed,

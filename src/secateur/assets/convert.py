@@ -103,23 +103,20 @@ def _disk_full_as_oserror() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars and no chatter from transformers, put back afterwards: only the CLI shows progress."""
-    import transformers.modeling_gguf_pytorch_utils as loader
-    from transformers.utils import logging
+    """As `quiet_transformers`, and the GGUF loader's own tqdm, which goes past transformers' switch.
 
-    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    # The GGUF loader uses tqdm directly, past transformers' own switch. (Redirecting stderr instead would
-    # swallow the caller's own progress display.)
+    (Redirecting stderr instead would swallow the caller's progress display.)
+    """
+    import transformers.modeling_gguf_pytorch_utils as loader
+
+    from secateur.quiet import quiet_transformers
+
     tqdm = getattr(loader, "tqdm", None)
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
     if tqdm is not None:
         loader.tqdm = functools.partial(tqdm, disable=True)
     try:
-        yield
+        with quiet_transformers():
+            yield
     finally:
         if tqdm is not None:
             loader.tqdm = tqdm
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

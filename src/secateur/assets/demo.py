@@ -54,7 +54,9 @@ def resolve_model(
         if revision is not None:
             raise InvalidOptionError("the demo model is pinned: leave the revision out.")
         folder = _demo_model(cache, progress)
-        facts = {"name": "SmolLM2-135M-Instruct", "weights": "Q4_1, dequantised to float32"}
+        facts = {"name": "SmolLM2-135M-Instruct", "base_model": "HuggingFaceTB/SmolLM2-135M-Instruct"} | {
+            "weights": "Q4_1, dequantised to float32"
+        }
         return str(folder), {**DEMO_MODEL.provenance, **facts}
     if Path(name).is_dir():
         return name, {"source": "local", "path": str(Path(name).absolute())}

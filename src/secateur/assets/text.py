@@ -43,7 +43,7 @@ def join_rows(rows: Iterable[str], joining: Joining) -> str:
 
 def wikitext_rows(raw: str) -> list[str]:
     """The rows of a `wiki.*.raw` file: its lines, newline kept, as the hub's data set has them."""
-    # Not str.splitlines: it would also cut at U+2028, U+0085 and the like, which occur inside articles.
+    # Not str.splitlines: it would also cut at U+2028, U+0085 and the like.
     lines = raw.replace("\r\n", "\n").split("\n")
     return [line + "\n" for line in lines[:-1]] + ([lines[-1]] if lines[-1] else [])
 

@@ -32,7 +32,7 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **kwargs)
         except SecateurError as error:
             err.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False)
-            logging.getLogger("secateur").error("%s", error)
+            logging.getLogger("secateur.cli").error("%s", error)  # for the log file
             raise typer.Exit(EXIT_REFUSED) from error
         except KeyboardInterrupt:
             err.print("interrupted; no output was written")
@@ -52,6 +52,7 @@ def start_logging(level: str, file: Path | None) -> None:
     logger.setLevel(level.upper() if file is None else min(logging.INFO, logging.getLevelName(level.upper())))
     screen = logging.StreamHandler()
     screen.setLevel(level.upper())
+    screen.addFilter(lambda record: record.name != "secateur.cli")  # printed already
     screen.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
     handlers: list[logging.Handler] = [screen]
     if file is not None:

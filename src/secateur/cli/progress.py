@@ -89,7 +89,7 @@ class _Lines(_Shown):
         if now - self._last >= _LINE_EVERY_S and done:
             self._last = now
             left = (now - self._start) * max(self._total / done - 1, 0)
-            err.print(f"{self._label}: {done / self._total:.0%}, {left:.0f} s left", highlight=False)
+            err.print(f"{self._label}: {min(done / self._total, 1):.0%}, {left:.0f} s left", highlight=False)
 
 
 @contextmanager

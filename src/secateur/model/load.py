@@ -63,6 +63,8 @@ def load(
     location, provenance = resolve_model(name, cache=cache, revision=revision)
     folder = Path(location)
     repair(folder)
+    if not folder.exists() and (folder.is_absolute() or name.startswith((".", "~")) or len(folder.parts) > 2):
+        raise CheckpointError(f"there is no folder {folder}")
     if folder.exists() and not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} is no model folder: it has no config.json")
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -71,7 +73,7 @@ def load(
     if getattr(config, "quantization_config", None):
         raise UnsupportedModelError(f"{name} is quantised; prune the base model and quantise the result")
     hf = _weights(location, config, device, dtype, options)
-    model = Model(hf, _tokenizer(location, options), {"name": name, **provenance})
+    model = Model(hf, _tokenizer(location, options), {"name": name, **provenance, "asked": name})
     commit = getattr(config, "_commit_hash", None)
     if commit:
         model.source["revision"] = commit

@@ -55,8 +55,7 @@ def card(record: Mapping[str, Any], method: Method) -> str:
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
-base_model: {model.get("repository", model["name"])}
-tags:
+{_base_model(model)}tags:
 - pruned
 - secateur
 - {record["method"]}
@@ -65,7 +64,7 @@ tags:
 # {model["name"]}, pruned by {record["method"]}
 
 {achieved["blocks"]:.1%} of the blocks' parameters ({achieved["model"]:.1%} of all) were removed by
-[{record["method"]}]({method.paper}): {method.summary[0].lower()}{method.summary[1:]}
+[{record["method"]}]({method.paper}): {method.summary}
 Nothing was trained afterwards. A pruned model is not the model it came from: judge it on your own data.
 
 | | before | after |
@@ -78,14 +77,19 @@ Nothing was trained afterwards. A pruned model is not the model it came from: ju
 
 ## How it was made
 
-Calibration: {calibration.get("name", "given token ids")}, {calibration.get("samples", "?")} windows of
-{calibration.get("length", "?")} tokens, seed {record["seed"]}{f" (licence of the text: {licence})" if licence else ""}.
+Calibration: {calibration.get("name", "given token ids")}, {calibration.get("samples", "?")} windows of {calibration.get("length", "?")} tokens, seed {record["seed"]}{f" (licence of the text: {licence})" if licence else ""}.
 `secateur.json` has every argument, version and fingerprint, and the edits in order; secateur {record["secateur"]}.
 
 ```bibtex
 {method.bibtex}
 ```
 """
+
+
+def _base_model(model: Mapping[str, Any]) -> str:
+    """The card's line that names a hub model; nothing for a local one."""
+    name = model.get("base_model") or model.get("repository")
+    return f"base_model: {name}\n" if name else ""
 
 
 def _megabytes(size: int) -> str:

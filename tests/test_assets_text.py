@@ -1,0 +1,418 @@
+"""Texts by name and by path: joining, order of places, errors that help, hub and saved data sets."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from secateur.assets import Text, read_text, text_names
+from secateur.assets.catalog import KNOWN_TEXTS
+from secateur.errors import DataError, FetchError, MissingExtraError, UnknownNameError
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+WIKI = " \n = Title = \n \n One\u2028sentence\x85. \n"
+WIKI_JOINED = "\n\n = Title = \n\n\n\n\n One\u2028sentence\x85. \n"
+CHAT = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Good day"}]
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SECATEUR_DATA", "SECATEUR_CACHE", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def read(path: Path) -> Text:
+    return read_text(str(path), purpose="calibration")
+
+
+def lines(*rows: object) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def plain(text: Text) -> str:
+    assert text.text is not None
+    assert text.conversations is None
+    return text.text
+
+
+# --- local files ---
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".raw", ".md"])
+def test_plain_files_are_taken_as_they_are(tmp_path: Path, suffix: str) -> None:
+    content = " \n = Title =\r\n\n\nzwölf\u2028x\n"
+    text = read(write(tmp_path / f"a{suffix}", content))
+    assert plain(text) == content
+    assert text.provenance["path"] == str(tmp_path / f"a{suffix}")
+    assert text.provenance["sha256"] == hashlib.sha256(content.encode()).hexdigest()
+
+
+def test_byte_order_mark_is_dropped(tmp_path: Path) -> None:
+    assert plain(read(write(tmp_path / "a.txt", b"\xef\xbb\xbfword"))) == "word"
+    assert plain(read(write(tmp_path / "a.jsonl", b'\xef\xbb\xbf{"text": "word"}'))) == "word"
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+def test_documents_are_joined_by_a_blank_line(tmp_path: Path, suffix: str) -> None:
+    content = lines({"text": "one\n", "url": "x"}, {"text": "two"}) + "\n"
+    text = read(write(tmp_path / f"a{suffix}", content.replace("\n", "\r\n")))
+    assert plain(text) == "one\n\n\ntwo"
+    assert text.provenance["documents"] == "2"
+
+
+def test_chat_lines_become_conversations(tmp_path: Path) -> None:
+    extra = [{**CHAT[0], "name": "Ann"}, CHAT[1]]
+    text = read(write(tmp_path / "a.jsonl", lines({"messages": CHAT}, {"messages": extra})))
+    assert text.text is None
+    assert text.conversations == (CHAT, CHAT)
+    assert json.loads(json.dumps(dict(text.provenance))) == text.provenance
+
+
+def test_parquet_gives_what_json_lines_give(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    for name, rows in {
+        "t": [{"text": "one", "n": 1}, {"text": "two", "n": 2}],
+        "m": [{"messages": CHAT}],
+    }.items():
+        parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
+        table, flat = (
+            read(tmp_path / f"{name}.parquet"),
+            read(write(tmp_path / f"{name}.jsonl", lines(*rows))),
+        )
+        assert (table.text, table.conversations) == (flat.text, flat.conversations)
+        assert table.provenance["text_sha256"] == flat.provenance["text_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([{"content": "x"}], "'text'"),
+        ([{"text": "one"}, {"text": None}], "row 2"),
+        ([{"messages": [{"role": "user"}]}], "row 1"),
+        ([{"text": "one", "messages": CHAT}], "both"),
+    ],
+)
+def test_wrong_parquet_is_refused(tmp_path: Path, rows: list[Any], says: str) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=says) as caught:
+        read(tmp_path / "a.parquet")
+    assert "a.parquet" in str(caught.value)
+
+
+def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingExtraError, match=r"secateur\[data\]"):
+        read(write(tmp_path / "a.parquet", b"PAR1"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.txt", b"", "empty"),
+        ("a.txt", b" \n\t\n", "empty"),
+        ("a.jsonl", b"\n\n", "empty"),
+        ("a.jsonl", b'{"text": " "}\n', "empty"),
+        ("a.txt", b"good\ngood\nb\xe4d\n", "line 3.*UTF-8"),
+        ("a.txt", "wide".encode("utf-16"), "line 1.*UTF-8"),
+        ("a.jsonl", b'{"text": "a"}\n\n{"text": \n', "line 3.*JSON"),
+        ("a.json", b'{\n "text": "a"\n}\n', "line 1.*every line"),
+        ("a.json", b'[{"text": "a"}]', "line 1.*array.*every line"),
+        ("a.jsonl", b'{"text": "a"}\n{"body": "b"}\n', "line 2.*neither"),
+        ("a.jsonl", b'{"text": "a", "messages": []}\n', "line 1.*both"),
+        ("a.jsonl", b'{"text": "a"}\n{"messages": [{"role": "user", "content": "b"}]}\n', "line 2.*mix"),
+        ("a.jsonl", b'{"text": 3}\n', "line 1.*string"),
+        ("a.jsonl", b'{"text": "\\ud800"}\n', "line 1.*surrogate"),
+        ("a.jsonl", b'{"messages": []}\n', "line 1.*at least one"),
+        ("a.jsonl", b'{"messages": "hello"}\n', "line 1.*list"),
+        ("a.jsonl", b'{"messages": ["hello"]}\n', "line 1.*role.*content"),
+        ("a.jsonl", b'{"messages": [{"role": "user", "content": null}]}\n', "line 1.*'content'.*null"),
+        ("a.parquet", b"not parquet", "Parquet"),
+        ("a.csv", b"text\nhello\n", r"'\.csv'.*\.txt.*\.parquet"),
+    ],
+)
+def test_a_file_that_will_not_do_is_named_with_its_line(tmp_path: Path, name: str, content: bytes, says: str) -> None:
+    if name.endswith(".parquet"):
+        pytest.importorskip("pyarrow")
+    file = write(tmp_path / name, content)
+    with pytest.raises(DataError, match=says) as caught:
+        read(file)
+    assert str(file) in str(caught.value)
+
+
+def test_missing_files_and_unknown_names_differ(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no file"):
+        read(tmp_path / "a.txt")
+    with pytest.raises(DataError, match="no file"):
+        read_text("typo.txt", purpose="evaluation")
+    with pytest.raises(DataError, match="is a folder"):
+        read(write(tmp_path / "folder.txt" / "x", "x").parent)
+    with pytest.raises(UnknownNameError, match=r"Did you mean 'wikitext2'.*\.jsonl"):
+        read_text("wikitext", purpose="evaluation")
+    with pytest.raises(UnknownNameError, match="Did you mean 'evaluation'"):
+        read_text("c4", purpose="evaluate")  # type: ignore[arg-type]
+
+
+# --- a data folder ---
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    write(folder / "c4/c4_train_shard00000_first1000.jsonl", lines({"text": "train a"}, {"text": "train b"}))
+    write(folder / "c4/c4_validation_2000.jsonl", lines({"text": "validation"}))
+    write(folder / "wikitext2/wiki.test.raw", WIKI)
+    write(folder / "wikitext2/wiki.valid.raw", WIKI.replace("Title", "Valid"))
+    write(folder / "fineweb_edu/fineweb_edu_sample_1MB.txt", "a\n\nb\n")
+    return folder
+
+
+def test_every_known_text_but_the_demo_is_found_in_the_folder(data: Path) -> None:
+    expected = {
+        ("c4", "calibration"): ("train a\n\ntrain b", "train"),
+        ("c4", "evaluation"): ("validation", "validation"),
+        ("wikitext2", "calibration"): (WIKI_JOINED.replace("Title", "Valid"), "validation"),
+        ("wikitext2", "evaluation"): (WIKI_JOINED, "test"),
+        ("fineweb-edu", "calibration"): ("a\n\nb\n", "train"),
+        ("fineweb-edu", "evaluation"): ("a\n\nb\n", "train"),
+    }
+    assert {name for name, _ in expected} == set(text_names()) - {"demo"}
+    for (name, purpose), (joined, split) in expected.items():
+        text = read_text(name, purpose=purpose, data=data)  # type: ignore[arg-type]
+        assert (plain(text), text.name) == (joined, name)
+        facts = text.provenance
+        assert facts["split"] == split
+        assert facts["licence"] == KNOWN_TEXTS[name].licence
+        assert facts["sha256"] == hashlib.sha256(Path(facts["path"]).read_bytes()).hexdigest()
+        assert facts["text_sha256"] == hashlib.sha256(joined.encode()).hexdigest()
+
+
+def test_wikitext_train_is_preferred_and_line_ends_do_not_matter(data: Path) -> None:
+    write(data / "wikitext2/wiki.train.raw", WIKI.replace("\n", "\r\n"))
+    text = read_text("wikitext2", purpose="calibration", data=data)
+    assert (plain(text), text.provenance["split"]) == (WIKI_JOINED, "train")
+
+
+def test_a_users_own_raw_file_is_not_joined_as_wikitext(data: Path) -> None:
+    assert plain(read(data / "wikitext2/wiki.test.raw")) == WIKI
+
+
+def test_the_environment_gives_the_folder_too(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECATEUR_DATA", str(data))
+    assert plain(read_text("c4", purpose="evaluation")) == "validation"
+    with pytest.raises(DataError, match="--data"):
+        read_text("c4", purpose="evaluation", data=data.parent)
+
+
+def test_a_folder_without_the_text_never_leads_to_the_hub(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    (data / "wikitext2/wiki.valid.raw").unlink()
+    with pytest.raises(DataError) as caught:
+        read_text("wikitext2", purpose="calibration", data=data)
+    for looked_for in ("wikitext2/wiki.train.raw", "wikitext2/wiki.valid.raw", "wikitext-2"):
+        assert looked_for in str(caught.value)
+    with pytest.raises(DataError, match="no data folder"):
+        read_text("c4", purpose="calibration", data=data / "nowhere")
+
+
+def test_wikitext_of_the_shared_data_is_the_papers_text() -> None:
+    if not SHARED.is_dir():
+        pytest.skip("the shared data is not on this machine")
+    raw = SHARED / "wikitext2" / "wiki.test.raw"
+    text = read_text("wikitext2", purpose="evaluation", data=SHARED)
+    with raw.open(encoding="utf-8", newline="\n") as file:
+        rows = [row if row.strip() else "" for row in file]
+    assert len(rows) == 4358
+    assert plain(text) == "\n\n".join(rows)
+    # 304,986 tokens of SmolLM2: seen once with the demo tokenizer, and the count of the reference.
+    assert len(plain(text)) == 1_294_336
+    assert text.provenance["text_sha256"].startswith("696cca6b65a171b0")
+    assert text.provenance["sha256"].startswith("173c87a53759e020")
+
+
+# --- data sets saved to disk ---
+
+
+def save(folder: Path, rows: dict[str, list[str]] | list[str], split: str | None = None) -> None:
+    datasets = pytest.importorskip("datasets")
+    if isinstance(rows, dict):
+        saved = datasets.DatasetDict({k: datasets.Dataset.from_dict({"text": v}) for k, v in rows.items()})
+    else:
+        saved = datasets.Dataset.from_dict({"text": rows}, split=split)
+    datasets.disable_progress_bars()
+    saved.save_to_disk(str(folder))
+    datasets.enable_progress_bars()
+
+
+def test_saved_data_sets_are_read_by_split(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rows = ["", " = Title = \n", "", " One\u2028sentence\x85. \n"]  # as the hub has them
+    save(tmp_path / "wikitext-2", {"test": rows, "validation": ["valid\n"]})
+    save(tmp_path / "c4_train", [f"document {n}" for n in range(1002)], "train")
+    save(tmp_path / "c4_val", ["validation"], "train")
+    save(tmp_path / "fineweb-edu", ["edu"])
+    capfd.readouterr()
+    wiki = read_text("wikitext2", purpose="evaluation", data=tmp_path)
+    assert (plain(wiki), wiki.provenance["split"]) == (WIKI_JOINED, "test")
+    assert plain(read_text("wikitext2", purpose="calibration", data=tmp_path)) == "valid\n"
+    c4 = read_text("c4", purpose="calibration", data=tmp_path)
+    assert plain(c4).endswith("document 999")
+    assert c4.provenance["documents"] == "1000"
+    assert plain(read_text("c4", purpose="evaluation", data=tmp_path)) == "validation"
+    edu = read_text("fineweb-edu", purpose="evaluation", data=tmp_path)
+    assert (plain(edu), "split" in edu.provenance) == ("edu", False)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_saved_data_set_of_another_split_or_kind_is_refused(tmp_path: Path) -> None:
+    save(tmp_path / "wikitext-2", ["row\n"], "test")
+    with pytest.raises(DataError, match=r"'test'.*'train' or 'validation'"):
+        read_text("wikitext2", purpose="calibration", data=tmp_path)
+    save(tmp_path / "c4_train", {"test": ["row"]})
+    with pytest.raises(DataError, match="splits test; 'train'"):
+        read_text("c4", purpose="calibration", data=tmp_path)
+    write(tmp_path / "c4_val" / "notes", "x")
+    with pytest.raises(DataError, match="save_to_disk"):
+        read_text("c4", purpose="evaluation", data=tmp_path)
+
+
+# --- the hub ---
+
+
+class FakeHub:
+    """Stands for `datasets` and for the hub's answer to "which commit?"."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        self.read = 0
+        self.fails: Exception | None = None
+        self.bars_off = False
+
+    def load_dataset(self, *args: Any, **kwargs: Any) -> Iterator[dict[str, str]]:
+        assert self.bars_off
+        self.calls.append((args, kwargs))
+        if self.fails is not None:
+            raise self.fails
+        return self._rows()
+
+    def _rows(self) -> Iterator[dict[str, str]]:
+        for number in range(3000):
+            self.read += 1
+            yield {"text": f"document {number}"}
+
+    def are_progress_bars_disabled(self) -> bool:
+        return self.bars_off
+
+    def disable_progress_bars(self) -> None:
+        self.bars_off = True
+
+    def enable_progress_bars(self) -> None:
+        self.bars_off = False
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> FakeHub:
+    import huggingface_hub
+
+    fake = FakeHub()
+    monkeypatch.setitem(sys.modules, "datasets", fake)
+
+    def dataset_info(self: object, repository: str, *, revision: str | None) -> SimpleNamespace:
+        return SimpleNamespace(sha=f"resolved {revision}")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", dataset_info)
+    return fake
+
+
+def test_the_hub_is_read_at_the_resolved_commit(hub: FakeHub) -> None:
+    for name, purpose, count in [
+        ("c4", "calibration", 1000),
+        ("c4", "evaluation", 1100),
+        ("fineweb-edu", "evaluation", 500),
+        ("wikitext2", "evaluation", 3000),
+    ]:
+        hub.calls.clear()
+        hub.read = 0
+        text = read_text(name, purpose=purpose, data=None)  # type: ignore[arg-type]
+        source = KNOWN_TEXTS[name].places[purpose].hub  # type: ignore[index]
+        [(args, kwargs)] = hub.calls
+        assert args == (source.repository, source.config)
+        assert kwargs["revision"] == text.provenance["revision"] == f"resolved {source.revision}"
+        assert kwargs["split"] == source.split
+        assert kwargs["streaming"] is (source.documents is not None)
+        assert text.provenance["repository"] == source.repository
+        assert hub.read == count
+        assert plain(text).endswith(f"document {count - 1}")
+        assert not hub.bars_off
+    assert all(isinstance(value, str) for value in text.provenance.values())
+
+
+def test_c4_is_one_pinned_file() -> None:
+    for purpose, place in KNOWN_TEXTS["c4"].places.items():
+        assert place.hub.revision == "607bd4c8450a42878aa9ddc051a65a055450ef87", purpose
+        assert place.hub.data_file is not None
+        assert place.hub.split in place.hub.data_file
+
+
+def test_without_datasets_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(MissingExtraError, match=r"secateur\[data\]"):
+        read_text("c4", purpose="calibration")
+
+
+def hub_error(name: str) -> Exception:
+    """An error of the hub's own classes, as far as they take a message and a response."""
+    import huggingface_hub.errors as errors
+
+    response = SimpleNamespace(headers={}, request=None)
+    return getattr(errors, name)("the server's words", response=response)
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        ("GatedRepoError", "gated.*licence at https://huggingface.co/datasets/allenai/c4.*hf auth login"),
+        ("RepositoryNotFoundError", "hub has no allenai/c4.*HF_TOKEN"),
+        ("RevisionNotFoundError", "hub has no allenai/c4.*HF_TOKEN"),
+        (
+            ConnectionError("Couldn't reach 'allenai/c4' on the Hub (OfflineModeIsEnabled)"),
+            "HF_HUB_OFFLINE.*demo",
+        ),
+        (ConnectionError("Name or service not known"), "network.*--data.*Name or service not known"),
+        (TimeoutError("timed out"), "network.*timed out"),
+    ],
+)
+def test_hub_errors_name_the_way_out(hub: FakeHub, error: str | Exception, says: str) -> None:
+    hub.fails = hub_error(error) if isinstance(error, str) else error
+    with pytest.raises(FetchError, match=says):
+        read_text("c4", purpose="calibration")
+    assert not hub.bars_off
+
+
+def test_offline_a_pinned_commit_is_asked_of_the_local_cache(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    def offline(self: object, repository: str, *, revision: str | None) -> None:
+        raise OfflineModeIsEnabled("offline mode is enabled")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", offline)
+    text = read_text("wikitext2", purpose="evaluation")
+    assert text.provenance["revision"] == KNOWN_TEXTS["wikitext2"].places["evaluation"].hub.revision
+    hub.fails = ConnectionError("not cached (OfflineModeIsEnabled)")
+    with pytest.raises(FetchError, match="HF_HUB_OFFLINE"):
+        read_text("wikitext2", purpose="evaluation")

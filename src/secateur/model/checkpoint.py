@@ -81,7 +81,8 @@ def _stock_config(model: Model) -> PreTrainedConfig | None:
         setattr(plain, name, value)
     stock_class: Any = CONFIG_MAPPING[family.model_type]
     stock: Any = copy.deepcopy(plain)
-    stock.__class__, stock.model_type = stock_class, stock_class.model_type
+    stock.__class__ = stock_class
+    stock.__dict__.pop("model_type", None)  # the class has it
     if getattr(stock, "auto_map", None):
         del stock.auto_map
     stock_model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[stock_class]

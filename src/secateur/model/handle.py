@@ -154,6 +154,7 @@ def _adopt(hf: PreTrainedModel) -> None:
             f"{model_class.__mro__[2].__name__}; adapters must be merged, wrappers taken off"
         )
     config = copy.deepcopy(hf.config)
-    config.__class__, config.model_type = config_class, config_class.model_type
+    config.__class__ = config_class
+    config.__dict__["model_type"] = config_class.model_type  # set there when it came from a file
     hf.__class__ = model_class
     hf.config = config

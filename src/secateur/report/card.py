@@ -34,7 +34,7 @@ Stock transformers with neither refuses to load it, on purpose: it would fill wh
 
 def card(record: Mapping[str, Any], method: Method) -> str:
     """Render the card of a record."""
-    model, calibration = record["model"], record["calibration"]
+    model = record["model"]
     before, after = record["before"], record["after"]
     achieved = record["sparsity"]["achieved"]
     rows = [
@@ -51,7 +51,6 @@ def card(record: Mapping[str, Any], method: Method) -> str:
         for each in record.get("perplexity", [])
     ]  # fmt: skip
     table = "\n".join(f"| {name} | {old} | {new} |" for name, old, new in rows)
-    licence = calibration.get("licence")
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -77,13 +76,20 @@ Nothing was trained afterwards. A pruned model is not the model it came from: ju
 
 ## How it was made
 
-Calibration: {calibration.get("name", "given token ids")}, {calibration.get("samples", "?")} windows of {calibration.get("length", "?")} tokens, seed {record["seed"]}{f" (licence of the text: {licence})" if licence else ""}.
+{_calibration(record)}
 `secateur.json` has every argument, version and fingerprint, and the edits in order; secateur {record["secateur"]}.
 
 ```bibtex
 {method.bibtex}
 ```
 """
+
+
+def _calibration(record: Mapping[str, Any]) -> str:
+    used = record["calibration"]
+    licence = f" (licence of the text: {used['licence']})" if "licence" in used else ""
+    text = f"{used.get('name', 'token ids as given')}, {used.get('samples', '?')} windows of {used.get('length', '?')} tokens"
+    return f"Calibration: {text}, seed {record['seed']}{licence}."
 
 
 def _base_model(model: Mapping[str, Any]) -> str:

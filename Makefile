@@ -1,0 +1,57 @@
+# Everything sets up .venv itself, with pip. `make demo` and `make test` are all that a fresh machine needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= out/smollm2-135m-2ssp-25
+CONSTRAIN := -q -c constraints.txt
+
+.PHONY: demo test unit slow lint bench clean
+
+# Downloads are a step of their own, so that the demo can say how long everything else took.
+$(VENV)/.demo: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@start=$$(date +%s); \
+	$(BIN)/pip download $(CONSTRAIN) --dest $(VENV)/wheels '.[demo]' setuptools && \
+	echo $$(( $$(date +%s) - start )) > $(VENV)/.download_seconds
+	$(BIN)/pip install $(CONSTRAIN) --no-index --find-links $(VENV)/wheels -e '.[demo]'
+	@rm -rf $(VENV)/wheels; touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install $(CONSTRAIN) -e '.[all,dev]'
+	@touch $@
+
+demo:
+	@rm -f $(VENV)/.download_seconds; start=$$(date +%s); \
+	$(MAKE) --no-print-directory $(VENV)/.demo && \
+	echo "== 2SSP removes 25 % of the blocks' parameters of SmolLM2-135M-Instruct ==" && \
+	$(BIN)/secateur fetch demo && \
+	$(BIN)/secateur prune demo --method 2ssp --sparsity 0.25 --calibration demo --samples 16 --length 1024 \
+	  --search-length 512 --out $(OUT) && \
+	$(BIN)/secateur eval $(OUT) --against demo --perplexity demo --samples 10 --length 1024 --latency \
+	  --generate "The theory of relativity" && \
+	total=$$(( $$(date +%s) - start )); downloads=$$(cat $(VENV)/.download_seconds 2>/dev/null || echo 0); \
+	echo; echo "method: 2ssp (arXiv 2501.17771); the checkpoint lies in $(OUT)"; \
+	echo "took $$total s, of which $$downloads s were package downloads: $$(( total - downloads )) s without"
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m slow --durations=10
+
+unit: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not slow" --durations=10
+
+slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow --durations=10
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev
+	$(BIN)/python bench/sweep.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -82,7 +82,7 @@ class Visit:
             with _tapped(self.block, taps, weights):
                 output = run_block(module, hidden, kwargs)
             if "block_out" in taps:
-                taps["block_out"](output, weights)
+                taps["block_out"](output, weights.to(output.device))
             if keep:
                 self._hidden[rows] = output
             self._run.meter.block_tokens += weights.numel()
@@ -99,7 +99,7 @@ def _tapped(block: Block, taps: dict[str, Look], weights: Tensor) -> Iterator[No
 
     def hook_for(look: Look) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         # some MLPs flatten (batch, length) away; taps always see it
-        return lambda module, args: look(args[0].reshape(*weights.shape, -1), weights)
+        return lambda module, args: look(args[0].reshape(*weights.shape, -1), weights.to(args[0].device))
 
     handles = [module.register_forward_pre_hook(hook_for(taps[name])) for name, module in places.items()]
     try:

@@ -88,8 +88,8 @@ Nothing was trained afterwards. A pruned model is not the model it came from: ju
 def _calibration(record: Mapping[str, Any]) -> str:
     used = record["calibration"]
     licence = f" (licence of the text: {used['licence']})" if "licence" in used else ""
-    text = f"{used.get('name', 'token ids as given')}, {used.get('samples', '?')} windows of {used.get('length', '?')} tokens"
-    return f"Calibration: {text}, seed {record['seed']}{licence}."
+    windows = f"{used.get('samples', '?')} windows of {used.get('length', '?')} tokens"
+    return f"Calibration: {used.get('name', 'token ids as given')}, {windows}, seed {record['seed']}{licence}."
 
 
 def _base_model(model: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """Stage 2 of 2SSP: a greedy round by `sweep` against running the whole model for each candidate.
 
-Same tokens, threads, batch of one sequence and chunked loss in both; alternating in one run; medians. Prints the ratio of
+Same tokens, threads and chunked loss in both; alternating in one run; medians. Prints the ratio of
 times beside the ratio of work, counted in tokens through blocks and through the head.
 
     make bench          (or: python bench/sweep.py --length 256 --rounds 5)

@@ -1,0 +1,181 @@
+"""Tiny random models of every family, a tiny tokenizer, and a model whose closed blocks have no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, CONFIG_MAPPING, PreTrainedConfig, PreTrainedTokenizerFast
+
+from secateur.engine.tokens import Tokens
+from secateur.model.handle import Model
+from secateur.model.modeling_secateur import FAMILIES
+from secateur.model.views import Block
+
+FAMILY_NAMES: tuple[str, ...] = tuple(FAMILIES)
+VOCABULARY = 97
+HIDDEN = 32
+BLOCKS = 4
+WINDOW = 6  # of the families with sliding attention; shorter than the tests' sequences
+
+# What differs from one family to the next, so that a number taken from the wrong place shows.
+_COMMON: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": HIDDEN,
+    "num_hidden_layers": BLOCKS,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": False,
+    "bos_token_id": None,
+    "eos_token_id": None,  # nothing ends a generation by chance
+    "pad_token_id": None,
+}
+_CONFIGS: dict[str, dict[str, Any]] = {
+    "llama": {"intermediate_size": 48, "num_attention_heads": 8, "num_key_value_heads": 4, "attention_bias": True,
+              "mlp_bias": True},
+    "mistral": {"intermediate_size": 56, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+                "sliding_window": WINDOW},
+    "qwen2": {"intermediate_size": 40, "num_attention_heads": 6, "num_key_value_heads": 3, "hidden_size": 48,
+              "use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 0,
+              "layer_types": ["full_attention", "sliding_attention", "full_attention", "sliding_attention"]},
+    "qwen3": {"intermediate_size": 44, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+              "tie_word_embeddings": True},
+    "phi3": {"intermediate_size": 52, "num_attention_heads": 8, "num_key_value_heads": 4, "sliding_window": None},
+    "opt": {"ffn_dim": 60, "num_attention_heads": 4, "word_embed_proj_dim": HIDDEN, "dropout": 0.0,
+            "tie_word_embeddings": True, "pad_token_id": 1},  # its positions need a padding index
+}  # fmt: skip
+
+
+def tiny_config(family: str, **overrides: Any) -> PreTrainedConfig:
+    """A stock configuration of four small blocks; `overrides` win."""
+    return CONFIG_MAPPING[family](**{**_COMMON, **_CONFIGS[family], **overrides})
+
+
+def tiny_hf(family: str, seed: int = 0, **overrides: Any) -> Any:
+    """A random stock model in float32. Biases and norm weights are random too, so that forgetting one shows."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        hf: Any = AutoModelForCausalLM.from_config(tiny_config(family, **overrides), dtype=torch.float32)
+        with torch.no_grad():
+            for parameter in hf.parameters():
+                noise = torch.randn_like(parameter)
+                parameter.copy_(0.15 * noise if parameter.dim() > 1 else parameter + 0.2 * noise)
+    hf.generation_config.eos_token_id = None
+    hf.generation_config.pad_token_id = None
+    return hf.eval()
+
+
+def tiny(family: str, seed: int = 0, **overrides: Any) -> Model:
+    """`tiny_hf` as secateur sees it."""
+    return Model(tiny_hf(family, seed, **overrides), source={"name": f"tiny-{family}"})
+
+
+def tiny_closed(family: str, seed: int = 0, **overrides: Any) -> ClosedModel:
+    """The same model as `tiny`, with the weights of a block there only while it is open."""
+    return ClosedModel(tiny_hf(family, seed, **overrides), source={"name": f"tiny-{family}"})
+
+
+def tiny_tokens(model: Model, samples: int, length: int, seed: int = 0) -> Tokens:
+    """Random windows, without the ids that a tiny tokenizer or a padding index would treat as special."""
+    generator = torch.Generator().manual_seed(seed)
+    return Tokens.of(torch.randint(5, model.vocab_size, (samples, length), generator=generator))
+
+
+@torch.no_grad()
+def logits(model: Model | nn.Module, ids: Tensor, **kwargs: Any) -> Tensor:
+    """ids (samples, length) -> (samples, length, vocabulary), without a cache."""
+    hf: Any = model.hf if isinstance(model, Model) else model
+    return hf(input_ids=ids, use_cache=False, **kwargs).logits
+
+
+def parameters(model: Model) -> int:
+    return sum(p.numel() for p in model.hf.parameters())
+
+
+SPECIAL = ("<unk>", "<pad>", "<|im_start|>", "<|im_end|>")
+CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 \n.,:;!?'\"()-_"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def tiny_tokenizer(*, chat: bool = True) -> PreTrainedTokenizerFast:
+    """One token per character, with offsets and (unless `chat` is off) a chat template; fits the tiny vocabulary."""
+    vocabulary = {token: number for number, token in enumerate([*SPECIAL, *CHARACTERS])}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    core.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        unk_token="<unk>",
+        pad_token="<pad>",
+        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
+        clean_up_tokenization_spaces=False,
+    )
+    if chat:
+        tokenizer.chat_template = CHAT_TEMPLATE
+    assert len(tokenizer) <= VOCABULARY
+    return tokenizer
+
+
+class ClosedModel(Model):
+    """A model whose closed blocks lie on `meta`: what a streamed model larger than memory would be.
+
+    A block has weights only inside `open`, which may be entered again for the same block. At most one block is open
+    at a time. What was changed in an open block, replaced modules included, is written back when it closes.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.stored: dict[int, dict[str, Tensor]] = {}  # by block number of the model as loaded
+        self.depth = 0  # how often the open block has been entered
+        self.opened: int | None = None
+        self.openings: list[int] = []  # block numbers, in the order in which weights were fetched
+        for number, block in enumerate(self.blocks):
+            self._close(number, block)
+
+    @contextmanager
+    def open(self, number: int) -> Iterator[Block]:
+        assert self.opened in (None, number), f"block {number} is opened while block {self.opened} is"
+        module = self.blocks[self.position(number)]
+        if self.depth == 0:
+            _fill(module, self.stored.pop(number))
+            self.openings.append(number)
+        self.opened, self.depth = number, self.depth + 1
+        try:
+            yield Block(number, module, self.family)
+        finally:
+            self.depth -= 1
+            if self.depth == 0:
+                self.opened = None
+                self._close(number, module)
+
+    def forget_block(self, number: int) -> None:
+        super().forget_block(number)
+        del self.stored[number]
+
+    def whole(self) -> Model:
+        """The same model with all weights present, as a plain `Model`; this one is used up."""
+        assert self.opened is None
+        for number in self.numbers:
+            _fill(self.blocks[self.position(number)], self.stored.pop(number))
+        model = Model(self.hf, self.tokenizer, self.source)
+        model.numbers = list(self.numbers)
+        return model
+
+    def _close(self, number: int, module: nn.Module) -> None:
+        self.stored[number] = {name: tensor.detach().clone() for name, tensor in module.named_parameters()}
+        _fill(module, {name: tensor.to("meta") for name, tensor in self.stored[number].items()})
+
+
+def _fill(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Replace all parameters of a block; handles to the old ones are worth nothing afterwards."""
+    assert tensors.keys() == {name for name, _ in module.named_parameters()}
+    for path, tensor in tensors.items():
+        owner, _, name = path.rpartition(".")
+        old = module.get_submodule(owner)._parameters[name]
+        module.get_submodule(owner)._parameters[name] = nn.Parameter(tensor, requires_grad=old.requires_grad)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -88,4 +89,8 @@ def _stock_config(model: Model) -> PreTrainedConfig | None:
     stock_model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[stock_class]
     stock.architectures = [stock_model.__name__]
     stock.dtype = str(model.dtype).removeprefix("torch.")
+    try:
+        stock.validate()  # Llama's own check wants a hidden size that the number of heads divides
+    except StrictDataclassError:
+        return None
     return stock

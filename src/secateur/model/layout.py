@@ -72,12 +72,10 @@ class Layout:
 
     @classmethod
     def of(cls, model: Model) -> Layout:
-        """Read the layout off the real modules."""
-        blocks = {}
-        for number in model.numbers:
-            with model.open(number) as block:
-                blocks[number] = read_block(block.module, block.family)
-        inside = {id(p) for block in model.hf.get_submodule(model.family.blocks).children() for p in block.parameters()}
+        """Read the layout off the real modules. Shapes need no weights, so no block is opened."""
+        family, modules = model.family, list(model.blocks)
+        blocks = {number: read_block(module, family) for number, module in zip(model.numbers, modules, strict=True)}
+        inside = {id(parameter) for module in modules for parameter in module.parameters()}
         return cls(blocks=blocks, other=sum(p.numel() for p in model.hf.parameters() if id(p) not in inside))
 
     @property

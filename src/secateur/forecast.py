@@ -48,7 +48,6 @@ def forecast(
     dtype: str = "auto",
     revision: str | None = None,
     cache: Path | None = None,
-    trust_remote_code: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
     """Foretell a run of `method` on the model `name`.
@@ -59,7 +58,7 @@ def forecast(
     Raises:
         InfeasibleBudgetError and the other errors that the run itself would raise for its arguments.
     """
-    hollow = hollow_model(name, dtype=dtype, revision=revision, cache=cache, trust_remote_code=trust_remote_code)
+    hollow = hollow_model(name, dtype=dtype, revision=revision, cache=cache)
     layout = hollow.layout()
     samples = samples or method.samples
     length = length or min(method.length, hollow.max_length or method.length)
@@ -86,15 +85,14 @@ def hollow_model(
     dtype: str = "auto",
     revision: str | None = None,
     cache: Path | None = None,
-    trust_remote_code: bool = False,
 ) -> Model:
     """A model without weights (on `meta`), from its configuration alone; its source names its `model_type`."""
     location, _ = resolve_model(name, cache=cache, revision=revision)
-    config = read_config(location, revision=revision, trust_remote_code=trust_remote_code)
+    config = read_config(location, revision)
     require_family(config)
     kind = getattr(torch, dtype) if dtype != "auto" else (config.dtype or torch.float32)
     with torch.device("meta"), quiet_transformers():
-        hf = AutoModelForCausalLM.from_config(config, dtype=kind, trust_remote_code=trust_remote_code)
+        hf = AutoModelForCausalLM.from_config(config, dtype=kind)
     return Model(hf, source={"name": name, "model_type": config.model_type})
 
 

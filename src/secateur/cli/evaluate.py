@@ -22,7 +22,6 @@ from secateur.cli.options import (
     LogLevel,
     ModelName,
     Revision,
-    TrustRemoteCode,
 )  # fmt: skip
 from secateur.cli.progress import Bars
 from secateur.errors import InvalidOptionError
@@ -46,7 +45,6 @@ def evaluate(
     revision: Revision = None,
     data: Data = None,
     cache_dir: CacheDir = None,
-    trust_remote_code: TrustRemoteCode = False,
     log_level: LogLevel = "warning",
     log_file: LogFile = None,
     as_json: Json = False,
@@ -59,8 +57,8 @@ def evaluate(
     if not (perplexity or latency or generate):
         raise InvalidOptionError("nothing to do: give --perplexity TEXT, --latency or --generate PROMPT")
     options: dict[str, Any] = {"device": device, "dtype": dtype, "cache": cache_dir}
-    judged = load(model, revision=revision, trust_remote_code=trust_remote_code, **options)
-    other = load(against, trust_remote_code=trust_remote_code, **options) if against else None
+    judged = load(model, revision=revision, **options)
+    other = load(against, **options) if against else None
     report = api.evaluate(
         judged, against=other, perplexity_on=perplexity or (), length=length, samples=samples, with_latency=latency,
         prompts=generate or (), data=data, cache=cache_dir, run=Run(observer=Bars()),

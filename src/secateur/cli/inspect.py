@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from secateur.cli.guard import out
-from secateur.cli.options import CacheDir, Json, ModelName, Revision, TrustRemoteCode
+from secateur.cli.options import CacheDir, Json, ModelName, Revision
 from secateur.forecast import hollow_model
 from secateur.model.modeling_secateur import PREFIX, Shape
 from secateur.report.record import read_record
@@ -21,11 +21,10 @@ def inspect(
     model: ModelName,
     revision: Revision = None,
     cache_dir: CacheDir = None,
-    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
     """Show what a model is made of and, if secateur pruned it, how. Loads no weights."""
-    hollow = hollow_model(model, revision=revision, cache=cache_dir, trust_remote_code=trust_remote_code)
+    hollow = hollow_model(model, revision=revision, cache=cache_dir)
     layout = hollow.layout()
     record = read_record(Path(model))
     shapes = [block.shape for block in layout.blocks.values()]

@@ -25,7 +25,6 @@ from secateur.cli.options import (
     LogLevel,
     ModelName,
     Revision,
-    TrustRemoteCode,
 )  # fmt: skip
 from secateur.cli.progress import Bars
 from secateur.errors import InvalidOptionError, OutputExistsError
@@ -67,7 +66,6 @@ def _prune(
     revision: Revision = None,
     data: Data = None,
     cache_dir: CacheDir = None,
-    trust_remote_code: TrustRemoteCode = False,
     log_level: LogLevel = "warning",
     log_file: LogFile = None,
     as_json: Json = False,
@@ -84,7 +82,7 @@ def _prune(
         _show_forecast(
             forecast(
                 model, get_method(method), budget, samples=samples, length=length, device=device, dtype=dtype,
-                revision=revision, cache=cache_dir, trust_remote_code=trust_remote_code, **options,
+                revision=revision, cache=cache_dir, **options,
             ),
             as_json,
         )  # fmt: skip
@@ -94,9 +92,7 @@ def _prune(
     repair(out_dir)
     if out_dir.exists() and not out_dir.is_dir():
         raise OutputExistsError(f"{out_dir} is a file; --out takes a folder")
-    loaded = load(
-        model, device=device, dtype=dtype, revision=revision, cache=cache_dir, trust_remote_code=trust_remote_code
-    )
+    loaded = load(model, device=device, dtype=dtype, revision=revision, cache=cache_dir)
     job = prepare(
         loaded, method, sparsity=sparsity, of=of, round_to=round_to, calibration=calibration, samples=samples,  # type: ignore[arg-type]
         length=length, seed=seed, count=count, data=data, cache=cache_dir, **options,  # type: ignore[arg-type]

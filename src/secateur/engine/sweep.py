@@ -100,6 +100,8 @@ def sample_sweep(
 ) -> Tensor:
     """As `sweep`, but the weighted sum of losses per variant and sample, (variants, samples) float64."""
     run, metric = run or Run(), metric or NegativeLogLikelihood()
+    if not variants:
+        return torch.zeros(0, tokens.samples, dtype=torch.float64)
     unique = sorted(set(variants), key=sorted)  # neighbours share prefixes
     row_bytes = _row_bytes(model, tokens.length)
     samples_at_once = max(1, memory_bytes // (2 * row_bytes * len(unique)))

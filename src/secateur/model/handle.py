@@ -145,9 +145,13 @@ def require_family(config: Any) -> Family:
 
 def _adopt(hf: PreTrainedModel) -> None:
     """Make a stock model an instance of secateur's subclass. The inner model keeps the plain configuration."""
+    config_class, model_class = classes(hf.config.model_type.removeprefix(PREFIX))
     if hf.config.model_type.startswith(PREFIX):
+        if type(hf) is not model_class:  # its `Removed` is not ours
+            raise UnsupportedModelError(
+                f"this {type(hf).__name__} was made by the code in its checkpoint; load it with secateur"
+            )
         return
-    config_class, model_class = classes(hf.config.model_type)
     if model_class.__mro__[2] is not type(hf):
         raise UnsupportedModelError(
             f"{type(hf).__name__} is not the stock class of '{hf.config.model_type}', which is "

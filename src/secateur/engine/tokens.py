@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -55,12 +55,7 @@ class Tokens:
         Raises:
             InvalidOptionError: more is asked than there is.
         """
-        length = self.length if length is None else length
-        if not (1 <= samples <= self.samples and 2 <= length <= self.length):
-            raise InvalidOptionError(
-                f"{samples} windows of {length} tokens asked from {self.samples} of {self.length}; "
-                "a window needs at least 2 tokens"
-            )
+        length = check_cut(samples, length, self.samples, self.length)
         return replace(self, ids=self.ids[:samples, :length], weights=self.weights[:samples, :length])
 
     def fingerprint(self) -> str:
@@ -69,6 +64,21 @@ class Tokens:
         digest.update(self.ids.contiguous().numpy().tobytes())
         digest.update(self.weights.contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+
+def check_cut(samples: int, length: int | None, have_samples: int, have_length: int) -> int:
+    """Check that the first `samples` windows can be cut to `length` tokens (their own if None); return the length.
+
+    Raises:
+        InvalidOptionError: more is asked than there is.
+    """
+    length = have_length if length is None else length
+    if not (1 <= samples <= have_samples and 2 <= length <= have_length):
+        raise InvalidOptionError(
+            f"{samples} windows of {length} tokens asked from {have_samples} of {have_length}; "
+            "a window needs at least 2 tokens"
+        )
+    return length
 
 
 def tokenize(
@@ -94,6 +104,8 @@ def tokenize(
     """
     if length < 2 or (samples is not None and samples < 1):
         raise InvalidOptionError(f"need at least 1 window of at least 2 tokens, not {samples} of {length}")
+    if count not in get_args(Count):
+        raise InvalidOptionError(f"count is one of {', '.join(get_args(Count))}, not {count!r}")
     if text.conversations is not None:
         ids, weights = render_chat(text.conversations, tokenizer, responses_only=count == "responses")
     elif count == "responses":
@@ -121,7 +133,10 @@ def tokenize(
         "windows_available": windows,
     }
     cut = ids[: windows * length].view(windows, length), weights[: windows * length].view(windows, length)
-    return Tokens.of(cut[0][order], cut[1][order], source)
+    tokens = Tokens.of(cut[0][order], cut[1][order], source)
+    if not tokens.weights[:, 1:].any():
+        raise DataError(f"the windows taken from '{text.name}' have no token of a response; take more or longer ones")
+    return tokens
 
 
 def _encode(text: str, tokenizer: PreTrainedTokenizerBase) -> Tensor:

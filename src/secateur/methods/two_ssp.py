@@ -12,9 +12,9 @@ from torch import Tensor
 
 from secateur.engine.loss import KLDivergence, Metric, NegativeLogLikelihood
 from secateur.engine.sweep import Part, final_states
-from secateur.engine.tokens import Tokens
+from secateur.engine.tokens import Tokens, check_cut
 from secateur.engine.walk import Order, walk
-from secateur.errors import InfeasibleBudgetError, InvalidOptionError
+from secateur.errors import DataError, InfeasibleBudgetError, InvalidOptionError, NumericalError
 from secateur.methods.registry import Cost, method
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
@@ -77,11 +77,11 @@ def plan(layout: Layout, budget: Budget, *, alpha: float = 1.5, attentions: int 
         raise InvalidOptionError(f"{attentions} attention modules asked; the model has {len(there)}")
     made = _plan(layout, budget, share, alpha, attentions)
     if made is None:
-        low, high = _reachable(layout, budget, alpha, attentions)
         scale = budget.sparsity / share
+        ranges = [f"{low * scale:.4g} to {high * scale:.4g}" for low, high in _near(layout, budget, alpha, attentions)]
         raise InfeasibleBudgetError(
-            f"2ssp cannot remove {budget.sparsity:.4g} of the {budget.of}' parameters from this model; with these "
-            f"options it reaches {low * scale:.4g} to {high * scale:.4g}"
+            f"2ssp cannot remove {budget.sparsity:.4g} of the parameters of the {budget.of}; with these "
+            f"options it reaches {' or '.join(ranges) or 'nothing'}"
         )
     return made
 
@@ -105,10 +105,23 @@ def _plan(layout: Layout, budget: Budget, share: float, alpha: float, attentions
     return Plan(count, widths) if min(widths.values()) > 0 else None
 
 
-def _reachable(layout: Layout, budget: Budget, alpha: float, attentions: int | None) -> tuple[float, float]:
-    """The smallest and largest share of the blocks' parameters that a plan exists for, to a thousandth."""
-    good = [i / 1000 for i in range(1, 1000) if _plan(layout, budget, i / 1000, alpha, attentions)]
-    return (good[0], good[-1]) if good else (0.0, 0.0)
+def _near(layout: Layout, budget: Budget, alpha: float, attentions: int | None) -> list[tuple[float, float]]:
+    """The shares of the blocks' parameters that a plan exists for, to a thousandth: the ranges (low, high) next below
+    and next above the budget's. Equation 5's number jumps, so there may be gaps between ranges."""
+    share = budget.block_share(layout)
+    good = {i for i in range(1, 1000) if _plan(layout, budget, i / 1000, alpha, attentions)}
+    ranges = []
+    if below := [i for i in good if i < 1000 * share]:
+        low = high = max(below)
+        while low - 1 in good:
+            low -= 1
+        ranges.append((low / 1000, high / 1000))
+    if above := [i for i in good if i > 1000 * share]:
+        low = high = min(above)
+        while high + 1 in good:
+            high += 1
+        ranges.append((low / 1000, high / 1000))
+    return ranges
 
 
 def neuron_scores(model: Model, tokens: Tokens, *, norm: Norm, order: Order, run: Run) -> dict[int, Tensor]:
@@ -117,6 +130,9 @@ def neuron_scores(model: Model, tokens: Tokens, *, norm: Norm, order: Order, run
 
     Returns:
         By block number, (width,) float64.
+
+    Raises:
+        NumericalError: a score is NaN or Inf.
     """
     power = 1 if norm == "l1" else 2
     sums: dict[int, Tensor] = {}
@@ -131,6 +147,9 @@ def neuron_scores(model: Model, tokens: Tokens, *, norm: Norm, order: Order, run
             sums[number] = sums[number] + norms if number in sums else norms
 
         visit.advance(mlp_hidden=add)
+    for number, total in sums.items():
+        if not torch.isfinite(total).all():
+            raise NumericalError(f"block {number}: the FFN's activations have NaN or Inf; use another dtype")
     return {number: total.cpu() / tokens.samples for number, total in sums.items()}
 
 
@@ -141,24 +160,29 @@ def top_neurons(scores: Tensor, count: int) -> tuple[int, ...]:
 
 def _foretell(
     layout: Layout, samples: int, length: int, budget: Budget, *, alpha: float, attentions: int | None,
-    stage1_only: bool, search_samples: int, search_length: int | None, order: Order, **_: Any,
+    stage1_only: bool, criterion: Criterion, search_samples: int, search_length: int | None, order: Order, **_: Any,
 ) -> Cost:  # fmt: skip
+    search_length = check_cut(search_samples, search_length, samples, length)
     made = plan(layout, budget, alpha=alpha, attentions=0 if stage1_only else attentions)
     after = layout
     for number, width in made.widths.items():
         after = after.with_block(number, after.blocks[number].with_width(width))
     there = [number for number, block in layout.blocks.items() if block.attention]
     blocks = len(layout.blocks)
-    search = search_samples * (search_length or length)
-    # a round with c candidates: block k sees the unmuted state and one for each candidate up to k
-    rounds = sum((c + 1) * (blocks + 1) / 2 for c in range(len(there), len(there) - made.attentions, -1))
-    heads = sum(range(len(there) - made.attentions + 1, len(there) + 1))
+    search = search_samples * search_length
+    candidates = range(len(there), len(there) - made.attentions, -1)  # by round
+    # a block's outputs: one for each candidate up to it and, but for the last block, the one that lacks nothing
+    rounds = sum(c * (blocks + 1) / 2 + blocks - 1 for c in candidates)
+    heads = sum(candidates)
+    if criterion == "kl" and made.attentions:  # the dense model once, its logits once a round
+        rounds += blocks
+        heads += made.attentions
     for number in there[: made.attentions]:  # which ones go is not known; they are of one size but for rounding
         after = after.with_block(number, after.blocks[number].without_attention())
     walked = samples * length
     return Cost(
         block_tokens=walked * blocks + search * rounds,
-        head_tokens=search * heads,
+        head_tokens=search_samples * (search_length - 1) * heads,
         peak_states=max(walked if order == "blocks" else length, 2 * search * (len(there) + 1) if rounds else 0),
         after=after,
     )
@@ -202,6 +226,8 @@ def two_ssp(
     """
     made = plan(model.layout(), budget, alpha=alpha, attentions=0 if stage1_only else attentions)
     search = tokens.first(search_samples, search_length)
+    if made.attentions and not search.weights[:, 1:].any():
+        raise DataError(f"no token counts in the {search.samples} windows of stage 2; give more search_samples")
     metric: Metric = NegativeLogLikelihood()
     if criterion == "kl" and made.attentions:
         metric = KLDivergence(run.step("dense states", lambda: final_states(model, search, run=run)))

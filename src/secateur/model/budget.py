@@ -35,7 +35,7 @@ class Budget:
             raise InvalidOptionError(f"sparsity must lie strictly between 0 and 1, not {self.sparsity!r}")
         if self.of not in get_args(Convention):
             raise InvalidOptionError(f"the sparsity is 'of' one of {', '.join(get_args(Convention))}, not {self.of!r}")
-        if not (isinstance(self.round_to, int) and self.round_to >= 1):
+        if not (type(self.round_to) is int and self.round_to >= 1):
             raise InvalidOptionError(f"round_to must be a whole number of at least 1, not {self.round_to!r}")
 
     def block_share(self, layout: Layout) -> float:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from secateur.assets import resolve_model
@@ -111,7 +112,7 @@ def _weights(location: str, config: Any, device: str, dtype: str, revision: str 
             )
     except OSError as error:
         raise _fetch_error(location, error) from error
-    except (ValueError, RuntimeError, KeyError) as error:
+    except (ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"{location} cannot be loaded: {_first_line(error)}") from error
     hf, info = loaded
     for what in ("missing_keys", "mismatched_keys", "error_msgs"):

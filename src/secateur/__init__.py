@@ -6,7 +6,6 @@ Importing it makes transformers' Auto classes load the checkpoints that stock ar
 from secateur.api import Pruned, evaluate, prune, save
 from secateur.engine.tokens import Tokens
 from secateur.errors import SecateurError
-from secateur.methods import methods
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.load import load, register
@@ -25,7 +24,6 @@ __all__ = [
     "__version__",
     "evaluate",
     "load",
-    "methods",
     "prune",
     "save",
 ]

@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from secateur.assets import Purpose, read_text
+from secateur.driver import Pruning, run_method
 from secateur.engine.tokens import Count, Tokens, tokenize
 from secateur.errors import DataError, InvalidOptionError, OutputExistsError
-from secateur.evaluate import generate, latency, perplexity
+from secateur.evaluation import generate, latency, perplexity
 from secateur.methods import get_method
 from secateur.model.budget import Budget, Convention
-from secateur.model.checkpoint import Tier
+from secateur.model.checkpoint import RECORD, Tier
 from secateur.model.checkpoint import save as save_checkpoint
 from secateur.model.handle import Model
-from secateur.prune import Pruning, run_method
+from secateur.model.load import read_record
 from secateur.report.card import card
-from secateur.report.record import RECORD, dump, identity, make_record, read_record
+from secateur.report.record import dump, identity, make_record
 from secateur.run import Run
 
 

@@ -66,5 +66,9 @@ class OutputExistsError(SecateurError):
     """The output folder holds something else; nothing was overwritten."""
 
 
+class OutputError(SecateurError):
+    """The output folder cannot be written."""
+
+
 class NumericalError(SecateurError):
     """A computation gave NaN or Inf where a finite number is needed."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from secateur.errors import OutputExistsError
+from secateur.errors import OutputError, OutputExistsError
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -24,18 +25,28 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     is removed and `target` is as it was. A killed process leaves at most a hidden folder, which `repair` clears.
 
     Raises:
-        OutputExistsError: `target` exists and is not to be overwritten.
+        OutputExistsError: `target` exists and is not to be overwritten, or appeared meanwhile.
+        OutputError: the folder cannot be written.
     """
-    repair(target)
-    if target.exists() and not overwrite:
-        raise OutputExistsError(f"{target} exists; choose another folder, or ask for it to be overwritten")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.parent / f".{target.name}.partial-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    partial.mkdir()
+    target = target.resolve()  # through links: the folder itself is replaced, on its own disk
+    try:
+        repair(target)
+        if target.exists() and not overwrite:
+            raise OutputExistsError(f"{target} exists; choose another folder, or ask for it to be overwritten")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.parent / f".{target.name}.partial-{_writer()}-{uuid.uuid4().hex[:8]}"
+        partial.mkdir()
+    except OSError as error:
+        raise OutputError(f"{target} cannot be written: {error.strerror or error}") from error
     try:
         yield partial
         _sync(partial)
-        _take_place(partial, target)
+        _take_place(partial, target, overwrite)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OutputError(
+            f"{target} could not be written: {error.strerror or error}; nothing was left behind"
+        ) from error
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -43,7 +54,7 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 def write_file(path: Path, text: str) -> None:
     """Write a file atomically: whoever reads it sees the old text or the new one."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    partial = path.with_name(f".{path.name}.partial-{_writer()}-{uuid.uuid4().hex[:8]}")
     try:
         with partial.open("w", encoding="utf-8") as file:
             file.write(text)
@@ -56,23 +67,35 @@ def write_file(path: Path, text: str) -> None:
 
 
 def repair(target: Path) -> None:
-    """Finish or undo what a killed process left beside `target`."""
+    """Finish or undo what a killed writer left beside `target`; for writers, before they begin.
+
+    Temporary folders of other hosts are left alone, since their processes cannot be asked.
+    """
+    target = target.resolve()
     if not target.parent.is_dir():
         return
     aside = _aside(target)
-    if aside.exists():
-        if target.exists():
-            shutil.rmtree(aside)
-        else:
-            aside.rename(target)
-    for partial in target.parent.glob(f".{target.name}.partial-*"):
-        owner = partial.name.split("partial-")[1].split("-")[0]
-        if not (owner.isdigit() and _alive(int(owner))):
+    if aside.exists() and target.exists():
+        shutil.rmtree(aside)
+    elif aside.exists():
+        aside.rename(target)
+    prefix = f".{target.name}.partial-"
+    for partial in target.parent.iterdir():
+        if not partial.name.startswith(prefix):
+            continue
+        host, _, process = partial.name[len(prefix) :].rpartition("-")[0].rpartition("-")
+        if host == _host() and process.isdigit() and not _alive(int(process)):
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def _take_place(partial: Path, target: Path) -> None:
-    if not target.exists():
+def _take_place(partial: Path, target: Path, overwrite: bool) -> None:
+    if not overwrite:
+        if target.exists():
+            raise OutputExistsError(f"{target} appeared meanwhile; nothing was overwritten")
+        # Between the check and the rename another writer may come: on a POSIX system the rename then fails, because
+        # a folder only replaces an empty one.
+        partial.rename(target)
+    elif not target.exists():
         partial.rename(target)
     elif _exchange(partial, target):
         shutil.rmtree(partial, ignore_errors=True)
@@ -82,6 +105,14 @@ def _take_place(partial: Path, target: Path) -> None:
         partial.rename(target)
         shutil.rmtree(aside, ignore_errors=True)
     _sync_entry(target.parent)
+
+
+def _writer() -> str:
+    return f"{_host()}-{os.getpid()}"
+
+
+def _host() -> str:
+    return "".join(c for c in platform.node() if c.isalnum())[:32] or "host"
 
 
 def _exchange(one: Path, other: Path) -> bool:

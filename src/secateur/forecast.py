@@ -17,9 +17,9 @@ from secateur.engine.loss import LOGIT_BYTES
 from secateur.engine.sweep import activation_bytes
 from secateur.methods import Cost, Method
 from secateur.model.budget import Budget, shares
-from secateur.model.handle import Model, require_family
+from secateur.model.handle import Model
 from secateur.model.layout import Layout
-from secateur.model.load import read_config
+from secateur.model.load import check_device, check_dtype, read_config
 from secateur.model.modeling_secateur import PER_BLOCK_LISTS, plain_config, shapes_from
 from secateur.quiet import quiet_transformers
 
@@ -58,12 +58,12 @@ def forecast(
     Raises:
         InfeasibleBudgetError and the other errors that the run itself would raise for its arguments.
     """
+    device = check_device(device)
     hollow = hollow_model(name, dtype=dtype, revision=revision, cache=cache)
     layout = hollow.layout()
     samples = samples or method.samples
     length = length or min(method.length, hollow.max_length or method.length)
     cost = method.foretell(layout, samples, length, budget, **method.complete(options))
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     speed = _probe(hollow, length, "cuda" if device == "auto" else device)
     return {
         "model": name,
@@ -88,8 +88,8 @@ def hollow_model(
 ) -> Model:
     """A model without weights (on `meta`), from its configuration alone; its source names its `model_type`."""
     location, _ = resolve_model(name, cache=cache, revision=revision)
+    check_dtype(dtype)
     config = read_config(location, revision)
-    require_family(config)
     kind = getattr(torch, dtype) if dtype != "auto" else (config.dtype or torch.float32)
     with torch.device("meta"), quiet_transformers():
         hf = AutoModelForCausalLM.from_config(config, dtype=kind)
@@ -109,8 +109,8 @@ def _probe(hollow: Model, length: int, device: str) -> Speed:
     inputs = BlockInputs(model)
     with torch.inference_mode(), model.open(0) as block:
         hidden = inputs.embed(torch.zeros(1, length, dtype=torch.long))
-        kwargs = inputs.kwargs(0, 1, length)
-        block_s = _median(lambda: run_block(block.module, hidden, kwargs), device) / length
+        arguments = inputs.arguments(0, 1, length)
+        block_s = _median(lambda: run_block(block.module, hidden, arguments), device) / length
         tokens = hidden[0, :_PROBE_HEAD_TOKENS]
         head_s = _median(lambda: head_logits(model, tokens), device) / len(tokens)
     return Speed(block_s, head_s)

@@ -38,7 +38,26 @@ class MemoryStore:
         return copy.deepcopy(self._results[key])
 
     def put(self, key: str, value: Any) -> None:
+        _check_storable(value, key)
         self._results[key] = copy.deepcopy(value)
+
+
+def _check_storable(value: Any, key: str) -> None:
+    """Hold every result to what a store on disk will be able to keep, so that no method relies on more."""
+    match value:
+        case None | bool() | int() | float() | str() | torch.Tensor():
+            return
+        case list():
+            for each in value:
+                _check_storable(each, key)
+        case dict() if all(isinstance(name, str) for name in value):
+            for each in value.values():
+                _check_storable(each, key)
+        case _:
+            raise TypeError(
+                f"step {key!r} gave a {type(value).__name__}; results are tensors, numbers, strings, and "
+                "lists or dicts (by string) of these"
+            )
 
 
 class Observer(Protocol):

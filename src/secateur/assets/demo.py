@@ -132,12 +132,12 @@ def _demo_model(cache: Path | None, progress: Progress | None) -> Path:
 
 
 def _write_marker(folder: Path) -> None:
-    """Record what the folder was made from, and its files' sizes (a copy cut short is then noticed)."""
+    """Record what the folder was made from, and its files' sha256 (half a second to check, each time)."""
     marker = {
         **DEMO_MODEL.provenance,
         "conversion": _CONVERSION,
         "made_with": {package: version(package) for package in ("transformers", "torch", "gguf")},
-        "file_bytes": _sizes(folder.iterdir()),
+        "files_sha256": _digests(folder.iterdir()),
     }
     (folder / _MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
 
@@ -149,14 +149,18 @@ def _is_usable(folder: Path) -> bool:
         return (
             marker["sha256"] == DEMO_MODEL.sha256
             and marker["conversion"] == _CONVERSION
-            and _sizes(folder / name for name in marker["file_bytes"]) == marker["file_bytes"]
+            and _digests(folder / name for name in marker["files_sha256"]) == marker["files_sha256"]
         )
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def _sizes(files: Iterable[Path]) -> dict[str, int]:
-    return {file.name: file.stat().st_size for file in sorted(files)}
+def _digests(files: Iterable[Path]) -> dict[str, str]:
+    digests = {}
+    for path in sorted(files):
+        with path.open("rb") as file:
+            digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
 
 
 def _tell(progress: Progress | None, message: str) -> None:

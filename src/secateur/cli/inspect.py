@@ -13,8 +13,8 @@ from rich.table import Table
 from secateur.cli.guard import out
 from secateur.cli.options import CacheDir, Json, ModelName, Revision
 from secateur.forecast import hollow_model
+from secateur.model.load import read_record
 from secateur.model.modeling_secateur import PREFIX, Shape
-from secateur.report.record import read_record
 
 
 def inspect(

@@ -28,7 +28,7 @@ from secateur.cli.options import (
 )  # fmt: skip
 from secateur.cli.progress import Bars
 from secateur.errors import InvalidOptionError, OutputExistsError
-from secateur.evaluate import perplexity
+from secateur.evaluation import perplexity
 from secateur.folders import repair
 from secateur.forecast import forecast
 from secateur.methods import Option, get_method, methods

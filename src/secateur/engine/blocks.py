@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from secateur.model.handle import Model
 
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # positional and by keyword
+
 
 class _Recorder(nn.Module):
     """Stands for a block: notes what it is called with and passes the hidden states on."""
@@ -23,7 +25,7 @@ class _Recorder(nn.Module):
         super().__init__()
         self._block = [block]  # in a list, so that it is not registered as a submodule
         self.hidden: Tensor | None = None
-        self.kwargs: dict[str, Any] = {}
+        self.arguments: Arguments = ((), {})
 
     def __getattr__(self, name: str) -> Any:  # some models read attributes of their blocks, as `attention_type`
         try:
@@ -31,8 +33,8 @@ class _Recorder(nn.Module):
         except AttributeError:
             return getattr(self.__dict__["_block"][0], name)
 
-    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
-        self.hidden, self.kwargs = hidden_states, kwargs
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        self.hidden, self.arguments = hidden_states, (args, kwargs)
         return hidden_states
 
 
@@ -43,7 +45,7 @@ class _Injector(nn.Module):
         super().__init__()
         self.hidden = hidden
 
-    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return self.hidden.to(hidden_states.device)
 
 
@@ -62,30 +64,31 @@ def _swapped(model: Model, stand_ins: Sequence[nn.Module]) -> Iterator[None]:
 class BlockInputs:
     """What the blocks of one model are called with, for sequences of one length.
 
-    For unpadded sequences of equal length the keyword arguments depend on the shape only, so they are recorded once
-    per batch size.
+    For unpadded sequences of equal length the arguments beside the hidden states depend on the shape only, so they are
+    recorded once per batch size.
     """
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        self._kwargs: dict[tuple[int, int], list[dict[str, Any]]] = {}
+        self._numbers = list(model.numbers)  # a block dropped later keeps its place in what was recorded
+        self._arguments: dict[tuple[int, int], list[Arguments]] = {}
 
     @torch.no_grad()
     def embed(self, ids: Tensor) -> Tensor:
         """The hidden states that enter the first block: ids (batch, length) -> (batch, length, hidden)."""
-        hidden, kwargs = self._record(ids)
-        self._kwargs.setdefault((ids.shape[0], ids.shape[1]), kwargs)
+        hidden, arguments = self._record(ids)
+        self._arguments.setdefault((ids.shape[0], ids.shape[1]), arguments)
         return hidden
 
     @torch.no_grad()
-    def kwargs(self, number: int, batch: int, length: int) -> dict[str, Any]:
-        """The keyword arguments of block `number`, for a batch of that shape."""
-        if (batch, length) not in self._kwargs:
+    def arguments(self, number: int, batch: int, length: int) -> Arguments:
+        """What block `number` is called with beside the hidden states, for a batch of that shape."""
+        if (batch, length) not in self._arguments:
             ids = torch.zeros(batch, length, dtype=torch.long)
-            self._kwargs[batch, length] = self._record(ids)[1]
-        return self._kwargs[batch, length][self._model.position(number)]
+            self._arguments[batch, length] = self._record(ids)[1]
+        return self._arguments[batch, length][self._numbers.index(number)]
 
-    def _record(self, ids: Tensor) -> tuple[Tensor, list[dict[str, Any]]]:
+    def _record(self, ids: Tensor) -> tuple[Tensor, list[Arguments]]:
         model = self._model
         recorders = [_Recorder(block) for block in model.blocks]
         inner = model.hf.get_submodule(model.family.blocks.rpartition(".")[0])
@@ -94,12 +97,13 @@ class BlockInputs:
         hidden = recorders[0].hidden
         if hidden is None:
             raise RuntimeError("the model's forward did not call its blocks")
-        return hidden, [recorder.kwargs for recorder in recorders]
+        return hidden, [recorder.arguments for recorder in recorders]
 
 
-def run_block(module: nn.Module, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+def run_block(module: nn.Module, hidden: Tensor, arguments: Arguments) -> Tensor:
     """One block's output hidden states, (batch, length, hidden)."""
-    output = module(hidden, **kwargs)
+    args, kwargs = arguments
+    output = module(hidden, *args, **kwargs)
     return output[0] if isinstance(output, tuple) else output
 
 

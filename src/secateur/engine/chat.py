@@ -30,14 +30,14 @@ def render_chat(
         raise DataError("the tokenizer has no chat template; give plain text (`text`) instead of `messages`")
     ids: list[int] = []
     weights: list[float] = []
-    for conversation in conversations:
-        text = _render(tokenizer, conversation)
+    for row, conversation in enumerate(conversations):
+        text = _render(tokenizer, conversation, row)
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=responses_only, verbose=False)
         ids += encoded["input_ids"]
         if not responses_only:
             weights += [1.0] * len(encoded["input_ids"])
             continue
-        spans = response_spans(tokenizer, conversation, text)
+        spans = response_spans(tokenizer, conversation, text, row)
         for start, end in encoded["offset_mapping"]:
             weights.append(float(end > start and any(a <= start and end <= b for a, b in spans)))
     if not any(weights):
@@ -51,8 +51,8 @@ def response_spans(tokenizer: PreTrainedTokenizerBase, conversation: Conversatio
     for turn, message in enumerate(conversation):
         if message["role"] != "assistant":
             continue
-        prompt = _render(tokenizer, conversation[:turn], prompt=True)
-        answered = _render(tokenizer, conversation[: turn + 1])
+        prompt = _render(tokenizer, conversation[:turn], row, prompt=True)
+        answered = _render(tokenizer, conversation[: turn + 1], row)
         if not (answered.startswith(prompt) and text.startswith(answered.rstrip())):
             raise DataError(
                 "the model's chat template rewrites earlier turns, so responses cannot be located; "
@@ -62,6 +62,10 @@ def response_spans(tokenizer: PreTrainedTokenizerBase, conversation: Conversatio
     return spans
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, messages: Conversation, *, prompt: bool = False) -> str:
-    rendered = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt)
-    return str(rendered)
+def _render(tokenizer: PreTrainedTokenizerBase, messages: Conversation, row: int, *, prompt: bool = False) -> str:
+    if not messages:  # many templates read the first message without asking whether there is one
+        raise DataError(f"conversation {row + 1} begins with the assistant; a user's message must come first")
+    try:
+        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt))
+    except Exception as error:  # a template raises whatever it likes
+        raise DataError(f"conversation {row + 1} does not suit the model's chat template: {error}") from error

@@ -45,7 +45,8 @@ class KLDivergence:
 
     Attributes:
         reference: the reference model's hidden states after its last block, (samples, length, hidden). Kept instead of
-            logits, which are larger by vocabulary / hidden.
+            logits, which are larger by vocabulary / hidden. They go through the final norm and head as these are when
+            the loss is taken: a method that changes those must not keep using it.
     """
 
     reference: Tensor
@@ -83,6 +84,6 @@ def sample_losses(
         for variant, states in enumerate(hidden):
             logits = head_logits(model, states[positions]).float()
             losses = metric.loss(logits, targets[positions].to(logits.device), prepared)
-            sums[variant] += (losses.double().cpu() * weights[positions]).sum()
+            sums[variant] += (losses.cpu().double() * weights[positions]).sum()
             run.meter.head_tokens += len(losses)
     return sums

@@ -108,11 +108,11 @@ def sample_sweep(
     variants_at_once = max(2, memory_bytes // (2 * row_bytes))
     sums: dict[Variant, Tensor] = {v: torch.zeros(tokens.samples, dtype=torch.float64) for v in unique}
     groups = [unique[i : i + variants_at_once] for i in range(0, len(unique), variants_at_once)]
+    rows_at_once = _rows_at_once(model, tokens.length, memory_bytes)
     with run.progress(label, _work(model, groups) * tokens.samples) as done:
         for start in range(0, tokens.samples, samples_at_once):
             ids = tokens.ids[start : start + samples_at_once]
             for group in groups:
-                rows_at_once = _rows_at_once(model, tokens.length, memory_bytes)
                 finals = propagate(model, ids, group, run=run, rows_at_once=rows_at_once, done=done)
                 for place in range(len(ids)):
                     hidden = [finals[variant][place] for variant in group]
@@ -169,14 +169,19 @@ def _through(
             after.update(zip(reached_here, before, strict=True))
             continue
         samples, length = before[0].shape[:2]
-        rows = torch.cat(before)  # (distinct prefixes * samples, length, hidden)
-        outputs = []
+        outputs = [torch.empty_like(each) for each in before]
+        rows = [(state, sample) for state in range(len(before)) for sample in range(samples)]
         with muted(block, action):
-            for part in rows.split(rows_at_once):
-                outputs.append(run_block(block.module, part, inputs.kwargs(block.number, len(part), length)))
-                run.meter.block_tokens += len(part) * length
-                done(len(part))
-        after.update(zip(reached_here, torch.cat(outputs).split(samples), strict=True))
+            for start in range(0, len(rows), rows_at_once):
+                batch = rows[start : start + rows_at_once]
+                # a state that passed a dropped block may still lie on another device
+                hidden = torch.stack([before[state][sample].to(before[0].device) for state, sample in batch])
+                output = run_block(block.module, hidden, inputs.arguments(block.number, len(batch), length))
+                for (state, sample), row in zip(batch, output, strict=True):
+                    outputs[state][sample] = row
+                run.meter.block_tokens += len(batch) * length
+                done(len(batch))
+        after.update(zip(reached_here, outputs, strict=True))
     return after
 
 

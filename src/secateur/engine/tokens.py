@@ -36,10 +36,18 @@ class Tokens:
 
     @classmethod
     def of(cls, ids: Tensor, weights: Tensor | None = None, source: Mapping[str, Any] | None = None) -> Tokens:
-        """Wrap ids (samples, length); weight one where none is given."""
+        """Wrap ids (samples, length); weight one where none is given.
+
+        Raises:
+            InvalidOptionError: not a matrix of at least one window of two tokens, or weights of another shape.
+        """
+        if ids.dim() != 2 or ids.shape[0] < 1 or ids.shape[1] < 2:
+            raise InvalidOptionError(f"token ids are (samples, length), length at least 2, not {tuple(ids.shape)}")
+        if weights is not None and weights.shape != ids.shape:
+            raise InvalidOptionError(f"weights {tuple(weights.shape)} do not fit ids {tuple(ids.shape)}")
         if weights is None:
             weights = torch.ones(ids.shape, dtype=torch.float32)
-        return cls(ids.long(), weights.float(), dict(source or {}))
+        return cls(ids.long().cpu(), weights.float().cpu(), dict(source or {}))
 
     @property
     def samples(self) -> int:

@@ -21,6 +21,50 @@ Tap = Literal["block_in", "block_out", "attention_hidden", "mlp_hidden"]
 Look = Callable[[Tensor, Tensor], None]
 
 
+class _Stream:
+    """Hidden states of some samples on their way through the blocks, moved on only when somebody looks.
+
+    A method whose steps are answered from a journal looks at nothing, and then nothing is run.
+    """
+
+    def __init__(self, model: Model, tokens: Tokens, batch_size: int, run: Run) -> None:
+        self.model, self.tokens, self.batch_size, self.run = model, tokens, batch_size, run
+        self.inputs = BlockInputs(model)
+        self.hidden: Tensor | None = None  # (samples, length, hidden), entering the first of `ahead`
+        self.ahead = list(model.numbers)
+
+    def reach(self, number: int) -> Tensor:
+        """Move the states up to the entrance of block `number`."""
+        if self.hidden is None:
+            self.hidden = torch.cat([self.inputs.embed(ids) for ids in self.tokens.ids.split(self.batch_size)])
+        while self.ahead[0] != number:
+            if self.ahead[0] in self.model.numbers:  # the method may have dropped it
+                with self.model.open(self.ahead[0]) as block:
+                    self.through(block, {}, keep=True)
+            self.ahead.pop(0)
+        return self.hidden
+
+    @torch.no_grad()
+    def through(self, block: Block, taps: dict[str, Look], *, keep: bool) -> None:
+        """Run the block on all states, show the taps, and keep the outputs in their place if asked."""
+        hidden = self.hidden
+        assert hidden is not None  # narrows the type; `reach` came first
+        weights = self.tokens.weights.to(hidden.device)
+        for start in range(0, len(hidden), self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            x, w = hidden[rows], weights[rows]
+            arguments = self.inputs.arguments(block.number, x.shape[0], x.shape[1])
+            if "block_in" in taps:
+                taps["block_in"](x, w)
+            with _tapped(block, taps, w):
+                output = run_block(block.module, x, arguments)
+            if "block_out" in taps:
+                taps["block_out"](output, w.to(output.device))
+            if keep:
+                hidden[rows] = output
+            self.run.meter.block_tokens += w.numel()
+
+
 class Visit:
     """One open block with the hidden states that are to enter it.
 
@@ -30,62 +74,38 @@ class Visit:
         block: the block, open for the time of the visit.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        block: Block,
-        inputs: BlockInputs,
-        hidden: Tensor,
-        weights: Tensor,
-        batch: int,
-        run: Run,
-    ) -> None:
+    def __init__(self, block: Block, stream: _Stream) -> None:
         self.block = block
-        self._model, self._inputs, self._run = model, inputs, run
-        self._hidden, self._weights, self._batch = hidden, weights, batch
-        self._advanced_at: int | None = None
+        self._stream = stream
+        self._left_at: int | None = None
 
     def observe(self, **taps: Look) -> None:
         """Run the block on all its inputs and show the taps; the outputs are thrown away. May be repeated.
 
-        Taps, each called with (x, weights) per batch, x (batch, length, features), weights (batch, length):
-        `block_in`, `block_out`: the residual stream; `attention_hidden`: the input of the attention's output
-        projection; `mlp_hidden`: the input of the MLP's, which are the FFN neurons' activations.
+        Taps, each called with (x, weights) per batch, x (batch, length, features), weights (batch, length), both valid
+        during the call only: `block_in`, `block_out`: the residual stream; `attention_hidden`: the input of the
+        attention's output projection; `mlp_hidden`: the input of the MLP's, the FFN neurons' activations.
         """
         self._pass(taps, keep=False)
 
     def advance(self, **taps: Look) -> None:
         """As `observe`, but the outputs replace the inputs and go on to the next block. Once per visit, and last."""
         self._pass(taps, keep=True)
-        self._advanced_at = self._model.edits_applied
+        self._stream.ahead.pop(0)
+        self._left_at = self._stream.model.edits_applied
 
     def finish(self) -> None:
-        """Advance if the method did not."""
-        if self._advanced_at is None:
-            self.advance()
-        elif self._advanced_at != self._model.edits_applied:
+        """Check that what was advanced is still true. A visit that did not advance is caught up with when needed."""
+        if self._left_at not in (None, self._stream.model.edits_applied):
             raise SecateurError(
                 f"block {self.block.number} was edited after `advance`; the next block would see stale inputs"
             )
 
-    @torch.no_grad()
     def _pass(self, taps: dict[str, Look], *, keep: bool) -> None:
-        if self._advanced_at is not None:
+        if self._left_at is not None:
             raise SecateurError(f"block {self.block.number} has been left: `advance` comes last")
-        module = self.block.module
-        for start in range(0, len(self._hidden), self._batch):
-            rows = slice(start, start + self._batch)
-            hidden, weights = self._hidden[rows], self._weights[rows]
-            kwargs = self._inputs.kwargs(self.block.number, hidden.shape[0], hidden.shape[1])
-            if "block_in" in taps:
-                taps["block_in"](hidden, weights)
-            with _tapped(self.block, taps, weights):
-                output = run_block(module, hidden, kwargs)
-            if "block_out" in taps:
-                taps["block_out"](output, weights.to(output.device))
-            if keep:
-                self._hidden[rows] = output
-            self._run.meter.block_tokens += weights.numel()
+        self._stream.reach(self.block.number)
+        self._stream.through(self.block, taps, keep=keep)
 
 
 @contextmanager
@@ -127,29 +147,23 @@ def walk(
         batch_size: windows per forward.
 
     Yields:
-        Visits. A visit's `observe` and `advance` give statistics; whatever the method does not run is run for it.
+        Visits. What a method does not look at is run only if something later is.
     """
     run = run or Run()
-    work = tokens.samples * len(model.numbers)
-    groups = range(0, tokens.samples, batch_size) if order == "samples" else [0]
     size = batch_size if order == "samples" else tokens.samples
-    with run.progress(label, work) as done:
-        for start in groups:
+    with run.progress(label, tokens.samples * len(model.numbers)) as done:
+        for start in range(0, tokens.samples, size):
             part = Tokens(tokens.ids[start : start + size], tokens.weights[start : start + size])
-            yield from _walk(model, part, batch_size, order, run, done)
+            yield from _walk(_Stream(model, part, batch_size, run), order, done)
 
 
-def _walk(model: Model, tokens: Tokens, batch_size: int, order: Order, run: Run, done: Advance) -> Iterator[Visit]:
-    inputs = BlockInputs(model)
-    batches = tokens.ids.split(batch_size)
-    hidden = torch.cat([inputs.embed(ids) for ids in batches])  # (samples, length, hidden)
-    weights = tokens.weights.to(hidden.device)
-    edits = model.edits_applied
+def _walk(stream: _Stream, order: Order, done: Advance) -> Iterator[Visit]:
+    model, edits = stream.model, stream.model.edits_applied
     for number in list(model.numbers):
         with model.open(number) as block:
-            visit = Visit(model, block, inputs, hidden, weights, batch_size, run)
+            visit = Visit(block, stream)
             yield visit
             visit.finish()
         if order == "samples" and model.edits_applied != edits:
             raise SecateurError("an edit inside a walk over samples: the next batch would see another model")
-        done(tokens.samples)
+        done(stream.tokens.samples)

@@ -101,9 +101,18 @@ _METHODS: dict[str, Method] = {}
 def method(
     name: str, *, paper: str, unit: str, samples: int, length: int, bibtex: str, foretell: Foretell
 ) -> Callable[[Prune], Prune]:
-    """Register a generator of edits as a method. Its docstring's "Args" document its options."""
+    """Register a generator of edits as a method. Its docstring's "Args" document its options.
+
+    Raises:
+        ValueError: it has no docstring, or an option that this does not document.
+    """
 
     def register(prune: Prune) -> Prune:
+        if not inspect.getdoc(prune):
+            raise ValueError(f"method '{name}' has no docstring; its first line is its summary")
+        keyword_only = [p.name for p in inspect.signature(prune).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        if missing := [option for option in keyword_only if option not in _documented(prune)]:
+            raise ValueError(f"method '{name}': its docstring's \"Args\" lack {', '.join(missing)}")
         _METHODS[name] = Method(name, prune, foretell, paper, unit, samples, length, bibtex)
         return prune
 

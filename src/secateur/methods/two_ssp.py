@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,10 @@ from secateur.model.layout import Layout
 from secateur.run import Run
 from secateur.solvers.greedy import greedy_removal
 from secateur.surgery.edits import DropAttention, Edit, KeepNeurons, keep
+
+_ROUNDING = 0.25  # of the target: widths so coarse that they miss it by more are refused
+
+logger = logging.getLogger(__name__)
 
 Norm = Literal["l2", "l1"]
 Criterion = Literal["ppl", "kl"]
@@ -48,7 +53,7 @@ class Plan:
     widths: dict[int, int]
 
 
-def attention_share(layout: Layout, sparsity: float, alpha: float) -> int:
+def attention_count(layout: Layout, sparsity: float, alpha: float) -> int:
     """Equation 5: N_attn = round(L * s^((|FFN| / |Attn|) / alpha)), rounded half up.
 
     |FFN| and |Attn| are one module's parameters, L the number of blocks that have an attention, s the share of the
@@ -66,7 +71,8 @@ def plan(layout: Layout, budget: Budget, *, alpha: float = 1.5, attentions: int 
     """Balance the stages: the attention modules by equation 5, the rest of the budget from the FFNs, at one rate.
 
     Raises:
-        InfeasibleBudgetError: the FFNs would have to lose everything, or less than nothing.
+        InfeasibleBudgetError: the FFNs would have to lose everything, or less than nothing, or their widths are
+            rounded so coarsely that the target is missed by more than a quarter of it.
         InvalidOptionError: alpha not positive, or more attention modules asked than there are.
     """
     share = budget.block_share(layout)
@@ -90,7 +96,7 @@ def _plan(layout: Layout, budget: Budget, share: float, alpha: float, attentions
     """The plan for a share of the blocks' parameters; None where it is out of reach."""
     if not 0 < share < 1:
         return None
-    count = attention_share(layout, share, alpha) if attentions is None else attentions
+    count = attention_count(layout, share, alpha) if attentions is None else attentions
     sizes = [block.attention + block.attention_norms for block in layout.blocks.values() if block.attention]
     neurons = sum(block.shape.width * block.neuron for block in layout.blocks.values())
     left = share * layout.block_parameters - (count * sum(sizes) / len(sizes) if count else 0)
@@ -102,7 +108,12 @@ def _plan(layout: Layout, budget: Budget, share: float, alpha: float, attentions
         for number, block in layout.blocks.items()
         if block.mlp
     }
-    return Plan(count, widths) if min(widths.values()) > 0 else None
+    taken = sum(
+        (block.shape.width - widths.get(n, 0)) * block.neuron for n, block in layout.blocks.items() if block.mlp
+    )
+    if min(widths.values()) == 0 or abs(taken - left) > _ROUNDING * share * layout.block_parameters:
+        return None
+    return Plan(count, widths)
 
 
 def _near(layout: Layout, budget: Budget, alpha: float, attentions: int | None) -> list[tuple[float, float]]:
@@ -124,12 +135,12 @@ def _near(layout: Layout, budget: Budget, alpha: float, attentions: int | None) 
     return ranges
 
 
-def neuron_scores(model: Model, tokens: Tokens, *, norm: Norm, order: Order, run: Run) -> dict[int, Tensor]:
+def neuron_scores(model: Model, tokens: Tokens, *, norm: Norm, order: Order, run: Run) -> dict[str, Tensor]:
     """Stage 1's score of each FFN neuron (section 3.1): the mean over samples of the norm over tokens of its
     activation, the input of the down projection, on the dense model.
 
     Returns:
-        By block number, (width,) float64.
+        By block number (as a string, for the journal), (width,) float64.
 
     Raises:
         NumericalError: a score is NaN or Inf.
@@ -143,14 +154,14 @@ def neuron_scores(model: Model, tokens: Tokens, *, norm: Norm, order: Order, run
         def add(x: Tensor, weights: Tensor, number: int = number) -> None:
             # weight w under the norm: sum of w |x| or root of the sum of w x^2; x is (samples, tokens, width)
             weighted = x.float() * weights[..., None] ** (1 / power)
-            norms = torch.linalg.vector_norm(weighted, ord=power, dim=1).double().sum(dim=0)
+            norms = torch.linalg.vector_norm(weighted, ord=power, dim=1).cpu().double().sum(dim=0)
             sums[number] = sums[number] + norms if number in sums else norms
 
         visit.advance(mlp_hidden=add)
     for number, total in sums.items():
         if not torch.isfinite(total).all():
             raise NumericalError(f"block {number}: the FFN's activations have NaN or Inf; use another dtype")
-    return {number: total.cpu() / tokens.samples for number, total in sums.items()}
+    return {str(number): total / tokens.samples for number, total in sums.items()}
 
 
 def top_neurons(scores: Tensor, count: int) -> tuple[int, ...]:
@@ -158,12 +169,19 @@ def top_neurons(scores: Tensor, count: int) -> tuple[int, ...]:
     return keep(torch.sort(scores, descending=True, stable=True).indices[:count])
 
 
+def _forced(stage1_only: bool, attentions: int | None) -> int | None:
+    """The number of attention modules that the options demand; None leaves it to equation 5."""
+    if stage1_only and attentions:
+        raise InvalidOptionError(f"stage1_only removes no attention; {attentions} asked")
+    return 0 if stage1_only else attentions
+
+
 def _foretell(
     layout: Layout, samples: int, length: int, budget: Budget, *, alpha: float, attentions: int | None,
     stage1_only: bool, criterion: Criterion, search_samples: int, search_length: int | None, order: Order, **_: Any,
 ) -> Cost:  # fmt: skip
     search_length = check_cut(search_samples, search_length, samples, length)
-    made = plan(layout, budget, alpha=alpha, attentions=0 if stage1_only else attentions)
+    made = plan(layout, budget, alpha=alpha, attentions=_forced(stage1_only, attentions))
     after = layout
     for number, width in made.widths.items():
         after = after.with_block(number, after.blocks[number].with_width(width))
@@ -224,7 +242,8 @@ def two_ssp(
         search_length: tokens of each of these; their whole length if not given.
         order: samples or blocks; how stage 1 walks (equal results, different memory).
     """
-    made = plan(model.layout(), budget, alpha=alpha, attentions=0 if stage1_only else attentions)
+    made = plan(model.layout(), budget, alpha=alpha, attentions=_forced(stage1_only, attentions))
+    logger.info("2ssp: %d attention modules go, FFN widths %s", made.attentions, sorted(set(made.widths.values())))
     search = tokens.first(search_samples, search_length)
     if made.attentions and not search.weights[:, 1:].any():
         raise DataError(f"no token counts in the {search.samples} windows of stage 2; give more search_samples")
@@ -235,10 +254,11 @@ def two_ssp(
     # Stage 1 scores the dense model to its end before the first edit; an edit inside the walk would be another method.
     scores = run.step("scores", lambda: neuron_scores(model, tokens, norm=norm, order=order, run=run))
     for number, width in made.widths.items():
-        yield KeepNeurons(number, top_neurons(scores[number], width))
+        yield KeepNeurons(number, top_neurons(scores[str(number)], width))
 
     candidates = [Part(number, "attention") for number, b in model.layout().blocks.items() if b.attention]
-    for part, _ in greedy_removal(
+    for part, loss in greedy_removal(
         model, search, candidates, made.attentions, metric=metric, run=run, key="2ssp stage 2"
     ):
+        logger.info("2ssp: without the attention of block %d: %s %.6f nats", part.block, criterion, loss)
         yield DropAttention(part.block)

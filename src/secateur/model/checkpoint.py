@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from secateur.errors import InvalidOptionError, OutputError, OutputExistsError
 from secateur.folders import new_folder
 from secateur.model.handle import Model
 from secateur.model.modeling_secateur import MODEL_FOR_CAUSAL_LM_MAPPING, plain_config
@@ -18,6 +21,7 @@ from secateur.model.modeling_secateur import __file__ as MODELING_FILE
 from secateur.quiet import quiet_transformers
 
 Tier = Literal["A", "B"]
+RECORD = "secateur.json"
 
 
 def tier(model: Model) -> Tier:
@@ -45,8 +49,9 @@ def save(
         max_shard_size: larger models are sharded, with an index.
 
     Raises:
-        OutputExistsError: the folder exists and `overwrite` is off.
+        What `check_output` raises.
     """
+    check_output(folder, overwrite=overwrite, max_shard_size=max_shard_size)
     stock = _stock_config(model)
     with new_folder(folder, overwrite=overwrite) as partial:
         with quiet_transformers():
@@ -61,6 +66,29 @@ def save(
         for weights in partial.glob("*.safetensors"):  # safetensors makes them private; give them the usual mode
             weights.chmod((partial / "config.json").stat().st_mode)
     return "A" if stock is not None else "B"
+
+
+def check_output(folder: Path, *, overwrite: bool = False, max_shard_size: str = "5GB") -> None:
+    """Raise what `save` would raise for its arguments; for callers that work for hours first.
+
+    Raises:
+        OutputExistsError: the folder is there and not to be overwritten; or it is, but secateur did not write it.
+        OutputError: nothing can be written there.
+        InvalidOptionError: the size is none.
+    """
+    if not re.fullmatch(r"\d+(\.\d+)?\s*[KMGT]?B", max_shard_size.strip(), re.IGNORECASE):
+        raise InvalidOptionError(f"the shard size is a number with a unit, as 5GB or 500MB, not {max_shard_size!r}")
+    folder = folder.resolve()
+    if folder.exists():
+        if not folder.is_dir():
+            raise OutputExistsError(f"{folder} is a file; a folder is needed")
+        if not overwrite:
+            raise OutputExistsError(f"{folder} exists; choose another folder, or ask for it to be overwritten")
+        if any(folder.iterdir()) and not (folder / RECORD).is_file():
+            raise OutputExistsError(f"{folder} holds something that secateur did not write; it is not overwritten")
+    parent = next(path for path in folder.parents if path.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK)):
+        raise OutputError(f"{folder} cannot be written: no right to write in {parent}")
 
 
 def _stock_config(model: Model) -> PreTrainedConfig | None:

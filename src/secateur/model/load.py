@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,11 @@ from secateur.errors import (
     MissingExtraError,
     UnsupportedModelError,
 )
-from secateur.folders import repair
+from secateur.model.checkpoint import RECORD
 from secateur.model.handle import Model, require_family
 from secateur.model.modeling_secateur import all_classes
 from secateur.quiet import quiet_transformers
 
-RECORD = "secateur.json"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -56,45 +56,60 @@ def load(
         CheckpointError: no model there, or one that is damaged.
         FetchError, MissingExtraError, InvalidOptionError.
     """
-    if dtype not in DTYPES:
-        raise InvalidOptionError(f"dtype is one of {', '.join(DTYPES)}, not {dtype!r}")
-    device = _device(device)
+    check_dtype(dtype)
+    device = check_device(device)
     location, provenance = resolve_model(name, cache=cache, revision=revision)
     folder = Path(location)
-    repair(folder)
-    if not folder.exists() and (folder.is_absolute() or name.startswith((".", "~")) or len(folder.parts) > 2):
-        raise CheckpointError(f"there is no folder {folder}")
-    if folder.exists() and not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder} is no model folder: it has no config.json")
     config = read_config(location, revision)
-    require_family(config)
-    if getattr(config, "quantization_config", None):
-        raise UnsupportedModelError(f"{name} is quantised; prune the base model and quantise the result")
     hf = _weights(location, config, device, dtype, revision)
     model = Model(hf, _tokenizer(location, revision), {"name": name, **provenance, "asked": name})
     commit = getattr(config, "_commit_hash", None)
     if commit:
         model.source["revision"] = commit
-    record = folder / RECORD
-    if record.is_file():
-        parent = json.loads(record.read_text(encoding="utf-8"))
-        model.parents = [*parent.pop("parents", []), parent]
+    record = read_record(folder)
+    if record is not None:
+        model.parents = [*record.pop("parents", []), record]
     return model
 
 
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """The record (`secateur.json`) of a checkpoint folder, None where there is none.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    path = folder / RECORD
+    if not path.is_file():
+        return None
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    return record
+
+
 def read_config(location: str, revision: str | None = None) -> Any:
-    """The configuration of a folder or hub model.
+    """The configuration of a folder or hub model that secateur supports.
 
     Raises:
         CheckpointError, FetchError, UnsupportedModelError.
     """
+    folder = Path(location)
+    if not folder.exists() and (folder.is_absolute() or location.startswith((".", "~")) or len(folder.parts) > 2):
+        raise CheckpointError(f"there is no folder {folder}")
+    if folder.exists() and not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder} is no model folder: it has no config.json")
     try:
         with quiet_transformers():
-            return AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=False)
     except OSError as error:
         raise _fetch_error(location, error) from error
     except (ValueError, KeyError) as error:
         raise UnsupportedModelError(f"{location}: {_first_line(error)}") from error
+    require_family(config)
+    if getattr(config, "quantization_config", None):
+        raise UnsupportedModelError(f"{location} is quantised; prune the base model and quantise the result")
+    return config
 
 
 def _weights(location: str, config: Any, device: str, dtype: str, revision: str | None) -> Any:
@@ -119,22 +134,46 @@ def _weights(location: str, config: Any, device: str, dtype: str, revision: str 
         if info.get(what):
             first = sorted(map(str, info[what]))[:3]
             raise CheckpointError(f"{location} is not a whole model: {what.replace('_', ' ')}: {', '.join(first)} ...")
+    if any(parameter.is_meta for parameter in hf.parameters()):
+        raise UnsupportedModelError(
+            f"{location} does not fit on the devices, so parts of it were put aside (offloaded), where they cannot be "
+            "pruned; use more or larger devices, a smaller dtype, or --device cpu"
+        )
     return hf if device == "auto" else hf.to(device)
 
 
 def _tokenizer(location: str, revision: str | None) -> PreTrainedTokenizerBase | None:
-    """The tokenizer, or None for a model that has none."""
+    """The tokenizer, or None for a model that has none.
+
+    Raises:
+        CheckpointError: a folder has tokenizer files that do not make one.
+    """
     try:
         with quiet_transformers():
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 location, revision=revision, trust_remote_code=False
             )
-    except (OSError, ValueError):
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        there = sorted(path.name for path in Path(location).glob("*token*"))
+        if there:
+            raise CheckpointError(f"{location}: {', '.join(there)} make no tokenizer: {_first_line(error)}") from error
+        logging.getLogger(__name__).warning("%s has no tokenizer: %s", location, _first_line(error))
         return None
     return tokenizer
 
 
-def _device(device: str | None) -> str:
+def check_dtype(dtype: str) -> None:
+    """Raise InvalidOptionError unless it is one of DTYPES."""
+    if dtype not in DTYPES:
+        raise InvalidOptionError(f"dtype is one of {', '.join(DTYPES)}, not {dtype!r}")
+
+
+def check_device(device: str | None) -> str:
+    """The device to use; CUDA where there is one, if none is asked.
+
+    Raises:
+        InvalidOptionError, MissingExtraError.
+    """
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device == "auto":

@@ -304,12 +304,12 @@ def shapes_from(config: PreTrainedConfig, family: Family) -> list[Shape]:
 def state_shapes(config: PreTrainedConfig, family: Family, shapes: Sequence[Shape]) -> None:
     """Write shapes into a saved model's configuration, in transformers' own `per_layer_config` schema.
 
-    The configuration's own width is set to one that NO block has. A stock class, which would otherwise load the
+    The configuration's own width is set to one that NO module can have. A stock class, which would otherwise load the
     checkpoint and fill missing modules with random weights, then fails: newer versions of transformers refuse to read
-    a per-layer attribute from the whole, older ones meet tensors of another size.
+    a per-layer attribute from the whole, older ones to build an MLP of that width.
     """
     config.per_layer_config = None
-    setattr(config, family.width, 0 if any(shape.width for shape in shapes) else 1)
+    setattr(config, family.width, -1)
     layers: dict[int, dict[str, Any]] = {}
     for place, shape in enumerate(shapes):
         layer: dict[str, Any] = {family.width: shape.width}

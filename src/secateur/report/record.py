@@ -15,15 +15,14 @@ import safetensors
 import torch
 import transformers
 
+from secateur.driver import Pruning
 from secateur.engine.tokens import Tokens
-from secateur.errors import CheckpointError
 from secateur.folders import write_file
 from secateur.model.budget import Budget, shares
-from secateur.model.checkpoint import tier
+from secateur.model.checkpoint import RECORD, tier
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
-from secateur.model.load import RECORD
-from secateur.prune import Pruning
+from secateur.model.load import read_record
 from secateur.surgery.edits import to_json
 from secateur.version import __version__
 
@@ -119,22 +118,6 @@ def environment(model: Model) -> dict[str, Any]:
         "dtype": str(model.dtype).removeprefix("torch."),
         "attention": model.hf.config._attn_implementation,
     }
-
-
-def read_record(folder: Path) -> dict[str, Any] | None:
-    """The record of a checkpoint, None where there is none.
-
-    Raises:
-        CheckpointError: it is damaged.
-    """
-    path = folder / RECORD
-    if not path.is_file():
-        return None
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
-    return record
 
 
 def append_evaluation(folder: Path, evaluation: Mapping[str, Any]) -> None:

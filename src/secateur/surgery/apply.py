@@ -22,29 +22,15 @@ def apply(model: Model, edit: Edit) -> None:
         UnsupportedEditError: the family cannot do it.
         InvalidEditError: the edit does not fit the model.
     """
-    check(model, edit)
+    _check_model(model, edit)
     if isinstance(edit, DropBlock):
         model.forget_block(edit.block)
     else:
         with model.open(edit.block) as block, torch.no_grad():
+            _check_block(block, edit)
             _change(block, edit)
     model.edits_applied += 1
     model.state_config()
-
-
-def check(model: Model, edit: Edit) -> None:
-    """Raise what `apply` would raise, and touch nothing."""
-    kind = type(edit).__name__
-    reason = model.family.cannot.get(kind)
-    if reason is not None:
-        raise UnsupportedEditError(f"{model.family.model_type} cannot do {kind}: {reason}")
-    model.position(edit.block)
-    if isinstance(edit, DropBlock):
-        if len(model.numbers) == 1:
-            raise InvalidEditError(f"block {edit.block} is the last one; a model needs at least one")
-        return
-    with model.open(edit.block) as block:
-        _check_block(block, edit)
 
 
 def predict(layout: Layout, edit: Edit) -> Layout:
@@ -63,6 +49,16 @@ def predict(layout: Layout, edit: Edit) -> Layout:
             return layout.with_block(edit.block, before.with_kv_heads(len(edit.index)))
         case SetWeight():
             return layout
+
+
+def _check_model(model: Model, edit: Edit) -> None:
+    kind = type(edit).__name__
+    reason = model.family.cannot.get(kind)
+    if reason is not None:
+        raise UnsupportedEditError(f"{model.family.model_type} cannot do {kind}: {reason}")
+    model.position(edit.block)
+    if isinstance(edit, DropBlock) and len(model.numbers) == 1:
+        raise InvalidEditError(f"block {edit.block} is the last one; a model needs at least one")
 
 
 def _change(block: Block, edit: Edit) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,8 @@ from secateur.model.layout import Layout
 from secateur.run import Run
 from secateur.surgery.apply import apply, predict
 from secateur.surgery.edits import Edit
+
+logger = logging.getLogger(__name__)
 
 EditFilter = Callable[[Model, Tokens, Run, Iterator[Edit]], Iterator[Edit]]
 
@@ -59,6 +62,7 @@ def run_method(
     edits = []
     for edit in stream:
         apply(model, edit)
+        logger.debug("applied %s to block %d", type(edit).__name__, edit.block)
         predicted = predict(predicted, edit)
         edits.append(edit)
     after = model.layout()

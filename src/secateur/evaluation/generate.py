@@ -23,6 +23,7 @@ def generate(model: Model, prompt: str, *, new_tokens: int = 64) -> str:
     encoded = model.tokenizer(prompt, return_tensors="pt").to(model.device)
     if not encoded["input_ids"].numel():
         raise DataError("the prompt is empty")
+    pads = (model.tokenizer.pad_token_id, model.tokenizer.eos_token_id)
     with torch.inference_mode(), quiet_transformers():
         output = model.hf.generate(
             input_ids=encoded["input_ids"],
@@ -30,7 +31,7 @@ def generate(model: Model, prompt: str, *, new_tokens: int = 64) -> str:
             max_new_tokens=new_tokens,
             do_sample=False,
             no_repeat_ngram_size=3,
-            pad_token_id=model.tokenizer.pad_token_id or model.tokenizer.eos_token_id or 0,
+            pad_token_id=next((i for i in pads if i is not None), 0),
         )
     new = output[0, encoded["input_ids"].shape[1] :]
     return str(model.tokenizer.decode(new, skip_special_tokens=True))

@@ -30,9 +30,9 @@ def perplexity(model: Model, tokens: Tokens, *, run: Run | None = None, label: s
     nll = float(sums.sum() / counts.sum())
     if not math.isfinite(nll):
         raise NumericalError("the model's loss is NaN or Inf; try --dtype float32")
-    windows = sums / counts
+    windows = (sums / counts)[counts > 0]  # of chat data, a window may have nothing that counts
     return {
-        "perplexity": math.exp(nll),
+        "perplexity": math.exp(nll) if nll < 700 else math.inf,
         "nll": nll,
         "nll_stderr": float(windows.std() / math.sqrt(len(windows))) if len(windows) > 1 else None,
         "text": tokens.source.get("name"),

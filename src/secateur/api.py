@@ -110,14 +110,16 @@ def prepare(
     complete = chosen.complete(options)
     if isinstance(calibration, Tokens):
         tokens = calibration
-    else:
+        samples, length = tokens.samples, tokens.length
+        _check_tokens(model, tokens)
+    samples, length = chosen.window_shape(model.max_length, samples, length)
+    chosen.foretell(model.layout(), samples, length, budget, **complete)  # is it feasible at all?
+    if not isinstance(calibration, Tokens):
         name = calibration or ("demo" if model.source.get("asked") == "demo" else "c4")
-        length = length or min(chosen.length, model.max_length or chosen.length)
         tokens = read_tokens(
-            model, name, purpose="calibration", length=length, samples=samples or chosen.samples, seed=seed,
-            count=count, data=data, cache=cache,
+            model, name, purpose="calibration", length=length, samples=samples, seed=seed, count=count, data=data,
+            cache=cache,
         )  # fmt: skip
-    chosen.foretell(model.layout(), tokens.samples, tokens.length, budget, **complete)  # is it feasible at all?
     return Job(model, method, tokens, budget, seed, complete, model.fingerprint())
 
 
@@ -151,8 +153,9 @@ def prune(
         options: the method's own; `secateur methods` lists them.
 
     Raises:
-        InfeasibleBudgetError: with the reachable range. Other typed errors for other bad input; the model is then
-            unchanged.
+        InfeasibleBudgetError: with the reachable range. Other typed errors for other bad input, before anything is
+            changed. If the run itself fails (NumericalError) or is interrupted, the model is left half-pruned: load it
+            again.
     """
     job = prepare(
         model, method, sparsity=sparsity, of=of, round_to=round_to, calibration=calibration, samples=samples,
@@ -161,9 +164,23 @@ def prune(
     return run_job(job, run=run)
 
 
-def run_job(job: Job, *, run: Run | None = None, arguments: Mapping[str, Any] | None = None) -> Pruned:
-    """Run a prepared job; `arguments` go into the record as given."""
+def run_job(
+    job: Job,
+    *,
+    run: Run | None = None,
+    measure_on: Mapping[str, Tokens] | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> Pruned:
+    """Run a prepared job.
+
+    Args:
+        measure_on: texts to take the perplexity on, before and after; goes into the record.
+        arguments: goes into the record as given.
+    """
     run = run or Run(job.seed)
+    texts = dict(measure_on or {})
+    judge = Run(observer=run.observer)  # keeps the evaluation out of the method's cost
+    dense = {name: perplexity(job.model, tokens, run=judge) for name, tokens in texts.items()}
     start = time.monotonic()
     pruning = run_method(job.model, get_method(job.method), job.tokens, job.budget, run, **job.options)
     cost = {
@@ -176,6 +193,11 @@ def run_job(job: Job, *, run: Run | None = None, arguments: Mapping[str, Any] | 
         job.model, pruning, job.tokens, model_fingerprint=job.model_fingerprint, seed=job.seed, cost=cost,
         arguments=arguments,
     )  # fmt: skip
+    for name, tokens in texts.items():
+        after = perplexity(job.model, tokens, run=judge)
+        record["perplexity"].append({**after, "before": dense[name]["perplexity"], "after": after["perplexity"]})
+    job.model.edited()  # a further pruning starts from here
+    job.model.parents = [*job.model.parents, {key: value for key, value in record.items() if key != "parents"}]
     return Pruned(job.model, pruning, record)
 
 
@@ -189,17 +211,23 @@ def save(pruned: Pruned, folder: str | Path, *, overwrite: bool = False, max_sha
     return save_checkpoint(pruned.model, Path(folder), files=files, overwrite=overwrite, max_shard_size=max_shard_size)
 
 
-def already_there(job: Job, folder: Path) -> bool:
-    """Whether `folder` already holds this very job's result.
+def _check_tokens(model: Model, tokens: Tokens) -> None:
+    low, high = int(tokens.ids.min()), int(tokens.ids.max())
+    if low < 0 or high >= model.vocab_size:
+        raise InvalidOptionError(f"token ids from {low} to {high} do not fit the vocabulary of {model.vocab_size}")
+
+
+def already_there(job: Job, folder: Path) -> dict[str, Any] | None:
+    """The record of `folder` if it already holds this very job's result; None if there is nothing.
 
     Raises:
         OutputExistsError: it holds something else.
     """
     if not folder.exists():
-        return False
+        return None
     record = read_record(folder) if folder.is_dir() else None
     if record is not None and record.get("fingerprint") == job.fingerprint:
-        return True
+        return record
     what = "another pruning" if record else "something that secateur did not write"
     raise OutputExistsError(f"{folder} exists and holds {what}; choose another --out, or give --overwrite")
 

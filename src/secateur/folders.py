@@ -31,6 +31,8 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     target = target.resolve()  # through links: the folder itself is replaced, on its own disk
     try:
         repair(target)
+        if target.is_file():
+            raise OutputExistsError(f"{target} is a file; choose another folder")
         if target.exists() and not overwrite:
             raise OutputExistsError(f"{target} exists; choose another folder, or ask for it to be overwritten")
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -101,8 +103,13 @@ def _take_place(partial: Path, target: Path, overwrite: bool) -> None:
         shutil.rmtree(partial, ignore_errors=True)
     else:  # between the two renames `target` is absent; `repair` knows what to do
         aside = _aside(target)
-        target.rename(aside)
-        partial.rename(target)
+        try:
+            target.rename(aside)
+            partial.rename(target)
+        except BaseException:
+            if not target.exists():
+                aside.rename(target)
+            raise
         shutil.rmtree(aside, ignore_errors=True)
     _sync_entry(target.parent)
 

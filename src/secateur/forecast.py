@@ -61,8 +61,7 @@ def forecast(
     device = check_device(device)
     hollow = hollow_model(name, dtype=dtype, revision=revision, cache=cache)
     layout = hollow.layout()
-    samples = samples or method.samples
-    length = length or min(method.length, hollow.max_length or method.length)
+    samples, length = method.window_shape(hollow.max_length, samples, length)
     cost = method.foretell(layout, samples, length, budget, **method.complete(options))
     speed = _probe(hollow, length, "cuda" if device == "auto" else device)
     return {

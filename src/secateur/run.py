@@ -63,14 +63,14 @@ def _check_storable(value: Any, key: str) -> None:
 class Observer(Protocol):
     """Shows progress; the CLI has one that draws bars."""
 
-    def progress(self, label: str, total: float) -> AbstractContextManager[Advance]: ...
+    def progress(self, label: str, total: float, done: float = 0.0) -> AbstractContextManager[Advance]: ...
 
 
 class Silent:
     """An observer that shows nothing."""
 
     @contextmanager
-    def progress(self, label: str, total: float) -> Iterator[Advance]:
+    def progress(self, label: str, total: float, done: float = 0.0) -> Iterator[Advance]:
         yield lambda amount: None
 
 
@@ -101,6 +101,8 @@ class Run:
         self.observer: Observer = observer if observer is not None else Silent()
         self.meter = Meter()
         self._asked: set[str] = set()
+        self._expected: float | None = None
+        self._head = 0.0
 
     def step(self, key: str, compute: Callable[[], T]) -> T:
         """Return the recorded result of `key`, or compute and record it. A key may be used once in a run."""
@@ -119,6 +121,35 @@ class Run:
         digest = hashlib.sha256(repr((self.seed, *key)).encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
-    def progress(self, label: str, total: float) -> AbstractContextManager[Advance]:
-        """Show a bar named `label`; the context gives a function that advances it by an amount of work."""
-        return self.observer.progress(label, total)
+    def expect(self, block_tokens: float, head_tokens: float, *, head: float) -> None:
+        """Foretell the whole run's work, so that progress counts all stages to come and not only the current one.
+
+        Args:
+            head: what a token costs in the LM head, relative to one in a block.
+        """
+        self._head = head
+        self._expected = block_tokens + head * head_tokens
+
+    @contextmanager
+    def progress(self, label: str, total: float) -> Iterator[Advance]:
+        """Show a bar named `label`; the context gives a function that advances it by an amount of work.
+
+        After `expect` the bar is the whole run's and moves by what the engines meter.
+        """
+        if self._expected is None:
+            with self.observer.progress(label, total) as advance:
+                yield advance
+            return
+        before = self._work()
+        with self.observer.progress(label, self._expected, before) as advance:
+
+            def catch_up(amount: float) -> None:
+                nonlocal before
+                now = self._work()
+                advance(now - before)
+                before = now
+
+            yield catch_up
+
+    def _work(self) -> float:
+        return self.meter.block_tokens + self._head * self.meter.head_tokens

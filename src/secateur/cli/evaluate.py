@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from secateur import api
-from secateur.cli.guard import out, start_logging
+from secateur.cli.guard import err, out, start_logging
 from secateur.cli.options import (
     CacheDir,
     Data,
@@ -24,7 +25,7 @@ from secateur.cli.options import (
     Revision,
 )  # fmt: skip
 from secateur.cli.progress import Bars
-from secateur.errors import InvalidOptionError
+from secateur.errors import CheckpointError, InvalidOptionError
 from secateur.model.load import load
 from secateur.report.record import append_evaluation
 from secateur.run import Run
@@ -64,20 +65,25 @@ def evaluate(
         prompts=generate or (), data=data, cache=cache_dir, run=Run(observer=Bars()),
     )  # fmt: skip
     stamp = {"created": datetime.now(UTC).isoformat(timespec="seconds"), "dtype": dtype}
-    append_evaluation(Path(model), {**stamp, **report})
     if as_json:
         print(json.dumps(report))
     else:
         _show(report)
+    if model == "demo":  # the asset, not a folder of that name
+        return
+    try:
+        append_evaluation(Path(model), {**stamp, **report})
+    except (OSError, CheckpointError) as error:
+        err.print(f"the result could not be added to {model}/secateur.json: {error}", markup=False, highlight=False)
 
 
 def _show(report: dict[str, Any]) -> None:
     columns = list(reversed(report.values()))  # what it is judged against stands first
-    table = Table("", *(str(each["name"]) for each in columns), box=None, pad_edge=False)
+    table = Table("", *(escape(str(each["name"])) for each in columns), box=None, pad_edge=False)
 
     def row(name: str, values: list[float], form: str) -> None:
         change = [f"{values[1] / values[0] - 1:+.1%}"] if len(values) == 2 else []
-        table.add_row(name, *(format(value, form) for value in values), *change)
+        table.add_row(escape(name), *(format(value, form) for value in values), *change)
 
     if len(columns) == 2:
         table.add_column("")
@@ -96,5 +102,5 @@ def _show(report: dict[str, Any]) -> None:
     out.print(table)
     for each in columns:
         for sample in each.get("samples", []):
-            out.print(f"\n[bold]{each['name']}[/]: {sample['prompt']}", highlight=False)
+            out.print(f"\n{each['name']}: {sample['prompt']}", style="bold", markup=False, highlight=False)
             out.print(sample["text"].strip(), markup=False, highlight=False)

@@ -51,6 +51,7 @@ def inspect(
         f"{model}: {summary['family']}, {layout.parameters:,} parameters ({layout.block_parameters:,} in blocks), "
         f"hidden size {hollow.hidden_size}, {summary['dtype']}",
         highlight=False,
+        markup=False,
     )
     out.print(_block_table(shapes))
     if record:
@@ -60,6 +61,7 @@ def inspect(
             f"{achieved['model']:.2%} of all); edits: "
             + ", ".join(f"{n} {kind}" for kind, n in summary["pruned"]["edits"].items()),
             highlight=False,
+            markup=False,
         )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from secateur.api import Job, Pruned, already_there, prepare, read_tokens, run_job, save
@@ -27,12 +28,12 @@ from secateur.cli.options import (
     Revision,
 )  # fmt: skip
 from secateur.cli.progress import Bars
-from secateur.errors import InvalidOptionError, OutputExistsError
-from secateur.evaluation import perplexity
-from secateur.folders import repair
+from secateur.engine.tokens import Tokens
+from secateur.errors import InvalidOptionError
 from secateur.forecast import forecast
 from secateur.methods import Option, get_method, methods
 from secateur.model.budget import Budget
+from secateur.model.checkpoint import check_output
 from secateur.model.load import load
 from secateur.run import Run
 
@@ -89,38 +90,30 @@ def _prune(
         return
     if out_dir is None:
         raise InvalidOptionError("--out DIR is missing: the folder to write (or ask for --dry-run)")
-    repair(out_dir)
-    if out_dir.exists() and not out_dir.is_dir():
-        raise OutputExistsError(f"{out_dir} is a file; --out takes a folder")
+    if overwrite or not out_dir.exists():
+        check_output(out_dir, overwrite=overwrite, max_shard_size=max_shard_size)
     loaded = load(model, device=device, dtype=dtype, revision=revision, cache=cache_dir)
     job = prepare(
         loaded, method, sparsity=sparsity, of=of, round_to=round_to, calibration=calibration, samples=samples,  # type: ignore[arg-type]
         length=length, seed=seed, count=count, data=data, cache=cache_dir, **options,  # type: ignore[arg-type]
     )  # fmt: skip
-    if not overwrite and already_there(job, out_dir):
-        err.print(f"{out_dir} already holds this result", highlight=False)
-        return
-    texts = {
-        text: read_tokens(
-            loaded, text, purpose="evaluation", length=eval_length, samples=eval_samples, data=data, cache=cache_dir
-        )
-        for text in perplexity_on or ()
-    }
-    bars = Bars()
-    run = Run(seed, observer=bars)
-    before = {text: perplexity(loaded, tokens, run=Run(observer=bars)) for text, tokens in texts.items()}
-    pruned = _run_with_bar(job, run, bars)
-    for text, tokens in texts.items():
-        after = perplexity(loaded, tokens, run=Run(observer=bars))
-        pruned.record.setdefault("perplexity", []).append(
-            {**after, "before": before[text]["perplexity"], "after": after["perplexity"]}
-        )
-    pruned.record["arguments"]["command"] = sys.argv[1:]
-    tier = save(pruned, out_dir, overwrite=overwrite, max_shard_size=max_shard_size)
-    if as_json:
-        print(json.dumps({"out": str(out_dir), **{k: v for k, v in pruned.record.items() if k != "edits"}}))
+    record = None if overwrite else already_there(job, out_dir)
+    if record is not None:
+        err.print(f"{out_dir} already holds this result; `secateur eval` measures it", markup=False, highlight=False)
     else:
-        _show(pruned, out_dir, tier)
+        texts = {
+            text: read_tokens(
+                loaded, text, purpose="evaluation", length=eval_length, samples=eval_samples, data=data, cache=cache_dir
+            )
+            for text in perplexity_on or ()
+        }
+        pruned = _run_with_bar(job, texts)
+        save(pruned, out_dir, overwrite=overwrite, max_shard_size=max_shard_size)
+        record = pruned.record
+    if as_json:
+        print(json.dumps({"out": str(out_dir), **{k: v for k, v in record.items() if k not in ("edits", "parents")}}))
+    else:
+        _show(record, out_dir)
 
 
 def command() -> Callable[..., None]:
@@ -132,13 +125,18 @@ def command() -> Callable[..., None]:
     parameters = [
         p for p in inspect.signature(_prune, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD
     ]
+    taken = {parameter.name for parameter in parameters}
     for name, users in by_name.items():
-        option = users[0][1]
+        if name in taken:
+            raise TypeError(f"option '{name}' of {users[0][0]} is already an option of every method; name it otherwise")
         told = "; ".join(f"{user}: {each.help} ({_default(each)})" for user, each in users)
         flag = typer.Option(help=told, rich_help_panel="Method options", show_default=False)
-        kind = bool if option.type is bool else option.type if option.type in (int, float) else str
-        annotation = Annotated[kind | None, flag]  # type: ignore[valid-type]
-        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
+        kind = bool if users[0][1].kinds == (bool,) else str  # read by the method's own option, which may allow words
+        parameters.append(
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, flag]
+            )
+        )
 
     @functools.wraps(_prune)
     def prune(**kwargs: Any) -> None:
@@ -152,47 +150,51 @@ def command() -> Callable[..., None]:
 
 def _method_options(method: str, given: dict[str, Any]) -> dict[str, Any]:
     """Those that were given, refused where the method has none of that name."""
-    chosen = {name: value for name, value in given.items() if value is not None}
+    options = get_method(method).options
+    chosen = {
+        name: options[name].parse(value) if name in options and isinstance(value, str) else value
+        for name, value in given.items()
+        if value is not None
+    }
     get_method(method).complete(chosen)
     return chosen
 
 
-def _run_with_bar(job: Job, run: Run, bars: Bars) -> Pruned:
+def _run_with_bar(job: Job, texts: dict[str, Tokens]) -> Pruned:
+    run = Run(job.seed, observer=Bars())
     layout = job.model.layout()
     cost = get_method(job.method).foretell(layout, job.tokens.samples, job.tokens.length, job.budget, **job.options)
     # a token's cost is about its parameters: the head's against a block's
     head = job.model.vocab_size * job.model.hidden_size * len(layout.blocks) / layout.block_parameters
-
-    def work() -> float:
-        return run.meter.block_tokens + head * run.meter.head_tokens
-
-    with bars.overall(cost.block_tokens + head * cost.head_tokens, work):
-        return run_job(job, run=run)
+    run.expect(cost.block_tokens, cost.head_tokens, head=head)
+    return run_job(job, run=run, measure_on=texts, arguments={"command": sys.argv[1:]})
 
 
-def _show(pruned: Pruned, folder: Path, tier: str) -> None:
-    record = pruned.record
+def _show(record: dict[str, Any], folder: Path) -> None:
     before, after = record["before"], record["after"]
     table = Table("", "before", "after", "", box=None, pad_edge=False)
 
     def row(name: str, old: float, new: float, form: str = ",.0f", unit: str = "") -> None:
-        table.add_row(name, f"{old:{form}}{unit}", f"{new:{form}}{unit}", f"{new / old - 1:+.1%}" if old else "")
+        table.add_row(
+            escape(name), f"{old:{form}}{unit}", f"{new:{form}}{unit}", f"{new / old - 1:+.1%}" if old else ""
+        )
 
     row("parameters", before["parameters"], after["parameters"])
     row("weights", before["weight_bytes"] / 1e6, after["weight_bytes"] / 1e6, ",.1f", " MB")
     row("blocks", before["blocks"], after["blocks"])
     row("attention modules", before["attentions"], after["attentions"])
     row("FFN neurons", before["neurons"], after["neurons"])
-    for each in record.get("perplexity", []):
+    for each in record["perplexity"]:
         row(f"perplexity, {each['text']}", each["before"], each["after"], ".2f")
     achieved, cost = record["sparsity"]["achieved"], record["cost"]
     out.print(table)
     out.print(
         f"{record['method']}: {achieved['blocks']:.2%} of the blocks' parameters removed ({achieved['model']:.2%} of "
-        f"all) in {cost['seconds']:.0f} s, {cost['forwards']:.1f} full-length forwards",
+        f"all) in {cost['seconds']:.0f} s, {cost['forwards']:.1f} full-length forwards\n"
+        f"written to {folder} (tier {record['tier']})",
         highlight=False,
+        markup=False,
     )
-    out.print(f"written to {folder} (tier {tier})", highlight=False)
 
 
 def _show_forecast(foretold: dict[str, Any], as_json: bool) -> None:

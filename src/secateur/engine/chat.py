@@ -45,7 +45,9 @@ def render_chat(
     return torch.tensor(ids), torch.tensor(weights)
 
 
-def response_spans(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, text: str) -> list[tuple[int, int]]:
+def response_spans(
+    tokenizer: PreTrainedTokenizerBase, conversation: Conversation, text: str, row: int = 0
+) -> list[tuple[int, int]]:
     """Character spans (start, end) in the rendered `text` that the assistant has to produce."""
     spans = []
     for turn, message in enumerate(conversation):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import logging
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -38,12 +40,40 @@ Foretell = Callable[..., Cost]  # (layout, tokens' (samples, length), budget, *,
 
 @dataclass(frozen=True)
 class Option:
-    """One keyword-only option of a method: its annotation without None, its default, its help."""
+    """One keyword-only option of a method.
+
+    Attributes:
+        kinds: what its annotation allows, None apart: types (bool, int, float, str) and the words of a Literal.
+    """
 
     name: str
-    type: Any
+    kinds: tuple[Any, ...]
     default: Any
     help: str
+
+    def accepts(self, value: Any) -> bool:
+        if value is None:
+            return self.default is None
+        if isinstance(value, bool):
+            return bool in self.kinds
+        number = isinstance(value, int) and float in self.kinds
+        return number or any(type(value) is kind or value == kind for kind in self.kinds)
+
+    def parse(self, text: str) -> Any:
+        """A value from a command line: a word of a Literal, else the first type that reads it, else the text."""
+        if text in self.kinds:
+            return text
+        for kind in (int, float):
+            if kind in self.kinds:
+                with contextlib.suppress(ValueError):
+                    return kind(text)
+        return text
+
+    @property
+    def allowed(self) -> str:
+        """The kinds in words."""
+        names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+        return " or ".join(names.get(kind, str(kind)) for kind in self.kinds)
 
 
 @dataclass(frozen=True)
@@ -67,7 +97,7 @@ class Method:
 
     @property
     def summary(self) -> str:
-        return inspect.getdoc(self.prune).partition("\n")[0]  # type: ignore[union-attr]  # the decorator demands a docstring
+        return (inspect.getdoc(self.prune) or "").partition("\n")[0]
 
     @property
     def options(self) -> dict[str, Option]:
@@ -75,7 +105,7 @@ class Method:
         hints = typing.get_type_hints(self.prune)
         documented = _documented(self.prune)
         return {
-            name: Option(name, _without_none(hints[name]), parameter.default, documented[name])
+            name: Option(name, _kinds(hints[name]), parameter.default, documented[name])
             for name, parameter in inspect.signature(self.prune).parameters.items()
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY
         }
@@ -91,8 +121,23 @@ class Method:
         for name, value in given.items():
             if name not in options:
                 raise UnknownNameError.of(f"option of {self.name}", name, options)
-            _check_kind(self.name, options[name], value)
+            if not options[name].accepts(value):
+                raise InvalidOptionError(f"{self.name}: {name} takes {options[name].allowed}, not {value!r}")
         return {name: given.get(name, option.default) for name, option in options.items()}
+
+    def window_shape(self, max_length: int | None, samples: int | None, length: int | None) -> tuple[int, int]:
+        """(samples, length) of the calibration: its paper's where not given, within the model's positions.
+
+        Raises:
+            InvalidOptionError: too few, or longer than the positions.
+        """
+        samples = self.samples if samples is None else samples
+        length = min(self.length, max_length or self.length) if length is None else length
+        if samples < 1 or length < 2:
+            raise InvalidOptionError(f"need at least 1 window of at least 2 tokens, not {samples} of {length}")
+        if max_length is not None and length > max_length:
+            raise InvalidOptionError(f"windows of {length} tokens; the model's positions end at {max_length}")
+        return samples, length
 
 
 _METHODS: dict[str, Method] = {}
@@ -122,8 +167,14 @@ def method(
 def methods() -> dict[str, Method]:
     """All methods by name, those of other packages included (entry point group `secateur.methods`)."""
     for entry in entry_points(group="secateur.methods"):
-        if entry.name not in _METHODS:
+        if entry.name in _METHODS:
+            continue
+        try:
             entry.load()
+        except Exception as error:  # somebody else's package must not break ours
+            logging.getLogger(__name__).warning(
+                "the method '%s' of %s cannot be loaded: %s", entry.name, entry.value, error
+            )
     return dict(sorted(_METHODS.items()))
 
 
@@ -139,30 +190,20 @@ def get_method(name: str) -> Method:
     return known[name]
 
 
-def _without_none(annotation: Any) -> Any:
+def _kinds(annotation: Any) -> tuple[Any, ...]:
+    """`Literal["a", "b"] | int | None` -> ("a", "b", int)."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return next(arg for arg in typing.get_args(annotation) if arg is not type(None))
-    return annotation
-
-
-def _check_kind(method_name: str, option: Option, value: Any) -> None:
-    if value is None and option.default is None:
-        return
-    if typing.get_origin(option.type) is typing.Literal:
-        allowed = typing.get_args(option.type)
-        if value not in allowed:
-            raise InvalidOptionError(f"{method_name}: {option.name} is one of {', '.join(allowed)}, not {value!r}")
-        return
-    kinds = (int, float) if option.type is float else (option.type,)
-    if not isinstance(value, kinds) or (isinstance(value, bool) and option.type is not bool):
-        raise InvalidOptionError(f"{method_name}: {option.name} takes a {option.type.__name__}, not {value!r}")
+        return tuple(kind for arg in typing.get_args(annotation) if arg is not type(None) for kind in _kinds(arg))
+    if typing.get_origin(annotation) is typing.Literal:
+        return typing.get_args(annotation)
+    return (annotation,)
 
 
 def _documented(prune: Prune) -> dict[str, str]:
     """Option texts from the docstring's "Args" section."""
     texts: dict[str, str] = {}
     section, current = False, ""
-    for line in inspect.getdoc(prune).splitlines():  # type: ignore[union-attr]
+    for line in (inspect.getdoc(prune) or "").splitlines():
         if not line.startswith(" "):
             section = line == "Args:" or (section and not line)
         elif section and line.startswith("    ") and line[4] != " ":

@@ -54,7 +54,7 @@ class Model:
         self.tokenizer = tokenizer
         self.source: dict[str, Any] = dict(source or {})
         self.numbers: list[int] = list(range(len(self.blocks)))
-        self.parents: list[dict[str, Any]] = []  # records of earlier prunings, oldest first
+        self.parents: list[dict[str, Any]] = []  # records of earlier prunings, on disk or in this session, oldest first
         self.edits_applied = 0
         _adopt(self.hf)
         self.hf.eval()
@@ -113,6 +113,10 @@ class Model:
     def state_config(self) -> None:
         """Bring the configuration up to date with the modules; for `surgery.apply` only."""
         state_shapes(self.hf.config, self.family, [shape_of(block, self.family) for block in self.blocks])
+
+    def edited(self) -> None:
+        """Take the model as it is now for the loaded one: blocks are numbered anew."""
+        self.numbers = list(range(len(self.blocks)))
 
     def fingerprint(self) -> str:
         """sha256 over the names, dtypes, shapes and bytes of all weights."""

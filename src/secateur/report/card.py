@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 from secateur.methods import Method
@@ -54,17 +55,18 @@ def card(record: Mapping[str, Any], method: Method) -> str:
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
-{_base_model(model)}tags:
+{_base_model(record)}tags:
 - pruned
 - secateur
 - {record["method"]}
 ---
 
-# {model["name"]}, pruned by {record["method"]}
+# {_title(model["name"])}, pruned by {record["method"]}
 
 {achieved["blocks"]:.1%} of the blocks' parameters ({achieved["model"]:.1%} of all) were removed by
 [{record["method"]}]({method.paper}): {method.summary}
-Nothing was trained afterwards. A pruned model is not the model it came from: judge it on your own data.
+{_earlier(record)}Nothing was trained afterwards. A pruned model is not the model it came from: judge it on your
+own data.
 
 | | before | after |
 |---|---|---|
@@ -85,6 +87,24 @@ Nothing was trained afterwards. A pruned model is not the model it came from: ju
 """
 
 
+def _title(name: str) -> str:
+    """A hub id as it is; of a folder its last part, since a card is published and paths are private."""
+    return PurePath(name).name if PurePath(name).is_absolute() or name.startswith((".", "~")) else name
+
+
+def _earlier(record: Mapping[str, Any]) -> str:
+    """A sentence on earlier prunings, with the share removed since the original."""
+    if not record["parents"]:
+        return ""
+    original = record["parents"][0]
+    share = 1 - record["after"]["block_parameters"] / original["before"]["block_parameters"]
+    chain = ", ".join(parent["method"] for parent in record["parents"])
+    return (
+        f"Before that, {_title(original['model']['name'])} was pruned by {chain}: in all {share:.1%} of the original's "
+        "block parameters are gone. "
+    )
+
+
 def _calibration(record: Mapping[str, Any]) -> str:
     used = record["calibration"]
     licence = f" (licence of the text: {used['licence']})" if "licence" in used else ""
@@ -92,8 +112,9 @@ def _calibration(record: Mapping[str, Any]) -> str:
     return f"Calibration: {used.get('name', 'token ids as given')}, {windows}, seed {record['seed']}{licence}."
 
 
-def _base_model(model: Mapping[str, Any]) -> str:
-    """The card's line that names a hub model; nothing for a local one."""
+def _base_model(record: Mapping[str, Any]) -> str:
+    """The card's line that names the hub model at the root; nothing for a local one."""
+    model = [*record["parents"], record][0]["model"]
     name = model.get("base_model") or model.get("repository")
     return f"base_model: {name}\n" if name else ""
 

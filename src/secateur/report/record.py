@@ -32,7 +32,8 @@ FORMAT = 1
 def identity(
     model_fingerprint: str, tokens: Tokens, method: str, options: Mapping[str, Any], budget: Budget, seed: int
 ) -> str:
-    """sha256 of all that decides a run's outcome; two runs of one identity give the same model."""
+    """sha256 of all that decides a run's outcome; on one kind of device, two runs of one identity give
+    the same model."""
     parts = [
         model_fingerprint,
         tokens.fingerprint(),
@@ -85,8 +86,9 @@ def make_record(
         "cost": dict(cost),
         "before": size(pruning.before, model),
         "after": size(pruning.after, model),
-        "edits": [to_json(edit) for edit in pruning.edits],
+        "perplexity": [],
         "evaluations": [],
+        "edits": [to_json(edit) for edit in pruning.edits],
         "parents": model.parents,
     }
 

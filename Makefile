@@ -8,17 +8,19 @@ CONSTRAIN := -q -c constraints.txt
 .PHONY: demo test unit slow lint bench clean
 
 # Downloads are a step of their own, so that the demo can say how long everything else took.
-$(VENV)/.demo: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed"; exit 1; }
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	@start=$$(date +%s); \
 	$(BIN)/pip download $(CONSTRAIN) --dest $(VENV)/wheels '.[demo]' setuptools && \
 	echo $$(( $$(date +%s) - start )) > $(VENV)/.download_seconds
 	$(BIN)/pip install $(CONSTRAIN) --no-index --find-links $(VENV)/wheels -e '.[demo]'
 	@rm -rf $(VENV)/wheels; touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/pip install $(CONSTRAIN) -e '.[all,dev]'
 	@touch $@
 
@@ -28,7 +30,7 @@ demo:
 	echo "== 2SSP removes 25 % of the blocks' parameters of SmolLM2-135M-Instruct ==" && \
 	$(BIN)/secateur fetch demo && \
 	$(BIN)/secateur prune demo --method 2ssp --sparsity 0.25 --calibration demo --samples 16 --length 1024 \
-	  --search-length 512 --out $(OUT) && \
+	  --search-length 512 --out $(OUT) --overwrite && \
 	$(BIN)/secateur eval $(OUT) --against demo --perplexity demo --samples 10 --length 1024 --latency \
 	  --generate "The theory of relativity" && \
 	total=$$(( $$(date +%s) - start )); downloads=$$(cat $(VENV)/.download_seconds 2>/dev/null || echo 0); \

@@ -25,24 +25,24 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 demo:
-	@rm -f $(VENV)/.download_seconds; start=$$(date +%s); \
-	$(MAKE) --no-print-directory $(VENV)/.demo && \
-	echo "== 2SSP removes 25 % of the blocks' parameters of SmolLM2-135M-Instruct ==" && \
-	$(BIN)/secateur fetch demo && \
+	@set -e; rm -f $(VENV)/.download_seconds; start=$$(date +%s); \
+	$(MAKE) --no-print-directory $(VENV)/.demo; \
+	echo "== 2SSP removes 25 % of the blocks' parameters of SmolLM2-135M-Instruct =="; \
+	$(BIN)/secateur fetch demo; \
 	$(BIN)/secateur prune demo --method 2ssp --sparsity 0.25 --calibration demo --samples 16 --length 1024 \
-	  --search-length 512 --out $(OUT) --overwrite && \
+	  --search-length 512 --out $(OUT) --overwrite; \
 	$(BIN)/secateur eval $(OUT) --against demo --perplexity demo --samples 10 --length 1024 --latency \
-	  --generate "The theory of relativity" && \
+	  --generate "The theory of relativity"; \
 	total=$$(( $$(date +%s) - start )); downloads=$$(cat $(VENV)/.download_seconds 2>/dev/null || echo 0); \
 	echo; echo "method: 2ssp (arXiv 2501.17771); the checkpoint lies in $(OUT)"; \
 	echo "took $$total s, of which $$downloads s were package downloads: $$(( total - downloads )) s without"
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 	$(BIN)/python -m pytest -m slow --durations=10
 
 unit: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow" --durations=10
+	$(BIN)/python -m pytest -n 2 -m "not slow" --durations=10
 
 slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow --durations=10

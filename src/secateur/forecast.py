@@ -63,7 +63,7 @@ def forecast(
     layout = hollow.layout()
     samples, length = method.window_shape(hollow.max_length, samples, length)
     cost = method.foretell(layout, samples, length, budget, **method.complete(options))
-    speed = _probe(hollow, length, "cuda" if device == "auto" else device)
+    speed = _probe(hollow, length, check_device(None) if device == "auto" else device)
     return {
         "model": name,
         "method": method.name,

@@ -17,9 +17,10 @@ _PROBE_TOKENS = 16
 
 
 def require_gguf() -> None:
-    """Raise MissingExtraError unless the package that reads GGUF is here (asked before a long download)."""
-    if importlib.util.find_spec("gguf") is None:
-        raise MissingExtraError.of("gguf", "demo", "converting the demo model")
+    """Raise MissingExtraError unless the packages that read GGUF are here (asked before a long download)."""
+    for package in ("gguf", "accelerate"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError.of(package, "demo", "converting the demo model")
 
 
 def convert_gguf(gguf: Path, out: Path) -> None:

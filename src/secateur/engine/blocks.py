@@ -70,8 +70,7 @@ class BlockInputs:
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        self._numbers = list(model.numbers)  # a block dropped later keeps its place in what was recorded
-        self._arguments: dict[tuple[int, int], list[Arguments]] = {}
+        self._arguments: dict[tuple[int, int], dict[int, Arguments]] = {}  # by shape and block number
 
     @torch.no_grad()
     def embed(self, ids: Tensor) -> Tensor:
@@ -86,9 +85,9 @@ class BlockInputs:
         if (batch, length) not in self._arguments:
             ids = torch.zeros(batch, length, dtype=torch.long)
             self._arguments[batch, length] = self._record(ids)[1]
-        return self._arguments[batch, length][self._numbers.index(number)]
+        return self._arguments[batch, length][number]
 
-    def _record(self, ids: Tensor) -> tuple[Tensor, list[Arguments]]:
+    def _record(self, ids: Tensor) -> tuple[Tensor, dict[int, Arguments]]:
         model = self._model
         recorders = [_Recorder(block) for block in model.blocks]
         inner = model.hf.get_submodule(model.family.blocks.rpartition(".")[0])
@@ -97,7 +96,7 @@ class BlockInputs:
         hidden = recorders[0].hidden
         if hidden is None:
             raise RuntimeError("the model's forward did not call its blocks")
-        return hidden, [recorder.arguments for recorder in recorders]
+        return hidden, {n: recorder.arguments for n, recorder in zip(model.numbers, recorders, strict=True)}
 
 
 def run_block(module: nn.Module, hidden: Tensor, arguments: Arguments) -> Tensor:

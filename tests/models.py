@@ -232,6 +232,11 @@ class ClosedModel(Model):
         super().forget_block(number)
         del self.stored[number]
 
+    def edited(self) -> None:
+        stored = [self.stored[number] for number in self.numbers]
+        super().edited()
+        self.stored = dict(enumerate(stored))
+
     def whole(self) -> Model:
         """The same model with all weights present, as a plain `Model`; this one is used up."""
         assert self.opened is None

@@ -10,7 +10,7 @@ import torch
 
 import secateur
 from secateur.api import prepare, read_tokens, run_job
-from secateur.evaluate import perplexity
+from secateur.evaluation import perplexity
 from secateur.run import MemoryStore, Run
 
 SHARED = Path(__file__).parents[2] / "shared"

@@ -61,6 +61,8 @@ def start_logging(level: str, file: Path | None) -> None:
         except OSError as error:
             raise InvalidOptionError(f"--log-file {file} cannot be written: {error.strerror}") from error
         handlers[-1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    for old in logger.handlers:
+        old.close()
     logger.handlers = handlers
     logger.propagate = False
     warnings.simplefilter("once")

@@ -1,0 +1,169 @@
+"""What the engines must equal, the long way: edit a copy, run the whole model, loop over the tokens in float64."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from hypothesis import settings
+from models import logits, tiny_hf, tiny_tokenizer
+from torch import Tensor
+
+from secateur.engine.sweep import Part
+from secateur.engine.tokens import Tokens
+from secateur.model.handle import Model
+from secateur.quiet import quiet_transformers
+from secateur.run import Advance
+from secateur.surgery.apply import apply
+from secateur.surgery.edits import DropAttention, DropBlock, DropMLP, Edit, KeepHeads, KeepNeurons
+
+PROPERTY = settings(deadline=None, derandomize=True, database=None, max_examples=12)
+
+
+def edited(model: Model, *edits: Edit) -> Model:
+    """A copy of a model, with edits made real."""
+    other = copy.deepcopy(model)
+    for edit in edits:
+        apply(other, edit)
+    return other
+
+
+def lopsided(model: Model) -> Model:
+    """A copy with blocks of all sorts: narrow, without attention, without MLP, with one KV group."""
+    width, groups = model.layout().blocks[0].shape.width, model.layout().blocks[0].shape.kv_heads
+    return edited(
+        model,
+        KeepNeurons(0, tuple(range(0, width, 2))),
+        DropAttention(1),
+        DropMLP(2),
+        KeepHeads(3, (groups - 1,)),
+        KeepNeurons(3, (1, 2, 5, 7, 11)),
+    )
+
+
+def weighted(tokens: Tokens, seed: int = 0) -> Tokens:
+    """The same windows with weights of zero, one and others."""
+    choices = torch.tensor([0.0, 0.5, 1.0, 2.0])
+    drawn = torch.randint(4, tokens.ids.shape, generator=torch.Generator().manual_seed(seed))
+    return Tokens.of(tokens.ids, choices[drawn])
+
+
+def without(model: Model, parts: Iterable[Part]) -> Model:
+    """A copy that really lacks these parts."""
+    other, blocks = copy.deepcopy(model), model.layout().blocks
+    kinds = {number: {part.kind for part in parts if part.block == number} for number in model.numbers}
+    for number, gone in kinds.items():
+        block = blocks[number]
+        if "block" in gone and len(other.numbers) > 1:
+            apply(other, DropBlock(number))
+            continue
+        if gone & {"attention", "block"} and block.attention:  # a model keeps its last block, if empty
+            apply(other, DropAttention(number))
+        if gone & {"mlp", "block"} and block.mlp:
+            apply(other, DropMLP(number))
+    return other
+
+
+def mean_nll(model: Model, tokens: Tokens) -> float:
+    """-log p of every token but a window's first, weighed by that token's weight."""
+    total = count = 0.0
+    scores = logits(model, tokens.ids).double()  # (samples, length, vocabulary)
+    for sample, weights in enumerate(tokens.weights.tolist()):
+        for place in range(1, tokens.length):
+            row = scores[sample, place - 1]
+            total += weights[place] * float(torch.logsumexp(row, dim=0) - row[tokens.ids[sample, place]])
+            count += weights[place]
+    return total / count if count else math.nan
+
+
+def mean_kl(dense: Model, model: Model, tokens: Tokens) -> float:
+    """KL(dense || model) of the prediction of every token but a window's first, weighed by that token's weight."""
+    total = count = 0.0
+    p_all = torch.softmax(logits(dense, tokens.ids).double(), dim=-1)  # (samples, length, vocabulary)
+    q_all = torch.softmax(logits(model, tokens.ids).double(), dim=-1)
+    for sample, weights in enumerate(tokens.weights.tolist()):
+        for place in range(1, tokens.length):
+            p, q = p_all[sample, place - 1], q_all[sample, place - 1]
+            total += weights[place] * float((p * (p / q).log()).sum())
+            count += weights[place]
+    return total / count
+
+
+def activations(model: Model, ids: Tensor) -> dict[int, dict[str, Tensor]]:
+    """By block number and tap, what plain hooks see while the whole model runs: ids (samples, length)."""
+    seen: dict[int, dict[str, Tensor]] = {number: {} for number in model.numbers}
+    handles = []
+
+    def keep(number: int, name: str, value: Tensor) -> None:
+        seen[number][name] = value.detach().reshape(*ids.shape, -1).clone()
+
+    for number in model.numbers:
+        with model.open(number) as block:
+            module = block.module
+            places = [(module, "block_in")]
+            if block.has_attention:
+                places.append((block.attention_out, "attention_hidden"))
+            if block.has_mlp:
+                places.append((block.mlp_out, "mlp_hidden"))
+            for place, name in places:
+                handles.append(
+                    place.register_forward_pre_hook(lambda _, args, n=number, name=name: keep(n, name, args[0]))
+                )
+            handles.append(
+                module.register_forward_hook(
+                    lambda _, args, out, n=number: keep(n, "block_out", out[0] if isinstance(out, tuple) else out)
+                )
+            )
+    logits(model, ids)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def edit_facts(edits: Sequence[Edit]) -> list[tuple[str, int, tuple[int, ...] | None]]:
+    """Edits in a form that compares equal."""
+    return [(type(edit).__name__, edit.block, getattr(edit, "index", None)) for edit in edits]
+
+
+class Watcher:
+    """An observer that notes (label, total, done) of every bar, `done` being what it began with and was advanced by."""
+
+    def __init__(self) -> None:
+        self.shown: list[tuple[str, float, float]] = []
+
+    @contextmanager
+    def progress(self, label: str, total: float, done: float = 0.0) -> Iterator[Advance]:
+        steps = [done]
+        yield steps.append
+        self.shown.append((label, total, sum(steps)))
+
+
+def write_model(folder: Path, family: str = "llama", **overrides: Any) -> Path:
+    """A stock checkpoint of a tiny model, with its tokenizer."""
+    with quiet_transformers():
+        tiny_hf(family, **overrides).save_pretrained(folder)
+        tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def write_texts(folder: Path) -> tuple[Path, Path]:
+    """A plain text of 6,000 tokens, and chat data."""
+    words = re.findall(
+        r"\w+", "and then the old dog saw a small red bird in that tall tree by the wide river as it flew away"
+    )
+    plain, chat = folder / "plain.txt", folder / "chat.jsonl"
+    plain.write_text(" ".join(words[(i * i + 3 * i) % len(words)] for i in range(1500))[:6000])
+    talks = [(f"Which {words[i % 20]}?", words[-i % 20]) for i in range(60)]
+    rows = [
+        {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+        for question, answer in talks
+    ]
+    chat.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return plain, chat

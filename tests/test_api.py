@@ -1,0 +1,298 @@
+"""secateur as Python: what a record holds, that it can be replayed, and that a refusal changes nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import VOCABULARY, parameters, tiny, tiny_tokenizer, tiny_tokens
+from oracles import Watcher, edited, mean_nll, write_texts
+
+import secateur
+from secateur.api import already_there, prepare, read_tokens, run_job
+from secateur.engine.tokens import Tokens
+from secateur.errors import (
+    DataError,
+    InfeasibleBudgetError,
+    InvalidOptionError,
+    OutputExistsError,
+    SecateurError,
+    UnknownNameError,
+)
+from secateur.model.handle import Model
+from secateur.run import Run
+from secateur.surgery.apply import apply
+from secateur.surgery.edits import from_json
+
+
+def model_with_tokenizer(family: str = "llama") -> Model:
+    model = tiny(family)
+    model.tokenizer = tiny_tokenizer()
+    return model
+
+
+def small(model: Model, **options: Any) -> secateur.Pruned:
+    """Half of the blocks, on three windows of ids."""
+    return secateur.prune(model, **{"sparsity": 0.5, "calibration": tiny_tokens(model, 3, 8), **options})
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> tuple[Path, Path]:
+    return write_texts(tmp_path)
+
+
+def test_the_record_says_all_that_is_needed_to_repeat_the_run(texts: tuple[Path, Path]) -> None:
+    model = model_with_tokenizer()
+    before = model.fingerprint()
+    sizes = parameters(model)
+    pruned = secateur.prune(model, sparsity=0.5, calibration=str(texts[0]), samples=4, length=16, seed=3, norm="l1")
+    record = json.loads(json.dumps(pruned.record, allow_nan=False))
+    assert record["method"] == "2ssp"
+    assert record["options"] == {
+        "alpha": 1.5, "norm": "l1", "attentions": None, "stage1_only": False, "criterion": "ppl", "search_samples": 1,
+        "search_length": None, "order": "samples",
+    }  # fmt: skip
+    assert record["seed"] == 3
+    asked = record["sparsity"]
+    assert (asked["asked"], asked["of"], asked["round_to"]) == (0.5, "blocks", 1)
+    assert asked["achieved"]["blocks"] == pytest.approx(0.5, abs=0.01)
+    assert asked["achieved"]["model"] == pytest.approx(1 - parameters(model) / sizes)
+    assert record["model"]["fingerprint"] == before != model.fingerprint()
+    assert (record["model"]["name"], record["model"]["family"]) == ("tiny-llama", "llama")
+    used = record["calibration"]
+    assert (used["samples"], used["length"], used["seed"], used["count"]) == (4, 16, 3, "all")
+    assert used["path"] == str(texts[0])
+    assert len(used["fingerprint"]) == len(used["sha256"]) == len(record["fingerprint"]) == 64
+    environment = record["environment"]
+    assert environment["torch"] == torch.__version__
+    assert environment["threads"] == torch.get_num_threads()
+    assert (environment["device"], environment["dtype"]) == ("cpu", "float32")
+    assert {"python", "transformers", "safetensors", "attention"} <= set(environment)
+    assert record["secateur"] == secateur.__version__
+    assert (record["before"]["parameters"], record["after"]["parameters"]) == (sizes, parameters(model))
+    assert record["before"]["attentions"] - record["after"]["attentions"] == len(record["edits"]) - 4
+    assert record["cost"]["block_tokens"] > 4 * 16 * 4
+    assert record["cost"]["forwards"] == pytest.approx(record["cost"]["block_tokens"] / (16 * 4), abs=0.01)
+    assert record["parents"] == []
+
+
+def test_the_records_edits_give_the_same_weights() -> None:
+    model = tiny("qwen2")
+    record = json.loads(json.dumps(small(model, attentions=2).record))
+    other = tiny("qwen2")
+    for entry in record["edits"]:
+        apply(other, from_json(entry))
+    assert other.fingerprint() == model.fingerprint()
+
+
+def test_the_same_call_gives_the_same_model_and_identity(texts: tuple[Path, Path]) -> None:
+    chosen: dict[str, Any] = {"sparsity": 0.4, "calibration": str(texts[0]), "samples": 4, "length": 16}
+    one, two = (secateur.prune(model_with_tokenizer(), **chosen) for _ in range(2))
+    assert one.record["fingerprint"] == two.record["fingerprint"]
+    assert one.record["edits"] == two.record["edits"]
+    assert one.model.fingerprint() == two.model.fingerprint()
+    fingerprints = {one.record["fingerprint"]}
+    others = [
+        {"sparsity": 0.41}, {"of": "model"}, {"round_to": 2}, {"samples": 5}, {"length": 15}, {"seed": 1}, {"alpha": 1},
+        {"norm": "l1"}, {"calibration": str(texts[1])}, {"calibration": str(texts[1]), "count": "responses"},
+    ]  # fmt: skip
+    for changed in others:
+        fingerprints.add(prepare(model_with_tokenizer(), **{**chosen, **changed}).fingerprint)
+    assert len(fingerprints) == len(others) + 1
+    nudged = model_with_tokenizer()
+    with torch.no_grad():
+        nudged.hf.lm_head.weight[0, 0] += 1
+    assert prepare(nudged, **chosen).fingerprint not in fingerprints
+    # what is given as the default is no other job
+    assert prepare(model_with_tokenizer(), **chosen, method="2ssp", alpha=1.5).fingerprint == one.record["fingerprint"]
+
+
+def test_preparing_changes_nothing_and_foretells_the_identity() -> None:
+    model = tiny("qwen3")
+    before, tokens = model.fingerprint(), tiny_tokens(tiny("qwen3"), 3, 8)
+    job = prepare(model, sparsity=0.5, calibration=tokens)
+    assert model.fingerprint() == before
+    pruned = run_job(job, arguments={"command": ["prune", "x"]})
+    assert pruned.record["fingerprint"] == job.fingerprint
+    assert pruned.record["arguments"] == {"command": ["prune", "x"]}
+    assert pruned.model is model
+
+
+def test_texts_are_measured_before_and_after() -> None:
+    model, dense = tiny("llama"), tiny("llama")
+    held_out = {"some": tiny_tokens(model, 2, 7, seed=5), "more": tiny_tokens(model, 3, 6, seed=6)}
+    run = Run()
+    pruned = run_job(prepare(model, sparsity=0.5, calibration=tiny_tokens(model, 3, 8)), run=run, measure_on=held_out)
+    measured = pruned.record["perplexity"]
+    for each, tokens in zip(measured, held_out.values(), strict=True):
+        assert each["before"] == pytest.approx(torch.tensor(mean_nll(dense, tokens)).exp().item(), rel=1e-5)
+        assert each["after"] == each["perplexity"]
+        assert each["after"] == pytest.approx(torch.tensor(mean_nll(model, tokens)).exp().item(), rel=1e-5)
+    plain = small(tiny("llama"))
+    assert pruned.record["cost"]["block_tokens"] == plain.record["cost"]["block_tokens"]  # the method's own work
+
+
+def test_progress_of_the_whole_run_reaches_its_end() -> None:
+    model, watcher = tiny("llama", num_hidden_layers=8), Watcher()
+    run = Run(observer=watcher)
+    job = prepare(model, sparsity=0.5, calibration=tiny_tokens(model, 3, 8), attentions=1)
+    cost = secateur.api.get_method("2ssp").foretell(model.layout(), 3, 8, job.budget, **job.options)
+    run.expect(cost.block_tokens, cost.head_tokens, head=0.5)
+    run_job(job, run=run)
+    (walk, total, after_walk), (search, same, end) = watcher.shown
+    assert (walk, search) == ("2ssp stage 1", "2ssp stage 2 1/1")
+    assert total == same == cost.block_tokens + 0.5 * cost.head_tokens
+    assert after_walk == 3 * 8 * 8
+    assert after_walk < end <= total
+
+
+WRONG: list[tuple[dict[str, Any], type[SecateurError], str]] = [
+    ({"method": "2spp"}, UnknownNameError, "Did you mean '2ssp'"),
+    ({"sparsity": 0.99}, InfeasibleBudgetError, "it reaches"),
+    ({"sparsity": 1.5}, InvalidOptionError, "between 0 and 1"),
+    ({"of": "all"}, InvalidOptionError, "blocks, model"),
+    ({"round_to": 0}, InvalidOptionError, "at least 1"),
+    ({"alfa": 1}, UnknownNameError, "Did you mean 'alpha'"),
+    ({"alpha": "high"}, InvalidOptionError, "takes a number"),
+    ({"samples": 0}, InvalidOptionError, "at least 1 window"),
+    ({"length": 1}, InvalidOptionError, "at least 2 tokens"),
+    ({"length": 65}, InvalidOptionError, "positions end at 64"),
+    ({"samples": 4000}, DataError, "that is 340 windows of 16; 4000 are needed"),
+    ({"search_samples": 5}, InvalidOptionError, "5 windows of 16 tokens asked from 4"),
+    ({"count": "responses"}, DataError, "plain text"),
+    ({"count": "answers"}, InvalidOptionError, "all, responses"),
+    ({"calibration": "nonsense"}, UnknownNameError, "unknown text 'nonsense'"),
+    ({"calibration": "missing.txt"}, DataError, "no file"),
+    ({"calibration": Tokens.of(torch.full((2, 8), VOCABULARY))}, InvalidOptionError, "vocabulary of 97"),
+    ({"calibration": Tokens.of(torch.full((2, 65), 3))}, InvalidOptionError, "positions end at 64"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "error", "message"), WRONG, ids=[str(next(iter(w.items())))[:40] for w, *_ in WRONG])
+def test_a_refusal_changes_nothing(
+    wrong: dict[str, Any], error: type[SecateurError], message: str, texts: tuple[Path, Path]
+) -> None:
+    model = model_with_tokenizer()
+    before = model.fingerprint()
+    chosen: dict[str, Any] = {"sparsity": 0.5, "calibration": str(texts[0]), "samples": 4, "length": 16}
+    with pytest.raises(error, match=message):
+        secateur.prune(model, **{**chosen, **wrong})
+    assert model.fingerprint() == before
+    assert model.edits_applied == 0
+
+
+def test_texts_need_a_tokenizer(texts: tuple[Path, Path]) -> None:
+    with pytest.raises(DataError, match="no tokenizer"):
+        secateur.prune(tiny("llama"), sparsity=0.5, calibration=str(texts[0]), samples=2, length=8)
+    with pytest.raises(DataError, match="no tokenizer"):
+        secateur.evaluate(tiny("llama"), perplexity_on=[str(texts[0])], length=8)
+
+
+def test_windows_are_the_papers_within_the_models_positions(texts: tuple[Path, Path]) -> None:
+    job = prepare(model_with_tokenizer(), sparsity=0.5, calibration=str(texts[0]))
+    assert (job.tokens.samples, job.tokens.length) == (32, 64)
+
+
+def test_responses_alone_may_count(texts: tuple[Path, Path]) -> None:
+    model = model_with_tokenizer()
+    pruned = secateur.prune(
+        model, sparsity=0.5, calibration=str(texts[1]), count="responses", samples=3, length=60, search_samples=3
+    )
+    everything = secateur.prune(
+        model_with_tokenizer(), sparsity=0.5, calibration=str(texts[1]), samples=3, length=60, search_samples=3
+    )
+    assert pruned.record["calibration"]["count"] == "responses"
+    assert pruned.record["edits"] != everything.record["edits"]
+
+
+# --- saved ---
+
+
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_what_is_saved_is_what_was_pruned(family: str, tmp_path: Path) -> None:
+    model = model_with_tokenizer(family)
+    pruned = small(model, attentions=1)
+    assert secateur.save(pruned, tmp_path / "out") == "B"
+    loaded = secateur.load(str(tmp_path / "out"))
+    assert loaded.fingerprint() == model.fingerprint()
+    assert loaded.layout() == model.layout()
+    record = json.loads((tmp_path / "out" / "secateur.json").read_text())
+    assert record == json.loads(json.dumps(pruned.record))
+    card = (tmp_path / "out" / "README.md").read_text()
+    for fact in (f"{record['before']['parameters']:,}", f"{record['after']['parameters']:,}", "sandri2025ssp"):
+        assert fact in card
+    with pytest.raises(OutputExistsError):
+        secateur.save(pruned, tmp_path / "out")
+    secateur.save(pruned, tmp_path / "out", overwrite=True)
+
+
+def test_a_finished_job_is_recognised(tmp_path: Path) -> None:
+    tokens = tiny_tokens(tiny("llama"), 3, 8)
+    job = prepare(tiny("llama"), sparsity=0.5, calibration=tokens)
+    assert already_there(job, tmp_path / "out") is None
+    pruned = run_job(job)
+    secateur.save(pruned, tmp_path / "out")
+    again = already_there(prepare(tiny("llama"), sparsity=0.5, calibration=tokens), tmp_path / "out")
+    assert again is not None
+    assert again["fingerprint"] == pruned.record["fingerprint"]
+    with pytest.raises(OutputExistsError, match="holds another pruning"):
+        already_there(prepare(tiny("llama"), sparsity=0.4, calibration=tokens), tmp_path / "out")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(OutputExistsError, match="secateur did not write"):
+        already_there(job, tmp_path / "other")
+
+
+def test_pruning_again_chains_the_records(tmp_path: Path) -> None:
+    first = small(model_with_tokenizer("qwen3"), attentions=1)
+    secateur.save(first, tmp_path / "one")
+    loaded = secateur.load(str(tmp_path / "one"))
+    second = secateur.prune(loaded, sparsity=0.3, calibration=tiny_tokens(loaded, 3, 8), attentions=1)
+    again = secateur.prune(first.model, sparsity=0.3, calibration=tiny_tokens(loaded, 3, 8), attentions=1)
+    for each in (second, again):  # saved and loaded in between, or not
+        assert [parent["fingerprint"] for parent in each.record["parents"]] == [first.record["fingerprint"]]
+        assert each.record["before"] == first.record["after"]
+        assert each.model.fingerprint() == second.model.fingerprint()
+    original = tiny("qwen3")
+    for entry in [*first.record["edits"], *second.record["edits"]]:
+        apply(original, from_json(entry))
+    assert original.fingerprint() == second.model.fingerprint()
+    secateur.save(second, tmp_path / "two")
+    third = secateur.load(str(tmp_path / "two"))
+    assert [parent["sparsity"]["asked"] for parent in third.parents] == [0.5, 0.3]
+    assert "pruned by 2ssp" in (tmp_path / "two" / "README.md").read_text()
+
+
+# --- evaluated ---
+
+
+def test_two_models_are_judged_on_the_same_tokens(texts: tuple[Path, Path]) -> None:
+    dense, model = model_with_tokenizer(), model_with_tokenizer()
+    small(model)
+    report = secateur.evaluate(
+        model, against=dense, perplexity_on=[str(texts[0])], length=16, samples=5, prompts=["and then", "the"],
+    )  # fmt: skip
+    assert list(report) == ["model", "against"]
+    for each, judged in zip(report.values(), (model, dense), strict=True):
+        assert each["parameters"] == parameters(judged)
+        assert each["weight_bytes"] == 4 * parameters(judged)
+        tokens = read_tokens(judged, str(texts[0]), purpose="evaluation", length=16, samples=5)
+        assert each["perplexity"][0]["nll"] == pytest.approx(mean_nll(judged, tokens), rel=1e-6)
+        assert each["perplexity"][0]["text"] == str(texts[0])
+        assert [sample["prompt"] for sample in each["samples"]] == ["and then", "the"]
+    json.dumps(report, allow_nan=False)
+    assert list(secateur.evaluate(model)) == ["model"]
+    assert set(secateur.evaluate(model)["model"]) == {"name", "parameters", "weight_bytes"}
+
+
+def test_edits_of_a_pruned_model_count_blocks_as_they_are_now() -> None:
+    model = tiny("llama")
+    record = small(model, attentions=2).record
+    gone = [entry["block"] for entry in record["edits"] if entry["edit"] == "DropAttention"]
+    again = secateur.prune(model, sparsity=0.2, calibration=tiny_tokens(model, 2, 8), attentions=1).record
+    assert again["edits"][-1]["block"] not in gone
+    assert (
+        edited(tiny("llama"), *(from_json(e) for e in [*record["edits"], *again["edits"]])).layout() == model.layout()
+    )

@@ -1,0 +1,79 @@
+"""How much is to go: which values are refused, both conventions, rounding."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from models import FAMILY_NAMES, parameters, tiny
+from oracles import PROPERTY, edited
+
+from secateur.errors import InvalidOptionError
+from secateur.model.budget import Budget, shares
+from secateur.surgery.edits import DropAttention, DropBlock, KeepNeurons
+
+
+@pytest.mark.parametrize("sparsity", [0, 1, 0.0, 1.0, -0.25, -1, 1.5, 25, math.nan, math.inf, "0.5", None, True, 1j])
+def test_a_share_lies_between_zero_and_one(sparsity: Any) -> None:
+    with pytest.raises(InvalidOptionError, match="strictly between 0 and 1"):
+        Budget(sparsity)
+
+
+@pytest.mark.parametrize("of", ["layers", "Blocks", "", None])
+def test_a_share_is_of_the_blocks_or_of_the_model(of: Any) -> None:
+    with pytest.raises(InvalidOptionError, match="one of blocks, model"):
+        Budget(0.5, of=of)
+
+
+@pytest.mark.parametrize("round_to", [0, -8, 1.5, 8.0, "8", None, True])
+def test_widths_are_rounded_to_whole_numbers(round_to: Any) -> None:
+    with pytest.raises(InvalidOptionError, match="at least 1"):
+        Budget(0.5, round_to=round_to)
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_shares_count_real_parameters(family: str) -> None:
+    model = tiny(family)
+    pruned = edited(model, DropBlock(0), DropAttention(1), KeepNeurons(2, (0, 1)))
+    before, after = model.layout(), pruned.layout()
+    gone = parameters(model) - parameters(pruned)
+    inside = sum(p.numel() for p in model.blocks.parameters())
+    assert shares(before, after) == pytest.approx({"blocks": gone / inside, "model": gone / parameters(model)})
+    assert Budget(0.5).achieved(before, after) == pytest.approx(gone / inside)
+    assert Budget(0.5, of="model").achieved(before, after) == pytest.approx(gone / parameters(model))
+
+
+@pytest.mark.parametrize("sparsity", [0.1, 0.25, 0.6])
+def test_the_two_conventions_ask_for_the_same_parameters(sparsity: float) -> None:
+    model = tiny("llama")
+    layout = model.layout()
+    assert Budget(sparsity).block_share(layout) == sparsity
+    share = Budget(sparsity, of="model").block_share(layout)
+    assert share * layout.block_parameters == pytest.approx(sparsity * parameters(model))
+    assert share > sparsity
+
+
+def test_a_share_of_the_model_may_be_more_than_all_blocks() -> None:
+    assert Budget(0.99, of="model").block_share(tiny("llama").layout()) > 1
+
+
+@PROPERTY
+@given(st.fractions(0, 100, max_denominator=64), st.integers(1, 32))
+def test_widths_go_to_the_nearest_multiple_and_ties_go_up(wanted: Fraction, round_to: int) -> None:
+    width = Budget(0.5, round_to=round_to).width(float(wanted), 1000)
+    assert width % round_to == 0
+    assert -Fraction(round_to, 2) < width - wanted <= Fraction(round_to, 2) or width == 0
+    assert width >= 0
+
+
+@pytest.mark.parametrize(
+    ("wanted", "round_to", "width", "got"),
+    [(2.5, 1, 10, 3), (3.5, 1, 10, 4), (12, 8, 40, 16), (11.9, 8, 40, 8), (4, 8, 40, 8), (3.9, 8, 40, 0),
+     (-1, 1, 10, 0), (10.6, 1, 10, 10), (39, 8, 40, 40)],
+)  # fmt: skip
+def test_rounding_by_example(wanted: float, round_to: int, width: int, got: int) -> None:
+    assert Budget(0.5, round_to=round_to).width(wanted, width) == got

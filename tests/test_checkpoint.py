@@ -1,0 +1,408 @@
+"""Saving and loading: nothing is lost, the tier is the most widely loadable one, and damage is noticed."""
+
+from __future__ import annotations
+
+import ast
+import json
+import stat
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import (
+    BLOCKS,
+    FAMILY_NAMES,
+    LAYOUTS,
+    STOCK_LAYOUTS,
+    apply_all,
+    layouts,
+    logits,
+    tiny,
+    tiny_hf,
+    tiny_in,
+    tiny_tokenizer,
+    tiny_tokens,
+)
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from secateur import load
+from secateur.errors import CheckpointError, FetchError, InvalidOptionError, OutputExistsError, UnsupportedModelError
+from secateur.model import modeling_secateur
+from secateur.model.checkpoint import RECORD, save, tier
+from secateur.model.handle import Model
+from secateur.model.modeling_secateur import FAMILIES, classes
+from secateur.quiet import quiet_transformers
+from secateur.surgery.edits import DropAttention, DropBlock, DropMLP, KeepHeads, KeepNeurons
+
+SOURCE = Path(modeling_secateur.__file__)
+SOME = ("llama", "qwen2", "phi3", "opt")
+KINDS = (
+    "dense", "blocks dropped", "one width", "one KV group each", "block 0 without attention", "all attentions missing",
+    "all MLPs missing", "nothing left but norms", "mixed widths", "one KV group fewer", "everything",
+)  # fmt: skip
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return config
+
+
+def whole_load(folder: Path, **options: Any) -> Any:
+    """As a user loads it, but every key must be there and none too many."""
+    with quiet_transformers():
+        hf, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
+    assert not any(info[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+    return hf
+
+
+def assert_same_model(one: Model, other: Model) -> None:
+    mine, theirs = one.hf.state_dict(), other.hf.state_dict()
+    assert mine.keys() == theirs.keys()
+    for name, tensor in mine.items():
+        assert tensor.dtype == theirs[name].dtype
+        assert torch.equal(tensor, theirs[name]), name
+    ids = tiny_tokens(one, 2, 12).ids
+    assert torch.equal(logits(one, ids), logits(other, ids))
+    assert list(one.layout().blocks.values()) == list(other.layout().blocks.values())
+    assert one.layout().other == other.layout().other
+
+
+def is_stock(family: str, layout: str) -> bool:
+    return layout in STOCK_LAYOUTS and (layout != "one KV group each" or FAMILIES[family].free_head_dim)
+
+
+def assert_round_trip(family: str, layout: str, folder: Path) -> None:
+    model = tiny_in(layout, family)
+    before = model.hf.config.to_dict(), str(model.hf), model.fingerprint()
+    written = save(model, folder)
+    named = {name: model.hf.config.to_dict().get(name) for name in ("architectures", "auto_map")}
+    assert {**before[0], **named} == {**model.hf.config.to_dict(), **named}  # saving changes no more than these names
+    assert (str(model.hf), model.fingerprint()) == before[1:]
+    assert written == tier(model) == ("A" if is_stock(family, layout) else "B")
+    row, config, hf = FAMILIES[family], config_of(folder), whole_load(folder)
+    stock_config, stock_class = (cls.__mro__[2] for cls in classes(family))
+    if written == "A":
+        assert config["model_type"] == family
+        assert config["architectures"] == [stock_class.__name__]
+        assert not {"auto_map", "per_layer_config"} & config.keys()
+        assert not list(folder.glob("*.py"))
+        assert type(hf) is stock_class
+    else:
+        assert config["model_type"] == f"secateur-{family}"
+        assert config["auto_map"].keys() == {"AutoConfig", "AutoModelForCausalLM"}
+        assert (folder / SOURCE.name).read_bytes() == SOURCE.read_bytes()
+        assert type(hf) is classes(family)[1]
+        assert config[row.width] < 0  # what makes the stock class fail
+    assert "torch_dtype" not in config
+    assert isinstance(hf.config, stock_config)
+    loaded = load(str(folder))
+    assert loaded.numbers == list(range(len(model.numbers)))
+    assert_same_model(loaded, model)
+    assert settings_of(loaded) == settings_of(model)
+
+
+def settings_of(model: Model) -> dict[str, Any]:
+    """The configuration without what `assert_same_model` compares on the real modules, and without names."""
+    row = model.family
+    shapes = {"per_layer_config", "head_dim", row.width, row.query_heads, row.kv_heads}
+    names = {"architectures", "auto_map", "transformers_version", "_name_or_path", "dtype"}
+    return {name: value for name, value in model.hf.config.to_dict().items() if name not in shapes | names}
+
+
+@pytest.mark.parametrize(
+    ("family", "layout"),
+    [
+        *(("llama", layout) for layout in KINDS),
+        *((family, layout) for family in FAMILY_NAMES[1:] for layout in ("one KV group each", "everything")),
+    ],
+)
+def test_what_is_saved_is_loaded(family: str, layout: str, tmp_path: Path) -> None:
+    assert_round_trip(family, layout, tmp_path / "pruned")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_every_layout_of_every_family_is_loaded(family: str, layout: str, tmp_path: Path) -> None:
+    assert_round_trip(family, layout, tmp_path / "pruned")
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_a_dense_model_is_saved_as_transformers_would(family: str, tmp_path: Path) -> None:
+    tiny_hf(family).save_pretrained(tmp_path / "theirs")
+    save(tiny(family), tmp_path / "ours")
+    ours, theirs = config_of(tmp_path / "ours"), config_of(tmp_path / "theirs")
+    if FAMILIES[family].free_head_dim:
+        head_dim = ours.pop("head_dim")
+        assert head_dim == (theirs.pop("head_dim", None) or theirs["hidden_size"] // theirs["num_attention_heads"])
+    assert ours == theirs
+    names = {path.name for path in (tmp_path / "theirs").iterdir()}
+    assert {path.name for path in (tmp_path / "ours").iterdir()} == names
+    for name in names - {"config.json"}:
+        assert (tmp_path / "ours" / name).read_bytes() == (tmp_path / "theirs" / name).read_bytes()
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("heads", [2, 3])
+def test_a_uniform_number_of_heads(family: str, heads: int, tmp_path: Path) -> None:
+    """Stock if the stock class takes that many heads, with the same logits either way."""
+    model = tiny(family, num_attention_heads=8, num_key_value_heads=4, head_dim=4, hidden_size=32)
+    apply_all(model, [KeepHeads(number, tuple(range(4 - heads, 4))) for number in range(BLOCKS)])
+    written = save(model, tmp_path / "pruned")
+    takes_it = FAMILIES[family].free_head_dim and (family != "llama" or 32 % (2 * heads) == 0)
+    assert written == ("A" if takes_it else "B")
+    ids = tiny_tokens(model, 2, 12).ids
+    assert torch.equal(logits(whole_load(tmp_path / "pruned"), ids), logits(model, ids))
+
+
+@pytest.mark.parametrize("family", SOME)
+def test_a_pruned_model_can_be_pruned_again(family: str, tmp_path: Path) -> None:
+    edits = [DropBlock(1), DropAttention(2), KeepNeurons(3, tuple(range(9)))]
+    more = [KeepNeurons(0, (1, 2, 3)), DropMLP(1), KeepHeads(2, (1,)), KeepNeurons(2, (0, 8))]  # by its new numbers
+    same_more = [KeepNeurons(0, (1, 2, 3)), DropMLP(2), KeepHeads(3, (1,)), KeepNeurons(3, (0, 8))]
+    save(apply_all(tiny(family), edits), tmp_path / "once")
+    again = apply_all(load(str(tmp_path / "once")), more)
+    assert save(again, tmp_path / "twice") == "B"
+    assert_same_model(load(str(tmp_path / "twice")), apply_all(tiny(family), edits + same_more))
+
+
+@pytest.mark.parametrize("family", SOME)
+def test_pruned_again_to_one_shape_it_is_stock_again(family: str, tmp_path: Path) -> None:
+    save(apply_all(tiny(family), [KeepNeurons(1, tuple(range(10))), DropAttention(2)]), tmp_path / "mixed")
+    again = load(str(tmp_path / "mixed"))
+    apply_all(again, [DropBlock(2), KeepNeurons(0, tuple(range(10))), KeepNeurons(3, tuple(range(10)))])
+    assert save(again, tmp_path / "even") == "A"
+    hf = whole_load(tmp_path / "even")
+    assert type(hf) is classes(family)[1].__mro__[2]
+    assert hf.config.num_hidden_layers == 3
+    assert_same_model(load(str(tmp_path / "even")), again)
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize(("tied", "layout"), [(True, "everything"), (False, "blocks dropped")])
+def test_ties_and_dtypes_are_kept(family: str, tied: bool, layout: str, tmp_path: Path) -> None:
+    dtype = torch.bfloat16
+    model = tiny_in(layout, family, tie_word_embeddings=tied)
+    for parameter in model.hf.parameters():  # buffers, such as rotary frequencies, stay float32
+        parameter.data = parameter.data.to(dtype)
+    save(model, tmp_path / "pruned")
+    assert config_of(tmp_path / "pruned")["dtype"] == "bfloat16"
+    loaded = load(str(tmp_path / "pruned"))
+    assert_same_model(loaded, model)
+    assert loaded.dtype == dtype
+    for each in (model.hf, loaded.hf, whole_load(tmp_path / "pruned")):
+        head, embeddings = each.get_output_embeddings().weight, each.get_input_embeddings().weight
+        assert (head.data_ptr() == embeddings.data_ptr()) == tied
+    assert load(str(tmp_path / "pruned"), dtype="float32").dtype == torch.float32
+
+
+@pytest.mark.parametrize("layout", ["blocks dropped", "everything"])
+def test_large_models_are_sharded(layout: str, tmp_path: Path) -> None:
+    model = tiny_in(layout, "qwen2")
+    save(model, tmp_path / "pruned", max_shard_size="20KB")
+    shards = {path.name for path in (tmp_path / "pruned").glob("*.safetensors")}
+    index = json.loads((tmp_path / "pruned" / "model.safetensors.index.json").read_text())
+    assert len(shards) > 2
+    assert set(index["weight_map"].values()) == shards
+    for shard in shards:
+        assert load_file(tmp_path / "pruned" / shard).keys() == {
+            k for k, v in index["weight_map"].items() if v == shard
+        }
+    assert_same_model(load(str(tmp_path / "pruned")), model)
+
+
+@pytest.mark.parametrize("layout", ["blocks dropped", "everything"])
+def test_tokenizer_template_and_generation_settings_come_along(layout: str, tmp_path: Path) -> None:
+    model = tiny_in(layout, "llama")
+    model.tokenizer = tiny_tokenizer()
+    model.hf.generation_config.max_new_tokens = 17
+    model.hf.generation_config.do_sample = True
+    model.hf.generation_config.temperature = 0.5
+    save(model, tmp_path / "pruned", files={"README.md": "# Prüfung\n", "secateur.json": '{"method": "m"}'})
+    loaded = load(str(tmp_path / "pruned"))
+    messages = [{"role": "user", "content": "Hello, there!"}]
+    assert loaded.tokenizer is not None
+    rendered = loaded.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert rendered == tiny_tokenizer().apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert loaded.tokenizer(rendered)["input_ids"] == tiny_tokenizer()(rendered)["input_ids"]
+    settings = loaded.hf.generation_config
+    assert (settings.max_new_tokens, settings.do_sample, settings.temperature) == (17, True, 0.5)
+    assert (tmp_path / "pruned" / "README.md").read_text(encoding="utf-8") == "# Prüfung\n"
+    assert loaded.parents == [{"method": "m"}]
+
+
+@pytest.mark.parametrize(
+    ("family", "layout"), [("llama", "dense"), *((family, "everything") for family in FAMILY_NAMES)]
+)
+def test_transformers_own_saving_works_too(family: str, layout: str, tmp_path: Path) -> None:
+    """`hf.save_pretrained`, which trainers and adapters call, writes what `load` reads: always tier B."""
+    model = tiny_in(layout, family)
+    model.hf.save_pretrained(tmp_path / "by hf")
+    assert config_of(tmp_path / "by hf")["model_type"] == f"secateur-{family}"
+    loaded = load(str(tmp_path / "by hf"))
+    assert_same_model(loaded, model)
+    loaded.hf.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / SOURCE.name).read_bytes() == SOURCE.read_bytes()
+    assert_same_model(load(str(tmp_path / "again")), model)
+    assert config_of(tmp_path / "again") == config_of(tmp_path / "by hf")
+
+
+def test_the_per_layer_schema_is_transformers_own(tmp_path: Path) -> None:
+    edits = [DropAttention(0), DropMLP(1), KeepNeurons(2, (4, 5)), KeepHeads(3, (0,))]
+    save(apply_all(tiny("llama"), edits), tmp_path / "pruned")
+    config = config_of(tmp_path / "pruned")
+    assert config["per_layer_config"] == {
+        "0": {"intermediate_size": 48, "skip": ["attention"]},
+        "1": {"intermediate_size": 0, "skip": ["mlp"]},
+        "2": {"intermediate_size": 2},
+        "3": {"intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 1},
+    }
+    assert config["num_hidden_layers"] == BLOCKS
+    assert (config["num_attention_heads"], config["num_key_value_heads"]) == (8, 4)
+
+
+def test_an_existing_folder_is_not_touched(tmp_path: Path) -> None:
+    model = tiny_in("everything", "llama")
+    written = tmp_path / "pruned"
+    save(tiny("llama"), written, files={"README.md": "old", RECORD: "{}"})
+    before = {path.name: path.read_bytes() for path in written.iterdir()}
+    with pytest.raises(OutputExistsError):
+        save(model, written)
+    assert {path.name: path.read_bytes() for path in written.iterdir()} == before
+    save(model, written, overwrite=True)
+    assert not (written / "README.md").exists()
+    assert_same_model(load(str(written)), model)
+
+
+def test_a_folder_that_holds_no_model_is_never_overwritten(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "precious").write_text("x")
+    for overwrite in (False, True):
+        with pytest.raises(OutputExistsError):
+            save(tiny("llama"), home, overwrite=overwrite)
+    assert [path.name for path in tmp_path.rglob("*")] == ["home", "precious"]
+
+
+def test_all_files_can_be_read_by_whoever_reads_the_folder(tmp_path: Path) -> None:
+    save(tiny_in("everything", "llama"), tmp_path / "pruned", files={"README.md": ""}, max_shard_size="40KB")
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "pruned").iterdir()}
+    assert len(modes) == 1
+
+
+# --- the modeling file ---
+
+
+def test_the_modeling_file_needs_nothing_but_torch_and_transformers() -> None:
+    tree = ast.parse(SOURCE.read_text())
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert not any(node.level for node in ast.walk(tree) if isinstance(node, ast.ImportFrom))
+    roots = {name.partition(".")[0] for name in imported}
+    assert roots <= {"torch", "transformers"} | set(sys.stdlib_module_names)
+
+
+def test_classes_are_found_by_the_names_that_checkpoints_ask_for() -> None:
+    for family in FAMILY_NAMES:
+        for cls in classes(family):
+            assert getattr(modeling_secateur, cls.__name__) is cls
+    with pytest.raises(AttributeError, match="SecateurGPT2Config"):
+        modeling_secateur.SecateurGPT2Config  # noqa: B018  # only looked up
+
+
+# --- damage and bad arguments ---
+
+
+@pytest.fixture
+def pruned(tmp_path: Path) -> Path:
+    save(tiny_in("everything", "llama"), tmp_path / "pruned")
+    return tmp_path / "pruned"
+
+
+def test_a_missing_tensor_is_noticed(pruned: Path) -> None:
+    weights = load_file(pruned / "model.safetensors")
+    name = next(name for name in weights if "o_proj" in name)
+    del weights[name]
+    save_file(weights, pruned / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=f"missing keys: {name}"):
+        load(str(pruned))
+
+
+def test_a_tensor_of_another_shape_is_noticed(pruned: Path) -> None:
+    weights = load_file(pruned / "model.safetensors")
+    name = next(name for name in weights if "down_proj.weight" in name)
+    weights[name] = weights[name][:, :-1].contiguous()
+    save_file(weights, pruned / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError):
+        load(str(pruned))
+
+
+def test_a_truncated_file_is_noticed(pruned: Path) -> None:
+    path = pruned / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="pruned"):
+        load(str(pruned))
+
+
+def test_a_truncated_header_is_noticed(pruned: Path) -> None:
+    path = pruned / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(CheckpointError, match="pruned"):
+        load(str(pruned))
+
+
+def test_missing_weights_are_noticed(pruned: Path) -> None:
+    (pruned / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        load(str(pruned))
+
+
+def test_a_damaged_configuration_is_noticed(pruned: Path) -> None:
+    (pruned / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        load(str(pruned))
+
+
+def test_what_is_no_model_is_refused(tmp_path: Path, pruned: Path) -> None:
+    with pytest.raises(CheckpointError, match="there is no folder"):
+        load(str(tmp_path / "nowhere"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        load(str(tmp_path / "empty"))
+    with pytest.raises(FetchError, match="nobody/no-such-model"):
+        load("nobody/no-such-model")
+    with pytest.raises(InvalidOptionError, match="float64"):
+        load(str(pruned), dtype="float64")
+    with pytest.raises(InvalidOptionError, match="abacus"):
+        load(str(pruned), device="abacus")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "gpt2"}, "gpt2"),
+        ({"model_type": "no-such-type"}, "no-such-type"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantised"),
+    ],
+)
+def test_unsupported_checkpoints_are_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    save(tiny("llama"), tmp_path / "dense")
+    config = {**config_of(tmp_path / "dense"), **change}
+    (tmp_path / "dense" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModelError, match=message):
+        load(str(tmp_path / "dense"))
+
+
+def test_loading_leaves_the_callers_logging_alone(pruned: Path) -> None:
+    from transformers.utils import logging
+
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    load(str(pruned))
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+
+
+def test_layouts_of_a_stock_tier_are_a_proper_part() -> None:
+    assert set(STOCK_LAYOUTS) < set(LAYOUTS) == set(layouts(tiny("opt")))

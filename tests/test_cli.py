@@ -1,0 +1,514 @@
+"""The commands, in this process: what they write, what they print where, and how they refuse."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from models import FAMILY_NAMES, parameters
+from oracles import write_model, write_texts
+from typer.testing import CliRunner
+
+import secateur
+from secateur import folders
+from secateur.cli.app import app
+from secateur.methods import methods, two_ssp
+from secateur.surgery.apply import apply
+from secateur.surgery.edits import from_json
+
+
+class Told:
+    """What a command said and how it ended."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def json(self) -> Any:
+        def no_constant(name: str) -> None:
+            raise ValueError(f"{name} is not JSON")
+
+        return json.loads(self.out, parse_constant=no_constant)
+
+
+def call(*words: object) -> Told:
+    args = [str(word) for word in words]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["secateur", *args])
+        result = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"}).invoke(app, args)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Told(result.exit_code, result.stdout, result.stderr)
+
+
+@pytest.fixture(autouse=True)
+def _own_world(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in ("SECATEUR_DATA", "SECATEUR_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    logger = logging.getLogger("secateur")
+    before = logger.handlers, logger.level, logger.propagate
+    yield
+    for handler in logger.handlers:
+        handler.close()
+    logger.handlers, logger.level, logger.propagate = before
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A model, a text and a chat file, which no test changes."""
+    folder = tmp_path_factory.mktemp("world")
+    plain, chat = write_texts(folder)
+    return {"model": write_model(folder / "model"), "plain": plain, "chat": chat}
+
+
+@pytest.fixture
+def prune(world: dict[str, Path], tmp_path: Path) -> Callable[..., Told]:
+    """`secateur prune` with enough options to run; those given come last and win."""
+
+    def run(*words: object, out: Path | None = tmp_path / "out", model: object = None) -> Told:
+        target = ["--out", out] if out else []
+        return call(
+            "prune", model or world["model"], "--sparsity", 0.5, "--calibration", world["plain"], "--samples", 3,
+            "--length", 16, *target, *words,
+        )  # fmt: skip
+
+    return run
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# --- prune ---
+
+
+@pytest.mark.parametrize(
+    "words", [(), ("--of", "model", "--sparsity", 0.3), ("--round-to", 8, "--norm", "l1")], ids=str
+)
+def test_a_pruned_model_with_its_account(
+    words: tuple[object, ...], prune: Callable[..., Told], tmp_path: Path, world: dict[str, Path]
+) -> None:
+    out = tmp_path / "out"
+    told = prune(*words, "--attentions", 1)
+    assert told.code == 0, told.err
+    assert str(out) in told.out
+    assert {"config.json", "model.safetensors", "tokenizer.json", "secateur.json", "README.md"} <= set(contents(out))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    record = json.loads((out / "secateur.json").read_text())
+    assert record["arguments"]["command"][:2] == ["prune", str(world["model"])]
+    assert record["arguments"]["command"][-2:] == ["--attentions", "1"]
+    assert record["environment"]["threads"] == 1
+    replayed = secateur.load(str(world["model"]))
+    assert record["model"]["fingerprint"] == replayed.fingerprint()
+    assert record["before"]["parameters"] == parameters(replayed)
+    for entry in record["edits"]:
+        apply(replayed, from_json(entry))
+    written = secateur.load(str(out))
+    assert replayed.fingerprint() == written.fingerprint()
+    assert record["after"]["parameters"] == parameters(written)
+    convention = record["sparsity"]["of"]
+    assert record["sparsity"]["achieved"][convention] == pytest.approx(record["sparsity"]["asked"], abs=0.03)
+    assert f"{parameters(written):,}" in told.out
+    assert f"{parameters(written):,}" in (out / "README.md").read_text()
+    if "--round-to" in words:
+        assert all(len(entry["index"]) % 8 == 0 for entry in record["edits"] if "index" in entry)
+
+
+def test_the_same_command_again_finds_its_result(prune: Callable[..., Told], tmp_path: Path) -> None:
+    assert prune("--attentions", 1).code == 0
+    before = contents(tmp_path)
+    again = prune("--attentions", 1)
+    assert again.code == 0
+    assert "already holds this result" in again.err
+    as_json = prune("--attentions", 1, "--json")
+    assert as_json.json["fingerprint"] == json.loads(before["out/secateur.json"])["fingerprint"]
+    assert contents(tmp_path) == before
+
+
+def test_another_command_does_not_touch_the_result(prune: Callable[..., Told], tmp_path: Path) -> None:
+    assert prune("--attentions", 1).code == 0
+    before = contents(tmp_path)
+    other = prune("--attentions", 1, "--seed", 1)
+    assert other.code == 3
+    assert "holds another pruning" in other.err
+    assert contents(tmp_path) == before
+    assert prune("--attentions", 1, "--seed", 1, "--overwrite").code == 0
+    assert json.loads((tmp_path / "out" / "secateur.json").read_text())["seed"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_only_secateurs_own_folders_are_overwritten(prune: Callable[..., Told], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("years of work")
+    for words in ((), ("--overwrite",)):
+        told = prune(*words)
+        assert told.code == 3
+        assert "secateur did not write" in told.err
+    assert contents(tmp_path) == {"out/thesis.tex": b"years of work"}
+
+
+def test_texts_are_measured_before_and_after(
+    prune: Callable[..., Told], tmp_path: Path, world: dict[str, Path]
+) -> None:
+    words = ("--perplexity", world["plain"], "--eval-samples", 2, "--eval-length", 12, "--json")
+    told = prune(*words)
+    assert told.code == 0, told.err
+    (measured,) = told.json["perplexity"]
+    assert measured == json.loads((tmp_path / "out" / "secateur.json").read_text())["perplexity"][0]
+    assert (measured["samples"], measured["length"]) == (2, 12)
+    judged = [
+        call("eval", model, "--perplexity", world["plain"], "--samples", 2, "--length", 12, "--json").json["model"]
+        for model in (world["model"], tmp_path / "out")
+    ]
+    assert [each["perplexity"][0]["perplexity"] for each in judged] == [
+        pytest.approx(measured["before"]), pytest.approx(measured["after"])
+    ]  # fmt: skip
+
+
+def test_chat_counts_responses(prune: Callable[..., Told], tmp_path: Path, world: dict[str, Path]) -> None:
+    words = ("--calibration", world["chat"], "--length", 60)
+    assert prune(*words, "--count", "responses").code == 0
+    assert prune(*words, out=tmp_path / "all").code == 0
+    records = [json.loads((tmp_path / name / "secateur.json").read_text()) for name in ("out", "all")]
+    assert [record["calibration"]["count"] for record in records] == ["responses", "all"]
+    assert records[0]["edits"] != records[1]["edits"]
+
+
+def test_json_stands_alone_on_stdout(prune: Callable[..., Told], tmp_path: Path) -> None:
+    told = prune("--json", "--attentions", 1)
+    assert told.code == 0
+    record = json.loads((tmp_path / "out" / "secateur.json").read_text())
+    assert told.json == {
+        "out": str(tmp_path / "out"), **{key: record[key] for key in record if key not in ("edits", "parents")}
+    }  # fmt: skip
+
+
+def test_names_are_no_markup(prune: Callable[..., Told], tmp_path: Path, world: dict[str, Path]) -> None:
+    text = tmp_path / "te[bold]xt.txt"
+    text.write_bytes(world["plain"].read_bytes())
+    out = tmp_path / "[red]out[/]"
+    told = prune("--calibration", text, "--perplexity", text, "--eval-length", 16, "--eval-samples", 1, out=out)
+    assert told.code == 0, told.err
+    assert f"written to {out}" in told.out
+    assert f"perplexity, {text}" in told.out
+    told = prune("--calibration", tmp_path / "[red]none[/].txt")
+    assert f"there is no file {tmp_path / '[red]none[/].txt'}" in told.err
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_a_dry_run_only_tells(family: str, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", family)
+    before = contents(tmp_path)
+    words = ("prune", model, "--sparsity", 0.4, "--samples", 3, "--length", 16, "--attentions", 1, "--dry-run")
+    told = call(*words)
+    assert told.code == 0, told.err
+    as_json = call(*words, "--json").json
+    assert f"{as_json['parameters']['before']:,} -> {as_json['parameters']['after']:,} parameters" in told.out
+    for word in (
+        "3 x 16 tokens",
+        "peak memory",
+        "disk",
+        f"{as_json['forwards']:.1f} full-length forwards",
+        " s by one",
+    ):
+        assert word in told.out
+    assert {"peak_memory_bytes", "disk_bytes", "seconds"} <= set(as_json)
+    assert contents(tmp_path) == before
+
+
+REFUSED: dict[str, tuple[tuple[object, ...], int, str]] = {
+    "method": (("--method", "2spp"), 3, "Did you mean '2ssp'?"),
+    "text": (("--calibration", "nonsense"), 3, "unknown text 'nonsense'"),
+    "missing text": (("--calibration", "./none.txt"), 3, "there is no file"),
+    "known text": (("--calibration", "wikitext2", "--data", "."), 3, "wikitext2"),
+    "dtype": (("--dtype", "int3"), 3, "float32"),
+    "device": (("--device", "abacus"), 3, "abacus"),
+    "of": (("--of", "all"), 3, "blocks, model"),
+    "sparsity 0": (("--sparsity", 0), 3, "between 0 and 1"),
+    "sparsity 1": (("--sparsity", 1), 3, "between 0 and 1"),
+    "sparsity nan": (("--sparsity", "nan"), 3, "between 0 and 1"),
+    "sparsity 25": (("--sparsity", 25), 3, "between 0 and 1"),
+    "sparsity negative": (("--sparsity", -0.1), 3, "between 0 and 1"),
+    "sparsity no number": (("--sparsity", "half"), 2, "--sparsity"),
+    "sparsity out of reach": (("--sparsity", 0.97, "--attentions", 0), 3, "it reaches 0.02 to 0.584"),
+    "round_to": (("--round-to", 0), 3, "round_to"),
+    "round_to no number": (("--round-to", "x"), 2, "--round-to"),
+    "samples": (("--samples", 4000), 3, "4000 are needed"),
+    "no samples": (("--samples", 0), 3, "at least 1 window"),
+    "length": (("--length", 65), 3, "positions end at 64"),
+    "length 1": (("--length", 1), 3, "at least 2 tokens"),
+    "eval length": (("--perplexity", "{plain}", "--eval-length", 65), 3, "positions end at 64"),
+    "eval samples": (("--perplexity", "{plain}", "--eval-length", 16, "--eval-samples", 0), 3, "at least 1 window"),
+    "eval text": (("--perplexity", "nonsense", "--eval-length", 16), 3, "unknown text"),
+    "count": (("--count", "answers"), 3, "all, responses"),
+    "responses": (("--count", "responses"), 3, "plain text"),
+    "alpha": (("--alpha", 0), 3, "alpha must be positive"),
+    "alpha no number": (("--alpha", "high"), 3, "alpha takes a number"),
+    "attentions": (("--attentions", 9), 3, "9 attention modules asked; the model has 4"),
+    "attentions no number": (("--attentions", 1.5), 3, "attentions takes a whole number"),
+    "norm": (("--norm", "l3"), 3, "norm takes l2 or l1"),
+    "contradiction": (("--attentions", 2, "--stage1-only"), 3, "stage1_only"),
+    "search": (("--search-samples", 4), 3, "4 windows"),
+    "flag": (("--alfa", 2), 2, "--alfa"),
+    "log level": (("--log-level", "loud"), 3, "debug, info, warning, error"),
+    "log file": (("--log-file", "no/such/folder/log"), 3, "--log-file"),
+    "shard size": (("--max-shard-size", "big"), 3, "5GB"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_bad_input_is_refused_in_one_line(
+    name: str, prune: Callable[..., Told], tmp_path: Path, world: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words, code, message = REFUSED[name]
+    monkeypatch.chdir(tmp_path)
+    told = prune(*(str(word).format(**world) for word in words))
+    assert told.code == code
+    assert message in told.err
+    assert told.out == ""
+    if code == 3:
+        assert told.err.startswith("error: ")
+        assert told.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+    assert world["model"].is_dir()
+
+
+def test_bad_input_is_refused_by_a_dry_run_too(prune: Callable[..., Told], world: dict[str, Path]) -> None:
+    told_of = (
+        "method",
+        "dtype",
+        "device",
+        "of",
+        "sparsity out of reach",
+        "no samples",
+        "length",
+        "alpha",
+        "norm",
+        "search",
+    )
+    for name in told_of:
+        words, code, message = REFUSED[name]
+        told = prune(*words, "--dry-run", out=None)
+        assert (told.code, told.out) == (code, "")
+        assert message in told.err
+
+
+@pytest.mark.parametrize("extra", [(), ("--dry-run",)], ids=str)
+def test_a_model_that_is_none_is_refused(extra: tuple[str, ...], prune: Callable[..., Told], tmp_path: Path) -> None:
+    told = prune(*extra, model=tmp_path / "missing")
+    assert (told.code, told.err) == (3, f"error: there is no folder {tmp_path / 'missing'}\n")
+    (tmp_path / "empty").mkdir()
+    assert "no config.json" in prune(*extra, model=tmp_path / "empty").err
+    (tmp_path / "empty" / "config.json").write_text('{"model_type": "bert"}')
+    told = prune(*extra, model=tmp_path / "empty")
+    assert told.code == 3
+    assert "supported: llama, mistral" in told.err
+    (tmp_path / "empty" / "config.json").write_text("{")
+    assert prune(*extra, model=tmp_path / "empty").code == 3
+    assert prune(*extra, model="nobody/nothing").code == 3  # offline
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_place_that_cannot_be_written_is_refused(prune: Callable[..., Told], tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    for words in ((), ("--overwrite",)):
+        told = prune(*words)
+        assert told.code == 3
+        assert "is a file" in told.err or "secateur did not write" in told.err
+    told = prune(out=tmp_path / "out" / "deeper")
+    assert told.code == 3
+    assert "cannot be written" in told.err
+    told = prune(out=None)
+    assert told.code == 3
+    assert "--out DIR is missing" in told.err
+    assert contents(tmp_path) == {"out": b"a file"}
+
+
+# --- interrupted, logged ---
+
+
+def interrupt(*args: Any, **kwargs: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_leaves_nothing(
+    prune: Callable[..., Told], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(two_ssp, "neuron_scores", interrupt)
+    told = prune()
+    assert told.code == 130
+    assert (told.out, told.err.count("\n")) == ("", 1)
+    assert "interrupted" in told.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_save_leaves_what_was_there(
+    prune: Callable[..., Told], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert prune("--attentions", 1).code == 0
+    before = contents(tmp_path)
+    monkeypatch.setattr(folders, "_sync", interrupt)  # all is written, and not yet in its place
+    assert prune("--attentions", 2, "--overwrite").code == 130
+    assert contents(tmp_path) == before
+    assert prune("--attentions", 2, out=tmp_path / "new").code == 130
+    assert contents(tmp_path) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_run_that_fails_leaves_nothing(
+    prune: Callable[..., Told], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bug(*args: Any, **kwargs: Any) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(two_ssp, "neuron_scores", bug)
+    with pytest.raises(ZeroDivisionError):  # a bug shows itself whole
+        prune()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_log_file_tells_of_the_error(prune: Callable[..., Told], tmp_path: Path) -> None:
+    told = prune("--alpha", 0, "--log-file", tmp_path / "log")
+    assert told.code == 3
+    log = (tmp_path / "log").read_text()
+    assert "ERROR secateur.cli alpha must be positive" in log
+    assert told.err.count("alpha must be positive") == 1
+
+
+def test_the_log_file_tells_of_the_run(prune: Callable[..., Told], tmp_path: Path) -> None:
+    told = prune("--attentions", 2, "--log-file", tmp_path / "log")
+    assert told.code == 0
+    assert "INFO" not in told.err
+    assert (tmp_path / "log").read_text().count("without the attention of block") == 2
+    assert "INFO 2ssp: 2 attention modules go" in prune(
+        "--attentions", 2, "--log-level", "info", out=tmp_path / "other"
+    ).err  # fmt: skip
+
+
+# --- the other commands ---
+
+
+def test_evaluations_are_added_to_the_record(
+    prune: Callable[..., Told], tmp_path: Path, world: dict[str, Path]
+) -> None:
+    out = tmp_path / "out"
+    assert prune("--attentions", 1).code == 0
+    before = json.loads((out / "secateur.json").read_text())
+    words = ("--perplexity", world["plain"], "--length", 12, "--samples", 2)
+    plain = call("eval", out, *words, "--against", world["model"], "--generate", "and then")
+    assert plain.code == 0, plain.err
+    for fact in ("parameters", "perplexity", "2 x 12", "and then", f"{before['after']['parameters']:,}", "%"):
+        assert fact in plain.out
+    as_json = call("eval", out, *words, "--json", "--latency")
+    assert as_json.code == 0, as_json.err
+    after = json.loads((out / "secateur.json").read_text())
+    first, second = after.pop("evaluations")
+    assert before.pop("evaluations") == []
+    assert after == before
+    assert {"created", "dtype", "model", "against"} == set(first)
+    assert first["against"]["perplexity"][0]["perplexity"] != first["model"]["perplexity"][0]["perplexity"]
+    assert {key: second[key] for key in as_json.json} == as_json.json
+    assert as_json.json["model"]["latency"]["tokens_per_s"] > 0
+    inspected = call("inspect", out, "--json").json
+    assert len(inspected["evaluations"]) == 2
+
+
+def test_a_dense_model_is_judged_and_left_alone(world: dict[str, Path]) -> None:
+    before = contents(world["model"])
+    told = call("eval", world["model"], "--generate", "and then", "--json")
+    assert told.code == 0
+    assert told.json["model"]["samples"][0]["prompt"] == "and then"
+    assert contents(world["model"]) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [((), "nothing to do"), (("--perplexity", "nonsense", "--length", 16), "unknown text"),
+     (("--perplexity", "{plain}"), "positions end at 64"), (("--generate", ""), "prompt is empty"),
+     (("--latency", "--device", "abacus"), "abacus"), (("--latency", "--against", "./none"), "no folder")],
+    ids=str,
+)  # fmt: skip
+def test_eval_refuses_in_one_line(words: tuple[str, ...], message: str, world: dict[str, Path]) -> None:
+    told = call("eval", world["model"], *(str(word).format(**world) for word in words))
+    assert (told.code, told.out, told.err.count("\n")) == (3, "", 1)
+    assert message in told.err
+
+
+def test_a_damaged_record_is_told(prune: Callable[..., Told], tmp_path: Path) -> None:
+    assert prune("--attentions", 1).code == 0
+    (tmp_path / "out" / "secateur.json").write_text("{")
+    for words in (("inspect", tmp_path / "out"), ("eval", tmp_path / "out", "--generate", "a")):
+        told = call(*words)
+        assert told.code == 3
+        assert "secateur.json is damaged" in told.err
+    assert prune("--attentions", 1).code == 3
+
+
+def test_inspect_shows_what_is_there(prune: Callable[..., Told], tmp_path: Path, world: dict[str, Path]) -> None:
+    assert prune("--attentions", 1).code == 0
+    record = json.loads((tmp_path / "out" / "secateur.json").read_text())
+    gone = record["edits"][-1]["block"]
+    for file in (tmp_path / "out").glob("*.safetensors"):
+        file.unlink()  # no weights are read
+    shown = call("inspect", tmp_path / "out", "--json").json
+    assert shown["parameters"] == record["after"]["parameters"]
+    assert shown["native"] is True
+    assert [block["kv_heads"] for block in shown["blocks"]] == [0 if n == gone else 4 for n in range(4)]
+    assert [block["width"] for block in shown["blocks"]] == [len(entry["index"]) for entry in record["edits"][:4]]
+    assert shown["pruned"]["edits"] == {"KeepNeurons": 4, "DropAttention": 1}
+    assert shown["pruned"]["sparsity"] == record["sparsity"]
+    told = call("inspect", tmp_path / "out").out
+    for fact in ("none", "pruned by 2ssp", "4 KeepNeurons, 1 DropAttention", f"{shown['parameters']:,}"):
+        assert fact in told
+    dense = call("inspect", world["model"], "--json").json
+    assert (dense["native"], dense["family"], dense["hidden_size"], dense["dtype"]) == (False, "llama", 32, "float32")
+    assert "pruned" not in dense
+    assert call("inspect", world["model"]).out.count("0-3") == 1
+    assert call("inspect", tmp_path / "none").code == 3
+
+
+def test_methods_are_listed() -> None:
+    listed = call("methods", "--json").json
+    assert set(listed) == set(methods())
+    for name, each in listed.items():
+        known = methods()[name]
+        assert each["calibration"] == {"samples": known.samples, "length": known.length}
+        assert {o: facts["default"] for o, facts in each["options"].items()} == known.complete({})
+    bibtex = call("methods", "--bibtex").out
+    plain = call("methods").out
+    for name, known in methods().items():
+        assert known.bibtex in bibtex
+        assert name in plain
+        assert known.paper in plain
+        for option in known.options:
+            assert "--" + option.replace("_", "-") in plain
+
+
+def test_the_methods_options_are_flags_of_prune() -> None:
+    shown = call("prune", "--help")
+    assert shown.code == 0
+    for name, known in methods().items():
+        for option in known.options.values():
+            assert "--" + option.name.replace("_", "-") in shown.out
+            assert name in shown.out
+            assert option.help.split(";")[0].split(".")[0][:20] in shown.out
+
+
+def test_only_the_demo_can_be_fetched() -> None:
+    told = call("fetch", "nonsense")
+    assert (told.code, told.out) == (3, "")
+    assert told.err == "error: unknown asset 'nonsense'. Known: demo.\n"
+
+
+def test_usage() -> None:
+    assert call("--version").out == secateur.__version__ + "\n"
+    nothing = call()
+    assert nothing.code in (0, 2)  # as this version of click has it
+    assert all(command in nothing.out + nothing.err for command in ("prune", "eval", "inspect", "methods", "fetch"))
+    assert call("prun").code == 2
+    assert call("prune").code == 2

@@ -1,0 +1,396 @@
+"""Folders and files that appear whole or not at all, whatever happens on the way."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from secateur import folders
+from secateur.errors import OutputError, OutputExistsError
+from secateur.folders import new_folder, repair, write_file
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: after it nothing of the process's own clean-up runs."""
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def hidden(folder: Path) -> list[str]:
+    return [name for name in names(folder) if name.startswith(".")]
+
+
+def write_folder(target: Path, text: str, *, overwrite: bool = False, then: type[BaseException] | None = None) -> None:
+    with new_folder(target, overwrite=overwrite) as partial:
+        (partial / "a").write_text(text)
+        if then is not None:
+            raise then
+
+
+def partial_of(target: Path, process: int | str, host: str | None = None) -> Path:
+    """The temporary folder of some other process."""
+    host = folders._host() if host is None else host
+    return target.with_name(f".{target.name}.partial-{host}-{process}-0123abcd")
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """A folder with something in it."""
+    (tmp_path / "out" / "inner").mkdir(parents=True)
+    (tmp_path / "out" / "a").write_text("old a")
+    (tmp_path / "out" / "inner" / "b").write_text("old b")
+    return tmp_path / "out"
+
+
+OLD = {"a": "old a", "inner/b": "old b"}
+
+
+@pytest.fixture(params=["exchange", "two renames"])
+def _swapping(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "two renames":
+        monkeypatch.setattr(folders, "_exchange", lambda one, other: False)
+
+
+def test_it_appears_at_the_end_and_whole(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "er" / "out"
+    with new_folder(target) as partial:
+        assert partial.parent == target.parent  # the same file system, or a rename would copy
+        (partial / "a").write_text("new")
+        (partial / "inner").mkdir()
+        (partial / "inner" / "b").write_text("new")
+        assert not target.exists()
+    assert contents(target) == {"a": "new", "inner/b": "new"}
+    assert names(target.parent) == ["out"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, Killed])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_nothing_is_left_of_a_failure(tmp_path: Path, error: type[BaseException], overwrite: bool) -> None:
+    if overwrite:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "a").write_text("old a")
+    before = contents(tmp_path)
+    with pytest.raises(error):
+        write_folder(tmp_path / "out", "half", overwrite=overwrite, then=error)
+    assert contents(tmp_path) == before
+    assert names(tmp_path) == (["out"] if overwrite else [])
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_full_disk_leaves_nothing(tmp_path: Path, overwrite: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if overwrite:
+        write_folder(tmp_path / "out", "old")
+    before = contents(tmp_path)
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError, match="No space left"):
+        write_folder(tmp_path / "out", "new", overwrite=overwrite)
+    with pytest.raises(OSError, match="No space left"):
+        write_file(tmp_path / "file", "new")
+    assert contents(tmp_path) == before
+    assert not hidden(tmp_path)
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match=r"file/out cannot be written"):
+        write_folder(tmp_path / "file" / "out", "new")
+    assert contents(tmp_path) == {"file": "x"}
+
+
+def test_all_is_on_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    inodes: list[set[int]] = []
+    real, place = os.fsync, folders._take_place
+
+    def fsync(handle: int) -> None:
+        synced.append(os.fstat(handle).st_ino)
+        real(handle)
+
+    def take_place(partial: Path, *arguments: Any) -> None:
+        inodes.append(set(synced))
+        place(partial, *arguments)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(folders, "_take_place", take_place)
+    with new_folder(tmp_path / "out") as partial:
+        (partial / "inner").mkdir()
+        (partial / "inner" / "a").write_text("new")
+    parts = [tmp_path / "out", tmp_path / "out" / "inner", tmp_path / "out" / "inner" / "a"]
+    assert {part.stat().st_ino for part in parts} <= inodes[0]
+    assert tmp_path.stat().st_ino in synced  # the name itself
+
+
+def test_what_is_there_is_not_touched(old: Path) -> None:
+    with pytest.raises(OutputExistsError, match="out exists"), new_folder(old):
+        pytest.fail("the folder must not even be begun")
+    assert contents(old) == OLD
+    assert names(old.parent) == ["out"]
+
+
+@pytest.mark.usefixtures("_swapping")
+def test_overwriting_replaces_all(old: Path) -> None:
+    with new_folder(old, overwrite=True) as partial:
+        (partial / "c").write_text("new c")
+        assert contents(old) == OLD
+    assert contents(old) == {"c": "new c"}
+    assert names(old.parent) == ["out"]
+
+
+def test_an_exchange_has_no_moment_without_a_folder(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system can swap two names, nothing is renamed in between."""
+    probe, other = old.parent / "probe", old.parent / "other"
+    probe.mkdir()
+    other.mkdir()
+    if not folders._exchange(probe, other):
+        pytest.skip("this file system cannot exchange two names")
+
+    def rename(self: Path, target: Path) -> None:
+        raise AssertionError(f"{self} was renamed")
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with new_folder(old, overwrite=True) as partial:
+        (partial / "c").write_text("new c")
+    assert contents(old) == {"c": "new c"}
+
+
+def test_a_system_that_cannot_exchange_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_library(name: str | None, **kwargs: Any) -> None:
+        raise OSError("no such library")
+
+    (tmp_path / "one").mkdir()
+    assert not folders._exchange(tmp_path / "one", tmp_path / "absent")
+    monkeypatch.setattr(folders.ctypes, "CDLL", no_library)
+    (tmp_path / "other").mkdir()
+    assert not folders._exchange(tmp_path / "one", tmp_path / "other")
+    monkeypatch.setattr(folders.ctypes, "CDLL", lambda name, **kwargs: object())  # a libc without the call
+    assert not folders._exchange(tmp_path / "one", tmp_path / "other")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+@pytest.mark.parametrize("renames", [0, 1])
+def test_an_interrupt_while_swapping_leaves_the_old_one(
+    old: Path, error: type[BaseException], renames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process lives on, so it must not leave the repair to the next one: a reader does not repair."""
+    with monkeypatch.context() as patch:
+        fail_after(renames, error, patch)
+        with pytest.raises((KeyboardInterrupt, OutputError)):
+            write_folder(old, "new", overwrite=True)
+    assert contents(old) == OLD
+    assert not hidden(old.parent)
+
+
+def fail_after(renames: int, error: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let one rename fail, after `renames` good ones; the system cannot exchange."""
+    real, calls = Path.rename, []
+
+    def rename(self: Path, target: Path) -> Path:
+        calls.append(target)
+        if len(calls) == renames + 1:
+            raise error
+        return real(self, target)
+
+    monkeypatch.setattr(folders, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(Path, "rename", rename)
+
+
+def kill_after(renames: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Die once `renames` renames are done, and let no clean-up run, as a killed process would not."""
+    real, done = Path.rename, []
+
+    def rename(self: Path, target: Path) -> Path:
+        if len(done) == renames:
+            raise Killed
+        done.append(target)
+        return real(self, target)
+
+    def clean_up(path: Path, **options: Any) -> None:
+        if len(done) == renames:
+            raise Killed
+
+    monkeypatch.setattr(folders, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(Path, "rename", rename)
+    monkeypatch.setattr(folders.shutil, "rmtree", clean_up)
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2])
+@pytest.mark.parametrize("next_command", [repair, lambda target: begin(target)])
+def test_a_kill_while_swapping_is_repaired(
+    old: Path, renames: int, next_command: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        kill_after(renames, patch)
+        with pytest.raises(Killed), new_folder(old, overwrite=True) as partial:
+            (partial / "c").write_text("new c")
+    assert old.exists() == (renames != 1)  # the one moment without the folder
+    pretend_dead(old)
+    next_command(old)
+    assert contents(old) == ({"c": "new c"} if renames == 2 else OLD)
+    assert names(old.parent) == ["out"]
+    repair(old)  # once more changes nothing
+    assert contents(old) == ({"c": "new c"} if renames == 2 else OLD)
+
+
+def begin(target: Path) -> None:
+    """Another command that would write there, and is refused."""
+    with pytest.raises(OutputExistsError), new_folder(target):
+        pytest.fail("the repaired folder is there")
+
+
+def pretend_dead(target: Path) -> None:
+    """The process that left something beside `target` was this one; name it after one that is gone."""
+    for name in hidden(target.parent):
+        if ".partial-" in name:
+            target.with_name(name).rename(partial_of(target, dead_pid()))
+
+
+def dead_pid() -> int:
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    return done.pid
+
+
+def test_only_what_the_dead_left_is_cleared(tmp_path: Path) -> None:
+    target, dead = tmp_path / "out", dead_pid()
+    left = {
+        "dead": partial_of(target, dead),
+        "live": partial_of(target, os.getppid()),
+        "own": partial_of(target, os.getpid()),
+        "of another host": partial_of(target, dead, host="elsewhere"),
+        "of another folder": partial_of(tmp_path / "outer", dead),
+        "of nobody": partial_of(target, "x"),
+        "visible": tmp_path / partial_of(target, dead).name[1:],
+    }
+    for folder in left.values():
+        folder.mkdir()
+        (folder / "a").write_text("x")
+    write_folder(target, "new")
+    assert {name for name, folder in left.items() if not folder.exists()} == {"dead"}
+    assert contents(target) == {"a": "new"}
+
+
+def test_a_process_of_another_user_is_alive(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def not_ours(pid: int, signal: int) -> None:
+        raise PermissionError
+
+    theirs = partial_of(tmp_path / "out", 77)
+    theirs.mkdir()
+    monkeypatch.setattr(os, "kill", not_ours)
+    repair(tmp_path / "out")
+    assert theirs.exists()
+
+
+def test_repairing_where_nothing_is_does_nothing(tmp_path: Path) -> None:
+    repair(tmp_path / "nowhere" / "out")
+    repair(tmp_path / "out")
+    assert names(tmp_path) == []
+
+
+def test_two_writers_do_not_share_a_partial_folder(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "out", overwrite=True) as one:
+        (one / "a").write_text("one")
+        write_folder(tmp_path / "out", "two", overwrite=True)
+        assert contents(tmp_path / "out") == {"a": "two"}
+        assert contents(one) == {"a": "one"}
+    assert contents(tmp_path / "out") == {"a": "one"}
+    assert names(tmp_path) == ["out"]
+
+
+# --- single files ---
+
+
+def test_a_file_is_old_or_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "secateur.json"
+    write_file(path, "old ü\n")
+    assert path.read_text(encoding="utf-8") == "old ü\n"
+
+    def killed(handle: int) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", killed)
+        with pytest.raises(Killed):
+            write_file(path, "new")
+    assert path.read_text(encoding="utf-8") == "old ü\n"
+    write_file(path, "new")
+    assert path.read_text() == "new"
+    assert names(tmp_path) == ["secateur.json"]
+
+
+def test_a_file_is_on_disk_before_its_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    real = os.fsync
+
+    def fsync(handle: int) -> None:
+        real(handle)
+        seen.append((tmp_path / "a").read_text() + " while syncing " + Path(f"/proc/self/fd/{handle}").read_text())
+
+    (tmp_path / "a").write_text("old")
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_file(tmp_path / "a", "new")
+    assert seen[0] == "old while syncing new"
+
+
+def test_names_with_special_characters(tmp_path: Path) -> None:
+    """A name that a glob would read as a pattern, with the marks that part a temporary name."""
+    target = tmp_path / "out-[1]*.partial-x"
+    innocent = partial_of(tmp_path / "out-1x.partial-x", dead_pid())
+    innocent.mkdir()
+    stale = partial_of(target, dead_pid())
+    stale.mkdir()
+    write_folder(target, "new")
+    assert contents(target) == {"a": "new"}
+    assert innocent.exists()
+    assert not stale.exists()
+
+
+def test_a_link_is_followed(old: Path) -> None:
+    """The folder behind the link is replaced, not the link."""
+    link = old.parent / "elsewhere" / "link"
+    link.parent.mkdir()
+    link.symlink_to(old)
+    with pytest.raises(OutputExistsError):
+        write_folder(link, "new")
+    write_folder(link, "new", overwrite=True)
+    assert link.is_symlink()
+    assert contents(old) == contents(link) == {"a": "new"}
+    assert names(link.parent) == ["link"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_is_never_replaced_by_a_folder(tmp_path: Path, overwrite: bool) -> None:
+    (tmp_path / "out").write_text("precious")
+    with pytest.raises(OutputExistsError, match="out"):
+        write_folder(tmp_path / "out", "new", overwrite=overwrite)
+    assert contents(tmp_path) == {"out": "precious"}
+
+
+def test_what_appeared_meanwhile_is_not_touched(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+
+    def race() -> None:
+        with new_folder(target) as partial:
+            (partial / "a").write_text("late")
+            write_folder(target, "early")
+
+    with pytest.raises(OutputExistsError):
+        race()
+    assert contents(target) == {"a": "early"}
+    assert not hidden(tmp_path)

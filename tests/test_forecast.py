@@ -1,0 +1,124 @@
+"""What a run will take, told from numbers alone, against what it took."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from models import FAMILY_NAMES, parameters, tiny, tiny_tokens
+from oracles import write_model
+
+import secateur
+from secateur.errors import (
+    CheckpointError,
+    InfeasibleBudgetError,
+    InvalidOptionError,
+    SecateurError,
+    UnknownNameError,
+    UnsupportedModelError,
+)
+from secateur.forecast import Speed, forecast, hollow_model
+from secateur.methods import Cost, get_method
+from secateur.model.budget import Budget
+from secateur.model.checkpoint import save
+from secateur.model.layout import Layout
+
+METHOD = get_method("2ssp")
+
+
+def without_weights(folder: Path) -> Path:
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+    return folder
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_what_is_foretold_comes_true(family: str, tmp_path: Path) -> None:
+    folder = without_weights(write_model(tmp_path / "model", family))
+    told = forecast(str(folder), METHOD, Budget(0.4), samples=3, length=8, attentions=1)
+    model = tiny(family)
+    before = parameters(model)
+    pruned = secateur.prune(model, sparsity=0.4, calibration=tiny_tokens(model, 3, 8), attentions=1)
+    assert told["parameters"] == {"before": before, "after": parameters(model)}
+    assert told["removed"] == pruned.record["sparsity"]["achieved"]
+    assert told["disk_bytes"] == 4 * parameters(model)
+    assert told["forwards"] == pytest.approx(pruned.record["cost"]["forwards"], abs=0.01)
+    assert (told["samples"], told["length"], told["method"]) == (3, 8, "2ssp")
+    assert told["peak_memory_bytes"] > 4 * before
+    assert told["seconds"] > 0
+
+
+def test_a_pruned_model_is_foretold_too(tmp_path: Path) -> None:
+    model = tiny("qwen2")
+    secateur.prune(model, sparsity=0.4, calibration=tiny_tokens(model, 3, 8), attentions=1)
+    save(model, tmp_path / "model")
+    folder = without_weights(tmp_path / "model")
+    assert hollow_model(str(folder)).layout() == model.layout()
+    before = parameters(model)
+    told = forecast(str(folder), METHOD, Budget(0.2), samples=3, length=8, attentions=0)
+    pruned = secateur.prune(model, sparsity=0.2, calibration=tiny_tokens(model, 3, 8), attentions=0)
+    assert told["parameters"] == {"before": before, "after": parameters(pruned.model)}
+
+
+def test_the_dtype_decides_the_bytes(tmp_path: Path) -> None:
+    folder = str(without_weights(write_model(tmp_path / "model")))
+    told = {dtype: forecast(folder, METHOD, Budget(0.4), samples=3, length=8, dtype=dtype) for dtype in
+            ("auto", "float32", "bfloat16")}  # fmt: skip
+    assert told["auto"]["disk_bytes"] == told["float32"]["disk_bytes"] == 2 * told["bfloat16"]["disk_bytes"]
+
+
+def test_the_papers_windows_if_none_are_given(tmp_path: Path) -> None:
+    told = forecast(str(without_weights(write_model(tmp_path / "model"))), METHOD, Budget(0.4))
+    assert (told["samples"], told["length"]) == (32, 64)
+
+
+def test_seconds_are_tokens_times_speed() -> None:
+    cost = Cost(block_tokens=300, head_tokens=20, peak_states=0, after=Layout({}, 0))
+    assert Speed(block_s=0.5, head_s=2.0).seconds(cost) == 190
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"budget": Budget(0.99)}, InfeasibleBudgetError, "reaches"),
+        ({"samples": 0}, InvalidOptionError, "at least 1 window"),
+        ({"length": 65}, InvalidOptionError, "positions end at 64"),
+        ({"dtype": "int3"}, InvalidOptionError, "float32"),
+        ({"dtype": "Tensor"}, InvalidOptionError, "float32"),
+        ({"device": "cuda:99"}, InvalidOptionError, "cuda:99"),
+        ({"device": "abacus"}, InvalidOptionError, "abacus"),
+        ({"alfa": 1}, UnknownNameError, "alpha"),
+        ({"alpha": -1}, InvalidOptionError, "alpha"),
+        ({"search_samples": 4}, InvalidOptionError, "4 windows"),
+    ],
+    ids=str,
+)
+def test_what_the_run_would_refuse_is_refused(
+    wrong: dict[str, Any], error: type[SecateurError], message: str, tmp_path: Path
+) -> None:
+    if wrong.get("device") == "cuda:99" and torch.cuda.device_count() > 99:
+        pytest.skip("a machine with a hundred GPUs")
+    folder = str(without_weights(write_model(tmp_path / "model")))
+    chosen: dict[str, Any] = {"budget": Budget(0.4), "samples": 3, "length": 8, **wrong}
+    with pytest.raises(error, match=message):
+        forecast(folder, METHOD, **chosen)
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="there is no folder"):
+        forecast(str(tmp_path / "missing"), METHOD, Budget(0.4))
+    with pytest.raises(CheckpointError, match=r"no config.json"):
+        forecast(str(tmp_path), METHOD, Budget(0.4))
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UnsupportedModelError, match="bert"):
+        forecast(str(tmp_path), METHOD, Budget(0.4))
+
+
+def test_all_devices_together_are_timed_on_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "accelerate", ModuleType("accelerate"))  # all that is asked is whether it is there
+    folder = str(without_weights(write_model(tmp_path / "model")))
+    assert forecast(folder, METHOD, Budget(0.4), samples=3, length=8, device="auto")["seconds"] > 0

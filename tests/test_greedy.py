@@ -1,0 +1,96 @@
+"""Greedy removal: the least loss each round, NaN passed over, ties to the earlier candidate."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from models import tiny, tiny_tokens
+from oracles import mean_nll, without
+from torch import nn
+
+from secateur.engine.loss import NegativeLogLikelihood
+from secateur.engine.sweep import Part
+from secateur.errors import NumericalError
+from secateur.model.handle import Model
+from secateur.run import MemoryStore, Run
+from secateur.solvers import greedy as greedy_module
+from secateur.solvers.greedy import greedy_removal
+from secateur.surgery.apply import apply
+from secateur.surgery.edits import DropAttention, DropMLP
+
+PPL = NegativeLogLikelihood()
+ALL = [Part(number, kind) for number in range(4) for kind in ("attention", "mlp")]
+
+
+def remove(model: Model, part: Part) -> None:
+    apply(model, DropAttention(part.block) if part.kind == "attention" else DropMLP(part.block))
+
+
+def removals(
+    model: Model, count: int, candidates: list[Part] = ALL, run: Run | None = None
+) -> list[tuple[Part, float]]:
+    tokens = tiny_tokens(model, 2, 8)
+    made = []
+    for part, loss in greedy_removal(model, tokens, candidates, count, metric=PPL, run=run or Run(), key="search"):
+        remove(model, part)
+        made.append((part, loss))
+    return made
+
+
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_each_round_removes_the_part_whose_absence_hurts_least(family: str) -> None:
+    model, tokens = tiny(family), tiny_tokens(tiny(family), 2, 8)
+    gone: list[Part] = []
+    for part, loss in removals(tiny(family), 4):
+        losses = {each: mean_nll(without(model, [*gone, each]), tokens) for each in ALL if each not in gone}
+        assert part == min(losses, key=losses.__getitem__)
+        assert loss == pytest.approx(losses[part], rel=1e-6)
+        gone.append(part)
+    assert len(set(gone)) == 4
+
+
+@pytest.mark.parametrize(
+    ("losses", "best"),
+    [([3.0, 1.0, 2.0], 1), ([2.0, 1.0, 1.0], 1), ([1.0, 1.0, 1.0], 0), ([math.nan, 5.0, 4.0], 2),
+     ([math.inf, 9.0, math.nan], 1), ([-math.inf, 9.0, math.nan], 1), ([0.0, -1.0, math.nan], 1)],
+)  # fmt: skip
+def test_the_least_finite_loss_wins_and_ties_go_to_the_earlier(
+    losses: list[float], best: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(greedy_module, "sweep", lambda *args, **kwargs: torch.tensor(losses, dtype=torch.float64))
+    model = tiny("llama")
+    candidates = ALL[5:2:-1]
+    assert removals(model, 1, candidates) == [(candidates[best], losses[best])]
+
+
+def test_a_candidate_that_leaves_nan_behind_is_passed_over() -> None:
+    model = tiny("qwen3")
+    with model.open(2) as block:
+        block.mlp_out.weight = nn.Parameter(torch.full_like(block.mlp_out.weight, torch.nan))
+    (part, loss), *_ = removals(model, 2)
+    assert part == Part(2, "mlp")  # only without it is anything finite
+    assert math.isfinite(loss)
+
+
+def test_nothing_finite_is_an_error_that_says_what_helps() -> None:
+    model = tiny("qwen3")
+    with torch.no_grad():
+        model.hf.lm_head.weight.fill_(torch.inf)
+    with pytest.raises(NumericalError, match=r"search 1/3: every candidate's loss is NaN or Inf.*float32"):
+        removals(model, 3)
+
+
+def test_nothing_to_remove_costs_nothing() -> None:
+    run = Run()
+    assert removals(tiny("llama"), 0, run=run) == []
+    assert run.meter.block_tokens == run.meter.head_tokens == 0
+
+
+def test_recorded_rounds_are_not_run_again() -> None:
+    store, again = MemoryStore(), Run()
+    first = removals(tiny("llama"), 3, run=Run(store=store))
+    again.store = store
+    assert removals(tiny("llama"), 3, run=again) == first
+    assert again.meter.block_tokens == again.meter.head_tokens == 0

@@ -1,0 +1,109 @@
+"""Layouts: the numbers read off the real modules are those that arithmetic predicts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import (
+    BLOCKS,
+    FAMILY_NAMES,
+    LAYOUTS,
+    STOCK_LAYOUTS,
+    apply_all,
+    layouts,
+    logits,
+    parameters,
+    tiny,
+    tiny_closed,
+    tiny_in,
+    tiny_tokens,
+)
+
+from secateur.model.layout import Layout
+from secateur.model.modeling_secateur import shapes_from
+from secateur.surgery.apply import apply, predict
+from secateur.surgery.edits import DropAttention, DropBlock, DropMLP, Edit, KeepHeads, KeepNeurons
+
+
+def possible_edits(layout: Layout) -> st.SearchStrategy[Edit]:
+    """Any edit without a tensor that a model of this layout allows."""
+
+    def some(size: int) -> st.SearchStrategy[tuple[int, ...]]:
+        return st.sets(st.integers(0, size - 1), min_size=1).map(lambda kept: tuple(sorted(kept)))
+
+    choices: list[st.SearchStrategy[Edit]] = []
+    for number, block in layout.blocks.items():
+        if block.attention:
+            choices.append(st.just(DropAttention(number)))
+            choices.append(some(block.shape.kv_heads).map(lambda kept, number=number: KeepHeads(number, kept)))
+        if block.mlp:
+            choices.append(st.just(DropMLP(number)))
+            choices.append(some(block.shape.width).map(lambda kept, number=number: KeepNeurons(number, kept)))
+        if len(layout.blocks) > 1:
+            choices.append(st.just(DropBlock(number)))
+    return st.one_of(choices)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(family=st.sampled_from(FAMILY_NAMES), closed=st.booleans(), data=st.data())
+def test_the_real_layout_is_the_predicted_one(family: str, closed: bool, data: st.DataObject) -> None:
+    model = tiny_closed(family) if closed else tiny(family)
+    predicted = model.layout()
+    for _ in range(data.draw(st.integers(1, 7))):
+        if not any(block.attention or block.mlp for block in predicted.blocks.values()) and len(model.numbers) == 1:
+            break
+        edit = data.draw(possible_edits(predicted))
+        predicted = predict(predicted, edit)
+        apply(model, edit)
+        assert model.layout() == predicted
+        assert predicted.parameters == parameters(model)
+        assert list(predicted.blocks) == model.numbers
+        assert len(model.blocks) == len(model.numbers) == model.hf.config.num_hidden_layers
+        stated = shapes_from(model.hf.config, model.family)
+        assert stated == [block.shape for block in predicted.blocks.values()]
+    if not closed:
+        assert torch.isfinite(logits(model, tiny_tokens(model, 1, 8).ids)).all()
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_every_parameter_is_counted_once(family: str) -> None:
+    model = tiny(family)
+    layout = model.layout()
+    assert layout.parameters == parameters(model)
+    for number, block in layout.blocks.items():
+        assert block.parameters == sum(p.numel() for p in model.blocks[number].parameters())
+        assert block.mlp == block.shape.width * block.neuron + mlp_output_bias(family, number)
+    embeddings = model.hf.get_input_embeddings().weight.numel()
+    tied = model.hf.config.tie_word_embeddings
+    assert layout.other >= embeddings * (1 if tied else 2)
+    assert layout.other < embeddings * (2 if tied else 3)
+
+
+def mlp_output_bias(family: str, number: int) -> int:
+    with tiny(family).open(number) as block:
+        return 0 if block.mlp_out.bias is None else block.mlp_out.bias.numel()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_only_one_shape_without_gaps_is_uniform(layout: str) -> None:
+    assert tiny_in(layout, "llama").layout().uniform == (layout in STOCK_LAYOUTS)
+
+
+def test_a_layout_does_not_change_under_way() -> None:
+    model = tiny("llama")
+    before = model.layout()
+    copy = tiny("llama").layout()
+    apply_all(model, layouts(model)["everything"])
+    predict(before, DropBlock(0))
+    assert before == copy
+
+
+def test_dropping_a_block_removes_all_of_it() -> None:
+    for family in FAMILY_NAMES:
+        model = tiny(family)
+        block = model.layout().blocks[BLOCKS - 1].parameters
+        before = parameters(model)
+        apply(model, DropBlock(BLOCKS - 1))
+        assert before - parameters(model) == block

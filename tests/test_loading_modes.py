@@ -1,0 +1,290 @@
+"""Every way to load a checkpoint, each in a process of its own: with secateur, with remote code, and with neither.
+
+The processes are offline and nobody answers their questions. They report as JSON, and the tests read the reports.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import FAMILY_NAMES, LAYOUTS, STOCK_LAYOUTS, logits, tiny_in, tiny_tokenizer
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from secateur import load
+from secateur.model import modeling_secateur
+from secateur.model.checkpoint import save
+from secateur.model.modeling_secateur import FAMILIES
+from secateur.quiet import quiet_transformers
+
+MODELING = Path(modeling_secateur.__file__)
+MIXED = tuple(layout for layout in LAYOUTS if layout not in STOCK_LAYOUTS)
+FEW = ("block 0 without attention", "one KV group fewer", "all MLPs missing", "everything")
+
+COMMON = """
+import json, sys
+from pathlib import Path
+
+folder = Path(sys.argv[1])
+manifest = json.loads((folder / "manifest.json").read_text())
+report = {}
+
+
+def attempt(load):
+    # The logits of what was loaded, or what was raised.
+    try:
+        return logits(load())
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def logits(model):
+    ids = torch.tensor(manifest["ids"])
+    with torch.no_grad():
+        return model.eval()(input_ids=ids, use_cache=False).logits
+
+
+def finish():
+    tensors = {name: value.clone() for name, value in report.items() if not isinstance(value, str)}
+    save_file(tensors, folder / sys.argv[2])
+    refusals = {name: value for name, value in report.items() if isinstance(value, str)}
+    (folder / sys.argv[2]).with_suffix(".json").write_text(json.dumps(refusals))
+"""
+
+WITH_SECATEUR = (
+    COMMON
+    + """
+import secateur  # the one line that the card asks for
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+
+torch.set_num_threads(1)
+for name in manifest["loaded"]:
+    report[name] = attempt(lambda: AutoModelForCausalLM.from_pretrained(folder / name))
+finish()
+"""
+)
+
+WITHOUT_SECATEUR = (
+    COMMON
+    + """
+import importlib.abc
+
+
+class NotInstalled(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "secateur":
+            raise ModuleNotFoundError("No module named 'secateur'", name="secateur")
+
+
+sys.meta_path.insert(0, NotInstalled())
+
+import torch
+import transformers
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+torch.set_num_threads(1)
+for name in manifest["mixed"]:  # first with neither secateur nor trust: nothing of ours is in the process yet
+    path, own = folder / name, getattr(transformers, manifest["own_class"][name])
+    report[name + "/auto config"] = attempt(lambda: AutoConfig.from_pretrained(path))
+    report[name + "/auto"] = attempt(lambda: AutoModelForCausalLM.from_pretrained(path))
+    report[name + "/own"] = attempt(lambda: own.from_pretrained(path))
+    # As versions of transformers do that know nothing of `per_layer_config` and read the whole configuration.
+    entries = json.loads((path / "config.json").read_text())
+    naive = {key: value for key, value in entries.items() if key not in ("per_layer_config", "model_type")}
+    report[name + "/naive"] = attempt(lambda: own.from_pretrained(path, config=own.config_class(**naive)))
+    report[name + "/forced"] = attempt(
+        lambda: own.from_pretrained(path, config=own.config_class(**naive), ignore_mismatched_sizes=True)
+    )
+for name in manifest["stock"]:
+    own = getattr(transformers, manifest["own_class"][name])
+    report[name + "/stock"] = attempt(lambda: AutoModelForCausalLM.from_pretrained(folder / name))
+    report[name + "/own stock"] = attempt(lambda: own.from_pretrained(folder / name))
+for name in manifest["loaded"]:
+    remote = attempt(lambda: AutoModelForCausalLM.from_pretrained(folder / name, trust_remote_code=True))
+    report[name + "/remote"] = remote
+for name in manifest["saved_again"]:
+    model = AutoModelForCausalLM.from_pretrained(folder / name, trust_remote_code=True)
+    model.save_pretrained(folder / "again" / name)
+    tokenizer = AutoTokenizer.from_pretrained(folder / name, trust_remote_code=True)
+    report[name + "/text"] = tokenizer.decode(tokenizer("Hello!")["input_ids"])
+    report[name + "/again"] = attempt(
+        lambda: AutoModelForCausalLM.from_pretrained(folder / "again" / name, trust_remote_code=True)
+    )
+    prompt = torch.tensor(manifest["ids"])
+    report[name + "/generated"] = model.generate(prompt, max_new_tokens=5, do_sample=False, pad_token_id=0).float()
+assert not any(name.partition(".")[0] == "secateur" for name in sys.modules)
+finish()
+"""
+)
+
+
+class Checkpoints:
+    """A folder of checkpoints and what their logits are. All will be tried, those of the `loaded` layouts loaded."""
+
+    def __init__(self, folder: Path, layouts: list[tuple[str, str]], loaded: tuple[str, ...]) -> None:
+        self.folder = folder
+        self.expected: dict[str, torch.Tensor] = {}
+        ids = torch.randint(5, 97, (2, 12), generator=torch.Generator().manual_seed(3))
+        names: dict[str, list[str]] = {"A": [], "B": []}
+        self.own_class: dict[str, str] = {}
+        for family, layout in layouts:
+            name = f"{family}-{LAYOUTS.index(layout)}"
+            model = tiny_in(layout, family)
+            model.tokenizer = tiny_tokenizer() if layout == "everything" else None
+            names[save(model, folder / name)].append(name)
+            self.expected[name] = logits(model, ids)
+            self.own_class[name] = type(model.hf).__mro__[2].__name__
+        self.stock, self.mixed = names["A"], names["B"]
+        self.loaded = [name for name in self.mixed if LAYOUTS[int(name.partition("-")[2])] in loaded]
+        self.saved_again = [name for name in self.mixed if LAYOUTS[int(name.partition("-")[2])] == "everything"]
+        lists = {"mixed": self.mixed, "stock": self.stock, "loaded": self.loaded, "saved_again": self.saved_again}
+        (folder / "manifest.json").write_text(json.dumps({"ids": ids.tolist(), "own_class": self.own_class, **lists}))
+
+    def run(self, code: str, name: str) -> Report:
+        environment = {
+            **os.environ,
+            "HF_MODULES_CACHE": str(self.folder / "modules"),
+            "HF_HOME": str(self.folder / "home"),
+            "HF_HUB_OFFLINE": "1",
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(self.folder), f"{name}.safetensors"],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600, cwd=self.folder, env=environment,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return Report(self, self.folder / name, done.stderr)
+
+
+class Report:
+    """What one process found: logits or a refusal, per checkpoint and attempt."""
+
+    def __init__(self, checkpoints: Checkpoints, path: Path, errors: str) -> None:
+        self.checkpoints = checkpoints
+        self.logits = load_file(path.with_suffix(".safetensors"))
+        self.refusals: dict[str, str] = json.loads(path.with_suffix(".json").read_text())
+        self.errors = errors
+
+    def assert_right(self, names: list[str], attempt: str = "") -> None:
+        assert names
+        for name in names:
+            assert name + attempt in self.logits, self.refusals[name + attempt]
+            assert torch.allclose(self.logits[name + attempt], self.checkpoints.expected[name], atol=1e-6), name
+
+    def assert_refused(self, names: list[str], attempt: str, reason: str = "") -> None:
+        assert names
+        for name in names:
+            assert name + attempt not in self.logits, f"{name}{attempt} was loaded"
+            assert reason in self.refusals[name + attempt]
+
+
+def process_tests(layouts: list[tuple[str, str]], loaded: tuple[str, ...], folder: Path) -> Iterator[Any]:
+    checkpoints = Checkpoints(folder, layouts, loaded)
+    yield checkpoints
+    yield checkpoints.run(WITH_SECATEUR, "with")
+    yield checkpoints.run(WITHOUT_SECATEUR, "without")
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    stock = ("blocks dropped", "one KV group each")
+    chosen = [("llama", layout) for layout in MIXED]
+    chosen += [(family, layout) for family in FAMILY_NAMES[1:] for layout in FEW]
+    chosen += [(family, layout) for family in FAMILY_NAMES for layout in stock]
+    return tuple(process_tests(chosen, ("everything", "nothing left but norms"), tmp_path_factory.mktemp("few")))
+
+
+@pytest.fixture
+def checkpoints(few: Any) -> Checkpoints:
+    result: Checkpoints = few[0]
+    return result
+
+
+@pytest.fixture
+def with_secateur(few: Any) -> Report:
+    result: Report = few[1]
+    return result
+
+
+@pytest.fixture
+def without_secateur(few: Any) -> Report:
+    result: Report = few[2]
+    return result
+
+
+def test_every_family_takes_part(checkpoints: Checkpoints) -> None:
+    for names in (checkpoints.mixed, checkpoints.stock, checkpoints.loaded, checkpoints.saved_again):
+        assert {name.partition("-")[0] for name in names} == set(FAMILY_NAMES)
+
+
+def test_importing_secateur_is_enough(checkpoints: Checkpoints, with_secateur: Report) -> None:
+    with_secateur.assert_right(checkpoints.loaded)
+    assert "newly initialized" not in with_secateur.errors
+
+
+def test_trusting_the_checkpoints_code_is_enough(checkpoints: Checkpoints, without_secateur: Report) -> None:
+    without_secateur.assert_right(checkpoints.loaded, "/remote")
+
+
+def test_neither_is_refused(checkpoints: Checkpoints, without_secateur: Report) -> None:
+    """Also by the family's own class, which ignores `model_type`: never a model with random weights in it."""
+    for attempt in ("/auto config", "/auto"):
+        without_secateur.assert_refused(checkpoints.mixed, attempt, "trust_remote_code")
+    for attempt in ("/own", "/naive", "/forced"):
+        without_secateur.assert_refused(checkpoints.mixed, attempt)
+
+
+def test_a_stock_tier_needs_nothing(checkpoints: Checkpoints, without_secateur: Report) -> None:
+    without_secateur.assert_right(checkpoints.stock, "/stock")
+    without_secateur.assert_right(checkpoints.stock, "/own stock")
+
+
+def test_the_modeling_file_is_carried_along(checkpoints: Checkpoints, without_secateur: Report) -> None:
+    """Saved by `save_pretrained` of a model that its own code made, it loads again, everywhere."""
+    without_secateur.assert_right(checkpoints.saved_again, "/again")
+    for name in checkpoints.saved_again:
+        again = checkpoints.folder / "again" / name
+        assert (again / MODELING.name).read_bytes() == MODELING.read_bytes()
+        assert torch.equal(logits(load(str(again)), torch.tensor(ids_of(checkpoints))), checkpoints.expected[name])
+        assert without_secateur.refusals[name + "/text"] == "Hello!"
+
+
+def test_generation_needs_no_secateur(checkpoints: Checkpoints, without_secateur: Report) -> None:
+    ids = torch.tensor(ids_of(checkpoints))
+    for name in checkpoints.saved_again:
+        ours = load(str(checkpoints.folder / name)).hf.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0)
+        assert torch.equal(without_secateur.logits[name + "/generated"].long(), ours)
+
+
+def ids_of(checkpoints: Checkpoints) -> list[list[int]]:
+    ids: list[list[int]] = json.loads((checkpoints.folder / "manifest.json").read_text())["ids"]
+    return ids
+
+
+def test_the_checkpoints_code_is_not_run_when_secateur_is_there(checkpoints: Checkpoints) -> None:
+    """Even if trusted: the package has the same classes, and its own stand-ins for missing modules."""
+    folder = checkpoints.folder / checkpoints.saved_again[0]
+    with quiet_transformers():
+        hf: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    assert type(hf).__module__ == type(hf.config).__module__ == modeling_secateur.__name__
+
+
+@pytest.mark.slow
+def test_all_modes_hold_for_every_layout_of_every_family(tmp_path: Path) -> None:
+    every = [(family, layout) for family in FAMILIES for layout in LAYOUTS]
+    checkpoints, ours, theirs = process_tests(every, LAYOUTS, tmp_path)
+    ours.assert_right(checkpoints.loaded)
+    theirs.assert_right(checkpoints.loaded, "/remote")
+    theirs.assert_right(checkpoints.stock, "/stock")
+    for attempt in ("/auto config", "/auto", "/own", "/naive", "/forced"):
+        theirs.assert_refused(checkpoints.mixed, attempt)

@@ -1,0 +1,277 @@
+"""The record and the card: what a checkpoint says of itself is true, and enough to make it again."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from models import logits, parameters, random, tiny, tiny_in, tiny_tokens
+
+import secateur
+from secateur import Budget, Model, Tokens, load, prune, save
+from secateur.driver import Pruning
+from secateur.errors import CheckpointError, OutputExistsError
+from secateur.methods import get_method
+from secateur.model.checkpoint import RECORD, tier
+from secateur.model.load import read_record
+from secateur.report.card import card
+from secateur.report.record import append_evaluation, dump, identity, make_record
+from secateur.surgery.apply import apply
+from secateur.surgery.edits import DropAttention, DropBlock, Edit, KeepNeurons, from_json
+
+
+def tokens_for(model: Model, seed: int = 0) -> Tokens:
+    return tiny_tokens(model, 3, 12, seed)
+
+
+def recorded(model: Model, *edits: Edit) -> dict[str, Any]:
+    """The record of a run that made these edits."""
+    before, fingerprint = model.layout(), model.fingerprint()
+    for edit in edits:
+        apply(model, edit)
+    pruning = Pruning("2ssp", {"alpha": 1.5}, Budget(0.25), list(edits), before, model.layout())
+    return make_record(model, pruning, tokens_for(model), model_fingerprint=fingerprint, seed=3, cost={"seconds": 1.0})
+
+
+# --- the record ---
+
+
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_a_record_is_enough_to_make_the_model_again(family: str, tmp_path: Path) -> None:
+    model = tiny(family)
+    pruned = prune(model, sparsity=0.3, calibration=tokens_for(model), attentions=1)
+    save(pruned, tmp_path / "pruned")
+    record = read_record(tmp_path / "pruned")
+    assert record is not None
+    again = tiny(family)
+    assert again.fingerprint() == record["model"]["fingerprint"]
+    for entry in record["edits"]:
+        apply(again, from_json(entry))
+    assert again.fingerprint() == load(str(tmp_path / "pruned")).fingerprint()
+    once_more = tiny(family)
+    repeated = prune(
+        once_more, record["method"], sparsity=record["sparsity"]["asked"], of=record["sparsity"]["of"],
+        round_to=record["sparsity"]["round_to"], seed=record["seed"], calibration=tokens_for(model),
+        **record["options"],
+    )  # fmt: skip
+    assert repeated.record["fingerprint"] == record["fingerprint"]
+    assert once_more.fingerprint() == again.fingerprint()
+
+
+def test_a_record_counts_real_parameters() -> None:
+    dense, model = tiny("phi3"), tiny("phi3")
+    record = recorded(model, KeepNeurons(0, (1, 2)), DropAttention(1), DropBlock(2))
+    for size, each in ((record["before"], dense), (record["after"], model)):
+        assert size["parameters"] == parameters(each)
+        assert size["block_parameters"] == sum(p.numel() for p in each.blocks.parameters())
+        assert size["weight_bytes"] == sum(p.numel() * p.element_size() for p in each.hf.parameters())
+        assert size["blocks"] == len(each.blocks)
+    assert (record["before"]["attentions"], record["after"]["attentions"]) == (4, 2)
+    assert (record["before"]["neurons"], record["after"]["neurons"]) == (4 * 52, 2 + 2 * 52)
+    assert record["after"]["mlps"] == 3
+    assert record["after"]["kv_heads"] == 2 * 4
+    achieved = record["sparsity"]["achieved"]
+    assert achieved["model"] == pytest.approx(1 - parameters(model) / parameters(dense))
+    assert record["tier"] == tier(model) == "B"
+    assert record["edits"] == [
+        {"edit": "KeepNeurons", "block": 0, "index": [1, 2]},
+        {"edit": "DropAttention", "block": 1},
+        {"edit": "DropBlock", "block": 2},
+    ]
+
+
+@pytest.mark.parametrize(
+    "edits", [(), (DropBlock(1),), (KeepNeurons(0, tuple(range(40))), DropAttention(1), KeepNeurons(2, (0, 5)))]
+)
+def test_a_dumped_record_reads_back_the_same(edits: tuple[Edit, ...]) -> None:
+    record = recorded(tiny("llama"), *edits)
+    record["calibration"]["name"] = 'Zürich "quoted" \\u0000 \n'
+    text = dump(record)
+    assert json.loads(text) == record
+    assert "Zürich" in text
+    for edit in record["edits"]:  # one line each
+        assert any(line.strip().rstrip(",") == json.dumps(edit) for line in text.splitlines())
+
+
+def test_edits_with_tensors_are_named_but_not_stored() -> None:
+    model = tiny("llama")
+    record = recorded(model, KeepNeurons(0, (1, 2), random(32, 2)))
+    assert record["edits"][0]["out_weight"].keys() == {"sha256", "shape"}
+    assert len(dump(record)) < 10_000
+
+
+def test_whatever_decides_the_outcome_decides_the_identity() -> None:
+    ids = torch.arange(5, 29).view(2, 12)
+    weights = torch.ones(2, 12)
+    weights[0, 3] = 0
+
+    def of(**changed: Any) -> str:
+        arguments: dict[str, Any] = {
+            "model_fingerprint": "m", "tokens": Tokens.of(ids), "method": "2ssp", "options": {"alpha": 1.5},
+            "budget": Budget(0.25), "seed": 0,
+        }  # fmt: skip
+        return identity(**{**arguments, **changed})
+
+    changes: list[dict[str, Any]] = [
+        {"model_fingerprint": "n"},
+        {"tokens": Tokens.of(ids + 1)},
+        {"tokens": Tokens.of(ids.view(4, 6))},
+        {"tokens": Tokens.of(ids, weights)},
+        {"method": "other"},
+        {"options": {"alpha": 1.6}},
+        {"budget": Budget(0.26)},
+        {"budget": Budget(0.25, of="model")},
+        {"budget": Budget(0.25, round_to=8)},
+        {"seed": 1},
+    ]
+    identities = [of(), *(of(**change) for change in changes)]
+    assert len(set(identities)) == len(identities)
+    assert of() == of()
+    assert of(tokens=Tokens.of(ids, source={"name": "elsewhere"})) == of()  # what counts is what they are
+    options = {"alpha": 1.5, "norm": "l2"}
+    assert of(options=options) == of(options=dict(reversed(options.items())))
+
+
+# --- chains ---
+
+
+def test_records_chain_through_checkpoints(tmp_path: Path) -> None:
+    model = tiny("llama")
+    first = prune(model, sparsity=0.2, calibration=tokens_for(model))
+    save(first, tmp_path / "first")
+    middle = load(str(tmp_path / "first"))
+    second = prune(middle, sparsity=0.4, calibration=tokens_for(model, seed=1), attentions=2)
+    save(second, tmp_path / "second")
+    third = prune(load(str(tmp_path / "second")), sparsity=0.1, calibration=tokens_for(model), stage1_only=True)
+    save(third, tmp_path / "third")
+
+    record = read_record(tmp_path / "third")
+    assert record is not None
+    chain = [*record["parents"], record]
+    assert [each["fingerprint"] for each in chain] == [each.record["fingerprint"] for each in (first, second, third)]
+    assert not any("parents" in each for each in record["parents"])
+    for earlier, later in itertools.pairwise(chain):
+        assert earlier["after"] == later["before"]
+    assert chain[1]["model"]["fingerprint"] == load(str(tmp_path / "first")).fingerprint()
+    again = tiny("llama")
+    for each in chain:
+        for entry in each["edits"]:
+            apply(again, from_json(entry))
+        again.edited()
+    assert again.fingerprint() == load(str(tmp_path / "third")).fingerprint()
+    assert "was pruned by 2ssp, 2ssp" in (tmp_path / "third" / "README.md").read_text()
+
+
+def test_records_chain_within_a_session(tmp_path: Path) -> None:
+    """Pruned twice without saving in between, as after saving and loading: the same records, the same model."""
+    model = tiny("llama")
+    tokens = tokens_for(model)
+    first = prune(model, sparsity=0.2, calibration=tokens)
+    second = prune(model, sparsity=0.1, calibration=tokens, stage1_only=True)
+    assert [each["fingerprint"] for each in second.record["parents"]] == [first.record["fingerprint"]]
+    assert first.record["parents"] == []
+    assert [each["fingerprint"] for each in model.parents] == [
+        first.record["fingerprint"],
+        second.record["fingerprint"],
+    ]
+    save(second, tmp_path / "second")
+    assert [each["fingerprint"] for each in load(str(tmp_path / "second")).parents] == [
+        first.record["fingerprint"],
+        second.record["fingerprint"],
+    ]
+
+
+# --- evaluations and damage ---
+
+
+def test_an_evaluation_is_added_and_nothing_else_changes(tmp_path: Path) -> None:
+    record = recorded(tiny("llama"), DropAttention(1))
+    (tmp_path / RECORD).write_text(dump(record))
+    before = set(os.listdir(tmp_path))
+    append_evaluation(tmp_path, {"perplexity": 12.5})
+    append_evaluation(tmp_path, {"perplexity": 13.5})
+    assert read_record(tmp_path) == {**record, "evaluations": [{"perplexity": 12.5}, {"perplexity": 13.5}]}
+    assert set(os.listdir(tmp_path)) == before
+
+
+def test_a_folder_without_a_record_gets_none(tmp_path: Path) -> None:
+    append_evaluation(tmp_path, {"perplexity": 12.5})
+    assert list(tmp_path.iterdir()) == []
+    assert read_record(tmp_path) is None
+
+
+@pytest.mark.parametrize("text", ["{", "", "\x00\x01"])
+def test_a_damaged_record_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / RECORD).write_text(text)
+    with pytest.raises(CheckpointError, match=r"secateur\.json"):
+        read_record(tmp_path)
+    with pytest.raises(CheckpointError, match=r"secateur\.json"):
+        append_evaluation(tmp_path, {})
+    assert (tmp_path / RECORD).read_text() == text
+
+
+def test_an_interrupted_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("llama")
+    first = prune(model, sparsity=0.2, calibration=tokens_for(model))
+    save(first, tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    second = prune(model, sparsity=0.2, calibration=tokens_for(model))
+    with pytest.raises(OutputExistsError):
+        save(second, tmp_path / "out")
+
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(model.hf), "save_pretrained", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            save(second, tmp_path / "out", overwrite=True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert os.listdir(tmp_path) == ["out"]
+    save(second, tmp_path / "out", overwrite=True)
+    ids = tokens_for(model).ids
+    assert torch.equal(logits(load(str(tmp_path / "out")), ids), logits(model, ids))
+
+
+# --- the card ---
+
+
+def front_matter(text: str) -> dict[str, Any]:
+    _, header, _ = text.split("---\n", 2)
+    parsed: dict[str, Any] = yaml.safe_load(header)
+    return parsed
+
+
+@pytest.mark.parametrize("edit", [DropBlock(1), DropAttention(1)])
+def test_the_card_tells_how_to_load_it(edit: Edit) -> None:
+    record = recorded(tiny("llama"), edit)
+    text = card(record, get_method("2ssp"))
+    assert ("trust_remote_code" in text) == ("import secateur" in text) == (record["tier"] == "B")
+    assert front_matter(text)["tags"] == ["pruned", "secateur", "2ssp"]
+    assert f"{record['before']['parameters']:,}" in text
+    assert f"{record['after']['parameters']:,}" in text
+    assert get_method("2ssp").bibtex in text
+    assert secateur.__version__ in text
+
+
+def test_the_card_names_the_hub_model_but_no_private_path() -> None:
+    model = tiny_in("dense", "llama")
+    model.source |= {"name": "/home/someone/models/secret-1B", "base_model": "org/base"}
+    text = card(recorded(model, DropBlock(0)), get_method("2ssp"))
+    assert front_matter(text)["base_model"] == "org/base"
+    assert "secret-1B, pruned by 2ssp" in text
+    assert "/home/someone" not in text
+    local = card(recorded(tiny("llama"), DropBlock(0)), get_method("2ssp"))
+    assert "base_model" not in front_matter(local)
+
+
+def test_the_card_shows_measured_perplexities() -> None:
+    record = recorded(tiny("llama"), DropBlock(0))
+    record["perplexity"] = [{"text": "wikitext2", "samples": 4, "length": 12, "before": 10.04, "after": 12.5}]
+    assert "| perplexity, wikitext2, 4 x 12 | 10.04 | 12.50 |" in card(record, get_method("2ssp"))

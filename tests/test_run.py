@@ -1,0 +1,143 @@
+"""A run's journal, random numbers, progress and meter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from oracles import Watcher
+
+from secateur.run import MemoryStore, Meter, Run
+
+
+def draw(run: Run, *key: str | int) -> list[float]:
+    return torch.rand(4, generator=run.rng(*key)).tolist()
+
+
+def test_random_numbers_depend_on_seed_and_key_only() -> None:
+    keys: list[tuple[str | int, ...]] = [(), ("a",), ("b",), ("a", 1), ("a", 2), (1,), ("1",), ("a", "1"), ("a1",)]
+    drawn = {(seed, key): draw(Run(seed), *key) for seed in (0, 1, 2) for key in keys}
+    assert len({tuple(each) for each in drawn.values()}) == len(drawn)
+    run = Run(1)
+    for key in reversed(keys):  # another order, and something drawn between
+        run.rng("between").seed()
+        assert draw(run, *key) == drawn[1, key]
+        assert draw(run, *key) == drawn[1, key]
+
+
+def test_the_global_generator_is_left_alone() -> None:
+    state = torch.get_rng_state()
+    draw(Run(3), "a")
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(7)
+    assert draw(Run(3), "a") == draw(Run(3), "a")
+    torch.set_rng_state(state)
+
+
+def test_a_step_is_computed_once_and_then_recalled() -> None:
+    store, calls = MemoryStore(), []
+
+    def compute() -> dict[str, Any]:
+        calls.append(1)
+        return {"scores": torch.arange(3), "best": [1.5, None]}
+
+    first = Run(store=store).step("a", compute)
+    again = Run(store=store).step("a", compute)
+    assert len(calls) == 1
+    assert torch.equal(first["scores"], again["scores"])
+    assert first["best"] == again["best"] == [1.5, None]
+    assert Run(store=store).step("b", lambda: 2) == 2
+    assert Run().step("a", lambda: 3) == 3  # another run's journal is another journal
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_key_serves_once_in_a_run(recorded: bool) -> None:
+    store = MemoryStore()
+    if recorded:
+        store.put("a", 1)
+    run = Run(store=store)
+    run.step("a", lambda: 1)
+    with pytest.raises(ValueError, match="'a' is asked twice"):
+        run.step("a", lambda: 2)
+
+
+def test_a_step_that_fails_is_not_recorded() -> None:
+    store = MemoryStore()
+
+    def fail() -> int:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        Run(store=store).step("a", fail)
+    assert Run(store=store).step("a", lambda: 5) == 5
+
+
+def test_a_missing_key_inside_a_computation_is_not_taken_for_a_missing_record() -> None:
+    calls = []
+
+    def fail() -> int:
+        calls.append(1)
+        raise KeyError("a")
+
+    with pytest.raises(KeyError):
+        Run().step("a", fail)
+    assert len(calls) == 1
+
+
+def test_nobody_can_change_what_was_recorded() -> None:
+    store = MemoryStore()
+    mine = {"x": torch.zeros(2), "list": [1]}
+    given = Run(store=store).step("a", lambda: mine)
+    for each in (mine, given, Run(store=store).step("a", lambda: mine)):
+        each["x"] += 1
+        each["list"].append(2)
+    kept = store.get("a")
+    assert kept["x"].tolist() == [0, 0]
+    assert kept["list"] == [1]
+
+
+def test_progress_goes_to_the_observer() -> None:
+    watcher = Watcher()
+    with Run(observer=watcher).progress("work", 10) as done:
+        done(4)
+        done(6)
+    with Run().progress("silent", 1) as done:
+        done(1)
+    assert watcher.shown == [("work", 10, 10)]
+
+
+def test_forwards_are_whole_sequences_through_all_blocks() -> None:
+    assert Meter(block_tokens=30 * 2048 * 3).forwards(30, 2048) == 3
+
+
+def test_after_expect_all_stages_share_one_bar() -> None:
+    watcher = Watcher()
+    run = Run(observer=watcher)
+    run.expect(100, 10, head=2.0)
+    with run.progress("one", 7) as done:
+        run.meter.block_tokens += 30
+        done(1)
+        run.meter.block_tokens += 30
+        done(6)
+    with run.progress("two", 3) as done:
+        run.meter.block_tokens += 40
+        done(1)
+        run.meter.head_tokens += 10
+        done(2)
+    assert watcher.shown == [("one", 120, 60), ("two", 120, 120)]
+
+
+@pytest.mark.parametrize(
+    "value", [None, True, 3, 0.5, "x", [1, [2.0, "a"]], {"a": {"b": [None]}}, {"t": torch.zeros(2)}], ids=str
+)
+def test_what_a_store_on_disk_could_keep_is_kept(value: Any) -> None:
+    assert repr(Run().step("a", lambda: value)) == repr(value)
+
+
+@pytest.mark.parametrize(
+    "value", [(1, 2), {1: 2}, {3}, b"x", 1j, [{"a": (1,)}], object()], ids=lambda v: type(v).__name__
+)
+def test_what_a_store_on_disk_could_not_keep_is_refused(value: Any) -> None:
+    with pytest.raises(TypeError, match="step 'key' gave a"):
+        Run().step("key", lambda: value)

@@ -1,0 +1,264 @@
+"""`sweep` equals brute force: really edit a copy, run the whole model, loop over the tokens."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import FAMILY_NAMES, ClosedModel, tiny, tiny_closed, tiny_tokens
+from oracles import PROPERTY, Watcher, edited, lopsided, mean_kl, mean_nll, weighted, without
+from torch import Tensor, nn
+
+from secateur.engine import loss as loss_module
+from secateur.engine.loss import KLDivergence, NegativeLogLikelihood
+from secateur.engine.sweep import DENSE, Part, Variant, final_states, sample_sweep, sweep
+from secateur.model.handle import Model
+from secateur.run import Run
+from secateur.surgery.edits import DropAttention, DropBlock
+
+PARTS = st.builds(Part, st.integers(0, 3), st.sampled_from(["attention", "mlp", "block"]))
+VARIANTS = st.lists(st.frozensets(PARTS, max_size=5), min_size=1, max_size=5)
+SINGLES = [frozenset({Part(block, kind)}) for kind in ("attention", "mlp", "block") for block in range(4)]
+NESTED = [
+    frozenset({Part(3, "attention")}),
+    frozenset({Part(0, "mlp"), Part(3, "attention")}),
+    frozenset({Part(0, "mlp"), Part(1, "block"), Part(2, "attention"), Part(2, "mlp")}),
+    DENSE,
+]
+
+
+def close(got: Tensor, want: Sequence[float]) -> None:
+    torch.testing.assert_close(got, torch.tensor(want, dtype=torch.float64), rtol=2e-6, atol=2e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("shape", ["dense", "lopsided"])
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_equals_brute_force(family: str, shape: str) -> None:
+    model = tiny(family) if shape == "dense" else lopsided(tiny(family))
+    tokens = weighted(tiny_tokens(model, 2, 9), seed=5)
+
+    @settings(PROPERTY, max_examples=6)
+    @given(VARIANTS)
+    def check(variants: list[Variant]) -> None:
+        close(sweep(model, tokens, variants), [mean_nll(without(model, each), tokens) for each in variants])
+
+    check()
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_every_single_part_equals_brute_force(family: str) -> None:
+    model = tiny(family)
+    tokens = tiny_tokens(model, 1, 9)
+    losses = sweep(model, tokens, SINGLES)
+    close(losses, [mean_nll(without(model, each), tokens) for each in SINGLES])
+    assert len(set(losses.tolist())) == 12  # no part could be taken for another
+
+
+@pytest.mark.parametrize("shape", ["dense", "lopsided"])
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_kl_equals_brute_force(family: str, shape: str) -> None:
+    dense = tiny(family)
+    model = dense if shape == "dense" else lopsided(dense)
+    tokens = weighted(tiny_tokens(model, 3, 8), seed=2)
+    metric = KLDivergence(final_states(dense, tokens))
+    got = sweep(model, tokens, NESTED, metric)
+    close(got, [mean_kl(dense, without(model, each), tokens) for each in NESTED])
+    assert (got[3].abs() < 1e-9) == (shape == "dense")
+
+
+def test_one_loss_per_sample() -> None:
+    model = tiny("qwen2")
+    tokens = weighted(tiny_tokens(model, 3, 7))
+    each = sample_sweep(model, tokens, NESTED)
+    assert each.shape == (4, 3)
+    for sample in range(3):
+        alone = type(tokens).of(tokens.ids[sample : sample + 1], tokens.weights[sample : sample + 1])
+        close(each[:, sample] / alone.weights[:, 1:].sum(), [mean_nll(without(model, each), alone) for each in NESTED])
+
+
+def test_the_empty_variant_is_the_model_as_it_is() -> None:
+    model = lopsided(tiny("llama"))
+    tokens = tiny_tokens(model, 2, 9)
+    close(sweep(model, tokens, [DENSE]), [mean_nll(model, tokens)])
+
+
+def test_no_variants_no_losses() -> None:
+    model = tiny("llama")
+    assert sweep(model, tiny_tokens(model, 2, 9), []).shape == (0,)
+
+
+def test_the_answers_stand_in_the_order_of_the_questions() -> None:
+    model = tiny("phi3")
+    tokens = tiny_tokens(model, 2, 9)
+    asked = [SINGLES[5], DENSE, SINGLES[0], SINGLES[5], DENSE]
+    run, once = Run(), Run()
+    losses = sweep(model, tokens, asked, run=run)
+    close(losses, sweep(model, tokens, [SINGLES[5], DENSE, SINGLES[0]], run=once)[[0, 1, 2, 0, 1]].tolist())
+    assert len(set(losses.tolist())) == 3
+    assert run.meter == once.meter  # asked twice is computed once
+
+
+def test_block_numbers_are_those_of_the_model_as_loaded() -> None:
+    whole = tiny("qwen2")
+    model = edited(whole, DropBlock(1))
+    tokens = tiny_tokens(model, 2, 9)
+    gone = Part(1, "block")
+    variants = [frozenset({Part(number, "mlp")}) for number in (0, 2, 3)]
+    close(sweep(model, tokens, variants), sweep(whole, tokens, [v | {gone} for v in variants]).tolist())
+
+
+@pytest.mark.parametrize("metric", ["ppl", "kl"])
+def test_little_memory_means_more_passes_and_the_same_losses(metric: str) -> None:
+    model = tiny_closed("mistral")
+    tokens = weighted(tiny_tokens(model, 3, 8))
+    chosen = KLDivergence(final_states(tiny("mistral", seed=1), tokens)) if metric == "kl" else None
+    model.openings.clear()
+    plenty, little = Run(), Run()
+    want = sweep(model, tokens, SINGLES, chosen, run=plenty)
+    assert model.openings == [0, 1, 2, 3]
+    model.openings.clear()
+    got = sweep(model, tokens, SINGLES, chosen, run=little, memory_bytes=1)
+    assert model.openings == [0, 1, 2, 3] * 3 * 6  # each sample by itself, two variants at a time
+    assert little.meter.block_tokens > plenty.meter.block_tokens
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
+    row = 8 * model.hidden_size * 4  # one variant's states of one sample
+    some = sweep(model, tokens, SINGLES, chosen, memory_bytes=2 * row * 5)
+    torch.testing.assert_close(some, want, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("metric", ["ppl", "kl"])
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_logits_in_chunks_give_the_same_losses(family: str, metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny(family)
+    tokens = weighted(tiny_tokens(model, 2, 12))
+    chosen = KLDivergence(final_states(model, tokens)) if metric == "kl" else NegativeLogLikelihood()
+    whole, chunked = Run(), Run()
+    want = sweep(model, tokens, SINGLES, chosen, run=whole)
+    sizes = []
+
+    def spy(model: Model, hidden: Tensor) -> Tensor:
+        sizes.append(len(hidden))
+        return head_logits(model, hidden)
+
+    head_logits = loss_module.head_logits
+    monkeypatch.setattr(loss_module, "head_logits", spy)
+    monkeypatch.setattr(loss_module, "LOGIT_BYTES", 4 * model.vocab_size * 4)
+    got = sweep(model, tokens, SINGLES, chosen, run=chunked)
+    assert set(sizes) == {4, 3}  # 11 predictions
+    assert chunked.meter == whole.meter
+    assert chunked.meter.head_tokens == 2 * 11 * (12 + (metric == "kl"))
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
+
+
+def forwards(model: Model, candidates: list[int]) -> int:
+    """Block-forwards of a greedy round: each block produces a state per candidate up to it, and the untouched one
+    while there are candidates to come."""
+    return sum(sum(c <= number for c in candidates) + any(c > number for c in candidates) for number in model.numbers)
+
+
+@pytest.mark.parametrize("removed", [(), (0,), (3, 7), (10, 11)])
+def test_a_greedy_round_costs_a_block_forward_per_distinct_prefix(removed: tuple[int, ...]) -> None:
+    model = edited(tiny("llama", num_hidden_layers=12), *map(DropAttention, removed))
+    candidates = [number for number in model.numbers if number not in removed]
+    tokens = tiny_tokens(model, 2, 5)
+    run, watcher = Run(), Watcher()
+    run.observer = watcher
+    sweep(model, tokens, [frozenset({Part(c, "attention")}) for c in candidates], run=run, label="round")
+    assert run.meter.block_tokens == forwards(model, candidates) * 2 * 5
+    assert run.meter.head_tokens == len(candidates) * 2 * 4
+    assert watcher.shown == [("round", forwards(model, candidates) * 2, forwards(model, candidates) * 2)]
+    if not removed:
+        assert forwards(model, candidates) == (12 * 12 + 3 * 12 - 2) / 2  # brute force: 12 * 12
+
+
+def test_a_muted_block_costs_nothing() -> None:
+    model = tiny("llama")
+    tokens = tiny_tokens(model, 1, 5)
+    run, watcher = Run(), Watcher()
+    run.observer = watcher
+    sweep(model, tokens, [frozenset({Part(1, "block"), Part(1, "mlp"), Part(2, "block")})], run=run)
+    assert run.meter.block_tokens == 2 * 5
+    assert watcher.shown == [("sweep", 2, 2)]
+
+
+def test_each_block_is_opened_once_per_pass() -> None:
+    model = tiny_closed("qwen3")
+    tokens = tiny_tokens(model, 3, 8)
+    got = sweep(model, tokens, SINGLES + NESTED)
+    assert model.openings == [0, 1, 2, 3]
+    torch.testing.assert_close(got, sweep(tiny("qwen3"), tokens, SINGLES + NESTED), rtol=0, atol=0)
+
+
+class Breaks:
+    """A metric that fails at its second chunk."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def prepare(self, model: Model, sample: int, positions: slice) -> None:
+        self.calls += 1
+        if self.calls == 2:
+            raise ZeroDivisionError
+
+    def loss(self, logits: Tensor, targets: Tensor, prepared: Tensor | None) -> Tensor:
+        return logits[:, 0]
+
+
+def modules_and_weights(model: Model) -> tuple[list[int], str]:
+    return [id(module) for module in model.hf.modules()], model.fingerprint()
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_the_model_is_as_before(family: str) -> None:
+    model = lopsided(tiny(family))
+    before = modules_and_weights(model)
+    config = copy.deepcopy(model.hf.config).to_dict()
+    tokens = tiny_tokens(model, 2, 6)
+    sweep(model, tokens, SINGLES)
+    assert modules_and_weights(model) == before
+    with pytest.raises(ZeroDivisionError):
+        sweep(model, tokens, SINGLES, Breaks())
+    assert modules_and_weights(model) == before
+    assert model.hf.config.to_dict() == config
+
+
+@pytest.mark.parametrize("kind", ["attention", "mlp"])
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_the_model_is_as_before_when_a_block_fails(family: str, kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ClosedModel(tiny(family).hf)
+    before = [id(module) for module in model.hf.modules()]
+    calls: Iterator[int] = iter(range(100))
+    forward = model.blocks[2].forward
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == 1:  # muted
+            raise ZeroDivisionError
+        return forward(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model.blocks[2], "forward", fail)
+        with pytest.raises(ZeroDivisionError):
+            sweep(model, tiny_tokens(model, 1, 6), [DENSE, frozenset({Part(2, kind)})])
+    assert [id(module) for module in model.hf.modules()] == before
+    assert model.opened is None
+    assert model.whole().fingerprint() == tiny(family).fingerprint()
+
+
+def test_nan_in_one_module_spoils_only_the_variants_that_have_it() -> None:
+    model = tiny("qwen2")
+    with model.open(2) as block:
+        block.attention_out.weight = nn.Parameter(torch.full_like(block.attention_out.weight, torch.nan))
+    tokens = tiny_tokens(model, 2, 6)
+    variants = [*SINGLES, frozenset({Part(0, "mlp"), Part(2, "attention")}), DENSE]
+    losses = sweep(model, tokens, variants)
+    healed = [v for v in variants if v & {Part(2, "attention"), Part(2, "block")}]
+    assert len(healed) == 3
+    for variant, loss in zip(variants, losses.tolist(), strict=True):
+        assert (loss == loss) == (variant in healed)
+    clean = sweep(tiny("qwen2"), tokens, healed)
+    assert [loss for v, loss in zip(variants, losses.tolist(), strict=True) if v in healed] == clean.tolist()

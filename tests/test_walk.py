@@ -1,0 +1,282 @@
+"""`walk` is the model's own forward, block by block; its taps see what hooks on the whole model see."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import pytest
+import torch
+from models import FAMILY_NAMES, logits, tiny, tiny_closed, tiny_tokens
+from oracles import Watcher, activations, edited, lopsided, weighted
+from torch import Tensor, nn
+
+from secateur.engine.tokens import Tokens
+from secateur.engine.walk import Visit, walk
+from secateur.errors import SecateurError
+from secateur.model.handle import Model
+from secateur.run import Run
+from secateur.surgery.apply import apply
+from secateur.surgery.edits import DropAttention, DropBlock, DropMLP, Edit, KeepHeads, KeepNeurons, SetWeight
+
+TAPS = ("block_in", "block_out", "attention_hidden", "mlp_hidden")
+
+
+class Collector:
+    """Everything that taps are shown, by block and tap, in the order of samples."""
+
+    def __init__(self) -> None:
+        self.x: dict[tuple[int, str], list[Tensor]] = defaultdict(list)
+        self.weights: dict[tuple[int, str], list[Tensor]] = defaultdict(list)
+
+    def taps(self, visit: Visit) -> dict[str, Any]:
+        def look(name: str) -> Any:
+            def see(x: Tensor, weights: Tensor) -> None:
+                assert x.shape[:2] == weights.shape
+                self.x[visit.block.number, name].append(x.clone())
+                self.weights[visit.block.number, name].append(weights.clone())
+
+            return see
+
+        return {name: look(name) for name in TAPS}
+
+    def all(self, number: int, name: str) -> Tensor:
+        return torch.cat(self.x[number, name])
+
+
+def collect(model: Model, tokens: Tokens, **options: Any) -> Collector:
+    collector = Collector()
+    for visit in walk(model, tokens, **options):
+        visit.advance(**collector.taps(visit))
+    return collector
+
+
+@pytest.mark.parametrize("order", ["blocks", "samples"])
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("shape", ["dense", "lopsided"])
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_taps_equal_hooks_on_the_whole_model(family: str, shape: str, batch_size: int, order: str) -> None:
+    model = tiny(family) if shape == "dense" else lopsided(tiny(family))
+    tokens = tiny_tokens(model, 4, 11)
+    seen = collect(model, tokens, order=order, batch_size=batch_size)
+    expected = [activations(model, ids) for ids in tokens.ids.split(batch_size)]  # batched alike: bit for bit
+    taps = {(number, name) for number, by_name in expected[0].items() for name in by_name}
+    assert set(seen.x) == taps
+    assert len(taps) == (16 if shape == "dense" else 14)
+    for number, name in taps:
+        want = torch.cat([each[number][name] for each in expected])
+        assert torch.equal(seen.all(number, name), want), (number, name)
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_blocks_are_entered_by_the_models_own_hidden_states(family: str) -> None:
+    model = tiny(family)
+    tokens = tiny_tokens(model, 3, 9)
+    with torch.no_grad():
+        full = model.hf(input_ids=tokens.ids, use_cache=False, output_hidden_states=True).hidden_states
+    for order in ("blocks", "samples"):
+        seen = collect(model, tokens, order=order)
+        for number in model.numbers:
+            torch.testing.assert_close(seen.all(number, "block_in"), full[number], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("order", ["blocks", "samples"])
+def test_weights_reach_the_taps_beside_their_samples(order: str) -> None:
+    model = tiny("llama")
+    tokens = weighted(tiny_tokens(model, 5, 7))
+    seen = collect(model, tokens, order=order, batch_size=2)
+    assert all(torch.equal(torch.cat(weights), tokens.weights) for weights in seen.weights.values())
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3", "opt"])
+def test_an_edit_during_a_visit_feeds_the_next_block(family: str) -> None:
+    model = tiny(family)
+    tokens = tiny_tokens(model, 3, 8)
+    generator = torch.Generator().manual_seed(1)
+    with model.open(1) as block:
+        hidden, inner = block.attention_out.weight.shape
+        groups = block.shape.kv_heads
+    edits = {
+        0: [KeepNeurons(0, (0, 3, 4, 9), torch.randn(hidden, 4, generator=generator))],
+        1: [KeepHeads(1, (0,), torch.randn(hidden, inner // groups, generator=generator)), DropMLP(1)],
+        2: [DropAttention(2), SetWeight(2, "mlp_out", torch.zeros(hidden, model.layout().blocks[2].shape.width))],
+    }
+    pruned = edited(model, *(edit for each in edits.values() for edit in each))
+    expected = [activations(pruned, ids) for ids in tokens.ids.split(2)]
+    before, seen = Collector(), Collector()
+    for visit in walk(model, tokens, batch_size=2):
+        number = visit.block.number
+        visit.observe(**before.taps(visit))
+        for edit in edits.get(number, []):
+            apply(model, edit)
+        visit.observe(**seen.taps(visit))  # the edited block, and not advanced by looking
+        if number == 1:
+            visit.advance()  # the others are advanced by the walk
+    for number in model.numbers:
+        for name, want in expected[0][number].items():
+            want = torch.cat([each[number][name] for each in expected])
+            assert torch.equal(seen.all(number, name), want), (number, name)
+        entered = torch.cat([each[number]["block_in"] for each in expected])
+        assert torch.equal(before.all(number, "block_in"), entered)
+        # the looks at block 3 see one block, the others one before and one after the edit
+        assert torch.equal(before.all(number, "block_out"), seen.all(number, "block_out")) == (number == 3)
+
+
+@pytest.mark.parametrize("look", ["before", "after", "no"])
+@pytest.mark.parametrize("edit", [DropAttention(1), DropBlock(1)], ids=["attention", "block"])
+def test_a_visit_need_not_advance(edit: Edit, look: str) -> None:
+    model = tiny("qwen2")  # its blocks are called with different masks
+    tokens = tiny_tokens(model, 2, 9)
+    expected = activations(edited(model, edit), tokens.ids)
+    seen = Collector()
+    for visit in walk(model, tokens, batch_size=2):
+        if visit.block.number == 1:
+            if look == "before":
+                visit.observe()
+            apply(model, edit)
+            if look == "after" and isinstance(edit, DropAttention):
+                visit.observe()
+        elif visit.block.number > 1:
+            visit.advance(**seen.taps(visit))
+    for number in (2, 3):
+        for name in TAPS:
+            assert torch.equal(seen.all(number, name), expected[number][name])
+
+
+def test_an_edit_after_advance_is_refused() -> None:
+    model = tiny("qwen3")
+
+    def edit_late() -> None:
+        for visit in walk(model, tiny_tokens(model, 2, 6)):
+            visit.advance()
+            if visit.block.number == 1:
+                apply(model, DropAttention(1))
+
+    with pytest.raises(SecateurError, match="block 1 was edited after `advance`"):
+        edit_late()
+
+
+@pytest.mark.parametrize("then", ["advance", "observe"])
+def test_advance_comes_last(then: str) -> None:
+    model = tiny("qwen3")
+    visit = next(walk(model, tiny_tokens(model, 2, 6)))
+    visit.advance()
+    with pytest.raises(SecateurError, match="`advance` comes last"):
+        getattr(visit, then)()
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+@pytest.mark.parametrize("block", [0, 3])
+def test_an_edit_inside_a_walk_over_samples_is_refused(block: int, samples: int) -> None:
+    model = tiny("qwen3")
+
+    def edit_inside() -> None:
+        for visit in walk(model, tiny_tokens(model, samples, 6), order="samples"):
+            if visit.block.number == block:
+                apply(model, DropAttention(block))
+
+    with pytest.raises(SecateurError, match="edit inside a walk over samples"):
+        edit_inside()
+
+
+@pytest.mark.parametrize(("order", "passes"), [("blocks", 1), ("samples", 3)])
+def test_closed_blocks_have_no_weights(order: str, passes: int) -> None:
+    closed, model = tiny_closed("qwen2"), tiny("qwen2")
+    tokens = tiny_tokens(model, 3, 8)
+    seen, expected = collect(closed, tokens, order=order), collect(model, tokens, order=order)
+    assert seen.x.keys() == expected.x.keys()
+    assert all(torch.equal(seen.all(*key), expected.all(*key)) for key in expected.x)
+    assert closed.openings == [0, 1, 2, 3] * passes
+
+
+@pytest.mark.parametrize("order", ["blocks", "samples"])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_the_meter_counts_every_token_through_every_block(order: str, batch_size: int) -> None:
+    model = lopsided(tiny("mistral"))
+    tokens = tiny_tokens(model, 5, 7)
+    run = Run()
+    for visit in walk(model, tokens, order=order, batch_size=batch_size, run=run):
+        visit.advance()
+    assert run.meter.block_tokens == 5 * 7 * 4
+    assert run.meter.head_tokens == 0
+    for visit in walk(model, tokens, order=order, batch_size=batch_size, run=run):
+        visit.observe()
+    assert run.meter.block_tokens == (4 + 4 + 3) * 5 * 7  # nobody needs the outputs of the last block
+
+
+@pytest.mark.parametrize("order", ["blocks", "samples"])
+def test_what_nobody_looks_at_is_not_run(order: str) -> None:
+    model = tiny("mistral")
+    tokens = tiny_tokens(model, 3, 7)
+    run = Run()
+    calls = []
+    handle = model.hf.model.register_forward_pre_hook(lambda *_: calls.append(1))
+    for _ in walk(model, tokens, order=order, run=run):
+        pass
+    handle.remove()
+    assert run.meter.block_tokens == 0
+    assert not calls
+
+    seen = Collector()
+    for visit in walk(model, tokens, order=order, run=run):
+        if visit.block.number in (1, 3):
+            visit.observe(**seen.taps(visit))
+    assert run.meter.block_tokens == (1 + 2 + 1 + 1) * 3 * 7  # block 1 to look and to pass on; the last to look
+    for number in (1, 3):
+        for name in TAPS:
+            assert torch.equal(seen.all(number, name), collect(model, tokens).all(number, name))
+
+
+@pytest.mark.parametrize("order", ["blocks", "samples"])
+def test_progress_ends_at_its_total(order: str) -> None:
+    model, watcher = tiny("mistral"), Watcher()
+    for _ in walk(model, tiny_tokens(model, 5, 7), order=order, batch_size=2, run=Run(observer=watcher), label="look"):
+        pass
+    assert watcher.shown == [("look", 20, 20)]
+
+
+def test_the_head_is_never_run() -> None:
+    model = tiny("qwen3")
+    model.hf.lm_head.weight = nn.Parameter(torch.zeros(1, 1))  # would fail at once
+    assert len(collect(model, tiny_tokens(model, 2, 6)).x) == 16
+
+
+@pytest.mark.parametrize("tap", TAPS)
+def test_an_exception_in_a_tap_leaves_no_trace(tap: str) -> None:
+    model = tiny_closed("phi3")
+    tokens = tiny_tokens(model, 2, 6)
+    blocks = model.blocks
+
+    def fail(x: Tensor, weights: Tensor) -> None:
+        raise ZeroDivisionError
+
+    stream = walk(model, tokens)
+    next(stream).advance()
+    visit = next(stream)
+    with pytest.raises(ZeroDivisionError):
+        visit.observe(**{tap: fail})
+    stream.close()
+    assert model.opened is None
+    assert model.blocks is blocks
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.hf.modules())
+    assert torch.equal(logits(model.whole(), tokens.ids), logits(tiny("phi3"), tokens.ids))
+
+
+@pytest.mark.parametrize("observe", [True, False])
+def test_a_block_is_fetched_once_per_visit(observe: bool) -> None:
+    model = tiny_closed("llama")
+    for visit in walk(model, tiny_tokens(model, 2, 6)):
+        visit.observe()
+        apply(model, DropAttention(visit.block.number))
+        if not observe:
+            visit.advance()
+    assert model.openings == [0, 1, 2, 3]
+
+
+def test_an_exception_in_the_models_forward_puts_the_blocks_back() -> None:
+    model = tiny("opt")
+    blocks = model.blocks
+    stream = walk(model, Tokens.of(torch.full((1, 4), model.vocab_size)))
+    with pytest.raises(IndexError):
+        next(stream).observe()
+    assert model.blocks is blocks

@@ -29,7 +29,7 @@ def draw(record: dict) -> str:
     width, height = LEFT + blocks * (BAR + GAP) + 10, middle + FFN + 26
     achieved = record["sparsity"]["achieved"]["blocks"]
     parts = [
-        text(0, 16, f"{record['model']['name']}, {record['method']}: {achieved:.1%} of the blocks' parameters removed"),
+        text(4, 16, f"{record['model']['name']}, {record['method']}: {achieved:.1%} of the blocks' parameters removed"),
         text(LEFT - 10, top + ATTENTION / 2 + 4, "attention", "end"),
         text(LEFT - 10, middle + FFN / 2 + 4, f"FFN, {dense:.0f}", "end"),
     ]

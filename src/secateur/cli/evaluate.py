@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any
 
 import typer
@@ -79,7 +79,10 @@ def evaluate(
 
 def _show(report: dict[str, Any]) -> None:
     columns = list(reversed(report.values()))  # what it is judged against stands first
-    table = Table("", *(escape(str(each["name"])) for each in columns), box=None, pad_edge=False)
+    names = [PurePath(str(each["name"])).name for each in columns]
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", *names):
+        table.add_column(escape(heading), no_wrap=True)
 
     def row(name: str, values: list[float], form: str) -> None:
         change = [f"{values[1] / values[0] - 1:+.1%}"] if len(values) == 2 else []
@@ -92,15 +95,15 @@ def _show(report: dict[str, Any]) -> None:
     for results in zip(*(each.get("perplexity", []) for each in columns), strict=True):
         first = results[0]
         row(
-            f"perplexity, {first['text']}, {first['samples']} x {first['length']}",
+            f"perplexity, {PurePath(str(first['text'])).name}, {first['samples']} x {first['length']}",
             [each["perplexity"] for each in results],
             ".2f",
         )
     if all("latency" in each for each in columns):
-        row("prompt of 256 tokens, ms", [each["latency"]["prefill_ms"] for each in columns], ".1f")
+        row("prompt of 256, ms", [each["latency"]["prefill_ms"] for each in columns], ".1f")
         row("each further token, ms", [each["latency"]["token_ms"] for each in columns], ".1f")
     out.print(table)
-    for each in columns:
+    for name, each in zip(names, columns, strict=True):
         for sample in each.get("samples", []):
-            out.print(f"\n{each['name']}: {sample['prompt']}", style="bold", markup=False, highlight=False)
+            out.print(f"\n{name}: {sample['prompt']}", style="bold", markup=False, highlight=False)
             out.print(sample["text"].strip(), markup=False, highlight=False)

@@ -195,7 +195,7 @@ def test_names_are_no_markup(prune: Callable[..., Told], tmp_path: Path, world: 
     told = prune("--calibration", text, "--perplexity", text, "--eval-length", 16, "--eval-samples", 1, out=out)
     assert told.code == 0, told.err
     assert f"written to {out}" in told.out
-    assert f"perplexity, {text}" in told.out
+    assert f"perplexity, {text.name}" in told.out
     told = prune("--calibration", tmp_path / "[red]none[/].txt")
     assert f"there is no file {tmp_path / '[red]none[/].txt'}" in told.err
 

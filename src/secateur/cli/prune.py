@@ -185,7 +185,7 @@ def _show(record: dict[str, Any], folder: Path) -> None:
     row("attention modules", before["attentions"], after["attentions"])
     row("FFN neurons", before["neurons"], after["neurons"])
     for each in record["perplexity"]:
-        row(f"perplexity, {each['text']}", each["before"], each["after"], ".2f")
+        row(f"perplexity, {Path(str(each['text'])).name}", each["before"], each["after"], ".2f")
     achieved, cost = record["sparsity"]["achieved"], record["cost"]
     out.print(table)
     out.print(

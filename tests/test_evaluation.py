@@ -115,6 +115,15 @@ def test_the_prompt_is_not_part_of_the_text() -> None:
     assert len(one) <= 1
 
 
+def test_text_ends_where_the_positions_end() -> None:
+    model = tiny("opt")
+    model.tokenizer = tiny_tokenizer()
+    assert generate(model, "a" * 60) == by_hand(model, "a" * 60, 4)
+    for length in (64, 80):
+        with pytest.raises(DataError, match=f"prompt has {length} tokens; the model's positions end at 64"):
+            generate(model, "a" * length)
+
+
 def test_text_needs_a_tokenizer_and_a_prompt() -> None:
     model = tiny("llama")
     with pytest.raises(DataError, match="no tokenizer"):
@@ -134,7 +143,14 @@ def test_latency_reports_both_models(family: str) -> None:
     report = latency(models, prompt_length=8, new_tokens=3, rounds=2)
     assert list(report) == ["model", "against"]
     for each in report.values():
-        assert set(each) == {"prefill_ms", "prefill_ms_spread", "token_ms", "token_ms_spread", "tokens_per_s"}
+        assert set(each) == {
+            "prompt_length",
+            "prefill_ms",
+            "prefill_ms_spread",
+            "token_ms",
+            "token_ms_spread",
+            "tokens_per_s",
+        }
         assert all(value >= 0 for value in each.values())
         assert each["tokens_per_s"] == pytest.approx(1000 / each["token_ms"])
 
@@ -158,3 +174,10 @@ def test_models_take_turns_on_the_same_prompt(monkeypatch: pytest.MonkeyPatch) -
     assert watcher.shown == [("latency", 8, 8)]
     assert report["a"]["prefill_ms"] == 5000  # of 3, 5, 7: the first round warms up
     assert report["b"]["token_ms"] == pytest.approx(1000 / 6)  # of 1/4, 1/6, 1/8
+
+
+def test_the_prompt_fits_the_positions_of_all_models() -> None:
+    models = {"a": tiny("llama"), "b": tiny("opt", max_position_embeddings=40)}
+    report = latency(models, new_tokens=4, rounds=1)
+    assert [each["prompt_length"] for each in report.values()] == [36, 36]
+    assert latency(models, prompt_length=8, new_tokens=4, rounds=1)["a"]["prompt_length"] == 8

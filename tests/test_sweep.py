@@ -113,20 +113,20 @@ def test_block_numbers_are_those_of_the_model_as_loaded() -> None:
 
 @pytest.mark.parametrize("metric", ["ppl", "kl"])
 def test_little_memory_means_more_passes_and_the_same_losses(metric: str) -> None:
-    model = tiny_closed("mistral")
+    model, variants = tiny_closed("mistral"), [*SINGLES, DENSE]
     tokens = weighted(tiny_tokens(model, 3, 8))
     chosen = KLDivergence(final_states(tiny("mistral", seed=1), tokens)) if metric == "kl" else None
     model.openings.clear()
     plenty, little = Run(), Run()
-    want = sweep(model, tokens, SINGLES, chosen, run=plenty)
+    want = sweep(model, tokens, variants, chosen, run=plenty)
     assert model.openings == [0, 1, 2, 3]
     model.openings.clear()
-    got = sweep(model, tokens, SINGLES, chosen, run=little, memory_bytes=1)
-    assert model.openings == [0, 1, 2, 3] * 3 * 6  # each sample by itself, two variants at a time
+    got = sweep(model, tokens, variants, chosen, run=little, memory_bytes=1)
+    assert model.openings == [0, 1, 2, 3] * 3 * 7  # each sample by itself, two variants at a time
     assert little.meter.block_tokens > plenty.meter.block_tokens
     torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
     row = 8 * model.hidden_size * 4  # one variant's states of one sample
-    some = sweep(model, tokens, SINGLES, chosen, memory_bytes=2 * row * 5)
+    some = sweep(model, tokens, variants, chosen, memory_bytes=2 * row * 5)
     torch.testing.assert_close(some, want, rtol=1e-6, atol=1e-6)
 
 

@@ -100,7 +100,8 @@ def _show(report: dict[str, Any]) -> None:
             ".2f",
         )
     if all("latency" in each for each in columns):
-        row("prompt of 256, ms", [each["latency"]["prefill_ms"] for each in columns], ".1f")
+        length = columns[0]["latency"]["prompt_length"]
+        row(f"prompt of {length}, ms", [each["latency"]["prefill_ms"] for each in columns], ".1f")
         row("each further token, ms", [each["latency"]["token_ms"] for each in columns], ".1f")
     out.print(table)
     for name, each in zip(names, columns, strict=True):

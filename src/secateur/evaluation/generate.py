@@ -13,16 +13,21 @@ def generate(model: Model, prompt: str, *, new_tokens: int = 64) -> str:
     """Continue `prompt` greedily, no 3-gram twice. The prompt is taken as it is, without a chat template.
 
     Returns:
-        The new text only.
+        The new text only; shorter where the model's positions end.
 
     Raises:
-        DataError: the model has no tokenizer, or the prompt is empty.
+        DataError: the model has no tokenizer, or the prompt is empty or too long for the model's positions.
     """
     if model.tokenizer is None:
         raise DataError("the model has no tokenizer, so it cannot be given text")
     encoded = model.tokenizer(prompt, return_tensors="pt").to(model.device)
     if not encoded["input_ids"].numel():
         raise DataError("the prompt is empty")
+    if model.max_length is not None:
+        length = encoded["input_ids"].shape[1]
+        if length >= model.max_length:
+            raise DataError(f"the prompt has {length} tokens; the model's positions end at {model.max_length}")
+        new_tokens = min(new_tokens, model.max_length - length)
     pads = (model.tokenizer.pad_token_id, model.tokenizer.eos_token_id)
     with torch.inference_mode(), quiet_transformers():
         output = model.hf.generate(

@@ -25,16 +25,19 @@ def latency(
 
     Args:
         models: by the name under which each is reported.
-        prompt_length: tokens of the (random) prompt, in one sequence.
+        prompt_length: tokens of the (random) prompt, in one sequence; fewer where the models' positions end.
         new_tokens: tokens generated after it, greedily, with the KV cache.
         rounds: measured rounds after one warm-up; medians are reported.
 
     Returns:
-        Per model: `prefill_ms` for the whole prompt, `token_ms` per further token, each with `_spread` (the
-        interquartile range), and `tokens_per_s`.
+        Per model: `prompt_length`, `prefill_ms` for the whole prompt, `token_ms` per further token, both with
+        `_spread` (the interquartile range), and `tokens_per_s`.
     """
     run = run or Run()
     vocabulary = min(model.vocab_size for model in models.values())
+    for model in models.values():
+        if model.max_length is not None:
+            prompt_length = max(1, min(prompt_length, model.max_length - new_tokens))
     prompt = torch.randint(vocabulary, (1, prompt_length), generator=run.rng("latency"))
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
     with run.progress("latency", (rounds + 1) * len(models)) as done:
@@ -44,7 +47,7 @@ def latency(
                 if round_number:
                     times[name].append(measured)
                 done(1)
-    return {name: _summary(each) for name, each in times.items()}
+    return {name: {"prompt_length": prompt_length, **_summary(each)} for name, each in times.items()}
 
 
 @torch.inference_mode()

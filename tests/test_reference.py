@@ -85,7 +85,7 @@ def test_the_same_choices_and_perplexity(threads, scores, sparsity):
         if edit["edit"] != "KeepNeurons":
             continue
         theirs, ours = set(reference["neurons_kept"][str(edit["block"])]), set(edit["index"])
-        score = scores["scores"][edit["block"]]
+        score = scores["scores"][str(edit["block"])]
         for one, other in zip(sorted(theirs - ours), sorted(ours - theirs), strict=True):
             differing += 1
             assert abs(score[one] - score[other]) < 1e-5 * score[one]

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from hypothesis import settings
-from models import logits, tiny_hf, tiny_tokenizer
+from models import logits, tiny, tiny_hf, tiny_tokenizer
 from torch import Tensor
 
 from secateur.engine.sweep import Part
@@ -33,6 +34,12 @@ def edited(model: Model, *edits: Edit) -> Model:
     for edit in edits:
         apply(other, edit)
     return other
+
+
+@functools.cache
+def standing(family: str, shape: Literal["dense", "lopsided"] = "dense") -> Model:
+    """A model for tests that only look; made once."""
+    return tiny(family) if shape == "dense" else lopsided(tiny(family))
 
 
 def lopsided(model: Model) -> Model:

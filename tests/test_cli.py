@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from models import FAMILY_NAMES, parameters
 from oracles import write_model, write_texts
-from typer.testing import CliRunner
 
 import secateur
 from secateur import folders
@@ -36,14 +39,22 @@ class Told:
         return json.loads(self.out, parse_constant=no_constant)
 
 
+@functools.cache
+def command() -> Any:
+    """Built once, which typer's own runner would do at each call."""
+    return typer.main.get_command(app)
+
+
 def call(*words: object) -> Told:
     args = [str(word) for word in words]
-    with pytest.MonkeyPatch.context() as patch:
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setattr(sys, "argv", ["secateur", *args])
-        result = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"}).invoke(app, args)
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return Told(result.exit_code, result.stdout, result.stderr)
+        patch.setenv("COLUMNS", "200")
+        patch.setenv("TERM", "dumb")
+        with pytest.raises(SystemExit) as ended:
+            command()(args, prog_name="secateur")
+    return Told(int(ended.value.code or 0), out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(autouse=True)

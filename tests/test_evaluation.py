@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import math
 import statistics
+from typing import Any
 
 import pytest
 import torch
 from models import FAMILY_NAMES, logits, tiny, tiny_tokenizer, tiny_tokens
-from oracles import Watcher, edited, lopsided, mean_nll, weighted
+from oracles import Watcher, edited, lopsided, mean_nll, standing, weighted
 
 from secateur.engine.tokens import Tokens
 from secateur.errors import DataError, NumericalError
@@ -23,8 +24,8 @@ from secateur.surgery.edits import DropAttention
 
 @pytest.mark.parametrize("shape", ["dense", "lopsided"])
 @pytest.mark.parametrize("family", FAMILY_NAMES)
-def test_perplexity_equals_a_loop_by_hand(family: str, shape: str) -> None:
-    model = tiny(family) if shape == "dense" else lopsided(tiny(family))
+def test_perplexity_equals_a_loop_by_hand(family: str, shape: Any) -> None:
+    model = standing(family, shape)
     tokens = weighted(tiny_tokens(model, 3, 9))
     result = perplexity(model, tokens)
     nll = mean_nll(model, tokens)
@@ -138,8 +139,7 @@ def test_text_needs_a_tokenizer_and_a_prompt() -> None:
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_latency_reports_both_models(family: str) -> None:
-    model = tiny(family)
-    models = {"model": lopsided(model), "against": model}
+    models = {"model": standing(family, "lopsided"), "against": standing(family)}
     report = latency(models, prompt_length=8, new_tokens=3, rounds=2)
     assert list(report) == ["model", "against"]
     for each in report.values():

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import FAMILY_NAMES, ClosedModel, tiny, tiny_closed, tiny_tokens
-from oracles import PROPERTY, Watcher, edited, lopsided, mean_kl, mean_nll, weighted, without
+from oracles import PROPERTY, Watcher, edited, lopsided, mean_kl, mean_nll, standing, weighted, without
 from torch import Tensor, nn
 
 from secateur.engine import loss as loss_module
@@ -22,7 +22,7 @@ from secateur.run import Run
 from secateur.surgery.edits import DropAttention, DropBlock
 
 PARTS = st.builds(Part, st.integers(0, 3), st.sampled_from(["attention", "mlp", "block"]))
-VARIANTS = st.lists(st.frozensets(PARTS, max_size=5), min_size=1, max_size=5)
+VARIANTS = st.lists(st.frozensets(PARTS, max_size=5), min_size=1, max_size=4)
 SINGLES = [frozenset({Part(block, kind)}) for kind in ("attention", "mlp", "block") for block in range(4)]
 NESTED = [
     frozenset({Part(3, "attention")}),
@@ -38,8 +38,8 @@ def close(got: Tensor, want: Sequence[float]) -> None:
 
 @pytest.mark.parametrize("shape", ["dense", "lopsided"])
 @pytest.mark.parametrize("family", FAMILY_NAMES)
-def test_equals_brute_force(family: str, shape: str) -> None:
-    model = tiny(family) if shape == "dense" else lopsided(tiny(family))
+def test_equals_brute_force(family: str, shape: Any) -> None:
+    model = standing(family, shape)
     tokens = weighted(tiny_tokens(model, 2, 9), seed=5)
 
     @settings(PROPERTY, max_examples=3)
@@ -52,7 +52,7 @@ def test_equals_brute_force(family: str, shape: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_every_single_part_equals_brute_force(family: str) -> None:
-    model = tiny(family)
+    model = standing(family)
     tokens = tiny_tokens(model, 1, 9)
     losses = sweep(model, tokens, SINGLES)
     close(losses, [mean_nll(without(model, each), tokens) for each in SINGLES])
@@ -60,9 +60,8 @@ def test_every_single_part_equals_brute_force(family: str) -> None:
 
 
 @pytest.mark.parametrize(("family", "shape"), [("llama", "dense"), *((name, "lopsided") for name in FAMILY_NAMES)])
-def test_kl_equals_brute_force(family: str, shape: str) -> None:
-    dense = tiny(family)
-    model = dense if shape == "dense" else lopsided(dense)
+def test_kl_equals_brute_force(family: str, shape: Any) -> None:
+    dense, model = standing(family), standing(family, shape)
     tokens = weighted(tiny_tokens(model, 2, 8), seed=2)
     metric = KLDivergence(final_states(dense, tokens))
     got = sweep(model, tokens, NESTED, metric)
@@ -130,9 +129,9 @@ def test_little_memory_means_more_passes_and_the_same_losses(metric: str) -> Non
     torch.testing.assert_close(some, want, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize(("family", "metric"), [("llama", "ppl"), *((name, "kl") for name in FAMILY_NAMES)])
+@pytest.mark.parametrize(("family", "metric"), [("llama", "ppl"), ("qwen2", "kl"), ("phi3", "kl"), ("opt", "kl")])
 def test_logits_in_chunks_give_the_same_losses(family: str, metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny(family)
+    model = standing(family)
     tokens = weighted(tiny_tokens(model, 2, 12))
     chosen = KLDivergence(final_states(model, tokens)) if metric == "kl" else NegativeLogLikelihood()
     whole, chunked = Run(), Run()

@@ -12,7 +12,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from models import FAMILY_NAMES, tiny, tiny_closed, tiny_tokens
-from oracles import PROPERTY, activations, edit_facts, edited, lopsided, mean_kl, mean_nll, weighted
+from oracles import PROPERTY, activations, edit_facts, edited, lopsided, mean_kl, mean_nll, standing, weighted
 from torch import Tensor, nn
 
 from secateur.driver import Pruning, run_method
@@ -300,7 +300,7 @@ def reference_scores(model: Model, tokens: Tokens, norm: str) -> dict[str, Tenso
 
 @pytest.mark.parametrize(("family", "norm"), [("mistral", "l1"), *((f, "l2") for f in FAMILY_NAMES)])
 def test_scores_are_norms_of_the_dense_models_activations(family: str, norm: Any) -> None:
-    for model in (tiny(family), lopsided(tiny(family))):
+    for model in (standing(family), standing(family, "lopsided")):
         tokens = tiny_tokens(model, 3, 8)
         want = reference_scores(model, tokens, norm)
         for order in ("samples", "blocks"):
@@ -398,7 +398,8 @@ def test_activations_that_overflow_are_an_error_not_a_choice() -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "criterion"), [("qwen2", "kl"), ("phi3", "kl"), *((f, "ppl") for f in FAMILY_NAMES)]
+    ("family", "criterion"),
+    [("llama", "ppl"), ("mistral", "kl"), ("qwen2", "kl"), ("qwen3", "ppl"), ("phi3", "kl"), ("opt", "ppl")],
 )
 def test_stage_2_is_the_brute_force_greedy_search(family: str, criterion: str) -> None:
     dense = tiny(family)
@@ -419,7 +420,7 @@ def test_stage_2_is_the_brute_force_greedy_search(family: str, criterion: str) -
     assert len(dropped(edits)) == 2
 
 
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("family", ["llama", "phi3", "opt"])
 def test_an_attention_that_adds_nothing_goes_first(family: str) -> None:
     model = tiny(family)
     with model.open(2) as block, torch.no_grad():
@@ -478,9 +479,11 @@ def test_stage_1_only_takes_everything_from_the_ffns() -> None:
 
 
 @pytest.mark.parametrize(
-    "budget", [Budget(0.3), Budget(0.7), Budget(0.3, of="model"), Budget(0.5, round_to=8)], ids=str
-)
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+    ("family", "budget"),
+    [("llama", Budget(0.7)), ("mistral", Budget(0.3)), ("qwen2", Budget(0.5, round_to=8)),
+     *((family, Budget(0.3, of="model", round_to=2)) for family in FAMILY_NAMES)],
+    ids=str,
+)  # fmt: skip
 def test_the_achieved_sparsity_is_the_target_to_a_neuron_per_block(family: str, budget: Budget) -> None:
     model = tiny(family)
     pruning = prune(model, tiny_tokens(model, 1, 6), budget)
@@ -533,7 +536,7 @@ def test_both_orders_of_the_walk_give_the_same_edits() -> None:
     assert edit_facts(by_order[0]) == edit_facts(by_order[1])
 
 
-@pytest.mark.parametrize(("family", "criterion"), [("llama", "ppl"), *((f, "kl") for f in FAMILY_NAMES)])
+@pytest.mark.parametrize(("family", "criterion"), [("llama", "ppl"), ("qwen2", "kl"), ("opt", "kl")])
 def test_closed_blocks_have_no_weights(family: str, criterion: str) -> None:
     model, closed = tiny(family), tiny_closed(family)
     tokens = tiny_tokens(model, 2, 8)

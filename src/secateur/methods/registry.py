@@ -184,10 +184,9 @@ def get_method(name: str) -> Method:
     Raises:
         UnknownNameError: there is none.
     """
-    known = methods()
-    if name not in known:
-        raise UnknownNameError.of("method", name, known)
-    return known[name]
+    if name not in _METHODS and name not in methods():  # looking for other packages' takes a while
+        raise UnknownNameError.of("method", name, _METHODS)
+    return _METHODS[name]
 
 
 def _kinds(annotation: Any) -> tuple[Any, ...]:

@@ -80,7 +80,7 @@ def evaluate(
 def _show(report: dict[str, Any]) -> None:
     columns = list(reversed(report.values()))  # what it is judged against stands first
     names = [PurePath(str(each["name"])).name for each in columns]
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in ("", *names):
         table.add_column(escape(heading), no_wrap=True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -132,7 +133,15 @@ def append_evaluation(folder: Path, evaluation: Mapping[str, Any]) -> None:
 
 def dump(record: Mapping[str, Any]) -> str:
     """JSON with one entry per line, but each edit on one line: a record is read by people too."""
-    edits = record.get("edits", [])
-    text = json.dumps({**record, "edits": "\0"}, indent=2, ensure_ascii=False)
-    lines = ",\n    ".join(json.dumps(edit) for edit in edits)
-    return text.replace('"\\u0000"', f"[\n    {lines}\n  ]" if edits else "[]") + "\n"
+    lines: list[str] = []
+
+    def put_aside(each: Mapping[str, Any]) -> dict[str, Any]:
+        marks = []
+        for edit in each.get("edits", []):
+            marks.append(f"\0{len(lines)}\0")
+            lines.append(json.dumps(edit))
+        parents = [put_aside(parent) for parent in each.get("parents", [])]
+        return {**each, "edits": marks} | ({"parents": parents} if "parents" in each else {})
+
+    text = json.dumps(put_aside(record), indent=2, ensure_ascii=False)
+    return re.sub(r'"\\u0000(\d+)\\u0000"', lambda match: lines[int(match[1])], text) + "\n"

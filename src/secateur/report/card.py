@@ -109,7 +109,7 @@ def _calibration(record: Mapping[str, Any]) -> str:
     used = record["calibration"]
     licence = f" (licence of the text: {used['licence']})" if "licence" in used else ""
     windows = f"{used.get('samples', '?')} windows of {used.get('length', '?')} tokens"
-    return f"Calibration: {used.get('name', 'token ids as given')}, {windows}, seed {record['seed']}{licence}."
+    return f"Calibration: {_title(used.get('name', 'token ids as given'))}, {windows}, seed {record['seed']}{licence}."
 
 
 def _base_model(record: Mapping[str, Any]) -> str:

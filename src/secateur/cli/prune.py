@@ -142,7 +142,7 @@ def command() -> Callable[..., None]:
     def prune(**kwargs: Any) -> None:
         _prune(**kwargs)
 
-    prune.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    prune.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
     prune.__annotations__ = {p.name: p.annotation for p in parameters}
     del prune.__wrapped__  # typer would look through to the bare signature
     return prune

@@ -13,8 +13,8 @@ from secateur.surgery.edits import DropAttention, DropBlock, DropMLP, Edit, Keep
 
 HEADER = """# Families and edits
 
-Written by the tests (`make families`), from trying each edit on a tiny model of each family. That an edit is exact, that what it
-leaves is saved, loaded and generates with a cache, is what the other tests of that family hold.
+Written by the tests (`make families`), from trying each edit on a tiny model of each family. That an edit is exact,
+that what it leaves is saved, loaded and generates with a cache, is what the other tests of that family hold.
 
 """
 

@@ -26,7 +26,7 @@ def inspect(
     """Show what a model is made of and, if secateur pruned it, how. Loads no weights."""
     hollow = hollow_model(model, revision=revision, cache=cache_dir)
     layout = hollow.layout()
-    record = read_record(Path(model))
+    record = read_record(Path(hollow.source["location"]))  # `demo` is the asset, not a folder of that name
     shapes = [block.shape for block in layout.blocks.values()]
     summary: dict[str, Any] = {
         "model": model,

@@ -64,7 +64,8 @@ def test_the_record_says_all_that_is_needed_to_repeat_the_run(texts: tuple[Path,
     assert (record["model"]["name"], record["model"]["family"]) == ("tiny-llama", "llama")
     used = record["calibration"]
     assert (used["samples"], used["length"], used["seed"], used["count"]) == (4, 16, 3, "all")
-    assert used["path"] == str(texts[0])
+    assert used["path"] == used["name"] == texts[0].name  # the record is published, and the rest is private
+    assert str(texts[0].parent) not in json.dumps(record)
     assert len(used["fingerprint"]) == len(used["sha256"]) == len(record["fingerprint"]) == 64
     environment = record["environment"]
     assert environment["torch"] == torch.__version__

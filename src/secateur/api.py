@@ -21,7 +21,7 @@ from secateur.model.checkpoint import save as save_checkpoint
 from secateur.model.handle import Model, require_finite
 from secateur.model.load import read_record
 from secateur.report.card import card
-from secateur.report.record import dump, identity, make_record
+from secateur.report.record import dump, identity, make_record, public_name
 from secateur.run import Run
 
 
@@ -203,6 +203,7 @@ def run_job(
     )  # fmt: skip
     for name, tokens in texts.items():
         after = perplexity(job.model, tokens, run=judge)
+        after["text"] = public_name(str(after["text"]))
         record["perplexity"].append({**after, "before": dense[name]["perplexity"], "after": after["perplexity"]})
     job.model.edited()  # a further pruning starts from here
     job.model.parents = [*job.model.parents, {key: value for key, value in record.items() if key != "parents"}]

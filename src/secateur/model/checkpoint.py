@@ -121,10 +121,12 @@ def check_output(folder: Path, *, overwrite: bool = False, max_shard_size: str =
     if folder.exists():
         if not folder.is_dir():
             raise OutputExistsError(f"{folder} is a file; a folder is needed")
+        if not (folder / RECORD).is_file() and any(folder.iterdir()):
+            raise OutputExistsError(
+                f"{folder} holds something that secateur did not write; it is not overwritten: choose another folder"
+            )
         if not overwrite:
             raise OutputExistsError(f"{folder} exists; choose another folder, or ask for it to be overwritten")
-        if any(folder.iterdir()) and not (folder / RECORD).is_file():
-            raise OutputExistsError(f"{folder} holds something that secateur did not write; it is not overwritten")
     parent = next(path for path in folder.parents if path.exists())
     if not (parent.is_dir() and os.access(parent, os.W_OK)):
         raise OutputError(f"{folder} cannot be written: no right to write in {parent}")

@@ -81,6 +81,7 @@ def resolved(target: Path) -> Path:
     try:
         target = target.resolve()
         target.exists()
+        str(target).encode("utf-8")  # the libraries that write models and tokenizers take no other names
     except (OSError, ValueError, RuntimeError) as error:  # too long, with a NUL, a loop of links
         raise OutputError(f"{str(target)[:200]!r} can be no folder: {error}"[:400]) from error
     return target

@@ -64,7 +64,7 @@ def save(
             if model.tokenizer is not None:
                 model.tokenizer.save_pretrained(partial)
         for name, content in (files or {}).items():
-            # a file's name may have bytes that are no UTF-8 (surrogates here); a record must not fail over them
+            # an input's name may have bytes that are no UTF-8 (surrogates here): a record must not fail over them
             (partial / name).write_bytes(content.encode("utf-8", "backslashreplace"))
         sums = ""
         for weights in sorted(partial.glob("*.safetensors")):
@@ -74,17 +74,18 @@ def save(
     return "A" if stock is not None else "B"
 
 
-def verify_weights(folder: Path) -> None:
+def verify_weights(folder: Path) -> bool:
     """Compare the weight files with the sums that `save` wrote; a folder without sums is left alone.
 
-    Reading is all it costs, about a second per gigabyte. `sha256sum -c SHA256SUMS` does the same.
+    Returns:
+        Whether there were sums to compare with. Reading is all it costs, about a second per gigabyte. `sha256sum -c SHA256SUMS` does the same.
 
     Raises:
         CheckpointError: a file is missing or is not what was written.
     """
     path = folder / SUMS
     if not path.is_file():
-        return
+        return False
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
@@ -100,6 +101,7 @@ def verify_weights(folder: Path) -> None:
                 f"{folder / name} is not the file that secateur wrote: its sha256 differs from {SUMS}. If it is damaged, "
                 f"restore it from a copy; if it was changed on purpose, take {SUMS} away"
             )
+    return True
 
 
 def _sha256(path: Path) -> str:

@@ -147,6 +147,8 @@ def read_config(location: str, revision: str | None = None) -> Any:
         except OSError:
             refuse_adapter(there)
             raise
+        if not isinstance(raw, dict):
+            raise CheckpointError(f"{location}: its config.json is no JSON object")
     told = replace(there, config=raw)
     refuse_architecture(told)
     refuse_unknown_type(told)

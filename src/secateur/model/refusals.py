@@ -42,6 +42,11 @@ class Checkpoint:
     on_hub: bool = False
     revision: str | None = None
 
+    @property
+    def type(self) -> str | None:
+        """The model type; None where the configuration names none, or something that is no name."""
+        return kind if isinstance(kind := self.config.get("model_type"), str) and kind else None
+
     def file(self, name: str) -> Path | None:
         """One of its files, if it is there."""
         if self.folder is not None:
@@ -88,7 +93,7 @@ def _multimodal(checkpoint: Checkpoint) -> str | None:
     if not modal:
         return None
     text = next((config[key] for key in ("text_config", "llm_config", "language_config") if key in modal), {})
-    kind = text.get("model_type")
+    kind = Checkpoint("", text).type
     says = f"is a multimodal model ({_type(checkpoint)} with {', '.join(sorted(modal))})"
     if kind not in FAMILIES:
         inner = f", of type '{kind}'," if kind else ""
@@ -105,7 +110,7 @@ def _multimodal(checkpoint: Checkpoint) -> str | None:
 
 def _mixture_of_experts(checkpoint: Checkpoint) -> str | None:
     count = next((f"{key}={n}" for key in _EXPERTS if _positive(n := checkpoint.config.get(key))), None)
-    if count is None and checkpoint.config.get("model_type") not in _EXPERT_TYPES:
+    if count is None and checkpoint.type not in _EXPERT_TYPES:
         return None
     said = _type(checkpoint) + (f", {count}" if count else "")
     return f"is a mixture of experts ({said}), whose FFNs are not pruned yet; take a dense model: {_families()}"
@@ -115,7 +120,7 @@ def _state_space(checkpoint: Checkpoint) -> str | None:
     config = checkpoint.config
     kinds = {str(kind) for key in _MIXERS for kind in _list(config.get(key)) if _MIXER.search(str(kind))}
     keys = sorted(key for key in config if _STATE_SPACE.match(key) and config[key] is not None)
-    if not (kinds or keys or config.get("model_type") in _STATE_SPACE_TYPES):
+    if not (kinds or keys or checkpoint.type in _STATE_SPACE_TYPES):
         return None
     said = ", ".join([_type(checkpoint), *sorted(kinds)] if kinds else [_type(checkpoint), *keys[:1]])
     return (
@@ -146,7 +151,7 @@ def _quantised(checkpoint: Checkpoint) -> str | None:
 
 
 def _own_code(checkpoint: Checkpoint) -> str | None:
-    kind = checkpoint.config.get("model_type")
+    kind = checkpoint.type
     if kind in CONFIG_MAPPING:  # then transformers' own class is used, whatever lies in the checkpoint
         return None
     if checkpoint.config.get("auto_map"):
@@ -240,8 +245,7 @@ def refuse_unknown_type(checkpoint: Checkpoint) -> None:
     Raises:
         UnsupportedModelError, CheckpointError.
     """
-    kind = checkpoint.config.get("model_type")
-    if not isinstance(kind, str) or not kind:
+    if checkpoint.type is None:
         raise CheckpointError(f"{checkpoint.name}: its config.json names no model_type; it should say, as 'llama'")
     if says := _own_code(checkpoint):
         raise UnsupportedModelError(f"{checkpoint.name} {says}")
@@ -287,7 +291,7 @@ def _named(base: str | None) -> str:
 
 
 def _type(checkpoint: Checkpoint) -> str:
-    return f"type '{checkpoint.config.get('model_type')}'"
+    return f"type '{checkpoint.type}'"
 
 
 def _families() -> str:

@@ -89,8 +89,8 @@ def read_tokens(
     tokens = tokenize(text, model.tokenizer, length=length, samples=samples, seed=seed, count=count)
     if (highest := int(tokens.ids.max())) >= model.vocab_size:
         raise DataError(
-            f"the tokenizer does not fit the model: it gives token id {highest} for '{name}', and the model's vocabulary "
-            f"has {model.vocab_size}. Put the model's own tokenizer beside its weights"
+            f"the tokenizer does not fit the model: it gives token id {highest} for '{name}', and the model's "
+            f"vocabulary has {model.vocab_size}. Put the model's own tokenizer beside its weights"
         )
     return tokens
 

@@ -92,8 +92,8 @@ def require_space(target: Path, needs_bytes: int) -> None:
     parent = next(path for path in resolved(target).parents if path.exists())
     if (free := shutil.disk_usage(parent).free) < needs_bytes:
         raise OutputError(
-            f"not enough room for {target}: {free / 1e6:,.0f} MB are free in {parent}, about {needs_bytes / 1e6:,.0f} MB "
-            "needed; free some, or choose a folder on another disk"
+            f"not enough room for {target}: {free / 1e6:,.0f} MB are free in {parent}, and about "
+            f"{needs_bytes / 1e6:,.0f} MB needed; free some, or choose a folder on another disk"
         )
 
 

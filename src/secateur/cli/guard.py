@@ -18,7 +18,8 @@ from secateur.errors import InvalidOptionError, SecateurError
 EXIT_REFUSED = 3
 EXIT_INTERRUPTED = 130
 _LESS_MEMORY = (
-    "`secateur prune --dry-run` tells what a run takes; --dtype bfloat16, fewer --samples or a shorter --length take less"
+    "`secateur prune --dry-run` tells what a run takes; "
+    "--dtype bfloat16, fewer --samples or a shorter --length take less"
 )
 LEVELS = ("debug", "info", "warning", "error")
 

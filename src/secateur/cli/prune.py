@@ -103,7 +103,8 @@ def _prune(
     with claimed(out_dir):
         record = None if overwrite else already_there(job, out_dir)
         if record is not None:
-            err.print(f"{out_dir} already holds this result; `secateur eval` measures it", markup=False, highlight=False)
+            told = f"{out_dir} already holds this result; `secateur eval` measures it"
+            err.print(told, markup=False, highlight=False)
         else:
             texts = {
                 text: read_tokens(

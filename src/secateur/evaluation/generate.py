@@ -16,7 +16,8 @@ def generate(model: Model, prompt: str, *, new_tokens: int = 64) -> str:
         The new text only; shorter where the model's positions end.
 
     Raises:
-        DataError: the model has no tokenizer or another model's, or the prompt is empty or too long for the model's positions.
+        DataError: the model has no tokenizer, or another model's; the prompt is empty, or too long for the model's
+            positions.
     """
     if model.tokenizer is None:
         raise DataError("the model has no tokenizer, so it cannot be given text")

@@ -77,8 +77,10 @@ def save(
 def verify_weights(folder: Path) -> bool:
     """Compare the weight files with the sums that `save` wrote; a folder without sums is left alone.
 
+    Reading is all it costs, about a second per gigabyte. `sha256sum -c SHA256SUMS` does the same.
+
     Returns:
-        Whether there were sums to compare with. Reading is all it costs, about a second per gigabyte. `sha256sum -c SHA256SUMS` does the same.
+        Whether there were sums to compare with.
 
     Raises:
         CheckpointError: a file is missing or is not what was written.
@@ -98,8 +100,8 @@ def verify_weights(folder: Path) -> bool:
             raise CheckpointError(f"{folder} has no {name}, which {SUMS} lists; restore it from a copy")
         if _sha256(folder / name) != digest:
             raise CheckpointError(
-                f"{folder / name} is not the file that secateur wrote: its sha256 differs from {SUMS}. If it is damaged, "
-                f"restore it from a copy; if it was changed on purpose, take {SUMS} away"
+                f"{folder / name} is not the file that secateur wrote: its sha256 differs from {SUMS}. If it is "
+                f"damaged, restore it from a copy; if it was changed on purpose, take {SUMS} away"
             )
     return True
 

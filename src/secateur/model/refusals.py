@@ -20,6 +20,7 @@ from secateur.model.modeling_secateur import FAMILIES
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _MIXERS = ("layer_types", "layers_block_type", "block_types")
 _MIXER = re.compile(r"linear|mamba|recurr|conv|ssm|hybrid|rwkv|delta")
+_MODES = ("text", "vision", "audio", "thinker", "talker", "llm", "language")  # with "_config" behind
 _STATE_SPACE = re.compile(r"mamba_|ssm_|linear_(num_(key|value)_heads|conv_kernel)|conv_L_cache$")
 _EXPERT_TYPES = {"dbrx", "switch_transformers", "nllb-moe"}  # nothing in their own configuration's top level says so
 _STATE_SPACE_TYPES = {"mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm", "recurrent_gemma", "lfm2", "zamba"}
@@ -89,10 +90,12 @@ def _encoder_decoder(checkpoint: Checkpoint) -> str | None:
 def _multimodal(checkpoint: Checkpoint) -> str | None:
     config = checkpoint.config
     parts = [key for key in config if key.endswith("_config") and isinstance(config[key], Mapping)]
-    modal = [key for key in parts if key.startswith(("text", "vision", "audio", "thinker", "talker", "llm", "language"))]
+    modal = [key for key in parts if key.startswith(_MODES)]
     if not modal:
         return None
-    text = next((config[key] for key in ("text_config", "llm_config", "language_config") if key in modal), {})
+    text: Mapping[str, Any] = next(
+        (config[key] for key in ("text_config", "llm_config", "language_config") if key in modal), {}
+    )
     kind = Checkpoint("", text).type
     says = f"is a multimodal model ({_type(checkpoint)} with {', '.join(sorted(modal))})"
     if kind not in FAMILIES:

@@ -95,8 +95,8 @@ def _earlier(record: Mapping[str, Any]) -> str:
     share = 1 - record["after"]["block_parameters"] / original["before"]["block_parameters"]
     chain = ", ".join(parent["method"] for parent in record["parents"])
     return (
-        f"Before that, {public_name(original['model']['name'])} was pruned by {chain}: in all {share:.1%} of the original's "
-        "block parameters are gone. "
+        f"Before that, {public_name(original['model']['name'])} was pruned by {chain}: in all {share:.1%} of the "
+        "original's block parameters are gone. "
     )
 
 
@@ -104,7 +104,8 @@ def _calibration(record: Mapping[str, Any]) -> str:
     used = record["calibration"]
     licence = f" (licence of the text: {used['licence']})" if "licence" in used else ""
     windows = f"{used.get('samples', '?')} windows of {used.get('length', '?')} tokens"
-    return f"Calibration: {public_name(used.get('name', 'token ids as given'))}, {windows}, seed {record['seed']}{licence}."
+    name = public_name(used.get("name", "token ids as given"))
+    return f"Calibration: {name}, {windows}, seed {record['seed']}{licence}."
 
 
 def _base_model(record: Mapping[str, Any]) -> str:

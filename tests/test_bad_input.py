@@ -29,7 +29,7 @@ from secateur.evaluation import generate
 from secateur.folders import claimed, new_folder
 from secateur.model.checkpoint import SUMS
 from secateur.model.checkpoint import save as save_checkpoint
-from secateur.model.handle import Model
+from secateur.model.handle import Model, require_finite
 
 
 @pytest.fixture
@@ -166,6 +166,14 @@ def test_weights_that_are_no_numbers_are_named_before_any_work(name: str, bad: f
 def test_any_dtype_of_weights_can_be_asked(dtype: torch.dtype) -> None:
     model = Model(tiny("opt").hf.to(dtype))
     prepare(model, sparsity=0.5, calibration=tiny_tokens(model, 3, 8))
+
+
+def test_large_numbers_are_numbers() -> None:
+    model = tiny("llama")
+    with torch.no_grad():
+        model.hf.lm_head.weight.fill_(3e38)  # finite each, and their sum is not
+    assert model.hf.lm_head.weight.sum().isinf()
+    require_finite(model)
 
 
 def test_activations_that_overflow_name_their_block(model_folder: Path, tmp_path: Path) -> None:

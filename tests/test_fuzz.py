@@ -17,7 +17,7 @@ from models import BLOCKS, HIDDEN
 from oracles import write_model, write_texts
 from test_cli import call, contents
 
-from secateur import load
+from secateur import folders, load
 from secateur.errors import SecateurError
 from secateur.methods import methods
 from secateur.model.modeling_secateur import FAMILIES
@@ -32,8 +32,10 @@ def fuzz(cases: int) -> settings:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> tuple[Path, Path]:
-    """A folder with a model and a text, and the text."""
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """A folder with a model and a text, and the text. Nothing is synced to disk: that is three quarters of the time,
+    and test_folders.py looks at it."""
+    monkeypatch.setattr(folders, "_sync_entry", lambda path: None)
     write_model(tmp_path / "model", hidden_size=HIDDEN)
     return tmp_path, write_texts(tmp_path)[0]
 

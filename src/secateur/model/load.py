@@ -150,6 +150,8 @@ def read_config(location: str, revision: str | None = None) -> Any:
         if not isinstance(raw, dict):
             raise CheckpointError(f"{location}: its config.json is no JSON object")
     told = replace(there, config=raw)
+    if told.type is None:
+        raise CheckpointError(f"{location}: its config.json names no model_type; it should say, as 'llama'")
     refuse_architecture(told)
     refuse_unknown_type(told)
     with explained(location), quiet_transformers():
@@ -259,4 +261,5 @@ def _fetch_error(location: str, error: Exception) -> CheckpointError | FetchErro
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

@@ -246,10 +246,8 @@ def refuse_unknown_type(checkpoint: Checkpoint) -> None:
     """Raise where transformers has no class for the model.
 
     Raises:
-        UnsupportedModelError, CheckpointError.
+        UnsupportedModelError.
     """
-    if checkpoint.type is None:
-        raise CheckpointError(f"{checkpoint.name}: its config.json names no model_type; it should say, as 'llama'")
     if says := _own_code(checkpoint):
         raise UnsupportedModelError(f"{checkpoint.name} {says}")
 

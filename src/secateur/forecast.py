@@ -19,7 +19,7 @@ from secateur.methods import Cost, Method
 from secateur.model.budget import Budget, shares
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
-from secateur.model.load import check_device, check_dtype, read_config
+from secateur.model.load import check_device, check_dtype, explained, read_config
 from secateur.model.modeling_secateur import PER_BLOCK_LISTS, plain_config, shapes_from
 from secateur.quiet import quiet_transformers
 
@@ -85,14 +85,15 @@ def hollow_model(
     revision: str | None = None,
     cache: Path | None = None,
 ) -> Model:
-    """A model without weights (on `meta`), from its configuration alone; its source names its `model_type`."""
+    """A model without weights (on `meta`), from its configuration alone; its source has its `model_type` and
+    `location`, the folder or hub id that the name stands for."""
     location, _ = resolve_model(name, cache=cache, revision=revision)
     check_dtype(dtype)
     config = read_config(location, revision)
     kind = getattr(torch, dtype) if dtype != "auto" else (config.dtype or torch.float32)
-    with torch.device("meta"), quiet_transformers():
+    with explained(location), torch.device("meta"), quiet_transformers():
         hf = AutoModelForCausalLM.from_config(config, dtype=kind)
-    return Model(hf, source={"name": name, "model_type": config.model_type})
+    return Model(hf, source={"name": name, "model_type": config.model_type, "location": location})
 
 
 def _probe(hollow: Model, length: int, device: str) -> Speed:

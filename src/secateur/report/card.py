@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import PurePath
 from typing import Any
 
 from secateur.methods import Method
+from secateur.report.record import public_name
 
 _LOADING = {
     "A": """It is an unmodified {family} architecture and loads everywhere:
@@ -61,7 +61,7 @@ pipeline_tag: text-generation
 - {record["method"]}
 ---
 
-# {_title(model["name"])}, pruned by {record["method"]}
+# {public_name(model["name"])}, pruned by {record["method"]}
 
 {achieved["blocks"]:.1%} of the blocks' parameters ({achieved["model"]:.1%} of all) were removed by
 [{record["method"]}]({method.paper}): {method.summary}
@@ -87,11 +87,6 @@ own data.
 """
 
 
-def _title(name: str) -> str:
-    """A hub id as it is; of a folder its last part, since a card is published and paths are private."""
-    return PurePath(name).name if PurePath(name).is_absolute() or name.startswith((".", "~")) else name
-
-
 def _earlier(record: Mapping[str, Any]) -> str:
     """A sentence on earlier prunings, with the share removed since the original."""
     if not record["parents"]:
@@ -100,8 +95,8 @@ def _earlier(record: Mapping[str, Any]) -> str:
     share = 1 - record["after"]["block_parameters"] / original["before"]["block_parameters"]
     chain = ", ".join(parent["method"] for parent in record["parents"])
     return (
-        f"Before that, {_title(original['model']['name'])} was pruned by {chain}: in all {share:.1%} of the original's "
-        "block parameters are gone. "
+        f"Before that, {public_name(original['model']['name'])} was pruned by {chain}: in all {share:.1%} of the "
+        "original's block parameters are gone. "
     )
 
 
@@ -109,7 +104,8 @@ def _calibration(record: Mapping[str, Any]) -> str:
     used = record["calibration"]
     licence = f" (licence of the text: {used['licence']})" if "licence" in used else ""
     windows = f"{used.get('samples', '?')} windows of {used.get('length', '?')} tokens"
-    return f"Calibration: {_title(used.get('name', 'token ids as given'))}, {windows}, seed {record['seed']}{licence}."
+    name = public_name(used.get("name", "token ids as given"))
+    return f"Calibration: {name}, {windows}, seed {record['seed']}{licence}."
 
 
 def _base_model(record: Mapping[str, Any]) -> str:

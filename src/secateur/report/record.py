@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import safetensors
@@ -80,9 +80,9 @@ def make_record(
             "achieved": shares(pruning.before, pruning.after),
         },
         "tier": tier(model),
-        "model": {**model.source, "family": model.family.model_type, "fingerprint": model_fingerprint},
-        "calibration": {**tokens.source, "fingerprint": tokens.fingerprint()},
-        "arguments": dict(arguments or {}),
+        "model": {**_public(model.source), "family": model.family.model_type, "fingerprint": model_fingerprint},
+        "calibration": {**_public(tokens.source), "fingerprint": tokens.fingerprint()},
+        "arguments": _public(arguments or {}),
         "environment": environment(model),
         "cost": dict(cost),
         "before": size(pruning.before, model),
@@ -92,6 +92,31 @@ def make_record(
         "edits": [to_json(edit) for edit in pruning.edits],
         "parents": model.parents,
     }
+
+
+def public_name(name: str) -> str:
+    """A hub id or name as it is; of a path its last part, since records and cards are published and paths are private.
+
+    What a file is, its sha256 says.
+    """
+    if not (PurePath(name).is_absolute() or name.startswith((".", "~"))):
+        return name
+    return PurePath(name).name or name
+
+
+def _public(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The same facts with public names; of a command line, in each word and behind each `--option=`."""
+
+    def word(text: str) -> str:
+        option, equals, value = text.partition("=")
+        return option + equals + public_name(value) if text.startswith("--") and equals else public_name(text)
+
+    def public(value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [public(each) for each in value]
+        return word(value) if isinstance(value, str) else value
+
+    return {name: public(value) for name, value in facts.items()}
 
 
 def size(layout: Layout, model: Model) -> dict[str, Any]:
@@ -127,8 +152,23 @@ def append_evaluation(folder: Path, evaluation: Mapping[str, Any]) -> None:
     """Add an evaluation to a checkpoint's record, atomically; a folder without one is left alone."""
     record = read_record(folder)
     if record is not None:
-        record.setdefault("evaluations", []).append(dict(evaluation))
+        record.setdefault("evaluations", []).append(_public_evaluation(evaluation))
         write_file(folder / RECORD, dump(record))
+
+
+def _public_evaluation(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with public names of models and texts."""
+
+    def public(judged: dict[str, Any]) -> dict[str, Any]:
+        texts = [_public(each) for each in judged.get("perplexity", [])]
+        name = judged.get("name")
+        return {
+            **judged,
+            **({"name": public_name(name)} if name else {}),
+            **({"perplexity": texts} if texts else {}),
+        }
+
+    return {key: public(value) if isinstance(value, dict) else value for key, value in evaluation.items()}
 
 
 def dump(record: Mapping[str, Any]) -> str:

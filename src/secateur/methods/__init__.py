@@ -1,5 +1,6 @@
 """One file per paper. Importing this package registers them."""
 
+from secateur.methods import blockpruner as blockpruner
 from secateur.methods import shortgpt as shortgpt
 from secateur.methods import two_ssp as two_ssp
 from secateur.methods import window as window

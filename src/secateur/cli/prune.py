@@ -6,7 +6,7 @@ import functools
 import inspect
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -162,11 +162,9 @@ def _method_options(method: str, given: dict[str, Any]) -> dict[str, Any]:
 
 def _run_with_bar(job: Job, texts: dict[str, Tokens]) -> Pruned:
     run = Run(job.seed, observer=Bars())
-    layout = job.model.layout()
-    cost = get_method(job.method).foretell(layout, job.tokens.samples, job.tokens.length, job.budget, **job.options)
-    # a token's cost is about its parameters: the head's against a block's
-    head = job.model.vocab_size * job.model.hidden_size * len(layout.blocks) / layout.block_parameters
-    run.expect(cost.block_tokens, cost.head_tokens, head=head)
+    tokens, layout = job.tokens, job.model.layout()
+    cost = get_method(job.method).foretell(layout, tokens.samples, tokens.length, job.budget, **job.options)
+    run.expect(cost.block_tokens, cost.head_tokens, head=job.model.head_cost)
     return run_job(job, run=run, measure_on=texts, arguments={"command": sys.argv[1:]})
 
 
@@ -190,7 +188,7 @@ def _show(record: dict[str, Any], folder: Path) -> None:
     out.print(table)
     out.print(
         f"{record['method']}: {achieved['blocks']:.2%} of the blocks' parameters removed ({achieved['model']:.2%} of "
-        f"all) in {cost['seconds']:.0f} s, {cost['forwards']:.1f} full-length forwards\n"
+        f"all) in {cost['seconds']:.0f} s, {_forwards(cost)}\n"
         f"written to {folder} (tier {record['tier']})",
         highlight=False,
         markup=False,
@@ -207,9 +205,13 @@ def _show_forecast(foretold: dict[str, Any], as_json: bool) -> None:
         f"{parameters['before']:,} -> {parameters['after']:,} parameters\n"
         f"peak memory {foretold['peak_memory_bytes'] / 1e9:.2f} GB beyond Python and torch, "
         f"disk {foretold['disk_bytes'] / 1e9:.2f} GB\n"
-        f"{foretold['forwards']:.1f} full-length forwards, about {foretold['seconds']:.0f} s by one probed block",
+        f"{_forwards(foretold)}, about {foretold['seconds']:.0f} s by one probed block",
         highlight=False,
     )
+
+
+def _forwards(cost: Mapping[str, Any]) -> str:
+    return f"{cost['forwards']:.1f} full-length forwards (of {cost['forwards_asked']:.1f} asked for)"
 
 
 def _default(option: Option) -> str:

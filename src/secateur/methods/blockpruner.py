@@ -136,6 +136,7 @@ def _edit(unit: Part) -> Edit:
     length=2048,
     bibtex=BIBTEX,
     foretell=_foretell,
+    needs="rounds, until the budget is met, of one forward per module there is: 2L at first",
 )
 def blockpruner(
     model: Model,

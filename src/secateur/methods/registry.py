@@ -84,9 +84,10 @@ class Method:
     """A registered method.
 
     Attributes:
-        samples, length: the calibration of its paper.
+        samples, length: its calibration by default; its paper's, or what the docstring says.
         unit: what it removes.
         foretell: its cost, before any work.
+        needs: what it runs, in full-length forwards; L blocks, S calibration windows.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Method:
     samples: int
     length: int
     bibtex: str
+    needs: str = ""
 
     @property
     def summary(self) -> str:
@@ -147,7 +149,15 @@ _METHODS: dict[str, Method] = {}
 
 
 def method(
-    name: str, *, paper: str, unit: str, samples: int, length: int, bibtex: str, foretell: Foretell
+    name: str,
+    *,
+    paper: str,
+    unit: str,
+    samples: int,
+    length: int,
+    bibtex: str,
+    foretell: Foretell,
+    needs: str = "",
 ) -> Callable[[Prune], Prune]:
     """Register a generator of edits as a method. Its docstring's "Args" document its options.
 
@@ -161,7 +171,7 @@ def method(
         keyword_only = [p.name for p in inspect.signature(prune).parameters.values() if p.kind is p.KEYWORD_ONLY]
         if missing := [option for option in keyword_only if option not in _documented(prune)]:
             raise ValueError(f"method '{name}': its docstring's \"Args\" lack {', '.join(missing)}")
-        _METHODS[name] = Method(name, prune, foretell, paper, unit, samples, length, bibtex)
+        _METHODS[name] = Method(name, prune, foretell, paper, unit, samples, length, bibtex, needs)
         return prune
 
     return register

@@ -7,7 +7,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from secateur.engine.tokens import Tokens
 from secateur.engine.walk import Order, walk
@@ -83,7 +82,7 @@ class _Sums:
             start = self.place - n + 1
             if start >= 0:
                 before = self.entered[start, self.window].to(x.device).double()
-                apart = distance(F.cosine_similarity(before, after, dim=-1).clamp(-1, 1))  # (chosen tokens,)
+                apart = distance(_cosine(before, after))  # (chosen tokens,)
                 sums[start] += (apart.cpu().double() * weights[weights > 0]).sum()
         self.window += 1
 
@@ -107,6 +106,12 @@ def span_states(longest: int, samples: int, length: int, *, positions: Positions
     """The hidden states of tokens that `span_distances` holds at once, the walk's own included."""
     windows = samples if order == "blocks" else 1
     return windows * (length + (longest + 1) * (length if positions == "all" else 1))
+
+
+def _cosine(one: Tensor, other: Tensor) -> Tensor:
+    """(tokens, hidden) float64 -> (tokens,); exactly 1 for equal states, so that ties are ties; 0 beside a state of 0."""
+    norms = ((one * one).sum(dim=-1) * (other * other).sum(dim=-1)).sqrt()
+    return torch.where(norms == 0, 0, (one * other).sum(dim=-1) / norms).clamp(-1, 1)
 
 
 def _weights(tokens: Tokens, positions: Positions) -> Tensor:

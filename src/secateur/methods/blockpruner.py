@@ -86,8 +86,10 @@ def _check_reach(sizes: dict[Part, int], layout: Layout, budget: Budget, alterna
         largest = sum(max((s for u, s in sizes.items() if u.kind == kind), default=0) for kind in ("attention", "mlp"))
     total, target = sum(sizes.values()), budget.target(layout)
     if not largest / 2 <= target < total - largest / 2:
-        scale = budget.sparsity / target
-        reach = f"{largest * scale:.4g} to {(total - largest) * scale:.4g}" if 0 < largest < total else "nothing"
+        reach = "nothing"
+        if 0 < largest < total:
+            scale = budget.sparsity / target  # a parameter, in the budget's convention
+            reach = f"{largest * scale:.4g} to {(total - largest) * scale:.4g}"
         raise InfeasibleBudgetError(
             f"{budget.sparsity:.4g} of the parameters of the {budget.of} would be none or all of the "
             f"{len(sizes)} attention modules and MLPs; {reach} can be reached"

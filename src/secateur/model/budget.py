@@ -64,27 +64,16 @@ class Budget:
         Raises:
             InfeasibleBudgetError: that would be none of the blocks, or all.
         """
-        return self.whole_units([block.parameters for block in layout.blocks.values()], layout, "block")
-
-    def whole_units(self, sizes: list[int], layout: Layout, unit: str) -> int:
-        """The number of units of average size that come nearest to the target, ties up.
-
-        Args:
-            sizes: parameters of all the units there are.
-            layout: of the model as loaded.
-            unit: their name, for the error.
-
-        Raises:
-            InfeasibleBudgetError: that would be none of them, or all.
-        """
-        total, target = sum(sizes), self.target(layout)
-        count = math.floor(target * len(sizes) / total + 0.5) if total else 0
-        if not 0 < count < len(sizes):
-            unit_share = total / len(sizes) / (target / self.sparsity) if sizes else 0.0
-            reach = f"{unit_share:.4g} (1 {unit}) to {(len(sizes) - 1) * unit_share:.4g} ({len(sizes) - 1} of them)"
+        blocks, total, target = len(layout.blocks), layout.block_parameters, self.target(layout)
+        count = math.floor(target * blocks / total + 0.5) if total else 0
+        if not 0 < count < blocks:
+            one = self.sparsity * total / blocks / target if total else 0.0  # an average block, in this convention
+            reach = (
+                f"{one:.4g} (1 block) to {(blocks - 1) * one:.4g} ({blocks - 1} of them)" if blocks > 1 else "nothing"
+            )
             raise InfeasibleBudgetError(
-                f"{self.sparsity:.4g} of the parameters of the {self.of} is nearest to {min(count, len(sizes))} of "
-                f"{len(sizes)} {unit}s; {reach if len(sizes) > 1 else 'nothing'} can be reached"
+                f"{self.sparsity:.4g} of the parameters of the {self.of} is nearest to {min(count, blocks)} of {blocks} "
+                f"blocks; {reach} can be reached"
             )
         return count
 

@@ -109,7 +109,7 @@ def span_states(longest: int, samples: int, length: int, *, positions: Positions
 
 
 def _cosine(one: Tensor, other: Tensor) -> Tensor:
-    """(tokens, hidden) float64 -> (tokens,); exactly 1 for equal states, so that ties are ties; 0 beside a state of 0."""
+    """(tokens, hidden) float64 -> (tokens,); 1 to the last bit for equal states, so that ties are ties; 0 beside 0."""
     norms = ((one * one).sum(dim=-1) * (other * other).sum(dim=-1)).sqrt()
     return torch.where(norms == 0, 0, (one * other).sum(dim=-1) / norms).clamp(-1, 1)
 

@@ -67,13 +67,13 @@ class Budget:
         blocks, total, target = len(layout.blocks), layout.block_parameters, self.target(layout)
         count = math.floor(target * blocks / total + 0.5) if total else 0
         if not 0 < count < blocks:
-            one = self.sparsity * total / blocks / target if total else 0.0  # an average block, in this convention
-            reach = (
-                f"{one:.4g} (1 block) to {(blocks - 1) * one:.4g} ({blocks - 1} of them)" if blocks > 1 else "nothing"
-            )
+            reach = "nothing"
+            if blocks > 1 and total:
+                one = self.sparsity * total / blocks / target  # an average block, in this convention
+                reach = f"{one:.4g} (1 block) to {(blocks - 1) * one:.4g} ({blocks - 1} of them)"
             raise InfeasibleBudgetError(
-                f"{self.sparsity:.4g} of the parameters of the {self.of} is nearest to {min(count, blocks)} of {blocks} "
-                f"blocks; {reach} can be reached"
+                f"{self.sparsity:.4g} of the parameters of the {self.of} is nearest to {min(count, blocks)} "
+                f"of {blocks} blocks; {reach} can be reached"
             )
         return count
 

@@ -96,7 +96,7 @@ def test_an_edit_during_a_visit_feeds_the_next_block(family: str) -> None:
     tokens = tiny_tokens(model, 3, 8)
     generator = torch.Generator().manual_seed(1)
     with model.open(1) as block:
-        hidden, inner = block.attention_out.weight.shape
+        hidden, inner = block.weight("attention_out").shape
         groups = block.shape.kv_heads
     edits = {
         0: [KeepNeurons(0, (0, 3, 4, 9), torch.randn(hidden, 4, generator=generator))],

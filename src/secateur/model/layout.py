@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from secateur.model.modeling_secateur import Family, Shape, has_attention, has_mlp, head_dim_of, shape_of
+from secateur.model.modeling_secateur import (
+    Family,
+    Linear,
+    Shape,
+    has_attention,
+    has_mlp,
+    head_dim_of,
+    in_features,
+    out_features,
+    shape_of,
+)
 
 if TYPE_CHECKING:
     from secateur.model.handle import Model
@@ -21,6 +31,7 @@ class BlockLayout:
     Attributes:
         attention, mlp: the module itself, 0 where it is gone.
         attention_norms, mlp_norms: the norms that go with it.
+        shared_norms: the norms that go with the second of the two.
         neuron: one FFN neuron (its gate and up rows, its down column).
         kv_group: one KV head with the query heads that read it.
         rest: whatever else the block has.
@@ -35,17 +46,24 @@ class BlockLayout:
     neuron: int
     kv_group: int
     rest: int
+    shared_norms: int = 0
 
     @property
     def parameters(self) -> int:
-        return self.attention + self.attention_norms + self.mlp + self.mlp_norms + self.rest
+        norms = self.attention_norms + self.mlp_norms + self.shared_norms
+        return self.attention + self.mlp + norms + self.rest
 
     def without_attention(self) -> BlockLayout:
         shape = Shape(self.shape.width, 0, 0)
-        return replace(self, shape=shape, head_dim=0, attention=0, attention_norms=0, kv_group=0)
+        shared = self.shared_norms if self.shape.width else 0
+        return replace(
+            self, shape=shape, head_dim=0, attention=0, attention_norms=0, shared_norms=shared, kv_group=0
+        )  # fmt: skip
 
     def without_mlp(self) -> BlockLayout:
-        return replace(self, shape=replace(self.shape, width=0), mlp=0, mlp_norms=0, neuron=0)
+        shape = replace(self.shape, width=0)
+        shared = self.shared_norms if self.shape.kv_heads else 0
+        return replace(self, shape=shape, mlp=0, mlp_norms=0, shared_norms=shared, neuron=0)
 
     def with_width(self, width: int) -> BlockLayout:
         gone = self.shape.width - width
@@ -109,7 +127,7 @@ def read_block(module: nn.Module, family: Family) -> BlockLayout:
     shape = shape_of(module, family)
     attention = size(family.attention) if has_attention(module, family) else 0
     mlp = size(*family.mlp)
-    norms = size(*family.attention_norms), size(*family.mlp_norms)
+    norms = size(*family.attention_norms), size(*family.mlp_norms), size(*family.shared_norms)
     head_dim = head_dim_of(module, family) if attention else 0
     kv_group = 0
     if attention:
@@ -132,14 +150,15 @@ def read_block(module: nn.Module, family: Family) -> BlockLayout:
         neuron=neuron,
         kv_group=kv_group,
         rest=rest,
+        shared_norms=norms[2],
     )
 
 
 def _row_cost(module: nn.Module, path: str) -> int:
-    linear: nn.Linear = module.get_submodule(path)  # type: ignore[assignment]  # the family row says so
-    return linear.in_features + (linear.bias is not None)
+    linear: Linear = module.get_submodule(path)  # type: ignore[assignment]  # the family row says so
+    return in_features(linear) + (linear.bias is not None)
 
 
 def _column_cost(module: nn.Module, path: str) -> int:
-    linear: nn.Linear = module.get_submodule(path)  # type: ignore[assignment]  # the family row says so
-    return linear.out_features
+    linear: Linear = module.get_submodule(path)  # type: ignore[assignment]  # the family row says so
+    return out_features(linear)

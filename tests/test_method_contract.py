@@ -45,7 +45,7 @@ class Setting:
     variants: tuple[dict[str, Any], ...] = ()
     wrong: dict[str, Any] | None = None
     spread: float = 0.1
-    families: tuple[str, ...] = ("llama", "phi3", "opt")
+    families: tuple[str, ...] = ("llama", "phi3", "gpt_neox")
 
 
 def a_neuron_per_block_or_attention(layout: Layout) -> float:

@@ -33,13 +33,13 @@ Choose = Callable[[list[Part]], Part]  # of the candidates, the one to remove
 
 
 def units(layout: Layout) -> dict[Part, int]:
-    """The paper's minimal residual blocks, MHA and MLP, with the parameters that go with each, its norm included."""
+    """The paper's minimal residual blocks, MHA and MLP, with the parameters that would go with each, norms included."""
     sizes = {}
     for number, block in layout.blocks.items():
         if block.attention:
-            sizes[Part(number, "attention")] = block.attention + block.attention_norms
+            sizes[Part(number, "attention")] = block.parameters - block.without_attention().parameters
         if block.mlp:
-            sizes[Part(number, "mlp")] = block.mlp + block.mlp_norms
+            sizes[Part(number, "mlp")] = block.parameters - block.without_mlp().parameters
     return sizes
 
 
@@ -56,19 +56,19 @@ def removals(layout: Layout, budget: Budget, *, alternate: bool, choose: Choose)
     Raises:
         InfeasibleBudgetError: nothing would be removed, or everything.
     """
-    sizes, target, removed = units(layout), budget.target(layout), 0
-    _check_reach(sizes, layout, budget, alternate)
+    target, left = budget.target(layout), layout
+    _check_reach(layout, budget, alternate)
     turns: list[tuple[str, ...]] = [("attention",), ("mlp",)] if alternate else [("attention", "mlp")]
-    while sizes and takes(target, removed, _round_size(sizes, alternate)):
+    while units(left) and takes(target, layout.parameters - left.parameters, _round_size(units(left), alternate)):
         for kinds in turns:
-            candidates = [unit for unit in sizes if unit.kind in kinds]
-            if not candidates:
+            sizes = {unit: size for unit, size in units(left).items() if unit.kind in kinds}
+            if not sizes:
                 continue
-            unit = choose(candidates)
-            if not alternate and not takes(target, removed, sizes[unit]):
+            unit = choose(list(sizes))
+            if not alternate and not takes(target, layout.parameters - left.parameters, sizes[unit]):
                 return
             yield unit
-            removed += sizes.pop(unit)
+            left = predict(left, _edit(unit))
 
 
 def _round_size(sizes: dict[Part, int], alternate: bool) -> float:
@@ -79,8 +79,9 @@ def _round_size(sizes: dict[Part, int], alternate: bool) -> float:
     return sum(sum(each) / len(each) for each in by_kind if each)
 
 
-def _check_reach(sizes: dict[Part, int], layout: Layout, budget: Budget, alternate: bool) -> None:
+def _check_reach(layout: Layout, budget: Budget, alternate: bool) -> None:
     """Refuse a target that may end with nothing removed or nothing left, whichever units go."""
+    sizes = units(layout)
     largest = max(sizes.values(), default=0)
     if alternate:
         largest = sum(max((s for u, s in sizes.items() if u.kind == kind), default=0) for kind in ("attention", "mlp"))
@@ -164,7 +165,7 @@ def blockpruner(
         search_length: tokens of each of these; their whole length if not given.
     """
     layout, search = model.layout(), tokens.first(search_samples, search_length)
-    _check_reach(units(layout), layout, budget, alternate)
+    _check_reach(layout, budget, alternate)
     metric = search_metric(model, search, criterion, run)
     rounds = 0
 

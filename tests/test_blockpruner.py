@@ -47,8 +47,8 @@ def test_each_removal_is_the_cheapest_by_brute_force(family: str, alternate: boo
     dense = tiny(family)
     tokens = weighted(tiny_tokens(dense, 3, 9), seed=1)
     search = tokens.first(2, 7)
-    edits = prune(tiny(family), tokens, Budget(0.5 if alternate else 0.4), alternate=alternate, criterion=criterion, search_samples=2,
-                  search_length=7).edits  # fmt: skip
+    options = {"alternate": alternate, "criterion": criterion, "search_samples": 2, "search_length": 7}
+    edits = prune(tiny(family), tokens, Budget(0.5 if alternate else 0.4), **options).edits
     gone: list[Part] = []
     for place, part in enumerate(parts(edits)):
         kinds = {"attention", "mlp"} if not alternate else {("attention", "mlp")[place % 2]}

@@ -506,6 +506,30 @@ def test_methods_are_listed() -> None:
             assert "--" + option.replace("_", "-") in plain
 
 
+def test_methods_say_what_they_take_on_a_model(world: dict[str, Path]) -> None:
+    listed = call("methods", "--for", world["model"], "--sparsity", 0.5, "--json").json
+    plain = call("methods", "--for", world["model"], "--sparsity", 0.5).out
+    for name, known in methods().items():
+        cost = listed[name]["cost"]
+        assert cost["samples"] == known.samples
+        assert 0 < cost["forwards"] <= cost["forwards_asked"]
+        assert f"{cost['forwards']:,.1f} full-length forwards (of {cost['forwards_asked']:,.1f} asked for)" in plain
+        assert known.needs in plain
+    head = 97 / (4 * parameters_of_a_block(world["model"]) / 32 + 97)  # its share of a forward
+    assert listed["shortgpt"]["cost"]["forwards"] == pytest.approx(128 * (1 - head))
+    assert listed["shortgpt"]["cost"]["forwards_asked"] == 128
+    assert "cost" not in call("methods", "--json").json["2ssp"]
+    refused = call("methods", "--for", world["model"], "--sparsity", 0.99)
+    assert refused.code == 0
+    assert "refused: 0.99 of the parameters of the blocks is nearest to 4 of 4 blocks" in refused.out
+    assert call("methods", "--for", world["model"], "--sparsity", 2).code == 3
+    assert call("methods", "--for", world["model"], "--of", "layers").code == 3
+
+
+def parameters_of_a_block(folder: Path) -> float:
+    return call("inspect", folder, "--json").json["block_parameters"] / 4
+
+
 def test_the_methods_options_are_flags_of_prune() -> None:
     shown = call("prune", "--help")
     assert shown.code == 0

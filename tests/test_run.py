@@ -108,7 +108,10 @@ def test_progress_goes_to_the_observer() -> None:
 
 
 def test_forwards_are_whole_sequences_through_all_blocks() -> None:
-    assert Meter(block_tokens=30 * 2048 * 3).forwards(30, 2048) == 3
+    whole = Meter(block_tokens=30 * 2048 * 3, head_tokens=2048 * 3, asked_tokens=30 * 2048 * 5)
+    assert whole.forwards(30, 2048, head=8) == 3
+    assert whole.forwards_asked(30, 2048) == 5
+    assert Meter(head_tokens=2048).forwards(30, 2048, head=10) == 1 / 4  # a head that costs ten blocks of forty
 
 
 def test_after_expect_all_stages_share_one_bar() -> None:

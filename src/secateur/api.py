@@ -189,13 +189,15 @@ def run_job(
     texts = dict(measure_on or {})
     judge = Run(observer=run.observer)  # keeps the evaluation out of the method's cost
     dense = {name: perplexity(job.model, tokens, run=judge) for name, tokens in texts.items()}
+    head = job.model.head_cost
     start = time.monotonic()
     pruning = run_method(job.model, get_method(job.method), job.tokens, job.budget, run, **job.options)
     cost = {
         "seconds": round(time.monotonic() - start, 1),
         "block_tokens": run.meter.block_tokens,
         "head_tokens": run.meter.head_tokens,
-        "forwards": round(run.meter.forwards(len(pruning.before.blocks), job.tokens.length), 2),
+        "forwards": round(run.meter.forwards(len(pruning.before.blocks), job.tokens.length, head=head), 2),
+        "forwards_asked": round(run.meter.forwards_asked(len(pruning.before.blocks), job.tokens.length), 2),
     }
     record = make_record(
         job.model, pruning, job.tokens, model_fingerprint=job.model_fingerprint, seed=job.seed, cost=cost,

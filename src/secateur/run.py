@@ -76,14 +76,33 @@ class Silent:
 
 @dataclass
 class Meter:
-    """Work done, counted in tokens: one token through one block, one token through the LM head."""
+    """Work done, counted in tokens.
+
+    Attributes:
+        block_tokens, head_tokens: one token through one block, and through the LM head.
+        asked_tokens: as `block_tokens`, had every variant been run by itself from the first block to the last.
+    """
 
     block_tokens: int = 0
     head_tokens: int = 0
+    asked_tokens: int = 0
 
-    def forwards(self, blocks: int, length: int) -> float:
-        """Block work as forwards of one sequence of `length` tokens through a model of `blocks` blocks."""
-        return self.block_tokens / (blocks * length)
+    def forwards(self, blocks: int, length: int, *, head: float) -> float:
+        """The work as forwards of one sequence of `length` tokens through a model of `blocks` blocks and a head.
+
+        Args:
+            head: what a token costs in the LM head, relative to one in a block.
+        """
+        return work_forwards(self.block_tokens, self.head_tokens, blocks, length, head=head)
+
+    def forwards_asked(self, blocks: int, length: int) -> float:
+        """The forwards of the whole model that were asked for, each counted by itself: what papers count."""
+        return self.asked_tokens / (blocks * length)
+
+
+def work_forwards(block_tokens: float, head_tokens: float, blocks: int, length: int, *, head: float) -> float:
+    """Work in tokens as forwards of the whole model; see `Meter.forwards`."""
+    return (block_tokens + head * head_tokens) / ((blocks + head) * length)
 
 
 class Run:

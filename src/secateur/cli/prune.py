@@ -7,7 +7,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -176,12 +176,10 @@ def _check_inputs_survive(out_dir: Path, inputs: Sequence[str | None]) -> None:
 
 def _run_with_bar(job: Job, texts: dict[str, Tokens], out_dir: Path) -> Pruned:
     run = Run(job.seed, observer=Bars())
-    layout = job.model.layout()
-    cost = get_method(job.method).foretell(layout, job.tokens.samples, job.tokens.length, job.budget, **job.options)
+    tokens, layout = job.tokens, job.model.layout()
+    cost = get_method(job.method).foretell(layout, tokens.samples, tokens.length, job.budget, **job.options)
     require_space(out_dir, cost.after.parameters * job.model.dtype.itemsize)
-    # a token's cost is about its parameters: the head's against a block's
-    head = job.model.vocab_size * job.model.hidden_size * len(layout.blocks) / layout.block_parameters
-    run.expect(cost.block_tokens, cost.head_tokens, head=head)
+    run.expect(cost.block_tokens, cost.head_tokens, head=job.model.head_cost)
     return run_job(job, run=run, measure_on=texts, arguments={"command": sys.argv[1:]})
 
 
@@ -205,7 +203,7 @@ def _show(record: dict[str, Any], folder: Path) -> None:
     out.print(table)
     out.print(
         f"{record['method']}: {achieved['blocks']:.2%} of the blocks' parameters removed ({achieved['model']:.2%} of "
-        f"all) in {cost['seconds']:.0f} s, {cost['forwards']:.1f} full-length forwards\n"
+        f"all) in {cost['seconds']:.0f} s, {_forwards(cost)}\n"
         f"written to {folder} (tier {record['tier']})",
         highlight=False,
         markup=False,
@@ -222,9 +220,13 @@ def _show_forecast(foretold: dict[str, Any], as_json: bool) -> None:
         f"{parameters['before']:,} -> {parameters['after']:,} parameters\n"
         f"peak memory {foretold['peak_memory_bytes'] / 1e9:.2f} GB beyond Python and torch, "
         f"disk {foretold['disk_bytes'] / 1e9:.2f} GB\n"
-        f"{foretold['forwards']:.1f} full-length forwards, about {foretold['seconds']:.0f} s by one probed block",
+        f"{_forwards(foretold)}, about {foretold['seconds']:.0f} s by one probed block",
         highlight=False,
     )
+
+
+def _forwards(cost: Mapping[str, Any]) -> str:
+    return f"{cost['forwards']:.1f} full-length forwards (of {cost['forwards_asked']:.1f} asked for)"
 
 
 def _default(option: Option) -> str:

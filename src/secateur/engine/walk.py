@@ -65,6 +65,7 @@ class _Stream:
             if keep:
                 hidden[rows] = output
             self.run.meter.block_tokens += w.numel()
+            self.run.meter.asked_tokens += w.numel()
 
 
 class Visit:

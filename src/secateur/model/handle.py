@@ -87,6 +87,12 @@ class Model:
         """The longest sequence that the model's positions allow, where the configuration says."""
         return getattr(self.hf.config, "max_position_embeddings", None)
 
+    @property
+    def head_cost(self) -> float:
+        """What a token costs in the LM head, relative to one in an average block: about the parameters it meets."""
+        layout = self.layout()
+        return self.vocab_size * self.hidden_size * len(layout.blocks) / max(1, layout.block_parameters)
+
     def position(self, number: int) -> int:
         """Where block `number` of the model as loaded stands now.
 

@@ -61,7 +61,7 @@ def make_record(
 
     Args:
         model_fingerprint: of the model as loaded, taken before the pruning.
-        cost: seconds and forwards.
+        cost: seconds and forwards, spent and asked for.
         arguments: the command line or call as given.
     """
     budget = pruning.budget

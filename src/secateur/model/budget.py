@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from secateur.errors import InvalidOptionError
+from secateur.errors import InfeasibleBudgetError, InvalidOptionError
 from secateur.model.layout import Layout
 
 Convention = Literal["blocks", "model"]
@@ -43,6 +43,23 @@ class Budget:
         if self.of == "blocks":
             return self.sparsity
         return self.sparsity * layout.parameters / layout.block_parameters
+
+    def whole_blocks(self, layout: Layout) -> int:
+        """The nearest number of whole blocks, halves up: floor(share * blocks + 0.5).
+
+        Raises:
+            InfeasibleBudgetError: that is none of the blocks, or all.
+        """
+        blocks = len(layout.blocks)
+        count = math.floor(self.block_share(layout) * blocks + 0.5)
+        if not 0 < count < blocks:
+            scale = self.sparsity / self.block_share(layout) / blocks
+            reach = f"{scale:.4g} to {(blocks - 1) * scale:.4g}" if blocks > 1 else "nothing"
+            raise InfeasibleBudgetError(
+                f"{self.sparsity:.4g} of the parameters of the {self.of} is {count} of {blocks} blocks; whole blocks "
+                f"reach {reach}, in steps of {scale:.4g}"
+            )
+        return count
 
     def achieved(self, before: Layout, after: Layout) -> float:
         """The share that really went, in this budget's convention."""

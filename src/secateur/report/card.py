@@ -7,6 +7,7 @@ from pathlib import PurePath
 from typing import Any
 
 from secateur.methods import Method
+from secateur.report.record import remarks
 
 _LOADING = {
     "A": """It is an unmodified {family} architecture and loads everywhere:
@@ -31,6 +32,8 @@ model = AutoModelForCausalLM.from_pretrained("PATH", trust_remote_code=True)
 
 Stock transformers with neither refuses to load it, on purpose: it would fill what is missing with random weights.""",
 }
+
+_CURVE = 12  # numbers of a curve on the card; the record has all
 
 
 def card(record: Mapping[str, Any], method: Method) -> str:
@@ -79,7 +82,7 @@ own data.
 ## How it was made
 
 {_calibration(record)}
-`secateur.json` has every argument, version and fingerprint, and the edits in order; secateur {record["secateur"]}.
+{_notes(record)}`secateur.json` has every argument, version and fingerprint, and the edits in order; secateur {record["secateur"]}.
 
 ```bibtex
 {method.bibtex}
@@ -110,6 +113,18 @@ def _calibration(record: Mapping[str, Any]) -> str:
     licence = f" (licence of the text: {used['licence']})" if "licence" in used else ""
     windows = f"{used.get('samples', '?')} windows of {used.get('length', '?')} tokens"
     return f"Calibration: {_title(used.get('name', 'token ids as given'))}, {windows}, seed {record['seed']}{licence}."
+
+
+def _notes(record: Mapping[str, Any]) -> str:
+    """What the method said of this run, and its curves: lists of numbers, shortened to what fits a line."""
+    lines = remarks(record)
+    for name, note in record.get("notes", {}).items():
+        if isinstance(note, list) and note and all(isinstance(value, (int, float)) for value in note):
+            shown = [f"{value:.4g}" for value in note]
+            if len(shown) > _CURVE:
+                shown = [*shown[: _CURVE // 2], "...", *shown[-_CURVE // 2 :]]
+            lines.append(f"{name.capitalize()}: {', '.join(shown)}.")
+    return "".join(f"{line}\n" for line in ["", *lines, ""]) if lines else ""
 
 
 def _base_model(record: Mapping[str, Any]) -> str:

@@ -81,8 +81,8 @@ own data.
 
 ## How it was made
 
-{_calibration(record)}
-{_notes(record)}`secateur.json` has every argument, version and fingerprint, and the edits in order; secateur {record["secateur"]}.
+{_calibration(record)}{_notes(record)}
+`secateur.json` has every argument, version and fingerprint, and the edits in order; secateur {record["secateur"]}.
 
 ```bibtex
 {method.bibtex}
@@ -123,8 +123,8 @@ def _notes(record: Mapping[str, Any]) -> str:
             shown = [f"{value:.4g}" for value in note]
             if len(shown) > _CURVE:
                 shown = [*shown[: _CURVE // 2], "...", *shown[-_CURVE // 2 :]]
-            lines.append(f"{name.capitalize()}: {', '.join(shown)}.")
-    return "".join(f"{line}\n" for line in ["", *lines, ""]) if lines else ""
+            lines.append(f"{name[:1].upper()}{name[1:]}: {', '.join(shown)}.")
+    return "".join(f"\n{line}" for line in lines)
 
 
 def _base_model(record: Mapping[str, Any]) -> str:

@@ -232,7 +232,7 @@ class WindowLosses:
         lengths = [length] * whole + [rest] * (rest >= 2)  # a single token predicts nothing
         counting = self._weights[:, 1 : length if whole else rest].any(dim=1)
         pool = [sample for sample, counts in enumerate(counting.tolist()) if counts]
-        if len(lengths) > len(pool):
+        if tokens > len(pool) * length:
             raise InvalidOptionError(
                 f"a selection on {tokens} tokens, of the {len(pool) * length} that there are in {len(pool)} windows "
                 f"of {length} where tokens count; ask for fewer, or calibrate on more"

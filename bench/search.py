@@ -18,6 +18,7 @@ import argparse
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,8 +28,8 @@ from torch import Tensor
 import secateur
 from secateur.api import read_tokens
 from secateur.engine.blocks import BlockInputs, run_block
-from secateur.engine.loss import KLDivergence, Metric, NegativeLogLikelihood, sample_losses
-from secateur.engine.sweep import Part, Variant, final_states, sweep
+from secateur.engine.loss import LOGIT_BYTES, KLDivergence, Metric, NegativeLogLikelihood, sample_losses
+from secateur.engine.sweep import Part, Variant, final_states, muted, sweep
 from secateur.engine.tokens import Tokens
 from secateur.methods.evopress import search_space
 from secateur.model.budget import Budget
@@ -40,6 +41,29 @@ from secateur.surgery.apply import apply
 from secateur.surgery.edits import DropAttention, DropMLP
 
 WAYS = ("whole", "shared")
+
+
+@torch.no_grad()
+def whole(model: Model, tokens: Tokens, variant: Variant, metric: Metric, run: Run) -> float:
+    """The mean loss without these parts: mute them, run the whole model, its logits in chunks."""
+    inner = model.hf.get_submodule(model.family.blocks.rpartition(".")[0])
+    head = model.hf.get_output_embeddings()
+    chunk = max(1, LOGIT_BYTES // (4 * model.vocab_size))
+    total = 0.0
+    with ExitStack() as stack:
+        for number in sorted({part.block for part in variant}):
+            block = stack.enter_context(model.open(number))
+            stack.enter_context(muted(block, [part for part in variant if part.block == number]))
+        for sample, ids in enumerate(tokens.ids.split(1)):
+            states = inner(input_ids=ids, use_cache=False).last_hidden_state[0]  # (length, hidden), normed
+            run.meter.block_tokens += tokens.length * len(model.numbers)
+            for start in range(0, tokens.length - 1, chunk):
+                positions = slice(start, min(start + chunk, tokens.length - 1))
+                targets = ids[0, positions.start + 1 : positions.stop + 1]
+                prepared = metric.prepare(model, sample, positions)
+                total += float(metric.loss(head(states[positions]).float(), targets, prepared).double().sum())
+                run.meter.head_tokens += len(targets)
+    return total / (tokens.samples * (tokens.length - 1))
 
 
 @dataclass
@@ -58,15 +82,13 @@ class Race:
         found: dict[str, list[float]] = {}
         for way in WAYS if self.turns % 2 else WAYS[::-1]:
             start = time.perf_counter()
-            groups = [[variant] for variant in variants] if way == "whole" else [list(variants)]
-            found[way] = [
-                loss
-                for group in groups
-                for loss in sweep(self.model, self.tokens, group, self.metric, run=self.runs[way]).tolist()
-            ]
+            if way == "whole":
+                found[way] = [whole(self.model, self.tokens, each, self.metric, self.runs[way]) for each in variants]
+            else:
+                found[way] = sweep(self.model, self.tokens, variants, self.metric, run=self.runs[way]).tolist()
+                if isinstance(self.metric, KeptKL):  # what is kept did not go through the head again
+                    self.runs[way].meter.head_tokens -= self.tokens.samples * (self.tokens.length - 1)
             self.seconds[way] += time.perf_counter() - start
-            if isinstance(self.metric, KeptKL):  # what is kept did not go through the head again
-                self.runs[way].meter.head_tokens -= len(groups) * self.tokens.samples * (self.tokens.length - 1)
         self.turns += 1
         self.apart = max([self.apart, *(abs(a - b) for a, b in zip(found["whole"], found["shared"], strict=True))])
         return found

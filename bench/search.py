@@ -75,20 +75,21 @@ class Race:
     metric: Metric
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(WAYS, 0.0))
     runs: dict[str, Run] = field(default_factory=lambda: {way: Run() for way in WAYS})
+    clock: Callable[[], float] = time.perf_counter
     turns: int = 0
     apart: float = 0.0  # the largest difference of a loss, nats
 
     def losses(self, variants: Sequence[Variant]) -> dict[str, list[float]]:
         found: dict[str, list[float]] = {}
         for way in WAYS if self.turns % 2 else WAYS[::-1]:
-            start = time.perf_counter()
+            start = self.clock()
             if way == "whole":
                 found[way] = [whole(self.model, self.tokens, each, self.metric, self.runs[way]) for each in variants]
             else:
                 found[way] = sweep(self.model, self.tokens, variants, self.metric, run=self.runs[way]).tolist()
                 if isinstance(self.metric, KeptKL):  # what is kept did not go through the head again
                     self.runs[way].meter.head_tokens -= self.tokens.samples * (self.tokens.length - 1)
-            self.seconds[way] += time.perf_counter() - start
+            self.seconds[way] += self.clock() - start
         self.turns += 1
         self.apart = max([self.apart, *(abs(a - b) for a, b in zip(found["whole"], found["shared"], strict=True))])
         return found
@@ -125,9 +126,9 @@ class KeptKL:
         return self._kept[sample, positions.start]
 
 
-def blockpruner(model: Model, tokens: Tokens, rounds: int) -> Race:
+def blockpruner(model: Model, tokens: Tokens, rounds: int, clock: Callable[[], float]) -> Race:
     """Greedy rounds over all modules; each removal is made real before the next."""
-    race = Race(model, tokens, NegativeLogLikelihood())
+    race = Race(model, tokens, NegativeLogLikelihood(), clock)
     race.losses([frozenset()])  # to warm up
     race.reset()
     kinds: tuple[Any, ...] = ("attention", "mlp")
@@ -151,9 +152,11 @@ def blockpruner(model: Model, tokens: Tokens, rounds: int) -> Race:
     return race
 
 
-def evopress(model: Model, tokens: Tokens, generations: int, offspring: int, sparsity: float) -> Race:
+def evopress(
+    model: Model, tokens: Tokens, generations: int, offspring: int, sparsity: float, clock: Callable[[], float]
+) -> Race:
     """Generations on the same window; the parent's loss is known and not computed again."""
-    race = Race(model, tokens, KeptKL(final_states(model, tokens)))
+    race = Race(model, tokens, KeptKL(final_states(model, tokens)), clock)
     race.losses([frozenset()])  # the dense log-probabilities, and a first round to warm up
     race.reset()
     shown: list[dict[str, Tensor]] = []  # each selection's losses, for whoever comes second
@@ -189,24 +192,26 @@ def evopress(model: Model, tokens: Tokens, generations: int, offspring: int, spa
     return race
 
 
-def head_cost(model: Model, tokens: Tokens, metric: Metric) -> float:
+def head_cost(model: Model, tokens: Tokens, metric: Metric, clock: Callable[[], float]) -> float:
     """What a token costs in head and loss, relative to one in a block: medians of 5."""
     inputs, run = BlockInputs(model), Run()
     number = model.numbers[0]
     with torch.no_grad(), model.open(number) as block:
         hidden = inputs.embed(tokens.ids)
         arguments = inputs.arguments(number, 1, tokens.length)
-        in_block = _median(lambda: run_block(block.module, hidden, arguments)) / tokens.length
-        in_head = _median(lambda: sample_losses(model, [hidden[0]], tokens, 0, metric, run)) / (tokens.length - 1)
+        in_block = _median(lambda: run_block(block.module, hidden, arguments), clock) / tokens.length
+        in_head = _median(lambda: sample_losses(model, [hidden[0]], tokens, 0, metric, run), clock) / (
+            tokens.length - 1
+        )
     return in_head / in_block
 
 
-def _median(work: Callable[[], Any]) -> float:
+def _median(work: Callable[[], Any], clock: Callable[[], float]) -> float:
     times = []
     for _ in range(6):
-        start = time.perf_counter()
+        start = clock()
         work()
-        times.append(time.perf_counter() - start)
+        times.append(clock() - start)
     return sorted(times[1:])[2]
 
 
@@ -218,7 +223,9 @@ def main() -> None:
     parser.add_argument("--generations", type=int, default=4, help="of EvoPress")
     parser.add_argument("--offspring", type=int, default=16)
     parser.add_argument("--sparsity", type=float, default=0.25, help="of EvoPress")
+    parser.add_argument("--cpu-time", action="store_true", help="for one thread on a machine that is used by others")
     options = parser.parse_args()
+    clock = time.process_time if options.cpu_time else time.perf_counter
     start = time.perf_counter()
     model = secateur.load(options.model, device="cpu")
     tokens = read_tokens(model, "demo", purpose="calibration", length=options.length, samples=1)
@@ -230,13 +237,13 @@ def main() -> None:
     by_size = model.vocab_size * model.hidden_size * len(layout.blocks) / layout.block_parameters
     searches: dict[str, Callable[[], Race]] = {
         f"EvoPress, {options.generations} generations of {options.offspring}, KL": lambda: evopress(
-            model, tokens, options.generations, options.offspring, options.sparsity
+            model, tokens, options.generations, options.offspring, options.sparsity, clock
         ),
-        f"BlockPruner, {options.rounds} rounds, perplexity": lambda: blockpruner(model, tokens, options.rounds),
+        f"BlockPruner, {options.rounds} rounds, perplexity": lambda: blockpruner(model, tokens, options.rounds, clock),
     }
     for name, search in searches.items():  # BlockPruner last: its removals are real
         metric: Metric = NegativeLogLikelihood() if "Block" in name else KeptKL(final_states(model, tokens))
-        timed = head_cost(model, tokens, metric)
+        timed = head_cost(model, tokens, metric, clock)
         search().tell(name, {"timed": timed, "by parameters": by_size})
     print(f"took {time.perf_counter() - start:.0f} s")
 

@@ -191,6 +191,16 @@ def test_chat_counts_responses(prune: Callable[..., Told], tmp_path: Path, world
     assert records[0]["edits"] != records[1]["edits"]
 
 
+def test_what_the_method_said_of_its_run_is_shown_and_recorded(prune: Callable[..., Told], tmp_path: Path) -> None:
+    words = ("--generations", 1, "--offspring", 4, "--initial-tokens", 16, "--selection-tokens", "16, 32")
+    told = prune("--method", "evopress", *words)
+    assert told.code == 0, told.err
+    note = json.loads((tmp_path / "out" / "secateur.json").read_text())["notes"]["reduced"]
+    assert note.startswith("A reduced EvoPress search: ")
+    assert note in told.out
+    assert note not in prune(out=tmp_path / "2ssp").out
+
+
 def test_json_stands_alone_on_stdout(prune: Callable[..., Told], tmp_path: Path) -> None:
     told = prune("--json", "--attentions", 1)
     assert told.code == 0

@@ -201,7 +201,7 @@ def run_job(
     }
     record = make_record(
         job.model, pruning, job.tokens, model_fingerprint=job.model_fingerprint, seed=job.seed, cost=cost,
-        arguments=arguments,
+        arguments=arguments, notes=run.notes,
     )  # fmt: skip
     for name, tokens in texts.items():
         after = perplexity(job.model, tokens, run=judge)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -119,6 +120,7 @@ class Run:
         self.store: Store = store if store is not None else MemoryStore()
         self.observer: Observer = observer if observer is not None else Silent()
         self.meter = Meter()
+        self.notes: dict[str, Any] = {}
         self._asked: set[str] = set()
         self._expected: float | None = None
         self._head = 0.0
@@ -139,6 +141,18 @@ class Run:
         """A generator that depends on the seed and the key only, never on what was drawn before."""
         digest = hashlib.sha256(repr((self.seed, *key)).encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+    def note(self, key: str, value: Any) -> None:
+        """Say something about this run that its result does not show; it goes into the record under `notes`.
+
+        A text is also shown to whoever reads the card or the command's output (say what was left out, in a sentence);
+        a list of numbers is a curve. A key noted again is replaced.
+
+        Raises:
+            TypeError, ValueError: JSON cannot hold it; NaN and Inf are no JSON.
+        """
+        json.dumps(value, allow_nan=False)
+        self.notes[key] = copy.deepcopy(value)
 
     def expect(self, block_tokens: float, head_tokens: float, *, head: float) -> None:
         """Foretell the whole run's work, so that progress counts all stages to come and not only the current one.

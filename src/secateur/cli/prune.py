@@ -37,6 +37,7 @@ from secateur.methods import Option, get_method, methods
 from secateur.model.budget import Budget
 from secateur.model.checkpoint import RECORD, check_output
 from secateur.model.load import load
+from secateur.report.record import remarks
 from secateur.run import Run
 
 
@@ -201,6 +202,8 @@ def _show(record: dict[str, Any], folder: Path) -> None:
         row(f"perplexity, {Path(str(each['text'])).name}", each["before"], each["after"], ".2f")
     achieved, cost = record["sparsity"]["achieved"], record["cost"]
     out.print(table)
+    for remark in remarks(record):
+        out.print(remark, highlight=False, markup=False)
     out.print(
         f"{record['method']}: {achieved['blocks']:.2%} of the blocks' parameters removed ({achieved['model']:.2%} of "
         f"all) in {cost['seconds']:.0f} s, {_forwards(cost)}\n"

@@ -1,6 +1,7 @@
 """One file per paper. Importing this package registers them."""
 
 from secateur.methods import blockpruner as blockpruner
+from secateur.methods import evopress as evopress
 from secateur.methods import shortgpt as shortgpt
 from secateur.methods import two_ssp as two_ssp
 from secateur.methods import window as window

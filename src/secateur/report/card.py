@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from secateur.methods import Method
-from secateur.report.record import public_name
+from secateur.report.record import public_name, remarks
 
 _LOADING = {
     "A": """It is an unmodified {family} architecture and loads everywhere:
@@ -31,6 +31,8 @@ model = AutoModelForCausalLM.from_pretrained("PATH", trust_remote_code=True)
 
 Stock transformers with neither refuses to load it, on purpose: it would fill what is missing with random weights.""",
 }
+
+_CURVE = 12  # numbers of a curve on the card; the record has all
 
 
 def card(record: Mapping[str, Any], method: Method) -> str:
@@ -78,7 +80,7 @@ own data.
 
 ## How it was made
 
-{_calibration(record)}
+{_calibration(record)}{_notes(record)}
 `secateur.json` has every argument, version and fingerprint, and the edits in order; secateur {record["secateur"]}.
 
 ```bibtex
@@ -106,6 +108,18 @@ def _calibration(record: Mapping[str, Any]) -> str:
     windows = f"{used.get('samples', '?')} windows of {used.get('length', '?')} tokens"
     name = public_name(used.get("name", "token ids as given"))
     return f"Calibration: {name}, {windows}, seed {record['seed']}{licence}."
+
+
+def _notes(record: Mapping[str, Any]) -> str:
+    """What the method said of this run, and its curves: lists of numbers, shortened to what fits a line."""
+    lines = remarks(record)
+    for name, note in record.get("notes", {}).items():
+        if isinstance(note, list) and note and all(isinstance(value, (int, float)) for value in note):
+            shown = [f"{value:.4g}" for value in note]
+            if len(shown) > _CURVE:
+                shown = [*shown[: _CURVE // 2], "...", *shown[-_CURVE // 2 :]]
+            lines.append(f"{name[:1].upper()}{name[1:]}: {', '.join(shown)}.")
+    return "".join(f"\n{line}" for line in lines)
 
 
 def _base_model(record: Mapping[str, Any]) -> str:

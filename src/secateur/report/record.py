@@ -56,6 +56,7 @@ def make_record(
     seed: int,
     cost: Mapping[str, Any],
     arguments: Mapping[str, Any] | None = None,
+    notes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Describe a finished pruning of `model`.
 
@@ -63,6 +64,7 @@ def make_record(
         model_fingerprint: of the model as loaded, taken before the pruning.
         cost: seconds and forwards, spent and asked for.
         arguments: the command line or call as given.
+        notes: what the method said of its run (`Run.note`).
     """
     budget = pruning.budget
     return {
@@ -89,6 +91,7 @@ def make_record(
         "after": size(pruning.after, model),
         "perplexity": [],
         "evaluations": [],
+        "notes": dict(notes or {}),
         "edits": [to_json(edit) for edit in pruning.edits],
         "parents": model.parents,
     }
@@ -117,6 +120,11 @@ def _public(facts: Mapping[str, Any]) -> dict[str, Any]:
         return word(value) if isinstance(value, str) else value
 
     return {name: public(value) for name, value in facts.items()}
+
+
+def remarks(record: Mapping[str, Any]) -> list[str]:
+    """The notes that are meant for readers: those that are text."""
+    return [note for note in record.get("notes", {}).values() if isinstance(note, str)]
 
 
 def size(layout: Layout, model: Model) -> dict[str, Any]:
@@ -172,16 +180,20 @@ def _public_evaluation(evaluation: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def dump(record: Mapping[str, Any]) -> str:
-    """JSON with one entry per line, but each edit on one line: a record is read by people too."""
+    """JSON with one entry per line, but each edit and note on one line: a record is read by people too."""
     lines: list[str] = []
 
+    def mark(value: Any) -> str:
+        lines.append(json.dumps(value, ensure_ascii=False))
+        return f"\0{len(lines) - 1}\0"
+
     def put_aside(each: Mapping[str, Any]) -> dict[str, Any]:
-        marks = []
-        for edit in each.get("edits", []):
-            marks.append(f"\0{len(lines)}\0")
-            lines.append(json.dumps(edit))
-        parents = [put_aside(parent) for parent in each.get("parents", [])]
-        return {**each, "edits": marks} | ({"parents": parents} if "parents" in each else {})
+        marked: dict[str, Any] = {"edits": [mark(edit) for edit in each.get("edits", [])]}
+        if "notes" in each:
+            marked["notes"] = {name: mark(note) for name, note in each["notes"].items()}
+        if "parents" in each:
+            marked["parents"] = [put_aside(parent) for parent in each["parents"]]
+        return {**each, **marked}
 
     text = json.dumps(put_aside(record), indent=2, ensure_ascii=False)
     return re.sub(r'"\\u0000(\d+)\\u0000"', lambda match: lines[int(match[1])], text) + "\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import resource
 import struct
@@ -425,6 +426,13 @@ def test_too_little_memory_is_said_in_one_line(
     assert (told.code, told.out, told.err.count("\n")) == (3, "", 1)
     assert "out of memory; `secateur prune --dry-run` tells" in told.err
     assert not list(tmp_path.glob("*out*"))
+
+
+@pytest.mark.parametrize("words", [("inspect", "./none"), ("fetch", "none"), ("eval", "./none", "--latency")], ids=str)
+def test_an_error_is_printed_once(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("", "secateur"):  # no handler of pytest's or of a command before, as for a user
+        monkeypatch.setattr(logging.getLogger(name), "handlers", [])
+    assert call(*words).err.count("\n") == 1
 
 
 def test_the_demo_is_the_asset_and_no_folder_of_that_name(

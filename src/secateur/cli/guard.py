@@ -36,13 +36,13 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **kwargs)
         except SecateurError as error:
             err.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False)
-            logging.getLogger("secateur.cli").error("%s", error)  # for the log file
+            _log("%s", error)
             raise typer.Exit(EXIT_REFUSED) from error
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise
             err.print(f"[bold red]error:[/] out of memory; {_LESS_MEMORY}", highlight=False)
-            logging.getLogger("secateur.cli").error("out of memory: %s", error)
+            _log("out of memory: %s", error)
             raise typer.Exit(EXIT_REFUSED) from error
         except KeyboardInterrupt:
             err.print("interrupted; no output was written")
@@ -52,6 +52,12 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
             raise typer.Exit(0) from None
 
     return call
+
+
+def _log(message: str, error: Exception) -> None:
+    """For the log file. Where logging was not started, Python's last resort would print it once more."""
+    if logging.getLogger("secateur").handlers:
+        logging.getLogger("secateur.cli").error(message, error)
 
 
 def start_logging(level: str, file: Path | None) -> None:

@@ -50,6 +50,11 @@ class Block:
         return self.linear(self.family.mlp_out)
 
     @property
+    def mlp_norm(self) -> nn.Module:
+        """What reads the residual stream between attention and MLP; the identity where the MLP is gone."""
+        return self.module.get_submodule(self.family.mlp_norms[0])
+
+    @property
     def roles(self) -> dict[str, str]:
         """Paths inside the block of the linear maps that are there, by role."""
         qkv = ("q", "k", "v") if self.family.qkv_layout == "separate" else ("qkv",)

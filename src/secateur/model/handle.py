@@ -58,7 +58,9 @@ class Model:
         self.numbers: list[int] = list(range(len(self.blocks)))
         self.parents: list[dict[str, Any]] = []  # records of earlier prunings, on disk or in this session, oldest first
         self.edits_applied = 0
-        self.rebases: list[tuple[int, torch.Tensor]] = []  # (site, basis) of each `Rebase`, for states held elsewhere
+        # For hidden states that are held elsewhere: (site, site, matrix), X <- X @ matrix takes those that wait at the
+        # first site to the second. A `Rebase` stays where it is, `DropBlock` leads on to what comes after.
+        self.rebases: list[tuple[int, int, torch.Tensor | None]] = []
         _adopt(self.hf)
         self.hf.eval()
 

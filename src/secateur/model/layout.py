@@ -163,6 +163,15 @@ class Layout:
             blocks[number] = block
         return replace(self, blocks=dict(sorted(blocks.items())))
 
+    def without_block(self, number: int) -> Layout:
+        """Without a block; what writes the stream before it takes over the maps on its residual branch."""
+        shape = self.blocks[number].shape
+        layout = self
+        if shape.attention_skip or shape.mlp_skip:
+            width = shape.stream(self.ends.hidden)[2]
+            layout = self._written(around(self.blocks, 2 * number)[0], width)
+        return layout.with_block(number, None)
+
     def with_ends(self, ends: Ends) -> Layout:
         return replace(self, ends=ends, other=self.other + ends.parameters - self.ends.parameters)
 
@@ -172,15 +181,21 @@ class Layout:
 
     def rebased(self, site: int, width: int) -> Layout:
         """With a residual stream of another width at a site; see `around`."""
-        layout, ends, hidden = self, self.ends, self.ends.hidden
         writer, reader = around(self.blocks, site)
-        if writer is None:
-            layout = layout.with_ends(replace(ends, input=width, input_map=ends.tied))
-        elif reader is None or writer[0] != reader[0]:
-            layout = layout.with_block(writer[0], layout.blocks[writer[0]].rebased(2, width, hidden))
+        layout = self._written(writer, width)
         if reader is None:
+            ends = layout.ends
             return layout.with_ends(replace(ends, output=width, output_map=ends.tied, scaled=False))
-        return layout.with_block(reader[0], layout.blocks[reader[0]].rebased(reader[1], width, hidden))
+        number, half = reader
+        return layout.with_block(number, layout.blocks[number].rebased(half, width, self.ends.hidden))
+
+    def _written(self, writer: Half | None, width: int) -> Layout:
+        """With `width` coordinates where the writer (None: the embedding) adds to the residual stream."""
+        if writer is None:
+            return self.with_ends(replace(self.ends, input=width, input_map=self.ends.tied))
+        number, half = writer
+        place: Literal[1, 2] = 2 if half else 1
+        return self.with_block(number, self.blocks[number].rebased(place, width, self.ends.hidden))
 
     def stream_width(self, site: int) -> int:
         """How many coordinates the residual stream has at a site; see `around`."""

@@ -28,7 +28,7 @@ from secateur.surgery.edits import (
     StreamEdit,
     UntieHead,
 )
-from secateur.surgery.stream import change_stream
+from secateur.surgery.stream import bridge, change_stream
 
 
 def apply(model: Model, edit: Edit) -> None:
@@ -43,6 +43,7 @@ def apply(model: Model, edit: Edit) -> None:
         change_stream(model, edit)
     elif isinstance(edit, DropBlock):
         _check_drop(model, edit)
+        bridge(model, edit.block)
         model.forget_block(edit.block)
     else:
         with model.open(edit.block) as block, torch.no_grad():
@@ -66,7 +67,7 @@ def predict(layout: Layout, edit: Edit) -> Layout:
     before = layout.blocks[edit.block]
     match edit:
         case DropBlock():
-            return layout.with_block(edit.block, None)
+            return layout.without_block(edit.block)
         case DropAttention():
             return layout.with_block(edit.block, before.without_attention())
         case DropMLP():
@@ -90,11 +91,6 @@ def _check_drop(model: Model, edit: DropBlock) -> None:
     model.position(edit.block)
     if len(model.numbers) == 1:
         raise InvalidEditError(f"block {edit.block} is the last one; a model needs at least one")
-    if model.layout().is_rebased:
-        raise InvalidEditError(
-            f"block {edit.block} leads from one basis of the residual stream to another, and cannot go as a whole; "
-            "drop its attention and its MLP"
-        )
 
 
 def _change(block: Block, edit: BlockEdit) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from secateur.errors import InvalidEditError
 from secateur.model.handle import Model
-from secateur.model.layout import around
+from secateur.model.layout import around, final_site
 from secateur.model.modeling_secateur import (
     SKIPS,
     FoldedNorm,
@@ -44,6 +44,27 @@ def change_stream(model: Model, edit: StreamEdit) -> None:
             _fold_norms(model)
         case Rebase():
             _rebase(model, edit)
+
+
+@torch.no_grad()
+def bridge(model: Model, number: int) -> None:
+    """Prepare a block for going: what writes the stream before it takes over the maps on its residual branch."""
+    with model.open(number) as block:
+        skips = [getattr(block.module, name, None) for name in SKIPS]
+        there = [skip.double() for skip in skips if skip is not None]
+    after = [later for later in model.numbers if later > number]
+    next_site = 2 * after[0] if after else final_site(model.numbers)
+    if not there:
+        model.rebases.append((2 * number, next_site, None))
+        return
+    bridged = there[0] @ there[1] if len(there) == 2 else there[0]
+    writer = around(model.numbers, 2 * number)[0]
+    if writer is None:
+        _rebase_embedding(model, bridged)
+    else:
+        with model.open(writer[0]) as before:
+            _rebase_writer(before, writer[1], bridged, model)
+    model.rebases.append((2 * number, next_site, bridged))
 
 
 def _untie_head(model: Model) -> None:
@@ -100,7 +121,7 @@ def _rebase(model: Model, edit: Rebase) -> None:
     else:
         with model.open(reader[0]) as block:
             _rebase_reader(block, reader[1], basis, model)
-    model.rebases.append((edit.site, basis))
+    model.rebases.append((edit.site, edit.site, basis))
 
 
 def _check_basis(edit: Rebase, width: int) -> None:

@@ -258,7 +258,7 @@ def test_an_exception_in_a_tap_leaves_no_trace(tap: str) -> None:
     with pytest.raises(ZeroDivisionError):
         visit.observe(**{tap: fail})
     stream.close()
-    assert model.opened is None
+    assert not model.opened
     assert model.blocks is blocks
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.hf.modules())
     assert torch.equal(logits(model.whole(), tokens.ids), logits(tiny("phi3"), tokens.ids))

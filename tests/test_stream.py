@@ -314,6 +314,11 @@ def test_edits_as_data() -> None:
 # --- the engines ---
 
 
+def into(shown: list[Tensor]) -> Callable[[Tensor, Tensor], None]:
+    """A tap that keeps what it is shown."""
+    return lambda x, weights: shown.append(x.clone())
+
+
 @pytest.mark.parametrize("closed", [False, True])
 @pytest.mark.parametrize("looks", [(0, 1, 2, 3), (2,), (1, 3), (0, 3)])
 def test_a_walk_follows_the_stream_into_its_new_basis(looks: tuple[int, ...], closed: bool) -> None:
@@ -332,8 +337,7 @@ def test_a_walk_follows_the_stream_into_its_new_basis(looks: tuple[int, ...], cl
         number, seen = visit.block.number, dict[str, list[Tensor]]()
         for when in ("before", "after"):
             taps: dict[str, Any] = {
-                tap: lambda x, w, shown=seen.setdefault(f"{when} {tap}", []): shown.append(x.clone())
-                for tap in ("block_in", "block_mid", "block_out")
+                tap: into(seen.setdefault(f"{when} {tap}", [])) for tap in ("block_in", "block_mid", "block_out")
             }
             expected = activations(plain, tokens.ids).get(number)
             if number in looks and expected is not None:

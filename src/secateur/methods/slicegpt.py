@@ -141,7 +141,7 @@ def _foretell(
     return Cost(
         block_tokens=walked * (looks + len(layout.blocks) - 1),
         head_tokens=0,
-        peak_states=walked,
+        peak_states=walked + 2 * width * len(sites),  # and the bases: of the edits, and in the journal
         after=after,
     )
 
@@ -171,7 +171,7 @@ def slicegpt(
     """Directions of the residual stream: rotated at each site to its principal components, the least ones sliced off.
 
     Args:
-        dimension: hidden width after slicing, the same everywhere; wins over the sparsity if given.
+        dimension: hidden width after slicing, the same everywhere; wins over the sparsity, then only noted, if given.
         multiple: without it, the width is the multiple of this that meets the sparsity best.
         slice_head: also slice what enters the final norm (the paper's code does not by default).
         untie: give a tied head a matrix of its own instead of maps before and after the shared one.

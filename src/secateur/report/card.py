@@ -46,6 +46,8 @@ def card(record: Mapping[str, Any], method: Method) -> str:
         ("attention modules", before["attentions"], after["attentions"]),
         ("FFN neurons", f"{before['neurons']:,}", f"{after['neurons']:,}"),
     ]
+    if after["stream_width"] != before["stream_width"]:
+        rows.append(("hidden width", before["stream_width"], after["stream_width"]))
     rows += [
         (f"perplexity, {each['text']}, {each['samples']} x {each['length']}",
          f"{each['before']:.2f}", f"{each['after']:.2f}")

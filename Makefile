@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUT ?= out/smollm2-135m-2ssp-25
 CONSTRAIN := -q -c constraints.txt
 
-.PHONY: demo test unit slow lint bench clean
+.PHONY: demo test unit slow lint bench families clean
 
 # Downloads are a step of their own, so that the demo can say how long everything else took.
 $(BIN)/python:
@@ -54,6 +54,9 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python bench/sweep.py
+
+families: $(VENV)/.dev
+	$(BIN)/python tests/family_table.py > docs/families.tmp && mv docs/families.tmp docs/families.md
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -16,7 +16,19 @@ import torch
 
 torch.set_num_threads(1)
 
+# One of each kind: separate and fused projections, Conv1D, heads fused one by one beside a parallel MLP, an FFN that is
+# no module.
+KINDS_OF_FAMILY = ("llama", "phi3", "gpt2", "gpt_neox", "opt")
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m is looked at
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Most tests take one family of each kind; for all others they are slow tests."""
+    for item in items:
+        family = getattr(item, "callspec", None) and item.callspec.params.get("family")
+        if family and family not in KINDS_OF_FAMILY and not item.get_closest_marker("every_family"):
+            item.add_marker(pytest.mark.slow)
 
 
 def _strict(item: pytest.Item | pytest.Collector) -> bool:

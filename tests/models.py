@@ -59,6 +59,20 @@ _CONFIGS: dict[str, dict[str, Any]] = {
     "phi3": {"intermediate_size": 52, "num_attention_heads": 8, "num_key_value_heads": 4, "sliding_window": None},
     "opt": {"ffn_dim": 60, "num_attention_heads": 4, "word_embed_proj_dim": HIDDEN, "dropout": 0.0,
             "tie_word_embeddings": True, "pad_token_id": 1},  # its positions need a padding index
+    "smollm3": {"intermediate_size": 36, "num_attention_heads": 8, "num_key_value_heads": 2,
+                "no_rope_layers": [1, 0, 1, 1], "use_sliding_window": True, "sliding_window": WINDOW},
+    "granite": {"intermediate_size": 42, "num_attention_heads": 4, "num_key_value_heads": 2, "residual_multiplier": 0.7,
+                "embedding_multiplier": 2.0, "attention_multiplier": 0.3, "logits_scaling": 1.5},
+    "gemma2": {"intermediate_size": 46, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+               "query_pre_attn_scalar": 12, "sliding_window": WINDOW, "attn_logit_softcapping": None,
+               "final_logit_softcapping": 4.0, "tie_word_embeddings": True},
+    "gemma3_text": {"intermediate_size": 38, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+                    "query_pre_attn_scalar": 12, "sliding_window": WINDOW, "tie_word_embeddings": True,
+                    "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]},
+    "olmo2": {"intermediate_size": 50, "num_attention_heads": 8, "num_key_value_heads": 4},
+    "phi": {"intermediate_size": 54, "num_attention_heads": 4, "num_key_value_heads": 4, "qk_layernorm": True},
+    "gpt_neox": {"intermediate_size": 58, "num_attention_heads": 4},
+    "gpt2": {"num_attention_heads": 4, "tie_word_embeddings": True},  # no width: it has four times the hidden size
 }  # fmt: skip
 
 
@@ -124,10 +138,10 @@ def layouts(model: Model) -> dict[str, list[Edit]]:
     shape = model.layout().blocks[0].shape
     width, groups = shape.width, shape.kv_heads
     with model.open(2) as block:
-        hidden, columns = block.attention_out.weight.shape
+        hidden, columns = block.weight("attention_out").shape
     columns //= groups
     odd = tuple(range(1, width, 2))
-    return {
+    made: dict[str, list[Edit]] = {
         "dense": [],
         "block 0 without attention": [DropAttention(0)],
         "one KV group fewer": [KeepHeads(1, tuple(range(1, groups)))],
@@ -155,6 +169,12 @@ def layouts(model: Model) -> dict[str, list[Edit]]:
             DropMLP(3),
         ],
     }
+    return {name: possible(model, edits) for name, edits in made.items()}
+
+
+def possible(model: Model, edits: Iterable[Edit]) -> list[Edit]:
+    """Those that the model's family can do."""
+    return [edit for edit in edits if type(edit).__name__ not in model.family.cannot]
 
 
 LAYOUTS = (

@@ -119,7 +119,8 @@ def activations(model: Model, ids: Tensor) -> dict[int, dict[str, Tensor]]:
                 places.append((block.attention_out, "attention_hidden"))
             if block.has_mlp:
                 places.append((block.mlp_out, "mlp_hidden"))
-            places.append((block.mlp_norm, "block_mid"))
+            if model.family.no_rebase is None:
+                places.append((block.mlp_norm, "block_mid"))
             for place, name in places:
                 handles.append(
                     place.register_forward_pre_hook(lambda _, args, n=number, name=name: keep(n, name, args[0]))

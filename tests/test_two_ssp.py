@@ -370,9 +370,10 @@ def test_a_neuron_that_is_never_active_goes_first(family: str) -> None:
     silent = {0: 7, 1: 0, 2: model.layout().blocks[2].shape.width - 1, 3: 20}
     for number, neuron in silent.items():
         with model.open(number) as block, torch.no_grad():
-            projection = block.linear(block.family.mlp_in[-1])  # up, or what there is
+            role = "gate_up" if block.family.fused_mlp_in else "up"
+            projection = block.linear(block.roles[role])
             row = neuron + block.shape.width * block.family.fused_mlp_in
-            projection.weight[row] = 0
+            block.weight(role)[row] = 0
             if projection.bias is not None:
                 projection.bias += 3  # behind a ReLU all others are active then
                 projection.bias[row] = 0

@@ -53,14 +53,15 @@ def muted(block: Block, parts: Iterable[Part]) -> Iterator[None]:
     saved: dict[str, nn.Module] = {}
 
     def save(*paths: str) -> None:
-        saved.update({path: module.get_submodule(path) for path in paths})
+        for path in paths:
+            saved.setdefault(path, module.get_submodule(path))
 
     try:
         if "attention" in kinds and block.has_attention:
-            save(family.attention, *family.attention_norms)
+            save(family.attention, *family.attention_norms, *family.shared_norms)
             drop_attention(module, family)
         if "mlp" in kinds and block.has_mlp:
-            save(*family.mlp, *family.mlp_norms)
+            save(*family.mlp, *family.mlp_norms, *family.shared_norms)
             drop_mlp(module, family)
         yield
     finally:

@@ -151,7 +151,7 @@ class Visit:
 def _tapped(block: Block, taps: dict[str, Look], weights: Tensor) -> Iterator[None]:
     """Show the stream before the MLP and the inputs of the two output projections while the block runs."""
     places: dict[str, nn.Module] = {}
-    if "block_mid" in taps:
+    if "block_mid" in taps and block.family.no_rebase is None:  # other forms of block have no such place
         places["block_mid"] = block.mlp_norm
     if "attention_hidden" in taps and block.has_attention:
         places["attention_hidden"] = block.attention_out

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,6 @@ from secateur.errors import InvalidOptionError, OutputError, OutputExistsError
 from secateur.folders import new_folder
 from secateur.model.handle import Model
 from secateur.model.modeling_secateur import MODEL_FOR_CAUSAL_LM_MAPPING, plain_config
-from secateur.model.modeling_secateur import __file__ as MODELING_FILE
 from secateur.quiet import quiet_transformers
 
 Tier = Literal["A", "B"]
@@ -55,10 +55,8 @@ def save(
     stock = _stock_config(model)
     with new_folder(folder, overwrite=overwrite) as partial:
         with quiet_transformers():
-            model.hf.save_pretrained(partial, max_shard_size=max_shard_size)
-            if stock is not None:
-                stock.save_pretrained(partial)
-                (partial / Path(MODELING_FILE).name).unlink()
+            with _as_stock(model, stock) if stock is not None else nullcontext():
+                model.hf.save_pretrained(partial, max_shard_size=max_shard_size)
             if model.tokenizer is not None:
                 model.tokenizer.save_pretrained(partial)
         for name, content in (files or {}).items():
@@ -66,6 +64,18 @@ def save(
         for weights in partial.glob("*.safetensors"):  # safetensors makes them private; give them the usual mode
             weights.chmod((partial / "config.json").stat().st_mode)
     return "A" if stock is not None else "B"
+
+
+@contextmanager
+def _as_stock(model: Model, stock: PreTrainedConfig) -> Iterator[None]:
+    """For the time of the context the model is of its stock class, which may rename tensors as it writes them."""
+    hf, config, adopted = model.hf, model.hf.config, type(model.hf)
+    stock_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(stock)]
+    hf.__class__, hf.config = stock_class, stock
+    try:
+        yield
+    finally:
+        hf.__class__, hf.config = adopted, config
 
 
 def check_output(folder: Path, *, overwrite: bool = False, max_shard_size: str = "5GB") -> None:

@@ -146,10 +146,10 @@ def require_family(config: Any) -> Family:
             f"models of type '{config.model_type}' are not supported; supported: {', '.join(sorted(FAMILIES))}"
         )
     for name, value in family.requires.items():
-        if getattr(config, name) != value:
+        if (getattr(config, name, None) or False) != value:  # None stands for False
             raise UnsupportedModelError(
                 f"{family.model_type} models are supported with {name}={value} only; this one has "
-                f"{name}={getattr(config, name)}"
+                f"{name}={getattr(config, name, None)}"
             )
     return family
 

@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Literal
 from torch import nn
 
 from secateur.errors import InvalidEditError
-from secateur.model.modeling_secateur import Ends, Family, Shape, ends_of, has_attention, has_mlp, head_dim_of, shape_of
+from secateur.model.modeling_secateur import (
+    Ends,
+    Family,
+    Linear,
+    Shape,
+    ends_of,
+    has_attention,
+    has_mlp,
+    head_dim_of,
+    in_features,
+    out_features,
+    shape_of,
+)
 
 if TYPE_CHECKING:
     from secateur.model.handle import Model
@@ -53,6 +65,7 @@ class BlockLayout:
     Attributes:
         attention, mlp: the module itself, 0 where it is gone.
         attention_norms, mlp_norms: the norms that go with it.
+        shared_norms: the norms that go with the second of the two.
         neuron: one FFN neuron (its gate and up rows, its down column).
         kv_group: one KV head with the query heads that read it.
         rest: whatever else the block has: the maps on its residual branch.
@@ -69,20 +82,28 @@ class BlockLayout:
     neuron: int
     kv_group: int
     rest: int
+    shared_norms: int = 0
     mlp_rows: int = 2
     attention_bias: bool = False
     mlp_bias: bool = False
 
     @property
     def parameters(self) -> int:
-        return self.attention + self.attention_norms + self.mlp + self.mlp_norms + self.rest
+        norms = self.attention_norms + self.mlp_norms + self.shared_norms
+        return self.attention + self.mlp + norms + self.rest
 
     def without_attention(self) -> BlockLayout:
         shape = replace(self.shape, query_heads=0, kv_heads=0)
-        return replace(self, shape=shape, head_dim=0, attention=0, attention_norms=0, kv_group=0, attention_bias=False)
+        shared = self.shared_norms if self.shape.width else 0
+        return replace(
+            self, shape=shape, head_dim=0, attention=0, attention_norms=0, shared_norms=shared, kv_group=0,
+            attention_bias=False,
+        )  # fmt: skip
 
     def without_mlp(self) -> BlockLayout:
-        return replace(self, shape=replace(self.shape, width=0), mlp=0, mlp_norms=0, neuron=0, mlp_bias=False)
+        shape = replace(self.shape, width=0)
+        shared = self.shared_norms if self.shape.kv_heads else 0
+        return replace(self, shape=shape, mlp=0, mlp_norms=0, shared_norms=shared, neuron=0, mlp_bias=False)
 
     def with_width(self, width: int) -> BlockLayout:
         gone = self.shape.width - width
@@ -233,7 +254,7 @@ def read_block(module: nn.Module, family: Family) -> BlockLayout:
     shape = shape_of(module, family)
     attention = size(family.attention) if has_attention(module, family) else 0
     mlp = size(*family.mlp)
-    norms = size(*family.attention_norms), size(*family.mlp_norms)
+    norms = size(*family.attention_norms), size(*family.mlp_norms), size(*family.shared_norms)
     head_dim = head_dim_of(module, family) if attention else 0
     kv_group = 0
     if attention:
@@ -256,6 +277,7 @@ def read_block(module: nn.Module, family: Family) -> BlockLayout:
         neuron=neuron,
         kv_group=kv_group,
         rest=rest,
+        shared_norms=norms[2],
         mlp_rows=len(family.mlp_in) * (2 if family.fused_mlp_in else 1),
         attention_bias=bool(attention) and _has_bias(module, family.out),
         mlp_bias=has_mlp(module, family) and _has_bias(module, family.mlp_out),
@@ -271,10 +293,10 @@ def _has_bias(module: nn.Module, path: str) -> bool:
 
 
 def _row_cost(module: nn.Module, path: str) -> int:
-    linear: nn.Linear = module.get_submodule(path)  # type: ignore[assignment]  # the family row says so
-    return linear.in_features + (linear.bias is not None)
+    linear: Linear = module.get_submodule(path)  # type: ignore[assignment]  # the family row says so
+    return in_features(linear) + (linear.bias is not None)
 
 
 def _column_cost(module: nn.Module, path: str) -> int:
-    linear: nn.Linear = module.get_submodule(path)  # type: ignore[assignment]  # the family row says so
-    return linear.out_features
+    linear: Linear = module.get_submodule(path)  # type: ignore[assignment]  # the family row says so
+    return out_features(linear)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.pytorch_utils import Conv1D
 
 NOT_PRE_NORM = "only blocks of the form x + attention(RMSNorm(x)), then x + mlp(RMSNorm(x)) are built"
 PREFIX = "secateur-"  # model_type of a saved model: never a stock one, which stock transformers would half load
@@ -34,11 +35,13 @@ class Family:
     """One row: how one model family names the parts of a block. Paths are relative to the block.
 
     `blocks` is relative to the `ForCausalLM` model. `qkv_layout` is "separate" for three projections, "blocks" for
-    one projection with all query rows, then all key rows, then all value rows. `fused_mlp_in`: gate and up rows are
-    stacked in one projection. `counts` maps attributes that the attention's forward reads to what they count;
-    an attribute "config.X" is read from the configuration. `no_rebase` is None for families whose block is, in this
-    order, x + dropout(attention(RMSNorm(x))) and x + dropout(mlp(RMSNorm(x))), so that norms fold and the residual
-    stream takes another basis; else the reason why not.
+    one projection with all query rows, then all key rows, then all value rows, "per_head" for one with the query, key
+    and value rows of one head after another. `fused_mlp_in`: gate and up rows are stacked in one projection. `counts`
+    maps attributes that the attention's forward reads to what they count; an attribute "config.X" is read from the
+    configuration. `shared_norms` are read by attention and MLP alike and go with the second of them. `no_rebase` is
+    None for families whose block is, in this order, x + attention(RMSNorm(x)) and x + mlp(RMSNorm(x)), so that norms
+    fold and the residual stream takes another basis; else the reason why not. What is added may pass `dropouts` and be
+    multiplied by the block's attribute `multiplier`.
     """
 
     model_type: str
@@ -46,15 +49,19 @@ class Family:
     attention: str = "self_attn"
     qkv: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
     out: str = "self_attn.o_proj"
-    qkv_layout: Literal["separate", "blocks"] = "separate"
-    counts: Mapping[str, Literal["query_heads", "kv_heads"]] = field(default_factory=dict)
+    qkv_layout: Literal["separate", "blocks", "per_head"] = "separate"
+    counts: Mapping[str, Literal["query_heads", "kv_heads", "query_rows"]] = field(default_factory=dict)
+    head_dim: str = "head_dim"  # the attention's attribute
+    cache: str = "past_key_values"  # the argument by which the attention is given the KV cache
     attention_norms: tuple[str, ...] = ("input_layernorm",)
     mlp: tuple[str, ...] = ("mlp",)  # the modules that together are the MLP
     mlp_in: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
     mlp_out: str = "mlp.down_proj"
     fused_mlp_in: bool = False
     mlp_norms: tuple[str, ...] = ("post_attention_layernorm",)
+    shared_norms: tuple[str, ...] = ()
     width: str = "intermediate_size"  # the configuration's names
+    default_width: int | None = None  # where the configuration has None: so many times the hidden size
     query_heads: str = "num_attention_heads"
     kv_heads: str | None = "num_key_value_heads"
     free_head_dim: bool = True  # the stock class takes a head_dim other than hidden_size / heads
@@ -62,8 +69,17 @@ class Family:
     cannot: Mapping[str, str] = field(default_factory=dict)  # edit -> why this family refuses it
     no_rebase: str | None = NOT_PRE_NORM
     final_norm: str = "model.norm"
-    dropouts: tuple[str, str] | None = None  # what the outputs of attention and MLP pass before they are added
+    dropouts: tuple[str, str] | None = None
+    multiplier: str | None = None
 
+
+_POST_NORMS = "a norm after a module does not commute with a rotation of what it adds"
+_NORMS_ON_BOTH_SIDES: dict[str, Any] = {  # a norm before and after each module
+    "attention_norms": ("input_layernorm", "post_attention_layernorm"),
+    "mlp_norms": ("pre_feedforward_layernorm", "post_feedforward_layernorm"),
+    "requires": {"use_bidirectional_attention": False},
+    "no_rebase": _POST_NORMS,
+}
 
 FAMILIES: dict[str, Family] = {
     row.model_type: row
@@ -72,6 +88,17 @@ FAMILIES: dict[str, Family] = {
         Family(model_type="mistral", no_rebase=None),
         Family(model_type="qwen2", no_rebase=None),
         Family(model_type="qwen3", no_rebase=None),
+        Family(model_type="smollm3", no_rebase=None),
+        Family(model_type="granite", no_rebase=None, multiplier="residual_multiplier"),
+        Family(model_type="gemma2", **_NORMS_ON_BOTH_SIDES),
+        Family(model_type="gemma3_text", **_NORMS_ON_BOTH_SIDES),
+        Family(
+            model_type="olmo2",
+            attention_norms=("post_attention_layernorm",),
+            mlp_norms=("post_feedforward_layernorm",),
+            cannot={"KeepHeads": "its norms of queries and keys span all heads, so no head can go alone"},
+            no_rebase=_POST_NORMS,
+        ),
         Family(
             model_type="phi3",
             qkv=("self_attn.qkv_proj",),
@@ -81,6 +108,48 @@ FAMILIES: dict[str, Family] = {
             fused_mlp_in=True,
             no_rebase=None,
             dropouts=("resid_attn_dropout", "resid_mlp_dropout"),
+        ),
+        Family(
+            model_type="phi",  # attention and MLP side by side, behind one norm
+            out="self_attn.dense",
+            attention_norms=(),
+            mlp_in=("mlp.fc1",),
+            mlp_out="mlp.fc2",
+            mlp_norms=(),
+            shared_norms=("input_layernorm",),
+            free_head_dim=False,
+        ),
+        Family(
+            model_type="gpt_neox",
+            blocks="gpt_neox.layers",
+            attention="attention",
+            qkv=("attention.query_key_value",),
+            out="attention.dense",
+            qkv_layout="per_head",
+            head_dim="head_size",
+            cache="layer_past",
+            mlp_in=("mlp.dense_h_to_4h",),
+            mlp_out="mlp.dense_4h_to_h",
+            kv_heads=None,
+            free_head_dim=False,
+        ),
+        Family(
+            model_type="gpt2",
+            blocks="transformer.h",
+            attention="attn",
+            qkv=("attn.c_attn",),
+            out="attn.c_proj",
+            qkv_layout="blocks",
+            counts={"num_heads": "query_heads", "split_size": "query_rows"},
+            attention_norms=("ln_1",),
+            mlp_in=("mlp.c_fc",),
+            mlp_out="mlp.c_proj",
+            mlp_norms=("ln_2",),
+            width="n_inner",
+            default_width=4,
+            kv_heads=None,
+            free_head_dim=False,
+            requires={"add_cross_attention": False, "scale_attn_by_inverse_layer_idx": False},
         ),
         Family(
             model_type="opt",
@@ -177,17 +246,19 @@ class RemovedAttention(Removed):
     would report an empty past and corrupt cached generation, so this one stores a single zero per token.
     """
 
-    def __init__(self, layer_idx: int) -> None:
+    def __init__(self, layer_idx: int, cache: str) -> None:
         super().__init__()
         self.layer_idx = layer_idx
+        self.cache = cache
 
     def forward(  # type: ignore[override]  # an attention also returns its weights
-        self, hidden_states: Tensor, *args: Any, past_key_values: Any = None, **kwargs: Any
+        self, hidden_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, None]:
-        if past_key_values is not None:
+        cache = kwargs.get(self.cache)
+        if cache is not None:
             batch, length = hidden_states.shape[:2]
             mark = hidden_states.new_zeros((batch, 1, length, 1))  # (batch, heads, tokens, head_dim)
-            past_key_values.update(mark, mark, self.layer_idx)
+            cache.update(mark, mark, self.layer_idx)
         return super().forward(hidden_states), None
 
 
@@ -238,13 +309,16 @@ class StreamBlock:
     mlp_skip: nn.Parameter | None  # (stream between, stream out)
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
-        part, family = self.get_submodule, self.family  # type: ignore[attr-defined]  # the stock block's
-        after_attention, after_mlp = map(part, family.dropouts or ("", ""))
-        h = hidden_states
+        part, family, h = self.get_submodule, self.family, hidden_states  # type: ignore[attr-defined]  # the stock block's
         added = part(family.attention)(hidden_states=part(family.attention_norms[0])(h), **kwargs)[0]
-        h = _through(h, self.attention_skip) + (after_attention(added) if family.dropouts else added)
+        h = _through(h, self.attention_skip) + self._branch(added, 0)
         added = part(family.mlp[0])(part(family.mlp_norms[0])(h))
-        return _through(h, self.mlp_skip) + (after_mlp(added) if family.dropouts else added)
+        return _through(h, self.mlp_skip) + self._branch(added, 1)
+
+    def _branch(self, added: Tensor, half: int) -> Tensor:
+        if self.family.dropouts:
+            added = self.get_submodule(self.family.dropouts[half])(added)  # type: ignore[attr-defined]
+        return added * getattr(self, self.family.multiplier) if self.family.multiplier else added
 
 
 def _through(hidden: Tensor, skip: Tensor | None) -> Tensor:
@@ -266,24 +340,47 @@ class _LayerView:
 # --- primitives: shrink one block ------------------------------------------------------------------------------------
 
 
-def narrow(linear: nn.Linear, *, rows: Tensor | None = None, columns: Tensor | None = None) -> None:
-    """Keep the given output rows (bias too) and input columns of `linear`, in place."""
+Linear = nn.Linear | Conv1D  # Conv1D keeps its weight as (in, out), and names its sizes otherwise
+
+
+def row_dim(linear: Linear) -> int:
+    """The dimension of the weight that runs over the outputs."""
+    return 1 if isinstance(linear, Conv1D) else 0
+
+
+def out_features(linear: Linear) -> int:
+    return linear.weight.shape[row_dim(linear)]
+
+
+def in_features(linear: Linear) -> int:
+    return linear.weight.shape[1 - row_dim(linear)]
+
+
+def narrow(linear: Linear, *, rows: Tensor | None = None, columns: Tensor | None = None) -> None:
+    """Keep the given outputs ("rows"; bias too) and inputs ("columns") of a linear map, in place."""
     weight = linear.weight.detach()
+    dim = row_dim(linear)
     if rows is not None:
-        weight = weight.index_select(0, rows.to(weight.device))
-        linear.out_features = len(rows)
+        weight = weight.index_select(dim, rows.to(weight.device))
         if linear.bias is not None:
             bias = linear.bias.detach().index_select(0, rows.to(weight.device))
             linear.bias = nn.Parameter(bias, requires_grad=linear.bias.requires_grad)
     if columns is not None:
-        weight = weight.index_select(1, columns.to(weight.device))
-        linear.in_features = len(columns)
+        weight = weight.index_select(1 - dim, columns.to(weight.device))
     linear.weight = nn.Parameter(weight, requires_grad=linear.weight.requires_grad)
+    state_sizes(linear)
+
+
+def state_sizes(linear: Linear) -> None:
+    """Bring the attributes that name a map's sizes up to date with its weight."""
+    names = ("nf", "nx") if isinstance(linear, Conv1D) else ("out_features", "in_features")
+    for name, size in zip(names, (out_features(linear), in_features(linear)), strict=True):
+        setattr(linear, name, size)
 
 
 def keep_neurons(block: nn.Module, family: Family, index: Tensor) -> None:
     """Keep the FFN neurons `index` (kept,): rows of gate and up, columns of down."""
-    width = _linear(block, family.mlp_out).in_features
+    width = in_features(_linear(block, family.mlp_out))
     rows = torch.cat([index, index + width]) if family.fused_mlp_in else index
     for path in family.mlp_in:
         narrow(_linear(block, path), rows=rows)
@@ -300,34 +397,41 @@ def keep_heads(block: nn.Module, family: Family, index: Tensor) -> None:
     if family.qkv_layout == "separate":
         for path, rows in zip(family.qkv, (q_rows, kv_rows, kv_rows), strict=True):
             narrow(_linear(block, path), rows=rows)
+    elif family.qkv_layout == "per_head":
+        narrow(_linear(block, family.qkv[0]), rows=_spread(index, 3 * head_dim))
     else:
         k_start = before.query_heads * head_dim
         v_start = k_start + before.kv_heads * head_dim
         narrow(_linear(block, family.qkv[0]), rows=torch.cat([q_rows, kv_rows + k_start, kv_rows + v_start]))
     narrow(_linear(block, family.out), columns=q_rows)
     attention = block.get_submodule(family.attention)
+    sizes = {"query_heads": len(query), "kv_heads": len(index), "query_rows": len(q_rows)}
     for attribute, counted in family.counts.items():
-        number = len(query) if counted == "query_heads" else len(index)
         name = attribute.removeprefix("config.")
         if name == attribute:
-            setattr(attention, name, number)
+            setattr(attention, name, sizes[counted])
         else:
-            attention.config = _LayerView(attention.config, **{name: number})  # type: ignore[assignment]
+            attention.config = _LayerView(attention.config, **{name: sizes[counted]})  # type: ignore[assignment]
 
 
 def drop_attention(block: nn.Module, family: Family) -> None:
-    """Remove the attention and its norm."""
-    layer_idx = block.get_submodule(family.attention).layer_idx
-    block.set_submodule(family.attention, RemovedAttention(layer_idx))  # type: ignore[arg-type]
-    for path in family.attention_norms:
-        block.set_submodule(path, nn.Identity())
+    """Remove the attention and its norms."""
+    layer_idx: Any = block.get_submodule(family.attention).layer_idx
+    block.set_submodule(family.attention, RemovedAttention(layer_idx, family.cache))
+    _drop_norms(
+        block, family.attention_norms if has_mlp(block, family) else family.attention_norms + family.shared_norms
+    )
 
 
 def drop_mlp(block: nn.Module, family: Family) -> None:
-    """Remove the MLP and its norm."""
+    """Remove the MLP and its norms."""
     for path in family.mlp:
         block.set_submodule(path, Removed())
-    for path in family.mlp_norms:
+    _drop_norms(block, family.mlp_norms if has_attention(block, family) else family.mlp_norms + family.shared_norms)
+
+
+def _drop_norms(block: nn.Module, paths: Iterable[str]) -> None:
+    for path in paths:
         block.set_submodule(path, nn.Identity())
 
 
@@ -389,23 +493,23 @@ def has_mlp(block: nn.Module, family: Family) -> bool:
 
 
 def head_dim_of(block: nn.Module, family: Family) -> int:
-    return int(block.get_submodule(family.attention).head_dim)  # type: ignore[arg-type]
+    return int(getattr(block.get_submodule(family.attention), family.head_dim))
 
 
 def shape_of(block: nn.Module, family: Family) -> Shape:
     """Read the shape off the real modules."""
-    width = _linear(block, family.mlp_out).in_features if has_mlp(block, family) else 0
+    width = in_features(_linear(block, family.mlp_out)) if has_mlp(block, family) else 0
     shape = Shape(width, 0, 0)
     if isinstance(block, StreamBlock):
         shape = Shape(width, 0, 0, True, _size(block.attention_skip), _size(block.mlp_skip))
     if not has_attention(block, family):
         return shape
     head_dim = head_dim_of(block, family)
-    query = _linear(block, family.out).in_features // head_dim
+    query = in_features(_linear(block, family.out)) // head_dim
     if family.qkv_layout == "separate":
-        kv = _linear(block, family.qkv[1]).out_features // head_dim
+        kv = out_features(_linear(block, family.qkv[1])) // head_dim
     else:
-        kv = (_linear(block, family.qkv[0]).out_features // head_dim - query) // 2
+        kv = (out_features(_linear(block, family.qkv[0])) // head_dim - query) // 2
     return replace(shape, query_heads=query, kv_heads=kv)
 
 
@@ -496,7 +600,7 @@ def _embedding_and_head(model: PreTrainedModel) -> tuple[Any, Any]:
     return model.get_input_embeddings(), model.get_output_embeddings()
 
 
-def _linear(block: nn.Module, path: str) -> nn.Linear:
+def _linear(block: nn.Module, path: str) -> Linear:
     return block.get_submodule(path)  # type: ignore[return-value]
 
 
@@ -521,7 +625,7 @@ def shapes_from(config: PreTrainedConfig, family: Family) -> list[Shape]:
         query = 0 if "attention" in skip else getattr(layer, family.query_heads)
         shapes.append(
             Shape(
-                width=0 if "mlp" in skip else getattr(layer, family.width),
+                width=0 if "mlp" in skip else width_of(layer, family),
                 query_heads=query,
                 kv_heads=query and (getattr(layer, family.kv_heads) if family.kv_heads else query),
                 folded=getattr(layer, "folded", False),
@@ -529,6 +633,12 @@ def shapes_from(config: PreTrainedConfig, family: Family) -> list[Shape]:
             )
         )
     return shapes
+
+
+def width_of(config: Any, family: Family) -> int:
+    """The FFN width that a configuration states."""
+    width = getattr(config, family.width)
+    return config.hidden_size * family.default_width if width is None and family.default_width else width
 
 
 def state_shapes(config: PreTrainedConfig, family: Family, shapes: Sequence[Shape]) -> None:

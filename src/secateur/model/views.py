@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from secateur.model.modeling_secateur import Family, Shape, has_attention, has_mlp, shape_of
+from secateur.model.modeling_secateur import Family, Linear, Shape, has_attention, has_mlp, row_dim, shape_of
 
 
 @dataclass(frozen=True)
@@ -40,18 +41,19 @@ class Block:
         return self.module.get_submodule(self.family.attention)
 
     @property
-    def attention_out(self) -> nn.Linear:
-        """The attention's output projection, (hidden, query_heads * head_dim); its input is tapped by methods."""
+    def attention_out(self) -> Linear:
+        """The attention's output projection; its input is tapped by methods."""
         return self.linear(self.family.out)
 
     @property
-    def mlp_out(self) -> nn.Linear:
-        """The MLP's output ("down") projection, (hidden, width); its input are the FFN neurons' activations."""
+    def mlp_out(self) -> Linear:
+        """The MLP's output ("down") projection; its input are the FFN neurons' activations."""
         return self.linear(self.family.mlp_out)
 
     @property
     def mlp_norm(self) -> nn.Module:
-        """What reads the residual stream between attention and MLP; the identity where the MLP is gone."""
+        """What reads the residual stream between attention and MLP, in families whose stream can be rebased; the
+        identity where the MLP is gone."""
         return self.module.get_submodule(self.family.mlp_norms[0])
 
     @property
@@ -67,5 +69,18 @@ class Block:
             roles |= dict(zip(names, self.family.mlp_in, strict=True)) | {"mlp_out": self.family.mlp_out}
         return roles
 
-    def linear(self, path: str) -> nn.Linear:
+    def linear(self, path: str) -> Linear:
         return self.module.get_submodule(path)  # type: ignore[return-value]
+
+    def weight(self, role: str) -> Tensor:
+        """The weight of a role's linear map as (out, in), whichever way the module keeps it; a view of it."""
+        linear = self.linear(self.roles[role])
+        return linear.weight.T if row_dim(linear) else linear.weight
+
+    def set_weight(self, role: str, weight: Tensor) -> None:
+        """Replace it by `weight` (out, in), on the old one's device and in its dtype; for `surgery.apply` only."""
+        linear = self.linear(self.roles[role])
+        old = linear.weight
+        new = weight.T if row_dim(linear) else weight
+        new = new.to(old.device, old.dtype).clone(memory_format=torch.contiguous_format)
+        linear.weight = nn.Parameter(new, requires_grad=old.requires_grad)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from secateur.errors import InvalidEditError, UnsupportedEditError
 from secateur.model.handle import Model
@@ -102,18 +102,14 @@ def _change(block: Block, edit: BlockEdit) -> None:
             drop_mlp(module, family)
         case KeepNeurons():
             keep_neurons(module, family, torch.tensor(edit.index))
-            _set_weight(block.mlp_out, edit.out_weight)
+            if edit.out_weight is not None:
+                block.set_weight("mlp_out", edit.out_weight)
         case KeepHeads():
             keep_heads(module, family, torch.tensor(edit.index))
-            _set_weight(block.attention_out, edit.out_weight)
+            if edit.out_weight is not None:
+                block.set_weight("attention_out", edit.out_weight)
         case SetWeight():
-            _set_weight(block.linear(block.roles[edit.role]), edit.tensor)
-
-
-def _set_weight(linear: nn.Linear, weight: Tensor | None) -> None:
-    if weight is not None:
-        old = linear.weight
-        linear.weight = nn.Parameter(weight.to(old.device, old.dtype).clone(), requires_grad=old.requires_grad)
+            block.set_weight(edit.role, edit.tensor)
 
 
 def _check_block(block: Block, edit: BlockEdit) -> None:
@@ -124,15 +120,16 @@ def _check_block(block: Block, edit: BlockEdit) -> None:
     match edit:
         case KeepNeurons():
             _check_index(block, edit.index, block.shape.width, "neurons")
-            _check_weight(block, edit.out_weight, (block.mlp_out.out_features, len(edit.index)))
+            _check_weight(block, edit.out_weight, (block.weight("mlp_out").shape[0], len(edit.index)))
         case KeepHeads():
             _check_index(block, edit.index, block.shape.kv_heads, "KV heads")
-            columns = block.attention_out.in_features // block.shape.kv_heads * len(edit.index)
-            _check_weight(block, edit.out_weight, (block.attention_out.out_features, columns))
+            rows, columns = block.weight("attention_out").shape
+            columns = columns // block.shape.kv_heads * len(edit.index)
+            _check_weight(block, edit.out_weight, (rows, columns))
         case SetWeight():
             if edit.role not in block.roles:
                 raise InvalidEditError(f"block {block.number} has no '{edit.role}'; it has {', '.join(block.roles)}")
-            _check_weight(block, edit.tensor, tuple(block.linear(block.roles[edit.role]).weight.shape))
+            _check_weight(block, edit.tensor, tuple(block.weight(edit.role).shape))
 
 
 def _check_index(block: Block, index: Sequence[int], size: int, what: str) -> None:

@@ -141,8 +141,7 @@ def _check_basis(edit: Rebase, width: int) -> None:
 def _rebase_writer(block: Block, half: int, basis: Tensor, model: Model) -> None:
     """What is added to the stream, W <- Q^T W and b <- Q^T b, and its residual branch, S <- S Q."""
     if (block.has_attention, block.has_mlp)[half]:
-        linear = (block.family.out, block.family.mlp_out)[half]
-        _turn_rows(block.linear(linear), basis)
+        _turn_rows(_linear(block, (block.family.out, block.family.mlp_out)[half]), basis)
     skip, q = _skip_and(basis, block, half, model)
     _set_skip(block, half, q if skip is None else skip @ q, model)
 
@@ -187,7 +186,11 @@ def _rebase_head(model: Model, basis: Tensor) -> None:
 def _readers(block: Block, half: int) -> list[nn.Linear]:
     """The linear maps that read the stream for the attention (0) or the MLP (1), if it is there."""
     there, paths = ((block.has_attention, block.family.qkv), (block.has_mlp, block.family.mlp_in))[half]
-    return [block.linear(path) for path in paths] if there else []
+    return [_linear(block, path) for path in paths] if there else []
+
+
+def _linear(block: Block, path: str) -> nn.Linear:
+    return block.linear(path)  # type: ignore[return-value]  # no family with `Conv1D` can be rebased
 
 
 def _turn_rows(linear: nn.Linear, basis: Tensor) -> None:

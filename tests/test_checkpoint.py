@@ -73,6 +73,8 @@ def assert_same_model(one: Model, other: Model) -> None:
 
 
 def is_stock(family: str, layout: str) -> bool:
+    if layout in STREAM_LAYOUTS:
+        return False
     if not layouts(tiny(family))[layout]:  # a family that cannot do its edits
         return True
     return layout in STOCK_LAYOUTS and (layout != "one KV group each" or FAMILIES[family].free_head_dim)

@@ -376,3 +376,23 @@ def test_a_sweep_equals_brute_force(layout: str) -> None:
     losses = sweep(model, tokens, variants)
     for variant, loss in zip(variants, losses.tolist(), strict=True):
         assert loss == pytest.approx(mean_nll(without(model, variant), tokens), rel=1e-5)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_hooks_that_spread_a_model_over_devices_still_wrap_it(tied: bool) -> None:
+    """With `--device auto` accelerate has replaced each module's forward by one that keeps the old one."""
+    hooks = pytest.importorskip("accelerate.hooks")
+    plain = tiny_in("sliced stream", "llama", tie_word_embeddings=tied)
+    model = tiny("llama", tie_word_embeddings=tied)
+    called: list[str] = []
+
+    class Hook(hooks.AlignDevicesHook):  # type: ignore[misc, name-defined]
+        def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
+            called.append(type(module).__name__)
+            return super().pre_forward(module, *args, **kwargs)
+
+    for module in (model.hf.get_input_embeddings(), *model.blocks, model.hf.lm_head):
+        hooks.add_hook_to_module(module, Hook(execution_device="cpu", io_same_device=True))
+    apply_all(model, stream_layouts(model)["sliced stream"])
+    assert torch.equal(logits(model, IDS), logits(plain, IDS))
+    assert called.count("LlamaDecoderLayer") == BLOCKS  # the name by which accelerate keeps a block in one piece

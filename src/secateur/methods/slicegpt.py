@@ -39,8 +39,11 @@ BIBTEX = """@inproceedings{ashkboos2024slicegpt,
 
 def sites_to_slice(layout: Layout, dimension: int, *, slice_head: bool) -> list[int]:
     """The sites of the residual stream that are wider than `dimension`; the last, before the head, only if asked."""
-    sites = layout.sites if slice_head else layout.sites[:-1]
-    return [site for site in sites if layout.stream_width(site) > dimension]
+    return [site for site in _sites(layout, slice_head) if layout.stream_width(site) > dimension]
+
+
+def _sites(layout: Layout, slice_head: bool) -> list[int]:
+    return layout.sites if slice_head else layout.sites[:-1]
 
 
 def sliced(layout: Layout, dimension: int, *, slice_head: bool, untie: bool) -> Layout:
@@ -64,7 +67,7 @@ def plan(layout: Layout, budget: Budget, *, dimension: int | None, multiple: int
     """
     if layout.no_rebase is not None:
         raise UnsupportedEditError(f"slicegpt needs to rebase the residual stream: {layout.no_rebase}")
-    widest = max(layout.stream_width(site) for site in layout.sites)
+    widest = max(layout.stream_width(site) for site in _sites(layout, slice_head))
     if dimension is not None:
         if not 1 <= dimension < widest:
             raise InvalidOptionError(f"dimension must lie between 1 and {widest - 1}, not {dimension}")

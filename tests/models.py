@@ -66,7 +66,7 @@ _CONFIGS: dict[str, dict[str, Any]] = {
     "gemma2": {"intermediate_size": 46, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
                "query_pre_attn_scalar": 12, "sliding_window": WINDOW, "attn_logit_softcapping": None,
                "final_logit_softcapping": 4.0, "tie_word_embeddings": True},
-    "gemma3_text": {"intermediate_size": 38, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+    "gemma3_text": {"intermediate_size": 62, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
                     "query_pre_attn_scalar": 12, "sliding_window": WINDOW, "tie_word_embeddings": True,
                     "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]},
     "olmo2": {"intermediate_size": 50, "num_attention_heads": 8, "num_key_value_heads": 4},

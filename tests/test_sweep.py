@@ -98,7 +98,9 @@ def test_the_answers_stand_in_the_order_of_the_questions() -> None:
     losses = sweep(model, tokens, asked, run=run)
     close(losses, sweep(model, tokens, [SINGLES[5], DENSE, SINGLES[0]], run=once)[[0, 1, 2, 0, 1]].tolist())
     assert len(set(losses.tolist())) == 3
-    assert run.meter == once.meter  # asked twice is computed once
+    spent = [(each.meter.block_tokens, each.meter.head_tokens) for each in (run, once)]
+    assert spent[0] == spent[1]  # asked twice is computed once
+    assert (run.meter.asked_tokens, once.meter.asked_tokens) == (5 * 18 * 4, 3 * 18 * 4)
 
 
 def test_block_numbers_are_those_of_the_model_as_loaded() -> None:

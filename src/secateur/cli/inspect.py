@@ -6,13 +6,15 @@ import json
 from collections import Counter
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.table import Table
 
 from secateur.cli.guard import out
 from secateur.cli.options import CacheDir, Json, ModelName, Revision
 from secateur.forecast import hollow_model
+from secateur.model.checkpoint import SUMS, verify_weights
 from secateur.model.load import read_record
 from secateur.model.modeling_secateur import PREFIX, Shape
 
@@ -21,12 +23,16 @@ def inspect(
     model: ModelName,
     revision: Revision = None,
     cache_dir: CacheDir = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare the weight files with the sums written with them.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show what a model is made of and, if secateur pruned it, how. Loads no weights."""
     hollow = hollow_model(model, revision=revision, cache=cache_dir)
     layout = hollow.layout()
-    record = read_record(Path(model))
+    folder = Path(hollow.source["location"])
+    record = read_record(folder)  # `demo` is the asset, not a folder of that name
     shapes = [block.shape for block in layout.blocks.values()]
     summary: dict[str, Any] = {
         "model": model,
@@ -44,6 +50,8 @@ def inspect(
         }
         summary["pruned"]["edits"] = dict(Counter(edit["edit"] for edit in record["edits"]))
         summary["evaluations"] = record["evaluations"]
+    if verify:
+        summary["verified"] = verify_weights(folder)
     if as_json:
         print(json.dumps(summary))
         return
@@ -54,6 +62,8 @@ def inspect(
         markup=False,
     )
     out.print(_block_table(shapes, hollow.hidden_size))
+    if verify:
+        out.print("weights: as secateur wrote them" if summary["verified"] else f"weights: no {SUMS} to compare with")
     if record:
         achieved = record["sparsity"]["achieved"]
         out.print(

@@ -108,6 +108,7 @@ def sample_sweep(
     run, metric = run or Run(), metric or NegativeLogLikelihood()
     if not variants:
         return torch.zeros(0, tokens.samples, dtype=torch.float64)
+    run.meter.asked_tokens += len(variants) * tokens.ids.numel() * len(model.numbers)
     unique = sorted(set(variants), key=sorted)  # neighbours share prefixes
     row_bytes = _row_bytes(model, tokens.length)
     samples_at_once = max(1, memory_bytes // (2 * row_bytes * len(unique)))
@@ -131,6 +132,7 @@ def sample_sweep(
 def final_states(model: Model, tokens: Tokens, *, run: Run | None = None) -> Tensor:
     """Hidden states after the last block, (samples, length, hidden); what `KLDivergence` keeps of a reference."""
     run = run or Run()
+    run.meter.asked_tokens += tokens.ids.numel() * len(model.numbers)
     rows_at_once = _rows_at_once(model, tokens.length, MEMORY_BYTES)
     return propagate(model, tokens.ids, [DENSE], run=run, rows_at_once=rows_at_once)[DENSE]
 

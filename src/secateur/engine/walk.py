@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from secateur.engine.blocks import BlockInputs, run_block
 from secateur.engine.tokens import Tokens
-from secateur.errors import SecateurError
+from secateur.errors import NumericalError, SecateurError
 from secateur.model.handle import Model
 from secateur.model.views import Block
 from secateur.run import Advance, Run
@@ -83,11 +83,14 @@ class _Stream:
             arguments = self.inputs.arguments(block.number, x.shape[0], x.shape[1])
             with _tapped(block, taps, w):
                 output = run_block(block.module, x, arguments)
+            if not output.isfinite().all():
+                raise NumericalError(f"block {block.number}: its output has NaN or Inf; try another dtype (float32)")
             if "block_out" in taps:
                 taps["block_out"](output, w.to(output.device))
             if keep:
                 self.hidden[place] = output
             self.run.meter.block_tokens += w.numel()
+            self.run.meter.asked_tokens += w.numel()
 
 
 def _rebased(hidden: Tensor, basis: Tensor) -> Tensor:

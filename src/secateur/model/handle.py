@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from secateur.errors import InvalidEditError, UnsupportedModelError
+from secateur.errors import InvalidEditError, NumericalError, UnsupportedModelError
 from secateur.model.layout import Layout
 from secateur.model.modeling_secateur import (
     FAMILIES,
@@ -26,6 +26,7 @@ from secateur.model.modeling_secateur import (
     state_ends,
     state_shapes,
 )
+from secateur.model.refusals import Checkpoint, refuse_architecture
 from secateur.model.views import Block
 
 
@@ -91,6 +92,12 @@ class Model:
         """The longest sequence that the model's positions allow, where the configuration says."""
         return getattr(self.hf.config, "max_position_embeddings", None)
 
+    @property
+    def head_cost(self) -> float:
+        """What a token costs in the LM head, relative to one in an average block: about the parameters it meets."""
+        layout = self.layout()
+        return self.vocab_size * self.hidden_size * len(layout.blocks) / max(1, layout.block_parameters)
+
     def position(self, number: int) -> int:
         """Where block `number` of the model as loaded stands now.
 
@@ -138,9 +145,11 @@ def require_family(config: Any) -> Family:
     """The row for a configuration.
 
     Raises:
-        UnsupportedModelError: there is none, or the row does not cover one of the model's settings.
+        UnsupportedModelError: there is none, the model is of a kind that `refusals` names, or the row does not cover
+            one of its settings.
     """
     family = family_of(config)
+    refuse_architecture(Checkpoint("this model", config.to_dict()))
     if family is None:
         raise UnsupportedModelError(
             f"models of type '{config.model_type}' are not supported; supported: {', '.join(sorted(FAMILIES))}"
@@ -154,8 +163,33 @@ def require_family(config: Any) -> Family:
     return family
 
 
+def require_finite(model: Model) -> None:
+    """Raise where a weight is no number; block by block, one pass without a copy.
+
+    Raises:
+        NumericalError: naming the block and the tensor.
+    """
+    inside: set[int] = set()
+    for number in model.numbers:
+        with model.open(number) as block:
+            for name, tensor in block.module.named_parameters():
+                inside.add(id(tensor))
+                _check_finite(tensor, f"block {number}: {name}")
+    for name, tensor in model.hf.named_parameters():
+        if id(tensor) not in inside and not tensor.is_meta:  # of a closed block
+            _check_finite(tensor, name)
+
+
+def _check_finite(tensor: Tensor, name: str) -> None:
+    # NaN and Inf come through a sum, a sixteenth of the cost of `isfinite`; but finite numbers may overflow in it
+    if not tensor.detach().sum().isfinite() and not tensor.isfinite().all():
+        raise NumericalError(f"{name} has NaN or Inf: the checkpoint is damaged, or was saved after a failed training")
+
+
 def _adopt(hf: PreTrainedModel) -> None:
     """Make a stock model an instance of secateur's subclass. The inner model keeps the plain configuration."""
+    if getattr(hf, "_hf_peft_config_loaded", False):  # transformers adds layers to the stock class itself
+        raise UnsupportedModelError("this model carries a PEFT adapter; merge it (merge_and_unload), then prune")
     config_class, model_class = classes(hf.config.model_type.removeprefix(PREFIX))
     if hf.config.model_type.startswith(PREFIX):
         if type(hf) is not model_class:  # its `Removed` is not ours

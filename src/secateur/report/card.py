@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import PurePath
 from typing import Any
 
 from secateur.methods import Method
+from secateur.report.record import public_name, remarks
 
 _LOADING = {
     "A": """It is an unmodified {family} architecture and loads everywhere:
@@ -31,6 +31,8 @@ model = AutoModelForCausalLM.from_pretrained("PATH", trust_remote_code=True)
 
 Stock transformers with neither refuses to load it, on purpose: it would fill what is missing with random weights.""",
 }
+
+_CURVE = 12  # numbers of a curve on the card; the record has all
 
 
 def card(record: Mapping[str, Any], method: Method) -> str:
@@ -63,7 +65,7 @@ pipeline_tag: text-generation
 - {record["method"]}
 ---
 
-# {_title(model["name"])}, pruned by {record["method"]}
+# {public_name(model["name"])}, pruned by {record["method"]}
 
 {achieved["blocks"]:.1%} of the blocks' parameters ({achieved["model"]:.1%} of all) were removed by
 [{record["method"]}]({method.paper}): {method.summary}
@@ -80,18 +82,13 @@ own data.
 
 ## How it was made
 
-{_calibration(record)}
+{_calibration(record)}{_notes(record)}
 `secateur.json` has every argument, version and fingerprint, and the edits in order; secateur {record["secateur"]}.
 
 ```bibtex
 {method.bibtex}
 ```
 """
-
-
-def _title(name: str) -> str:
-    """A hub id as it is; of a folder its last part, since a card is published and paths are private."""
-    return PurePath(name).name if PurePath(name).is_absolute() or name.startswith((".", "~")) else name
 
 
 def _earlier(record: Mapping[str, Any]) -> str:
@@ -102,8 +99,8 @@ def _earlier(record: Mapping[str, Any]) -> str:
     share = 1 - record["after"]["block_parameters"] / original["before"]["block_parameters"]
     chain = ", ".join(parent["method"] for parent in record["parents"])
     return (
-        f"Before that, {_title(original['model']['name'])} was pruned by {chain}: in all {share:.1%} of the original's "
-        "block parameters are gone. "
+        f"Before that, {public_name(original['model']['name'])} was pruned by {chain}: in all {share:.1%} of the "
+        "original's block parameters are gone. "
     )
 
 
@@ -111,7 +108,20 @@ def _calibration(record: Mapping[str, Any]) -> str:
     used = record["calibration"]
     licence = f" (licence of the text: {used['licence']})" if "licence" in used else ""
     windows = f"{used.get('samples', '?')} windows of {used.get('length', '?')} tokens"
-    return f"Calibration: {_title(used.get('name', 'token ids as given'))}, {windows}, seed {record['seed']}{licence}."
+    name = public_name(used.get("name", "token ids as given"))
+    return f"Calibration: {name}, {windows}, seed {record['seed']}{licence}."
+
+
+def _notes(record: Mapping[str, Any]) -> str:
+    """What the method said of this run, and its curves: lists of numbers, shortened to what fits a line."""
+    lines = remarks(record)
+    for name, note in record.get("notes", {}).items():
+        if isinstance(note, list) and note and all(isinstance(value, (int, float)) for value in note):
+            shown = [f"{value:.4g}" for value in note]
+            if len(shown) > _CURVE:
+                shown = [*shown[: _CURVE // 2], "...", *shown[-_CURVE // 2 :]]
+            lines.append(f"{name[:1].upper()}{name[1:]}: {', '.join(shown)}.")
+    return "".join(f"\n{line}" for line in lines)
 
 
 def _base_model(record: Mapping[str, Any]) -> str:

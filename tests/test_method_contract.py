@@ -66,7 +66,7 @@ def a_module(layout: Layout) -> float:
 
 
 def two_directions(layout: Layout) -> float:
-    """Half a step of four: what the widest step costs."""
+    """What the widest two cost, skip matrices included."""
     widest = max(layout.stream_width(site) for site in layout.sites[:-1])
     full, less = (sliced(layout, widest - k, slice_head=False, untie=False) for k in (1, 3))
     return full.block_parameters - less.block_parameters
@@ -78,7 +78,7 @@ SETTINGS: dict[str, Setting] = {
     "shortgpt": Setting(a_block, {}, ({"positions": "last"},)),
     "window": Setting(a_block, {}, ({"positions": "all"},)),
     "blockpruner": Setting(a_module, {}, ({"alternate": True, "criterion": "kl"},), {"search_samples": 9}, spread=0.5),
-    "slicegpt": Setting(two_directions, {"multiple": 4}, ({"multiple": 2, "slice_head": True, "signal": "norm"},),
+    "slicegpt": Setting(two_directions, {"multiple": 1}, ({"multiple": 2, "slice_head": True, "signal": "norm"},),
                         {"dimension": 99}, families=("llama", "phi3", "qwen3")),
 }  # fmt: skip
 ORDERS = [name for name, method in methods().items() if "order" in method.options]

@@ -63,7 +63,7 @@ def plan(layout: Layout, budget: Budget, *, dimension: int | None, multiple: int
     Raises:
         UnsupportedEditError: the family's residual stream has one basis only.
         InvalidOptionError: a width that the model does not have.
-        InfeasibleBudgetError: no multiple comes within a quarter of the target.
+        InfeasibleBudgetError: no multiple removes as much, or none comes within a quarter of the target.
     """
     if layout.no_rebase is not None:
         raise UnsupportedEditError(f"slicegpt needs to rebase the residual stream: {layout.no_rebase}")
@@ -85,7 +85,8 @@ def plan(layout: Layout, budget: Budget, *, dimension: int | None, multiple: int
         low, high = (middle, high) if share(middle * multiple) >= budget.sparsity else (low, middle - 1)
     near = [width for width in (low * multiple, (low + 1) * multiple) if width < widest]
     best = min(near, key=lambda width: abs(share(width) - budget.sparsity))
-    if abs(share(best) - budget.sparsity) > _ROUNDING * budget.sparsity:
+    missed = abs(share(best) - budget.sparsity) > _ROUNDING * budget.sparsity
+    if missed or budget.sparsity > share(multiple):
         reached = [each for i in range(1, (widest - 1) // multiple + 1) if (each := share(i * multiple)) > 0]
         said = f"{min(reached):.4g} to {max(reached):.4g}, in steps" if reached else "nothing"
         raise InfeasibleBudgetError(

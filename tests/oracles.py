@@ -119,6 +119,8 @@ def activations(model: Model, ids: Tensor) -> dict[int, dict[str, Tensor]]:
                 places.append((block.attention_out, "attention_hidden"))
             if block.has_mlp:
                 places.append((block.mlp_out, "mlp_hidden"))
+            if model.family.no_rebase is None:
+                places.append((block.mlp_norm, "block_mid"))
             for place, name in places:
                 handles.append(
                     place.register_forward_pre_hook(lambda _, args, n=number, name=name: keep(n, name, args[0]))
@@ -134,9 +136,10 @@ def activations(model: Model, ids: Tensor) -> dict[int, dict[str, Tensor]]:
     return seen
 
 
-def edit_facts(edits: Sequence[Edit]) -> list[tuple[str, int, tuple[int, ...] | None]]:
+def edit_facts(edits: Sequence[Edit]) -> list[tuple[str, int | None, tuple[int, ...] | None]]:
     """Edits in a form that compares equal."""
-    return [(type(edit).__name__, edit.block, getattr(edit, "index", None)) for edit in edits]
+    places = [getattr(edit, "block", getattr(edit, "site", None)) for edit in edits]
+    return [(type(e).__name__, at, getattr(e, "index", None)) for e, at in zip(edits, places, strict=True)]
 
 
 class Watcher:

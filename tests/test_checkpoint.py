@@ -15,7 +15,9 @@ from models import (
     BLOCKS,
     FAMILY_NAMES,
     LAYOUTS,
+    REBASABLE,
     STOCK_LAYOUTS,
+    STREAM_LAYOUTS,
     apply_all,
     layouts,
     logits,
@@ -72,6 +74,8 @@ def assert_same_model(one: Model, other: Model) -> None:
 
 
 def is_stock(family: str, layout: str) -> bool:
+    if layout in STREAM_LAYOUTS:
+        return False
     if not layouts(tiny(family))[layout]:  # a family that cannot do its edits
         return True
     return layout in STOCK_LAYOUTS and (layout != "one KV group each" or FAMILIES[family].free_head_dim)
@@ -120,6 +124,7 @@ def settings_of(model: Model) -> dict[str, Any]:
     [
         *(("llama", layout) for layout in KINDS),
         *((family, layout) for family in FAMILY_NAMES[1:] for layout in ("one KV group each", "everything")),
+        *((family, "sliced stream and more") for family in REBASABLE),
     ],
 )
 def test_what_is_saved_is_loaded(family: str, layout: str, tmp_path: Path) -> None:
@@ -127,8 +132,13 @@ def test_what_is_saved_is_loaded(family: str, layout: str, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize(
+    ("family", "layout"),
+    [
+        *((family, layout) for family in FAMILY_NAMES for layout in LAYOUTS),
+        *((family, layout) for family in REBASABLE for layout in STREAM_LAYOUTS),
+    ],
+)
 def test_every_layout_of_every_family_is_loaded(family: str, layout: str, tmp_path: Path) -> None:
     assert_round_trip(family, layout, tmp_path / "pruned")
 
@@ -187,8 +197,14 @@ def test_pruned_again_to_one_shape_it_is_stock_again(family: str, tmp_path: Path
     assert_same_model(load(str(tmp_path / "even")), again)
 
 
-@pytest.mark.parametrize("family", FAMILY_NAMES)
-@pytest.mark.parametrize(("tied", "layout"), [(True, "everything"), (False, "blocks dropped")])
+@pytest.mark.parametrize(
+    ("family", "tied", "layout"),
+    [
+        *((family, True, "everything") for family in FAMILY_NAMES),
+        *((family, False, "blocks dropped") for family in FAMILY_NAMES),
+        *(("llama", tied, layout) for tied in (True, False) for layout in ("rotated stream", "sliced stream")),
+    ],
+)
 def test_ties_and_dtypes_are_kept(family: str, tied: bool, layout: str, tmp_path: Path) -> None:
     dtype = torch.bfloat16
     model = tiny_in(layout, family, tie_word_embeddings=tied)

@@ -244,7 +244,7 @@ def test_the_model_is_as_before_when_a_block_fails(family: str, kind: Any, monke
         with pytest.raises(ZeroDivisionError):
             sweep(model, tiny_tokens(model, 1, 6), [DENSE, frozenset({Part(2, kind)})])
     assert [id(module) for module in model.hf.modules()] == before
-    assert model.opened is None
+    assert not model.opened
     assert model.whole().fingerprint() == tiny(family).fingerprint()
 
 

@@ -61,7 +61,7 @@ def inspect(
         highlight=False,
         markup=False,
     )
-    out.print(_block_table(shapes))
+    out.print(_block_table(shapes, hollow.hidden_size))
     if verify:
         out.print("weights: as secateur wrote them" if summary["verified"] else f"weights: no {SUMS} to compare with")
     if record:
@@ -75,11 +75,15 @@ def inspect(
         )
 
 
-def _block_table(shapes: list[Shape]) -> Table:
+def _block_table(shapes: list[Shape], hidden: int) -> Table:
     """Blocks of one shape in a row share a line."""
-    table = Table("blocks", "FFN neurons", "query heads", "KV heads", box=None, pad_edge=False)
+    rebased = any(shape.attention_skip or shape.mlp_skip for shape in shapes)
+    stream = ["residual stream"] if rebased else []
+    table = Table("blocks", "FFN neurons", "query heads", "KV heads", *stream, box=None, pad_edge=False)
     for shape, group in groupby(enumerate(shapes), key=lambda pair: pair[1]):
         numbers = [number for number, _ in group]
         name = f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]}-{numbers[-1]}"
-        table.add_row(name, *(str(n) if n else "none" for n in (shape.width, shape.query_heads, shape.kv_heads)))
+        widths = [" > ".join(map(str, shape.stream(hidden)))] if rebased else []
+        sizes = (str(n) if n else "none" for n in (shape.width, shape.query_heads, shape.kv_heads))
+        table.add_row(name, *sizes, *widths)
     return table

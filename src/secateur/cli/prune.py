@@ -198,6 +198,8 @@ def _show(record: dict[str, Any], folder: Path) -> None:
     row("blocks", before["blocks"], after["blocks"])
     row("attention modules", before["attentions"], after["attentions"])
     row("FFN neurons", before["neurons"], after["neurons"])
+    if after["stream_width"] != before["stream_width"]:
+        row("hidden width", before["stream_width"], after["stream_width"])
     for each in record["perplexity"]:
         row(f"perplexity, {Path(str(each['text'])).name}", each["before"], each["after"], ".2f")
     achieved, cost = record["sparsity"]["achieved"], record["cost"]

@@ -20,7 +20,7 @@ from secateur.engine.blocks import BlockInputs, run_block
 from secateur.engine.loss import Metric, NegativeLogLikelihood, sample_losses
 from secateur.engine.tokens import Tokens
 from secateur.model.handle import Model
-from secateur.model.modeling_secateur import drop_attention, drop_mlp
+from secateur.model.modeling_secateur import Shape, drop_attention, drop_mlp
 from secateur.model.views import Block
 from secateur.run import Advance, Run
 
@@ -42,9 +42,14 @@ DENSE: Variant = frozenset()
 
 @contextmanager
 def muted(block: Block, parts: Iterable[Part]) -> Iterator[None]:
-    """For the time of the context the block lacks these modules, exactly as if they had been dropped."""
+    """For the time of the context the block lacks these modules, exactly as if they had been dropped.
+
+    Of a whole block only the maps on its residual branch are left, where the residual stream was rebased.
+    """
     family, module = block.family, block.module
     kinds = {part.kind for part in parts}
+    if "block" in kinds:
+        kinds = {"attention", "mlp"}
     saved: dict[str, nn.Module] = {}
 
     def save(*paths: str) -> None:
@@ -168,11 +173,11 @@ def _through(
         by_action.setdefault(action, []).append(reached)
     for action, reached_here in by_action.items():
         before = [states[reached - action] for reached in reached_here]
-        if any(part.kind == "block" for part in action):
+        if not _runs(action, block.shape):
             after.update(zip(reached_here, before, strict=True))
             continue
         samples, length = before[0].shape[:2]
-        outputs = [torch.empty_like(each) for each in before]
+        outputs: list[Tensor] = []
         rows = [(state, sample) for state in range(len(before)) for sample in range(samples)]
         with muted(block, action):
             for start in range(0, len(rows), rows_at_once):
@@ -180,6 +185,8 @@ def _through(
                 # a state that passed a dropped block may still lie on another device
                 hidden = torch.stack([before[state][sample].to(before[0].device) for state, sample in batch])
                 output = run_block(block.module, hidden, inputs.arguments(block.number, len(batch), length))
+                if not outputs:  # the residual stream may leave with another width
+                    outputs = [output.new_empty(*each.shape[:2], output.shape[-1]) for each in before]
                 for (state, sample), row in zip(batch, output, strict=True):
                     outputs[state][sample] = row
                 run.meter.block_tokens += len(batch) * length
@@ -188,17 +195,22 @@ def _through(
     return after
 
 
+def _runs(action: Variant, shape: Shape) -> bool:
+    """Whether a block without these parts changes its input; a whole one leaves the maps between two bases."""
+    return bool(shape.attention_skip or shape.mlp_skip) or not any(part.kind == "block" for part in action)
+
+
 def _upto(variant: Variant, number: int) -> Variant:
     return frozenset(part for part in variant if part.block <= number)
 
 
 def _work(model: Model, groups: Sequence[Sequence[Variant]]) -> int:
     """Block-forwards per sample: the distinct states that each block produces, dropped blocks apart."""
-    total = 0
+    total, blocks = 0, model.layout().blocks
     for group in groups:
         for number in model.numbers:
             reached = {_upto(variant, number) for variant in group}
-            total += sum(Part(number, "block") not in variant for variant in reached)
+            total += sum(_runs(variant & {Part(number, "block")}, blocks[number].shape) for variant in reached)
     return total
 
 

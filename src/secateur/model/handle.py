@@ -20,8 +20,10 @@ from secateur.model.modeling_secateur import (
     Family,
     classes,
     drop_block,
+    ends_of,
     family_of,
     shape_of,
+    state_ends,
     state_shapes,
 )
 from secateur.model.refusals import Checkpoint, refuse_architecture
@@ -57,6 +59,9 @@ class Model:
         self.numbers: list[int] = list(range(len(self.blocks)))
         self.parents: list[dict[str, Any]] = []  # records of earlier prunings, on disk or in this session, oldest first
         self.edits_applied = 0
+        # For hidden states that are held elsewhere: (site, site, matrix), X <- X @ matrix takes those that wait at the
+        # first site to the second. A `Rebase` stays where it is, `DropBlock` leads on to what comes after.
+        self.rebases: list[tuple[int, int, torch.Tensor | None]] = []
         _adopt(self.hf)
         self.hf.eval()
 
@@ -120,10 +125,12 @@ class Model:
     def state_config(self) -> None:
         """Bring the configuration up to date with the modules; for `surgery.apply` only."""
         state_shapes(self.hf.config, self.family, [shape_of(block, self.family) for block in self.blocks])
+        state_ends(self.hf.config, ends_of(self.hf, self.family))
 
     def edited(self) -> None:
         """Take the model as it is now for the loaded one: blocks are numbered anew."""
         self.numbers = list(range(len(self.blocks)))
+        self.rebases = []
 
     def fingerprint(self) -> str:
         """sha256 over the names, dtypes, shapes and bytes of all weights."""

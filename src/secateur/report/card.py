@@ -15,7 +15,7 @@ _LOADING = {
 from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained("PATH")
 ```""",
-    "B": """Its blocks differ, which the stock {family} architecture cannot hold. With secateur installed:
+    "B": """The stock {family} architecture cannot hold its blocks. With secateur installed:
 
 ```python
 import secateur  # makes AutoModel know this model
@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained("PATH")
 ```
 
-or, without it, by the modeling file that lies beside the weights (read it first, it is short):
+or, without it, by the modeling file that lies beside the weights (read it first):
 
 ```python
 model = AutoModelForCausalLM.from_pretrained("PATH", trust_remote_code=True)
@@ -48,6 +48,8 @@ def card(record: Mapping[str, Any], method: Method) -> str:
         ("attention modules", before["attentions"], after["attentions"]),
         ("FFN neurons", f"{before['neurons']:,}", f"{after['neurons']:,}"),
     ]
+    if after["stream_width"] != before["stream_width"]:
+        rows.append(("hidden width", before["stream_width"], after["stream_width"]))
     rows += [
         (f"perplexity, {each['text']}, {each['samples']} x {each['length']}",
          f"{each['before']:.2f}", f"{each['after']:.2f}")

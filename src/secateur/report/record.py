@@ -139,6 +139,7 @@ def size(layout: Layout, model: Model) -> dict[str, Any]:
         "mlps": sum(block.shape.width > 0 for block in blocks),
         "neurons": sum(block.shape.width for block in blocks),
         "kv_heads": sum(block.shape.kv_heads for block in blocks),
+        "stream_width": min(layout.stream_width(site) for site in layout.sites),  # of the residual stream, narrowest
     }
 
 

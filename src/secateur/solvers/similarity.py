@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -12,6 +13,7 @@ from secateur.engine.tokens import Tokens
 from secateur.engine.walk import Order, walk
 from secateur.errors import DataError, NumericalError
 from secateur.model.handle import Model
+from secateur.model.views import Block
 from secateur.run import Run
 
 Positions = Literal["all", "last"]
@@ -50,7 +52,7 @@ def span_distances(
         raise DataError("no token of the calibration counts")
     sums = _Sums(weights, len(model.numbers), spans)
     for visit in walk(model, tokens, order=order, run=run, label=label):
-        visit.advance(block_in=sums.enter, block_out=sums.leave)
+        visit.advance(block_in=sums.enter, block_out=functools.partial(sums.leave, visit.block))
         sums.next(every_window=order == "blocks")
     means = [each / weights.sum() for each in sums.distances]
     if not all(torch.isfinite(each).all() for each in means):
@@ -76,7 +78,10 @@ class _Sums:
         self.entered[self.place, self.window] = self._choose(x)
         self.entered.pop((self.place - self.longest, self.window), None)
 
-    def leave(self, x: Tensor, w: Tensor) -> None:
+    def leave(self, block: Block, x: Tensor, w: Tensor) -> None:
+        for (place, window), entered in self.entered.items():
+            if window == self.window:  # where the stream was rebased, without the block it would still change its basis
+                self.entered[place, window] = block.past(entered)
         after, weights = self._choose(x).double(), self.weights[self.window]
         for (n, distance), sums in zip(self.spans, self.distances, strict=True):
             start = self.place - n + 1

@@ -28,8 +28,8 @@ SHORTGPT = {0.25: [3, *range(12, 16), 17, 25, 26], 0.5: [*range(2, 8), 9, *range
 WINDOW = {0.25: list(range(11, 19)), 0.5: list(range(2, 17))}
 ATTENTIONS, MLPS = [6, 28, 8, 7, 20, 5, 13, 19], {3, 5, 6, 12, 13, 18, 25, 26}
 ATTENTION_PERPLEXITY = [53.1875, 57.5967, 62.8227, 70.1642, 75.2432, 81.7056, 88.8023, 100.949]
-# Perplexities of WikiText-2's first windows: the reference's own figures, of ten. Not in CI, where it is the choices that
-# are compared: the same modules of the same model gone leave no room for another perplexity.
+# Perplexities of the first ten windows of WikiText-2: the figures of the reference. Not in CI, where the choices are
+# compared: the same modules of the same model gone leave no room for another perplexity.
 WINDOWS = 10
 PERPLEXITY = {
     ("shortgpt", 0.25): 90.24, ("shortgpt", 0.5): 2072, ("window", 0.25): 212.0, ("window", 0.5): 71787,

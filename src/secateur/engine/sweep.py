@@ -26,6 +26,7 @@ from secateur.run import Advance, Run
 
 Kind = Literal["attention", "mlp", "block"]
 MEMORY_BYTES = 2 * 2**30
+CPU_TOKENS = 4096  # per block-forward; a CPU gains nothing beyond
 
 
 @dataclass(frozen=True, order=True)
@@ -205,9 +206,9 @@ def _row_bytes(model: Model, length: int) -> int:
 
 
 def _rows_at_once(model: Model, length: int, memory_bytes: int) -> int:
-    """Rows per block-forward. A CPU gains nothing beyond a few thousand tokens; a GPU wants all that fits."""
+    """Rows per block-forward. A GPU wants all that fits."""
     if model.device.type == "cpu":
-        return max(1, 4096 // length)
+        return max(1, CPU_TOKENS // length)
     return max(1, memory_bytes // 2 // activation_bytes(model, length))
 
 

@@ -66,15 +66,24 @@ def calibration(model: Model, samples: int, length: int, text: str = "demo") -> 
     return Tokens.of(torch.randint(5, model.vocab_size, (samples, length), generator=generator))
 
 
-def alternate(works: Mapping[str, Callable[[], Any]], *, turn: int) -> tuple[dict[str, Any], dict[str, float]]:
-    """Run each work once, in an order that changes with `turn`; their results and their seconds, by name."""
+@dataclass(frozen=True)
+class Seconds:
+    """What a piece of work took: by the clock, and of processor time, which other programs on the machine disturb less
+    (it counts all threads, waiting ones too: compare it between runs of one thread only)."""
+
+    wall: float
+    cpu: float
+
+
+def alternate(works: Mapping[str, Callable[[], Any]], *, turn: int) -> tuple[dict[str, Any], dict[str, Seconds]]:
+    """Run each work once, in an order that changes with `turn`; their results and what they took, by name."""
     names = list(works)
-    results, seconds = {}, {}
+    results, took = {}, {}
     for name in names[turn % len(names) :] + names[: turn % len(names)]:
-        start = time.perf_counter()
+        wall, cpu = time.perf_counter(), time.process_time()
         results[name] = works[name]()
-        seconds[name] = time.perf_counter() - start
-    return results, seconds
+        took[name] = Seconds(time.perf_counter() - wall, time.process_time() - cpu)
+    return results, took
 
 
 def median(values: Sequence[float]) -> float:
@@ -107,7 +116,9 @@ class Report:
         self.content["command"] = " ".join(["python", *sys.argv])
         self.content["machine"] = machine()
         self.content["load"] = [round(load, 2) for load in os.getloadavg()]
-        print(f"## {self.title}\n\n`{self.content['command']}`  \n{self.content['machine']}; load {os.getloadavg()[0]:.1f}")
+        print(
+            f"## {self.title}\n\n`{self.content['command']}`  \n{self.content['machine']}; load {os.getloadavg()[0]:.1f}"
+        )
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Rows of one table; the keys of the first are its columns."""

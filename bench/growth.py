@@ -36,8 +36,8 @@ def grow(case: dict[str, int], repeats: int, samples: int, vocab: int) -> dict[s
         "plain s": row["plain s"],
         "sweep s": row["sweep s"],
         "ideal x": row["ideal x"],
-        "speed-up x": row["speed-up x"],
-        "single rows x": row["single rows x"],
+        "sweep x": row["sweep x"],
+        "single rows x": row["sweep, single rows x"],
     }
     for order in ("samples", "blocks"):
         memory = compare(name, samples, case["length"], order)
@@ -56,7 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = made.parse_args(arguments)
     report = Report("Growth with blocks, width and length", options)
     rows = [grow(case, options.repeats, options.samples, options.vocab) for case in cases()[: options.first]]
-    report.table(f"Made-up models, a vocabulary of {options.vocab}; memory of stage 1 for {options.samples} windows", rows)
+    report.table(
+        f"Made-up models, a vocabulary of {options.vocab}; memory of stage 1 for {options.samples} windows", rows
+    )
     report.close()
 
 

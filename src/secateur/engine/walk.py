@@ -36,7 +36,7 @@ class _Stream:
     def reach(self, number: int) -> Tensor:
         """Move the states up to the entrance of block `number`."""
         if self.hidden is None:
-            self.hidden = torch.cat([self.inputs.embed(ids) for ids in self.tokens.ids.split(self.batch_size)])
+            self.hidden = self.inputs.embed_windows(self.tokens.ids, self.batch_size)
         while self.ahead[0] != number:
             if self.ahead[0] in self.model.numbers:  # the method may have dropped it
                 with self.model.open(self.ahead[0]) as block:

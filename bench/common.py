@@ -116,9 +116,8 @@ class Report:
         self.content["command"] = " ".join(["python", *sys.argv])
         self.content["machine"] = machine()
         self.content["load"] = [round(load, 2) for load in os.getloadavg()]
-        print(
-            f"## {self.title}\n\n`{self.content['command']}`  \n{self.content['machine']}; load {os.getloadavg()[0]:.1f}"
-        )
+        print(f"## {self.title}\n\n`{self.content['command']}`  ")
+        print(f"{self.content['machine']}; load {os.getloadavg()[0]:.1f}")
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Rows of one table; the keys of the first are its columns."""

@@ -1,7 +1,7 @@
 """How the speed-up of shared prefixes and stage 1's memory grow with the number of blocks, the width and the length.
 
-Models are made up from configurations; one quantity varies at a time. Speed: one greedy round over all attentions, of the
-dense model, medians of alternating repeats (see two_ssp.py). Memory: see memory.py.
+Models are made up from configurations; one quantity varies at a time. Speed: one greedy round over all attentions, of
+the dense model, medians of alternating repeats (see two_ssp.py). Memory: see memory.py.
 
     python bench/growth.py
 """

@@ -1,7 +1,7 @@
 """What bfloat16 and the number of threads change: stage 1's neurons, stage 2's order, the perplexity.
 
-Every setting runs on the same windows; the first one, float32 with one thread, is what the others are compared with. Both
-prunings are carried out, then perplexity is taken of the dense and the pruned model.
+Every setting runs on the same windows; the first one, float32 with one thread, is what the others are compared with.
+Both stages are carried out, then perplexity is taken of the dense and the pruned model.
 
     python bench/precision.py --data ../../shared/data
 """

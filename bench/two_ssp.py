@@ -1,10 +1,10 @@
 """Stage 2 of 2SSP: greedy attention removal by `sweep` against running the whole model for each candidate.
 
-Both prune the same model, which stage 1 has narrowed, and must choose the same attention in every round. They take turns
-in one process, on the same tokens, with the same threads and the same chunks of logits. The plain one runs a window
-per forward, as it must; ours runs several candidates per forward, so it is timed a second time with one row per forward,
-which is the same batch. The ideal is the ratio of counted work (bench/work.py) for this length and these widths.
-Speed-ups are ratios of processor time if there is one thread, else of the clock's.
+Both prune the same model, which stage 1 has narrowed, and must choose the same attention in every round. They take
+turns in one process, on the same tokens, with the same threads, loss and chunks of logits. The plain one runs a window
+per forward, as it must; ours runs several candidates per forward, so it is timed a second time with one row per
+forward, which is the same batch. The ideal is the ratio of counted work (bench/work.py) for this length and these
+widths. Speed-ups are ratios of processor time if there is one thread, else of the clock's.
 
     make bench          (or: python bench/two_ssp.py --sparsity 0.5 --length 256)
 """
@@ -18,7 +18,6 @@ from unittest import mock
 
 import torch
 from common import Report, Seconds, alternate, calibration, load_model, median, parser
-from torch.nn import functional as F
 from work import Work, head_parameters, ideal_speedup, plain_round, shared_round
 
 from secateur.engine import loss
@@ -39,6 +38,7 @@ def plain(model: Model, tokens: Tokens, candidates: Sequence[Part], run: Run) ->
     inner = model.hf.get_submodule(model.family.blocks.rpartition(".")[0])
     head = model.hf.get_output_embeddings()
     chunk = max(1, loss.LOGIT_BYTES // (4 * model.vocab_size))
+    metric = loss.NegativeLogLikelihood()
     losses = []
     for part in candidates:
         total = 0.0
@@ -47,7 +47,7 @@ def plain(model: Model, tokens: Tokens, candidates: Sequence[Part], run: Run) ->
                 states = inner(input_ids=ids, use_cache=False).last_hidden_state[0, :-1]
                 run.meter.block_tokens += ids.shape[1] * len(model.numbers)
                 for rows, targets in zip(states.split(chunk), ids[0, 1:].split(chunk), strict=True):
-                    total += float(F.cross_entropy(head(rows).float(), targets, reduction="none").double().sum())
+                    total += float(metric.loss(head(rows).float(), targets, None).double().sum())
                     run.meter.head_tokens += len(rows)
         losses.append(total / (tokens.samples * (tokens.length - 1)))
     return losses

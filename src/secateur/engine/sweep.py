@@ -80,8 +80,8 @@ def sweep(
     Args:
         variants: sets of muted parts, by block numbers of the model as loaded; the empty set is the model as it is.
         metric: negative log-likelihood if None.
-        memory_bytes: what the hidden states and activations may take, half each. Samples, then variants, that do not fit together
-            are run in groups, at least one sample and two variants at a time.
+        memory_bytes: what the hidden states and activations may take, half each. Samples, then variants, that do not
+            fit together are run in groups, at least one sample and two variants at a time.
 
     Returns:
         (variants,) float64, in nats. A variant whose activations overflow has NaN or Inf.

@@ -1,8 +1,8 @@
 """Peak memory above the weights of 2SSP's first stage, in both orders, against what `--dry-run` foretells.
 
 Each measurement is a process of its own: it loads the model, reads every weight once (safetensors maps them lazily),
-runs one forward of a few tokens (libraries), notes its resident memory, sets the kernel's high-water mark back, works, and
-reads the mark. Linux only.
+runs one forward of a few tokens (libraries), notes its resident memory, sets the kernel's high-water mark back, works,
+and reads the mark. Linux only.
 
     python bench/memory.py --samples 8 64 --length 512
 """

@@ -16,7 +16,7 @@ from memory import compare
 from two_ssp import greedy
 
 BASE = {"blocks": 12, "hidden": 256, "length": 256}
-VARIED = {"blocks": (6, 12, 24, 48), "hidden": (128, 256, 512), "length": (64, 256, 1024)}
+VARIED = {"blocks": (6, 12, 24), "hidden": (128, 256, 512), "length": (64, 256, 1024)}
 
 
 def cases() -> list[dict[str, int]]:

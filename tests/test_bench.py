@@ -71,6 +71,7 @@ def test_a_longer_window_costs_the_attention_more_than_its_length(bench: Any) ->
     ("name", "arguments"),
     [
         ("two_ssp", ["--model", TINY, "--attentions", "2", "--length", "16", "--samples", "2"]),
+        ("work", ["--model", TINY, "--lengths", "8"]),
         ("precision", ["--model", TINY, "--attentions", "1", "--length", "16", "--search-length", "8", "--samples", "2",
                        "--settings", "float32:1", "bfloat16:1"]),
     ],
@@ -82,7 +83,7 @@ def test_a_bench_runs(
     shown = capsys.readouterr().out
     written = json.loads((tmp_path / "out.json").read_text())
     tables = [value for value in written.values() if isinstance(value, list) and isinstance(value[0], dict)]
-    assert len(tables) == 2
+    assert tables
     for table in tables:
         assert "| " + " | ".join(table[0]) + " |" in shown
 

@@ -219,8 +219,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo")
     parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=5, help="of BlockPruner")
-    parser.add_argument("--generations", type=int, default=4, help="of EvoPress")
+    parser.add_argument("--rounds", type=int, default=5, help="of BlockPruner; 0: not at all")
+    parser.add_argument("--generations", type=int, default=4, help="of EvoPress; 0: not at all")
     parser.add_argument("--offspring", type=int, default=16)
     parser.add_argument("--sparsity", type=float, default=0.25, help="of EvoPress")
     parser.add_argument("--cpu-time", action="store_true", help="for one thread on a machine that is used by others")
@@ -242,6 +242,8 @@ def main() -> None:
         f"BlockPruner, {options.rounds} rounds, perplexity": lambda: blockpruner(model, tokens, options.rounds, clock),
     }
     for name, search in searches.items():  # BlockPruner last: its removals are real
+        if not (options.rounds if "Block" in name else options.generations):
+            continue
         metric: Metric = NegativeLogLikelihood() if "Block" in name else KeptKL(final_states(model, tokens))
         timed = head_cost(model, tokens, metric, clock)
         search().tell(name, {"timed": timed, "by parameters": by_size})

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from secateur.assets import resolve_model
 from secateur.engine.blocks import BlockInputs, head_logits, run_block
 from secateur.engine.loss import LOGIT_BYTES
-from secateur.engine.sweep import activation_bytes
+from secateur.engine.sweep import CPU_TOKENS, activation_bytes
 from secateur.errors import SecateurError
 from secateur.methods import Cost, Method, methods
 from secateur.model.budget import Budget, shares
@@ -160,8 +160,13 @@ def _median(work: Any, device: str, rounds: int = 5) -> float:
 
 
 def _peak(model: Model, layout: Layout, cost: Cost, length: int) -> int:
-    """Weights, hidden states held, one forward's activations, one chunk of logits with the loss's copies."""
+    """Weights, hidden states held, one forward's activations and one chunk of logits.
+
+    A sweep puts several rows into a forward. Logits are there twice: as the model's dtype and as float32, or, for KL,
+    beside the reference's. Activations are gone by then, but the allocator need not have given them back.
+    """
     item = model.dtype.itemsize
     states = cost.peak_states * model.hidden_size * item
-    logits = 3 * min(LOGIT_BYTES, 4 * model.vocab_size * length) if cost.head_tokens else 0
-    return int(layout.parameters * item + states + max(activation_bytes(model, length), logits))
+    logits = 2 * min(LOGIT_BYTES, 4 * model.vocab_size * length) if cost.head_tokens else 0
+    rows = max(length, CPU_TOKENS) if cost.head_tokens else length
+    return int(layout.parameters * item + states + activation_bytes(model, rows) + logits)

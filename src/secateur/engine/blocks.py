@@ -89,6 +89,17 @@ class BlockInputs:
         self._arguments.setdefault((ids.shape[0], ids.shape[1]), arguments)
         return hidden
 
+    def embed_windows(self, ids: Tensor, batch_size: int) -> Tensor:
+        """As `embed`, some windows at a time, so that masks and the like stay small; never two copies of the result."""
+        hidden: Tensor | None = None
+        for start in range(0, len(ids), batch_size):
+            some = self.embed(ids[start : start + batch_size])
+            if hidden is None:
+                hidden = some if len(some) == len(ids) else some.new_empty(len(ids), *some.shape[1:])
+            hidden[start : start + batch_size] = some
+        assert hidden is not None  # narrows the type; there is at least one window
+        return hidden
+
     @torch.no_grad()
     def arguments(self, number: int, batch: int, length: int) -> Arguments:
         """What block `number` is called with beside the hidden states, for a batch of that shape."""

@@ -8,6 +8,7 @@ the same parts removed.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from secateur.run import Advance, Run
 
 Kind = Literal["attention", "mlp", "block"]
 MEMORY_BYTES = 2 * 2**30
+CPU_TOKENS = 1024  # per block-forward; a CPU gains nothing beyond, and its caches lose
 
 
 @dataclass(frozen=True, order=True)
@@ -84,8 +86,8 @@ def sweep(
     Args:
         variants: sets of muted parts, by block numbers of the model as loaded; the empty set is the model as it is.
         metric: negative log-likelihood if None.
-        memory_bytes: what the hidden states and activations may take. Samples, then variants, that do not fit together
-            are run in groups, at least one sample and two variants at a time.
+        memory_bytes: what the hidden states and activations may take, half each. Samples, then variants, that do not
+            fit together are run in groups, at least one sample and two variants at a time.
 
     Returns:
         (variants,) float64, in nats. A variant whose activations overflow has NaN or Inf.
@@ -149,7 +151,7 @@ def propagate(
 ) -> dict[Variant, Tensor]:
     """Hidden states after the last block for each variant: ids (samples, length) -> (samples, length, hidden)."""
     inputs = BlockInputs(model)
-    states = {DENSE: torch.cat([inputs.embed(row) for row in ids.split(1)])}  # by the parts muted so far
+    states = {DENSE: inputs.embed_windows(ids, 1)}  # by the parts muted so far
     for number in list(model.numbers):
         with model.open(number) as block:
             states = _through(block, inputs, states, variants, run, rows_at_once, done)
@@ -165,16 +167,23 @@ def _through(
     rows_at_once: int,
     done: Advance,
 ) -> dict[Variant, Tensor]:
-    """One block for all variants: each distinct prefix once for each distinct thing muted here."""
+    """One block for all variants: each distinct prefix once for each distinct thing muted here.
+
+    A state's last use writes its output in the state's place, so memory holds what comes out, not also what went in.
+    """
     after: dict[Variant, Tensor] = {}
     by_action: dict[Variant, list[Variant]] = {}
     for reached in sorted({_upto(variant, block.number) for variant in variants}, key=sorted):
         action = frozenset(part for part in reached if part.block == block.number)
         by_action.setdefault(action, []).append(reached)
+    uses = Counter(reached - action for action, many in by_action.items() for reached in many)
     for action, reached_here in by_action.items():
         before = [states[reached - action] for reached in reached_here]
+        uses.subtract(reached - action for reached in reached_here)
+        last = [not uses[reached - action] for reached in reached_here]
         if not _runs(action, block.shape):
-            after.update(zip(reached_here, before, strict=True))
+            kept = [state if mine else state.clone() for state, mine in zip(before, last, strict=True)]
+            after.update(zip(reached_here, kept, strict=True))
             continue
         samples, length = before[0].shape[:2]
         outputs: list[Tensor] = []
@@ -183,10 +192,15 @@ def _through(
             for start in range(0, len(rows), rows_at_once):
                 batch = rows[start : start + rows_at_once]
                 # a state that passed a dropped block may still lie on another device
-                hidden = torch.stack([before[state][sample].to(before[0].device) for state, sample in batch])
+                taken = [before[state][sample, None].to(before[0].device) for state, sample in batch]
+                hidden = taken[0] if len(taken) == 1 else torch.cat(taken)  # (rows, length, hidden)
                 output = run_block(block.module, hidden, inputs.arguments(block.number, len(batch), length))
-                if not outputs:  # the residual stream may leave with another width
-                    outputs = [output.new_empty(*each.shape[:2], output.shape[-1]) for each in before]
+                if not outputs:  # in the place of states that nobody needs any more, unless the stream's width changes
+                    width = output.shape[-1]
+                    outputs = [
+                        state if mine and state.shape[-1] == width else output.new_empty(samples, length, width)
+                        for state, mine in zip(before, last, strict=True)
+                    ]
                 for (state, sample), row in zip(batch, output, strict=True):
                     outputs[state][sample] = row
                 run.meter.block_tokens += len(batch) * length
@@ -220,9 +234,9 @@ def _row_bytes(model: Model, length: int) -> int:
 
 
 def _rows_at_once(model: Model, length: int, memory_bytes: int) -> int:
-    """Rows per block-forward. A CPU gains nothing beyond a few thousand tokens; a GPU wants all that fits."""
+    """Rows per block-forward. A GPU wants all that fits."""
     if model.device.type == "cpu":
-        return max(1, 4096 // length)
+        return max(1, CPU_TOKENS // length)
     return max(1, memory_bytes // 2 // activation_bytes(model, length))
 
 

@@ -201,7 +201,7 @@ def _foretell(
     return Cost(
         block_tokens=walked * blocks + search * rounds,
         head_tokens=search_samples * (search_length - 1) * heads,
-        peak_states=max(walked if order == "blocks" else length, 2 * search * (len(there) + 1) if rounds else 0),
+        peak_states=max(walked if order == "blocks" else length, search * (len(there) + 1) if rounds else 0),
         after=after,
         asked_tokens=walked + search * tried,
     )

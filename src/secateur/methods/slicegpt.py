@@ -151,6 +151,7 @@ def _foretell(
     "slicegpt",
     paper="https://arxiv.org/abs/2401.15024",
     unit="directions of the residual stream",
+    needs="(2 - 1/L) S forwards without the LM head",
     samples=256,
     length=2048,
     bibtex=BIBTEX,

@@ -91,7 +91,10 @@ def plan(
         shape = block.shape
         carry = rounding == "carry" or (rounding == "auto" and shape.kv_heads < shape.query_heads)
         wanted_heads = share * shape.kv_heads + (owed_heads if carry else 0)
-        heads = max(0, min(_half_up(wanted_heads), shape.kv_heads - 1)) if shape.kv_heads else 0
+        most = shape.kv_heads - 1  # one stays, and heads alone do not exceed the block's share
+        if carry and block.kv_group:
+            most = min(most, int(share * can_lose[number] / block.kv_group))
+        heads = max(0, min(_half_up(wanted_heads), most))
         owed_heads = wanted_heads - heads
         wanted_neurons = share * shape.width
         if carry and block.neuron:

@@ -35,7 +35,7 @@ def ratios(
 ) -> list[float]:
     """The share that each block loses of what it can lose, so that all together lose `target`.
 
-    r_i = low + (high - low) * curve_i. Of `low` and `high` at the ends, one that is not given is solved from the target,
+    r_i = low + (high - low) * curve_i. Of `low` and `high` at the ends, one not given is solved from the target,
     so that all shapes are compared at equal parameters; if neither is, low is a quarter of the mean, or more where high
     would exceed `highest`.
 

@@ -55,6 +55,11 @@ def a_neuron_per_block_or_attention(layout: Layout) -> float:
     return rows / 2 + max(attentions) - min(attentions)  # which attention goes is not planned
 
 
+def a_group_and_a_neuron_per_block(layout: Layout) -> float:
+    groups = max(block.kv_group for block in layout.blocks.values())  # where no FFN takes what is left
+    return groups + float(sum(block.neuron for block in layout.blocks.values()))
+
+
 def a_block(layout: Layout) -> float:
     return max(block.parameters for block in layout.blocks.values())
 
@@ -83,6 +88,9 @@ SETTINGS: dict[str, Setting] = {
     "blockpruner": Setting(a_module, {}, ({"alternate": True, "criterion": "kl"},), {"search_samples": 9}, spread=0.5),
     "evopress": Setting(a_block, EVOPRESS, ({**EVOPRESS, "units": "blocks", "criterion": "ppl"},), {"initial": 0},
                         spread=1.5),  # how often a parent survives cannot be foretold
+    "slimgpt": Setting(a_group_and_a_neuron_per_block, {"rounding": "carry"},
+                       ({"ratio": "uniform", "head_error": "exact", "compensate": False, "rounding": "carry"},),
+                       {"group": 0}),
     "slicegpt": Setting(two_directions, {"multiple": 1}, ({"multiple": 2, "slice_head": True, "signal": "norm"},),
                         {"dimension": 99}, families=("llama", "phi3", "qwen3")),
 }  # fmt: skip

@@ -157,7 +157,6 @@ def _foretell(
     bibtex=BIBTEX,
     foretell=_foretell,
     edits=(Rebase, FoldNorms, UntieHead, CentreEmbedding),
-    needs="two forwards of every window without the LM head, and a decomposition per site",
 )
 def slicegpt(
     model: Model,

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from secateur.assets import Purpose, read_text
 from secateur.driver import Pruning, run_method
 from secateur.engine.tokens import Count, Tokens, tokenize
@@ -228,6 +230,8 @@ def _check_tokens(model: Model, tokens: Tokens) -> None:
     low, high = int(tokens.ids.min()), int(tokens.ids.max())
     if low < 0 or high >= model.vocab_size:
         raise InvalidOptionError(f"token ids from {low} to {high} do not fit the vocabulary of {model.vocab_size}")
+    if not (torch.isfinite(tokens.weights).all() and (tokens.weights >= 0).all() and tokens.weights.any()):
+        raise InvalidOptionError("the tokens' weights must be finite and not negative, and some above 0")
 
 
 def already_there(job: Job, folder: Path) -> dict[str, Any] | None:

@@ -210,6 +210,8 @@ def slimgpt(
     made = plan(
         model.layout(), budget, ratio=ratio, first_ratio=first_ratio, last_ratio=last_ratio, rounding=rounding
     )  # fmt: skip
+    if first_ratio is not None and last_ratio is not None:
+        run.note("ratios", "The first and last block's ratios were asked for, which decide; the sparsity does not.")
     dtype = getattr(torch, precision)
     common: dict[str, Any] = {"error": head_error, "damping": damping, "compensate": compensate}
     for visit in walk(model, tokens, order="blocks", run=run, label="slimgpt"):

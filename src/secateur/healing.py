@@ -171,13 +171,15 @@ def run_recovery(
             adapted = attach(model, job.settings)
             merge = False
             try:
-                trained = trainer.train(model, adapted, objective, job.examples, job.settings, folder, run)
+                trained = trainer.train(
+                    model, adapted, objective, job.examples, job.settings, folder, run, keep=checkpoints is not None
+                )
                 merge = True
             except KeyboardInterrupt as interrupt:
                 raise Interrupted(_where(folder, job, kept=checkpoints is not None)) from interrupt
             finally:
                 detach(model, adapted, merge=merge)
-        after = trainer.held_out_loss(objective, job.examples, job.settings)
+        after = trainer.measure(objective, job.examples, job.settings, run)
     record = make_recovery_record(
         model,
         model_fingerprint=job.model_fingerprint,
@@ -263,7 +265,7 @@ def _where(folder: Path, job: RecoveryJob, *, kept: bool) -> str:
 
     last = next(reversed(state.checkpoints(folder)), None) if kept else None
     if last is None:
-        return "interrupted before the first checkpoint; nothing was written"
+        return "interrupted" + (" before the first checkpoint" if kept else "") + "; nothing was written"
     steps = job.settings.steps(len(job.examples.train))
     return (
         f"interrupted; step {state.step_of(last)} of {steps} is kept in {folder}. The same command goes on from there"

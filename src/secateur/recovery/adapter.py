@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from torch import nn
@@ -59,7 +60,9 @@ def attach(model: Model, settings: Settings) -> Any:
         task_type="CAUSAL_LM",
         fan_in_fan_out=kinds == {True},  # Conv1D keeps its weight as (in, out)
     )
-    return get_peft_model(model.hf, config, autocast_adapter_dtype=True)
+    with warnings.catch_warnings():  # peft asks by a name that transformers has given up
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        return get_peft_model(model.hf, config, autocast_adapter_dtype=True)
 
 
 def detach(model: Model, adapted: Any, *, merge: bool) -> None:

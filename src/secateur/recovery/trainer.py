@@ -44,9 +44,20 @@ class Trained:
 
 
 def train(
-    model: Model, adapted: Any, objective: Objective, examples: Examples, settings: Settings, folder: Path, run: Run
+    model: Model,
+    adapted: Any,
+    objective: Objective,
+    examples: Examples,
+    settings: Settings,
+    folder: Path,
+    run: Run,
+    *,
+    keep: bool = True,
 ) -> Trained:
     """Train the adapters that `adapted` put on `model`, going on from the newest checkpoint in `folder`.
+
+    Args:
+        keep: write checkpoints.
 
     Raises:
         NumericalError: the loss became NaN or Inf.
@@ -60,7 +71,7 @@ def train(
     done = 0.0 if last is None else state.step_of(last) / steps
     total = _work(examples, settings)
     with run.observer.progress("recovery", total, done * total) as advance:
-        trainer = _Recovery(model, adapted, objective, examples, settings, folder, advance, resuming=last is not None)
+        trainer = _Recovery(model, adapted, objective, examples, settings, folder, advance, last, keep)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     return _told(trainer.state, steps, state.step_of(last) if last else None)
 
@@ -77,6 +88,12 @@ def held_out_loss(
                 advance(batch["input_ids"].numel())
 
     return mean_loss(objective, batches())
+
+
+def measure(objective: Objective, examples: Examples, settings: Settings, run: Run) -> float:
+    """`held_out_loss` with a bar of its own."""
+    with run.observer.progress("held-out loss", _held_out_work(examples, settings)) as advance:
+        return held_out_loss(objective, examples, settings, advance)
 
 
 class LikeLengths(Sampler[int]):
@@ -118,8 +135,8 @@ class _Recovery(Trainer):
         settings: Settings,
         folder: Path,
         advance: Advance,
-        *,
-        resuming: bool,
+        last: Path | None,
+        keep: bool,
     ) -> None:
         self._model = model
         self._adapted = adapted
@@ -131,10 +148,10 @@ class _Recovery(Trainer):
         use_cache = adapted.config.use_cache
         super().__init__(
             model=adapted,
-            args=_arguments(model, settings, steps, folder, resuming=resuming),
+            args=_arguments(model, settings, steps, folder, resuming=last is not None),
             train_dataset=examples.train,
             data_collator=collate,
-            callbacks=[_Conductor(eval_every(settings, steps), max(1, steps // _SAVES))],
+            callbacks=[_Conductor(eval_every(settings, steps), max(1, steps // _SAVES) if keep else None)],
             compute_loss_func=_per_token,
         )
         adapted.config.use_cache = use_cache  # Trainer has set its own
@@ -182,14 +199,15 @@ class _Recovery(Trainer):
 class _Conductor(TrainerCallback):
     """Says when to measure and when to save, and stops a training that has blown up."""
 
-    def __init__(self, eval_every: int, save_every: int) -> None:
+    def __init__(self, eval_every: int, save_every: int | None) -> None:
         self._eval_every = eval_every
         self._save_every = save_every
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         last = state.global_step >= state.max_steps  # measured after merging
         control.should_evaluate = not last and state.global_step % self._eval_every == 0
-        control.should_save = last or state.global_step % self._save_every == 0
+        if self._save_every is not None:
+            control.should_save = last or state.global_step % self._save_every == 0
 
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not math.isfinite((logs or {}).get("loss", 0.0)):
@@ -243,9 +261,14 @@ def _work(examples: Examples, settings: Settings) -> float:
     steps = settings.steps(len(examples.train))
     order = LikeLengths(examples.train, settings.global_batch, settings.seed)
     epoch = sum(batch["input_ids"].numel() for batch in _batches([examples.train[row] for row in order], settings))
-    held_out = sum(batch["input_ids"].numel() for batch in _batches(_longest_first(examples.held_out), settings))
     measured = 1 + (steps - 1) // eval_every(settings, steps)
-    return (1 + _BACKWARD) * epoch * steps / settings.steps_per_epoch(len(examples.train)) + measured * held_out
+    return (1 + _BACKWARD) * epoch * steps / settings.steps_per_epoch(len(examples.train)) + measured * _held_out_work(
+        examples, settings
+    )
+
+
+def _held_out_work(examples: Examples, settings: Settings) -> int:
+    return sum(batch["input_ids"].numel() for batch in _batches(_longest_first(examples.held_out), settings))
 
 
 def _batches(rows: Sequence[Example], settings: Settings) -> Iterator[Batch]:

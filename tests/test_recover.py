@@ -85,7 +85,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "say.jsonl"
     rows = [
         {"instruction": f"say {letter}", "input": "", "output": letter * (3 + row % 3)}
-        for row, letter in zip(range(40), itertools.cycle("abc"))  # noqa: B905  # one of them has no end
+        for row, letter in zip(range(40), itertools.cycle("abc"))  # one of them has no end
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path

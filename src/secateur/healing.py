@@ -136,7 +136,7 @@ def recover(
 
     Raises:
         DataError, InvalidOptionError, MissingExtraError, UnsupportedModelError: before anything is trained.
-        NumericalError: the loss became NaN or Inf. Then, as after an interrupt, the model is as it was.
+        NumericalError, Interrupted: the loss became NaN or Inf, the user wants no more. The model is as it was.
     """
     job = prepare_recovery(model, data, distill=distill, licence=licence, texts=texts, cache=cache, **settings)
     return run_recovery(job, checkpoints=Path(checkpoints) if checkpoints else None, run=run)

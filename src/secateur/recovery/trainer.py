@@ -24,7 +24,7 @@ from secateur.run import Advance, Run
 HELD_OUT_LOSS = "held_out_loss"  # the name in Trainer's history
 _SAVES = 20  # checkpoints in a run
 _LOGS = 50  # points of the training loss in a run
-_BACKWARD = 2.0  # what a backward costs, in forwards: progress counts in tokens through a forward
+_BACKWARD = 1.0  # what a backward costs, in forwards (frozen weights need no gradient); progress counts in these
 
 
 @dataclass(frozen=True)

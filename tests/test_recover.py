@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import BLOCKS, logits, parameters, tiny, tiny_in, tiny_tokenizer
-from oracles import edited, lopsided, mean_kl, mean_nll
+from models import BLOCKS, FAMILY_NAMES, logits, parameters, tiny, tiny_in, tiny_tokenizer
+from oracles import edited, mean_kl, mean_nll
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -43,7 +43,6 @@ from secateur.recovery.trainer import LikeLengths
 from secateur.run import Advance
 from secateur.surgery.edits import DropAttention, KeepNeurons
 
-FAMILIES = ("llama", "phi3", "gpt2", "opt", "gpt_neox")
 QUICK: dict[str, Any] = {"template": "chat", "max_length": 64, "global_batch": 4, "warmup_steps": 1, "lr": 5e-3}
 
 
@@ -104,9 +103,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- the adapters ---
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_every_linear_map_of_the_blocks_has_an_adapter(family: str) -> None:
-    for model in (tiny(family), lopsided(tiny(family))):
+    for model in (tiny(family), tiny_in("everything", family)):
         inside = {
             f"{model.family.blocks}.{name}"
             for name, module in model.blocks.named_modules()
@@ -115,10 +114,10 @@ def test_every_linear_map_of_the_blocks_has_an_adapter(family: str) -> None:
         assert set(targets(model)) == inside
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_merging_changes_nothing(family: str) -> None:
     """With adapters on, and with their product in the weights: the same logits. Taken off unmerged: the old model."""
-    model = lopsided(tiny(family))
+    model = tiny_in("everything", family)
     before, ids = copy.deepcopy(model), torch.arange(5, 29).view(2, 12)
     flags = {name: p.requires_grad for name, p in model.hf.named_parameters()}
     adapted = attach(model, Settings())
@@ -162,9 +161,9 @@ def loss(objective: Any, batch: dict[str, Tensor]) -> float:
     return float(objective.total(batch).detach())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_the_loss_counts_the_labels_and_nothing_else(family: str) -> None:
-    model = lopsided(tiny(family))
+    model = tiny_in("everything", family)
     batch = batch_of(model)
     weights = (batch["labels"] != IGNORED).float()
     tokens = Tokens.of(batch["input_ids"], weights)

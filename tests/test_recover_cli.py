@@ -55,7 +55,7 @@ def test_a_healed_model_with_its_account(recover: Callable[..., Told], tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]  # what was needed to go on is gone
     assert set(contents(out)) == set(before)
     record = json.loads((out / "secateur.json").read_text())
-    assert record["arguments"]["command"][:2] == ["recover", str(world["pruned"])]
+    assert record["arguments"]["command"][0] == "recover"
     losses = record["recovery"]["held_out_loss"]
     for fact in (
         f"{losses['before']:.4f}",

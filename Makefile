@@ -53,7 +53,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.dev
-	$(BIN)/python bench/sweep.py
+	$(BIN)/python bench/two_ssp.py
 
 families: $(VENV)/.dev
 	$(BIN)/python tests/family_table.py > docs/families.tmp && mv docs/families.tmp docs/families.md

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import sys
 
-from models import FAMILY_NAMES, random, tiny
+from models import FAMILY_NAMES, orthonormal, random, tiny
 
 from secateur.errors import UnsupportedEditError
 from secateur.model.handle import Model
 from secateur.surgery.apply import apply
-from secateur.surgery.edits import DropAttention, DropBlock, DropMLP, Edit, KeepHeads, KeepNeurons, SetWeight
+from secateur.surgery.edits import (
+    CentreEmbedding,
+    DropAttention,
+    DropBlock,
+    DropMLP,
+    Edit,
+    FoldNorms,
+    KeepHeads,
+    KeepNeurons,
+    Rebase,
+    SetWeight,
+    UntieHead,
+)
 
 HEADER = """# Families and edits
 
@@ -25,18 +37,23 @@ def examples(model: Model) -> list[Edit]:
         shape = block.weight("mlp_out").shape
     return [
         DropBlock(1), DropAttention(1), DropMLP(1), KeepNeurons(1, (0, 2)), KeepHeads(1, (1,)),
-        SetWeight(1, "mlp_out", random(*shape)),
+        SetWeight(1, "mlp_out", random(*shape)), FoldNorms(), Rebase(3, orthonormal(model.hidden_size, 9)), UntieHead(),
+        CentreEmbedding(),
     ]  # fmt: skip
 
 
 def attempt(family: str, place: int) -> str | None:
     """None where the edit is done, else the reason against it."""
-    model = tiny(family)
+    edit = examples(tiny(family))[place]
+    model = tiny(family, tie_word_embeddings=isinstance(edit, UntieHead))
+    before = model.layout()
     try:
-        apply(model, examples(model)[place])
+        if isinstance(edit, Rebase):
+            apply(model, FoldNorms())
+        apply(model, edit)
     except UnsupportedEditError as error:
-        assert model.layout() == tiny(family).layout()
-        return str(error)
+        assert model.layout() == before
+        return str(error).partition(": ")[2]
     return None
 
 

@@ -21,12 +21,15 @@ from secateur.surgery.edits import (
     DropBlock,
     DropMLP,
     Edit,
+    FoldNorms,
     KeepHeads,
     KeepNeurons,
+    Rebase,
     SetWeight,
 )
 
 FAMILY_NAMES: tuple[str, ...] = tuple(FAMILIES)
+REBASABLE: tuple[str, ...] = tuple(name for name, row in FAMILIES.items() if row.no_rebase is None)
 VOCABULARY = 97
 HIDDEN = 32
 BLOCKS = 4
@@ -63,7 +66,7 @@ _CONFIGS: dict[str, dict[str, Any]] = {
     "gemma2": {"intermediate_size": 46, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
                "query_pre_attn_scalar": 12, "sliding_window": WINDOW, "attn_logit_softcapping": None,
                "final_logit_softcapping": 4.0, "tie_word_embeddings": True},
-    "gemma3_text": {"intermediate_size": 38, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+    "gemma3_text": {"intermediate_size": 62, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
                     "query_pre_attn_scalar": 12, "sliding_window": WINDOW, "tie_word_embeddings": True,
                     "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]},
     "olmo2": {"intermediate_size": 50, "num_attention_heads": 8, "num_key_value_heads": 4},
@@ -183,10 +186,38 @@ LAYOUTS = (
 STOCK_LAYOUTS = ("dense", "blocks dropped", "one block left", "one width", "one KV group each")  # but the last on OPT
 
 
+STREAM_LAYOUTS = ("rotated stream", "sliced stream", "sliced stream and more")
+
+
+def stream_layouts(model: Model) -> dict[str, list[Edit]]:
+    """Edits that give a dense tiny model of a family that can a residual stream in other coordinates, by name."""
+    hidden, sites = model.hidden_size, range(2 * BLOCKS + 1)
+    sliced: list[Edit] = [FoldNorms(), *(Rebase(site, orthonormal(hidden, hidden - 3 - site, site)) for site in sites)]
+    return {
+        "rotated stream": [FoldNorms(), *(Rebase(site, orthonormal(hidden, hidden, site)) for site in sites)],
+        "sliced stream": sliced,
+        "sliced stream and more": [
+            DropMLP(1),
+            *sliced,
+            KeepNeurons(0, (1, 2, 5, 7, 11)),
+            DropAttention(0),
+            KeepHeads(3, (0,)),
+            DropAttention(1),
+            DropBlock(2),
+        ],
+    }
+
+
+def orthonormal(rows: int, columns: int, seed: int = 0) -> Tensor:
+    """A random basis (rows, columns) in float64."""
+    drawn = torch.randn(rows, rows, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.linalg.qr(drawn).Q[:, :columns].contiguous()
+
+
 def tiny_in(layout: str, family: str, seed: int = 0, **overrides: Any) -> Model:
-    """A tiny model pruned to one of `LAYOUTS`."""
+    """A tiny model pruned to one of `LAYOUTS` or, where the family can, of `STREAM_LAYOUTS`."""
     model = tiny(family, seed, **overrides)
-    return apply_all(model, layouts(model)[layout])
+    return apply_all(model, (stream_layouts if layout in STREAM_LAYOUTS else layouts)(model)[layout])
 
 
 SPECIAL = ("<unk>", "<pad>", "<|im_start|>", "<|im_end|>")
@@ -219,38 +250,40 @@ def tiny_tokenizer(*, chat: bool = True) -> PreTrainedTokenizerFast:
 class ClosedModel(Model):
     """A model whose closed blocks lie on `meta`: what a streamed model larger than memory would be.
 
-    A block has weights only inside `open`, which may be entered again for the same block. At most one block is open
-    at a time. What was changed in an open block, replaced modules included, is written back when it closes.
+    A block has weights only inside `open`, which may be entered again for the same block. At most two blocks are open
+    at a time, and only neighbours: between them the residual stream may change its basis. What was changed in an open
+    block, replaced modules included, is written back when it closes.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.stored: dict[int, dict[str, Tensor]] = {}  # by block number of the model as loaded
-        self.depth = 0  # how often the open block has been entered
-        self.opened: int | None = None
+        self.opened: dict[int, int] = {}  # how often each open block has been entered
         self.openings: list[int] = []  # block numbers, in the order in which weights were fetched
         for number, block in enumerate(self.blocks):
             self._close(number, block)
 
     @contextmanager
     def open(self, number: int) -> Iterator[Block]:
-        assert self.opened in (None, number), f"block {number} is opened while block {self.opened} is"
+        places = {self.position(each) for each in {number, *self.opened} & set(self.numbers)}
+        assert max(places) - min(places) < 2, f"block {number} is opened while {list(self.opened)} are"
         module = self.blocks[self.position(number)]
-        if self.depth == 0:
+        if number not in self.opened:
             _fill(module, self.stored.pop(number))
             self.openings.append(number)
-        self.opened, self.depth = number, self.depth + 1
+        self.opened[number] = self.opened.get(number, 0) + 1
         try:
             yield Block(number, module, self.family)
         finally:
-            self.depth -= 1
-            if self.depth == 0:
-                self.opened = None
-                self._close(number, module)
+            self.opened[number] -= 1
+            if not self.opened[number]:
+                del self.opened[number]
+                if number in self.numbers:  # it may have been dropped while open
+                    self._close(number, module)
 
     def forget_block(self, number: int) -> None:
         super().forget_block(number)
-        del self.stored[number]
+        self.stored.pop(number, None)  # none while it is open
 
     def edited(self) -> None:
         stored = [self.stored[number] for number in self.numbers]
@@ -259,7 +292,7 @@ class ClosedModel(Model):
 
     def whole(self) -> Model:
         """The same model with all weights present, as a plain `Model`; this one is used up."""
-        assert self.opened is None
+        assert not self.opened
         for number in self.numbers:
             _fill(self.blocks[self.position(number)], self.stored.pop(number))
         model = Model(self.hf, self.tokenizer, self.source)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 from hypothesis import settings
-from models import logits, tiny, tiny_hf, tiny_tokenizer
+from models import logits, possible, tiny, tiny_hf, tiny_tokenizer
 from torch import Tensor
 
 from secateur.engine.sweep import Part
@@ -45,14 +45,14 @@ def standing(family: str, shape: Literal["dense", "lopsided"] = "dense") -> Mode
 def lopsided(model: Model) -> Model:
     """A copy with blocks of all sorts: narrow, without attention, without MLP, with one KV group."""
     width, groups = model.layout().blocks[0].shape.width, model.layout().blocks[0].shape.kv_heads
-    return edited(
-        model,
+    edits = [
         KeepNeurons(0, tuple(range(0, width, 2))),
         DropAttention(1),
         DropMLP(2),
         KeepHeads(3, (groups - 1,)),
         KeepNeurons(3, (1, 2, 5, 7, 11)),
-    )
+    ]
+    return edited(model, *possible(model, edits))
 
 
 def weighted(tokens: Tokens, seed: int = 0) -> Tokens:
@@ -119,6 +119,8 @@ def activations(model: Model, ids: Tensor) -> dict[int, dict[str, Tensor]]:
                 places.append((block.attention_out, "attention_hidden"))
             if block.has_mlp:
                 places.append((block.mlp_out, "mlp_hidden"))
+            if model.family.no_rebase is None:
+                places.append((block.mlp_norm, "block_mid"))
             for place, name in places:
                 handles.append(
                     place.register_forward_pre_hook(lambda _, args, n=number, name=name: keep(n, name, args[0]))
@@ -134,9 +136,10 @@ def activations(model: Model, ids: Tensor) -> dict[int, dict[str, Tensor]]:
     return seen
 
 
-def edit_facts(edits: Sequence[Edit]) -> list[tuple[str, int, tuple[int, ...] | None]]:
+def edit_facts(edits: Sequence[Edit]) -> list[tuple[str, int | None, tuple[int, ...] | None]]:
     """Edits in a form that compares equal."""
-    return [(type(edit).__name__, edit.block, getattr(edit, "index", None)) for edit in edits]
+    places = [getattr(edit, "block", getattr(edit, "site", None)) for edit in edits]
+    return [(type(e).__name__, at, getattr(e, "index", None)) for e, at in zip(edits, places, strict=True)]
 
 
 class Watcher:

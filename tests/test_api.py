@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from models import VOCABULARY, parameters, tiny, tiny_tokenizer, tiny_tokens
+from models import HIDDEN, VOCABULARY, parameters, tiny, tiny_tokenizer, tiny_tokens
 from oracles import Watcher, edited, mean_nll, write_texts
 
 import secateur
@@ -22,10 +23,11 @@ from secateur.errors import (
     SecateurError,
     UnknownNameError,
 )
+from secateur.methods import registry
 from secateur.model.handle import Model
 from secateur.run import Run
 from secateur.surgery.apply import apply
-from secateur.surgery.edits import from_json
+from secateur.surgery.edits import DropBlock, Edit, from_json
 
 
 def model_with_tokenizer(family: str = "llama") -> Model:
@@ -64,7 +66,8 @@ def test_the_record_says_all_that_is_needed_to_repeat_the_run(texts: tuple[Path,
     assert (record["model"]["name"], record["model"]["family"]) == ("tiny-llama", "llama")
     used = record["calibration"]
     assert (used["samples"], used["length"], used["seed"], used["count"]) == (4, 16, 3, "all")
-    assert used["path"] == str(texts[0])
+    assert used["path"] == used["name"] == texts[0].name  # the record is published, and the rest is private
+    assert str(texts[0].parent) not in json.dumps(record)
     assert len(used["fingerprint"]) == len(used["sha256"]) == len(record["fingerprint"]) == 64
     environment = record["environment"]
     assert environment["torch"] == torch.__version__
@@ -75,7 +78,9 @@ def test_the_record_says_all_that_is_needed_to_repeat_the_run(texts: tuple[Path,
     assert (record["before"]["parameters"], record["after"]["parameters"]) == (sizes, parameters(model))
     assert record["before"]["attentions"] - record["after"]["attentions"] == len(record["edits"]) - 4
     assert record["cost"]["block_tokens"] > 4 * 16 * 4
-    assert record["cost"]["forwards"] == pytest.approx(record["cost"]["block_tokens"] / (16 * 4), abs=0.01)
+    head = VOCABULARY * HIDDEN * 4 / record["before"]["block_parameters"]  # a token there, against one in a block
+    work = record["cost"]["block_tokens"] + head * record["cost"]["head_tokens"]
+    assert record["cost"]["forwards"] == pytest.approx(work / (16 * (4 + head)), abs=0.01)
     assert record["parents"] == []
 
 
@@ -119,6 +124,13 @@ def test_preparing_changes_nothing_and_foretells_the_identity() -> None:
     assert pruned.record["fingerprint"] == job.fingerprint
     assert pruned.record["arguments"] == {"command": ["prune", "x"]}
     assert pruned.model is model
+
+
+def test_the_seed_is_part_of_the_identity_even_if_the_tokens_are_given() -> None:
+    tokens = tiny_tokens(tiny("llama"), 3, 8)
+    jobs = [prepare(tiny("llama"), sparsity=0.5, calibration=tokens, seed=seed) for seed in (0, 1)]
+    assert jobs[0].fingerprint != jobs[1].fingerprint
+    assert run_job(jobs[1]).record["fingerprint"] == jobs[1].fingerprint
 
 
 def test_texts_are_measured_before_and_after() -> None:
@@ -296,3 +308,23 @@ def test_edits_of_a_pruned_model_count_blocks_as_they_are_now() -> None:
     assert (
         edited(tiny("llama"), *(from_json(e) for e in [*record["edits"], *again["edits"]])).layout() == model.layout()
     )
+
+
+def test_blocks_that_went_are_not_counted_by_the_next_pruning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second block is dropped twice, which in the model as first loaded are blocks 1 and 2."""
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+
+    def drop_second(model: Model, tokens: Tokens, budget: Any, run: Run) -> Iterator[Edit]:
+        """Drop the second block."""
+        yield DropBlock(1)
+
+    registry.method(
+        "second", paper="p", unit="blocks", samples=1, length=4, bibtex="@b",
+        foretell=lambda layout, *_, **__: registry.Cost(0, 0, 0, layout),
+    )(drop_second)  # fmt: skip
+    model = tiny("llama")
+    for left in (3, 2):
+        pruned = secateur.prune(model, "second", sparsity=0.2, calibration=tiny_tokens(model, 1, 4))
+        assert model.numbers == list(range(left))
+        assert pruned.record["edits"] == [{"edit": "DropBlock", "block": 1}]
+    assert model.fingerprint() == edited(tiny("llama"), DropBlock(1), DropBlock(2)).fingerprint()

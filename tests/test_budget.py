@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from models import FAMILY_NAMES, parameters, tiny
 from oracles import PROPERTY, edited
 
-from secateur.errors import InvalidOptionError
-from secateur.model.budget import Budget, shares
+from secateur.errors import InfeasibleBudgetError, InvalidOptionError
+from secateur.model.budget import Budget, leading, shares
+from secateur.model.layout import Layout
 from secateur.surgery.edits import DropAttention, DropBlock, KeepNeurons
 
 
@@ -77,3 +78,50 @@ def test_widths_go_to_the_nearest_multiple_and_ties_go_up(wanted: Fraction, roun
 )  # fmt: skip
 def test_rounding_by_example(wanted: float, round_to: int, width: int, got: int) -> None:
     assert Budget(0.5, round_to=round_to).width(wanted, width) == got
+
+
+# --- whole blocks, and units in a row ---
+
+
+def blocks(count: int, other: int = 0) -> Layout:
+    layout = tiny("llama").layout()
+    return Layout(dict.fromkeys(range(count), layout.blocks[0]), other)
+
+
+@pytest.mark.parametrize(
+    ("count", "sparsity", "whole"),
+    [(30, 0.25, 8), (30, 0.375, 11), (30, 0.5, 15), (32, 0.25, 8), (28, 0.375, 11), (4, 0.125, 1), (4, 0.874, 3),
+     (2, 0.3, 1), (2, 0.7, 1)],
+)  # fmt: skip
+def test_whole_blocks_are_the_nearest_and_ties_go_up(count: int, sparsity: float, whole: int) -> None:
+    layout = blocks(count, other=10**6)
+    assert Budget(sparsity).whole_blocks(layout) == whole
+    share = sparsity * layout.block_parameters / layout.parameters
+    assert Budget(share + 1e-12, of="model").whole_blocks(layout) == whole
+
+
+@pytest.mark.parametrize(
+    ("count", "budget", "reach"),
+    [(4, Budget(0.12), r"0\.25 \(1 block\) to 0\.75 \(3 of them\) can be reached"),
+     (4, Budget(0.875), "0.25 .*to 0.75"),
+     (1, Budget(0.5), "nothing can be reached"), (4, Budget(0.06, of="model"), r"0\.125 .* to 0\.375 "),
+     (4, Budget(0.45, of="model"), r"is nearest to 4 of 4 .*0\.125 .* to 0\.375 ")],
+    ids=str,
+)  # fmt: skip
+def test_no_block_or_all_blocks_are_refused_with_what_can_be_reached(count: int, budget: Budget, reach: str) -> None:
+    layout = blocks(count, other=blocks(count).block_parameters)
+    with pytest.raises(InfeasibleBudgetError, match=reach):
+        budget.whole_blocks(layout)
+
+
+@PROPERTY
+@given(st.lists(st.integers(0, 50), max_size=8), st.floats(0, 300))
+def test_units_in_a_row_are_removed_until_the_nearest_total(sizes: list[int], target: float) -> None:
+    apart = [abs(sum(sizes[:count]) - target) for count in range(len(sizes) + 1)]
+    assert leading(target, sizes) == max(count for count, each in enumerate(apart) if each == min(apart))
+
+
+def test_the_target_is_in_parameters() -> None:
+    layout = tiny("llama").layout()
+    assert Budget(0.25).target(layout) == 0.25 * layout.block_parameters
+    assert Budget(0.25, of="model").target(layout) == 0.25 * layout.parameters

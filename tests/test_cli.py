@@ -111,7 +111,8 @@ def test_a_pruned_model_with_its_account(
     assert {"config.json", "model.safetensors", "tokenizer.json", "secateur.json", "README.md"} <= set(contents(out))
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     record = json.loads((out / "secateur.json").read_text())
-    assert record["arguments"]["command"][:2] == ["prune", str(world["model"])]
+    assert record["arguments"]["command"][:2] == ["prune", world["model"].name]
+    assert str(tmp_path.parent) not in json.dumps(record)  # nobody's private paths
     assert record["arguments"]["command"][-2:] == ["--attentions", "1"]
     assert record["environment"]["threads"] == 1
     replayed = secateur.load(str(world["model"]))
@@ -188,6 +189,16 @@ def test_chat_counts_responses(prune: Callable[..., Told], tmp_path: Path, world
     records = [json.loads((tmp_path / name / "secateur.json").read_text()) for name in ("out", "all")]
     assert [record["calibration"]["count"] for record in records] == ["responses", "all"]
     assert records[0]["edits"] != records[1]["edits"]
+
+
+def test_what_the_method_said_of_its_run_is_shown_and_recorded(prune: Callable[..., Told], tmp_path: Path) -> None:
+    words = ("--generations", 1, "--offspring", 4, "--initial-tokens", 16, "--selection-tokens", "16, 32")
+    told = prune("--method", "evopress", *words)
+    assert told.code == 0, told.err
+    note = json.loads((tmp_path / "out" / "secateur.json").read_text())["notes"]["reduced"]
+    assert note.startswith("A reduced EvoPress search: ")
+    assert note in told.out
+    assert note not in prune(out=tmp_path / "2ssp").out
 
 
 def test_json_stands_alone_on_stdout(prune: Callable[..., Told], tmp_path: Path) -> None:
@@ -423,7 +434,12 @@ def test_evaluations_are_added_to_the_record(
     assert after == before
     assert {"created", "dtype", "model", "against"} == set(first)
     assert first["against"]["perplexity"][0]["perplexity"] != first["model"]["perplexity"][0]["perplexity"]
-    assert {key: second[key] for key in as_json.json} == as_json.json
+    told = as_json.json
+    for each, place in zip(told.values(), (out, world["model"]), strict=False):
+        assert each["name"] == str(place)
+        assert each["perplexity"][0]["text"] == str(world["plain"])
+        each["name"], each["perplexity"][0]["text"] = place.name, world["plain"].name  # the record is published
+    assert {key: second[key] for key in told} == told
     assert as_json.json["model"]["latency"]["tokens_per_s"] > 0
     inspected = call("inspect", out, "--json").json
     assert len(inspected["evaluations"]) == 2
@@ -498,6 +514,30 @@ def test_methods_are_listed() -> None:
         assert known.paper in plain
         for option in known.options:
             assert "--" + option.replace("_", "-") in plain
+
+
+def test_methods_say_what_they_take_on_a_model(world: dict[str, Path]) -> None:
+    listed = call("methods", "--for", world["model"], "--sparsity", 0.5, "--json").json
+    plain = call("methods", "--for", world["model"], "--sparsity", 0.5).out
+    for name, known in methods().items():
+        cost = listed[name]["cost"]
+        assert cost["samples"] == known.samples
+        assert 0 < cost["forwards"] <= cost["forwards_asked"]
+        assert f"{cost['forwards']:,.1f} full-length forwards (of {cost['forwards_asked']:,.1f} asked for)" in plain
+        assert known.needs in plain
+    head = 97 / (4 * parameters_of_a_block(world["model"]) / 32 + 97)  # its share of a forward
+    assert listed["shortgpt"]["cost"]["forwards"] == pytest.approx(128 * (1 - head))
+    assert listed["shortgpt"]["cost"]["forwards_asked"] == 128
+    assert "cost" not in call("methods", "--json").json["2ssp"]
+    refused = call("methods", "--for", world["model"], "--sparsity", 0.99)
+    assert refused.code == 0
+    assert "refused: 0.99 of the parameters of the blocks is nearest to 4 of 4 blocks" in refused.out
+    assert call("methods", "--for", world["model"], "--sparsity", 2).code == 3
+    assert call("methods", "--for", world["model"], "--of", "layers").code == 3
+
+
+def parameters_of_a_block(folder: Path) -> float:
+    return call("inspect", folder, "--json").json["block_parameters"] / 4
 
 
 def test_the_methods_options_are_flags_of_prune() -> None:

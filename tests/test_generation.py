@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import FAMILY_NAMES, LAYOUTS, WINDOW, logits, tiny, tiny_in, tiny_tokens
+from models import FAMILY_NAMES, LAYOUTS, REBASABLE, STREAM_LAYOUTS, WINDOW, logits, tiny, tiny_in, tiny_tokens
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
@@ -74,6 +74,7 @@ def assert_padding_is_right(model: Model) -> None:
     [
         *(("llama", layout) for layout in LAYOUTS),
         *((family, layout) for family in FAMILY_NAMES if family != "llama" for layout in HARD),
+        *((family, "sliced stream and more") for family in REBASABLE),
     ],
 )
 def test_cached_generation_is_right(family: str, layout: str) -> None:
@@ -81,8 +82,13 @@ def test_cached_generation_is_right(family: str, layout: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize(
+    ("family", "layout"),
+    [
+        *((family, layout) for family in FAMILY_NAMES for layout in LAYOUTS),
+        *((family, layout) for family in REBASABLE for layout in STREAM_LAYOUTS),
+    ],
+)
 def test_cached_generation_is_right_everywhere(family: str, layout: str, tmp_path: Path) -> None:
     model = tiny_in(layout, family)
     save(model, tmp_path / "pruned")
@@ -107,7 +113,9 @@ def test_beams_static_caches_and_lookup_are_right(family: str) -> None:
     assert_searches_are_right(tiny_in("everything", family))
 
 
-@pytest.mark.parametrize("layout", ["dense", "block 0 without attention", "all attentions missing"])
+@pytest.mark.parametrize(
+    "layout", ["dense", "block 0 without attention", "all attentions missing", "sliced stream and more"]
+)
 def test_searches_are_right_on_llama(layout: str) -> None:
     assert_searches_are_right(tiny_in(layout, "llama"))
 

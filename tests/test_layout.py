@@ -14,6 +14,7 @@ from models import (
     apply_all,
     layouts,
     logits,
+    orthonormal,
     parameters,
     tiny,
     tiny_closed,
@@ -24,11 +25,21 @@ from models import (
 from secateur.model.layout import Layout
 from secateur.model.modeling_secateur import shapes_from
 from secateur.surgery.apply import apply, predict
-from secateur.surgery.edits import DropAttention, DropBlock, DropMLP, Edit, KeepHeads, KeepNeurons
+from secateur.surgery.edits import (
+    DropAttention,
+    DropBlock,
+    DropMLP,
+    Edit,
+    FoldNorms,
+    KeepHeads,
+    KeepNeurons,
+    Rebase,
+    UntieHead,
+)
 
 
 def possible_edits(layout: Layout) -> st.SearchStrategy[Edit]:
-    """Any edit without a tensor that a model of this layout allows."""
+    """Any edit that changes the layout and that a model of this layout allows."""
 
     def some(size: int) -> st.SearchStrategy[tuple[int, ...]]:
         return st.sets(st.integers(0, size - 1), min_size=1).map(lambda kept: tuple(sorted(kept)))
@@ -43,6 +54,17 @@ def possible_edits(layout: Layout) -> st.SearchStrategy[Edit]:
             choices.append(some(block.shape.width).map(lambda kept, number=number: KeepNeurons(number, kept)))
         if len(layout.blocks) > 1:
             choices.append(st.just(DropBlock(number)))
+    if layout.no_rebase is None:
+        if layout.is_folded:
+            widths = {site: layout.stream_width(site) for site in layout.sites}
+            drawn = st.tuples(st.sampled_from(layout.sites), st.integers(0, 3))
+            choices += 3 * [
+                drawn.map(lambda at: Rebase(at[0], orthonormal(widths[at[0]], max(1, widths[at[0]] - at[1]))))
+            ]
+        else:
+            choices += 3 * [st.just(FoldNorms())]
+        if layout.ends.tied and not layout.is_rebased:
+            choices.append(st.just(UntieHead()))
     return st.one_of(choices)
 
 

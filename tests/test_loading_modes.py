@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import FAMILY_NAMES, LAYOUTS, STOCK_LAYOUTS, logits, tiny_in, tiny_tokenizer
+from models import FAMILY_NAMES, LAYOUTS, REBASABLE, STOCK_LAYOUTS, STREAM_LAYOUTS, logits, tiny_in, tiny_tokenizer
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -27,6 +27,7 @@ from secateur.quiet import quiet_transformers
 
 MODELING = Path(modeling_secateur.__file__)
 MIXED = tuple(layout for layout in LAYOUTS if layout not in STOCK_LAYOUTS)
+ALL = (*LAYOUTS, *STREAM_LAYOUTS)
 FEW = ("block 0 without attention", "one KV group fewer", "all MLPs missing", "everything")
 
 COMMON = """
@@ -139,15 +140,15 @@ class Checkpoints:
         names: dict[str, list[str]] = {"A": [], "B": []}
         self.own_class: dict[str, str] = {}
         for family, layout in layouts:
-            name = f"{family}-{LAYOUTS.index(layout)}"
+            name = f"{family}-{ALL.index(layout)}"
             model = tiny_in(layout, family)
             model.tokenizer = tiny_tokenizer() if layout == "everything" else None
             names[save(model, folder / name)].append(name)
             self.expected[name] = logits(model, ids)
             self.own_class[name] = type(model.hf).__mro__[2].__name__
         self.stock, self.mixed = names["A"], names["B"]
-        self.loaded = [name for name in self.mixed if LAYOUTS[int(name.partition("-")[2])] in loaded]
-        self.saved_again = [name for name in self.mixed if LAYOUTS[int(name.partition("-")[2])] == "everything"]
+        self.loaded = [name for name in self.mixed if ALL[int(name.partition("-")[2])] in loaded]
+        self.saved_again = [name for name in self.mixed if ALL[int(name.partition("-")[2])] == "everything"]
         lists = {"mixed": self.mixed, "stock": self.stock, "loaded": self.loaded, "saved_again": self.saved_again}
         (folder / "manifest.json").write_text(json.dumps({"ids": ids.tolist(), "own_class": self.own_class, **lists}))
 
@@ -197,11 +198,13 @@ def process_tests(layouts: list[tuple[str, str]], loaded: tuple[str, ...], folde
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    chosen = [("llama", layout) for layout in (*MIXED, "one KV group each")]
+    chosen = [("llama", layout) for layout in (*MIXED, "one KV group each", "sliced stream")]
     chosen += [(family, layout) for family in ("gpt2", "gemma2") for layout in FEW if layout != "everything"]
     chosen += [(family, "everything") for family in FAMILY_NAMES[1:]]
     chosen += [(family, "blocks dropped") for family in FAMILY_NAMES]
-    return tuple(process_tests(chosen, ("everything", "nothing left but norms"), tmp_path_factory.mktemp("few")))
+    chosen += [("qwen3", "sliced stream and more")]  # the one with a tied head
+    loaded = ("everything", "nothing left but norms", *STREAM_LAYOUTS)
+    return tuple(process_tests(chosen, loaded, tmp_path_factory.mktemp("few")))
 
 
 @pytest.fixture
@@ -282,7 +285,8 @@ def test_the_checkpoints_code_is_not_run_when_secateur_is_there(checkpoints: Che
 @pytest.mark.slow
 def test_all_modes_hold_for_every_layout_of_every_family(tmp_path: Path) -> None:
     every = [(family, layout) for family in FAMILIES for layout in LAYOUTS]
-    checkpoints, ours, theirs = process_tests(every, LAYOUTS, tmp_path)
+    every += [(family, layout) for family in REBASABLE for layout in STREAM_LAYOUTS]
+    checkpoints, ours, theirs = process_tests(every, ALL, tmp_path)
     ours.assert_right(checkpoints.loaded)
     theirs.assert_right(checkpoints.loaded, "/remote")
     theirs.assert_right(checkpoints.stock, "/stock")

@@ -21,7 +21,7 @@ from secateur.methods import get_method
 from secateur.model.checkpoint import RECORD, tier
 from secateur.model.load import read_record
 from secateur.report.card import card
-from secateur.report.record import append_evaluation, dump, identity, make_record
+from secateur.report.record import append_evaluation, dump, identity, make_record, remarks
 from secateur.surgery.apply import apply
 from secateur.surgery.edits import DropAttention, DropBlock, Edit, KeepNeurons, from_json
 
@@ -91,10 +91,12 @@ def test_a_record_counts_real_parameters() -> None:
 )
 def test_a_dumped_record_reads_back_the_same(edits: tuple[Edit, ...]) -> None:
     record = recorded(tiny("llama"), *edits)
+    record["notes"] = {"reduced": 'Less "than" asked \\u00001\\u0000 ü.', "curve": [3.5, 1, 2.25]}
     record["calibration"]["name"] = 'Zürich "quoted" \\u0000 \n'
     text = dump(record)
     assert json.loads(text) == record
     assert "Zürich" in text
+    assert any("[3.5, 1, 2.25]" in line for line in text.splitlines())
     for edit in record["edits"]:  # one line each
         assert any(line.strip().rstrip(",") == json.dumps(edit) for line in text.splitlines())
 
@@ -275,3 +277,19 @@ def test_the_card_shows_measured_perplexities() -> None:
     record = recorded(tiny("llama"), DropBlock(0))
     record["perplexity"] = [{"text": "wikitext2", "samples": 4, "length": 12, "before": 10.04, "after": 12.5}]
     assert "| perplexity, wikitext2, 4 x 12 | 10.04 | 12.50 |" in card(record, get_method("2ssp"))
+
+
+def test_the_card_repeats_what_the_method_said() -> None:
+    record = recorded(tiny("llama"), DropBlock(0))
+    plain = card(record, get_method("2ssp"))
+    record["notes"] = {
+        "reduced": "Less was searched than asked.", "best KL": [2.5, 1, 1 / 3], "long": list(range(100)),
+        "table": {"a": 1}, "words": ["a"], "none": [],
+    }  # fmt: skip
+    text = card(record, get_method("2ssp"))
+    assert remarks(record) == ["Less was searched than asked."]
+    new = set(text.splitlines()) - set(plain.splitlines())
+    assert new == {"Less was searched than asked.", "Best KL: 2.5, 1, 0.3333.",
+                   "Long: 0, 1, 2, 3, 4, 5, ..., 94, 95, 96, 97, 98, 99."}  # fmt: skip
+    del record["notes"]  # an older record
+    assert card(record, get_method("2ssp")) == plain

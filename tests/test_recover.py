@@ -36,6 +36,7 @@ from secateur.errors import (
     UnsupportedModelError,
 )
 from secateur.healing import prepare_recovery, run_recovery
+from secateur.methods import methods
 from secateur.model.checkpoint import tier
 from secateur.recovery import Distillation, Labels, Settings, attach, detach, make_examples, objectives, targets
 from secateur.recovery.data import IGNORED, Example, alpaca_prompt, collate
@@ -504,6 +505,25 @@ def test_other_families_heal_too(family: str, data: Path) -> None:
     model = pruned_tiny(family)
     losses = recover(model, data, max_steps=6, **QUICK).record["recovery"]["held_out_loss"]
     assert losses["after"] < losses["before"]
+
+
+@pytest.mark.parametrize("method", sorted(methods()))
+def test_checkpoints_of_every_method_heal(method: str, data: Path, tmp_path: Path) -> None:
+    model = with_tokenizer(tiny("llama", mlp_bias=False, attention_bias=False))
+    tokens = Tokens.of(torch.arange(5, 85).view(2, 40))
+    little = {"initial_tokens": 40, "selection_tokens": "40,40", "generations": 2, "initial": 4, "offspring": 4}
+    options: dict[str, Any] = {"evopress": little, "slicegpt": {"sparsity": 0.38}}.get(method, {})
+    save(prune(model, method, calibration=tokens, **{"sparsity": 0.3, **options}), tmp_path / "pruned")
+    loaded = load(str(tmp_path / "pruned"))
+    layout = loaded.layout()
+    healed = recover(loaded, data, max_steps=4, **QUICK)
+    assert save(healed, tmp_path / "healed") == healed.record["parents"][0]["tier"]
+    again = load(str(tmp_path / "healed"))
+    assert again.layout() == layout
+    losses = healed.record["recovery"]["held_out_loss"]
+    assert losses["after"] < losses["before"]
+    ids = torch.arange(5, 25)[None]
+    torch.testing.assert_close(logits(again, ids), logits(loaded, ids))
 
 
 def test_bfloat16_heals_too(data: Path) -> None:

@@ -201,6 +201,21 @@ def test_other_packages_add_methods_by_an_entry_point(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.usefixtures("own_registry")
+def test_another_packages_method_is_found_by_its_name_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `secateur.prune(model, "plugged")` asks for it, with nobody having listed the methods before."""
+
+    def load() -> None:
+        method("plugged", paper="p", unit="blocks", samples=3, length=4, bibtex="@b", foretell=no_cost)(drop_last)
+
+    monkeypatch.setattr(
+        registry, "entry_points", lambda *, group: [SimpleNamespace(name="plugged", value="p:m", load=load)]
+    )
+    assert get_method("plugged").samples == 3
+    with pytest.raises(UnknownNameError, match="Did you mean 'plugged'"):
+        get_method("pluged")
+
+
+@pytest.mark.usefixtures("own_registry")
 def test_somebody_elses_broken_package_is_told_and_left_out(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

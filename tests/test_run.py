@@ -108,7 +108,10 @@ def test_progress_goes_to_the_observer() -> None:
 
 
 def test_forwards_are_whole_sequences_through_all_blocks() -> None:
-    assert Meter(block_tokens=30 * 2048 * 3).forwards(30, 2048) == 3
+    whole = Meter(block_tokens=30 * 2048 * 3, head_tokens=2048 * 3, asked_tokens=30 * 2048 * 5)
+    assert whole.forwards(30, 2048, head=8) == 3
+    assert whole.forwards_asked(30, 2048) == 5
+    assert Meter(head_tokens=2048).forwards(30, 2048, head=10) == 1 / 4  # a head that costs ten blocks of forty
 
 
 def test_after_expect_all_stages_share_one_bar() -> None:
@@ -141,3 +144,25 @@ def test_what_a_store_on_disk_could_keep_is_kept(value: Any) -> None:
 def test_what_a_store_on_disk_could_not_keep_is_refused(value: Any) -> None:
     with pytest.raises(TypeError, match="step 'key' gave a"):
         Run().step("key", lambda: value)
+
+
+# --- notes ---
+
+
+def test_notes_are_kept_as_they_were_said() -> None:
+    run, curve = Run(), [3.5]
+    run.note("curve", curve)
+    curve.append(2.0)
+    assert run.notes == {"curve": [3.5]}
+    run.note("curve", curve)
+    run.note("reduced", "Less than asked.")
+    assert run.notes == {"curve": [3.5, 2.0], "reduced": "Less than asked."}
+    assert Run().notes == {}
+
+
+@pytest.mark.parametrize("value", [float("nan"), [1.0, float("inf")], torch.ones(2), {1, 2}, {"a": b""}])
+def test_what_a_record_cannot_hold_is_no_note(value: Any) -> None:
+    run = Run()
+    with pytest.raises((TypeError, ValueError)):
+        run.note("x", value)
+    assert run.notes == {}

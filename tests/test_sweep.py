@@ -15,6 +15,7 @@ from oracles import PROPERTY, Watcher, edited, lopsided, mean_kl, mean_nll, stan
 from torch import Tensor, nn
 
 from secateur.engine import loss as loss_module
+from secateur.engine import sweep as sweep_module
 from secateur.engine.loss import KLDivergence, NegativeLogLikelihood
 from secateur.engine.sweep import DENSE, Part, Variant, final_states, sample_sweep, sweep
 from secateur.model.handle import Model
@@ -98,7 +99,9 @@ def test_the_answers_stand_in_the_order_of_the_questions() -> None:
     losses = sweep(model, tokens, asked, run=run)
     close(losses, sweep(model, tokens, [SINGLES[5], DENSE, SINGLES[0]], run=once)[[0, 1, 2, 0, 1]].tolist())
     assert len(set(losses.tolist())) == 3
-    assert run.meter == once.meter  # asked twice is computed once
+    spent = [(each.meter.block_tokens, each.meter.head_tokens) for each in (run, once)]
+    assert spent[0] == spent[1]  # asked twice is computed once
+    assert (run.meter.asked_tokens, once.meter.asked_tokens) == (5 * 18 * 4, 3 * 18 * 4)
 
 
 def test_block_numbers_are_those_of_the_model_as_loaded() -> None:
@@ -242,7 +245,7 @@ def test_the_model_is_as_before_when_a_block_fails(family: str, kind: Any, monke
         with pytest.raises(ZeroDivisionError):
             sweep(model, tiny_tokens(model, 1, 6), [DENSE, frozenset({Part(2, kind)})])
     assert [id(module) for module in model.hf.modules()] == before
-    assert model.opened is None
+    assert not model.opened
     assert model.whole().fingerprint() == tiny(family).fingerprint()
 
 
@@ -259,3 +262,25 @@ def test_nan_in_one_module_spoils_only_the_variants_that_have_it() -> None:
         assert (loss == loss) == (variant in healed)
     clean = sweep(tiny("qwen2"), tokens, healed)
     assert [loss for v, loss in zip(variants, losses.tolist(), strict=True) if v in healed] == clean.tolist()
+
+
+def test_states_lie_apart_and_only_a_new_one_takes_new_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("llama")
+    tokens = tiny_tokens(model, 2, 6)
+    dropped = [frozenset({Part(1, "block")}), frozenset({Part(1, "block"), Part(1, "mlp")})]  # two names for one state
+    variants = [*SINGLES, *dropped, *(each | {Part(3, "mlp")} for each in dropped)]
+    through, seen = sweep_module._through, []
+
+    def spy(block: Any, inputs: Any, states: dict[Variant, Tensor], *rest: Any) -> dict[Variant, Tensor]:
+        before = {state.data_ptr() for state in states.values()}
+        after = through(block, inputs, states, *rest)
+        places = {state.data_ptr() for state in after.values()}
+        seen.append((len(after), len(places), len(places - before), len(states)))
+        return after
+
+    monkeypatch.setattr(sweep_module, "_through", spy)
+    close(sweep(model, tokens, variants), [mean_nll(without(model, each), tokens) for each in variants])
+    assert len(seen) == 4
+    for states, places, new, came_in in seen:
+        assert places == states
+        assert new == states - came_in

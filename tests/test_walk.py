@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import FAMILY_NAMES, logits, tiny, tiny_closed, tiny_tokens
+from models import FAMILY_NAMES, REBASABLE, logits, tiny, tiny_closed, tiny_tokens
 from oracles import Watcher, activations, edited, lopsided, standing, weighted
 from torch import Tensor, nn
 
@@ -19,7 +19,7 @@ from secateur.run import Run
 from secateur.surgery.apply import apply
 from secateur.surgery.edits import DropAttention, DropBlock, DropMLP, Edit, KeepHeads, KeepNeurons, SetWeight
 
-TAPS = ("block_in", "block_out", "attention_hidden", "mlp_hidden")
+TAPS = ("block_in", "block_mid", "block_out", "attention_hidden", "mlp_hidden")
 
 
 class Collector:
@@ -64,7 +64,7 @@ def test_taps_equal_hooks_on_the_whole_model(family: str, shape: Any, batch_size
     expected = [activations(model, ids) for ids in tokens.ids.split(batch_size)]  # batched alike: bit for bit
     taps = {(number, name) for number, by_name in expected[0].items() for name in by_name}
     assert set(seen.x) == taps
-    assert len(taps) == (16 if shape == "dense" else 14)
+    assert len(taps) == (16 if shape == "dense" else 14) + 4 * (family in REBASABLE)
     for number, name in taps:
         want = torch.cat([each[number][name] for each in expected])
         assert torch.equal(seen.all(number, name), want), (number, name)
@@ -240,7 +240,7 @@ def test_progress_ends_at_its_total(order: str) -> None:
 def test_the_head_is_never_run() -> None:
     model = tiny("qwen3")
     model.hf.lm_head.weight = nn.Parameter(torch.zeros(1, 1))  # would fail at once
-    assert len(collect(model, tiny_tokens(model, 2, 6)).x) == 16
+    assert len(collect(model, tiny_tokens(model, 2, 6)).x) == 20
 
 
 @pytest.mark.parametrize("tap", TAPS)
@@ -258,7 +258,7 @@ def test_an_exception_in_a_tap_leaves_no_trace(tap: str) -> None:
     with pytest.raises(ZeroDivisionError):
         visit.observe(**{tap: fail})
     stream.close()
-    assert model.opened is None
+    assert not model.opened
     assert model.blocks is blocks
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.hf.modules())
     assert torch.equal(logits(model.whole(), tokens.ids), logits(tiny("phi3"), tokens.ids))

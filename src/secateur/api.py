@@ -13,13 +13,14 @@ from secateur.driver import Pruning, run_method
 from secateur.engine.tokens import Count, Tokens, tokenize
 from secateur.errors import DataError, InvalidOptionError, OutputExistsError
 from secateur.evaluation import generate, latency, perplexity
+from secateur.folders import resolved
 from secateur.methods import get_method
 from secateur.model.budget import Budget, Convention
 from secateur.model.checkpoint import RECORD, Tier
 from secateur.model.checkpoint import save as save_checkpoint
-from secateur.model.handle import Model
+from secateur.model.handle import Model, require_finite
 from secateur.model.load import read_record
-from secateur.report.record import dump, identity, make_record
+from secateur.report.record import dump, identity, make_record, public_name
 from secateur.report.recovery import render_card
 from secateur.run import Run
 
@@ -77,7 +78,7 @@ def read_tokens(
         data: folder with the named texts, for machines without a hub.
 
     Raises:
-        DataError: the text is missing, unreadable or too short; the model has no tokenizer.
+        DataError: the text is missing, unreadable or too short; the model has no tokenizer, or another model's.
         InvalidOptionError: windows longer than the model's positions.
     """
     if model.tokenizer is None:
@@ -85,7 +86,13 @@ def read_tokens(
     if model.max_length is not None and length > model.max_length:
         raise InvalidOptionError(f"windows of {length} tokens; the model's positions end at {model.max_length}")
     text = read_text(name, purpose=purpose, data=data, cache=cache)
-    return tokenize(text, model.tokenizer, length=length, samples=samples, seed=seed, count=count)
+    tokens = tokenize(text, model.tokenizer, length=length, samples=samples, seed=seed, count=count)
+    if (highest := int(tokens.ids.max())) >= model.vocab_size:
+        raise DataError(
+            f"the tokenizer does not fit the model: it gives token id {highest} for '{name}', and the model's "
+            f"vocabulary has {model.vocab_size}. Put the model's own tokenizer beside its weights"
+        )
+    return tokens
 
 
 def prepare(
@@ -114,6 +121,7 @@ def prepare(
         _check_tokens(model, tokens)
     samples, length = chosen.window_shape(model.max_length, samples, length)
     chosen.foretell(model.layout(), samples, length, budget, **complete)  # is it feasible at all?
+    require_finite(model)
     if not isinstance(calibration, Tokens):
         name = calibration or ("demo" if model.source.get("asked") == "demo" else "c4")
         tokens = read_tokens(
@@ -181,20 +189,23 @@ def run_job(
     texts = dict(measure_on or {})
     judge = Run(observer=run.observer)  # keeps the evaluation out of the method's cost
     dense = {name: perplexity(job.model, tokens, run=judge) for name, tokens in texts.items()}
+    head = job.model.head_cost
     start = time.monotonic()
     pruning = run_method(job.model, get_method(job.method), job.tokens, job.budget, run, **job.options)
     cost = {
         "seconds": round(time.monotonic() - start, 1),
         "block_tokens": run.meter.block_tokens,
         "head_tokens": run.meter.head_tokens,
-        "forwards": round(run.meter.forwards(len(pruning.before.blocks), job.tokens.length), 2),
+        "forwards": round(run.meter.forwards(len(pruning.before.blocks), job.tokens.length, head=head), 2),
+        "forwards_asked": round(run.meter.forwards_asked(len(pruning.before.blocks), job.tokens.length), 2),
     }
     record = make_record(
         job.model, pruning, job.tokens, model_fingerprint=job.model_fingerprint, seed=job.seed, cost=cost,
-        arguments=arguments,
+        arguments=arguments, notes=run.notes,
     )  # fmt: skip
     for name, tokens in texts.items():
         after = perplexity(job.model, tokens, run=judge)
+        after["text"] = public_name(str(after["text"]))
         record["perplexity"].append({**after, "before": dense[name]["perplexity"], "after": after["perplexity"]})
     job.model.edited()  # a further pruning starts from here
     job.model.parents = [*job.model.parents, {key: value for key, value in record.items() if key != "parents"}]
@@ -240,6 +251,7 @@ def already_there(job: Identified, folder: Path) -> dict[str, Any] | None:
     Raises:
         OutputExistsError: it holds something else.
     """
+    folder = resolved(folder)
     if not folder.exists():
         return None
     record = read_record(folder) if folder.is_dir() else None

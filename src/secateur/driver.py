@@ -62,7 +62,8 @@ def run_method(
     edits = []
     for edit in stream:
         apply(model, edit)
-        logger.debug("applied %s to block %d", type(edit).__name__, edit.block)
+        where = getattr(edit, "block", getattr(edit, "site", None))
+        logger.debug("applied %s%s", type(edit).__name__, "" if where is None else f" at {where}")
         predicted = predict(predicted, edit)
         edits.append(edit)
     after = model.layout()

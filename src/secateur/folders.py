@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import platform
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from secateur.errors import OutputError, OutputExistsError
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_TAKEN = {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR}
 
 
 @contextmanager
@@ -28,7 +30,7 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
         OutputExistsError: `target` exists and is not to be overwritten, or appeared meanwhile.
         OutputError: the folder cannot be written.
     """
-    target = target.resolve()  # through links: the folder itself is replaced, on its own disk
+    target = resolved(target)
     try:
         repair(target)
         if target.is_file():
@@ -46,12 +48,107 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
         _take_place(partial, target, overwrite)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if error.errno in _TAKEN and target.exists() and not overwrite:  # between the last look and the rename
+            raise OutputExistsError(f"{target} appeared meanwhile; nothing was overwritten") from error
         raise OutputError(
             f"{target} could not be written: {error.strerror or error}; nothing was left behind"
         ) from error
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+@contextmanager
+def disk_full_as_oserror() -> Iterator[None]:
+    """The libraries in Rust report a full disk in exceptions of their own: make it the usual one."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if os.strerror(number) in str(error) or f"os error {number})" in str(error):
+                raise OSError(number, os.strerror(number)) from error
+        raise
+
+
+def resolved(target: Path) -> Path:
+    """The folder that is meant, through links: the folder itself is replaced, on its own disk.
+
+    Raises:
+        OutputError: no folder can have that name.
+    """
+    try:
+        target = target.resolve()
+        target.exists()
+        str(target).encode("utf-8")  # the libraries that write models and tokenizers take no other names
+    except (OSError, ValueError, RuntimeError) as error:  # too long, with a NUL, a loop of links
+        raise OutputError(f"{str(target)[:200]!r} can be no folder: {error}"[:400]) from error
+    return target
+
+
+def require_space(target: Path, needs_bytes: int) -> None:
+    """Raise OutputError unless the disk of `target` has that much room, before hours of work and not after them."""
+    parent = next(path for path in resolved(target).parents if path.exists())
+    if (free := shutil.disk_usage(parent).free) < needs_bytes:
+        raise OutputError(
+            f"not enough room for {target}: {free / 1e6:,.0f} MB are free in {parent}, and about "
+            f"{needs_bytes / 1e6:,.0f} MB needed; free some, or choose a folder on another disk"
+        )
+
+
+@contextmanager
+def claimed(target: Path) -> Iterator[None]:
+    """Keep other processes of this host off `target` for the time of the context; a killed one's claim ends with it.
+
+    So that of two runs into one folder the second is refused before its work and not after. Parents are made, which
+    also shows early whether they can be, and unmade if nothing came into them.
+
+    Raises:
+        OutputError: another process is about to write it; or it cannot be written.
+    """
+    target = resolved(target)
+    made = [parent for parent in target.parents if not parent.exists()]  # the innermost first
+    lock = target.parent / f".{target.name}.claim"
+    try:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            handle = _lock(lock)
+        except BlockingIOError as error:
+            raise OutputError(
+                f"another run is about to write {target}; wait for it to end, or choose another folder"
+            ) from error
+        except OSError as error:
+            raise OutputError(f"{target} cannot be written: {error.strerror or error}") from error
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+            os.close(handle)
+    finally:
+        for parent in made:
+            with suppress(OSError):  # not empty
+                parent.rmdir()
+
+
+def _lock(path: Path) -> int:
+    """A handle of a file that no other process has locked; BlockingIOError if one has."""
+    try:
+        import fcntl
+    except ImportError:  # not POSIX: there two runs are told apart by the last rename only
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
+                return handle
+        except BlockingIOError:
+            os.close(handle)
+            raise
+        except OSError:  # a file system without locks
+            return handle
+        os.close(handle)  # its owner took it away between our two steps: this lock is of no file any more
 
 
 def write_file(path: Path, text: str) -> None:

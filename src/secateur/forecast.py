@@ -14,14 +14,16 @@ from transformers import AutoModelForCausalLM
 from secateur.assets import resolve_model
 from secateur.engine.blocks import BlockInputs, head_logits, run_block
 from secateur.engine.loss import LOGIT_BYTES
-from secateur.engine.sweep import activation_bytes
-from secateur.methods import Cost, Method
+from secateur.engine.sweep import CPU_TOKENS, activation_bytes
+from secateur.errors import SecateurError
+from secateur.methods import Cost, Method, methods
 from secateur.model.budget import Budget, shares
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
-from secateur.model.load import check_device, check_dtype, read_config
+from secateur.model.load import check_device, check_dtype, explained, read_config
 from secateur.model.modeling_secateur import PER_BLOCK_LISTS, plain_config, shapes_from
 from secateur.quiet import quiet_transformers
+from secateur.run import work_forwards
 
 _PROBE_HEAD_TOKENS = 128
 
@@ -71,11 +73,41 @@ def forecast(
         "removed": shares(layout, cost.after),
         "peak_memory_bytes": _peak(hollow, layout, cost, length),
         "disk_bytes": cost.after.parameters * hollow.dtype.itemsize,
-        "forwards": cost.block_tokens / (len(layout.blocks) * length),
+        **_forwards(hollow, cost, length),
         "seconds": speed.seconds(cost),
         "samples": samples,
         "length": length,
     }
+
+
+def forwards_by_method(
+    name: str, budget: Budget, *, revision: str | None = None, cache: Path | None = None
+) -> dict[str, dict[str, Any]]:
+    """What each method would take on the model `name`, with its default calibration and options.
+
+    Returns:
+        By method: samples, length, the full-length `forwards` that it will run, the `forwards_asked` for as papers
+        count them (prefixes not shared, heads always run); or `refused`, the reason why it cannot reach the budget.
+    """
+    hollow = hollow_model(name, revision=revision, cache=cache)
+    layout = hollow.layout()
+    told: dict[str, dict[str, Any]] = {}
+    for method in methods().values():
+        samples, length = method.window_shape(hollow.max_length, None, None)
+        try:
+            cost = method.foretell(layout, samples, length, budget, **method.complete({}))
+        except SecateurError as error:
+            told[method.name] = {"refused": str(error)}
+        else:
+            told[method.name] = {"samples": samples, "length": length, **_forwards(hollow, cost, length)}
+    return told
+
+
+def _forwards(hollow: Model, cost: Cost, length: int) -> dict[str, float]:
+    blocks = len(hollow.numbers)
+    asked = cost.block_tokens / blocks if cost.asked_tokens is None else cost.asked_tokens
+    spent = work_forwards(cost.block_tokens, cost.head_tokens, blocks, length, head=hollow.head_cost)
+    return {"forwards": spent, "forwards_asked": asked / length}
 
 
 def hollow_model(
@@ -85,14 +117,15 @@ def hollow_model(
     revision: str | None = None,
     cache: Path | None = None,
 ) -> Model:
-    """A model without weights (on `meta`), from its configuration alone; its source names its `model_type`."""
+    """A model without weights (on `meta`), from its configuration alone; its source has its `model_type` and
+    `location`, the folder or hub id that the name stands for."""
     location, _ = resolve_model(name, cache=cache, revision=revision)
     check_dtype(dtype)
     config = read_config(location, revision)
     kind = getattr(torch, dtype) if dtype != "auto" else (config.dtype or torch.float32)
-    with torch.device("meta"), quiet_transformers():
+    with explained(location), torch.device("meta"), quiet_transformers():
         hf = AutoModelForCausalLM.from_config(config, dtype=kind)
-    return Model(hf, source={"name": name, "model_type": config.model_type})
+    return Model(hf, source={"name": name, "model_type": config.model_type, "location": location})
 
 
 def _probe(hollow: Model, length: int, device: str) -> Speed:
@@ -127,8 +160,13 @@ def _median(work: Any, device: str, rounds: int = 5) -> float:
 
 
 def _peak(model: Model, layout: Layout, cost: Cost, length: int) -> int:
-    """Weights, hidden states held, one forward's activations, one chunk of logits with the loss's copies."""
+    """Weights, hidden states held, one forward's activations and one chunk of logits.
+
+    A sweep puts several rows into a forward. Logits are there twice: as the model's dtype and as float32, or, for KL,
+    beside the reference's. Activations are gone by then, but the allocator need not have given them back.
+    """
     item = model.dtype.itemsize
     states = cost.peak_states * model.hidden_size * item
-    logits = 3 * min(LOGIT_BYTES, 4 * model.vocab_size * length) if cost.head_tokens else 0
-    return int(layout.parameters * item + states + max(activation_bytes(model, length), logits))
+    logits = 2 * min(LOGIT_BYTES, 4 * model.vocab_size * length) if cost.head_tokens else 0
+    rows = max(length, CPU_TOKENS) if cost.head_tokens else length
+    return int(layout.parameters * item + states + activation_bytes(model, rows) + logits)

@@ -17,8 +17,8 @@ import torch
 
 from secateur.assets.instructions import licence_of, read_training
 from secateur.errors import DataError, Interrupted, InvalidOptionError, OutputError, OutputExistsError
-from secateur.folders import write_file
-from secateur.model.handle import Model
+from secateur.folders import resolved, write_file
+from secateur.model.handle import Model, require_finite
 from secateur.quiet import quiet_transformers
 from secateur.recovery import (
     Distillation,
@@ -72,6 +72,15 @@ class RecoveryJob:
             asdict(self.settings), __version__,
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def disk_bytes(self) -> int:
+        """About what it will write: the model, and two checkpoints with adapters and their two moments in float32."""
+        weights = sum(p.numel() * p.element_size() for p in self.model.hf.parameters())
+        adapters = 0
+        for path in targets(self.model):
+            adapters += self.settings.rank * sum(self.model.hf.get_submodule(path).weight.shape)
+        return weights + 2 * 3 * 4 * adapters
 
 
 def prepare_recovery(
@@ -201,7 +210,7 @@ def run_recovery(
 
 def run_folder(out: Path) -> Path:
     """Where a recovery that will be written to `out` keeps its checkpoints."""
-    out = out.resolve()
+    out = resolved(out)
     return out.with_name(f"{out.name}.run")
 
 
@@ -224,6 +233,7 @@ def _check_model(model: Model, settings: Settings) -> None:
             f"CUDA_VISIBLE_DEVICES={model.device.index} and use --device cuda"
         )
     targets(model)
+    require_finite(model)
 
 
 @contextmanager

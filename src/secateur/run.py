@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -76,14 +77,33 @@ class Silent:
 
 @dataclass
 class Meter:
-    """Work done, counted in tokens: one token through one block, one token through the LM head."""
+    """Work done, counted in tokens.
+
+    Attributes:
+        block_tokens, head_tokens: one token through one block, and through the LM head.
+        asked_tokens: as `block_tokens`, had every variant been run by itself from the first block to the last.
+    """
 
     block_tokens: int = 0
     head_tokens: int = 0
+    asked_tokens: int = 0
 
-    def forwards(self, blocks: int, length: int) -> float:
-        """Block work as forwards of one sequence of `length` tokens through a model of `blocks` blocks."""
-        return self.block_tokens / (blocks * length)
+    def forwards(self, blocks: int, length: int, *, head: float) -> float:
+        """The work as forwards of one sequence of `length` tokens through a model of `blocks` blocks and a head.
+
+        Args:
+            head: what a token costs in the LM head, relative to one in a block.
+        """
+        return work_forwards(self.block_tokens, self.head_tokens, blocks, length, head=head)
+
+    def forwards_asked(self, blocks: int, length: int) -> float:
+        """The forwards of the whole model that were asked for, each counted by itself: what papers count."""
+        return self.asked_tokens / (blocks * length)
+
+
+def work_forwards(block_tokens: float, head_tokens: float, blocks: int, length: int, *, head: float) -> float:
+    """Work in tokens as forwards of the whole model; see `Meter.forwards`."""
+    return (block_tokens + head * head_tokens) / ((blocks + head) * length)
 
 
 class Run:
@@ -100,6 +120,7 @@ class Run:
         self.store: Store = store if store is not None else MemoryStore()
         self.observer: Observer = observer if observer is not None else Silent()
         self.meter = Meter()
+        self.notes: dict[str, Any] = {}
         self._asked: set[str] = set()
         self._expected: float | None = None
         self._head = 0.0
@@ -120,6 +141,18 @@ class Run:
         """A generator that depends on the seed and the key only, never on what was drawn before."""
         digest = hashlib.sha256(repr((self.seed, *key)).encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+    def note(self, key: str, value: Any) -> None:
+        """Say something about this run that its result does not show; it goes into the record under `notes`.
+
+        A text is also shown to whoever reads the card or the command's output (say what was left out, in a sentence);
+        a list of numbers is a curve. A key noted again is replaced.
+
+        Raises:
+            TypeError, ValueError: JSON cannot hold it; NaN and Inf are no JSON.
+        """
+        json.dumps(value, allow_nan=False)
+        self.notes[key] = copy.deepcopy(value)
 
     def expect(self, block_tokens: float, head_tokens: float, *, head: float) -> None:
         """Foretell the whole run's work, so that progress counts all stages to come and not only the current one.

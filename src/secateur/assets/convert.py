@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import importlib.util
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from secateur.errors import FetchError, MissingExtraError
+from secateur.folders import disk_full_as_oserror
 
 _PROBE_TOKENS = 16
 
@@ -47,7 +46,7 @@ def convert_gguf(gguf: Path, out: Path) -> None:
         ).eval()
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, gguf_file=name)
         _tidy(model, tokenizer)
-        with _disk_full_as_oserror():
+        with disk_full_as_oserror():
             model.save_pretrained(out)
             tokenizer.save_pretrained(out)
         _share_mode(out)
@@ -87,19 +86,6 @@ def _share_mode(folder: Path) -> None:
     mode = (folder / "config.json").stat().st_mode
     for weights in folder.glob("*.safetensors"):
         weights.chmod(mode)
-
-
-@contextlib.contextmanager
-def _disk_full_as_oserror() -> Iterator[None]:
-    """safetensors reports a full disk in an exception of its own: make it the usual one."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except SafetensorError as error:
-        if "No space left" not in str(error) and "quota" not in str(error).lower():
-            raise
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
 
 
 @contextlib.contextmanager

@@ -58,7 +58,7 @@ def resolve_model(
             "weights": "Q4_1, dequantised to float32"
         }
         return str(folder), {**DEMO_MODEL.provenance, **facts}
-    if Path(name).is_dir():
+    if os.path.isdir(name):  # unlike Path.is_dir, false for a name that no folder can have
         return name, {"source": "local", "path": str(Path(name).absolute())}
     return name, {"source": "hub", "repository": name} | ({"revision": revision} if revision else {})
 

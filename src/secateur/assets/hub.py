@@ -13,6 +13,7 @@ from secateur.assets.catalog import HubSet
 from secateur.errors import DataError, FetchError, MissingExtraError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_INSTEAD = "Without a hub: --data DIR (or SECATEUR_DATA) with the text, a file of your own, or the text 'demo'."
 
 
 def load_hub(source: HubSet) -> tuple[list[str], str]:
@@ -37,7 +38,8 @@ def load_hub(source: HubSet) -> tuple[list[str], str]:
             )
             return [row["text"] for row in itertools.islice(rows, source.documents)], revision
     except Exception as error:
-        raise _fetch_error(source.repository, error) from error
+        page = f"https://huggingface.co/datasets/{source.repository}"
+        raise hub_error(source.repository, error, page=page, instead=_INSTEAD) from error
 
 
 def load_folder(path: Path, splits: tuple[str, ...], documents: int | None) -> tuple[list[str], str | None]:
@@ -84,15 +86,18 @@ def _resolve(source: HubSet) -> str:
     return sha
 
 
-def _fetch_error(repository: str, error: Exception) -> FetchError:
-    """What failed, and the way out, from any exception of the hub's libraries."""
+def hub_error(repository: str, error: Exception, *, page: str, instead: str) -> FetchError:
+    """What failed, and the way out, from any exception of the hub's libraries.
+
+    Args:
+        page: where the repository is shown, and its licence accepted.
+        instead: what can be done without a hub.
+    """
     if isinstance(error, FetchError):
         return error
     chain = list(_causes(error))
     names = {cls.__name__ for cause in chain for cls in type(cause).__mro__}
     said = f"({type(error).__name__}: {' '.join(str(error).split())[:300]})"
-    page = f"https://huggingface.co/datasets/{repository}"
-    instead = "Without a hub: --data DIR (or SECATEUR_DATA) with the text, a file of your own, or the text 'demo'."
     if "GatedRepoError" in names or any("gated" in str(cause).lower() for cause in chain):
         return FetchError(
             f"{repository} is gated: accept its licence at {page}, then give your token by `hf auth login` "
@@ -102,6 +107,7 @@ def _fetch_error(repository: str, error: Exception) -> FetchError:
         return FetchError(f"cannot fetch {repository}: HF_HUB_OFFLINE is set; unset it. {instead} {said}")
     if names & {
         "RepositoryNotFoundError",
+        "HFValidationError",
         "DatasetNotFoundError",
         "RevisionNotFoundError",
         "EntryNotFoundError",

@@ -6,6 +6,7 @@ import codecs
 import hashlib
 import io
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def read_file(path: Path, name: str | None = None) -> Text:
     Documents are joined with a blank line. A byte order mark is dropped. Raises DataError with the file, the
     line (or row) and what would be right; MissingExtraError for Parquet without pyarrow.
     """
-    path = path.expanduser().absolute()
+    path = Path(os.path.expanduser(path)).absolute()
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise DataError(f"{path}: unknown kind of file '{suffix}'; known are {', '.join(SUFFIXES)}.")
@@ -45,14 +46,14 @@ def read_file(path: Path, name: str | None = None) -> Text:
 
 
 def _read_bytes(path: Path) -> bytes:
-    if path.is_dir():
+    if os.path.isdir(path):
         raise DataError(f"{path} is a folder; give a file ({', '.join(SUFFIXES)}).")
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"there is no file {path}.") from None
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}.") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise DataError(f"cannot read {str(path)[:200]}: {getattr(error, 'strerror', None) or error}.") from error
     if not data:
         raise DataError(f"{path} is empty: a text needs at least one document with words in it.")
     return data

@@ -43,9 +43,9 @@ def read_text(name: str, *, purpose: Purpose, data: Path | None = None, cache: P
 
 
 def _from_path(name: str) -> Text:
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     looks_like_a_path = path.suffix.lower() in SUFFIXES or len(path.parts) > 1 or name.startswith(("~", "."))
-    if not path.exists() and not looks_like_a_path:
+    if not os.path.exists(path) and not looks_like_a_path:
         unknown = UnknownNameError.of("text", name, KNOWN_TEXTS)
         raise UnknownNameError(f"{unknown} The path of a .txt, .jsonl or .parquet file is fine, too.")
     return read_file(path, name)

@@ -17,6 +17,10 @@ from secateur.errors import Interrupted, InvalidOptionError, SecateurError
 
 EXIT_REFUSED = 3
 EXIT_INTERRUPTED = 130
+_LESS_MEMORY = (
+    "`secateur prune --dry-run` tells what a run takes; "
+    "--dtype bfloat16, fewer --samples or a shorter --length take less"
+)
 LEVELS = ("debug", "info", "warning", "error")
 
 out = Console(soft_wrap=True)
@@ -32,7 +36,13 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **kwargs)
         except SecateurError as error:
             err.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False)
-            logging.getLogger("secateur.cli").error("%s", error)  # for the log file
+            _log("%s", error)
+            raise typer.Exit(EXIT_REFUSED) from error
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            err.print(f"[bold red]error:[/] out of memory; {_LESS_MEMORY}", highlight=False)
+            _log("out of memory: %s", error)
             raise typer.Exit(EXIT_REFUSED) from error
         except KeyboardInterrupt as interrupt:
             told = str(interrupt) if isinstance(interrupt, Interrupted) else "interrupted; no output was written"
@@ -43,6 +53,12 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
             raise typer.Exit(0) from None
 
     return call
+
+
+def _log(message: str, error: Exception) -> None:
+    """For the log file. Where logging was not started, Python's last resort would print it once more."""
+    if logging.getLogger("secateur").handlers:
+        logging.getLogger("secateur.cli").error(message, error)
 
 
 def start_logging(level: str, file: Path | None) -> None:
@@ -59,8 +75,9 @@ def start_logging(level: str, file: Path | None) -> None:
     if file is not None:
         try:
             handlers.append(logging.FileHandler(file, encoding="utf-8"))
-        except OSError as error:
-            raise InvalidOptionError(f"--log-file {file} cannot be written: {error.strerror}") from error
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            why = getattr(error, "strerror", None) or error
+            raise InvalidOptionError(f"--log-file {str(file)[:200]} cannot be written: {why}") from error
         handlers[-1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     for old in logger.handlers:
         old.close()
@@ -70,4 +87,11 @@ def start_logging(level: str, file: Path | None) -> None:
 
 
 def _escape(text: str) -> str:
-    return text.replace("[", "\\[")
+    """No markup, and no character that the terminal cannot show (half of a surrogate pair: a byte that is no UTF-8)."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("[", "\\[")
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """torch has one class for a device's memory and, on the CPU, a plain RuntimeError."""
+    words = ("out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)

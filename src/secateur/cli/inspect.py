@@ -6,13 +6,15 @@ import json
 from collections import Counter
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.table import Table
 
 from secateur.cli.guard import out
 from secateur.cli.options import CacheDir, Json, ModelName, Revision
 from secateur.forecast import hollow_model
+from secateur.model.checkpoint import SUMS, verify_weights
 from secateur.model.load import read_record
 from secateur.model.modeling_secateur import PREFIX, Shape
 
@@ -21,12 +23,16 @@ def inspect(
     model: ModelName,
     revision: Revision = None,
     cache_dir: CacheDir = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare the weight files with the sums written with them.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show what a model is made of and, if secateur pruned it, how. Loads no weights."""
     hollow = hollow_model(model, revision=revision, cache=cache_dir)
     layout = hollow.layout()
-    record = read_record(Path(model))
+    folder = Path(hollow.source["location"])
+    record = read_record(folder)  # `demo` is the asset, not a folder of that name
     shapes = [block.shape for block in layout.blocks.values()]
     summary: dict[str, Any] = {
         "model": model,
@@ -50,6 +56,8 @@ def inspect(
         summary["recoveries"] = recoveries
     if record:
         summary["evaluations"] = record["evaluations"]
+    if verify:
+        summary["verified"] = verify_weights(folder)
     if as_json:
         print(json.dumps(summary))
         return
@@ -59,7 +67,9 @@ def inspect(
         highlight=False,
         markup=False,
     )
-    out.print(_block_table(shapes))
+    out.print(_block_table(shapes, hollow.hidden_size))
+    if verify:
+        out.print("weights: as secateur wrote them" if summary["verified"] else f"weights: no {SUMS} to compare with")
     if pruned:
         achieved = pruned["sparsity"]["achieved"]
         out.print(
@@ -79,11 +89,15 @@ def inspect(
         )
 
 
-def _block_table(shapes: list[Shape]) -> Table:
+def _block_table(shapes: list[Shape], hidden: int) -> Table:
     """Blocks of one shape in a row share a line."""
-    table = Table("blocks", "FFN neurons", "query heads", "KV heads", box=None, pad_edge=False)
+    rebased = any(shape.attention_skip or shape.mlp_skip for shape in shapes)
+    stream = ["residual stream"] if rebased else []
+    table = Table("blocks", "FFN neurons", "query heads", "KV heads", *stream, box=None, pad_edge=False)
     for shape, group in groupby(enumerate(shapes), key=lambda pair: pair[1]):
         numbers = [number for number, _ in group]
         name = f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]}-{numbers[-1]}"
-        table.add_row(name, *(str(n) if n else "none" for n in (shape.width, shape.query_heads, shape.kv_heads)))
+        widths = [" > ".join(map(str, shape.stream(hidden)))] if rebased else []
+        sizes = (str(n) if n else "none" for n in (shape.width, shape.query_heads, shape.kv_heads))
+        table.add_row(name, *sizes, *widths)
     return table

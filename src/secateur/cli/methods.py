@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from secateur.cli.guard import out
-from secateur.cli.options import Json
+from secateur.cli.options import CacheDir, Json, Revision
+from secateur.forecast import forwards_by_method
 from secateur.methods import methods
+from secateur.model.budget import Budget
 
 
 def show_methods(
+    model: Annotated[
+        str | None, typer.Option("--for", metavar="MODEL", help="Say what each would take on this model.")
+    ] = None,
+    sparsity: Annotated[float, typer.Option(help="Share of parameters to remove, for --for.")] = 0.25,
+    of: Annotated[str, typer.Option(help="A share of the `blocks`' parameters or of the whole `model`'s.")] = "blocks",
+    revision: Revision = None,
+    cache_dir: CacheDir = None,
     as_json: Json = False,
     bibtex: Annotated[bool, typer.Option("--bibtex", help="Print how to cite them.")] = False,
 ) -> None:
-    """List the methods with their papers and options."""
+    """List the methods with their papers, their options, and what they cost."""
     known = methods()
+    costs: dict[str, dict[str, Any]] = {}
+    if model is not None:
+        budget = Budget(sparsity, of=of)  # type: ignore[arg-type]  # checked there
+        costs = forwards_by_method(model, budget, revision=revision, cache=cache_dir)
     if bibtex:
         print("\n\n".join(method.bibtex for method in known.values()))
         return
@@ -29,9 +42,11 @@ def show_methods(
                         "summary": method.summary,
                         "paper": method.paper,
                         "unit": method.unit,
+                        "needs": method.needs,
                         "calibration": {"samples": method.samples, "length": method.length},
                         "options": {o.name: {"default": o.default, "help": o.help} for o in method.options.values()},
                     }
+                    | ({"cost": costs[name]} if costs else {})
                     for name, method in known.items()
                 }
             )
@@ -40,7 +55,20 @@ def show_methods(
     for name, method in known.items():
         out.print(f"[bold]{name}[/]  {method.summary}", highlight=False)
         out.print(f"  {method.paper}  removes {method.unit}", highlight=False)
-        out.print(f"  calibration of its paper: {method.samples} windows of {method.length} tokens", highlight=False)
+        out.print(f"  calibration: {method.samples} windows of {method.length} tokens", highlight=False)
+        if method.needs:
+            out.print(f"  runs {method.needs}", highlight=False, markup=False)
+        if costs:
+            out.print(f"  at {sparsity:.4g} of {model}: {_cost(costs[name])}", highlight=False, markup=False)
         for option in method.options.values():
             flag = "--" + option.name.replace("_", "-")
             out.print(f"  {flag} ({option.default}): {option.help}", highlight=False, markup=False)
+
+
+def _cost(cost: dict[str, Any]) -> str:
+    if "refused" in cost:
+        return f"refused: {cost['refused']}"
+    return (
+        f"{cost['forwards']:,.1f} full-length forwards (of {cost['forwards_asked']:,.1f} asked for) "
+        f"of {cost['length']} tokens"
+    )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,11 +31,13 @@ from secateur.cli.options import (
 from secateur.cli.progress import Bars
 from secateur.engine.tokens import Tokens
 from secateur.errors import InvalidOptionError
+from secateur.folders import claimed, require_space, resolved
 from secateur.forecast import forecast
 from secateur.methods import Option, get_method, methods
 from secateur.model.budget import Budget
-from secateur.model.checkpoint import check_output
+from secateur.model.checkpoint import RECORD, check_output
 from secateur.model.load import load
+from secateur.report.record import remarks
 from secateur.run import Run
 
 
@@ -90,26 +93,30 @@ def _prune(
         return
     if out_dir is None:
         raise InvalidOptionError("--out DIR is missing: the folder to write (or ask for --dry-run)")
-    if overwrite or not out_dir.exists():
+    if overwrite or not (resolved(out_dir) / RECORD).is_file():  # one that is there may be this very result
         check_output(out_dir, overwrite=overwrite, max_shard_size=max_shard_size)
+    check_inputs_survive(out_dir, [model, calibration, *(perplexity_on or ())])
     loaded = load(model, device=device, dtype=dtype, revision=revision, cache=cache_dir)
     job = prepare(
         loaded, method, sparsity=sparsity, of=of, round_to=round_to, calibration=calibration, samples=samples,  # type: ignore[arg-type]
         length=length, seed=seed, count=count, data=data, cache=cache_dir, **options,  # type: ignore[arg-type]
     )  # fmt: skip
-    record = None if overwrite else already_there(job, out_dir)
-    if record is not None:
-        err.print(f"{out_dir} already holds this result; `secateur eval` measures it", markup=False, highlight=False)
-    else:
-        texts = {
-            text: read_tokens(
-                loaded, text, purpose="evaluation", length=eval_length, samples=eval_samples, data=data, cache=cache_dir
-            )
-            for text in perplexity_on or ()
-        }
-        pruned = _run_with_bar(job, texts)
-        save(pruned, out_dir, overwrite=overwrite, max_shard_size=max_shard_size)
-        record = pruned.record
+    with claimed(out_dir):
+        record = None if overwrite else already_there(job, out_dir)
+        if record is not None:
+            told = f"{out_dir} already holds this result; `secateur eval` measures it"
+            err.print(told, markup=False, highlight=False)
+        else:
+            texts = {
+                text: read_tokens(
+                    loaded, text, purpose="evaluation", length=eval_length, samples=eval_samples, data=data,
+                    cache=cache_dir,
+                )
+                for text in perplexity_on or ()
+            }  # fmt: skip
+            pruned = _run_with_bar(job, texts, out_dir)
+            save(pruned, out_dir, overwrite=overwrite, max_shard_size=max_shard_size)
+            record = pruned.record
     if as_json:
         print(json.dumps({"out": str(out_dir), **{k: v for k, v in record.items() if k not in ("edits", "parents")}}))
     else:
@@ -160,13 +167,20 @@ def _method_options(method: str, given: dict[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-def _run_with_bar(job: Job, texts: dict[str, Tokens]) -> Pruned:
+def check_inputs_survive(out_dir: Path, inputs: Sequence[str | None]) -> None:
+    """Refuse a folder whose replacement would take away what the run reads."""
+    target = resolved(out_dir)
+    for name in inputs:
+        if name and os.path.exists(name) and target in (Path(name).resolve(), *Path(name).resolve().parents):
+            raise InvalidOptionError(f"--out {out_dir} holds {name}, which this run reads; choose another folder")
+
+
+def _run_with_bar(job: Job, texts: dict[str, Tokens], out_dir: Path) -> Pruned:
     run = Run(job.seed, observer=Bars())
-    layout = job.model.layout()
-    cost = get_method(job.method).foretell(layout, job.tokens.samples, job.tokens.length, job.budget, **job.options)
-    # a token's cost is about its parameters: the head's against a block's
-    head = job.model.vocab_size * job.model.hidden_size * len(layout.blocks) / layout.block_parameters
-    run.expect(cost.block_tokens, cost.head_tokens, head=head)
+    tokens, layout = job.tokens, job.model.layout()
+    cost = get_method(job.method).foretell(layout, tokens.samples, tokens.length, job.budget, **job.options)
+    require_space(out_dir, cost.after.parameters * job.model.dtype.itemsize)
+    run.expect(cost.block_tokens, cost.head_tokens, head=job.model.head_cost)
     return run_job(job, run=run, measure_on=texts, arguments={"command": sys.argv[1:]})
 
 
@@ -184,13 +198,17 @@ def _show(record: dict[str, Any], folder: Path) -> None:
     row("blocks", before["blocks"], after["blocks"])
     row("attention modules", before["attentions"], after["attentions"])
     row("FFN neurons", before["neurons"], after["neurons"])
+    if after["stream_width"] != before["stream_width"]:
+        row("hidden width", before["stream_width"], after["stream_width"])
     for each in record["perplexity"]:
         row(f"perplexity, {Path(str(each['text'])).name}", each["before"], each["after"], ".2f")
     achieved, cost = record["sparsity"]["achieved"], record["cost"]
     out.print(table)
+    for remark in remarks(record):
+        out.print(remark, highlight=False, markup=False)
     out.print(
         f"{record['method']}: {achieved['blocks']:.2%} of the blocks' parameters removed ({achieved['model']:.2%} of "
-        f"all) in {cost['seconds']:.0f} s, {cost['forwards']:.1f} full-length forwards\n"
+        f"all) in {cost['seconds']:.0f} s, {_forwards(cost)}\n"
         f"written to {folder} (tier {record['tier']})",
         highlight=False,
         markup=False,
@@ -207,9 +225,13 @@ def _show_forecast(foretold: dict[str, Any], as_json: bool) -> None:
         f"{parameters['before']:,} -> {parameters['after']:,} parameters\n"
         f"peak memory {foretold['peak_memory_bytes'] / 1e9:.2f} GB beyond Python and torch, "
         f"disk {foretold['disk_bytes'] / 1e9:.2f} GB\n"
-        f"{foretold['forwards']:.1f} full-length forwards, about {foretold['seconds']:.0f} s by one probed block",
+        f"{_forwards(foretold)}, about {foretold['seconds']:.0f} s by one probed block",
         highlight=False,
     )
+
+
+def _forwards(cost: Mapping[str, Any]) -> str:
+    return f"{cost['forwards']:.1f} full-length forwards (of {cost['forwards_asked']:.1f} asked for)"
 
 
 def _default(option: Option) -> str:

@@ -25,8 +25,10 @@ from secateur.cli.options import (
     Revision,
 )  # fmt: skip
 from secateur.cli.progress import Bars
+from secateur.cli.prune import check_inputs_survive
+from secateur.folders import claimed, require_space, resolved
 from secateur.healing import forget_run, prepare_recovery, run_folder, run_recovery
-from secateur.model.checkpoint import check_output
+from secateur.model.checkpoint import RECORD, check_output
 from secateur.model.load import load
 from secateur.recovery import Settings, require_extra
 from secateur.run import Run
@@ -110,23 +112,27 @@ def recover(
         "held_out": held_out, "eval_every": eval_every, "template": template, "seed": seed,
     }  # fmt: skip
     Settings(**settings)  # a bad value is told before a model is loaded
-    if overwrite or not out_dir.exists():
+    if overwrite or not (resolved(out_dir) / RECORD).is_file():  # one that is there may be this very result
         check_output(out_dir, overwrite=overwrite, max_shard_size=max_shard_size)
+    check_inputs_survive(out_dir, [model, distill, data])
     loaded = load(model, device=device, dtype=dtype, revision=revision, cache=cache_dir)
     teacher = load(distill, device=device, dtype=dtype, cache=cache_dir) if distill else None
     job = prepare_recovery(loaded, data, distill=teacher, licence=licence, texts=texts, cache=cache_dir, **settings)
-    record = None if overwrite else already_there(job, out_dir)
-    if record is not None:
-        err.print(f"{out_dir} already holds this result; `secateur eval` measures it", markup=False, highlight=False)
-    else:
-        folder = run_folder(out_dir)
-        recovered = run_recovery(
-            job, checkpoints=folder, overwrite=overwrite, run=Run(seed, observer=Bars()),
-            arguments={"command": sys.argv[1:]},
-        )  # fmt: skip
-        save(recovered, out_dir, overwrite=overwrite, max_shard_size=max_shard_size)
-        forget_run(folder)
-        record = recovered.record
+    with claimed(out_dir):
+        record = None if overwrite else already_there(job, out_dir)
+        if record is not None:
+            told = f"{out_dir} already holds this result; `secateur eval` measures it"
+            err.print(told, markup=False, highlight=False)
+        else:
+            require_space(out_dir, job.disk_bytes)
+            folder = run_folder(out_dir)
+            recovered = run_recovery(
+                job, checkpoints=folder, overwrite=overwrite, run=Run(seed, observer=Bars()),
+                arguments={"command": sys.argv[1:]},
+            )  # fmt: skip
+            save(recovered, out_dir, overwrite=overwrite, max_shard_size=max_shard_size)
+            forget_run(folder)
+            record = recovered.record
     if as_json:
         print(json.dumps({"out": str(out_dir), **{k: v for k, v in record.items() if k not in ("edits", "parents")}}))
     else:

@@ -7,7 +7,7 @@ records gives each block's inputs (positions, masks, rotary embeddings); one tha
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -18,12 +18,20 @@ from secateur.model.handle import Model
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # positional and by keyword
 
 
-class _Recorder(nn.Module):
-    """Stands for a block: notes what it is called with and passes the hidden states on."""
+class _Done(Exception):  # noqa: N818  # no error: it ends a forward of which no more is wanted
+    pass
 
-    def __init__(self, block: nn.Module) -> None:
+
+class _Recorder(nn.Module):
+    """Stands for a block: notes what it is called with and passes the hidden states on; the last one ends it there.
+
+    What comes after the blocks may not take the states that enter them: the residual stream may change its width.
+    """
+
+    def __init__(self, block: nn.Module, last: bool) -> None:
         super().__init__()
         self._block = [block]  # in a list, so that it is not registered as a submodule
+        self._last = last
         self.hidden: Tensor | None = None
         self.arguments: Arguments = ((), {})
 
@@ -35,6 +43,8 @@ class _Recorder(nn.Module):
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         self.hidden, self.arguments = hidden_states, (args, kwargs)
+        if self._last:
+            raise _Done
         return hidden_states
 
 
@@ -79,6 +89,17 @@ class BlockInputs:
         self._arguments.setdefault((ids.shape[0], ids.shape[1]), arguments)
         return hidden
 
+    def embed_windows(self, ids: Tensor, batch_size: int) -> Tensor:
+        """As `embed`, some windows at a time, so that masks and the like stay small; never two copies of the result."""
+        hidden: Tensor | None = None
+        for start in range(0, len(ids), batch_size):
+            some = self.embed(ids[start : start + batch_size])
+            if hidden is None:
+                hidden = some if len(some) == len(ids) else some.new_empty(len(ids), *some.shape[1:])
+            hidden[start : start + batch_size] = some
+        assert hidden is not None  # narrows the type; there is at least one window
+        return hidden
+
     @torch.no_grad()
     def arguments(self, number: int, batch: int, length: int) -> Arguments:
         """What block `number` is called with beside the hidden states, for a batch of that shape."""
@@ -89,9 +110,10 @@ class BlockInputs:
 
     def _record(self, ids: Tensor) -> tuple[Tensor, dict[int, Arguments]]:
         model = self._model
-        recorders = [_Recorder(block) for block in model.blocks]
+        last = len(model.blocks) - 1
+        recorders = [_Recorder(block, place == last) for place, block in enumerate(model.blocks)]
         inner = model.hf.get_submodule(model.family.blocks.rpartition(".")[0])
-        with _swapped(model, recorders):
+        with _swapped(model, recorders), suppress(_Done):
             inner(input_ids=ids.to(model.device), use_cache=False)
         hidden = recorders[0].hidden
         if hidden is None:

@@ -15,7 +15,8 @@ from secateur.engine.tokens import Tokens
 from secateur.model.handle import Model
 from secateur.run import Run
 
-LOGIT_BYTES = 256 * 2**20  # a chunk of float32 logits, of which the loss needs about three copies
+LOGIT_BYTES = 256 * 2**20  # a chunk of float32 logits
+SLICE_BYTES = 4 * 2**20  # of these, at once through a softmax on a CPU: its copies stay in the cache
 
 
 class Metric(Protocol):
@@ -36,7 +37,9 @@ class NegativeLogLikelihood:
         return None
 
     def loss(self, logits: Tensor, targets: Tensor, prepared: Tensor | None) -> Tensor:
-        return F.cross_entropy(logits, targets, reduction="none")
+        rows = _slice_rows(logits)
+        some = zip(logits.split(rows), targets.split(rows), strict=True)
+        return torch.cat([F.cross_entropy(each, wanted, reduction="none") for each, wanted in some])
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,21 @@ class KLDivergence:
 
     def loss(self, logits: Tensor, targets: Tensor, prepared: Tensor | None) -> Tensor:
         assert prepared is not None  # narrows the type; `prepare` returned it
-        log_p = F.log_softmax(logits, dim=-1)
-        return F.kl_div(log_p, prepared, log_target=True, reduction="none").sum(dim=-1)
+        rows = _slice_rows(logits)
+        some = zip(logits.split(rows), prepared.split(rows), strict=True)
+        return torch.cat([_kl(F.log_softmax(each, dim=-1), log_q) for each, log_q in some])
+
+
+def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(q || p) per row, of log-probabilities (rows, vocabulary)."""
+    return F.kl_div(log_p, log_q, log_target=True, reduction="none").sum(dim=-1)
+
+
+def _slice_rows(logits: Tensor) -> int:
+    """Rows of float32 logits (tokens, vocabulary) to take at once; all of them where launches cost more than memory."""
+    if logits.device.type != "cpu":
+        return len(logits)
+    return max(1, SLICE_BYTES // (4 * logits.shape[-1]))
 
 
 @torch.no_grad()

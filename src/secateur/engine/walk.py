@@ -11,58 +11,92 @@ from torch import Tensor, nn
 
 from secateur.engine.blocks import BlockInputs, run_block
 from secateur.engine.tokens import Tokens
-from secateur.errors import SecateurError
+from secateur.errors import NumericalError, SecateurError
 from secateur.model.handle import Model
 from secateur.model.views import Block
 from secateur.run import Advance, Run
 
 Order = Literal["blocks", "samples"]
-Tap = Literal["block_in", "block_out", "attention_hidden", "mlp_hidden"]
+Tap = Literal["block_in", "block_mid", "block_out", "attention_hidden", "mlp_hidden"]
 Look = Callable[[Tensor, Tensor], None]
 
 
 class _Stream:
     """Hidden states of some samples on their way through the blocks, moved on only when somebody looks.
 
-    A method whose steps are answered from a journal looks at nothing, and then nothing is run.
+    A method whose steps are answered from a journal looks at nothing, and then nothing is run. States that are held
+    follow a `Rebase` of the place where they wait.
     """
 
     def __init__(self, model: Model, tokens: Tokens, batch_size: int, run: Run) -> None:
-        self.model, self.tokens, self.batch_size, self.run = model, tokens, batch_size, run
+        self.model, self.tokens, self.run = model, tokens, run
         self.inputs = BlockInputs(model)
-        self.hidden: Tensor | None = None  # (samples, length, hidden), entering the first of `ahead`
+        self.ids, self.weights = tokens.ids.split(batch_size), tokens.weights.split(batch_size)
+        self.hidden: list[Tensor] = []  # per batch (samples, length, stream), entering the first of `ahead`
         self.ahead = list(model.numbers)
+        self._site = -1  # where the states wait
+        self._seen = 0  # how many of the model's `rebases` they know of
 
-    def reach(self, number: int) -> Tensor:
-        """Move the states up to the entrance of block `number`."""
-        if self.hidden is None:
-            self.hidden = torch.cat([self.inputs.embed(ids) for ids in self.tokens.ids.split(self.batch_size)])
+    def reach(self, number: int) -> None:
+        """Move the states up to the entrance of block `number`, in the coordinates that it takes now."""
+        if not self.hidden:
+            self.hidden = [self.inputs.embed(ids) for ids in self.ids]
+            self._wait()
         while self.ahead[0] != number:
-            if self.ahead[0] in self.model.numbers:  # the method may have dropped it
+            if self.ahead[0] in self.model.numbers:
                 with self.model.open(self.ahead[0]) as block:
+                    self._follow()
                     self.through(block, {}, keep=True)
-            self.ahead.pop(0)
-        return self.hidden
+                self.left()
+            else:  # the method has dropped it
+                self.ahead.pop(0)
+        self._follow()
+
+    def left(self) -> None:
+        """The states have passed the first block ahead, and are in the coordinates in which it gives them now."""
+        self.ahead.pop(0)
+        self._wait()
+
+    def _wait(self) -> None:
+        there = [number for number in self.ahead if number in self.model.numbers]
+        self._site, self._seen = 2 * there[0] if there else -1, len(self.model.rebases)
+
+    def _follow(self) -> None:
+        """Take the states along where their place was rebased: X <- X Q is what the blocks before would give now."""
+        for site, then, basis in self.model.rebases[self._seen :]:
+            if site == self._site:
+                self._site = then
+                if basis is not None:
+                    self.hidden = [_rebased(x, basis) for x in self.hidden]
+        self._seen = len(self.model.rebases)
 
     @torch.no_grad()
     def through(self, block: Block, taps: dict[str, Look], *, keep: bool) -> None:
         """Run the block on all states, show the taps, and keep the outputs in their place if asked."""
-        hidden = self.hidden
-        assert hidden is not None  # narrows the type; `reach` came first
-        weights = self.tokens.weights.to(hidden.device)
-        for start in range(0, len(hidden), self.batch_size):
-            rows = slice(start, start + self.batch_size)
-            x, w = hidden[rows], weights[rows]
-            arguments = self.inputs.arguments(block.number, x.shape[0], x.shape[1])
+        run = keep or taps.keys() != {"block_in"}
+        for place, x in enumerate(self.hidden):
+            w = self.weights[place].to(x.device)
             if "block_in" in taps:
                 taps["block_in"](x, w)
+            if not run:
+                continue
+            arguments = self.inputs.arguments(block.number, x.shape[0], x.shape[1])
             with _tapped(block, taps, w):
                 output = run_block(block.module, x, arguments)
+            if not output.isfinite().all():
+                raise NumericalError(f"block {block.number}: its output has NaN or Inf; try another dtype (float32)")
             if "block_out" in taps:
                 taps["block_out"](output, w.to(output.device))
             if keep:
-                hidden[rows] = output
+                self.hidden[place] = output
             self.run.meter.block_tokens += w.numel()
+            self.run.meter.asked_tokens += w.numel()
+
+
+def _rebased(hidden: Tensor, basis: Tensor) -> Tensor:
+    """Hidden states (batch, length, before) in another basis (before, after), rounded once."""
+    precise = torch.promote_types(hidden.dtype, torch.float32)
+    return (hidden.to(precise) @ basis.to(hidden.device, precise)).to(hidden.dtype)
 
 
 class Visit:
@@ -84,15 +118,16 @@ class Visit:
         """Run the block on all its inputs and show the taps; the outputs are thrown away. May be repeated.
 
         Taps, each called with (x, weights) per batch, x (batch, length, features), weights (batch, length), both valid
-        during the call only: `block_in`, `block_out`: the residual stream; `attention_hidden`: the input of the
-        attention's output projection; `mlp_hidden`: the input of the MLP's, the FFN neurons' activations.
+        during the call only: `block_in`, `block_mid`, `block_out`: the residual stream where it enters, between
+        attention and MLP, and where it leaves (to see what enters, nothing is run); `attention_hidden`: the input of
+        the attention's output projection; `mlp_hidden`: the input of the MLP's, the FFN neurons' activations.
         """
         self._pass(taps, keep=False)
 
     def advance(self, **taps: Look) -> None:
         """As `observe`, but the outputs replace the inputs and go on to the next block. Once per visit, and last."""
         self._pass(taps, keep=True)
-        self._stream.ahead.pop(0)
+        self._stream.left()
         self._left_at = self._stream.model.edits_applied
 
     def finish(self) -> None:
@@ -117,8 +152,10 @@ class Visit:
 
 @contextmanager
 def _tapped(block: Block, taps: dict[str, Look], weights: Tensor) -> Iterator[None]:
-    """Show the inputs of the two output projections while the block runs."""
+    """Show the stream before the MLP and the inputs of the two output projections while the block runs."""
     places: dict[str, nn.Module] = {}
+    if "block_mid" in taps and block.family.no_rebase is None:  # other forms of block have no such place
+        places["block_mid"] = block.mlp_norm
     if "attention_hidden" in taps and block.has_attention:
         places["attention_hidden"] = block.attention_out
     if "mlp_hidden" in taps and block.has_mlp:

@@ -16,13 +16,16 @@ def generate(model: Model, prompt: str, *, new_tokens: int = 64) -> str:
         The new text only; shorter where the model's positions end.
 
     Raises:
-        DataError: the model has no tokenizer, or the prompt is empty or too long for the model's positions.
+        DataError: the model has no tokenizer, or another model's; the prompt is empty, or too long for the model's
+            positions.
     """
     if model.tokenizer is None:
         raise DataError("the model has no tokenizer, so it cannot be given text")
     encoded = model.tokenizer(prompt, return_tensors="pt").to(model.device)
     if not encoded["input_ids"].numel():
         raise DataError("the prompt is empty")
+    if (highest := int(encoded["input_ids"].max())) >= model.vocab_size:
+        raise DataError(f"the tokenizer does not fit the model: token id {highest}, vocabulary {model.vocab_size}")
     if model.max_length is not None:
         length = encoded["input_ids"].shape[1]
         if length >= model.max_length:

@@ -27,12 +27,15 @@ class Cost:
         block_tokens, head_tokens: tokens through one block, and through the head.
         peak_states: the largest number of hidden-state tokens held at once.
         after: the layout that the method will reach; approximate where the method decides on the way.
+        asked_tokens: tokens through the whole model that the method asks for, as an implementation would run them
+            that shares no prefixes between variants; what papers count. `block_tokens` by blocks if not given.
     """
 
     block_tokens: float
     head_tokens: float
     peak_states: float
     after: Layout
+    asked_tokens: float | None = None
 
 
 Foretell = Callable[..., Cost]  # (layout, tokens' (samples, length), budget, *, options) -> Cost
@@ -81,9 +84,10 @@ class Method:
     """A registered method.
 
     Attributes:
-        samples, length: the calibration of its paper.
+        samples, length: its calibration by default; its paper's, or what the docstring says.
         unit: what it removes.
         foretell: its cost, before any work.
+        needs: what it runs, in full-length forwards; L blocks, S calibration windows.
     """
 
     name: str
@@ -94,6 +98,7 @@ class Method:
     samples: int
     length: int
     bibtex: str
+    needs: str = ""
 
     @property
     def summary(self) -> str:
@@ -144,7 +149,15 @@ _METHODS: dict[str, Method] = {}
 
 
 def method(
-    name: str, *, paper: str, unit: str, samples: int, length: int, bibtex: str, foretell: Foretell
+    name: str,
+    *,
+    paper: str,
+    unit: str,
+    samples: int,
+    length: int,
+    bibtex: str,
+    foretell: Foretell,
+    needs: str = "",
 ) -> Callable[[Prune], Prune]:
     """Register a generator of edits as a method. Its docstring's "Args" document its options.
 
@@ -158,7 +171,7 @@ def method(
         keyword_only = [p.name for p in inspect.signature(prune).parameters.values() if p.kind is p.KEYWORD_ONLY]
         if missing := [option for option in keyword_only if option not in _documented(prune)]:
             raise ValueError(f"method '{name}': its docstring's \"Args\" lack {', '.join(missing)}")
-        _METHODS[name] = Method(name, prune, foretell, paper, unit, samples, length, bibtex)
+        _METHODS[name] = Method(name, prune, foretell, paper, unit, samples, length, bibtex, needs)
         return prune
 
     return register

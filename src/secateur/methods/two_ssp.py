@@ -11,17 +11,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from secateur.engine.loss import KLDivergence, Metric, NegativeLogLikelihood
-from secateur.engine.sweep import Part, final_states
+from secateur.engine.loss import NegativeLogLikelihood
+from secateur.engine.sweep import Part
 from secateur.engine.tokens import Tokens, check_cut
 from secateur.engine.walk import Order, walk
-from secateur.errors import DataError, InfeasibleBudgetError, InvalidOptionError, NumericalError
+from secateur.errors import InfeasibleBudgetError, InvalidOptionError, NumericalError
 from secateur.methods.registry import Cost, method
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.run import Run
-from secateur.solvers.greedy import greedy_removal
+from secateur.solvers.criterion import Criterion, search_metric
+from secateur.solvers.greedy import greedy_removal, round_forwards
 from secateur.surgery.edits import DropAttention, Edit, KeepNeurons, keep
 
 _ROUNDING = 0.25  # of the target: widths so coarse that they miss it by more are refused
@@ -29,7 +30,6 @@ _ROUNDING = 0.25  # of the target: widths so coarse that they miss it by more ar
 logger = logging.getLogger(__name__)
 
 Norm = Literal["l2", "l1"]
-Criterion = Literal["ppl", "kl"]
 
 BIBTEX = """@article{sandri2025ssp,
   title   = {{2SSP}: A Two-Stage Framework for Structured Pruning of {LLM}s},
@@ -189,20 +189,21 @@ def _foretell(
     blocks = len(layout.blocks)
     search = search_samples * search_length
     candidates = range(len(there), len(there) - made.attentions, -1)  # by round
-    # a block's outputs: one for each candidate up to it and, but for the last block, the one that lacks nothing
-    rounds = sum(c * (blocks + 1) / 2 + blocks - 1 for c in candidates)
-    heads = sum(candidates)
+    rounds = sum(round_forwards(c, blocks) for c in candidates)
+    heads = tried = sum(candidates)
     if criterion == "kl" and made.attentions:  # the dense model once, its logits once a round
         rounds += blocks
         heads += made.attentions
+        tried += 1
     for number in there[: made.attentions]:  # which ones go is not known; they are of one size but for rounding
         after = after.with_block(number, after.blocks[number].without_attention())
     walked = samples * length
     return Cost(
         block_tokens=walked * blocks + search * rounds,
         head_tokens=search_samples * (search_length - 1) * heads,
-        peak_states=max(walked if order == "blocks" else length, 2 * search * (len(there) + 1) if rounds else 0),
+        peak_states=max(walked if order == "blocks" else length, search * (len(there) + 1) if rounds else 0),
         after=after,
+        asked_tokens=walked + search * tried,
     )
 
 
@@ -214,6 +215,7 @@ def _foretell(
     length=2048,
     bibtex=BIBTEX,
     foretell=_foretell,
+    needs="S forwards for the scores; then N rounds (equation 5) of one forward per attention module there is",
 )
 def two_ssp(
     model: Model,
@@ -245,11 +247,7 @@ def two_ssp(
     made = plan(model.layout(), budget, alpha=alpha, attentions=_forced(stage1_only, attentions))
     logger.info("2ssp: %d attention modules go, FFN widths %s", made.attentions, sorted(set(made.widths.values())))
     search = tokens.first(search_samples, search_length)
-    if made.attentions and not search.weights[:, 1:].any():
-        raise DataError(f"no token counts in the {search.samples} windows of stage 2; give more search_samples")
-    metric: Metric = NegativeLogLikelihood()
-    if criterion == "kl" and made.attentions:
-        metric = KLDivergence(run.step("dense states", lambda: final_states(model, search, run=run)))
+    metric = search_metric(model, search, criterion, run) if made.attentions else NegativeLogLikelihood()
 
     # Stage 1 scores the dense model to its end before the first edit; an edit inside the walk would be another method.
     scores = run.step("scores", lambda: neuron_scores(model, tokens, norm=norm, order=order, run=run))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from secateur.errors import InvalidOptionError
+from secateur.errors import InfeasibleBudgetError, InvalidOptionError
 from secateur.model.layout import Layout
 
 Convention = Literal["blocks", "model"]
@@ -44,6 +45,10 @@ class Budget:
             return self.sparsity
         return self.sparsity * layout.parameters / layout.block_parameters
 
+    def target(self, layout: Layout) -> float:
+        """The parameters to remove."""
+        return self.sparsity * (layout.parameters if self.of == "model" else layout.block_parameters)
+
     def achieved(self, before: Layout, after: Layout) -> float:
         """The share that really went, in this budget's convention."""
         return shares(before, after)[self.of]
@@ -52,6 +57,40 @@ class Budget:
         """`wanted` neurons rounded to the nearest multiple of `round_to`, ties up, within [0, width]."""
         rounded = math.floor(wanted / self.round_to + 0.5) * self.round_to
         return max(0, min(rounded, width))
+
+    def whole_blocks(self, layout: Layout) -> int:
+        """The number of blocks of average size that come nearest to the target, ties up.
+
+        Raises:
+            InfeasibleBudgetError: that would be none of the blocks, or all.
+        """
+        blocks, total, target = len(layout.blocks), layout.block_parameters, self.target(layout)
+        count = math.floor(target * blocks / total + 0.5) if total else 0
+        if not 0 < count < blocks:
+            reach = "nothing"
+            if blocks > 1 and total:
+                one = self.sparsity * total / blocks / target  # an average block, in this convention
+                reach = f"{one:.4g} (1 block) to {(blocks - 1) * one:.4g} ({blocks - 1} of them)"
+            raise InfeasibleBudgetError(
+                f"{self.sparsity:.4g} of the parameters of the {self.of} is nearest to {min(count, blocks)} "
+                f"of {blocks} blocks; {reach} can be reached"
+            )
+        return count
+
+
+def takes(target: float, removed: float, size: float) -> bool:
+    """Whether removing `size` more parameters brings what is removed nearer to the target, or as near from above."""
+    return removed + size / 2 <= target
+
+
+def leading(target: float, sizes: Iterable[int]) -> int:
+    """How many units, removed in this order, come nearest to the target in parameters, ties up; all if never met."""
+    count, removed = 0, 0
+    for size in sizes:
+        if not takes(target, removed, size):
+            break
+        count, removed = count + 1, removed + size
+    return count
 
 
 def shares(before: Layout, after: Layout) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -14,14 +15,15 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from secateur.errors import InvalidOptionError, OutputError, OutputExistsError
-from secateur.folders import new_folder
+from secateur.errors import CheckpointError, InvalidOptionError, OutputError, OutputExistsError
+from secateur.folders import disk_full_as_oserror, new_folder, resolved
 from secateur.model.handle import Model
 from secateur.model.modeling_secateur import MODEL_FOR_CAUSAL_LM_MAPPING, plain_config
 from secateur.quiet import quiet_transformers
 
 Tier = Literal["A", "B"]
 RECORD = "secateur.json"
+SUMS = "SHA256SUMS"  # of the weight files, as `sha256sum -c` reads it
 
 
 def tier(model: Model) -> Tier:
@@ -53,16 +55,20 @@ def save(
     """
     check_output(folder, overwrite=overwrite, max_shard_size=max_shard_size)
     stock = _stock_config(model)
-    with new_folder(folder, overwrite=overwrite) as partial:
+    with new_folder(folder, overwrite=overwrite) as partial, disk_full_as_oserror():
         with quiet_transformers():
             with _as_stock(model, stock) if stock is not None else nullcontext():
                 model.hf.save_pretrained(partial, max_shard_size=max_shard_size)
             if model.tokenizer is not None:
                 model.tokenizer.save_pretrained(partial)
         for name, content in (files or {}).items():
-            (partial / name).write_text(content, encoding="utf-8")
-        for weights in partial.glob("*.safetensors"):  # safetensors makes them private; give them the usual mode
-            weights.chmod((partial / "config.json").stat().st_mode)
+            # an input's name may have bytes that are no UTF-8 (surrogates here): a record must not fail over them
+            (partial / name).write_bytes(content.encode("utf-8", "backslashreplace"))
+        sums = ""
+        for weights in sorted(partial.glob("*.safetensors")):
+            weights.chmod((partial / "config.json").stat().st_mode)  # safetensors makes them private; the usual mode
+            sums += f"{_sha256(weights)}  {weights.name}\n"
+        (partial / SUMS).write_text(sums, encoding="utf-8")
     return "A" if stock is not None else "B"
 
 
@@ -78,6 +84,43 @@ def _as_stock(model: Model, stock: PreTrainedConfig) -> Iterator[None]:
         hf.__class__, hf.config = adopted, config
 
 
+def verify_weights(folder: Path) -> bool:
+    """Compare the weight files with the sums that `save` wrote; a folder without sums is left alone.
+
+    Reading is all it costs, about a second per gigabyte. `sha256sum -c SHA256SUMS` does the same.
+
+    Returns:
+        Whether there were sums to compare with.
+
+    Raises:
+        CheckpointError: a file is missing or is not what was written.
+    """
+    path = folder / SUMS
+    if not path.is_file():
+        return False
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    for line in lines:
+        digest, _, name = line.partition("  ")
+        if not re.fullmatch("[0-9a-f]{64}", digest) or Path(name).name != name:
+            raise CheckpointError(f"{path} is damaged: {line[:80]!r} is no line of a sha256 and a file's name")
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder} has no {name}, which {SUMS} lists; restore it from a copy")
+        if _sha256(folder / name) != digest:
+            raise CheckpointError(
+                f"{folder / name} is not the file that secateur wrote: its sha256 differs from {SUMS}. If it is "
+                f"damaged, restore it from a copy; if it was changed on purpose, take {SUMS} away"
+            )
+    return True
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def check_output(folder: Path, *, overwrite: bool = False, max_shard_size: str = "5GB") -> None:
     """Raise what `save` would raise for its arguments; for callers that work for hours first.
 
@@ -88,14 +131,16 @@ def check_output(folder: Path, *, overwrite: bool = False, max_shard_size: str =
     """
     if not re.fullmatch(r"\d+(\.\d+)?\s*[KMGT]?B", max_shard_size.strip(), re.IGNORECASE):
         raise InvalidOptionError(f"the shard size is a number with a unit, as 5GB or 500MB, not {max_shard_size!r}")
-    folder = folder.resolve()
+    folder = resolved(folder)
     if folder.exists():
         if not folder.is_dir():
             raise OutputExistsError(f"{folder} is a file; a folder is needed")
+        if not (folder / RECORD).is_file() and any(folder.iterdir()):
+            raise OutputExistsError(
+                f"{folder} holds something that secateur did not write; it is not overwritten: choose another folder"
+            )
         if not overwrite:
             raise OutputExistsError(f"{folder} exists; choose another folder, or ask for it to be overwritten")
-        if any(folder.iterdir()) and not (folder / RECORD).is_file():
-            raise OutputExistsError(f"{folder} holds something that secateur did not write; it is not overwritten")
     parent = next(path for path in folder.parents if path.exists())
     if not (parent.is_dir() and os.access(parent, os.W_OK)):
         raise OutputError(f"{folder} cannot be written: no right to write in {parent}")

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from secateur.errors import InvalidEditError, UnsupportedModelError
+from secateur.errors import InvalidEditError, NumericalError, UnsupportedModelError
 from secateur.model.layout import Layout
 from secateur.model.modeling_secateur import (
     FAMILIES,
@@ -20,10 +20,13 @@ from secateur.model.modeling_secateur import (
     Family,
     classes,
     drop_block,
+    ends_of,
     family_of,
     shape_of,
+    state_ends,
     state_shapes,
 )
+from secateur.model.refusals import Checkpoint, refuse_architecture
 from secateur.model.views import Block
 
 
@@ -56,6 +59,9 @@ class Model:
         self.numbers: list[int] = list(range(len(self.blocks)))
         self.parents: list[dict[str, Any]] = []  # records of earlier prunings, on disk or in this session, oldest first
         self.edits_applied = 0
+        # For hidden states that are held elsewhere: (site, site, matrix), X <- X @ matrix takes those that wait at the
+        # first site to the second. A `Rebase` stays where it is, `DropBlock` leads on to what comes after.
+        self.rebases: list[tuple[int, int, torch.Tensor | None]] = []
         _adopt(self.hf)
         self.hf.eval()
 
@@ -86,6 +92,12 @@ class Model:
         """The longest sequence that the model's positions allow, where the configuration says."""
         return getattr(self.hf.config, "max_position_embeddings", None)
 
+    @property
+    def head_cost(self) -> float:
+        """What a token costs in the LM head, relative to one in an average block: about the parameters it meets."""
+        layout = self.layout()
+        return self.vocab_size * self.hidden_size * len(layout.blocks) / max(1, layout.block_parameters)
+
     def position(self, number: int) -> int:
         """Where block `number` of the model as loaded stands now.
 
@@ -113,10 +125,12 @@ class Model:
     def state_config(self) -> None:
         """Bring the configuration up to date with the modules; for `surgery.apply` only."""
         state_shapes(self.hf.config, self.family, [shape_of(block, self.family) for block in self.blocks])
+        state_ends(self.hf.config, ends_of(self.hf, self.family))
 
     def edited(self) -> None:
         """Take the model as it is now for the loaded one: blocks are numbered anew."""
         self.numbers = list(range(len(self.blocks)))
+        self.rebases = []
 
     def fingerprint(self) -> str:
         """sha256 over the names, dtypes, shapes and bytes of all weights."""
@@ -131,9 +145,11 @@ def require_family(config: Any) -> Family:
     """The row for a configuration.
 
     Raises:
-        UnsupportedModelError: there is none, or the row does not cover one of the model's settings.
+        UnsupportedModelError: there is none, the model is of a kind that `refusals` names, or the row does not cover
+            one of its settings.
     """
     family = family_of(config)
+    refuse_architecture(Checkpoint("this model", config.to_dict()))
     if family is None:
         raise UnsupportedModelError(
             f"models of type '{config.model_type}' are not supported; supported: {', '.join(sorted(FAMILIES))}"
@@ -147,8 +163,33 @@ def require_family(config: Any) -> Family:
     return family
 
 
+def require_finite(model: Model) -> None:
+    """Raise where a weight is no number; block by block, one pass without a copy.
+
+    Raises:
+        NumericalError: naming the block and the tensor.
+    """
+    inside: set[int] = set()
+    for number in model.numbers:
+        with model.open(number) as block:
+            for name, tensor in block.module.named_parameters():
+                inside.add(id(tensor))
+                _check_finite(tensor, f"block {number}: {name}")
+    for name, tensor in model.hf.named_parameters():
+        if id(tensor) not in inside and not tensor.is_meta:  # of a closed block
+            _check_finite(tensor, name)
+
+
+def _check_finite(tensor: Tensor, name: str) -> None:
+    # NaN and Inf come through a sum, a sixteenth of the cost of `isfinite`; but finite numbers may overflow in it
+    if not tensor.detach().sum().isfinite() and not tensor.isfinite().all():
+        raise NumericalError(f"{name} has NaN or Inf: the checkpoint is damaged, or was saved after a failed training")
+
+
 def _adopt(hf: PreTrainedModel) -> None:
     """Make a stock model an instance of secateur's subclass. The inner model keeps the plain configuration."""
+    if getattr(hf, "_hf_peft_config_loaded", False):  # transformers adds layers to the stock class itself
+        raise UnsupportedModelError("this model carries a PEFT adapter; merge it (merge_and_unload), then prune")
     config_class, model_class = classes(hf.config.model_type.removeprefix(PREFIX))
     if hf.config.model_type.startswith(PREFIX):
         if type(hf) is not model_class:  # its `Removed` is not ours

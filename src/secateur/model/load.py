@@ -4,26 +4,43 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from secateur.assets import resolve_model
+from secateur.assets.hub import hub_error
 from secateur.errors import (
     CheckpointError,
     FetchError,
     InvalidOptionError,
     MissingExtraError,
+    SecateurError,
     UnsupportedModelError,
 )
-from secateur.model.checkpoint import RECORD
+from secateur.model.checkpoint import RECORD, verify_weights
 from secateur.model.handle import Model, require_family
 from secateur.model.modeling_secateur import all_classes
+from secateur.model.refusals import (
+    Checkpoint,
+    pickle_only,
+    refuse_adapter,
+    refuse_architecture,
+    refuse_files,
+    refuse_unknown_type,
+)
 from secateur.quiet import quiet_transformers
 
+# What a record must have; the rest of it is only shown.
+_ENTRIES = {"fingerprint": str, "method": str, "model": dict, "before": dict, "after": dict, "edits": list}
+_OF_A_PRUNING = {"options": dict, "sparsity": dict}
+_OF_A_RECOVERY = {"recovery": dict}
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -61,12 +78,13 @@ def load(
     location, provenance = resolve_model(name, cache=cache, revision=revision)
     folder = Path(location)
     config = read_config(location, revision)
+    record = read_record(folder)
+    verify_weights(folder)
     hf = _weights(location, config, device, dtype, revision)
     model = Model(hf, _tokenizer(location, revision), {"name": name, **provenance, "asked": name})
     commit = getattr(config, "_commit_hash", None)
     if commit:
         model.source["revision"] = commit
-    record = read_record(folder)
     if record is not None:
         model.parents = [*record.pop("parents", []), record]
     return model
@@ -83,52 +101,97 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
+    if lacking := _lacking(record):
+        raise CheckpointError(
+            f"{path} is damaged, or no record of secateur: {lacking} is missing or of another kind. "
+            "Restore it, or take it away to use the model without its history"
+        )
     return record
 
 
+def _lacking(record: Any) -> str | None:
+    """The first entry that a record must have (others read it, some hours later) and this one has not."""
+    parents = record.get("parents", []) if isinstance(record, dict) else []
+    for each in [record, *(parents if isinstance(parents, list) else [None])]:
+        if not isinstance(each, dict):
+            return "an object"
+        for name, kind in (_ENTRIES | (_OF_A_RECOVERY if "recovery" in each else _OF_A_PRUNING)).items():
+            if not isinstance(each.get(name), kind):
+                return f"'{name}'"
+        if not all(isinstance(each[size].get("block_parameters"), int) for size in ("before", "after")):
+            return "'block_parameters'"
+        if not isinstance(each["model"].get("name"), (str, type(None))):
+            return "the model's 'name'"
+    return None
+
+
 def read_config(location: str, revision: str | None = None) -> Any:
-    """The configuration of a folder or hub model that secateur supports.
+    """The configuration of a folder or hub model that secateur supports. No weights are read, and no code is run.
 
     Raises:
         CheckpointError, FetchError, UnsupportedModelError.
     """
     folder = Path(location)
-    if not folder.exists() and (folder.is_absolute() or location.startswith((".", "~")) or len(folder.parts) > 2):
+    here = os.path.exists(location)  # unlike Path.exists, false for a name that no folder can have
+    if not here and (folder.is_absolute() or location.startswith((".", "~")) or len(folder.parts) > 2):
         raise CheckpointError(f"there is no folder {folder}")
-    if folder.exists() and not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder} is no model folder: it has no config.json")
-    try:
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=False)
-    except OSError as error:
-        raise _fetch_error(location, error) from error
-    except (ValueError, KeyError) as error:
-        raise UnsupportedModelError(f"{location}: {_first_line(error)}") from error
+    if os.path.isfile(location):
+        raise CheckpointError(f"{folder} is a file; give the model's folder, with config.json and safetensors")
+    there = Checkpoint(location, {}, folder if here else None, not here, revision)
+    if there.folder is not None:
+        refuse_files(there)
+    with explained(location), quiet_transformers():
+        try:
+            raw, _ = PreTrainedConfig.get_config_dict(location, revision=revision)
+        except OSError:
+            refuse_adapter(there)
+            raise
+        if not isinstance(raw, dict):
+            raise CheckpointError(f"{location}: its config.json is no JSON object")
+    told = replace(there, config=raw)
+    if told.type is None:
+        raise CheckpointError(f"{location}: its config.json names no model_type; it should say, as 'llama'")
+    refuse_architecture(told)
+    refuse_unknown_type(told)
+    with explained(location), quiet_transformers():
+        config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=False)
     require_family(config)
-    if getattr(config, "quantization_config", None):
-        raise UnsupportedModelError(f"{location} is quantised; prune the base model and quantise the result")
     return config
 
 
-def _weights(location: str, config: Any, device: str, dtype: str, revision: str | None) -> Any:
+@contextmanager
+def explained(location: str) -> Iterator[None]:
+    """Turn whatever goes wrong inside transformers into a typed error.
+
+    A checkpoint that is damaged or was never right fails there in dozens of ways, from a division by zero heads to a
+    JSON list where an object should be; each of them is for the user a checkpoint that cannot be loaded.
+    """
     try:
-        with quiet_transformers():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                location,
-                config=config,
-                dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-                use_safetensors=True,  # no pickle
-                device_map=device if device == "auto" else None,
-                output_loading_info=True,
-                revision=revision,
-                trust_remote_code=False,
-            )
+        yield
+    except (SecateurError, MemoryError, torch.OutOfMemoryError):
+        raise
     except OSError as error:
         raise _fetch_error(location, error) from error
-    except (ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise CheckpointError(f"{location} cannot be loaded: {_first_line(error)}") from error
+    except Exception as error:
+        if os.path.exists(location):
+            raise CheckpointError(f"{location} cannot be loaded: {_first_line(error)}") from error
+        raise _fetch_error(location, error) from error
+
+
+def _weights(location: str, config: Any, device: str, dtype: str, revision: str | None) -> Any:
+    with explained(location), quiet_transformers():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            location,
+            config=config,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            use_safetensors=True,  # no pickle
+            device_map=device if device == "auto" else None,
+            output_loading_info=True,
+            revision=revision,
+            trust_remote_code=False,
+        )
     hf, info = loaded
     for what in ("missing_keys", "mismatched_keys", "error_msgs"):
         if info.get(what):
@@ -153,7 +216,7 @@ def _tokenizer(location: str, revision: str | None) -> PreTrainedTokenizerBase |
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 location, revision=revision, trust_remote_code=False
             )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # the tokenizers' own errors are plain ones
         there = sorted(path.name for path in Path(location).glob("*token*"))
         if there:
             raise CheckpointError(f"{location}: {', '.join(there)} make no tokenizer: {_first_line(error)}") from error
@@ -189,14 +252,15 @@ def check_device(device: str | None) -> str:
     return device
 
 
-def _fetch_error(location: str, error: OSError) -> CheckpointError | FetchError:
-    if Path(location).exists():
+def _fetch_error(location: str, error: Exception) -> CheckpointError | FetchError:
+    if os.path.exists(location):
         return CheckpointError(f"{location} cannot be loaded: {_first_line(error)}")
-    return FetchError(
-        f"'{location}' is neither a model folder here nor could it be had from the hub: {_first_line(error)} "
-        "For a gated model accept its licence on its page and log in with `hf auth login` (or set HF_TOKEN)."
-    )
+    if "safetensors" in str(error):
+        return CheckpointError(f"{location} {pickle_only(location)}")
+    instead = f"'{location}' is no folder here either. Without a hub: the path of a model folder, or the model 'demo'."
+    return hub_error(location, error, page=f"https://huggingface.co/{location}", instead=instead)
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

@@ -6,6 +6,7 @@ It therefore imports only torch and transformers. It holds
 
 - THE table of model families: what a block's parts are called, and nothing else about a family;
 - the primitives that shrink a block, used both to prune weights and to rebuild the shapes of a saved model;
+- one generic residual block, whose stream may have another width and basis at each site;
 - for each family one subclass of its stock `ForCausalLM`. No forward is copied: the stock model is built and its
   blocks are then narrowed to the shapes that the configuration's `per_layer_config` states.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -25,6 +26,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.pytorch_utils import Conv1D
 
+NOT_PRE_NORM = "only blocks of the form x + attention(RMSNorm(x)), then x + mlp(RMSNorm(x)) are built"
 PREFIX = "secateur-"  # model_type of a saved model: never a stock one, which stock transformers would half load
 
 
@@ -36,7 +38,10 @@ class Family:
     one projection with all query rows, then all key rows, then all value rows, "per_head" for one with the query, key
     and value rows of one head after another. `fused_mlp_in`: gate and up rows are stacked in one projection. `counts`
     maps attributes that the attention's forward reads to what they count; an attribute "config.X" is read from the
-    configuration. `shared_norms` are read by attention and MLP alike and go with the second of them.
+    configuration. `shared_norms` are read by attention and MLP alike and go with the second of them. `no_rebase` is
+    None for families whose block is, in this order, x + attention(RMSNorm(x)) and x + mlp(RMSNorm(x)), so that norms
+    fold and the residual stream takes another basis; else the reason why not. What is added may pass `dropouts` and be
+    multiplied by the block's attribute `multiplier`.
     """
 
     model_type: str
@@ -62,23 +67,29 @@ class Family:
     free_head_dim: bool = True  # the stock class takes a head_dim other than hidden_size / heads
     requires: Mapping[str, Any] = field(default_factory=dict)  # settings without which the row does not hold
     cannot: Mapping[str, str] = field(default_factory=dict)  # edit -> why this family refuses it
+    no_rebase: str | None = NOT_PRE_NORM
+    final_norm: str = "model.norm"
+    dropouts: tuple[str, str] | None = None
+    multiplier: str | None = None
 
 
+_POST_NORMS = "a norm after a module does not commute with a rotation of what it adds"
 _NORMS_ON_BOTH_SIDES: dict[str, Any] = {  # a norm before and after each module
     "attention_norms": ("input_layernorm", "post_attention_layernorm"),
     "mlp_norms": ("pre_feedforward_layernorm", "post_feedforward_layernorm"),
     "requires": {"use_bidirectional_attention": False},
+    "no_rebase": _POST_NORMS,
 }
 
 FAMILIES: dict[str, Family] = {
     row.model_type: row
     for row in (
-        Family(model_type="llama"),
-        Family(model_type="mistral"),
-        Family(model_type="qwen2"),
-        Family(model_type="qwen3"),
-        Family(model_type="smollm3"),
-        Family(model_type="granite"),
+        Family(model_type="llama", no_rebase=None),
+        Family(model_type="mistral", no_rebase=None),
+        Family(model_type="qwen2", no_rebase=None),
+        Family(model_type="qwen3", no_rebase=None),
+        Family(model_type="smollm3", no_rebase=None),
+        Family(model_type="granite", no_rebase=None, multiplier="residual_multiplier"),
         Family(model_type="gemma2", **_NORMS_ON_BOTH_SIDES),
         Family(model_type="gemma3_text", **_NORMS_ON_BOTH_SIDES),
         Family(
@@ -86,6 +97,7 @@ FAMILIES: dict[str, Family] = {
             attention_norms=("post_attention_layernorm",),
             mlp_norms=("post_feedforward_layernorm",),
             cannot={"KeepHeads": "its norms of queries and keys span all heads, so no head can go alone"},
+            no_rebase=_POST_NORMS,
         ),
         Family(
             model_type="phi3",
@@ -94,6 +106,8 @@ FAMILIES: dict[str, Family] = {
             counts={"num_key_value_heads": "kv_heads", "config.num_attention_heads": "query_heads"},
             mlp_in=("mlp.gate_up_proj",),
             fused_mlp_in=True,
+            no_rebase=None,
+            dropouts=("resid_attn_dropout", "resid_mlp_dropout"),
         ),
         Family(
             model_type="phi",  # attention and MLP side by side, behind one norm
@@ -151,9 +165,12 @@ FAMILIES: dict[str, Family] = {
             kv_heads=None,
             free_head_dim=False,
             requires={"do_layer_norm_before": True},
+            no_rebase="its LayerNorm subtracts the mean, which a rotation does not commute with",
         ),
     )
 }
+
+SKIPS = ("attention_skip", "mlp_skip")  # parameters of a block, and fields of its shape
 
 # Configuration entries with one value per block; an explicit list, since others may have that length by chance.
 PER_BLOCK_LISTS = ("layer_types", "no_rope_layers", "mlp_layer_types")
@@ -161,11 +178,58 @@ PER_BLOCK_LISTS = ("layer_types", "no_rope_layers", "mlp_layer_types")
 
 @dataclass(frozen=True)
 class Shape:
-    """What one block has: FFN neurons, query heads and KV heads; 0 where the whole module is gone."""
+    """What one block has: FFN neurons, query heads and KV heads; 0 where the whole module is gone.
+
+    Attributes:
+        folded: its norms have no scale of their own any more, and its residual block is the generic one.
+        attention_skip, mlp_skip: (from, to) widths of the maps on the residual branch; None where it is the identity.
+    """
 
     width: int
     query_heads: int
     kv_heads: int
+    folded: bool = False
+    attention_skip: tuple[int, int] | None = None
+    mlp_skip: tuple[int, int] | None = None
+
+    def stream(self, hidden: int) -> tuple[int, int, int]:
+        """Widths of the residual stream where it enters, between attention and MLP, and where it leaves.
+
+        Args:
+            hidden: its width where nothing was rebased.
+        """
+        first, second = self.attention_skip, self.mlp_skip
+        between = first[1] if first else second[0] if second else hidden
+        return first[0] if first else hidden, between, second[1] if second else hidden
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The two ends of the residual stream: what it comes from and what it goes to.
+
+    Attributes:
+        vocabulary, hidden: the shape of the stock embedding matrix.
+        tied: the head shares that matrix, which then stays as it is and gets a map on either side.
+        input, output: widths of the stream after the embedding and before the final norm.
+        input_map, output_map: these maps are there.
+        scaled: the final norm has a scale of its own.
+    """
+
+    vocabulary: int
+    hidden: int
+    tied: bool
+    input: int
+    output: int
+    input_map: bool = False
+    output_map: bool = False
+    scaled: bool = True
+
+    @property
+    def parameters(self) -> int:
+        """Embedding, head, maps and the final norm's scale; biases are not among them."""
+        matrices = self.hidden if self.tied else self.input + self.output
+        maps = self.input_map * self.input + self.output_map * self.output
+        return self.vocabulary * matrices + self.hidden * (maps + self.scaled)
 
 
 class Removed(nn.Module):
@@ -196,6 +260,69 @@ class RemovedAttention(Removed):
             mark = hidden_states.new_zeros((batch, 1, length, 1))  # (batch, heads, tokens, head_dim)
             cache.update(mark, mark, self.layer_idx)
         return super().forward(hidden_states), None
+
+
+class FoldedNorm(nn.Module):
+    """An RMSNorm whose scale lies in the linear maps that read it.
+
+    It divides by the ORIGINAL width: a rotation keeps the sum of squares, and slicing leaves out the small rest of it.
+    """
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.width, self.eps = width, eps
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        x = hidden_states.float()
+        mean_square = x.pow(2).sum(-1, keepdim=True) / self.width
+        return (x * torch.rsqrt(mean_square + self.eps)).to(hidden_states.dtype)
+
+
+class MappedNorm(FoldedNorm):
+    """The final norm of a model whose head is tied: leads back to the embedding's coordinates, with the scale."""
+
+    def __init__(self, width: int, eps: float, weight: Tensor) -> None:
+        super().__init__(width, eps)
+        self.map = nn.Parameter(weight)  # (stream, hidden)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return super().forward(hidden_states).to(self.map.device) @ self.map
+
+
+class MappedEmbedding(nn.Embedding):
+    """An embedding that is tied to the head, with its own way into the stream."""
+
+    map: nn.Parameter  # (hidden, stream)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) @ self.map
+
+
+class StreamBlock:
+    """Mixed into a stock block whose norms are folded: the same block, with a linear map on each residual branch.
+
+    The parts keep their names, so all that is done to other blocks is done to these.
+    """
+
+    family: Family
+    attention_skip: nn.Parameter | None  # (stream in, stream between); None is the identity
+    mlp_skip: nn.Parameter | None  # (stream between, stream out)
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        part, family, h = self.get_submodule, self.family, hidden_states  # type: ignore[attr-defined]  # the stock block's
+        added = part(family.attention)(hidden_states=part(family.attention_norms[0])(h), **kwargs)[0]
+        h = _through(h, self.attention_skip) + self._branch(added, 0)
+        added = part(family.mlp[0])(part(family.mlp_norms[0])(h))
+        return _through(h, self.mlp_skip) + self._branch(added, 1)
+
+    def _branch(self, added: Tensor, half: int) -> Tensor:
+        if self.family.dropouts:
+            added = self.get_submodule(self.family.dropouts[half])(added)  # type: ignore[attr-defined]
+        return added * getattr(self, self.family.multiplier) if self.family.multiplier else added
+
+
+def _through(hidden: Tensor, skip: Tensor | None) -> Tensor:
+    return hidden if skip is None else hidden @ skip
 
 
 class _LayerView:
@@ -308,6 +435,36 @@ def _drop_norms(block: nn.Module, paths: Iterable[str]) -> None:
         block.set_submodule(path, nn.Identity())
 
 
+def fold_block(block: nn.Module, family: Family) -> None:
+    """Take the scales out of a block's norms (whoever calls this has them elsewhere) and make it the generic one."""
+    for path in (*family.attention_norms, *family.mlp_norms):
+        norm: Any = block.get_submodule(path)
+        if hasattr(norm, "weight"):  # the norm of a removed module is gone
+            block.set_submodule(path, FoldedNorm(norm.weight.numel(), norm.variance_epsilon))
+    stock: Any = type(block)
+    _become(block, _stream_class(stock, family.model_type))
+    block.register_parameter("attention_skip", None)
+    block.register_parameter("mlp_skip", None)
+
+
+@functools.cache
+def _stream_class(stock: Any, model_type: str) -> type[nn.Module]:
+    # of the stock name, by which accelerate knows what must not be split between devices
+    return type(stock.__name__, (StreamBlock, stock), {"__module__": __name__, "family": FAMILIES[model_type]})
+
+
+def _become(module: nn.Module, cls: type[nn.Module]) -> None:
+    module.__class__ = cls
+    if "_old_forward" in module.__dict__:  # accelerate's hooks keep the forward that they wrap
+        module._old_forward = functools.partial(cls.forward, module)  # type: ignore[assignment]
+
+
+def map_embedding(embedding: nn.Module, weight: Tensor) -> None:
+    """Put a map (hidden, stream) behind an embedding, or in the place of the one that is there."""
+    _become(embedding, MappedEmbedding)
+    embedding.map = nn.Parameter(weight)
+
+
 def drop_block(model: PreTrainedModel, family: Family, position: int) -> None:
     """Remove the whole block at `position`, renumber the cache slots of those after it, shorten the configurations."""
     blocks: nn.ModuleList = model.get_submodule(family.blocks)  # type: ignore[assignment]
@@ -342,17 +499,28 @@ def head_dim_of(block: nn.Module, family: Family) -> int:
 def shape_of(block: nn.Module, family: Family) -> Shape:
     """Read the shape off the real modules."""
     width = in_features(_linear(block, family.mlp_out)) if has_mlp(block, family) else 0
+    shape = Shape(width, 0, 0)
+    if isinstance(block, StreamBlock):
+        shape = Shape(width, 0, 0, True, _size(block.attention_skip), _size(block.mlp_skip))
     if not has_attention(block, family):
-        return Shape(width, 0, 0)
+        return shape
     head_dim = head_dim_of(block, family)
     query = in_features(_linear(block, family.out)) // head_dim
     if family.qkv_layout == "separate":
-        return Shape(width, query, out_features(_linear(block, family.qkv[1])) // head_dim)
-    return Shape(width, query, (out_features(_linear(block, family.qkv[0])) // head_dim - query) // 2)
+        kv = out_features(_linear(block, family.qkv[1])) // head_dim
+    else:
+        kv = (out_features(_linear(block, family.qkv[0])) // head_dim - query) // 2
+    return replace(shape, query_heads=query, kv_heads=kv)
+
+
+def _size(skip: Tensor | None) -> tuple[int, int] | None:
+    return None if skip is None else (skip.shape[0], skip.shape[1])
 
 
 def fit(block: nn.Module, family: Family, shape: Shape) -> None:
     """Give a stock block the shape of a saved one (values come later, from the checkpoint)."""
+    if shape.folded:
+        fit_stream(block, family, shape)
     now = shape_of(block, family)
     if not shape.width:
         drop_mlp(block, family)
@@ -362,6 +530,74 @@ def fit(block: nn.Module, family: Family, shape: Shape) -> None:
         drop_attention(block, family)
     elif shape.kv_heads < now.kv_heads:
         keep_heads(block, family, torch.arange(shape.kv_heads))
+
+
+def fit_stream(block: nn.Module, family: Family, shape: Shape) -> None:
+    """Give a stock block the residual stream of a saved one."""
+    norm: Any = block.get_submodule(family.mlp_norms[0])
+    weight = norm.weight
+    into, between, out = (torch.arange(width) for width in shape.stream(weight.numel()))
+    fold_block(block, family)
+    for path in family.qkv:
+        narrow(_linear(block, path), columns=into)
+    narrow(_linear(block, family.out), rows=between)
+    for path in family.mlp_in:
+        narrow(_linear(block, path), columns=between)
+    narrow(_linear(block, family.mlp_out), rows=out)
+    for name, size in zip(SKIPS, (shape.attention_skip, shape.mlp_skip), strict=True):
+        if size:
+            setattr(block, name, nn.Parameter(weight.new_empty(size)))
+
+
+def ends_of(model: PreTrainedModel, family: Family) -> Ends:
+    """Read the ends of the residual stream off the real modules."""
+    embedding, head = _embedding_and_head(model)
+    vocabulary, width = embedding.weight.shape
+    tied = head.weight is embedding.weight
+    if family.no_rebase is not None:
+        return Ends(vocabulary, width, tied, width, width)
+    norm = model.get_submodule(family.final_norm)
+    output_map = norm.map if isinstance(norm, MappedNorm) else None
+    input_map = embedding.map if isinstance(embedding, MappedEmbedding) else None
+    return Ends(
+        vocabulary=vocabulary,
+        hidden=norm.width if isinstance(norm, FoldedNorm) else norm.weight.numel(),  # type: ignore[operator]
+        tied=tied,
+        input=width if input_map is None else input_map.shape[1],
+        output=head.weight.shape[1] if output_map is None else output_map.shape[0],
+        input_map=input_map is not None,
+        output_map=output_map is not None,
+        scaled=not isinstance(norm, FoldedNorm),
+    )
+
+
+def fit_ends(model: PreTrainedModel, family: Family, ends: Ends) -> None:
+    """Give a stock model the ends of a saved one."""
+    embedding, head = _embedding_and_head(model)
+    old: Any = model.get_submodule(family.final_norm)
+    weight = embedding.weight.detach()
+    if not ends.scaled:
+        eps = old.variance_epsilon
+        norm = FoldedNorm(ends.hidden, eps)
+        if ends.output_map:
+            norm = MappedNorm(ends.hidden, eps, weight.new_empty(ends.output, ends.hidden))
+        model.set_submodule(family.final_norm, norm)
+    if ends.input_map:
+        map_embedding(embedding, weight.new_empty(ends.hidden, ends.input))
+    if not ends.tied:
+        set_width(embedding, weight.new_empty(ends.vocabulary, ends.input))
+        set_width(head, weight.new_empty(ends.vocabulary, ends.output))
+
+
+def set_width(end: Any, weight: Tensor) -> None:
+    """Give an embedding or a head that is not tied a weight of another width, (vocabulary, stream)."""
+    name = "embedding_dim" if isinstance(end, nn.Embedding) else "in_features"
+    setattr(end, name, weight.shape[1])
+    end.weight = nn.Parameter(weight, requires_grad=end.weight.requires_grad)
+
+
+def _embedding_and_head(model: PreTrainedModel) -> tuple[Any, Any]:
+    return model.get_input_embeddings(), model.get_output_embeddings()
 
 
 def _linear(block: nn.Module, path: str) -> Linear:
@@ -392,6 +628,8 @@ def shapes_from(config: PreTrainedConfig, family: Family) -> list[Shape]:
                 width=0 if "mlp" in skip else width_of(layer, family),
                 query_heads=query,
                 kv_heads=query and (getattr(layer, family.kv_heads) if family.kv_heads else query),
+                folded=getattr(layer, "folded", False),
+                **{name: tuple(getattr(layer, name)) for name in SKIPS if getattr(layer, name, None)},
             )
         )
     return shapes
@@ -422,14 +660,27 @@ def state_shapes(config: PreTrainedConfig, family: Family, shapes: Sequence[Shap
         gone = {"attention": shape.kv_heads, "mlp": shape.width}
         if skip := [name for name, size in gone.items() if not size]:
             layer["skip"] = skip
+        if shape.folded:  # either all blocks are or none, and the schema wants an entry in every layer
+            sizes = {name: getattr(shape, name) for name in SKIPS}
+            layer |= {"folded": True} | {name: size and list(size) for name, size in sizes.items()}
         layers[place] = layer
     config.per_layer_config = layers  # type: ignore[assignment]  # its keys may be whole numbers
+
+
+def state_ends(config: PreTrainedConfig, ends: Ends) -> None:
+    """Write the ends of the residual stream into a saved model's configuration, where they are not the stock ones."""
+    stock = Ends(ends.vocabulary, ends.hidden, ends.tied, ends.hidden, ends.hidden)
+    if ends != stock:
+        config.stream_ends = asdict(ends)
+    else:
+        config.__dict__.pop("stream_ends", None)
 
 
 def plain_config(config: PreTrainedConfig, family: Family, shapes: Sequence[Shape]) -> PreTrainedConfig:
     """A copy without per-layer entries and with the largest shape: what the stock class is built from."""
     plain = copy.deepcopy(config)
     plain.per_layer_config = None
+    plain.__dict__.pop("stream_ends", None)
     setattr(plain, family.width, max((shape.width for shape in shapes), default=0) or 1)
     return plain
 
@@ -464,6 +715,8 @@ class SecateurModel:
         model.config = config
         for block, shape in zip(model.get_submodule(family.blocks), shapes, strict=True):
             fit(block, family, shape)
+        if ends := getattr(config, "stream_ends", None):
+            fit_ends(model, family, Ends(**ends))
 
 
 @functools.cache

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from secateur.model.modeling_secateur import Family, Linear, Shape, has_attention, has_mlp, row_dim, shape_of
+from secateur.model.modeling_secateur import SKIPS, Family, Linear, Shape, has_attention, has_mlp, row_dim, shape_of
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,19 @@ class Block:
     def mlp_out(self) -> Linear:
         """The MLP's output ("down") projection; its input are the FFN neurons' activations."""
         return self.linear(self.family.mlp_out)
+
+    @property
+    def mlp_norm(self) -> nn.Module:
+        """What reads the residual stream between attention and MLP, in families whose stream can be rebased; the
+        identity where the MLP is gone."""
+        return self.module.get_submodule(self.family.mlp_norms[0])
+
+    def past(self, x: Tensor) -> Tensor:
+        """The residual stream as it would leave the block without its attention and MLP: (..., in) -> (..., out)."""
+        for name in SKIPS:
+            if (skip := getattr(self.module, name, None)) is not None:
+                x = x @ skip.detach().to(x)
+        return x
 
     @property
     def roles(self) -> dict[str, str]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import PurePath
 from typing import Any
 
 from secateur.methods import Method
+from secateur.report.record import public_name, remarks
 from secateur.report.training import training_section, training_sentence
 
 _LOADING = {
@@ -16,7 +16,7 @@ _LOADING = {
 from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained("PATH")
 ```""",
-    "B": """Its blocks differ, which the stock {family} architecture cannot hold. With secateur installed:
+    "B": """The stock {family} architecture cannot hold its blocks. With secateur installed:
 
 ```python
 import secateur  # makes AutoModel know this model
@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained("PATH")
 ```
 
-or, without it, by the modeling file that lies beside the weights (read it first, it is short):
+or, without it, by the modeling file that lies beside the weights (read it first):
 
 ```python
 model = AutoModelForCausalLM.from_pretrained("PATH", trust_remote_code=True)
@@ -32,6 +32,8 @@ model = AutoModelForCausalLM.from_pretrained("PATH", trust_remote_code=True)
 
 Stock transformers with neither refuses to load it, on purpose: it would fill what is missing with random weights.""",
 }
+
+_CURVE = 12  # numbers of a curve on the card; the record has all
 
 
 def card(record: Mapping[str, Any], method: Method | None) -> str:
@@ -52,6 +54,8 @@ def card(record: Mapping[str, Any], method: Method | None) -> str:
         ("attention modules", before["attentions"], after["attentions"]),
         ("FFN neurons", f"{before['neurons']:,}", f"{after['neurons']:,}"),
     ]
+    if after["stream_width"] != before["stream_width"]:
+        rows.append(("hidden width", before["stream_width"], after["stream_width"]))
     rows += [
         (f"perplexity, {each['text']}, {each['samples']} x {each['length']}",
          f"{each['before']:.2f}", f"{each['after']:.2f}")
@@ -67,7 +71,7 @@ pipeline_tag: text-generation
 - {record["method"]}
 ---
 
-# {_title(model["name"])}, pruned by {record["method"]}
+# {public_name(model["name"])}, pruned by {record["method"]}
 
 {achieved["blocks"]:.1%} of the blocks' parameters ({achieved["model"]:.1%} of all) were removed by
 {f"[{method.name}]({method.paper}): {method.summary}" if method else f"{record['method']}."}
@@ -84,7 +88,7 @@ it on your own data.
 
 ## How it was made
 
-{_calibration(record)}
+{_calibration(record)}{_notes(record)}
 `secateur.json` has every argument, version and fingerprint, and the edits in order; secateur {record["secateur"]}.
 {_cite(method)}"""
 
@@ -99,7 +103,7 @@ pipeline_tag: text-generation
 - lora
 ---
 
-# {_title(record["model"]["name"])}, trained by LoRA
+# {public_name(record["model"]["name"])}, trained by LoRA
 
 Nothing was removed. {training_sentence([record])}
 
@@ -115,11 +119,6 @@ def _cite(method: Method | None) -> str:
     return f"\n```bibtex\n{method.bibtex}\n```\n" if method else ""
 
 
-def _title(name: str) -> str:
-    """A hub id as it is; of a folder its last part, since a card is published and paths are private."""
-    return PurePath(name).name if PurePath(name).is_absolute() or name.startswith((".", "~")) else name
-
-
 def _earlier(record: Mapping[str, Any]) -> str:
     """A sentence on earlier prunings, with the share removed since the original."""
     prunings = [parent["method"] for parent in record["parents"] if "recovery" not in parent]
@@ -129,8 +128,8 @@ def _earlier(record: Mapping[str, Any]) -> str:
     share = 1 - record["after"]["block_parameters"] / original["before"]["block_parameters"]
     chain = ", ".join(prunings)
     return (
-        f"Before that, {_title(original['model']['name'])} was pruned by {chain}: in all {share:.1%} of the original's "
-        "block parameters are gone. "
+        f"Before that, {public_name(original['model']['name'])} was pruned by {chain}: in all {share:.1%} of the "
+        "original's block parameters are gone. "
     )
 
 
@@ -138,7 +137,20 @@ def _calibration(record: Mapping[str, Any]) -> str:
     used = record["calibration"]
     licence = f" (licence of the text: {used['licence']})" if "licence" in used else ""
     windows = f"{used.get('samples', '?')} windows of {used.get('length', '?')} tokens"
-    return f"Calibration: {_title(used.get('name', 'token ids as given'))}, {windows}, seed {record['seed']}{licence}."
+    name = public_name(used.get("name", "token ids as given"))
+    return f"Calibration: {name}, {windows}, seed {record['seed']}{licence}."
+
+
+def _notes(record: Mapping[str, Any]) -> str:
+    """What the method said of this run, and its curves: lists of numbers, shortened to what fits a line."""
+    lines = remarks(record)
+    for name, note in record.get("notes", {}).items():
+        if isinstance(note, list) and note and all(isinstance(value, (int, float)) for value in note):
+            shown = [f"{value:.4g}" for value in note]
+            if len(shown) > _CURVE:
+                shown = [*shown[: _CURVE // 2], "...", *shown[-_CURVE // 2 :]]
+            lines.append(f"{name[:1].upper()}{name[1:]}: {', '.join(shown)}.")
+    return "".join(f"\n{line}" for line in lines)
 
 
 def _base_model(record: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import safetensors
@@ -56,13 +56,15 @@ def make_record(
     seed: int,
     cost: Mapping[str, Any],
     arguments: Mapping[str, Any] | None = None,
+    notes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Describe a finished pruning of `model`.
 
     Args:
         model_fingerprint: of the model as loaded, taken before the pruning.
-        cost: seconds and forwards.
+        cost: seconds and forwards, spent and asked for.
         arguments: the command line or call as given.
+        notes: what the method said of its run (`Run.note`).
     """
     budget = pruning.budget
     return {
@@ -80,18 +82,49 @@ def make_record(
             "achieved": shares(pruning.before, pruning.after),
         },
         "tier": tier(model),
-        "model": {**model.source, "family": model.family.model_type, "fingerprint": model_fingerprint},
-        "calibration": {**tokens.source, "fingerprint": tokens.fingerprint()},
-        "arguments": dict(arguments or {}),
+        "model": {**public_facts(model.source), "family": model.family.model_type, "fingerprint": model_fingerprint},
+        "calibration": {**public_facts(tokens.source), "fingerprint": tokens.fingerprint()},
+        "arguments": public_facts(arguments or {}),
         "environment": environment(model),
         "cost": dict(cost),
         "before": size(pruning.before, model),
         "after": size(pruning.after, model),
         "perplexity": [],
         "evaluations": [],
+        "notes": dict(notes or {}),
         "edits": [to_json(edit) for edit in pruning.edits],
         "parents": model.parents,
     }
+
+
+def public_name(name: str) -> str:
+    """A hub id or name as it is; of a path its last part, since records and cards are published and paths are private.
+
+    What a file is, its sha256 says.
+    """
+    if not (PurePath(name).is_absolute() or name.startswith((".", "~"))):
+        return name
+    return PurePath(name).name or name
+
+
+def public_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The same facts with public names; of a command line, in each word and behind each `--option=`."""
+
+    def word(text: str) -> str:
+        option, equals, value = text.partition("=")
+        return option + equals + public_name(value) if text.startswith("--") and equals else public_name(text)
+
+    def public(value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [public(each) for each in value]
+        return word(value) if isinstance(value, str) else value
+
+    return {name: public(value) for name, value in facts.items()}
+
+
+def remarks(record: Mapping[str, Any]) -> list[str]:
+    """The notes that are meant for readers: those that are text."""
+    return [note for note in record.get("notes", {}).values() if isinstance(note, str)]
 
 
 def size(layout: Layout, model: Model) -> dict[str, Any]:
@@ -106,6 +139,7 @@ def size(layout: Layout, model: Model) -> dict[str, Any]:
         "mlps": sum(block.shape.width > 0 for block in blocks),
         "neurons": sum(block.shape.width for block in blocks),
         "kv_heads": sum(block.shape.kv_heads for block in blocks),
+        "stream_width": min(layout.stream_width(site) for site in layout.sites),  # of the residual stream, narrowest
     }
 
 
@@ -127,21 +161,40 @@ def append_evaluation(folder: Path, evaluation: Mapping[str, Any]) -> None:
     """Add an evaluation to a checkpoint's record, atomically; a folder without one is left alone."""
     record = read_record(folder)
     if record is not None:
-        record.setdefault("evaluations", []).append(dict(evaluation))
+        record.setdefault("evaluations", []).append(_public_evaluation(evaluation))
         write_file(folder / RECORD, dump(record))
 
 
+def _public_evaluation(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with public names of models and texts."""
+
+    def public(judged: dict[str, Any]) -> dict[str, Any]:
+        texts = [public_facts(each) for each in judged.get("perplexity", [])]
+        name = judged.get("name")
+        return {
+            **judged,
+            **({"name": public_name(name)} if name else {}),
+            **({"perplexity": texts} if texts else {}),
+        }
+
+    return {key: public(value) if isinstance(value, dict) else value for key, value in evaluation.items()}
+
+
 def dump(record: Mapping[str, Any]) -> str:
-    """JSON with one entry per line, but each edit on one line: a record is read by people too."""
+    """JSON with one entry per line, but each edit and note on one line: a record is read by people too."""
     lines: list[str] = []
 
+    def mark(value: Any) -> str:
+        lines.append(json.dumps(value, ensure_ascii=False))
+        return f"\0{len(lines) - 1}\0"
+
     def put_aside(each: Mapping[str, Any]) -> dict[str, Any]:
-        marks = []
-        for edit in each.get("edits", []):
-            marks.append(f"\0{len(lines)}\0")
-            lines.append(json.dumps(edit))
-        parents = [put_aside(parent) for parent in each.get("parents", [])]
-        return {**each, "edits": marks} | ({"parents": parents} if "parents" in each else {})
+        marked: dict[str, Any] = {"edits": [mark(edit) for edit in each.get("edits", [])]}
+        if "notes" in each:
+            marked["notes"] = {name: mark(note) for name, note in each["notes"].items()}
+        if "parents" in each:
+            marked["parents"] = [put_aside(parent) for parent in each["parents"]]
+        return {**each, **marked}
 
     text = json.dumps(put_aside(record), indent=2, ensure_ascii=False)
     return re.sub(r'"\\u0000(\d+)\\u0000"', lambda match: lines[int(match[1])], text) + "\n"

@@ -11,7 +11,7 @@ from secateur.methods import Method, get_method
 from secateur.model.checkpoint import tier
 from secateur.model.handle import Model
 from secateur.report.card import card, recovered_card
-from secateur.report.record import FORMAT, environment, size
+from secateur.report.record import FORMAT, environment, public_facts, size
 from secateur.version import __version__
 
 Curve = Sequence[tuple[int, float]]
@@ -50,15 +50,15 @@ def make_recovery_record(
         "method": "lora",
         "seed": settings["seed"],
         "tier": tier(model),
-        "model": {**model.source, "family": model.family.model_type, "fingerprint": model_fingerprint},
-        "arguments": dict(arguments or {}),
+        "model": {**public_facts(model.source), "family": model.family.model_type, "fingerprint": model_fingerprint},
+        "arguments": public_facts(arguments or {}),
         "environment": environment(model),
         "cost": {"seconds": round(seconds, 1)},
         "before": layout,
         "after": layout,
         "recovery": {
             "objective": "labels" if teacher is None else "distillation",
-            "teacher": dict(teacher) if teacher is not None else None,
+            "teacher": public_facts(teacher) if teacher is not None else None,
             "data": dict(data),
             "settings": dict(settings),
             "adapted_maps": adapted,

@@ -13,6 +13,39 @@ from secateur.model.handle import Model
 from secateur.run import Run
 
 
+def best_removal(
+    model: Model,
+    tokens: Tokens,
+    candidates: Sequence[Part],
+    *,
+    metric: Metric,
+    run: Run,
+    key: str,
+    label: str | None = None,
+) -> tuple[Part, float]:
+    """The best single removal from the model as it is. One journaled step, named `key`.
+
+    A candidate whose loss is NaN or Inf is passed over; ties go to the earlier candidate.
+
+    Returns:
+        The part and the loss (nats) without it.
+
+    Raises:
+        NumericalError: no candidate has a finite loss.
+    """
+    variants = [frozenset({part}) for part in candidates]
+    losses: list[float] = run.step(
+        key, lambda: sweep(model, tokens, variants, metric, run=run, label=label or key).tolist()
+    )
+    finite = [loss if math.isfinite(loss) else math.inf for loss in losses]
+    best = min(range(len(finite)), key=finite.__getitem__)
+    if math.isinf(finite[best]):
+        raise NumericalError(
+            f"{label or key}: every candidate's loss is NaN or Inf; use another dtype (float32, bfloat16) or other data"
+        )
+    return candidates[best], finite[best]
+
+
 def greedy_removal(
     model: Model,
     tokens: Tokens,
@@ -23,31 +56,19 @@ def greedy_removal(
     run: Run,
     key: str,
 ) -> Iterator[tuple[Part, float]]:
-    """Yield `count` parts, each the best single removal from the model as it is by then.
+    """Yield `count` parts, each the best single removal from the model as it is by then, and the loss without it.
 
-    The caller makes each removal real before it resumes. A candidate whose loss is NaN or Inf is passed over; ties
-    go to the earlier candidate.
-
-    Yields:
-        The part and the loss (nats) without it.
-
-    Raises:
-        NumericalError: no candidate has a finite loss.
+    The caller makes each removal real before it resumes.
     """
     remaining = list(candidates)
     for place in range(count):
         label = f"{key} {place + 1}/{count}"
-        variants = [frozenset({part}) for part in remaining]
-        losses: list[float] = run.step(
-            f"{key}/{place}",
-            lambda variants=variants, label=label: sweep(  # type: ignore[misc]  # binds this round's values
-                model, tokens, variants, metric, run=run, label=label
-            ).tolist(),
-        )
-        finite = [loss if math.isfinite(loss) else math.inf for loss in losses]
-        best = min(range(len(finite)), key=finite.__getitem__)
-        if math.isinf(finite[best]):
-            raise NumericalError(
-                f"{label}: every candidate's loss is NaN or Inf; use another dtype (float32, bfloat16) or other data"
-            )
-        yield remaining.pop(best), finite[best]
+        part, loss = best_removal(model, tokens, remaining, metric=metric, run=run, key=f"{key}/{place}", label=label)
+        remaining.remove(part)
+        yield part, loss
+
+
+def round_forwards(candidates: int, blocks: int) -> float:
+    """Block-forwards per window of a round over candidates that are spread evenly over the blocks: a block produces
+    a state for each candidate up to it and, but for the last block, the one that lacks nothing."""
+    return candidates * (blocks + 1) / 2 + blocks - 1

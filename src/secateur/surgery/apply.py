@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,7 +13,22 @@ from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.model.modeling_secateur import drop_attention, drop_mlp, keep_heads, keep_neurons
 from secateur.model.views import Block
-from secateur.surgery.edits import DropAttention, DropBlock, DropMLP, Edit, KeepHeads, KeepNeurons, SetWeight
+from secateur.surgery.edits import (
+    BlockEdit,
+    CentreEmbedding,
+    DropAttention,
+    DropBlock,
+    DropMLP,
+    Edit,
+    FoldNorms,
+    KeepHeads,
+    KeepNeurons,
+    Rebase,
+    SetWeight,
+    StreamEdit,
+    UntieHead,
+)
+from secateur.surgery.stream import bridge, change_stream
 
 
 def apply(model: Model, edit: Edit) -> None:
@@ -22,8 +38,12 @@ def apply(model: Model, edit: Edit) -> None:
         UnsupportedEditError: the family cannot do it.
         InvalidEditError: the edit does not fit the model.
     """
-    _check_model(model, edit)
-    if isinstance(edit, DropBlock):
+    _check_family(model, edit)
+    if isinstance(edit, StreamEdit):
+        change_stream(model, edit)
+    elif isinstance(edit, DropBlock):
+        _check_drop(model, edit)
+        bridge(model, edit.block)
         model.forget_block(edit.block)
     else:
         with model.open(edit.block) as block, torch.no_grad():
@@ -35,10 +55,19 @@ def apply(model: Model, edit: Edit) -> None:
 
 def predict(layout: Layout, edit: Edit) -> Layout:
     """The layout after an edit, by arithmetic alone."""
+    match edit:
+        case UntieHead():
+            return layout.with_ends(replace(layout.ends, tied=False))
+        case CentreEmbedding():
+            return layout
+        case FoldNorms():
+            return layout.folded()
+        case Rebase():
+            return layout.rebased(edit.site, edit.basis.shape[1])
     before = layout.blocks[edit.block]
     match edit:
         case DropBlock():
-            return layout.with_block(edit.block, None)
+            return layout.without_block(edit.block)
         case DropAttention():
             return layout.with_block(edit.block, before.without_attention())
         case DropMLP():
@@ -51,17 +80,20 @@ def predict(layout: Layout, edit: Edit) -> Layout:
             return layout
 
 
-def _check_model(model: Model, edit: Edit) -> None:
+def _check_family(model: Model, edit: Edit) -> None:
     kind = type(edit).__name__
-    reason = model.family.cannot.get(kind)
+    reason = model.family.cannot.get(kind) or (model.family.no_rebase if isinstance(edit, StreamEdit) else None)
     if reason is not None:
         raise UnsupportedEditError(f"{model.family.model_type} cannot do {kind}: {reason}")
+
+
+def _check_drop(model: Model, edit: DropBlock) -> None:
     model.position(edit.block)
-    if isinstance(edit, DropBlock) and len(model.numbers) == 1:
+    if len(model.numbers) == 1:
         raise InvalidEditError(f"block {edit.block} is the last one; a model needs at least one")
 
 
-def _change(block: Block, edit: Edit) -> None:
+def _change(block: Block, edit: BlockEdit) -> None:
     module, family = block.module, block.family
     match edit:
         case DropAttention():
@@ -80,7 +112,7 @@ def _change(block: Block, edit: Edit) -> None:
             block.set_weight(edit.role, edit.tensor)
 
 
-def _check_block(block: Block, edit: Edit) -> None:
+def _check_block(block: Block, edit: BlockEdit) -> None:
     if isinstance(edit, (DropAttention, KeepHeads)) and not block.has_attention:
         raise InvalidEditError(f"block {block.number} has no attention")
     if isinstance(edit, (DropMLP, KeepNeurons)) and not block.has_mlp:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -76,10 +76,41 @@ class SetWeight:
     tensor: Tensor
 
 
-Edit = DropBlock | DropAttention | DropMLP | KeepNeurons | KeepHeads | SetWeight
-EDITS: dict[str, type[Edit]] = {
-    cls.__name__: cls for cls in (DropBlock, DropAttention, DropMLP, KeepNeurons, KeepHeads, SetWeight)
-}
+@dataclass(frozen=True)
+class UntieHead:
+    """Give the LM head a matrix of its own, a copy of the embedding's."""
+
+
+@dataclass(frozen=True)
+class CentreEmbedding:
+    """Subtract from each token's embedding the mean of its coordinates. This changes the model."""
+
+
+@dataclass(frozen=True)
+class FoldNorms:
+    """Move the scales of the blocks' RMSNorms into the linear maps that read them; no logit changes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rebase:
+    """Express the residual stream at one site in other coordinates: fewer, where the basis has fewer columns.
+
+    With a square basis no logit changes. The norms must be folded before.
+
+    Attributes:
+        site: 2n: what enters block n; 2n + 1: between its attention and its MLP; after the last block: what enters
+            the final norm.
+        basis: (coordinates before, coordinates after), orthonormal columns.
+    """
+
+    site: int
+    basis: Tensor
+
+
+BlockEdit = DropBlock | DropAttention | DropMLP | KeepNeurons | KeepHeads | SetWeight
+StreamEdit = UntieHead | CentreEmbedding | FoldNorms | Rebase
+Edit = BlockEdit | StreamEdit
+EDITS: dict[str, type[Edit]] = {cls.__name__: cls for cls in (*get_args(BlockEdit), *get_args(StreamEdit))}
 
 
 def to_json(edit: Edit) -> dict[str, Any]:
@@ -106,9 +137,8 @@ def from_json(entry: dict[str, Any]) -> Edit:
         name: tuple(v) if isinstance(v, list) else v for name, v in entry.items() if name != "edit"
     }
     if any(isinstance(value, dict) for value in values.values()):
-        raise InvalidEditError(
-            f"{entry['edit']} of block {entry['block']} carries a tensor, which the record only names"
-        )
+        where = f"block {entry['block']}" if "block" in entry else f"site {entry.get('site')}"
+        raise InvalidEditError(f"{entry['edit']} of {where} carries a tensor, which the record only names")
     try:
         return EDITS[entry["edit"]](**values)
     except (KeyError, TypeError) as error:

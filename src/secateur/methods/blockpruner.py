@@ -1,0 +1,180 @@
+"""BlockPruner: Fine-grained Pruning for Large Language Models (arXiv 2406.10594)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from secateur.engine.sweep import Part
+from secateur.engine.tokens import Tokens, check_cut
+from secateur.errors import InfeasibleBudgetError
+from secateur.methods.registry import Cost, method
+from secateur.model.budget import Budget, takes
+from secateur.model.handle import Model
+from secateur.model.layout import Layout
+from secateur.run import Run
+from secateur.solvers.criterion import Criterion, search_metric
+from secateur.solvers.greedy import best_removal, round_forwards
+from secateur.surgery.apply import predict
+from secateur.surgery.edits import DropAttention, DropMLP, Edit
+
+logger = logging.getLogger(__name__)
+
+BIBTEX = """@inproceedings{zhong2025blockpruner,
+  title     = {{BlockPruner}: Fine-grained Pruning for Large Language Models},
+  author    = {Longguang Zhong and Fanqi Wan and Ruijun Chen and Xiaojun Quan and Liangzhi Li},
+  booktitle = {Findings of the Association for Computational Linguistics: ACL 2025},
+  year      = {2025},
+  url       = {https://arxiv.org/abs/2406.10594}
+}"""
+
+Choose = Callable[[list[Part]], Part]  # of the candidates, the one to remove
+
+
+def units(layout: Layout) -> dict[Part, int]:
+    """The paper's minimal residual blocks, MHA and MLP, with the parameters that would go with each, norms included."""
+    sizes = {}
+    for number, block in layout.blocks.items():
+        if block.attention:
+            sizes[Part(number, "attention")] = block.parameters - block.without_attention().parameters
+        if block.mlp:
+            sizes[Part(number, "mlp")] = block.parameters - block.without_mlp().parameters
+    return sizes
+
+
+def removals(layout: Layout, budget: Budget, *, alternate: bool, choose: Choose) -> Iterator[Part]:
+    """The units in the order of their removal, until the budget is met.
+
+    Args:
+        alternate: False: the paper's: each time one of all remaining units. The end is where the removed parameters are
+            nearest to the target, ties up: the first unit that would take them further away stays. True: the 2SSP
+            repository's: an attention, then an MLP, and so on; a pair is begun if at least half of one of average size
+            is still wanted, which for blocks of one size makes as many pairs as the nearest number of whole blocks.
+        choose: called for every removal in turn, with the candidates in order of their blocks.
+
+    Raises:
+        InfeasibleBudgetError: nothing would be removed, or everything.
+    """
+    target, left = budget.target(layout), layout
+    _check_reach(layout, budget, alternate)
+    turns: list[tuple[str, ...]] = [("attention",), ("mlp",)] if alternate else [("attention", "mlp")]
+    while units(left) and takes(target, layout.parameters - left.parameters, _round_size(units(left), alternate)):
+        for kinds in turns:
+            sizes = {unit: size for unit, size in units(left).items() if unit.kind in kinds}
+            if not sizes:
+                continue
+            unit = choose(list(sizes))
+            if not alternate and not takes(target, layout.parameters - left.parameters, sizes[unit]):
+                return
+            yield unit
+            left = predict(left, _edit(unit))
+
+
+def _round_size(sizes: dict[Part, int], alternate: bool) -> float:
+    """The parameters of an average pair; of the smallest unit where any may be next."""
+    if not alternate:
+        return min(sizes.values())
+    by_kind = [[size for unit, size in sizes.items() if unit.kind == kind] for kind in ("attention", "mlp")]
+    return sum(sum(each) / len(each) for each in by_kind if each)
+
+
+def _check_reach(layout: Layout, budget: Budget, alternate: bool) -> None:
+    """Refuse a target that may end with nothing removed or nothing left, whichever units go."""
+    sizes = units(layout)
+    largest = max(sizes.values(), default=0)
+    if alternate:
+        largest = sum(max((s for u, s in sizes.items() if u.kind == kind), default=0) for kind in ("attention", "mlp"))
+    total, target = sum(sizes.values()), budget.target(layout)
+    if not largest / 2 <= target < total - largest / 2:
+        reach = "nothing"
+        if 0 < largest < total:
+            scale = budget.sparsity / target  # a parameter, in the budget's convention
+            reach = f"{largest * scale:.4g} to {(total - largest) * scale:.4g}"
+        raise InfeasibleBudgetError(
+            f"{budget.sparsity:.4g} of the parameters of the {budget.of} would be none or all of the "
+            f"{len(sizes)} attention modules and MLPs; {reach} can be reached"
+        )
+
+
+def _foretell(
+    layout: Layout, samples: int, length: int, budget: Budget, *, alternate: bool, criterion: Criterion,
+    search_samples: int, search_length: int | None, **_: Any,
+) -> Cost:  # fmt: skip
+    search_length = check_cut(search_samples, search_length, samples, length)
+    blocks, search = len(layout.blocks), search_samples * search_length
+    candidates: list[int] = []  # by round
+
+    def first(units: list[Part]) -> Part:  # which ones go is not known: as many attention modules as MLPs
+        candidates.append(len(units))
+        return units[0]
+
+    after = layout
+    for unit in removals(layout, budget, alternate=alternate, choose=first):
+        after = predict(after, _edit(unit))
+    rounds = sum(round_forwards(count, blocks) for count in candidates)
+    heads = tried = sum(candidates)
+    if criterion == "kl":  # the dense model once, its logits once a round
+        rounds += blocks
+        heads += len(candidates)
+        tried += 1
+    return Cost(
+        block_tokens=search * rounds,
+        head_tokens=search_samples * (search_length - 1) * heads,
+        peak_states=2 * search * (candidates[0] + 1),
+        after=after,
+        asked_tokens=search * tried,
+    )
+
+
+def _edit(unit: Part) -> Edit:
+    return DropAttention(unit.block) if unit.kind == "attention" else DropMLP(unit.block)
+
+
+@method(
+    "blockpruner",
+    paper="https://arxiv.org/abs/2406.10594",
+    unit="attention modules and MLPs",
+    samples=1,
+    length=2048,
+    bibtex=BIBTEX,
+    foretell=_foretell,
+    needs="rounds, until the budget is met, of one forward per module there is: 2L at first",
+)
+def blockpruner(
+    model: Model,
+    tokens: Tokens,
+    budget: Budget,
+    run: Run,
+    *,
+    alternate: bool = False,
+    criterion: Criterion = "ppl",
+    search_samples: int = 1,
+    search_length: int | None = None,
+) -> Iterator[Edit]:
+    """Whole attention modules and MLPs, each time the one whose absence hurts the calibration's loss least.
+
+    The paper searches on 256 samples of Alpaca; the default is the 2SSP repository's single window, and `--samples 256
+    --search-samples 256` are the paper's number.
+
+    Args:
+        alternate: in turns an attention module and an MLP, as the 2SSP repository does; the paper takes whichever is
+            cheapest.
+        criterion: what a removal minimises, ppl (the paper's) or kl to the dense model.
+        search_samples: calibration windows that the loss is taken on.
+        search_length: tokens of each of these; their whole length if not given.
+    """
+    layout, search = model.layout(), tokens.first(search_samples, search_length)
+    _check_reach(layout, budget, alternate)
+    metric = search_metric(model, search, criterion, run)
+    rounds = 0
+
+    def cheapest(candidates: list[Part]) -> Part:
+        nonlocal rounds
+        rounds += 1
+        unit, loss = best_removal(model, search, candidates, metric=metric, run=run, key=f"blockpruner/{rounds}")
+        logger.info("blockpruner: without the %s of block %d: %s %.6f nats", unit.kind, unit.block, criterion, loss)
+        return unit
+
+    for unit in removals(layout, budget, alternate=alternate, choose=cheapest):
+        yield _edit(unit)

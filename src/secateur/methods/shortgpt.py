@@ -1,0 +1,109 @@
+"""ShortGPT: Layers in Large Language Models are More Redundant Than You Expect (arXiv 2403.03853)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from secateur.engine.tokens import Tokens
+from secateur.engine.walk import Order
+from secateur.methods.registry import Cost, method
+from secateur.model.budget import Budget, leading
+from secateur.model.handle import Model
+from secateur.model.layout import Layout
+from secateur.run import Run
+from secateur.solvers.similarity import Positions, span_distances, span_states
+from secateur.surgery.edits import DropBlock, Edit
+
+logger = logging.getLogger(__name__)
+
+BIBTEX = """@article{men2024shortgpt,
+  title   = {{ShortGPT}: Layers in Large Language Models are More Redundant Than You Expect},
+  author  = {Xin Men and Mingyu Xu and Qingyu Zhang and Bingning Wang and Hongyu Lin and Yaojie Lu and Xianpei Han and
+             Weipeng Chen},
+  journal = {arXiv preprint arXiv:2403.03853},
+  year    = {2024},
+  url     = {https://arxiv.org/abs/2403.03853}
+}"""
+
+
+def influence_of_cosine(cosine: Tensor) -> Tensor:
+    """Equation 1, inside its expectation: BI_l = 1 - E_t[cos(x_(l,t), x_(l+1,t))], x_l being block l's input."""
+    return 1 - cosine
+
+
+def block_influence(
+    model: Model, tokens: Tokens, *, positions: Positions = "all", order: Order = "samples", run: Run
+) -> Tensor:
+    """Block Influence of each block there is, (blocks,) float64; 0 where a block leaves the stream as it is."""
+    spans = [(1, influence_of_cosine)]
+    (influence,) = span_distances(
+        model, tokens, spans, positions=positions, order=order, run=run, label="shortgpt block influence"
+    )
+    return influence
+
+
+def least_influential(layout: Layout, influence: Tensor, budget: Budget) -> list[int]:
+    """The numbers of the blocks to drop, of least influence first, ties to the lower number.
+
+    As many as come nearest to the target: for blocks of one size that is a count of blocks, otherwise their
+    parameters are added up in this order; at least one goes and at least one stays.
+    """
+    numbers = list(layout.blocks)
+    ranked = [numbers[place] for place in torch.sort(influence, stable=True).indices.tolist()]
+    count = leading(budget.target(layout), [layout.blocks[number].parameters for number in ranked])
+    return ranked[: max(1, min(count, len(ranked) - 1))]
+
+
+def _foretell(
+    layout: Layout, samples: int, length: int, budget: Budget, *, positions: Positions, order: Order, **_: Any
+) -> Cost:
+    blocks, count = list(layout.blocks), budget.whole_blocks(layout)
+    after = layout
+    for number in blocks[:count]:  # which ones go is not known; they are mostly of one size
+        after = after.with_block(number, None)
+    return Cost(
+        block_tokens=samples * length * len(blocks),
+        head_tokens=0,
+        peak_states=span_states(1, samples, length, positions=positions, order=order),
+        after=after,
+    )
+
+
+@method(
+    "shortgpt",
+    paper="https://arxiv.org/abs/2403.03853",
+    unit="whole blocks",
+    samples=128,
+    length=2048,
+    bibtex=BIBTEX,
+    foretell=_foretell,
+    needs="S forwards without the LM head",
+)
+def shortgpt(
+    model: Model,
+    tokens: Tokens,
+    budget: Budget,
+    run: Run,
+    *,
+    positions: Positions = "all",
+    order: Order = "samples",
+) -> Iterator[Edit]:
+    """The whole blocks that change the residual stream least (Block Influence), in one shot.
+
+    The paper does not fix the amount of calibration; the 2SSP paper's comparison takes 256 windows of C4.
+
+    Args:
+        positions: all tokens (the paper's mean), or only the last of each window (the 2SSP repository's).
+        order: samples or blocks; how the calibration walks (equal results, different memory).
+    """
+    layout = model.layout()
+    budget.whole_blocks(layout)  # is it feasible at all?
+    influence = run.step("influence", lambda: block_influence(model, tokens, positions=positions, order=order, run=run))
+    for number in least_influential(layout, influence, budget):
+        logger.info("shortgpt: block %d goes, influence %.6f", number, influence[list(layout.blocks).index(number)])
+        yield DropBlock(number)

@@ -1,0 +1,307 @@
+"""What secateur cannot prune, reason by reason, each with the way out. Asked before any weight is read."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import metadata_load
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.utils import cached_file
+
+from secateur.errors import CheckpointError, SecateurError, UnsupportedModelError
+from secateur.model.modeling_secateur import FAMILIES
+
+# How configurations spell the number of experts, and blocks that are no attention.
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_MIXERS = ("layer_types", "layers_block_type", "block_types")
+_MIXER = re.compile(r"linear|mamba|recurr|conv|ssm|hybrid|rwkv|delta")
+_MODES = ("text", "vision", "audio", "thinker", "talker", "llm", "language")  # with "_config" behind
+_STATE_SPACE = re.compile(r"mamba_|ssm_|linear_(num_(key|value)_heads|conv_kernel)|conv_L_cache$")
+_EXPERT_TYPES = {"dbrx", "switch_transformers", "nllb-moe"}  # nothing in their own configuration's top level says so
+_STATE_SPACE_TYPES = {"mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm", "recurrent_gemma", "lfm2", "zamba"}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model before it is loaded.
+
+    Attributes:
+        name: the folder or hub id, or other words for it: the subject of the messages.
+        config: what its config.json says; empty where there is none.
+        folder: where it lies, None on the hub or in memory.
+        on_hub: whether further files may be asked of the hub.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    folder: Path | None = None
+    on_hub: bool = False
+    revision: str | None = None
+
+    @property
+    def type(self) -> str | None:
+        """The model type; None where the configuration names none, or something that is no name."""
+        return kind if isinstance(kind := self.config.get("model_type"), str) and kind else None
+
+    def file(self, name: str) -> Path | None:
+        """One of its files, if it is there."""
+        if self.folder is not None:
+            return path if (path := self.folder / name).is_file() else None
+        if not self.on_hub:
+            return None
+        try:
+            found = cached_file(self.name, name, revision=self.revision)
+        except Exception:  # whatever the hub says: this file only serves a better message
+            return None
+        return Path(found) if found else None
+
+    def json(self, name: str) -> dict[str, Any] | None:
+        """One of its JSON files, if it is there; {} for one that cannot be read."""
+        path = self.file(name)
+        if path is None:
+            return None
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def has(self, pattern: str) -> bool:
+        return self.folder is not None and any(self.folder.glob(pattern))
+
+
+Check = Callable[[Checkpoint], str | None]  # the rest of a sentence that begins with the model's name
+
+
+# --- by its configuration --------------------------------------------------------------------------------------------
+
+
+def _encoder_decoder(checkpoint: Checkpoint) -> str | None:
+    if checkpoint.config.get("is_encoder_decoder") is not True:
+        return None
+    return f"is an encoder-decoder ({_type(checkpoint)}); secateur prunes decoder-only models: {_families()}"
+
+
+def _multimodal(checkpoint: Checkpoint) -> str | None:
+    config = checkpoint.config
+    parts = [key for key in config if key.endswith("_config") and isinstance(config[key], Mapping)]
+    modal = [key for key in parts if key.startswith(_MODES)]
+    if not modal:
+        return None
+    text: Mapping[str, Any] = next(
+        (config[key] for key in ("text_config", "llm_config", "language_config") if key in modal), {}
+    )
+    kind = Checkpoint("", text).type
+    says = f"is a multimodal model ({_type(checkpoint)} with {', '.join(sorted(modal))})"
+    if kind not in FAMILIES:
+        inner = f", of type '{kind}'," if kind else ""
+        return f"{says}, and the text model inside{inner} is not supported either; supported: {_families()}"
+    out = f"{Path(checkpoint.name).name}-text"
+    return (
+        f"{says}. The text model inside, a {kind}, can be saved alone and pruned: "
+        f'python -c "from transformers import AutoModelForCausalLM as C, AutoModelForImageTextToText as M; '
+        f"m = M.from_pretrained({checkpoint.name!r}); t = C.from_config(m.config.get_text_config(), dtype=m.dtype); "
+        "t.model.load_state_dict(m.model.language_model.state_dict()); "
+        f't.lm_head.load_state_dict(m.lm_head.state_dict()); t.save_pretrained({out!r})", and its tokenizer beside it'
+    )
+
+
+def _mixture_of_experts(checkpoint: Checkpoint) -> str | None:
+    count = next((f"{key}={n}" for key in _EXPERTS if _positive(n := checkpoint.config.get(key))), None)
+    if count is None and checkpoint.type not in _EXPERT_TYPES:
+        return None
+    said = _type(checkpoint) + (f", {count}" if count else "")
+    return f"is a mixture of experts ({said}), whose FFNs are not pruned yet; take a dense model: {_families()}"
+
+
+def _state_space(checkpoint: Checkpoint) -> str | None:
+    config = checkpoint.config
+    kinds = {str(kind) for key in _MIXERS for kind in _list(config.get(key)) if _MIXER.search(str(kind))}
+    keys = sorted(key for key in config if _STATE_SPACE.match(key) and config[key] is not None)
+    if not (kinds or keys or checkpoint.type in _STATE_SPACE_TYPES):
+        return None
+    said = ", ".join([_type(checkpoint), *sorted(kinds)] if kinds else [_type(checkpoint), *keys[:1]])
+    return (
+        f"has blocks of linear attention, recurrence or state space ({said}), which are not pruned yet; "
+        f"take a model whose blocks are all attention and MLP: {_families()}"
+    )
+
+
+def _quantised(checkpoint: Checkpoint) -> str | None:
+    config = checkpoint.config
+    settings = next(
+        (config[key] for key in ("quantization_config", "compression_config", "quantization") if config.get(key)), None
+    )
+    method = None
+    if settings is not None:
+        stated = settings if isinstance(settings, Mapping) else getattr(settings, "__dict__", {})
+        method = str(getattr(stated.get("quant_method"), "value", stated.get("quant_method") or "unknown method"))
+    elif checkpoint.has("quantize_config.json"):
+        method = "gptq"
+    elif checkpoint.has("quant_config.json"):
+        method = "awq"
+    if method is None:
+        return None
+    return (
+        f"is quantised ({method}): packed weights have no rows to remove. Prune the base model"
+        f"{_named(base_model(checkpoint))} and quantise the result"
+    )
+
+
+def _own_code(checkpoint: Checkpoint) -> str | None:
+    kind = checkpoint.type
+    if kind in CONFIG_MAPPING:  # then transformers' own class is used, whatever lies in the checkpoint
+        return None
+    if checkpoint.config.get("auto_map"):
+        return (
+            f"brings its own code for a model type '{kind}' that transformers does not have. secateur never runs a "
+            f"checkpoint's code; supported: {_families()}"
+        )
+    return (
+        f"is of a type '{kind}' that this version of transformers does not know; supported: {_families()}. "
+        "If it is a new one, update transformers"
+    )
+
+
+ARCHITECTURE: tuple[Check, ...] = (_encoder_decoder, _multimodal, _mixture_of_experts, _state_space, _quantised)
+
+
+# --- by its files ----------------------------------------------------------------------------------------------------
+
+
+def _adapter(checkpoint: Checkpoint) -> str | None:
+    adapter = checkpoint.json("adapter_config.json")
+    if adapter is None:
+        return None
+    base, out = adapter.get("base_model_name_or_path"), f"{Path(checkpoint.name).name}-merged"
+    tokenizer = f"T.from_pretrained({base!r}).save_pretrained({out!r})" if base else ""
+    return (
+        f"is a PEFT adapter{f' of {base}' if base else ''}, no whole model. Merge it (pip install peft), then prune "
+        f'{out}: python -c "from peft import AutoPeftModelForCausalLM as M; from transformers import AutoTokenizer as '
+        f'T; M.from_pretrained({checkpoint.name!r}).merge_and_unload().save_pretrained({out!r}); {tokenizer}". '
+        "If it is merged already, take adapter_config.json away"
+    )
+
+
+def _gguf(checkpoint: Checkpoint) -> str | None:
+    if not checkpoint.has("*.gguf") or checkpoint.has("config.json"):
+        return None
+    return (
+        "holds GGUF files, which are made for llama.cpp and mostly quantised. Prune the model that they were made "
+        f"from{_named(base_model(checkpoint))}, in safetensors, and convert the result"
+    )
+
+
+def _no_config(checkpoint: Checkpoint) -> str | None:
+    if checkpoint.has("config.json"):
+        return None
+    return "is no model folder: it has no config.json"
+
+
+def _pickle(checkpoint: Checkpoint) -> str | None:
+    if checkpoint.has("*.safetensors") or not (checkpoint.has("*.bin") or checkpoint.has("*.pt*")):
+        return None
+    return pickle_only(checkpoint.name)
+
+
+FILES: tuple[tuple[Check, type[SecateurError]], ...] = (
+    (_adapter, UnsupportedModelError),
+    (_gguf, UnsupportedModelError),
+    (_no_config, CheckpointError),
+    (_pickle, CheckpointError),
+)
+
+
+# --- asked -----------------------------------------------------------------------------------------------------------
+
+
+def refuse_files(checkpoint: Checkpoint) -> None:
+    """Raise where the files of a folder are no model that can be read.
+
+    Raises:
+        UnsupportedModelError, CheckpointError.
+    """
+    for check, error in FILES:
+        if says := check(checkpoint):
+            raise error(f"{checkpoint.name} {says}")
+
+
+def refuse_architecture(checkpoint: Checkpoint) -> None:
+    """Raise where a configuration says that the model is of a kind that secateur cannot prune.
+
+    Raises:
+        UnsupportedModelError: with the reason and the way out.
+    """
+    for check in ARCHITECTURE:
+        if says := check(checkpoint):
+            raise UnsupportedModelError(f"{checkpoint.name} {says}")
+
+
+def refuse_unknown_type(checkpoint: Checkpoint) -> None:
+    """Raise where transformers has no class for the model.
+
+    Raises:
+        UnsupportedModelError.
+    """
+    if says := _own_code(checkpoint):
+        raise UnsupportedModelError(f"{checkpoint.name} {says}")
+
+
+def refuse_adapter(checkpoint: Checkpoint) -> None:
+    """Raise where a checkpoint is but an adapter; asked of the hub once there turned out to be no config.json.
+
+    Raises:
+        UnsupportedModelError.
+    """
+    if says := _adapter(checkpoint):
+        raise UnsupportedModelError(f"{checkpoint.name} {says}")
+
+
+def pickle_only(name: str) -> str:
+    """Why a model without safetensors is not read, and how it gets some."""
+    out = f"{Path(name).name}-safetensors"
+    return (
+        "has its weights as pickles only, which can hold code, so secateur does not read them. If you trust their "
+        f'maker, convert it: python -c "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; '
+        f"M.from_pretrained({name!r}, use_safetensors=False).save_pretrained({out!r}); "
+        f'T.from_pretrained({name!r}).save_pretrained({out!r})"'
+    )
+
+
+def base_model(checkpoint: Checkpoint) -> str | None:
+    """The model that a checkpoint was made from, as far as its card or configuration tells."""
+    candidates: list[Any] = []
+    card = checkpoint.file("README.md")
+    if card is not None:
+        try:
+            candidates += _list((metadata_load(card) or {}).get("base_model"))
+        except Exception:  # a card is free text: whatever YAML makes of it only serves a better message
+            candidates = []
+    candidates += [checkpoint.config.get(key) for key in ("base_model_name_or_path", "_name_or_path")]
+    found = (str(each) for each in candidates if isinstance(each, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", each))
+    return next((each for each in found if each != checkpoint.name), None)
+
+
+def _named(base: str | None) -> str:
+    return f" ({base})" if base else ""
+
+
+def _type(checkpoint: Checkpoint) -> str:
+    return f"type '{checkpoint.type}'"
+
+
+def _families() -> str:
+    return ", ".join(sorted(FAMILIES))
+
+
+def _positive(count: Any) -> bool:
+    return isinstance(count, int) and count > 0
+
+
+def _list(value: Any) -> Iterable[Any]:
+    return value if isinstance(value, (list, tuple)) else [value] if value is not None else []

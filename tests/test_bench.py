@@ -1,0 +1,103 @@
+"""The benches run, on made-up models, and count as the engines meter."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from models import tiny, tiny_tokens
+from oracles import edited
+
+from secateur.engine.sweep import Part, sweep
+from secateur.model.handle import Model
+from secateur.run import Run
+from secateur.surgery.edits import DropAttention, DropBlock
+
+TINY = "random:blocks=3,hidden=32,vocab=97"
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Imports a bench by name."""
+    folder = Path(__file__).parents[1] / "bench"
+    monkeypatch.syspath_prepend(folder)
+    before = set(sys.modules)
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", None) or "").startswith(str(folder)):
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize("gone", [[], [DropAttention(0)], [DropAttention(2), DropAttention(5)], [DropBlock(1)]])
+def test_the_counted_work_of_a_round_is_what_the_engine_meters(bench: Any, gone: list[Any]) -> None:
+    work: ModuleType = bench("work")
+    model: Model = edited(tiny("llama", num_hidden_layers=6), *gone)
+    tokens = tiny_tokens(model, 2, 7)
+    layout = model.layout()
+    candidates = {number for number, block in layout.blocks.items() if block.attention}
+    run = Run()
+    sweep(model, tokens, [frozenset({Part(number, "attention")}) for number in sorted(candidates)], run=run)
+    counted = work.shared_round(layout, candidates)
+    assert run.meter.block_tokens == counted.block_forwards * 2 * 7
+    assert run.meter.head_tokens == counted.heads * 2 * 6
+    assert work.plain_round(layout, candidates).block_forwards == len(candidates) * len(model.numbers)
+
+
+def test_without_a_head_the_ideal_goes_to_two_and_with_nothing_but_a_head_to_one(bench: Any) -> None:
+    work: ModuleType = bench("work")
+    layout = tiny("llama", num_hidden_layers=40).layout()
+    every = set(layout.blocks)
+    assert work.ideal_speedup(layout, every, 16, 0) == pytest.approx(40 * 40 / ((40 * 40 + 3 * 40 - 2) / 2), rel=0.05)
+    assert work.ideal_speedup(layout, every, 16, 10**12) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_longer_window_costs_the_attention_more_than_its_length(bench: Any) -> None:
+    work: ModuleType = bench("work")
+    block = tiny("llama").layout().blocks[0]
+    scores = work.block_flops(block, 200) - 2 * work.block_flops(block, 100)
+    heads = block.shape.query_heads * block.head_dim
+    assert scores == 4 * heads * (200 * 201 / 2 - 2 * (100 * 101 / 2))  # pairs of a token and one it sees
+    alone = block.without_attention()
+    assert work.block_flops(alone, 200) == 2 * work.block_flops(alone, 100) == 200 * 2 * block.mlp
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("two_ssp", ["--model", TINY, "--attentions", "2", "--length", "16", "--samples", "2"]),
+        ("work", ["--model", TINY, "--lengths", "8"]),
+        ("precision", ["--model", TINY, "--attentions", "1", "--length", "16", "--search-length", "8", "--samples", "2",
+                       "--settings", "float32:1", "bfloat16:1"]),
+    ],
+)  # fmt: skip
+def test_a_bench_runs(
+    bench: Any, name: str, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench(name).main([*arguments, "--json", str(tmp_path / "out.json")])
+    shown = capsys.readouterr().out
+    written = json.loads((tmp_path / "out.json").read_text())
+    tables = [value for value in written.values() if isinstance(value, list) and isinstance(value[0], dict)]
+    assert tables
+    for table in tables:
+        assert "| " + " | ".join(table[0]) + " |" in shown
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_memory_and_growth_run_in_their_own_processes(
+    bench: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    memory, growth = bench("memory"), bench("growth")
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(memory, "measure_afresh", lambda job: asked.append(job) or memory.measure(job))
+    monkeypatch.setattr(growth, "BASE", {"blocks": 2, "hidden": 64, "length": 8})
+    monkeypatch.setattr(growth, "VARIED", {"length": (8,)})
+    memory.main(["--model", TINY, "--samples", "2", "--length", "16"])
+    growth.main(["--samples", "2", "--repeats", "1", "--vocab", "97"])
+    assert [job["options"]["order"] for job in asked] == ["samples", "blocks"] * 2
+    assert "| order |" in capsys.readouterr().out

@@ -1,0 +1,203 @@
+"""BlockPruner against brute force, in the paper's form and alternating, and where it stops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from models import tiny, tiny_tokens
+from oracles import PROPERTY, edit_facts, edited, lopsided, mean_kl, mean_nll, weighted, without
+
+from secateur.driver import Pruning, run_method
+from secateur.engine.sweep import Part
+from secateur.engine.tokens import Tokens
+from secateur.errors import DataError, InfeasibleBudgetError, InvalidOptionError
+from secateur.methods import get_method
+from secateur.methods.blockpruner import removals, units
+from secateur.model.budget import Budget
+from secateur.model.handle import Model
+from secateur.model.layout import BlockLayout, Layout
+from secateur.model.modeling_secateur import Shape
+from secateur.run import Run
+from secateur.surgery.edits import DropAttention, DropMLP, Edit
+
+METHOD = get_method("blockpruner")
+
+
+def prune(model: Model, tokens: Tokens, budget: Budget, run: Run | None = None, **options: Any) -> Pruning:
+    return run_method(model, METHOD, tokens, budget, run or Run(), **options)
+
+
+def parts(edits: list[Edit]) -> list[Part]:
+    assert all(isinstance(edit, (DropAttention, DropMLP)) for edit in edits)
+    return [Part(edit.block, "attention" if isinstance(edit, DropAttention) else "mlp") for edit in edits]
+
+
+# --- the search ---
+
+
+@pytest.mark.parametrize(
+    ("family", "alternate", "criterion"),
+    [("llama", False, "ppl"), ("phi3", True, "ppl"), ("opt", False, "kl"), ("qwen2", True, "kl")],
+)
+def test_each_removal_is_the_cheapest_by_brute_force(family: str, alternate: bool, criterion: str) -> None:
+    dense = tiny(family)
+    tokens = weighted(tiny_tokens(dense, 3, 9), seed=1)
+    search = tokens.first(2, 7)
+    options = {"alternate": alternate, "criterion": criterion, "search_samples": 2, "search_length": 7}
+    edits = prune(tiny(family), tokens, Budget(0.5 if alternate else 0.4), **options).edits
+    gone: list[Part] = []
+    for place, part in enumerate(parts(edits)):
+        kinds = {"attention", "mlp"} if not alternate else {("attention", "mlp")[place % 2]}
+        tried = [unit for unit in units(dense.layout()) if unit not in gone and unit.kind in kinds]
+        losses = {}
+        for unit in tried:
+            other = without(dense, [*gone, unit])
+            losses[unit] = mean_nll(other, search) if criterion == "ppl" else mean_kl(dense, other, search)
+        assert part == min(losses, key=losses.__getitem__)
+        gone.append(part)
+    assert len(gone) >= 3
+    if alternate:
+        assert [part.kind for part in gone] == ["attention", "mlp"] * 2  # half of four blocks
+
+
+def test_a_module_that_adds_nothing_goes_first() -> None:
+    model = tiny("llama")
+    with model.open(2) as block, torch.no_grad():
+        block.mlp_out.weight.zero_()
+        block.mlp_out.bias.zero_()
+    assert parts(prune(model, tiny_tokens(model, 2, 8), Budget(0.3), criterion="kl").edits)[0] == Part(2, "mlp")
+
+
+def test_the_search_sees_its_windows_only() -> None:
+    model = tiny("llama")
+    tokens = tiny_tokens(model, 3, 9)
+    ids = tokens.ids.clone()
+    ids[1:], ids[0, 6:] = 7, 7
+    run = Run()
+    edits = prune(tiny("llama"), tokens, Budget(0.4), run, search_length=6).edits
+    other = prune(tiny("llama"), Tokens.of(ids), Budget(0.4), search_length=6).edits
+    assert edit_facts(other) == edit_facts(edits)
+    with pytest.raises(InvalidOptionError):
+        prune(model, tokens, Budget(0.4), search_samples=4)
+    weights = torch.ones(3, 9)
+    weights[0] = 0
+    with pytest.raises(DataError, match="search_samples"):
+        prune(model, Tokens.of(tokens.ids, weights), Budget(0.4))
+
+
+# --- where it stops ---
+
+
+def layout(sizes: list[tuple[int, int]], other: int = 0) -> Layout:
+    """Blocks of (attention, MLP) parameters."""
+    return Layout(
+        {
+            number: BlockLayout(
+                shape=Shape(1 if mlp else 0, 1 if attention else 0, 1 if attention else 0), head_dim=1,
+                attention=attention, attention_norms=0, mlp=mlp, mlp_norms=0, neuron=1, kv_group=1, rest=0,
+            )
+            for number, (attention, mlp) in enumerate(sizes)
+        },
+        other,
+    )  # fmt: skip
+
+
+def chosen(made: Layout, budget: Budget, alternate: bool, order: list[Part]) -> list[Part]:
+    """The removals if this is the order of cheapness."""
+    return list(removals(made, budget, alternate=alternate, choose=lambda some: min(some, key=order.index)))
+
+
+@pytest.mark.parametrize(("sparsity", "pairs"), [(0.25, 8), (0.375, 11), (0.5, 15), (0.017, 1), (0.98, 29)])
+def test_alternating_makes_the_nearest_number_of_equivalent_blocks(sparsity: float, pairs: int) -> None:
+    made = layout([(884736 + 576, 2654208 + 576)] * 30, other=28_312_000)
+    got = chosen(made, Budget(sparsity), True, sorted(units(made)))
+    assert [part.kind for part in got] == ["attention", "mlp"] * pairs
+    assert Budget(sparsity).whole_blocks(made) == pairs
+    scaled = sparsity * made.block_parameters / made.parameters
+    assert chosen(made, Budget(scaled, of="model"), True, sorted(units(made))) == got
+
+
+@PROPERTY
+@given(
+    st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=1, max_size=6),
+    st.integers(0, 100), st.floats(0.02, 0.98), st.sampled_from(["blocks", "model"]), st.randoms(use_true_random=False),
+)  # fmt: skip
+def test_the_end_is_the_nearest_to_the_target(
+    sizes: list[tuple[int, int]], other: int, sparsity: float, of: Any, random: Any
+) -> None:
+    made, budget = layout(sizes, other), Budget(sparsity, of=of)
+    order = list(units(made))
+    random.shuffle(order)
+    try:
+        got = chosen(made, budget, False, order)
+    except InfeasibleBudgetError:
+        assume(False)
+    assert got == order[: len(got)]
+    assert 0 < len(got) < len(order)
+    apart, gone = [], 0
+    for unit in order:  # after each removal of this order
+        gone += units(made)[unit]
+        apart.append(abs(gone - budget.target(made)))
+    assert apart[len(got) - 1] == min(apart)
+    assert len(got) == max(place for place, each in enumerate(apart) if each == min(apart)) + 1  # ties up
+
+
+@PROPERTY
+@given(
+    st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=1, max_size=6), st.floats(0.02, 0.98),
+    st.randoms(use_true_random=False),
+)  # fmt: skip
+def test_alternating_ends_within_a_pair_of_the_target(
+    sizes: list[tuple[int, int]], sparsity: float, random: Any
+) -> None:
+    made, budget = layout(sizes), Budget(sparsity)
+    order = list(units(made))
+    random.shuffle(order)
+    try:
+        got = chosen(made, budget, True, order)
+    except InfeasibleBudgetError:
+        assume(False)
+    assert 0 < len(got) < len(order)
+    gone = sum(units(made)[unit] for unit in got)
+    largest = [max((size for unit, size in units(made).items() if unit.kind == kind), default=0)
+               for kind in ("attention", "mlp")]  # fmt: skip
+    assert abs(gone - budget.target(made)) <= sum(largest)
+
+
+@pytest.mark.parametrize("alternate", [False, True])
+@pytest.mark.parametrize("sparsity", [0.03, 0.97])
+def test_nothing_or_everything_is_refused_before_anything_happens(sparsity: float, alternate: bool) -> None:
+    model, run = tiny("llama"), Run()
+    with pytest.raises(InfeasibleBudgetError, match=r"[\d.]+ to [\d.]+ can be reached"):
+        prune(model, tiny_tokens(model, 2, 8), Budget(sparsity), run, alternate=alternate, criterion="kl")
+    assert run.meter.block_tokens == 0
+    with pytest.raises(InfeasibleBudgetError):
+        METHOD.foretell(model.layout(), 2, 8, Budget(sparsity), **METHOD.complete({"alternate": alternate}))
+
+
+def test_a_model_that_lacks_modules_is_pruned_further() -> None:
+    model = lopsided(tiny("llama"))  # no attention in block 1, no MLP in block 2
+    for alternate in (False, True):
+        got = parts(prune(edited(model), tiny_tokens(model, 2, 8), Budget(0.5), alternate=alternate).edits)
+        assert not {Part(1, "attention"), Part(2, "mlp")} & set(got)
+        assert len(set(got)) == len(got)
+
+
+# --- what it takes ---
+
+
+@pytest.mark.parametrize("criterion", ["ppl", "kl"])
+def test_alternating_costs_about_what_was_foretold(criterion: str) -> None:
+    model, run = tiny("llama", num_hidden_layers=10), Run()
+    options = METHOD.complete({"alternate": True, "criterion": criterion, "search_samples": 2, "search_length": 6})
+    cost = METHOD.foretell(model.layout(), 3, 8, Budget(0.3), **options)
+    pruning = prune(model, tiny_tokens(model, 3, 8), Budget(0.3), run, **options)
+    assert run.meter.block_tokens == pytest.approx(cost.block_tokens, rel=0.1)  # it does not know which ones go
+    assert run.meter.head_tokens == cost.head_tokens
+    assert run.meter.asked_tokens == cost.asked_tokens * 10
+    assert cost.asked_tokens == 2 * 6 * (10 + 10 + 9 + 9 + 8 + 8 + (criterion == "kl"))
+    assert pruning.after.parameters == cost.after.parameters

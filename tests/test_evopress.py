@@ -1,0 +1,526 @@
+"""EvoPress: a planted optimum is found, every mask keeps the sparsity, nothing is computed twice, a replay is free, and
+a search that is smaller than the paper's says so."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from models import tiny, tiny_closed, tiny_tokens
+from oracles import PROPERTY, edit_facts, lopsided, mean_kl, mean_nll, standing, weighted, without
+from torch import Tensor
+
+from secateur import prune as api_prune
+from secateur import save
+from secateur.driver import Pruning, run_method
+from secateur.engine.sweep import Part, Variant
+from secateur.engine.tokens import Tokens
+from secateur.errors import InfeasibleBudgetError, InvalidOptionError, NumericalError
+from secateur.methods import get_method
+from secateur.methods.evopress import plan, reduced
+from secateur.model.budget import Budget
+from secateur.model.handle import Model
+from secateur.run import MemoryStore, Run
+from secateur.solvers import evolution
+from secateur.solvers.evolution import Selection, Space, Sweeps, WindowLosses, evolve
+from secateur.surgery.apply import predict
+from secateur.surgery.edits import DropAttention, DropBlock, DropMLP
+
+METHOD = get_method("evopress")
+SMALL: dict[str, Any] = {
+    "generations": 4, "offspring": 6, "initial": 8, "initial_tokens": 8, "selection_tokens": "8,24",
+}  # fmt: skip
+
+
+def prune(model: Model, tokens: Tokens, budget: Budget, run: Run | None = None, **options: Any) -> Pruning:
+    return run_method(model, METHOD, tokens, budget, run or Run(), **{**SMALL, **options})
+
+
+def silence(model: Model, *parts: Part) -> Model:
+    """Make modules add nothing to the residual stream."""
+    for part in parts:
+        with model.open(part.block) as block, torch.no_grad():
+            linears = [block.attention_out] * (part.kind != "mlp") + [block.mlp_out] * (part.kind != "attention")
+            for linear in linears:
+                linear.weight.zero_()
+                if linear.bias is not None:
+                    linear.bias.zero_()
+    return model
+
+
+# --- the space ---
+
+
+@st.composite
+def spaces(draw: st.DrawFn) -> Space:
+    kinds: list[Any] = draw(st.sampled_from([["block"], ["attention", "mlp"]]))
+    parts, gone = {}, {}
+    for kind in kinds:
+        blocks = sorted(draw(st.sets(st.integers(0, 12), min_size=1, max_size=9)))
+        parts[kind] = tuple(Part(number, kind) for number in blocks)
+        gone[kind] = draw(st.integers(0, len(blocks)))
+    return Space(parts, gone)
+
+
+def lost(variant: Variant, space: Space) -> dict[str, int]:
+    return {kind: sum(part in variant for part in parts) for kind, parts in space.parts.items()}
+
+
+@PROPERTY
+@given(spaces(), st.integers(1, 5), st.integers(0, 10))
+def test_every_draw_and_every_mutation_keeps_the_sparsity(space: Space, most: int, seed: int) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    variant = space.draw(rng)
+    for _ in range(20):
+        assert lost(variant, space) == space.gone
+        assert variant <= {part for parts in space.parts.values() for part in parts}
+        child = space.mutate(variant, most, rng)
+        assert len(child - variant) <= most
+        variant = child
+
+
+def test_a_mutation_switches_as_often_as_the_smaller_of_two_draws() -> None:
+    space = Space({"block": tuple(Part(number, "block") for number in range(400))}, {"block": 200})
+    rng = torch.Generator().manual_seed(0)
+    parent = space.draw(rng)
+    sizes = [len(space.mutate(parent, 3, rng) - parent) for _ in range(900)]
+    shares = [sizes.count(size) / len(sizes) for size in (1, 2, 3)]
+    assert shares == pytest.approx([5 / 9, 3 / 9, 1 / 9], abs=0.05)  # the space is large: switches seldom undo others
+    both = Space({kind: tuple(Part(n, kind) for n in range(9)) for kind in ("attention", "mlp")},
+                 {"attention": 4, "mlp": 4})  # fmt: skip
+    parent = both.draw(rng)
+    kinds = [next(iter(both.mutate(parent, 1, rng) - parent)).kind for _ in range(400)]
+    assert kinds.count("mlp") == pytest.approx(200, abs=40)
+
+
+def test_all_masks_and_all_parts_are_drawn_alike() -> None:
+    space = Space({"block": tuple(Part(number, "block") for number in range(5))}, {"block": 2})
+    rng = torch.Generator().manual_seed(0)
+    drawn = [space.draw(rng) for _ in range(2000)]
+    counts = [drawn.count(frozenset(Part(number, "block") for number in pair))
+              for pair in itertools.combinations(range(5), 2)]  # fmt: skip
+    assert min(counts) > 150
+    assert max(counts) < 250
+    parent = drawn[0]
+    children = {space.mutate(parent, 1, rng) for _ in range(200)}
+    assert len(children) == 2 * 3  # every neighbour
+
+
+# --- the search, on made-up losses ---
+
+
+BLOCKS = tuple(Part(number, "block") for number in range(12))
+
+
+class Linear:
+    """A loss that is a sum over dropped parts; it depends on the tokens where `noise` is given."""
+
+    def __init__(self, noise: float = 0.0) -> None:
+        self.calls: list[tuple[list[Variant], int, int, int]] = []
+        self.noise = noise
+
+    def __call__(self, variants: Sequence[Variant], tokens: int, generation: int, step: int) -> list[float]:
+        self.calls.append((list(variants), tokens, generation, step))
+        shift = self.noise * ((31 * generation + 7 * step) % 5)
+        return [sum(1 + (part.block * 5) % 12 for part in variant) + shift for variant in variants]
+
+
+def search(score: Any, run: Run | None = None, **changes: Any) -> list[evolution.Generation]:
+    constants: dict[str, Any] = {
+        "key": "test", "generations": 10, "offspring": 8, "initial": 6, "initial_tokens": 5,
+        "selections": [Selection(3, 10), Selection(1, 40)], "max_mutations": 3,
+    } | changes  # fmt: skip
+    return list(
+        evolve(constants.pop("space", Space({"block": BLOCKS}, {"block": 4})), score, run or Run(), **constants)
+    )
+
+
+def test_a_linear_loss_is_minimised() -> None:
+    best = search(Linear(), generations=30)[-1]
+    assert best.parents == [frozenset(sorted(BLOCKS, key=lambda part: (part.block * 5) % 12)[:4])]
+    assert best.loss == 1 + 2 + 3 + 4
+
+
+@pytest.mark.parametrize("survivors", [[3, 1], [5, 2], [4, 4, 3], [1]])
+def test_selections_run_as_laid_out(survivors: list[int]) -> None:
+    score = Linear()
+    steps = [Selection(kept, 10 * (place + 1)) for place, kept in enumerate(survivors)]
+    told = search(score, selections=steps)
+    assert [each.number for each in told] == list(range(11))
+    calls = iter(score.calls)
+    first, tokens, *_ = next(calls)
+    assert (len(set(first)), tokens) == (6, 5)
+    parents = told[0].parents
+    assert len(parents) == survivors[-1]
+    for number in range(1, 11):
+        before: set[Variant] = set()
+        for step, selection in enumerate(steps):
+            variants, tokens, *where = next(calls)
+            assert (tokens, where) == (selection.tokens, [number, step])
+            assert len(set(variants)) == len(variants)
+            elite = set(parents) if step == len(steps) - 1 else set()
+            assert set(variants) & set(parents) == elite
+            assert len(variants) == (8 if step == 0 else steps[step - 1].survivors) + len(elite)
+            assert not before or set(variants) - elite <= before
+            before = set(variants)
+        assert set(told[number].parents) <= before
+        parents = told[number].parents
+
+
+def test_the_elite_never_gets_worse_on_equal_tokens() -> None:
+    losses = [each.loss for each in search(Linear(), generations=20, selections=[Selection(2, 9), Selection(2, 9)])]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < losses[0]
+
+
+def test_equal_losses_go_to_the_lowest_blocks() -> None:
+    told = search(lambda variants, *_: [1.0] * len(variants), generations=60, selections=[Selection(1, 9)])
+    assert told[-1].parents == [frozenset(BLOCKS[:4])]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_candidate_without_a_finite_loss_loses(bad: float) -> None:
+    def score(variants: Sequence[Variant], *_: int) -> list[float]:
+        return [bad if BLOCKS[0] in variant else 1.0 for variant in variants]
+
+    assert all(BLOCKS[0] not in each.parents[0] for each in search(score))
+    with pytest.raises(NumericalError, match="test, initial draw"):
+        search(lambda variants, *_: [bad] * len(variants))
+    with pytest.raises(NumericalError, match="test, generation 3"):
+        search(lambda variants, _, number, step: [bad if number == 3 and step else 1.0] * len(variants))
+
+
+@pytest.mark.parametrize("gone", [0, 1, 2, 3])
+def test_a_space_that_has_no_more_to_give_ends_nothing(gone: int) -> None:
+    space = Space({"block": BLOCKS[:3]}, {"block": gone})
+    told = search(Linear(), space=space, offspring=50, initial=50)
+    assert len(told) == 11
+    assert lost(told[-1].parents[0], space) == {"block": gone}
+
+
+# --- windows ---
+
+
+class Recorder:
+    """Losses made up from variant and sample; notes every pair that it is asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Variant, int, int]] = []
+        self.groups = 0
+
+    def __call__(self, variants: Sequence[Variant], samples: Sequence[int], length: int, label: str) -> Tensor:
+        self.groups += 1
+        self.asked += [(variant, sample, length) for variant in variants for sample in samples]
+        return torch.tensor([[self.value(v, s) * (length - 1) for s in samples] for v in variants]).double()
+
+    @staticmethod
+    def value(variant: Variant, sample: int) -> float:
+        return sum(1 + (part.block * 5 + sample) % 12 for part in variant) / 8
+
+
+@pytest.mark.parametrize("windows", ["drawn", "first"])
+@pytest.mark.parametrize("selections", [[Selection(1, 80)], [Selection(3, 10), Selection(2, 45)]], ids=["one", "two"])
+def test_nothing_is_computed_twice(windows: Any, selections: list[Selection]) -> None:
+    compute, run = Recorder(), Run()
+    asked = [20, *(each.tokens for each in selections)]
+    score = WindowLosses(compute, torch.ones(8, 10), run, key="test", windows=windows, asked=asked)
+    told = search(score, run, selections=selections, initial_tokens=20)
+    assert len(compute.asked) == len(set(compute.asked)) > 100
+    if windows == "first":
+        losses = [each.loss for each in told[1:]]
+        assert losses == sorted(losses, reverse=True)
+        assert {sample for _, sample, _ in compute.asked} == set(range(max(2, -(-selections[-1].tokens // 10))))
+    else:
+        assert {sample for _, sample, _ in compute.asked} == set(range(8))
+
+
+@pytest.mark.parametrize("tokens", [2, 7, 10, 11, 12, 25, 40, 80])
+def test_a_selection_takes_so_many_tokens_without_replacement(tokens: int) -> None:
+    compute, run = Recorder(), Run()
+    score = WindowLosses(compute, torch.ones(8, 10), run, key="test", windows="drawn", asked=[tokens])
+    seen = []
+    for generation in range(4):
+        variant = frozenset({BLOCKS[generation]})
+        (loss,) = score([variant], tokens, generation, 0)
+        taken = [(sample, length) for each, sample, length in compute.asked if each == variant]
+        assert len({sample for sample, _ in taken}) == len(taken)
+        assert sum(length for _, length in taken) in (tokens, tokens - 1)  # a single token predicts nothing
+        assert all(length == 10 for _, length in taken[:-1])
+        weight = sum(length - 1 for _, length in taken)
+        assert loss == pytest.approx(sum(Recorder.value(variant, s) * (n - 1) for s, n in taken) / weight)
+        seen.append(sorted(taken))
+    assert tokens == 80 or seen.count(seen[0]) < 4
+
+
+def test_windows_where_nothing_counts_are_not_drawn() -> None:
+    weights = torch.zeros(6, 10)
+    weights[1, 4], weights[4, 1], weights[5, 0] = 1, 2, 9  # a window's first token is not predicted
+    for tokens, counting in ((20, {1, 4}), (3, {4})):
+        compute, run = Recorder(), Run()
+        score = WindowLosses(compute, weights, run, key="test", windows="drawn", asked=[tokens])
+        for generation in range(3):
+            assert math.isfinite(score([frozenset({BLOCKS[generation]})], tokens, generation, 0)[0])
+        assert {sample for _, sample, _ in compute.asked} == counting
+    for tokens in (30, 21 + 1, 1, 0, -5):
+        with pytest.raises(InvalidOptionError):
+            WindowLosses(Recorder(), weights, Run(), key="test", windows="first", asked=[tokens])
+
+
+@pytest.mark.parametrize("criterion", ["kl", "ppl"])
+def test_the_losses_are_those_of_the_pruned_models(criterion: Any) -> None:
+    dense = standing("qwen2", "lopsided")
+    tokens = weighted(tiny_tokens(dense, 4, 9), seed=1)
+    run = Run()
+    score = WindowLosses(
+        Sweeps(dense, tokens, run, criterion=criterion), tokens.weights, run, key="t", windows="first", asked=[9, 22]
+    )
+    variants = [frozenset({Part(0, "attention"), Part(3, "mlp")}), frozenset({Part(1, "block")}), frozenset[Part]()]
+    pieces = [tokens.first(1), tokens.first(2), Tokens.of(tokens.ids[2:3, :4], tokens.weights[2:3, :4])]
+    loss = mean_nll if criterion == "ppl" else (lambda model, part: mean_kl(dense, model, part))
+
+    def whole(model: Model, parts: Sequence[Tokens]) -> float:
+        counts = [float(part.weights[:, 1:].sum()) for part in parts]
+        return sum(loss(model, part) * n for part, n in zip(parts, counts, strict=True)) / sum(counts)
+
+    for step, (asked, parts) in enumerate([(9, pieces[:1]), (22, pieces[1:])]):
+        got = score(variants, asked, 0, step)
+        assert got == pytest.approx([whole(without(dense, v), parts) for v in variants], rel=1e-4, abs=1e-6)
+
+
+# --- the method ---
+
+
+@pytest.mark.parametrize(("family", "units"), [("llama", "modules"), ("opt", "modules"), ("phi3", "blocks")])
+def test_modules_that_add_nothing_go(family: str, units: str) -> None:
+    silent = (
+        [Part(1, "block"), Part(4, "block")] if units == "blocks"
+        else [Part(0, "attention"), Part(4, "attention"), Part(2, "mlp"), Part(4, "mlp")]
+    )  # fmt: skip
+    model = silence(tiny(family, num_hidden_layers=6), *silent)
+    run = Run()
+    pruning = prune(model, tiny_tokens(model, 4, 8), Budget(1 / 3), run, units=units, generations=20, offspring=10)
+    edits = {"attention": DropAttention, "mlp": DropMLP, "block": DropBlock}
+    assert edit_facts(pruning.edits) == edit_facts([edits[part.kind](part.block) for part in sorted(silent)])
+    curve = run.notes["best kl by generation, in nats"]
+    assert len(curve) == 21
+    assert curve[-1] == pytest.approx(0, abs=1e-6) != curve[0]
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "units"), [(0.125, "modules"), (0.374, "modules"), (0.4, "blocks"), (0.8, "modules")]
+)
+def test_the_budget_is_met_to_half_a_block(sparsity: float, units: str) -> None:
+    model = tiny("mistral")
+    pruning = prune(model, tiny_tokens(model, 4, 8), Budget(sparsity), units=units)
+    achieved = pruning.budget.achieved(pruning.before, pruning.after)
+    assert abs(achieved - sparsity) <= 1 / 8 + 1e-9
+    n = math.floor(4 * sparsity + 0.5)
+    kinds = [type(edit) for edit in pruning.edits]
+    assert kinds.count(DropBlock) == (n if units == "blocks" else 0)
+    assert kinds.count(DropAttention) == kinds.count(DropMLP) == (0 if units == "blocks" else n)
+    assert pruning.edits == sorted(pruning.edits, key=lambda edit: (edit.block, type(edit).__name__))
+    assert pruning.after == model.layout()
+
+
+@pytest.mark.parametrize(("units", "criterion"), [("modules", "kl"), ("blocks", "kl"), ("modules", "ppl")])
+def test_the_same_again_and_a_replay_costs_no_forward(units: str, criterion: str) -> None:
+    tokens, store = tiny_tokens(tiny("qwen2"), 4, 8), MemoryStore()
+    chosen: dict[str, Any] = {"units": units, "criterion": criterion}
+    runs = [Run(3, store=store), Run(3, store=store), Run(3)]
+    models = [tiny("qwen2") for _ in runs]
+    edits = [
+        edit_facts(prune(model, tokens, Budget(0.5), run, **chosen).edits)
+        for model, run in zip(models, runs, strict=True)
+    ]
+    assert edits[0] == edits[1] == edits[2]
+    assert runs[0].meter.block_tokens == runs[2].meter.block_tokens > 0
+    assert runs[1].meter.block_tokens == runs[1].meter.head_tokens == 0
+    assert runs[0].notes == runs[1].notes == runs[2].notes
+    assert models[0].fingerprint() == models[1].fingerprint() == models[2].fingerprint()
+
+
+def test_a_run_broken_off_goes_on_to_the_same_end() -> None:
+    tokens, chosen = tiny_tokens(tiny("llama"), 6, 8), {"generations": 4, "selection_tokens": "8,20"}
+    whole = Run(1)
+    want = prune(tiny("llama"), tokens, Budget(0.5), whole, **chosen).edits
+
+    class Broken(MemoryStore):
+        def put(self, key: str, value: Any) -> None:
+            if key == "evopress/3/1":
+                raise KeyboardInterrupt
+            super().put(key, value)
+
+    store = Broken()
+    with pytest.raises(KeyboardInterrupt):
+        prune(tiny("llama"), tokens, Budget(0.5), Run(1, store=store), **chosen)
+    rest, resumed = MemoryStore(), Run(1)
+    rest._results = store._results
+    resumed.store = rest
+    assert edit_facts(prune(tiny("llama"), tokens, Budget(0.5), resumed, **chosen).edits) == edit_facts(want)
+    assert resumed.notes == whole.notes
+    assert 0 < resumed.meter.block_tokens < whole.meter.block_tokens
+
+
+def test_another_seed_draws_otherwise() -> None:
+    tokens = tiny_tokens(tiny("llama"), 6, 8)
+    runs = [Run(seed) for seed in (0, 0, 1, 2)]
+    for run in runs:
+        prune(tiny("llama"), tokens, Budget(0.5), run, generations=1)
+    curves = [run.notes["best kl by generation, in nats"] for run in runs]
+    assert curves[0] == curves[1]
+    assert len({tuple(curve) for curve in curves}) == 3
+
+
+@pytest.mark.parametrize(("family", "units"), [("llama", "modules"), ("opt", "blocks")])
+def test_closed_blocks_have_no_weights(family: str, units: str) -> None:
+    model, closed = tiny(family), tiny_closed(family)
+    tokens = tiny_tokens(model, 4, 8)
+    edits = prune(model, tokens, Budget(0.5), units=units).edits
+    assert edit_facts(prune(closed, tokens, Budget(0.5), units=units).edits) == edit_facts(edits)
+    assert closed.whole().fingerprint() == model.fingerprint()
+
+
+@pytest.mark.parametrize("units", ["modules", "blocks"])
+def test_a_pruned_model_can_be_pruned_again(units: str) -> None:
+    model = lopsided(tiny("phi3"))
+    pruning = prune(model, tiny_tokens(model, 4, 8), Budget(0.5), units=units)
+    gone = {(type(edit), edit.block) for edit in pruning.edits}
+    assert len(gone) == (4 if units == "modules" else 2)
+    assert not gone & {(DropAttention, 1), (DropMLP, 2)}  # which were not there
+
+
+def test_overflow_is_an_error_not_a_choice() -> None:
+    model = tiny("qwen3")
+    with model.open(2) as block, torch.no_grad():
+        block.linear("mlp.up_proj").weight[3] = torch.nan
+    edits = prune(model, tiny_tokens(model, 4, 8), Budget(0.5), criterion="ppl").edits
+    assert DropMLP(2) in edits  # whoever keeps it loses
+    with pytest.raises(NumericalError, match="initial draw"):  # nothing diverges finitely from a model of NaNs
+        prune(tiny_nan(), tiny_tokens(model, 4, 8), Budget(0.5))
+
+
+def tiny_nan() -> Model:
+    model = tiny("qwen3")
+    with model.open(2) as block, torch.no_grad():
+        block.linear("mlp.up_proj").weight[3] = torch.nan
+    return model
+
+
+# --- constants ---
+
+
+WRONG = [
+    {"generations": 0}, {"offspring": 0}, {"initial": 0}, {"max_mutations": 0}, {"initial_tokens": 1},
+    {"initial_tokens": 33}, {"selection_tokens": "8,33"}, {"selection_tokens": "8"}, {"survivors": "2,1,1"},
+    {"survivors": "1,2"}, {"survivors": "7,1"}, {"survivors": ""}, {"survivors": "2;1"}, {"survivors": "2,0"},
+    {"survivors": "-2,1"}, {"selection_tokens": "1,8"}, {"survivors": "6,6", "initial": 5}, {"units": "heads"},
+    {"windows": "last"}, {"criterion": "loss"}, {"offspring": 2.5},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=str)
+def test_impossible_constants_are_refused_before_anything_happens(wrong: dict[str, Any]) -> None:
+    model, run = tiny("llama"), Run()
+    with pytest.raises(InvalidOptionError):
+        prune(model, tiny_tokens(model, 4, 8), Budget(0.5), run, **wrong)
+    assert run.meter.block_tokens == 0
+    with pytest.raises(InvalidOptionError):  # and foretold
+        METHOD.foretell(model.layout(), 4, 8, Budget(0.5), **METHOD.complete({**SMALL, **wrong}))
+
+
+@pytest.mark.parametrize("sparsity", [0.1, 0.9])
+@pytest.mark.parametrize("units", ["modules", "blocks"])
+def test_no_block_and_all_blocks_are_refused(sparsity: float, units: str) -> None:
+    with pytest.raises(InfeasibleBudgetError, match=r"whole blocks reach 0\.25 to 0\.75"):
+        METHOD.foretell(tiny("llama").layout(), 64, 2048, Budget(sparsity), **METHOD.complete({"units": units}))
+
+
+def test_more_modules_than_there_are_is_refused() -> None:
+    layout = tiny("llama").layout()
+    for edit in (DropAttention(0), DropAttention(2), DropAttention(3)):
+        layout = predict(layout, edit)
+    with pytest.raises(InfeasibleBudgetError, match=r"at most 0\.25, or --units blocks"):
+        METHOD.foretell(layout, 64, 2048, Budget(0.5), **METHOD.complete({}))
+
+
+def full(**changes: Any) -> Any:
+    chosen = METHOD.complete(changes)
+    chosen = {name: value for name, value in chosen.items() if name not in ("criterion", "windows")}
+    return plan(standing("llama").layout(), Budget(0.5), **chosen)
+
+
+@pytest.mark.parametrize(
+    ("smaller", "tokens", "said"),
+    [({}, 131072, ""), ({"generations": 9, "offspring": 64, "survivors": "4,2,1",
+                         "selection_tokens": "2048,32768,65536"}, 131072, ""),
+     ({"generations": 1}, 131072, "A reduced EvoPress search: generations 1 (in full 2)."),
+     ({"selection_tokens": "2048,4096", "offspring": 8}, 8192,
+      "A reduced EvoPress search: offspring 8 (in full 32); tokens per selection 2,048 then 4,096 (in full 2,048 then "
+      "32,768); calibration tokens 8,192 (in full 131,072)."),
+     ({"survivors": "1", "selection_tokens": "32768"}, 131072,
+      "A reduced EvoPress search: survivors 1 (in full 2 then 1); tokens per selection 32,768 (in full 2,048 then "
+      "32,768).")],
+    ids=["full", "more", "generations", "tokens", "one step"],
+)  # fmt: skip
+def test_a_smaller_search_than_the_papers_says_so(smaller: dict[str, Any], tokens: int, said: str) -> None:
+    assert reduced(full(**smaller), tokens) == said
+
+
+def test_record_and_card_tell_of_a_reduced_search_and_its_curve(tmp_path: Path) -> None:
+    model = tiny("llama")
+    pruned = api_prune(model, "evopress", sparsity=0.5, calibration=tiny_tokens(model, 4, 8), **SMALL)
+    save(pruned, tmp_path / "out")
+    notes = json.loads((tmp_path / "out" / "secateur.json").read_text())["notes"]
+    assert notes["reduced"].startswith("A reduced EvoPress search: offspring 6 (in full 32); initial candidates 8")
+    curve = notes["best kl by generation, in nats"]
+    assert len(curve) == 5
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert notes["reduced"] in card
+    assert "\nBest kl by generation, in nats: " + ", ".join(f"{value:.4g}" for value in curve) + ".\n" in card
+
+
+# --- foretold ---
+
+
+@pytest.mark.parametrize(
+    ("units", "windows", "criterion"),
+    [("modules", "drawn", "kl"), ("blocks", "first", "kl"), ("modules", "first", "ppl")],
+)
+def test_a_search_costs_about_what_was_foretold(units: str, windows: str, criterion: str) -> None:
+    model, run = tiny("llama", num_hidden_layers=10), Run()
+    chosen = METHOD.complete({**SMALL, "units": units, "windows": windows, "criterion": criterion, "generations": 8})
+    cost = METHOD.foretell(model.layout(), 8, 8, Budget(0.5), **chosen)
+    pruning = prune(model, tiny_tokens(model, 8, 8), Budget(0.5), run, **chosen)
+    # how often the parent stays is not known, nor where its children part from it
+    assert run.meter.block_tokens == pytest.approx(cost.block_tokens, rel=0.2)
+    assert run.meter.head_tokens == pytest.approx(cost.head_tokens, rel=0.2)
+    assert pruning.after.parameters == cost.after.parameters
+
+
+def test_a_long_search_is_foretold_from_its_beginning() -> None:
+    layout = standing("llama").layout()
+    costs = [
+        METHOD.foretell(layout, 8, 8, Budget(0.5), **METHOD.complete({**SMALL, "generations": generations}))
+        for generations in (30, 60, 120)
+    ]
+    first, second = (b.block_tokens - a.block_tokens for a, b in itertools.pairwise(costs))
+    assert 0 < first < second < 3 * first
+
+
+def test_the_first_draw_is_foretold_exactly() -> None:
+    model, run = tiny("llama", num_hidden_layers=8), Run(0)
+    chosen = METHOD.complete({**SMALL, "generations": 1, "offspring": 1, "survivors": "1", "selection_tokens": "64",
+                              "windows": "first", "initial_tokens": 64})  # fmt: skip
+    cost = METHOD.foretell(model.layout(), 8, 8, Budget(0.5), **chosen)
+    prune(model, tiny_tokens(model, 8, 8), Budget(0.5), run, **chosen)
+    child = 8 * 8 * 8  # only where the one child leaves its parent's prefix may differ; never more than a forward
+    assert abs(run.meter.block_tokens - cost.block_tokens) <= child
+    assert run.meter.head_tokens == cost.head_tokens

@@ -1,0 +1,284 @@
+"""What every registered method owes, whatever it does: edits and nothing else, the same again, a budget that is met.
+
+A new method adds one line to `SETTINGS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from models import apply_all, logits, tiny, tiny_closed, tiny_tokens
+from oracles import edit_facts, edited, lopsided
+from torch import Tensor
+
+import secateur
+from secateur.driver import Pruning, run_method
+from secateur.engine.tokens import Tokens
+from secateur.errors import InfeasibleBudgetError, InvalidOptionError
+from secateur.methods import Method, get_method, methods
+from secateur.methods.slicegpt import sliced
+from secateur.model.budget import Budget
+from secateur.model.handle import Model
+from secateur.model.layout import Layout
+from secateur.run import MemoryStore, Run
+from secateur.surgery.apply import apply
+from secateur.surgery.edits import Edit, from_json, to_json
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a method is tried on tiny models.
+
+    Attributes:
+        unit: of what it removes, in parameters: the target may be missed by as much.
+        options: its own; `variants` are further ones, of which each must keep the contract too.
+        wrong: an option's value that it must refuse by itself, beyond its kind; None if there is none.
+        spread: how far the metered cost may lie from what was foretold, as a share.
+        families: that it is tried on.
+    """
+
+    unit: Callable[[Layout], float]
+    options: dict[str, Any] = field(default_factory=dict)
+    variants: tuple[dict[str, Any], ...] = ()
+    wrong: dict[str, Any] | None = None
+    spread: float = 0.1
+    families: tuple[str, ...] = ("llama", "phi3", "gpt_neox")
+
+
+def a_neuron_per_block_or_attention(layout: Layout) -> float:
+    rows = sum(block.neuron for block in layout.blocks.values())
+    attentions = [block.attention for block in layout.blocks.values() if block.attention]
+    return rows / 2 + max(attentions) - min(attentions)  # which attention goes is not planned
+
+
+def a_block(layout: Layout) -> float:
+    return max(block.parameters for block in layout.blocks.values())
+
+
+def a_module(layout: Layout) -> float:
+    return max(
+        max(block.attention + block.attention_norms, block.mlp + block.mlp_norms) for block in layout.blocks.values()
+    )
+
+
+def two_directions(layout: Layout) -> float:
+    """What the widest two cost, skip matrices included."""
+    widest = max(layout.stream_width(site) for site in layout.sites[:-1])
+    full, less = (sliced(layout, widest - k, slice_head=False, untie=False) for k in (1, 3))
+    return full.block_parameters - less.block_parameters
+
+
+SETTINGS: dict[str, Setting] = {
+    "2ssp": Setting(a_neuron_per_block_or_attention, {"attentions": 1}, ({"attentions": 2, "criterion": "kl"},),
+                    {"search_samples": 9}),
+    "shortgpt": Setting(a_block, {}, ({"positions": "last"},)),
+    "window": Setting(a_block, {}, ({"positions": "all"},)),
+    "blockpruner": Setting(a_module, {}, ({"alternate": True, "criterion": "kl"},), {"search_samples": 9}, spread=0.5),
+    "slicegpt": Setting(two_directions, {"multiple": 1}, ({"multiple": 2, "slice_head": True, "signal": "norm"},),
+                        {"dimension": 99}, families=("llama", "phi3", "qwen3")),
+}  # fmt: skip
+ORDERS = [name for name, method in methods().items() if "order" in method.options]
+BUDGET = Budget(0.5)
+
+EVERY = pytest.mark.parametrize(
+    ("name", "family"), [(name, family) for name, each in SETTINGS.items() for family in each.families]
+)
+ONCE = pytest.mark.parametrize("name", SETTINGS)
+VARIANTS = pytest.mark.parametrize(
+    ("name", "options"),
+    [(name, {**each.options, **variant}) for name, each in SETTINGS.items() for variant in ({}, *each.variants)],
+    ids=str,
+)
+
+
+def tokens_for(model: Model) -> Tokens:
+    return tiny_tokens(model, 2, 8)
+
+
+def prune(model: Model, method: Method, run: Run | None = None, budget: Budget = BUDGET, **options: Any) -> Pruning:
+    chosen = options or SETTINGS[method.name].options
+    return run_method(model, method, tokens_for(model), budget, run or Run(), **chosen)
+
+
+def test_every_method_is_under_contract() -> None:
+    assert set(SETTINGS) == set(methods())
+
+
+# --- edits and nothing else ---
+
+
+def watched(edits: Iterator[Edit], model: Model) -> Iterator[Edit]:
+    """Apply each edit, and fail if the model changed while the method ran."""
+    before = model.fingerprint()
+    for edit in edits:
+        assert model.fingerprint() == before
+        apply(model, edit)
+        before = model.fingerprint()
+        yield edit
+    assert model.fingerprint() == before
+
+
+@VARIANTS
+@pytest.mark.parametrize("shape", ["dense", "lopsided"])
+def test_only_the_driver_changes_the_model(name: str, options: dict[str, Any], shape: str) -> None:
+    model, method = tiny("llama") if shape == "dense" else lopsided(tiny("llama")), get_method(name)
+    stream = method.prune(model, tokens_for(model), BUDGET, Run(), **method.complete(options))
+    assert list(watched(stream, model))
+
+
+@VARIANTS
+def test_the_same_again_and_a_replay_costs_no_forward(name: str, options: dict[str, Any]) -> None:
+    method, store = get_method(name), MemoryStore()
+    first, recorded = tiny("qwen2"), Run(seed=3, store=store)
+    edits = prune(first, method, recorded, **options).edits
+    assert recorded.meter.block_tokens > 0
+    again, replay = tiny("qwen2"), Run(seed=3, store=store)
+    assert edit_facts(prune(again, method, replay, **options).edits) == edit_facts(edits)
+    assert replay.meter.block_tokens == replay.meter.head_tokens == replay.meter.asked_tokens == 0
+    fresh = tiny("qwen2")
+    assert edit_facts(prune(fresh, method, Run(seed=3), **options).edits) == edit_facts(edits)
+    assert first.fingerprint() == again.fingerprint() == fresh.fingerprint()
+
+
+def check_closed(name: str, family: str, options: dict[str, Any]) -> None:
+    model, closed, method = tiny(family), tiny_closed(family), get_method(name)
+    options = options | ({"order": "blocks"} if name in ORDERS else {})
+    edits = prune(model, method, **options).edits
+    assert edit_facts(prune(closed, method, **options).edits) == edit_facts(edits)
+    assert closed.whole().fingerprint() == model.fingerprint()
+
+
+@EVERY
+def test_closed_blocks_have_no_weights(name: str, family: str) -> None:
+    check_closed(name, family, SETTINGS[name].options)
+
+
+@VARIANTS
+def test_closed_blocks_have_no_weights_whatever_the_options(name: str, options: dict[str, Any]) -> None:
+    check_closed(name, "qwen2", options)
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_both_orders_of_a_walk_give_the_same_edits(name: str) -> None:
+    method, options = get_method(name), SETTINGS[name].options
+    by_order = [prune(tiny("mistral"), method, **{**options, "order": o}).edits for o in ("samples", "blocks")]
+    assert edit_facts(by_order[0]) == edit_facts(by_order[1])
+
+
+# --- the budget ---
+
+
+@EVERY
+@pytest.mark.parametrize("budget", [Budget(0.5), Budget(0.3, of="model", round_to=2)], ids=str)
+def test_the_target_is_met_to_a_unit(name: str, family: str, budget: Budget) -> None:
+    model = tiny(family)
+    pruning = prune(model, get_method(name), budget=budget)
+    assert pruning.after == model.layout()
+    before, after = pruning.before, pruning.after
+    gone = before.parameters - after.parameters
+    if budget.of == "blocks":
+        gone = before.block_parameters - after.block_parameters
+    assert abs(gone - budget.target(pruning.before)) <= budget.round_to * SETTINGS[name].unit(pruning.before)
+    assert gone > 0
+
+
+@ONCE
+def test_an_impossible_target_is_refused_with_what_can_be_reached(name: str) -> None:
+    model, run, method = tiny("llama"), Run(), get_method(name)
+    before, options = model.fingerprint(), method.complete(SETTINGS[name].options)
+    for budget in (Budget(0.999), Budget(0.001)):
+        with pytest.raises(InfeasibleBudgetError, match=r"\d\.\d+.* to \d\.\d+"):
+            prune(model, method, run, budget, **options)
+        with pytest.raises(InfeasibleBudgetError):
+            method.foretell(model.layout(), 2, 8, budget, **options)
+    assert (model.fingerprint(), run.meter.block_tokens) == (before, 0)
+
+
+@pytest.mark.parametrize("name", [name for name, each in SETTINGS.items() if each.wrong])
+def test_bad_options_are_refused_before_anything_happens(name: str) -> None:
+    model, run, method = tiny("llama"), Run(), get_method(name)
+    before, wrong = model.fingerprint(), method.complete({**SETTINGS[name].options, **(SETTINGS[name].wrong or {})})
+    with pytest.raises(InvalidOptionError):
+        prune(model, method, run, **wrong)
+    with pytest.raises(InvalidOptionError):
+        method.foretell(model.layout(), 2, 8, BUDGET, **wrong)
+    assert (model.fingerprint(), run.meter.block_tokens) == (before, 0)
+
+
+@VARIANTS
+def test_the_cost_is_about_what_was_foretold(name: str, options: dict[str, Any]) -> None:
+    model, run, method = tiny("llama", num_hidden_layers=8), Run(), get_method(name)
+    cost = method.foretell(model.layout(), 2, 8, BUDGET, **method.complete(options))
+    pruning = prune(model, method, run, **options)
+    spread, blocks = SETTINGS[name].spread, len(pruning.before.blocks)
+    asked = cost.block_tokens / blocks if cost.asked_tokens is None else cost.asked_tokens
+    assert run.meter.block_tokens == pytest.approx(cost.block_tokens, rel=spread)
+    assert run.meter.head_tokens == pytest.approx(cost.head_tokens, rel=spread)
+    assert run.meter.asked_tokens / blocks == pytest.approx(asked, rel=spread)
+    assert run.meter.block_tokens <= run.meter.asked_tokens
+    assert abs(pruning.after.parameters - cost.after.parameters) <= SETTINGS[name].unit(pruning.before)
+    assert cost.peak_states >= 8
+
+
+# --- afterwards ---
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Model, dict[str, Any], Path]]:
+    """A model pruned by a method through the API, its record, and its checkpoint; made once."""
+    made: dict[str, tuple[Model, dict[str, Any], Path]] = {}
+
+    def get(name: str) -> tuple[Model, dict[str, Any], Path]:
+        if name not in made:
+            model = tiny("llama")
+            pruned = secateur.prune(model, name, sparsity=0.5, calibration=tokens_for(model), **SETTINGS[name].options)
+            folder = tmp_path_factory.mktemp("models") / "model"
+            secateur.save(pruned, folder)
+            made[name] = model, pruned.record, folder
+        return made[name]
+
+    return get
+
+
+@ONCE
+def test_a_record_is_replayed_and_a_checkpoint_is_the_model(name: str, chain: Any) -> None:
+    model, record, folder = chain(name)
+    assert record["cost"]["forwards_asked"] > 0
+    edits = record["edits"]
+    if not any(isinstance(value, dict) for edit in edits for value in edit.values()):  # tensors are only named
+        replayed = apply_all(tiny("llama"), map(from_json, edits))
+        assert replayed.fingerprint() == model.fingerprint()
+        assert [to_json(from_json(edit)) for edit in edits] == edits
+    loaded = secateur.load(str(folder))
+    assert loaded.fingerprint() == model.fingerprint()
+    assert loaded.layout() == model.layout()
+    ids = tokens_for(model).ids
+    assert same(logits(loaded, ids), logits(model, ids))
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    return bool((one == other).all())
+
+
+@pytest.mark.parametrize("second", SETTINGS)
+@pytest.mark.parametrize("first", SETTINGS)
+def test_a_pruned_model_is_pruned_again_by_any_method(first: str, second: str, chain: Any) -> None:
+    model = edited(chain(first)[0])
+    before, unit = model.layout(), SETTINGS[second].unit(model.layout())
+    pruned = secateur.prune(model, second, sparsity=0.4, calibration=tokens_for(model), **SETTINGS[second].options)
+    gone = before.block_parameters - model.layout().block_parameters
+    assert abs(gone - 0.4 * before.block_parameters) <= unit
+    assert [parent["method"] for parent in pruned.record["parents"]] == [first]
+
+
+@EVERY
+def test_a_lopsided_model_is_pruned(name: str, family: str) -> None:
+    model = lopsided(tiny(family))
+    pruning = prune(model, get_method(name), budget=Budget(0.4))
+    assert pruning.after == model.layout()
+    gone = pruning.before.block_parameters - pruning.after.block_parameters
+    assert abs(gone - 0.4 * pruning.before.block_parameters) <= SETTINGS[name].unit(pruning.before)

@@ -1,0 +1,352 @@
+"""SliceGPT: each basis against a PCA of what plain hooks see, the width against the budget, and what every method
+owes: nothing but edits, the same again, and a budget that is met."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from models import (
+    BLOCKS,
+    FAMILY_NAMES,
+    REBASABLE,
+    logits,
+    orthonormal,
+    parameters,
+    tiny,
+    tiny_closed,
+    tiny_in,
+    tiny_tokens,
+)
+from oracles import PROPERTY, activations, lopsided, standing, weighted
+from test_stream import difference, low_rank
+from torch import Tensor
+
+from secateur.api import prepare, prune, save
+from secateur.driver import Pruning, run_method
+from secateur.engine.tokens import Tokens
+from secateur.errors import InfeasibleBudgetError, InvalidOptionError, NumericalError, UnsupportedEditError
+from secateur.methods import get_method
+from secateur.methods.slicegpt import plan, sliced, slicegpt
+from secateur.model.budget import Budget
+from secateur.model.handle import Model
+from secateur.model.load import load
+from secateur.run import MemoryStore, Run
+from secateur.solvers.pca import SecondMoment, principal_basis
+from secateur.surgery.apply import apply
+from secateur.surgery.edits import CentreEmbedding, DropBlock, Edit, FoldNorms, Rebase, UntieHead, to_json
+
+METHOD = get_method("slicegpt")
+SITES = range(2 * BLOCKS + 1)
+
+
+def run(model: Model, tokens: Tokens, budget: Budget | None = None, run: Run | None = None, **options: Any) -> Pruning:
+    options = {"multiple": 1, **options}
+    return run_method(model, METHOD, tokens, budget or Budget(0.25), run or Run(), **options)
+
+
+def bases(edits: list[Edit]) -> dict[int, Tensor]:
+    return {edit.site: edit.basis for edit in edits if isinstance(edit, Rebase)}
+
+
+# --- principal components ---
+
+
+def test_the_moment_is_a_weighted_sum_over_tokens() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weights = torch.randn(3, 4, 5, generator=generator), torch.rand(3, 4, generator=generator)
+    moment = SecondMoment()
+    for part in range(3):
+        moment.add(x[part : part + 1], weights[part : part + 1])
+    by_hand = sum(weights[s, t].double() * torch.outer(*2 * [x[s, t].double()]) for s in range(3) for t in range(4))
+    assert torch.allclose(moment.total, by_hand, rtol=1e-12)
+
+
+@PROPERTY
+@given(seed=st.integers(0, 99), count=st.integers(1, 6))
+def test_no_basis_keeps_more_than_the_principal_one(seed: int, count: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(40, 6, generator=generator, dtype=torch.float64) * torch.tensor([9.0, 5, 3, 2, 1, 0.1])
+    moment = x.T @ x
+    basis = principal_basis(moment, count)
+    assert torch.allclose(basis.T @ basis, torch.eye(count, dtype=torch.float64), atol=1e-12)
+    kept = [float((x @ q).pow(2).sum()) for q in (basis, orthonormal(6, count, seed))]
+    assert kept[0] >= kept[1] * (1 - 1e-12)
+    by_column = (x @ basis).pow(2).sum(dim=0).tolist()
+    assert by_column == sorted(by_column, reverse=True)
+    assert (basis.gather(0, basis.abs().argmax(dim=0, keepdim=True)) > 0).all()
+    assert torch.equal(principal_basis(moment, 6)[:, :count], basis)  # fewer are a part of more
+
+
+def test_what_is_not_finite_is_refused() -> None:
+    with pytest.raises(NumericalError, match="NaN or Inf"):
+        principal_basis(torch.full((3, 3), float("nan")), 2)
+
+
+# --- the bases ---
+
+
+@pytest.mark.parametrize(("family", "signal"), [("llama", "stream"), ("qwen3", "stream"), ("phi3", "norm")])
+def test_each_basis_is_the_pca_of_its_site_with_the_sites_before_it_sliced(family: str, signal: Any) -> None:
+    """Section 3.3, against the model's own forward with plain hooks at the moment when the edit is decided."""
+    model, tokens = tiny(family), weighted(tiny_tokens(tiny(family), 4, 12))
+    hidden, seen = model.hidden_size, []
+    for edit in slicegpt(model, tokens, Budget(0.3), Run(), multiple=1, slice_head=True, signal=signal):
+        if isinstance(edit, Rebase):
+            number, tap = divmod(edit.site, 2)
+            name = ("block_in", "block_mid")[tap] if number < BLOCKS else "block_out"
+            x = activations(model, tokens.ids)[min(number, BLOCKS - 1)][name].double()
+            if signal == "norm":
+                x = x / (x.pow(2).sum(dim=-1, keepdim=True) / hidden).sqrt()
+            rows = (x * tokens.weights[..., None].double().sqrt()).flatten(0, 1)
+            count = edit.basis.shape[1]
+            right = torch.linalg.svd(rows).Vh[:count].T
+            assert difference(edit.basis.double() @ edit.basis.double().T, right @ right.T) < 1e-4
+            assert x.shape[-1] == hidden  # not yet sliced here
+            seen.append(edit.site)
+        apply(model, edit)
+    assert seen == [*SITES]
+
+
+def test_windows_that_do_not_count_do_not_matter() -> None:
+    tokens = tiny_tokens(tiny("mistral"), 4, 10)
+    weights = torch.ones(4, 10)
+    weights[2:] = 0
+    one, other = tiny("mistral"), tiny("mistral")
+    run(one, tokens.first(2))
+    run(other, Tokens.of(tokens.ids, weights))
+    assert difference(logits(one, tokens.ids), logits(other, tokens.ids)) < 1e-4
+
+
+@pytest.mark.parametrize(("family", "tied"), [("llama", False), ("qwen2", True), ("phi3", True)])
+def test_a_stream_of_low_rank_is_found_and_nothing_lost(family: str, tied: bool) -> None:
+    rank = 11
+    model = low_rank(tiny(family, tie_word_embeddings=tied), orthonormal(tiny(family).hidden_size, rank))
+    tokens = tiny_tokens(model, 4, 12)
+    ids = tiny_tokens(model, 2, 12, seed=5).ids  # others than it was calibrated on
+    dense = logits(model, ids)
+    run(model, tokens, dimension=rank, slice_head=True)
+    assert {model.layout().stream_width(site) for site in SITES} == {rank}
+    assert difference(logits(model, ids), dense) < 1e-5
+
+
+def test_more_directions_lose_less() -> None:
+    tokens = tiny_tokens(tiny("llama"), 4, 12)
+    dense = logits(tiny("llama"), tokens.ids)
+    errors = []
+    for dimension in (8, 20, 31):
+        model = tiny("llama")
+        run(model, tokens, dimension=dimension)
+        errors.append(float((logits(model, tokens.ids) - dense).pow(2).mean()))
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < errors[0] / 4
+
+
+# --- options ---
+
+
+def kinds(edits: list[Edit]) -> list[type[Edit]]:
+    return list(dict.fromkeys(type(edit) for edit in edits))
+
+
+@pytest.mark.parametrize(
+    ("tied", "options", "expected"),
+    [
+        (True, {}, [FoldNorms, Rebase]),
+        (True, {"untie": True}, [UntieHead, FoldNorms, Rebase]),
+        (True, {"mean_centre": True}, [UntieHead, CentreEmbedding, FoldNorms, Rebase]),
+        (False, {"untie": True}, [FoldNorms, Rebase]),
+        (False, {"mean_centre": True}, [CentreEmbedding, FoldNorms, Rebase]),
+    ],
+)
+def test_what_happens_to_the_ends(tied: bool, options: dict[str, Any], expected: list[type[Edit]]) -> None:
+    model = tiny("llama", tie_word_embeddings=tied)
+    tokens = tiny_tokens(model, 2, 8)
+    cost = METHOD.foretell(model.layout(), 2, 8, Budget(0.25), **METHOD.complete({"multiple": 1, **options}))
+    pruning = run(model, tokens, **options)
+    assert kinds(pruning.edits) == expected
+    assert pruning.after == cost.after
+    assert pruning.after.parameters == parameters(model)
+    assert pruning.after.ends.tied == (tied and not options)
+    assert pruning.after.ends.input_map == pruning.after.ends.tied
+
+
+def test_untying_or_not_gives_the_same_model_of_another_size() -> None:
+    tokens = tiny_tokens(tiny("llama"), 3, 10)
+    models = [tiny("llama", tie_word_embeddings=True) for _ in range(2)]
+    for model, untie in zip(models, (False, True), strict=True):
+        run(model, tokens, dimension=20, untie=untie, slice_head=True)
+    assert difference(logits(models[0], tokens.ids), logits(models[1], tokens.ids)) < 1e-4
+    assert models[0].layout().parameters != models[1].layout().parameters
+
+
+@pytest.mark.parametrize("slice_head", [False, True])
+def test_the_head_is_sliced_only_if_asked(slice_head: bool) -> None:
+    model = tiny("mistral")
+    run(model, tiny_tokens(model, 2, 8), dimension=20, slice_head=slice_head)
+    widths = [model.layout().stream_width(site) for site in SITES]
+    assert widths == [20] * (2 * BLOCKS) + [20 if slice_head else 32]
+
+
+# --- the width ---
+
+
+@PROPERTY
+@given(
+    family=st.sampled_from(REBASABLE),
+    sparsity=st.floats(0.02, 0.9),
+    of=st.sampled_from(["blocks", "model"]),
+    multiple=st.integers(1, 6),
+    slice_head=st.booleans(),
+    untie=st.booleans(),
+)
+def test_the_width_is_the_multiple_nearest_to_the_budget(
+    family: str, sparsity: float, of: Any, multiple: int, slice_head: bool, untie: bool
+) -> None:
+    layout, budget = standing(family).layout(), Budget(sparsity, of=of)
+    options: dict[str, Any] = {"slice_head": slice_head, "untie": untie and layout.ends.tied}
+    widths = range(multiple, layout.ends.hidden, multiple)
+    misses = {width: abs(budget.achieved(layout, sliced(layout, width, **options)) - sparsity) for width in widths}
+    best = min(misses.values())
+    assume(best < 0.24 * sparsity)
+    assume(sparsity <= budget.achieved(layout, sliced(layout, multiple, **options)))
+    width = plan(layout, budget, dimension=None, multiple=multiple, **options)
+    assert misses[width] == best
+
+
+@pytest.mark.parametrize(
+    ("budget", "options"),
+    [(Budget(0.99), {}), (Budget(0.02), {"multiple": 8}), (Budget(0.9, of="model"), {"untie": True})],
+)
+def test_what_cannot_be_reached_is_refused_with_what_can(budget: Budget, options: dict[str, Any]) -> None:
+    model = tiny("qwen3", vocab_size=400)
+    with pytest.raises(InfeasibleBudgetError, match=r"slicegpt cannot remove .* reaches (\d\S* to \d\S*|nothing)"):
+        prepare(
+            model, "slicegpt", sparsity=budget.sparsity, of=budget.of, calibration=tiny_tokens(model, 1, 8), **options
+        )
+
+
+def test_the_dimension_wins_over_the_sparsity() -> None:
+    model = tiny("llama")
+    pruned = prune(model, "slicegpt", sparsity=0.01, calibration=tiny_tokens(model, 2, 8), dimension=17)
+    assert pruned.pruning.after.stream_width(3) == 17
+    assert pruned.record["sparsity"]["asked"] == 0.01
+    assert pruned.record["sparsity"]["achieved"]["blocks"] > 0.2
+    for dimension in (0, 32, 33):
+        with pytest.raises(InvalidOptionError, match="dimension must lie between 1 and 31"):
+            run(tiny("llama"), tiny_tokens(model, 2, 8), dimension=dimension)
+    with pytest.raises(InvalidOptionError, match="multiple must lie between 1 and 31"):
+        run(tiny("llama"), tiny_tokens(model, 2, 8), multiple=32)
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILY_NAMES if name not in REBASABLE])
+def test_families_of_another_form_are_refused_before_any_work(family: str) -> None:
+    model = tiny(family)
+    before = model.fingerprint()
+    with pytest.raises(UnsupportedEditError, match="slicegpt needs to rebase the residual stream"):
+        prepare(model, "slicegpt", sparsity=0.25, calibration=tiny_tokens(model, 2, 8))
+    assert model.fingerprint() == before
+
+
+# --- what every method owes ---
+
+
+def watched(edits: Iterator[Edit], model: Model) -> Iterator[Edit]:
+    """Apply each edit, and fail if the model changed while the method ran."""
+    before = model.fingerprint()
+    for edit in edits:
+        assert model.fingerprint() == before
+        apply(model, edit)
+        before = model.fingerprint()
+        yield edit
+    assert model.fingerprint() == before
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_only_the_driver_changes_the_model(family: str) -> None:
+    model = lopsided(tiny(family))
+    edits = slicegpt(model, tiny_tokens(model, 2, 8), Budget(0.2), Run(), multiple=1, mean_centre=True)
+    assert [type(edit) for edit in watched(edits, model)].count(Rebase) == 2 * BLOCKS
+
+
+def test_the_same_again_and_a_replay_costs_no_forward() -> None:
+    tokens, store = tiny_tokens(tiny("qwen2"), 2, 8), MemoryStore()
+    first, recorded = tiny("qwen2"), Run(seed=3, store=store)
+    edits = run(first, tokens, run=recorded).edits
+    assert recorded.meter.block_tokens > 0
+    again, replay, fresh = tiny("qwen2"), Run(seed=3, store=store), tiny("qwen2")
+    replayed = run(again, tokens, run=replay).edits
+    assert replay.meter.block_tokens == replay.meter.head_tokens == 0
+    run(fresh, tokens)
+    assert [*map(to_json, replayed)] == [*map(to_json, edits)]
+    assert first.fingerprint() == again.fingerprint() == fresh.fingerprint()
+
+
+def test_a_run_that_was_interrupted_goes_on() -> None:
+    tokens, store = tiny_tokens(tiny("llama"), 2, 8), MemoryStore()
+    whole, recorded = tiny("llama"), Run(store=store)
+    run(whole, tokens, run=recorded)
+    half = MemoryStore()
+    for site in range(5):
+        half.put(f"slicegpt/{site}", store.get(f"slicegpt/{site}"))
+    resumed = tiny("llama")
+    run(resumed, tokens, run=Run(store=half))
+    assert difference(logits(resumed, tokens.ids), logits(whole, tokens.ids)) < 1e-4
+    assert resumed.layout() == whole.layout()
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_two_neighbouring_blocks_are_enough(family: str) -> None:
+    model, closed = tiny(family), tiny_closed(family)
+    tokens = tiny_tokens(model, 2, 8)
+    edits = run(model, tokens, slice_head=True).edits
+    assert [*map(to_json, run(closed, tokens, slice_head=True).edits)] == [*map(to_json, edits)]
+    assert closed.whole().fingerprint() == model.fingerprint()
+
+
+@pytest.mark.parametrize("options", [{}, {"slice_head": True, "untie": True}])
+@pytest.mark.parametrize("family", REBASABLE)
+def test_it_costs_and_leaves_what_was_foretold(family: str, options: dict[str, Any]) -> None:
+    model, recorded = lopsided(tiny(family)), Run()
+    chosen = METHOD.complete({"multiple": 1, **options})
+    cost = METHOD.foretell(model.layout(), 3, 8, Budget(0.25), **chosen)
+    pruning = run_method(model, METHOD, tiny_tokens(model, 3, 8), Budget(0.25), recorded, **chosen)
+    assert (recorded.meter.block_tokens, recorded.meter.head_tokens) == (cost.block_tokens, cost.head_tokens)
+    assert pruning.after == cost.after
+    assert cost.peak_states > 3 * 8
+    assert pruning.after.parameters == parameters(model)
+
+
+def test_a_sliced_model_is_saved_and_sliced_and_pruned_again(tmp_path: Any) -> None:
+    model = tiny("qwen3")
+    tokens = tiny_tokens(model, 3, 8)
+    once = prune(model, "slicegpt", sparsity=0.1, calibration=tokens, multiple=1)
+    save(once, tmp_path / "once")
+    loaded = load(str(tmp_path / "once"))
+    assert torch.equal(logits(loaded, tokens.ids), logits(model, tokens.ids))
+    narrow = run(loaded, tokens, dimension=13)
+    assert kinds(narrow.edits) == [Rebase]
+    assert {loaded.layout().stream_width(site) for site in SITES[:-1]} == {13}
+    loaded.edited()
+    pruned = prune(loaded, "2ssp", sparsity=0.3, calibration=tokens, attentions=1)
+    assert pruned.record["sparsity"]["achieved"]["blocks"] == pytest.approx(0.3, abs=0.03)
+    apply(loaded, DropBlock(2))
+    save(pruned, tmp_path / "thrice")
+    assert torch.equal(logits(load(str(tmp_path / "thrice")), tokens.ids), logits(loaded, tokens.ids))
+    with pytest.raises(InvalidOptionError, match="sliced before"):
+        run(loaded, tokens, untie=True)
+
+
+def test_the_least_work_is_done_where_little_is_left_to_slice() -> None:
+    """Sites that are narrow already keep their basis."""
+    model, recorded = tiny_in("sliced stream", "llama"), Run()  # widths 29, 28, ... 21
+    tokens = tiny_tokens(model, 2, 8)
+    cost = METHOD.foretell(model.layout(), 2, 8, Budget(0.5), **METHOD.complete({"dimension": 26}))
+    pruning = run(model, tokens, run=recorded, dimension=26)
+    assert set(bases(pruning.edits)) == {0, 1, 2}
+    assert pruning.after == cost.after
+    assert recorded.meter.block_tokens <= cost.block_tokens

@@ -1,0 +1,235 @@
+"""ShortGPT and the sliding window against hooks on the whole model, and on models whose answer is known."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from models import tiny, tiny_tokens
+from oracles import PROPERTY, activations, edited, lopsided, standing, weighted
+from torch import Tensor
+
+from secateur.driver import run_method
+from secateur.engine.tokens import Tokens
+from secateur.errors import DataError, InfeasibleBudgetError, NumericalError
+from secateur.methods import get_method
+from secateur.methods.shortgpt import block_influence, influence_of_cosine, least_influential
+from secateur.methods.window import angle, mean_angles, window_lengths
+from secateur.model.budget import Budget
+from secateur.model.handle import Model
+from secateur.run import Run
+from secateur.solvers.similarity import span_distances
+from secateur.surgery.edits import DropBlock, Edit
+
+
+def cosines(model: Model, tokens: Tokens, n: int, positions: str) -> tuple[Tensor, Tensor]:
+    """The long way: (spans, chosen tokens) cosines between what enters a block and what leaves the n-th from it, and
+    the tokens' weights."""
+    rows, weights = [], []
+    for ids, weight in zip(tokens.ids, tokens.weights.double(), strict=True):
+        seen = list(activations(model, ids[None]).values())
+        chosen = [t for t in range(len(ids)) if weight[t] > 0]
+        if positions == "last":
+            chosen, weight = chosen[-1:], torch.ones(len(ids), dtype=torch.float64)
+        for t in chosen:
+            pairs = [
+                (seen[start]["block_in"][0, t].double(), seen[start + n - 1]["block_out"][0, t].double())
+                for start in range(len(seen) - n + 1)
+            ]
+            rows.append([float(one @ other / (one.norm() * other.norm())) for one, other in pairs])
+            weights.append(float(weight[t]))
+    return torch.tensor(rows, dtype=torch.float64).T, torch.tensor(weights, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("positions", ["all", "last"])
+@pytest.mark.parametrize("family", ["llama", "phi3", "opt"])
+def test_distances_are_those_of_the_dense_models_stream(family: str, positions: Any) -> None:
+    for model in (standing(family), standing(family, "lopsided")):
+        tokens = weighted(tiny_tokens(model, 3, 8))
+        for order in ("samples", "blocks"):
+            run = Run()
+            got = span_distances(
+                model, tokens, [(1, influence_of_cosine), (3, angle), (2, angle)], positions=positions, order=order,
+                run=run, label="x",
+            )  # fmt: skip
+            assert run.meter.block_tokens == 3 * 8 * 4  # one walk for all
+            for n, distances in zip((1, 3, 2), got, strict=True):
+                cosine, weights = cosines(model, tokens, n, positions)
+                want = 1 - cosine if n == 1 else torch.arccos(cosine) / math.pi
+                torch.testing.assert_close(distances, (want * weights).sum(1) / weights.sum(), rtol=1e-4, atol=1e-6)
+
+
+def test_angles_are_averaged_not_cosines() -> None:
+    model = standing("llama")
+    tokens = tiny_tokens(model, 4, 6)
+    cosine, _ = cosines(model, tokens, 2, "last")
+    got = mean_angles(model, tokens, {0: 2, 1: 2, 2: 2}, run=Run())
+    other = torch.arccos(cosine.mean(dim=1)) / math.pi
+    assert ((got - other).abs() > 1e-4).any()
+
+
+def still(model: Model, *numbers: int) -> Model:
+    """A copy in which these blocks leave the residual stream as it is, their weights still there."""
+    model = edited(model)
+    for number in numbers:
+        with model.open(number) as block, torch.no_grad():
+            for linear in (block.attention_out, block.mlp_out):
+                linear.weight.zero_()
+                if linear.bias is not None:
+                    linear.bias.zero_()
+    return model
+
+
+def dropped(model: Model, name: str, budget: Budget, tokens: Tokens | None = None, **options: Any) -> list[int]:
+    tokens = tokens or tiny_tokens(model, 2, 8)
+    return numbers(run_method(model, get_method(name), tokens, budget, Run(), **options).edits)
+
+
+def numbers(edits: list[Edit]) -> list[int]:
+    assert all(isinstance(edit, DropBlock) for edit in edits)
+    return [edit.block for edit in edits]
+
+
+@pytest.mark.parametrize("positions", ["all", "last"])
+@pytest.mark.parametrize("family", ["llama", "phi3", "opt"])
+def test_blocks_that_do_nothing_go(family: str, positions: str) -> None:
+    model = tiny(family, num_hidden_layers=6)
+    # 0: the first block is judged as all others are; ties go to the lower number
+    assert dropped(still(model, 4, 0), "shortgpt", Budget(1 / 3), positions=positions) == [0, 4]
+    for start in (0, 2, 4):
+        gone = dropped(still(model, start, start + 1), "window", Budget(1 / 3), positions=positions)
+        assert gone == [start, start + 1]
+    # shortgpt takes the stillest wherever they are; a window is whole
+    assert dropped(still(model, 1, 3, 4), "shortgpt", Budget(0.5), positions=positions) == [1, 3, 4]
+    assert dropped(still(model, 1, 3, 4), "window", Budget(1 / 3), positions=positions) == [3, 4]
+
+
+def test_a_still_blocks_influence_is_zero_and_an_angle_too() -> None:
+    model = still(tiny("llama"), 1, 2)
+    tokens = tiny_tokens(model, 2, 8)
+    assert block_influence(model, tokens, run=Run())[1:3].tolist() == [0, 0]
+    assert mean_angles(model, tokens, {0: 2, 1: 2, 2: 2}, run=Run())[1] == 0
+
+
+def test_only_the_last_token_that_counts_is_looked_at() -> None:
+    model = standing("qwen2")
+    tokens = tiny_tokens(model, 2, 8)
+    weights = torch.ones(2, 8)
+    weights[:, 5:] = 0
+    cut = tokens.first(2, 5)
+    got = block_influence(model, Tokens.of(tokens.ids, weights), positions="last", run=Run())
+    torch.testing.assert_close(got, block_influence(model, cut, positions="last", run=Run()))
+    weights[0] = 0  # a window where nothing counts is passed over
+    got = block_influence(model, Tokens.of(tokens.ids, weights), positions="last", run=Run())
+    second = Tokens.of(cut.ids[1:])
+    torch.testing.assert_close(got, block_influence(model, second, positions="last", run=Run()))
+    silent = edited(model)  # nothing enters the first block at its first token: no direction, but no NaN
+    silent.hf.get_input_embeddings().weight.data[tokens.ids[0, 0]] = 0
+    assert 0 < block_influence(silent, tokens, run=Run())[0] <= 2
+    with pytest.raises(DataError, match="no token"):
+        block_influence(model, Tokens.of(tokens.ids, torch.zeros(2, 8)), run=Run())
+
+
+def test_states_that_overflow_are_an_error_not_a_choice() -> None:
+    model = tiny("qwen3")
+    with model.open(2) as block, torch.no_grad():
+        block.mlp_out.weight[3] = torch.nan
+    for name in ("shortgpt", "window"):
+        with pytest.raises(NumericalError, match="NaN or Inf"):
+            dropped(model, name, Budget(0.5))
+    assert model.numbers == [0, 1, 2, 3]
+
+
+# --- how many ---
+
+
+def test_the_number_of_blocks() -> None:
+    model = tiny("llama", num_hidden_layers=6)
+    for sparsity, count in ((0.25, 2), (0.24, 1), (0.5, 3), (0.09, 1), (0.9, 5)):
+        assert len(dropped(edited(model), "shortgpt", Budget(sparsity))) == count
+        gone = dropped(edited(model), "window", Budget(sparsity))
+        assert gone == list(range(gone[0], gone[0] + count))
+
+
+@pytest.mark.parametrize("name", ["shortgpt", "window"])
+@pytest.mark.parametrize("budget", [Budget(0.05), Budget(0.95), Budget(0.9, of="model")], ids=str)
+def test_none_or_all_is_refused_before_anything_happens(name: str, budget: Budget) -> None:
+    model, run = tiny("llama"), Run()
+    with pytest.raises(InfeasibleBudgetError, match=r"can be reached"):
+        run_method(model, get_method(name), tiny_tokens(model, 2, 8), budget, run)
+    assert run.meter.block_tokens == 0
+    with pytest.raises(InfeasibleBudgetError):
+        get_method(name).foretell(model.layout(), 2, 8, budget, **get_method(name).complete({}))
+
+
+@pytest.mark.parametrize("of", ["blocks", "model"])
+def test_blocks_of_several_sizes_are_counted_in_parameters(of: Any) -> None:
+    model = lopsided(tiny("llama", num_hidden_layers=8))
+    layout = model.layout()
+    sizes = [block.parameters for block in layout.blocks.values()]
+    tokens = tiny_tokens(model, 2, 8)
+    for sparsity in (0.2, 0.3, 0.4):
+        budget = Budget(sparsity, of=of)
+        target = sparsity * (layout.parameters if of == "model" else sum(sizes))
+        # least influence first, until the next block would lead further away
+        ranked = torch.sort(block_influence(model, tokens, run=Run()), stable=True).indices.tolist()
+        totals = torch.tensor([sizes[number] for number in ranked]).cumsum(0)
+        count = int((totals - target).abs().argmin()) + 1
+        assert dropped(edited(model), "shortgpt", budget, tokens) == ranked[:count]
+        # each window is the nearest of those with its start
+        lengths = window_lengths(layout, budget)
+        assert len(set(lengths.values())) > 1
+        for start, n in lengths.items():
+            apart = [abs(sum(sizes[start : start + k]) - target) for k in range(1, len(sizes) - start + 1)]
+            assert apart[n - 1] == min(apart)
+            assert apart[n - 1] <= max(sizes) / 2
+        got = dropped(edited(model), "window", budget, tokens)
+        assert lengths[got[0]] == len(got)
+
+
+@PROPERTY
+@given(st.integers(1, 40), st.floats(0.01, 0.99))
+def test_equal_blocks_make_windows_of_one_length_from_every_start(blocks: int, sparsity: float) -> None:
+    layout = tiny_layout(blocks)
+    budget = Budget(sparsity)
+    try:
+        n = budget.whole_blocks(layout)
+    except InfeasibleBudgetError:
+        assume(False)
+    assert n == math.floor(blocks * sparsity + 0.5)
+    assert window_lengths(layout, budget) == dict.fromkeys(range(blocks - n + 1), n)
+    influence = torch.arange(blocks, dtype=torch.float64).flip(0)
+    assert least_influential(layout, influence, budget) == list(range(blocks))[::-1][:n]
+
+
+def tiny_layout(blocks: int) -> Any:
+    layout = standing("llama").layout()
+    return type(layout)(dict.fromkeys(range(blocks), layout.blocks[0]), layout.other)
+
+
+# --- what it takes ---
+
+
+@pytest.mark.parametrize("order", ["samples", "blocks"])
+@pytest.mark.parametrize("positions", ["all", "last"])
+def test_no_more_states_are_kept_than_foretold(order: Any, positions: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from secateur.solvers import similarity
+
+    most = 0
+    enter = similarity._Sums.enter
+
+    def watched(self: Any, x: Tensor, w: Tensor) -> None:
+        nonlocal most
+        enter(self, x, w)
+        most = max(most, sum(len(state) for state in self.entered.values()))
+
+    monkeypatch.setattr(similarity._Sums, "enter", watched)
+    model, method = tiny("llama", num_hidden_layers=9), get_method("window")
+    options = method.complete({"positions": positions, "order": order})
+    cost = method.foretell(model.layout(), 3, 8, Budget(0.3), **options)
+    run_method(model, method, tiny_tokens(model, 3, 8), Budget(0.3), Run(), **options)
+    assert most + 8 * (3 if order == "blocks" else 1) <= cost.peak_states

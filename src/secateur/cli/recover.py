@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from secateur.api import already_there, save
@@ -148,7 +147,7 @@ def _show(record: dict[str, Any], folder: Path) -> None:
         table.add_row(str(step), f"{loss:.4f}", *([f"{math.exp(min(loss, 700)):.2f}"] if labels else []))
     out.print(table)
     out.print(
-        f"{data['train']:,} rows of {escape(data['name'])} ({data['dropped']:,} of {data['rows']:,} dropped, "
+        f"{data['train']:,} rows of {data['name']} ({data['dropped']:,} of {data['rows']:,} dropped, "
         f"{data['held_out']:,} held out), {told['steps']:,} steps in {record['cost']['seconds']:.0f} s; "
         f"{record['after']['parameters']:,} parameters, as before\n"
         f"licence of the data: {data['licence'] or 'not known (give --licence)'}\n"

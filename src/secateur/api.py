@@ -23,6 +23,7 @@ from secateur.model.load import read_record
 from secateur.report.record import dump, identity, make_record, public_name
 from secateur.report.recovery import render_card
 from secateur.run import Run
+from secateur.surgery.apply import require_edits
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ def prepare(
         samples, length = tokens.samples, tokens.length
         _check_tokens(model, tokens)
     samples, length = chosen.window_shape(model.max_length, samples, length)
+    require_edits(model.family, *chosen.edits)
     chosen.foretell(model.layout(), samples, length, budget, **complete)  # is it feasible at all?
     require_finite(model)
     if not isinstance(calibration, Tokens):

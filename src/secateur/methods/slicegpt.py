@@ -12,7 +12,7 @@ from torch import Tensor
 
 from secateur.engine.tokens import Tokens
 from secateur.engine.walk import Tap, Visit, walk
-from secateur.errors import InfeasibleBudgetError, InvalidOptionError, UnsupportedEditError
+from secateur.errors import InfeasibleBudgetError, InvalidOptionError
 from secateur.methods.registry import Cost, method
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
@@ -61,12 +61,9 @@ def plan(layout: Layout, budget: Budget, *, dimension: int | None, multiple: int
     """The hidden width after slicing: what was asked, else the multiple whose removed share is nearest to the budget's.
 
     Raises:
-        UnsupportedEditError: the family's residual stream has one basis only.
         InvalidOptionError: a width that the model does not have.
         InfeasibleBudgetError: no multiple removes as much, or none comes within a quarter of the target.
     """
-    if layout.no_rebase is not None:
-        raise UnsupportedEditError(f"slicegpt needs to rebase the residual stream: {layout.no_rebase}")
     widest = max(layout.stream_width(site) for site in _sites(layout, slice_head))
     if dimension is not None:
         if not 1 <= dimension < widest:
@@ -154,10 +151,12 @@ def _foretell(
     "slicegpt",
     paper="https://arxiv.org/abs/2401.15024",
     unit="directions of the residual stream",
+    needs="(2 - 1/L) S forwards without the LM head",
     samples=256,
     length=2048,
     bibtex=BIBTEX,
     foretell=_foretell,
+    edits=(Rebase, FoldNorms, UntieHead, CentreEmbedding),
 )
 def slicegpt(
     model: Model,

@@ -90,8 +90,11 @@ def plan(
         block = layout.blocks[number]
         shape = block.shape
         carry = rounding == "carry" or (rounding == "auto" and shape.kv_heads < shape.query_heads)
-        wanted_heads = share * shape.kv_heads + (owed_heads if carry else 0)
-        heads = max(0, min(_half_up(wanted_heads), shape.kv_heads - 1)) if shape.kv_heads else 0
+        wanted_heads = (share * shape.kv_heads if _heads(block) else 0) + (owed_heads if carry else 0)
+        most = shape.kv_heads - 1  # one stays, and heads alone do not exceed the block's share
+        if carry and block.kv_group:
+            most = min(most, int(share * can_lose[number] / block.kv_group))
+        heads = max(0, min(_half_up(wanted_heads), most))
         owed_heads = wanted_heads - heads
         wanted_neurons = share * shape.width
         if carry and block.neuron:
@@ -100,14 +103,33 @@ def plan(
         neurons = shape.width - max(width, 1) if shape.width else 0
         owed += share * can_lose[number] - heads * block.kv_group - neurons * block.neuron
         made[number] = BlockPlan(share, heads, neurons)
+    if first_ratio is None or last_ratio is None:
+        _check_met(layout, budget, made)
     return made
 
 
+def _check_met(layout: Layout, budget: Budget, made: dict[int, BlockPlan]) -> None:
+    """Refuse a plan whose heads and neurons are too coarse for the target."""
+    blocks, target = layout.blocks, budget.target(layout)
+    lost = sum(each.kv_groups * blocks[n].kv_group + each.neurons * blocks[n].neuron for n, each in made.items())
+    if abs(lost - target) > _ROUNDING * target:
+        units = [size for block in blocks.values() for size in (block.kv_group, block.neuron) if size]
+        can_lose = sum(_heads(block) + _neurons(block) for block in blocks.values())
+        scale = budget.sparsity / target
+        raise InfeasibleBudgetError(
+            f"{budget.sparsity:.4g} of the parameters of the {budget.of} cannot be met by whole heads and neurons; "
+            f"with these options it comes to {lost * scale:.4g}. The method's reach is {min(units) * scale:.4g} to "
+            f"{_HIGHEST * can_lose * scale:.4g}"
+        )
+
+
 _HIGHEST = 0.99  # of what a block can lose: something stays
+_ROUNDING = 0.25  # of the target: plans so coarse that they miss it by more are refused
 
 
 def _heads(block: BlockLayout) -> int:
-    return block.shape.kv_heads * block.kv_group
+    """Parameters of the heads, where there is more than one KV group: one must stay."""
+    return block.shape.kv_heads * block.kv_group if block.shape.kv_heads > 1 else 0
 
 
 def _neurons(block: BlockLayout) -> int:
@@ -152,6 +174,8 @@ def _foretell(
     length=2048,
     bibtex=BIBTEX,
     foretell=_foretell,
+    edits=(KeepHeads, KeepNeurons),
+    needs="up to three forwards of every window without the LM head, and the solves",
 )
 def slimgpt(
     model: Model,

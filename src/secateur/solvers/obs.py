@@ -1,4 +1,4 @@
-"""Optimal brain surgery on the columns of a linear map: which inputs to do without, and how the others make up for them.
+"""Optimal brain surgery on the columns of a linear map: which inputs can go, and how the others make up for them.
 
 For a map W (rows, columns) with inputs x the loss is the squared error of its outputs, E |W x - W' x|^2, whose Hessian
 is H = 2 E[x x^T]. Columns go in groups: all columns of an attention head at once, or single FFN neurons. Equations and

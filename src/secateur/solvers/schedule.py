@@ -35,7 +35,7 @@ def ratios(
 ) -> list[float]:
     """The share that each block loses of what it can lose, so that all together lose `target`.
 
-    r_i = low + (high - low) * curve_i. Of `low` and `high` at the ends, one that is not given is solved from the target,
+    r_i = low + (high - low) * curve_i. Of `low` and `high` at the ends, one not given is solved from the target,
     so that all shapes are compared at equal parameters; if neither is, low is a quarter of the mean, or more where high
     would exceed `highest`.
 
@@ -72,7 +72,7 @@ def ratios(
     made = [low + (high - low) * weight for weight in weights]
     if min(made) < 0 or max(made) > highest:
         raise InfeasibleBudgetError(
-            f"to lose {mean:.4g} of what the blocks can lose, a block would have to lose between {min(made):.4g} and "
-            f"{max(made):.4g} of it; between 0 and {highest:.4g} is possible. Ask for less, or for other endpoints"
+            f"to lose {mean:.4g} of what the blocks can lose, each block would have to lose {min(made):.4g} to "
+            f"{max(made):.4g} of it; 0 to {highest:.4g} is possible. Ask for less, or for other endpoints"
         )
     return made

@@ -108,9 +108,8 @@ def forwards_by_method(
 
 def _forwards(hollow: Model, cost: Cost, length: int) -> dict[str, float]:
     blocks = len(hollow.numbers)
-    asked = cost.block_tokens / blocks if cost.asked_tokens is None else cost.asked_tokens
     spent = work_forwards(cost.block_tokens, cost.head_tokens, blocks, length, head=hollow.head_cost)
-    return {"forwards": spent, "forwards_asked": asked / length}
+    return {"forwards": spent, "forwards_asked": cost.asked_tokens / (blocks * length)}
 
 
 def hollow_model(

@@ -121,9 +121,9 @@ def _foretell(
     return Cost(
         block_tokens=search * rounds,
         head_tokens=search_samples * (search_length - 1) * heads,
+        asked_tokens=search * tried * blocks,
         peak_states=2 * search * (candidates[0] + 1),
         after=after,
-        asked_tokens=search * tried,
     )
 
 

@@ -168,15 +168,18 @@ class Counter:
         self._quality: dict[Variant, float] = {}
         self._dense: set[tuple[int, int]] = set()
         self._rng = torch.Generator().manual_seed(0)
-        self.block_tokens = self.head_tokens = self.states = 0
+        self.block_tokens = self.head_tokens = self.asked_tokens = self.states = 0
 
     def __call__(self, variants: Sequence[Variant], samples: Sequence[int], length: int, label: str) -> Tensor:
         self.block_tokens += self._forwards(variants) * len(samples) * length
         self.head_tokens += (len(variants) + self._kl) * len(samples) * (length - 1)
+        self.asked_tokens += len(variants) * len(samples) * length * len(self._blocks)
         self.states = max(self.states, 2 * len(variants) * len(samples) * length)
         new = {(sample, length) for sample in samples} - self._dense
         if self._kl:
-            self.block_tokens += len(self._blocks) * len(new) * length
+            dense = len(self._blocks) * len(new) * length
+            self.block_tokens += dense
+            self.asked_tokens += dense
             self._dense |= new
         for variant in variants:
             if variant not in self._quality:
@@ -207,22 +210,28 @@ def _foretell(
     made = plan(layout, budget, **options)
     counter, run = Counter(layout, criterion), Run()
     score = WindowLosses(counter, torch.ones(samples, length), run, key=KEY, windows=windows, asked=made.asked)
-    spent = []  # (block tokens, head tokens) after each generation
+    spent = []  # (block tokens, head tokens, tokens asked for) after each generation
     for generation in _search(made, score, run):
-        spent.append((counter.block_tokens, counter.head_tokens))
+        spent.append((counter.block_tokens, counter.head_tokens, counter.asked_tokens))
         best = generation.parents[0]
         if generation.number == _SIMULATED:
             break
     left = made.generations - (len(spent) - 1)
     half = len(spent) // 2  # the later generations are like each other
-    block, head = (
+    block, head, asked = (
         last + left * (last - middle) / max(1, len(spent) - 1 - half)
         for last, middle in zip(spent[-1], spent[half], strict=True)
     )
     after = layout
     for edit in _edits(best):
         after = predict(after, edit)
-    return Cost(block_tokens=block, head_tokens=head, peak_states=counter.kept + counter.states, after=after)
+    return Cost(
+        block_tokens=block,
+        head_tokens=head,
+        asked_tokens=asked,
+        peak_states=counter.kept + counter.states,
+        after=after,
+    )
 
 
 def _search(made: Plan, score: WindowLosses, run: Run) -> Iterator[Generation]:

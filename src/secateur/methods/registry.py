@@ -25,17 +25,17 @@ class Cost:
 
     Attributes:
         block_tokens, head_tokens: tokens through one block, and through the head.
+        asked_tokens: as `block_tokens`, by an implementation that shares no prefixes between variants; what papers
+            count. The same unit as `Meter.asked_tokens`.
         peak_states: the largest number of hidden-state tokens held at once.
         after: the layout that the method will reach; approximate where the method decides on the way.
-        asked_tokens: tokens through the whole model that the method asks for, as an implementation would run them
-            that shares no prefixes between variants; what papers count. `block_tokens` by blocks if not given.
     """
 
     block_tokens: float
     head_tokens: float
+    asked_tokens: float
     peak_states: float
     after: Layout
-    asked_tokens: float | None = None
 
 
 Foretell = Callable[..., Cost]  # (layout, tokens' (samples, length), budget, *, options) -> Cost

@@ -66,9 +66,11 @@ def _foretell(
     after = layout
     for number in blocks[:count]:  # which ones go is not known; they are mostly of one size
         after = after.with_block(number, None)
+    work = samples * length * len(blocks)
     return Cost(
-        block_tokens=samples * length * len(blocks),
+        block_tokens=work,
         head_tokens=0,
+        asked_tokens=work,
         peak_states=span_states(1, samples, length, positions=positions, order=order),
         after=after,
     )

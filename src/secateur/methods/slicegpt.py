@@ -139,9 +139,11 @@ def _foretell(
     # a block runs once to show its middle and once to move on; for a site before a block nothing is run
     looks = sum(site % 2 for site in sites) + (layout.sites[-1] in sites)
     walked = samples * length
+    work = walked * (looks + len(layout.blocks) - 1)
     return Cost(
-        block_tokens=walked * (looks + len(layout.blocks) - 1),
+        block_tokens=work,
         head_tokens=0,
+        asked_tokens=work,
         peak_states=walked + 2 * width * len(sites),  # and the bases: of the edits, and in the journal
         after=after,
     )

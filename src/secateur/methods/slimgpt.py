@@ -163,7 +163,8 @@ def _foretell(
             block = block.with_kv_heads(block.shape.kv_heads - each.kv_groups)
         after = after.with_block(number, block.with_width(block.shape.width - each.neurons))
         passes += bool(each.kv_groups) + bool(each.neurons) + (number != numbers[-1])
-    return Cost(block_tokens=passes * samples * length, head_tokens=0, peak_states=samples * length, after=after)
+    work, walked = passes * samples * length, samples * length
+    return Cost(block_tokens=work, head_tokens=0, asked_tokens=work, peak_states=walked, after=after)
 
 
 @method(

@@ -201,9 +201,9 @@ def _foretell(
     return Cost(
         block_tokens=walked * blocks + search * rounds,
         head_tokens=search_samples * (search_length - 1) * heads,
+        asked_tokens=(walked + search * tried) * blocks,
         peak_states=max(walked if order == "blocks" else length, search * (len(there) + 1) if rounds else 0),
         after=after,
-        asked_tokens=walked + search * tried,
     )
 
 

@@ -14,7 +14,7 @@ from secateur.model.budget import Budget, takes
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.run import Run
-from secateur.solvers.criterion import Criterion, search_metric
+from secateur.solvers.criterion import Criterion, dense_metric
 from secateur.solvers.greedy import best_removal, round_forwards
 from secateur.surgery.apply import predict
 from secateur.surgery.edits import DropAttention, DropMLP, Edit
@@ -167,7 +167,7 @@ def blockpruner(
     """
     layout, search = model.layout(), tokens.first(search_samples, search_length)
     _check_reach(layout, budget, alternate)
-    metric = search_metric(model, search, criterion, run)
+    metric = dense_metric(model, search, criterion, run)
     rounds = 0
 
     def cheapest(candidates: list[Part]) -> Part:

@@ -21,7 +21,8 @@ from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.run import Run
-from secateur.solvers.evolution import Criterion, Generation, Selection, Space, Sweeps, WindowLosses, Windows, evolve
+from secateur.solvers.criterion import Criterion
+from secateur.solvers.evolution import Generation, Selection, Space, Sweeps, WindowLosses, Windows, evolve
 from secateur.surgery.apply import predict
 from secateur.surgery.edits import DropAttention, DropBlock, DropMLP, Edit
 

@@ -21,7 +21,7 @@ from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.run import Run
-from secateur.solvers.criterion import Criterion, search_metric
+from secateur.solvers.criterion import Criterion, dense_metric
 from secateur.solvers.greedy import greedy_removal, round_forwards
 from secateur.surgery.edits import DropAttention, Edit, KeepNeurons, keep
 
@@ -248,7 +248,7 @@ def two_ssp(
     made = plan(model.layout(), budget, alpha=alpha, attentions=_forced(stage1_only, attentions))
     logger.info("2ssp: %d attention modules go, FFN widths %s", made.attentions, sorted(set(made.widths.values())))
     search = tokens.first(search_samples, search_length)
-    metric = search_metric(model, search, criterion, run) if made.attentions else NegativeLogLikelihood()
+    metric = dense_metric(model, search, criterion, run) if made.attentions else NegativeLogLikelihood()
 
     # Stage 1 scores the dense model to its end before the first edit; an edit inside the walk would be another method.
     scores = run.step("scores", lambda: neuron_scores(model, tokens, norm=norm, order=order, run=run))

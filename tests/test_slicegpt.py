@@ -36,7 +36,7 @@ from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.load import load
 from secateur.run import MemoryStore, Run
-from secateur.solvers.pca import SecondMoment, principal_basis
+from secateur.solvers.pca import principal_basis
 from secateur.surgery.apply import apply
 from secateur.surgery.edits import CentreEmbedding, DropBlock, Edit, FoldNorms, Rebase, UntieHead, to_json
 
@@ -54,16 +54,6 @@ def bases(edits: list[Edit]) -> dict[int, Tensor]:
 
 
 # --- principal components ---
-
-
-def test_the_moment_is_a_weighted_sum_over_tokens() -> None:
-    generator = torch.Generator().manual_seed(0)
-    x, weights = torch.randn(3, 4, 5, generator=generator), torch.rand(3, 4, generator=generator)
-    moment = SecondMoment()
-    for part in range(3):
-        moment.add(x[part : part + 1], weights[part : part + 1])
-    by_hand = sum(weights[s, t].double() * torch.outer(*2 * [x[s, t].double()]) for s in range(3) for t in range(4))
-    assert torch.allclose(moment.total, by_hand, rtol=1e-12)
 
 
 @PROPERTY

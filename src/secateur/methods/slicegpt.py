@@ -18,7 +18,8 @@ from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.run import Run
-from secateur.solvers.pca import SecondMoment, principal_basis
+from secateur.solvers.moments import SecondMoment
+from secateur.solvers.pca import principal_basis
 from secateur.surgery.edits import CentreEmbedding, Edit, FoldNorms, Rebase, UntieHead
 
 _ROUNDING = 0.25  # of the target: widths so coarse that they miss it by more are refused

@@ -19,7 +19,8 @@ from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.layout import BlockLayout, Layout
 from secateur.run import Run
-from secateur.solvers.obs import GroupError, Hessian, Kept, group_sizes, prune_groups
+from secateur.solvers.moments import SecondMoment
+from secateur.solvers.obs import GroupError, Kept, group_sizes, prune_groups
 from secateur.solvers.schedule import Shape, ratios
 from secateur.surgery.edits import Edit, KeepHeads, KeepNeurons, keep
 
@@ -241,12 +242,12 @@ def slimgpt(
 
 
 def _hessian(visit: Visit, tap: str, dtype: torch.dtype) -> Tensor:
-    """H of the inputs of one output projection, over all calibration tokens."""
-    hessian = Hessian(dtype)
-    visit.observe(**{tap: hessian.add})
-    if hessian.matrix is None:
+    """H = 2 E[x x^T] of the inputs x of one output projection, over all calibration tokens."""
+    moment = SecondMoment(dtype)
+    visit.observe(**{tap: moment.add})
+    if moment.total is None:
         raise NumericalError(f"block {visit.block.number}: its {tap} was never computed")
-    return hessian.matrix
+    return 2 * moment.mean
 
 
 def _step(run: Run, key: str, solve: Callable[[], Kept]) -> dict[str, Any]:

@@ -8,8 +8,7 @@ Algorithm 1 are those of SlimGPT (arXiv 2412.18110).
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,43 +23,6 @@ _DAMPING_STEPS = 8  # each ten times the one before
 _LEAST_DAMPING = 1e-8  # where none was asked and the Hessian turns out singular
 
 logger = logging.getLogger(__name__)
-
-
-class Hessian:
-    """The running mean H = 2 E[x x^T] of a linear map's inputs, in float32 or better.
-
-    Attributes:
-        matrix: (columns, columns); None before the first input.
-    """
-
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
-        self.matrix: Tensor | None = None
-        self._dtype = dtype
-        self._weight = 0.0
-
-    def add(self, x: Tensor, weights: Tensor) -> None:
-        """Take inputs x (batch, tokens, columns) in, each token by its weight (batch, tokens)."""
-        flat = x.flatten(0, 1).to(self._dtype) * weights.flatten()[:, None].to(x.device, self._dtype).sqrt()
-        added = float(weights.double().sum())
-        with _full_precision():
-            product = flat.T @ flat  # (columns, columns)
-        if self.matrix is None:
-            self.matrix = torch.zeros_like(product)
-        total = self._weight + added
-        if total:
-            self.matrix.mul_(self._weight / total).add_(product, alpha=2 / total)
-        self._weight = total
-
-
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    """No TF32, whose ten bits of mantissa spoil a Hessian; the caller's setting comes back."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @dataclass(frozen=True)

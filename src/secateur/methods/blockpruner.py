@@ -15,7 +15,7 @@ from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.run import Run
 from secateur.solvers.criterion import Criterion, dense_metric
-from secateur.solvers.greedy import best_removal, round_forwards
+from secateur.solvers.greedy import best_removal, search_cost
 from secateur.surgery.apply import predict
 from secateur.surgery.edits import DropAttention, DropMLP, Edit
 
@@ -102,29 +102,19 @@ def _foretell(
     search_samples: int, search_length: int | None, **_: Any,
 ) -> Cost:  # fmt: skip
     search_length = check_cut(search_samples, search_length, samples, length)
-    blocks, search = len(layout.blocks), search_samples * search_length
     candidates: list[int] = []  # by round
 
-    def first(units: list[Part]) -> Part:  # which ones go is not known: as many attention modules as MLPs
-        candidates.append(len(units))
-        return units[0]
+    def first(some: list[Part]) -> Part:  # which ones go is not known: as many attention modules as MLPs
+        candidates.append(len(some))
+        return some[0]
 
     after = layout
     for unit in removals(layout, budget, alternate=alternate, choose=first):
         after = predict(after, _edit(unit))
-    rounds = sum(round_forwards(count, blocks) for count in candidates)
-    heads = tried = sum(candidates)
-    if criterion == "kl":  # the dense model once, its logits once a round
-        rounds += blocks
-        heads += len(candidates)
-        tried += 1
-    return Cost(
-        block_tokens=search * rounds,
-        head_tokens=search_samples * (search_length - 1) * heads,
-        asked_tokens=search * tried * blocks,
-        peak_states=2 * search * (candidates[0] + 1),
+    return search_cost(
+        candidates, blocks=len(layout.blocks), samples=search_samples, length=search_length, criterion=criterion,
         after=after,
-    )
+    )  # fmt: skip
 
 
 def _edit(unit: Part) -> Edit:

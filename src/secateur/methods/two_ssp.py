@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -22,7 +22,7 @@ from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.run import Run
 from secateur.solvers.criterion import Criterion, dense_metric
-from secateur.solvers.greedy import greedy_removal, round_forwards
+from secateur.solvers.greedy import greedy_removal, search_cost
 from secateur.surgery.edits import DropAttention, Edit, KeepNeurons, keep
 
 _ROUNDING = 0.25  # of the target: widths so coarse that they miss it by more are refused
@@ -186,24 +186,18 @@ def _foretell(
     for number, width in made.widths.items():
         after = after.with_block(number, after.blocks[number].with_width(width))
     there = [number for number, block in layout.blocks.items() if block.attention]
-    blocks = len(layout.blocks)
-    search = search_samples * search_length
-    candidates = range(len(there), len(there) - made.attentions, -1)  # by round
-    rounds = sum(round_forwards(c, blocks) for c in candidates)
-    heads = tried = sum(candidates)
-    if criterion == "kl" and made.attentions:  # the dense model once, its logits once a round
-        rounds += blocks
-        heads += made.attentions
-        tried += 1
     for number in there[: made.attentions]:  # which ones go is not known; they are of one size but for rounding
         after = after.with_block(number, after.blocks[number].without_attention())
-    walked = samples * length
-    return Cost(
-        block_tokens=walked * blocks + search * rounds,
-        head_tokens=search_samples * (search_length - 1) * heads,
-        asked_tokens=(walked + search * tried) * blocks,
-        peak_states=max(walked if order == "blocks" else length, search * (len(there) + 1) if rounds else 0),
-        after=after,
+    blocks, walked = len(layout.blocks), samples * length
+    search = search_cost(
+        range(len(there), len(there) - made.attentions, -1), blocks=blocks, samples=search_samples,
+        length=search_length, criterion=criterion, after=after,
+    )  # fmt: skip
+    return replace(
+        search,
+        block_tokens=search.block_tokens + walked * blocks,
+        asked_tokens=search.asked_tokens + walked * blocks,
+        peak_states=walked if order == "blocks" else length,
     )
 
 

@@ -236,7 +236,8 @@ def _row_bytes(model: Model, length: int) -> int:
 def sweep_states(variants: int, samples: int, length: int) -> int:
     """The hidden states of tokens that a sweep over different variants holds at once where they fit: one row each.
 
-    What comes out of a block takes the place of what went in, and there are never more prefixes than variants.
+    What comes out of a block takes the place of what went in, and there are never more prefixes than variants. (Only
+    where a block changes the stream's width are both there.)
     """
     return variants * samples * length
 

@@ -15,7 +15,7 @@ from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.run import Run
 from secateur.solvers.criterion import Criterion, dense_metric
-from secateur.solvers.greedy import best_removal, search_cost
+from secateur.solvers.greedy import best_removal, greedy_cost
 from secateur.surgery.apply import predict
 from secateur.surgery.edits import DropAttention, DropMLP, Edit
 
@@ -111,7 +111,7 @@ def _foretell(
     after = layout
     for unit in removals(layout, budget, alternate=alternate, choose=first):
         after = predict(after, _edit(unit))
-    return search_cost(
+    return greedy_cost(
         candidates, blocks=len(layout.blocks), samples=search_samples, length=search_length, criterion=criterion,
         after=after,
     )  # fmt: skip
@@ -158,12 +158,12 @@ def blockpruner(
     layout, search = model.layout(), tokens.first(search_samples, search_length)
     _check_reach(layout, budget, alternate)
     metric = dense_metric(model, search, criterion, run)
-    rounds = 0
+    place = 0
 
     def cheapest(candidates: list[Part]) -> Part:
-        nonlocal rounds
-        rounds += 1
-        unit, loss = best_removal(model, search, candidates, metric=metric, run=run, key=f"blockpruner/{rounds}")
+        nonlocal place
+        unit, loss = best_removal(model, search, candidates, metric=metric, run=run, key=f"blockpruner/{place}")
+        place += 1
         logger.info("blockpruner: without the %s of block %d: %s %.6f nats", unit.kind, unit.block, criterion, loss)
         return unit
 

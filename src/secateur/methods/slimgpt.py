@@ -27,6 +27,9 @@ from secateur.surgery.edits import Edit, KeepHeads, KeepNeurons, keep
 Rounding = Literal["auto", "paper", "carry"]
 Precision = Literal["float32", "float64"]
 
+_HIGHEST = 0.99  # of what a block can lose: something stays
+_ROUNDING = 0.25  # of the target: plans so coarse that they miss it by more are refused
+
 logger = logging.getLogger(__name__)
 
 BIBTEX = """@inproceedings{ling2024slimgpt,
@@ -122,10 +125,6 @@ def _check_met(layout: Layout, budget: Budget, made: dict[int, BlockPlan]) -> No
             f"with these options it comes to {lost * scale:.4g}. The method's reach is {min(units) * scale:.4g} to "
             f"{_HIGHEST * can_lose * scale:.4g}"
         )
-
-
-_HIGHEST = 0.99  # of what a block can lose: something stays
-_ROUNDING = 0.25  # of the target: plans so coarse that they miss it by more are refused
 
 
 def _heads(block: BlockLayout) -> int:

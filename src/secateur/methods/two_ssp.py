@@ -22,7 +22,7 @@ from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.run import Run
 from secateur.solvers.criterion import Criterion, dense_metric
-from secateur.solvers.greedy import greedy_removal, search_cost
+from secateur.solvers.greedy import greedy_removal, greedy_cost
 from secateur.surgery.edits import DropAttention, Edit, KeepNeurons, keep
 
 _ROUNDING = 0.25  # of the target: widths so coarse that they miss it by more are refused
@@ -189,7 +189,7 @@ def _foretell(
     for number in there[: made.attentions]:  # which ones go is not known; they are of one size but for rounding
         after = after.with_block(number, after.blocks[number].without_attention())
     blocks, walked = len(layout.blocks), samples * length
-    search = search_cost(
+    search = greedy_cost(
         range(len(there), len(there) - made.attentions, -1), blocks=blocks, samples=search_samples,
         length=search_length, criterion=criterion, after=after,
     )  # fmt: skip

@@ -77,7 +77,7 @@ def round_forwards(candidates: int, blocks: int) -> float:
     return candidates * (blocks + 1) / 2 + blocks - 1
 
 
-def search_cost(
+def greedy_cost(
     candidates: Sequence[int], *, blocks: int, samples: int, length: int, criterion: Criterion, after: Layout
 ) -> Cost:
     """What greedy rounds cost, without knowing which candidates will go.

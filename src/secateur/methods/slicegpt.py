@@ -19,7 +19,7 @@ from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.run import Run
 from secateur.solvers.moments import SecondMoment
-from secateur.solvers.pca import principal_basis
+from secateur.solvers.pca import basis_bytes, principal_basis
 from secateur.surgery.edits import CentreEmbedding, Edit, FoldNorms, Rebase, UntieHead
 
 _ROUNDING = 0.25  # of the target: widths so coarse that they miss it by more are refused
@@ -137,6 +137,7 @@ def _foretell(
     width = plan(layout, budget, dimension=dimension, multiple=multiple, slice_head=slice_head, untie=untied)
     after = sliced(layout, width, slice_head=slice_head, untie=untied)
     sites = sites_to_slice(layout, width, slice_head=slice_head)
+    widths = [layout.stream_width(site) for site in sites]
     # a block runs once to show its middle and once to move on; for a site before a block nothing is run
     looks = sum(site % 2 for site in sites) + (layout.sites[-1] in sites)
     walked = samples * length
@@ -145,8 +146,10 @@ def _foretell(
         block_tokens=work,
         head_tokens=0,
         asked_tokens=work,
-        peak_states=walked + 2 * width * len(sites),  # and the bases: of the edits, and in the journal
+        peak_states=walked,
         after=after,
+        # the bases are float32, in the edits and in the journal
+        extra_bytes=basis_bytes(max(widths, default=0)) + 2 * 4 * width * sum(widths),
     )
 
 

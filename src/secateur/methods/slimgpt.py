@@ -20,7 +20,7 @@ from secateur.model.handle import Model
 from secateur.model.layout import BlockLayout, Layout
 from secateur.run import Run
 from secateur.solvers.moments import SecondMoment
-from secateur.solvers.obs import GroupError, Kept, group_sizes, prune_groups
+from secateur.solvers.obs import GroupError, Kept, group_sizes, prune_bytes, prune_groups
 from secateur.solvers.schedule import Shape, ratios
 from secateur.surgery.edits import Edit, KeepHeads, KeepNeurons, keep
 
@@ -149,7 +149,8 @@ def _check(group: str | int, damping: float) -> None:
 
 def _foretell(
     layout: Layout, samples: int, length: int, budget: Budget, *, ratio: Shape, first_ratio: float | None,
-    last_ratio: float | None, rounding: Rounding, group: Any, damping: float, **_: Any,
+    last_ratio: float | None, rounding: Rounding, group: Any, damping: float, compensate: bool, precision: Precision,
+    **_: Any,
 ) -> Cost:  # fmt: skip
     _check(group, damping)
     made = plan(
@@ -164,7 +165,35 @@ def _foretell(
         after = after.with_block(number, block.with_width(block.shape.width - each.neurons))
         passes += bool(each.kv_groups) + bool(each.neurons) + (number != numbers[-1])
     work, walked = passes * samples * length, samples * length
-    return Cost(block_tokens=work, head_tokens=0, asked_tokens=work, peak_states=walked, after=after)
+    return Cost(
+        block_tokens=work,
+        head_tokens=0,
+        asked_tokens=work,
+        peak_states=walked,
+        after=after,
+        extra_bytes=_extra_bytes(layout, after, made, getattr(torch, precision), compensate),
+    )
+
+
+def _extra_bytes(
+    before: Layout, after: Layout, made: dict[int, BlockPlan], dtype: torch.dtype, compensate: bool
+) -> int:
+    """The largest solve, and the compensated weights, which are in the edits and in the journal."""
+    hidden, solves, kept = before.ends.hidden, [0], 0
+    for number, each in made.items():
+        for goes, columns in ((each.kv_groups, _head_columns), (each.neurons, _neuron_columns)):
+            if goes:
+                solves.append(prune_bytes(hidden, columns(before.blocks[number]), dtype))
+                kept += hidden * columns(after.blocks[number])
+    return max(solves) + 2 * dtype.itemsize * kept * compensate
+
+
+def _head_columns(block: BlockLayout) -> int:
+    return block.shape.query_heads * block.head_dim
+
+
+def _neuron_columns(block: BlockLayout) -> int:
+    return block.shape.width
 
 
 @method(

@@ -22,7 +22,7 @@ from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.run import Run
 from secateur.solvers.criterion import Criterion, dense_metric
-from secateur.solvers.greedy import greedy_removal, greedy_cost
+from secateur.solvers.greedy import greedy_cost, greedy_removal
 from secateur.surgery.edits import DropAttention, Edit, KeepNeurons, keep
 
 _ROUNDING = 0.25  # of the target: widths so coarse that they miss it by more are refused

@@ -78,7 +78,6 @@ def prune_groups(
     w[:, dead] = 0
     mean = float(h.diagonal().mean())
     alive = torch.arange(w.shape[1] // size, device=h.device)
-    lost = torch.zeros(w.shape[0], w.shape[1], dtype=h.dtype, device=h.device)  # W - W', by the original columns
     original = w.clone()
     h.diagonal().add_(damping * mean)
     for count in schedule:
@@ -93,12 +92,18 @@ def prune_groups(
             w[:, columns] = _without(w[:, columns], inverse, _columns(gone, size))
         w[:, columns[_columns(gone, size)]] = 0
         alive = alive[stay]
-    lost = original - w
+    lost = original - w  # W - W', by the original columns
     cost = float(((lost @ h) * lost).sum()) / 2
     kept = w[:, _columns(alive, size)]
     if not torch.isfinite(kept).all():
         raise NumericalError(f"{name}: the compensated weight has NaN or Inf; give more damping or other data")
     return Kept(alive.cpu(), kept.cpu(), cost)
+
+
+def prune_bytes(rows: int, columns: int, dtype: torch.dtype) -> int:
+    """What `prune_groups` holds at its peak: the Hessian as given and damped; the matrix of what is left, its factor,
+    its inverse and the one before; and five of the weight."""
+    return dtype.itemsize * (6 * columns**2 + 5 * rows * columns)
 
 
 def group_errors(weight: Tensor, inverse: Tensor, size: int, error: GroupError = "grouped") -> Tensor:

@@ -8,6 +8,11 @@ from torch import Tensor
 from secateur.errors import NumericalError
 
 
+def basis_bytes(features: int) -> int:
+    """What `principal_basis` holds at its peak: the moment, the eigenvectors, and twice as much for LAPACK to work in."""
+    return 8 * 4 * features**2
+
+
 def principal_basis(moment: Tensor, count: int) -> Tensor:
     """The eigenvectors of the `count` largest eigenvalues, largest first: (features, features) -> (features, count).
 

@@ -9,7 +9,7 @@ from secateur.errors import NumericalError
 
 
 def basis_bytes(features: int) -> int:
-    """What `principal_basis` holds at its peak: the moment, the eigenvectors, and twice as much for LAPACK to work in."""
+    """What `principal_basis` holds at its peak: the moment, the eigenvectors, and twice that for LAPACK."""
     return 8 * 4 * features**2
 
 

@@ -320,7 +320,7 @@ def test_blocks_that_went_are_not_counted_by_the_next_pruning(monkeypatch: pytes
 
     registry.method(
         "second", paper="p", unit="blocks", samples=1, length=4, bibtex="@b",
-        foretell=lambda layout, *_, **__: registry.Cost(0, 0, 0, layout),
+        foretell=lambda layout, *_, **__: registry.Cost(0, 0, 0, 0, layout),
     )(drop_second)  # fmt: skip
     model = tiny("llama")
     for left in (3, 2):

@@ -22,7 +22,7 @@ from secateur.surgery.edits import DropAttention, DropBlock, DropMLP, Edit, Keep
 
 def of(prune: Callable[..., Iterator[Edit]]) -> Method:
     def foretell(layout: Any, *args: Any, **options: Any) -> Cost:
-        return Cost(0, 0, 0, layout)
+        return Cost(0, 0, 0, 0, layout)
 
     return Method("test", prune, foretell, "p", "blocks", 1, 4, "@b")
 

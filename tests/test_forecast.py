@@ -71,13 +71,24 @@ def test_the_dtype_decides_the_bytes(tmp_path: Path) -> None:
     assert told["auto"]["disk_bytes"] == told["float32"]["disk_bytes"] == 2 * told["bfloat16"]["disk_bytes"]
 
 
+def test_what_a_method_keeps_counts_in_its_precision(tmp_path: Path) -> None:
+    folder, method = str(without_weights(write_model(tmp_path / "model"))), get_method("slimgpt")
+    peaks = [
+        forecast(folder, method, Budget(0.4), samples=3, length=8, rounding="carry", precision=precision)
+        for precision in ("float32", "float64")
+    ]
+    cost = method.foretell(tiny("llama").layout(), 3, 8, Budget(0.4), **method.complete({"rounding": "carry"}))
+    assert cost.extra_bytes > 0
+    assert peaks[1]["peak_memory_bytes"] - peaks[0]["peak_memory_bytes"] == cost.extra_bytes
+
+
 def test_the_papers_windows_if_none_are_given(tmp_path: Path) -> None:
     told = forecast(str(without_weights(write_model(tmp_path / "model"))), METHOD, Budget(0.4))
     assert (told["samples"], told["length"]) == (32, 64)
 
 
 def test_seconds_are_tokens_times_speed() -> None:
-    cost = Cost(block_tokens=300, head_tokens=20, peak_states=0, after=Layout({}, 0))
+    cost = Cost(block_tokens=300, head_tokens=20, asked_tokens=300, peak_states=0, after=Layout({}, 0))
     assert Speed(block_s=0.5, head_s=2.0).seconds(cost) == 190
 
 

@@ -37,7 +37,7 @@ class Setting:
         unit: of what it removes, in parameters: the target may be missed by as much.
         options: its own; `variants` are further ones, of which each must keep the contract too.
         wrong: an option's value that it must refuse by itself, beyond its kind; None if there is none.
-        spread: how far the metered cost may lie from what was foretold, as a share.
+        spread: how many times more or less than foretold the metered cost may be.
         families: that it is tried on.
     """
 
@@ -45,7 +45,7 @@ class Setting:
     options: dict[str, Any] = field(default_factory=dict)
     variants: tuple[dict[str, Any], ...] = ()
     wrong: dict[str, Any] | None = None
-    spread: float = 0.1
+    spread: float = 1.1
     families: tuple[str, ...] = ("llama", "phi3", "gpt_neox")
 
 
@@ -85,13 +85,13 @@ SETTINGS: dict[str, Setting] = {
                     {"search_samples": 9}),
     "shortgpt": Setting(a_block, {}, ({"positions": "last"},)),
     "window": Setting(a_block, {}, ({"positions": "all"},)),
-    "blockpruner": Setting(a_module, {}, ({"alternate": True, "criterion": "kl"},), {"search_samples": 9}, spread=0.5),
+    "blockpruner": Setting(a_module, {}, ({"alternate": True, "criterion": "kl"},), {"search_samples": 9}),
     "evopress": Setting(a_block, EVOPRESS, ({**EVOPRESS, "units": "blocks", "criterion": "ppl"},), {"initial": 0},
-                        spread=1.5),  # how often a parent survives cannot be foretold
+                        spread=1.2),  # how often a parent survives cannot be foretold
     "slimgpt": Setting(a_group_and_a_neuron_per_block, {"rounding": "carry"},
                        ({"ratio": "uniform", "head_error": "exact", "compensate": False, "rounding": "carry"},),
                        {"group": 0}),
-    "slicegpt": Setting(two_directions, {"multiple": 1}, ({"multiple": 2, "slice_head": True, "signal": "norm"},),
+    "slicegpt": Setting(two_directions, {"multiple": 1}, ({"multiple": 2, "slice_head": True, "signal": "norm"}, {"mean_centre": True}),
                         {"dimension": 99}, families=("llama", "phi3", "qwen3")),
 }  # fmt: skip
 ORDERS = [name for name, method in methods().items() if "order" in method.options]
@@ -246,14 +246,14 @@ def test_the_cost_is_about_what_was_foretold(name: str, options: dict[str, Any])
     model, run, method = tiny("llama", num_hidden_layers=8), Run(), get_method(name)
     cost = method.foretell(model.layout(), 2, 8, BUDGET, **method.complete(options))
     pruning = prune(model, method, run, **options)
-    spread, blocks = SETTINGS[name].spread, len(pruning.before.blocks)
-    asked = cost.block_tokens / blocks if cost.asked_tokens is None else cost.asked_tokens
-    assert run.meter.block_tokens == pytest.approx(cost.block_tokens, rel=spread)
-    assert run.meter.head_tokens == pytest.approx(cost.head_tokens, rel=spread)
-    assert run.meter.asked_tokens / blocks == pytest.approx(asked, rel=spread)
+    counts = ("block_tokens", "head_tokens", "asked_tokens")
+    spread = SETTINGS[name].spread
+    for ran, told in ((getattr(run.meter, count), getattr(cost, count)) for count in counts):
+        assert told / spread <= ran <= told * spread
     assert run.meter.block_tokens <= run.meter.asked_tokens
+    assert cost.block_tokens <= cost.asked_tokens
     assert abs(pruning.after.parameters - cost.after.parameters) <= SETTINGS[name].unit(pruning.before)
-    assert cost.peak_states >= 8
+    assert cost.peak_states + cost.sweep_states >= 8
 
 
 # --- afterwards ---

@@ -13,7 +13,7 @@ from oracles import PROPERTY
 from torch import Tensor
 
 from secateur.errors import NumericalError
-from secateur.solvers.obs import Hessian, group_errors, group_sizes, prune_groups
+from secateur.solvers.obs import group_errors, group_sizes, prune_groups
 
 ERRORS = ("grouped", "ordinary", "exact")
 
@@ -33,45 +33,6 @@ def columns_of(groups: Tensor, size: int) -> Tensor:
 def true_error(x: Tensor, weight: Tensor, kept: Tensor, columns: Tensor) -> float:
     """E |W x - W' x|^2, on the inputs themselves."""
     return float((x @ weight.T - x[:, columns] @ kept.T).square().sum()) / len(x)
-
-
-# --- the Hessian ---
-
-
-def test_the_hessian_is_a_mean_however_the_inputs_come() -> None:
-    x = torch.randn(6, 8, 5, generator=torch.Generator().manual_seed(0))
-    weights = torch.randint(0, 3, (6, 8), generator=torch.Generator().manual_seed(1)).float()
-    at_once, in_parts = Hessian(), Hessian()
-    at_once.add(x, weights)
-    for part in (slice(0, 1), slice(1, 4), slice(4, 6)):
-        in_parts.add(x[part], weights[part])
-    flat, w = x.flatten(0, 1).double(), weights.flatten().double()
-    expected = 2 * (flat.T * w) @ flat / w.sum()
-    assert at_once.matrix is not None
-    assert in_parts.matrix is not None
-    assert torch.allclose(at_once.matrix.double(), expected, atol=1e-5)
-    assert torch.allclose(in_parts.matrix.double(), expected, atol=1e-5)
-
-
-def test_tokens_of_weight_zero_leave_no_trace() -> None:
-    x = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
-    hessian = Hessian()
-    hessian.add(torch.full_like(x, 1e3), torch.zeros(2, 4))
-    hessian.add(x, torch.ones(2, 4))
-    plain = Hessian()
-    plain.add(x, torch.ones(2, 4))
-    assert hessian.matrix is not None
-    assert plain.matrix is not None
-    assert torch.allclose(hessian.matrix, plain.matrix)
-
-
-def test_half_precision_inputs_are_summed_in_full() -> None:
-    x = torch.full((1, 4096, 1), 1.0, dtype=torch.bfloat16)
-    hessian = Hessian()
-    hessian.add(x, torch.ones(1, 4096))
-    assert hessian.matrix is not None
-    assert hessian.matrix.dtype == torch.float32
-    assert float(hessian.matrix) == pytest.approx(2.0)
 
 
 # --- equation 4 ---

@@ -26,7 +26,7 @@ def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def no_cost(layout: Any, samples: int, length: int, budget: Budget, **options: Any) -> Cost:
-    return Cost(0, 0, 0, layout)
+    return Cost(0, 0, 0, 0, layout)
 
 
 def drop_last(

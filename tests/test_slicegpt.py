@@ -1,9 +1,7 @@
-"""SliceGPT: each basis against a PCA of what plain hooks see, the width against the budget, and what every method
-owes: nothing but edits, the same again, and a budget that is met."""
+"""SliceGPT: each basis against a PCA of what plain hooks see, the width against the budget, and pruning again."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,7 +16,6 @@ from models import (
     orthonormal,
     parameters,
     tiny,
-    tiny_closed,
     tiny_in,
     tiny_tokens,
 )
@@ -36,9 +33,9 @@ from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.load import load
 from secateur.run import MemoryStore, Run
-from secateur.solvers.pca import SecondMoment, principal_basis
+from secateur.solvers.pca import principal_basis
 from secateur.surgery.apply import apply
-from secateur.surgery.edits import CentreEmbedding, DropBlock, Edit, FoldNorms, Rebase, UntieHead, to_json
+from secateur.surgery.edits import CentreEmbedding, DropBlock, Edit, FoldNorms, Rebase, UntieHead
 
 METHOD = get_method("slicegpt")
 SITES = range(2 * BLOCKS + 1)
@@ -54,16 +51,6 @@ def bases(edits: list[Edit]) -> dict[int, Tensor]:
 
 
 # --- principal components ---
-
-
-def test_the_moment_is_a_weighted_sum_over_tokens() -> None:
-    generator = torch.Generator().manual_seed(0)
-    x, weights = torch.randn(3, 4, 5, generator=generator), torch.rand(3, 4, generator=generator)
-    moment = SecondMoment()
-    for part in range(3):
-        moment.add(x[part : part + 1], weights[part : part + 1])
-    by_hand = sum(weights[s, t].double() * torch.outer(*2 * [x[s, t].double()]) for s in range(3) for t in range(4))
-    assert torch.allclose(moment.total, by_hand, rtol=1e-12)
 
 
 @PROPERTY
@@ -254,38 +241,7 @@ def test_families_of_another_form_are_refused_before_any_work(family: str) -> No
     assert model.fingerprint() == before
 
 
-# --- what every method owes ---
-
-
-def watched(edits: Iterator[Edit], model: Model) -> Iterator[Edit]:
-    """Apply each edit, and fail if the model changed while the method ran."""
-    before = model.fingerprint()
-    for edit in edits:
-        assert model.fingerprint() == before
-        apply(model, edit)
-        before = model.fingerprint()
-        yield edit
-    assert model.fingerprint() == before
-
-
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_only_the_driver_changes_the_model(family: str) -> None:
-    model = lopsided(tiny(family))
-    edits = slicegpt(model, tiny_tokens(model, 2, 8), Budget(0.2), Run(), multiple=1, mean_centre=True)
-    assert [type(edit) for edit in watched(edits, model)].count(Rebase) == 2 * BLOCKS
-
-
-def test_the_same_again_and_a_replay_costs_no_forward() -> None:
-    tokens, store = tiny_tokens(tiny("qwen2"), 2, 8), MemoryStore()
-    first, recorded = tiny("qwen2"), Run(seed=3, store=store)
-    edits = run(first, tokens, run=recorded).edits
-    assert recorded.meter.block_tokens > 0
-    again, replay, fresh = tiny("qwen2"), Run(seed=3, store=store), tiny("qwen2")
-    replayed = run(again, tokens, run=replay).edits
-    assert replay.meter.block_tokens == replay.meter.head_tokens == 0
-    run(fresh, tokens)
-    assert [*map(to_json, replayed)] == [*map(to_json, edits)]
-    assert first.fingerprint() == again.fingerprint() == fresh.fingerprint()
+# --- resuming, cost, and pruning again ---
 
 
 def test_a_run_that_was_interrupted_goes_on() -> None:
@@ -301,15 +257,6 @@ def test_a_run_that_was_interrupted_goes_on() -> None:
     assert resumed.layout() == whole.layout()
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_two_neighbouring_blocks_are_enough(family: str) -> None:
-    model, closed = tiny(family), tiny_closed(family)
-    tokens = tiny_tokens(model, 2, 8)
-    edits = run(model, tokens, slice_head=True).edits
-    assert [*map(to_json, run(closed, tokens, slice_head=True).edits)] == [*map(to_json, edits)]
-    assert closed.whole().fingerprint() == model.fingerprint()
-
-
 @pytest.mark.parametrize("options", [{}, {"slice_head": True, "untie": True}])
 @pytest.mark.parametrize("family", REBASABLE)
 def test_it_costs_and_leaves_what_was_foretold(family: str, options: dict[str, Any]) -> None:
@@ -319,7 +266,7 @@ def test_it_costs_and_leaves_what_was_foretold(family: str, options: dict[str, A
     pruning = run_method(model, METHOD, tiny_tokens(model, 3, 8), Budget(0.25), recorded, **chosen)
     assert (recorded.meter.block_tokens, recorded.meter.head_tokens) == (cost.block_tokens, cost.head_tokens)
     assert pruning.after == cost.after
-    assert cost.peak_states > 3 * 8
+    assert cost.peak_states == 3 * 8
     assert pruning.after.parameters == parameters(model)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from models import tiny, tiny_tokens
+from models import tiny, tiny_in, tiny_tokens
 from oracles import PROPERTY, activations, edited, lopsided, standing, weighted
 from torch import Tensor
 
@@ -23,6 +23,7 @@ from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.run import Run
 from secateur.solvers.similarity import span_distances
+from secateur.surgery.apply import apply
 from secateur.surgery.edits import DropBlock, Edit
 
 
@@ -233,3 +234,12 @@ def test_no_more_states_are_kept_than_foretold(order: Any, positions: Any, monke
     cost = method.foretell(model.layout(), 3, 8, Budget(0.3), **options)
     run_method(model, method, tiny_tokens(model, 3, 8), Budget(0.3), Run(), **options)
     assert most + 8 * (3 if order == "blocks" else 1) <= cost.peak_states
+
+
+@pytest.mark.parametrize("name", ["shortgpt", "window"])
+def test_blocks_that_go_from_a_sliced_model_leave_their_maps_to_the_one_before(name: str) -> None:
+    model, method = tiny_in("sliced stream", "llama"), get_method(name)
+    cost = method.foretell(model.layout(), 3, 8, Budget(0.5), **method.complete({}))
+    for number in sorted(set(model.layout().blocks) - set(cost.after.blocks)):
+        apply(model, DropBlock(number))
+    assert model.layout() == cost.after

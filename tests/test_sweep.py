@@ -17,7 +17,17 @@ from torch import Tensor, nn
 from secateur.engine import loss as loss_module
 from secateur.engine import sweep as sweep_module
 from secateur.engine.loss import KLDivergence, NegativeLogLikelihood
-from secateur.engine.sweep import DENSE, Part, Variant, final_states, sample_sweep, sweep
+from secateur.engine.sweep import (
+    DENSE,
+    Part,
+    Variant,
+    activation_bytes,
+    final_states,
+    sample_sweep,
+    sweep,
+    sweep_bytes,
+    sweep_states,
+)
 from secateur.model.handle import Model
 from secateur.run import Run
 from secateur.surgery.edits import DropAttention, DropBlock
@@ -284,3 +294,17 @@ def test_states_lie_apart_and_only_a_new_one_takes_new_memory(monkeypatch: pytes
     for states, places, new, came_in in seen:
         assert places == states
         assert new == states - came_in
+    assert max(states for states, *_ in seen) * 2 * 6 == sweep_states(len(set(variants)), 2, 6)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_bytes_foretold_are_those_of_the_rows_up_to_the_limit(device: str) -> None:
+    model = tiny("llama")
+    row, active = 6 * 32 * 4, activation_bytes(model, 6)
+    assert sweep_bytes(model, 0, 6, device) == 0
+    assert sweep_bytes(model, sweep_states(3, 2, 6), 6, device) == 6 * row + 6 * active
+    limit = 10 * active
+    assert sweep_bytes(model, sweep_states(10**6, 2, 6), 6, "cuda", limit) == limit
+    long = sweep_bytes(model, sweep_states(10**6, 2, 6), 6, device, 10**9)
+    assert (long > 10**9 - 2 * active) == (device == "cuda")  # a CPU runs a few rows at a time
+    assert sweep_bytes(model, sweep_states(9, 1, 6), 6, device, 1) >= 2 * row + active  # two variants fit always

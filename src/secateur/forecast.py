@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from secateur.assets import resolve_model
 from secateur.engine.blocks import BlockInputs, head_logits, run_block
 from secateur.engine.loss import LOGIT_BYTES
-from secateur.engine.sweep import CPU_TOKENS, activation_bytes
+from secateur.engine.sweep import activation_bytes, sweep_bytes
 from secateur.errors import SecateurError
 from secateur.methods import Cost, Method, methods
 from secateur.model.budget import Budget, shares
@@ -67,13 +67,14 @@ def forecast(
     samples, length = method.window_shape(hollow.max_length, samples, length)
     require_edits(hollow.family, *method.edits)
     cost = method.foretell(layout, samples, length, budget, **method.complete(options))
-    speed = _probe(hollow, length, check_device(None) if device == "auto" else device)
+    one = check_device(None) if device == "auto" else device
+    speed = _probe(hollow, length, one)
     return {
         "model": name,
         "method": method.name,
         "parameters": {"before": layout.parameters, "after": cost.after.parameters},
         "removed": shares(layout, cost.after),
-        "peak_memory_bytes": _peak(hollow, layout, cost, length),
+        "peak_memory_bytes": _peak(hollow, layout, cost, length, torch.device(one).type),
         "disk_bytes": cost.after.parameters * hollow.dtype.itemsize,
         **_forwards(hollow, cost, length),
         "seconds": speed.seconds(cost),
@@ -108,9 +109,8 @@ def forwards_by_method(
 
 def _forwards(hollow: Model, cost: Cost, length: int) -> dict[str, float]:
     blocks = len(hollow.numbers)
-    asked = cost.block_tokens / blocks if cost.asked_tokens is None else cost.asked_tokens
     spent = work_forwards(cost.block_tokens, cost.head_tokens, blocks, length, head=hollow.head_cost)
-    return {"forwards": spent, "forwards_asked": asked / length}
+    return {"forwards": spent, "forwards_asked": cost.asked_tokens / (blocks * length)}
 
 
 def hollow_model(
@@ -162,14 +162,16 @@ def _median(work: Any, device: str, rounds: int = 5) -> float:
     return statistics.median(times[1:])
 
 
-def _peak(model: Model, layout: Layout, cost: Cost, length: int) -> int:
-    """Weights, hidden states held, one forward's activations and one chunk of logits.
+def _peak(model: Model, layout: Layout, cost: Cost, length: int, device: str) -> int:
+    """Weights, what the method keeps, hidden states held, one forward's activations and one chunk of logits.
 
     A sweep puts several rows into a forward. Logits are there twice: as the model's dtype and as float32, or, for KL,
     beside the reference's. Activations are gone by then, but the allocator need not have given them back.
     """
     item = model.dtype.itemsize
-    states = cost.peak_states * model.hidden_size * item
+    state = model.hidden_size * item
+    walked = cost.peak_states * state + activation_bytes(model, length)
+    swept = sweep_bytes(model, cost.sweep_states, length, device)
     logits = 2 * min(LOGIT_BYTES, 4 * model.vocab_size * length) if cost.head_tokens else 0
-    rows = max(length, CPU_TOKENS) if cost.head_tokens else length
-    return int(layout.parameters * item + states + activation_bytes(model, rows) + logits)
+    kept = cost.kept_states * state + cost.extra_bytes
+    return int(layout.parameters * item + kept + max(walked, swept) + logits)

@@ -117,7 +117,7 @@ def sample_sweep(
     variants_at_once = max(2, memory_bytes // (2 * row_bytes))
     sums: dict[Variant, Tensor] = {v: torch.zeros(tokens.samples, dtype=torch.float64) for v in unique}
     groups = [unique[i : i + variants_at_once] for i in range(0, len(unique), variants_at_once)]
-    rows_at_once = _rows_at_once(model, tokens.length, memory_bytes)
+    rows_at_once = _rows_at_once(model, tokens.length, model.device.type, memory_bytes)
     with run.progress(label, _work(model, groups) * tokens.samples) as done:
         for start in range(0, tokens.samples, samples_at_once):
             ids = tokens.ids[start : start + samples_at_once]
@@ -135,7 +135,7 @@ def final_states(model: Model, tokens: Tokens, *, run: Run | None = None) -> Ten
     """Hidden states after the last block, (samples, length, hidden); what `KLDivergence` keeps of a reference."""
     run = run or Run()
     run.meter.asked_tokens += tokens.ids.numel() * len(model.numbers)
-    rows_at_once = _rows_at_once(model, tokens.length, MEMORY_BYTES)
+    rows_at_once = _rows_at_once(model, tokens.length, model.device.type, MEMORY_BYTES)
     return propagate(model, tokens.ids, [DENSE], run=run, rows_at_once=rows_at_once)[DENSE]
 
 
@@ -235,9 +235,34 @@ def _row_bytes(model: Model, length: int) -> int:
     return length * model.hidden_size * model.dtype.itemsize
 
 
-def _rows_at_once(model: Model, length: int, memory_bytes: int) -> int:
+def sweep_states(variants: int, samples: int, length: int) -> int:
+    """The hidden states of tokens that a sweep over different variants holds at once where they fit: one row each.
+
+    What comes out of a block takes the place of what went in, and there are never more prefixes than variants. (Only
+    where a block changes the stream's width are both there.)
+    """
+    return variants * samples * length
+
+
+def sweep_bytes(model: Model, states: float, length: int, device: str, memory_bytes: int = MEMORY_BYTES) -> float:
+    """What a sweep takes at most: its hidden states and a block-forward's activations, as `sample_sweep` limits them.
+
+    Args:
+        states: as `sweep_states` counts them.
+        length: of a row.
+        device: the kind of device that it will run on; the model itself may be hollow.
+    """
+    if not states:
+        return 0
+    row = _row_bytes(model, length)
+    held = min(states / length * row, max(memory_bytes / 2, 2 * row))
+    rows = min(states / length, _rows_at_once(model, length, device, memory_bytes))
+    return held + max(1, rows) * activation_bytes(model, length)
+
+
+def _rows_at_once(model: Model, length: int, device: str, memory_bytes: int) -> int:
     """Rows per block-forward. A GPU wants all that fits."""
-    if model.device.type == "cpu":
+    if device == "cpu":
         return max(1, CPU_TOKENS // length)
     return max(1, memory_bytes // 2 // activation_bytes(model, length))
 

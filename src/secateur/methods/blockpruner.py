@@ -14,8 +14,8 @@ from secateur.model.budget import Budget, takes
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.run import Run
-from secateur.solvers.criterion import Criterion, search_metric
-from secateur.solvers.greedy import best_removal, round_forwards
+from secateur.solvers.criterion import Criterion, dense_metric
+from secateur.solvers.greedy import best_removal, greedy_cost
 from secateur.surgery.apply import predict
 from secateur.surgery.edits import DropAttention, DropMLP, Edit
 
@@ -102,29 +102,19 @@ def _foretell(
     search_samples: int, search_length: int | None, **_: Any,
 ) -> Cost:  # fmt: skip
     search_length = check_cut(search_samples, search_length, samples, length)
-    blocks, search = len(layout.blocks), search_samples * search_length
     candidates: list[int] = []  # by round
 
-    def first(units: list[Part]) -> Part:  # which ones go is not known: as many attention modules as MLPs
-        candidates.append(len(units))
-        return units[0]
+    def first(some: list[Part]) -> Part:  # which ones go is not known: as many attention modules as MLPs
+        candidates.append(len(some))
+        return some[0]
 
     after = layout
     for unit in removals(layout, budget, alternate=alternate, choose=first):
         after = predict(after, _edit(unit))
-    rounds = sum(round_forwards(count, blocks) for count in candidates)
-    heads = tried = sum(candidates)
-    if criterion == "kl":  # the dense model once, its logits once a round
-        rounds += blocks
-        heads += len(candidates)
-        tried += 1
-    return Cost(
-        block_tokens=search * rounds,
-        head_tokens=search_samples * (search_length - 1) * heads,
-        peak_states=2 * search * (candidates[0] + 1),
+    return greedy_cost(
+        candidates, blocks=len(layout.blocks), samples=search_samples, length=search_length, criterion=criterion,
         after=after,
-        asked_tokens=search * tried,
-    )
+    )  # fmt: skip
 
 
 def _edit(unit: Part) -> Edit:
@@ -167,13 +157,13 @@ def blockpruner(
     """
     layout, search = model.layout(), tokens.first(search_samples, search_length)
     _check_reach(layout, budget, alternate)
-    metric = search_metric(model, search, criterion, run)
-    rounds = 0
+    metric = dense_metric(model, search, criterion, run)
+    place = 0
 
     def cheapest(candidates: list[Part]) -> Part:
-        nonlocal rounds
-        rounds += 1
-        unit, loss = best_removal(model, search, candidates, metric=metric, run=run, key=f"blockpruner/{rounds}")
+        nonlocal place
+        unit, loss = best_removal(model, search, candidates, metric=metric, run=run, key=f"blockpruner/{place}")
+        place += 1
         logger.info("blockpruner: without the %s of block %d: %s %.6f nats", unit.kind, unit.block, criterion, loss)
         return unit
 

@@ -6,12 +6,11 @@ import logging
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from secateur.engine.sweep import Kind, Part, Variant
 from secateur.engine.tokens import Tokens
@@ -21,13 +20,14 @@ from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.run import Run
-from secateur.solvers.evolution import Criterion, Generation, Selection, Space, Sweeps, WindowLosses, Windows, evolve
+from secateur.solvers.counting import CountingSweeps, evolution_cost
+from secateur.solvers.criterion import Criterion
+from secateur.solvers.evolution import Generation, Selection, Space, Sweeps, WindowLosses, Windows, evolve
 from secateur.surgery.apply import predict
 from secateur.surgery.edits import DropAttention, DropBlock, DropMLP, Edit
 
 KEY = "evopress"
 SAMPLES, LENGTH = 64, 2048  # 131,072 tokens
-_SIMULATED = 32  # generations whose cost is counted one by one when it is foretold
 
 logger = logging.getLogger(__name__)
 
@@ -157,72 +157,17 @@ def _listed(numbers: Sequence[int]) -> str:
     return " then ".join(f"{number:,}" for number in numbers)
 
 
-class Counter:
-    """Stands for `Sweeps` to count what a search will cost. The losses are made up: each variant has one, at random,
-    the same on all tokens, so that a good parent stays for long and is seldom computed anew, as in a real search."""
-
-    def __init__(self, layout: Layout, criterion: Criterion) -> None:
-        kinds: tuple[Kind, ...] = ("attention", "mlp", "block")
-        self._blocks = [(Part(k, "block"), frozenset(Part(k, kind) for kind in kinds)) for k in layout.blocks]
-        self._kl = criterion == "kl"
-        self._quality: dict[Variant, float] = {}
-        self._dense: set[tuple[int, int]] = set()
-        self._rng = torch.Generator().manual_seed(0)
-        self.block_tokens = self.head_tokens = self.states = 0
-
-    def __call__(self, variants: Sequence[Variant], samples: Sequence[int], length: int, label: str) -> Tensor:
-        self.block_tokens += self._forwards(variants) * len(samples) * length
-        self.head_tokens += (len(variants) + self._kl) * len(samples) * (length - 1)
-        self.states = max(self.states, 2 * len(variants) * len(samples) * length)
-        new = {(sample, length) for sample in samples} - self._dense
-        if self._kl:
-            self.block_tokens += len(self._blocks) * len(new) * length
-            self._dense |= new
-        for variant in variants:
-            if variant not in self._quality:
-                self._quality[variant] = float(torch.rand((), generator=self._rng))
-        values = torch.tensor([self._quality[variant] for variant in variants], dtype=torch.float64)
-        return values[:, None].repeat(1, len(samples)) * (length - 1)
-
-    @property
-    def kept(self) -> int:
-        """Tokens whose dense states are kept."""
-        return sum(length for _, length in self._dense)
-
-    def _forwards(self, variants: Sequence[Variant]) -> int:
-        """Block-forwards of a sweep: a block's distinct outputs, which a dropped block does not compute."""
-        total = 0
-        state = [0] * len(variants)
-        for whole, parts in self._blocks:
-            seen: dict[tuple[int, Variant], int] = {}
-            for place, variant in enumerate(variants):
-                state[place] = seen.setdefault((state[place], parts & variant), len(seen))
-            total += sum(whole not in muted for _, muted in seen)
-        return total
-
-
 def _foretell(
     layout: Layout, samples: int, length: int, budget: Budget, *, criterion: Criterion, windows: Windows, **options: Any
 ) -> Cost:  # fmt: skip
     made = plan(layout, budget, **options)
-    counter, run = Counter(layout, criterion), Run()
-    score = WindowLosses(counter, torch.ones(samples, length), run, key=KEY, windows=windows, asked=made.asked)
-    spent = []  # (block tokens, head tokens) after each generation
-    for generation in _search(made, score, run):
-        spent.append((counter.block_tokens, counter.head_tokens))
-        best = generation.parents[0]
-        if generation.number == _SIMULATED:
-            break
-    left = made.generations - (len(spent) - 1)
-    half = len(spent) // 2  # the later generations are like each other
-    block, head = (
-        last + left * (last - middle) / max(1, len(spent) - 1 - half)
-        for last, middle in zip(spent[-1], spent[half], strict=True)
-    )
+    sweeps, run = CountingSweeps(layout, criterion), Run()
+    score = WindowLosses(sweeps, torch.ones(samples, length), run, key=KEY, windows=windows, asked=made.asked)
+    best, cost = evolution_cost(_search(made, score, run), made.generations, sweeps)
     after = layout
     for edit in _edits(best):
         after = predict(after, edit)
-    return Cost(block_tokens=block, head_tokens=head, peak_states=counter.kept + counter.states, after=after)
+    return replace(cost, after=after)
 
 
 def _search(made: Plan, score: WindowLosses, run: Run) -> Iterator[Generation]:
@@ -307,6 +252,6 @@ def evopress(
     curve = []
     for generation in _search(made, score, run):
         curve.append(generation.loss)
-        run.note(f"best {criterion} by generation, in nats", curve)
         logger.info("evopress: generation %d: %s %.6f nats", generation.number, criterion, generation.loss)
+    run.note(f"best {criterion} by generation, in nats", curve)
     yield from _edits(generation.parents[0])

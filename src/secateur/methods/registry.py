@@ -13,29 +13,10 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from secateur.errors import InvalidOptionError, UnknownNameError
-from secateur.model.layout import Layout
+from secateur.solvers.cost import Cost
 from secateur.surgery.edits import Edit
 
 Prune = Callable[..., Iterator[Edit]]  # (model, tokens, budget, run, *, options) -> edits
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a method will do, foretold from numbers alone.
-
-    Attributes:
-        block_tokens, head_tokens: tokens through one block, and through the head.
-        peak_states: the largest number of hidden-state tokens held at once.
-        after: the layout that the method will reach; approximate where the method decides on the way.
-        asked_tokens: tokens through the whole model that the method asks for, as an implementation would run them
-            that shares no prefixes between variants; what papers count. `block_tokens` by blocks if not given.
-    """
-
-    block_tokens: float
-    head_tokens: float
-    peak_states: float
-    after: Layout
-    asked_tokens: float | None = None
 
 
 Foretell = Callable[..., Cost]  # (layout, tokens' (samples, length), budget, *, options) -> Cost

@@ -16,7 +16,7 @@ from secateur.model.budget import Budget, leading
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.run import Run
-from secateur.solvers.similarity import Positions, span_distances, span_states
+from secateur.solvers.similarity import Positions, drop_cost, span_distances
 from secateur.surgery.edits import DropBlock, Edit
 
 logger = logging.getLogger(__name__)
@@ -62,16 +62,8 @@ def least_influential(layout: Layout, influence: Tensor, budget: Budget) -> list
 def _foretell(
     layout: Layout, samples: int, length: int, budget: Budget, *, positions: Positions, order: Order, **_: Any
 ) -> Cost:
-    blocks, count = list(layout.blocks), budget.whole_blocks(layout)
-    after = layout
-    for number in blocks[:count]:  # which ones go is not known; they are mostly of one size
-        after = after.with_block(number, None)
-    return Cost(
-        block_tokens=samples * length * len(blocks),
-        head_tokens=0,
-        peak_states=span_states(1, samples, length, positions=positions, order=order),
-        after=after,
-    )
+    dropped = list(layout.blocks)[: budget.whole_blocks(layout)]
+    return drop_cost(layout, dropped, 1, samples, length, positions=positions, order=order)
 
 
 @method(

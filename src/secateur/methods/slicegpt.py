@@ -18,7 +18,8 @@ from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.run import Run
-from secateur.solvers.pca import SecondMoment, principal_basis
+from secateur.solvers.moments import SecondMoment
+from secateur.solvers.pca import basis_bytes, principal_basis
 from secateur.surgery.edits import CentreEmbedding, Edit, FoldNorms, Rebase, UntieHead
 
 _TINY = 1e-6  # keeps a state of zeros finite
@@ -143,14 +144,19 @@ def _foretell(
     width = plan(layout, budget, dimension=dimension, multiple=multiple, slice_head=slice_head, untie=untied)
     after = sliced(layout, width, slice_head=slice_head, untie=untied)
     sites = sites_to_slice(layout, width, slice_head=slice_head)
+    widths = [layout.stream_width(site) for site in sites]
     # a block runs once to show its middle and once to move on; for a site before a block nothing is run
     looks = sum(site % 2 for site in sites) + (layout.sites[-1] in sites)
     walked = samples * length
+    work = walked * (looks + len(layout.blocks) - 1)
     return Cost(
-        block_tokens=walked * (looks + len(layout.blocks) - 1),
+        block_tokens=work,
         head_tokens=0,
-        peak_states=walked + 2 * width * len(sites),  # and the bases: of the edits, and in the journal
+        asked_tokens=work,
+        peak_states=walked,
         after=after,
+        # the bases are float32, in the edits and in the journal
+        extra_bytes=basis_bytes(max(widths, default=0)) + 2 * 4 * width * sum(widths),
     )
 
 

@@ -19,12 +19,16 @@ from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.layout import BlockLayout, Layout
 from secateur.run import Run
-from secateur.solvers.obs import GroupError, Hessian, Kept, group_sizes, prune_groups
+from secateur.solvers.moments import SecondMoment
+from secateur.solvers.obs import GroupError, Kept, group_sizes, prune_bytes, prune_groups
 from secateur.solvers.schedule import Shape, ratios
 from secateur.surgery.edits import Edit, KeepHeads, KeepNeurons, keep
 
 Rounding = Literal["auto", "paper", "carry"]
 Precision = Literal["float32", "float64"]
+
+_HIGHEST = 0.99  # of what a block can lose: something stays
+_ROUNDING = 0.25  # of the target: plans so coarse that they miss it by more are refused
 
 logger = logging.getLogger(__name__)
 
@@ -123,10 +127,6 @@ def _check_met(layout: Layout, budget: Budget, made: dict[int, BlockPlan]) -> No
         )
 
 
-_HIGHEST = 0.99  # of what a block can lose: something stays
-_ROUNDING = 0.25  # of the target: plans so coarse that they miss it by more are refused
-
-
 def _heads(block: BlockLayout) -> int:
     """Parameters of the heads, where there is more than one KV group: one must stay."""
     return block.shape.kv_heads * block.kv_group if block.shape.kv_heads > 1 else 0
@@ -149,7 +149,8 @@ def _check(group: str | int, damping: float) -> None:
 
 def _foretell(
     layout: Layout, samples: int, length: int, budget: Budget, *, ratio: Shape, first_ratio: float | None,
-    last_ratio: float | None, rounding: Rounding, group: Any, damping: float, **_: Any,
+    last_ratio: float | None, rounding: Rounding, group: Any, damping: float, compensate: bool, precision: Precision,
+    **_: Any,
 ) -> Cost:  # fmt: skip
     _check(group, damping)
     made = plan(
@@ -163,7 +164,36 @@ def _foretell(
             block = block.with_kv_heads(block.shape.kv_heads - each.kv_groups)
         after = after.with_block(number, block.with_width(block.shape.width - each.neurons))
         passes += bool(each.kv_groups) + bool(each.neurons) + (number != numbers[-1])
-    return Cost(block_tokens=passes * samples * length, head_tokens=0, peak_states=samples * length, after=after)
+    work, walked = passes * samples * length, samples * length
+    return Cost(
+        block_tokens=work,
+        head_tokens=0,
+        asked_tokens=work,
+        peak_states=walked,
+        after=after,
+        extra_bytes=_extra_bytes(layout, after, made, getattr(torch, precision), compensate),
+    )
+
+
+def _extra_bytes(
+    before: Layout, after: Layout, made: dict[int, BlockPlan], dtype: torch.dtype, compensate: bool
+) -> int:
+    """The largest solve, and the compensated weights, which are in the edits and in the journal."""
+    hidden, solves, kept = before.ends.hidden, [0], 0
+    for number, each in made.items():
+        for goes, columns in ((each.kv_groups, _head_columns), (each.neurons, _neuron_columns)):
+            if goes:
+                solves.append(prune_bytes(hidden, columns(before.blocks[number]), dtype))
+                kept += hidden * columns(after.blocks[number])
+    return max(solves) + 2 * dtype.itemsize * kept * compensate
+
+
+def _head_columns(block: BlockLayout) -> int:
+    return block.shape.query_heads * block.head_dim
+
+
+def _neuron_columns(block: BlockLayout) -> int:
+    return block.shape.width
 
 
 @method(
@@ -242,12 +272,12 @@ def slimgpt(
 
 
 def _hessian(visit: Visit, tap: str, dtype: torch.dtype) -> Tensor:
-    """H of the inputs of one output projection, over all calibration tokens."""
-    hessian = Hessian(dtype)
-    visit.observe(**{tap: hessian.add})
-    if hessian.matrix is None:
+    """H = 2 E[x x^T] of the inputs x of one output projection, over all calibration tokens."""
+    moment = SecondMoment(dtype)
+    visit.observe(**{tap: moment.add})
+    if moment.total is None:
         raise NumericalError(f"block {visit.block.number}: its {tap} was never computed")
-    return hessian.matrix
+    return 2 * moment.mean
 
 
 def _step(run: Run, key: str, solve: Callable[[], Kept]) -> dict[str, Any]:

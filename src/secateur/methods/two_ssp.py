@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -21,8 +21,8 @@ from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.run import Run
-from secateur.solvers.criterion import Criterion, search_metric
-from secateur.solvers.greedy import greedy_removal, round_forwards
+from secateur.solvers.criterion import Criterion, dense_metric
+from secateur.solvers.greedy import greedy_cost, greedy_removal
 from secateur.surgery.edits import DropAttention, Edit, KeepNeurons, keep
 
 _ROUNDING = 0.25  # of the target: widths so coarse that they miss it by more are refused
@@ -186,24 +186,18 @@ def _foretell(
     for number, width in made.widths.items():
         after = after.with_block(number, after.blocks[number].with_width(width))
     there = [number for number, block in layout.blocks.items() if block.attention]
-    blocks = len(layout.blocks)
-    search = search_samples * search_length
-    candidates = range(len(there), len(there) - made.attentions, -1)  # by round
-    rounds = sum(round_forwards(c, blocks) for c in candidates)
-    heads = tried = sum(candidates)
-    if criterion == "kl" and made.attentions:  # the dense model once, its logits once a round
-        rounds += blocks
-        heads += made.attentions
-        tried += 1
     for number in there[: made.attentions]:  # which ones go is not known; they are of one size but for rounding
         after = after.with_block(number, after.blocks[number].without_attention())
-    walked = samples * length
-    return Cost(
-        block_tokens=walked * blocks + search * rounds,
-        head_tokens=search_samples * (search_length - 1) * heads,
-        peak_states=max(walked if order == "blocks" else length, search * (len(there) + 1) if rounds else 0),
-        after=after,
-        asked_tokens=walked + search * tried,
+    blocks, walked = len(layout.blocks), samples * length
+    search = greedy_cost(
+        range(len(there), len(there) - made.attentions, -1), blocks=blocks, samples=search_samples,
+        length=search_length, criterion=criterion, after=after,
+    )  # fmt: skip
+    return replace(
+        search,
+        block_tokens=search.block_tokens + walked * blocks,
+        asked_tokens=search.asked_tokens + walked * blocks,
+        peak_states=walked if order == "blocks" else length,
     )
 
 
@@ -248,7 +242,7 @@ def two_ssp(
     made = plan(model.layout(), budget, alpha=alpha, attentions=_forced(stage1_only, attentions))
     logger.info("2ssp: %d attention modules go, FFN widths %s", made.attentions, sorted(set(made.widths.values())))
     search = tokens.first(search_samples, search_length)
-    metric = search_metric(model, search, criterion, run) if made.attentions else NegativeLogLikelihood()
+    metric = dense_metric(model, search, criterion, run) if made.attentions else NegativeLogLikelihood()
 
     # Stage 1 scores the dense model to its end before the first edit; an edit inside the walk would be another method.
     scores = run.step("scores", lambda: neuron_scores(model, tokens, norm=norm, order=order, run=run))

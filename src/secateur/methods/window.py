@@ -18,7 +18,7 @@ from secateur.model.budget import Budget, leading
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.run import Run
-from secateur.solvers.similarity import Positions, span_distances, span_states
+from secateur.solvers.similarity import Positions, drop_cost, span_distances
 from secateur.surgery.edits import DropBlock, Edit
 
 logger = logging.getLogger(__name__)
@@ -89,17 +89,10 @@ def mean_angles(
 def _foretell(
     layout: Layout, samples: int, length: int, budget: Budget, *, positions: Positions, order: Order, **_: Any
 ) -> Cost:
-    blocks, lengths = list(layout.blocks), window_lengths(layout, budget)
+    lengths = window_lengths(layout, budget)
     start, n = next(iter(lengths.items()))
-    after = layout
-    for number in blocks[start : start + n]:  # which ones go is not known; they are mostly of one size
-        after = after.with_block(number, None)
-    return Cost(
-        block_tokens=samples * length * len(blocks),
-        head_tokens=0,
-        peak_states=span_states(max(lengths.values()), samples, length, positions=positions, order=order),
-        after=after,
-    )
+    dropped = list(layout.blocks)[start : start + n]
+    return drop_cost(layout, dropped, max(lengths.values()), samples, length, positions=positions, order=order)
 
 
 @method(

@@ -15,14 +15,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from secateur.engine.loss import KLDivergence, Metric, NegativeLogLikelihood
 from secateur.engine.sweep import Kind, Part, Variant, final_states, sample_sweep
 from secateur.engine.tokens import Tokens
 from secateur.errors import InvalidOptionError, NumericalError
 from secateur.model.handle import Model
 from secateur.run import Run
+from secateur.solvers.criterion import Criterion, search_metric
 
-Criterion = Literal["kl", "ppl"]
 Windows = Literal["drawn", "first"]
 Window = tuple[int, int]  # a sample's number, and how many of its first tokens are taken
 Score = Callable[..., list[float]]  # (variants, tokens, generation, step) -> their mean losses
@@ -253,9 +252,9 @@ class Sweeps:
 
     def __call__(self, variants: Sequence[Variant], samples: Sequence[int], length: int, label: str) -> Tensor:
         chosen = self._cut(samples, length)
-        metric: Metric = NegativeLogLikelihood()
-        if self._criterion == "kl":
-            metric = KLDivergence(torch.stack([self._reference(sample, length) for sample in samples]))
+        metric = search_metric(
+            self._criterion, lambda: torch.stack([self._reference(sample, length) for sample in samples])
+        )
         return sample_sweep(self._model, chosen, variants, metric, run=self._run, label=label)
 
     def _reference(self, sample: int, length: int) -> Tensor:

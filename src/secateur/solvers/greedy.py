@@ -6,11 +6,14 @@ import math
 from collections.abc import Iterator, Sequence
 
 from secateur.engine.loss import Metric
-from secateur.engine.sweep import Part, sweep
+from secateur.engine.sweep import Part, sweep, sweep_states
 from secateur.engine.tokens import Tokens
 from secateur.errors import NumericalError
 from secateur.model.handle import Model
+from secateur.model.layout import Layout
 from secateur.run import Run
+from secateur.solvers.cost import Cost
+from secateur.solvers.criterion import Criterion
 
 
 def best_removal(
@@ -72,3 +75,29 @@ def round_forwards(candidates: int, blocks: int) -> float:
     """Block-forwards per window of a round over candidates that are spread evenly over the blocks: a block produces
     a state for each candidate up to it and, but for the last block, the one that lacks nothing."""
     return candidates * (blocks + 1) / 2 + blocks - 1
+
+
+def greedy_cost(
+    candidates: Sequence[int], *, blocks: int, samples: int, length: int, criterion: Criterion, after: Layout
+) -> Cost:
+    """What greedy rounds cost, without knowing which candidates will go.
+
+    Args:
+        candidates: their number in each round.
+        blocks: of the model.
+        samples, length: windows that the loss is taken on, and their tokens.
+        after: the layout that they lead to.
+    """
+    windows = samples * length
+    rounds, heads, tried = sum(round_forwards(count, blocks) for count in candidates), sum(candidates), sum(candidates)
+    if kl := criterion == "kl" and bool(candidates):  # the dense model once, its logits once a round
+        rounds, heads, tried = rounds + blocks, heads + len(candidates), tried + 1
+    return Cost(
+        block_tokens=windows * rounds,
+        head_tokens=samples * (length - 1) * heads,
+        asked_tokens=windows * tried * blocks,
+        peak_states=0,
+        after=after,
+        sweep_states=sweep_states(max(candidates, default=0), samples, length),
+        kept_states=windows * kl,
+    )

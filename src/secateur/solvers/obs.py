@@ -8,8 +8,7 @@ Algorithm 1 are those of SlimGPT (arXiv 2412.18110).
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,43 +23,6 @@ _DAMPING_STEPS = 8  # each ten times the one before
 _LEAST_DAMPING = 1e-8  # where none was asked and the Hessian turns out singular
 
 logger = logging.getLogger(__name__)
-
-
-class Hessian:
-    """The running mean H = 2 E[x x^T] of a linear map's inputs, in float32 or better.
-
-    Attributes:
-        matrix: (columns, columns); None before the first input.
-    """
-
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
-        self.matrix: Tensor | None = None
-        self._dtype = dtype
-        self._weight = 0.0
-
-    def add(self, x: Tensor, weights: Tensor) -> None:
-        """Take inputs x (batch, tokens, columns) in, each token by its weight (batch, tokens)."""
-        flat = x.flatten(0, 1).to(self._dtype) * weights.flatten()[:, None].to(x.device, self._dtype).sqrt()
-        added = float(weights.double().sum())
-        with _full_precision():
-            product = flat.T @ flat  # (columns, columns)
-        if self.matrix is None:
-            self.matrix = torch.zeros_like(product)
-        total = self._weight + added
-        if total:
-            self.matrix.mul_(self._weight / total).add_(product, alpha=2 / total)
-        self._weight = total
-
-
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    """No TF32, whose ten bits of mantissa spoil a Hessian; the caller's setting comes back."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @dataclass(frozen=True)
@@ -116,7 +78,6 @@ def prune_groups(
     w[:, dead] = 0
     mean = float(h.diagonal().mean())
     alive = torch.arange(w.shape[1] // size, device=h.device)
-    lost = torch.zeros(w.shape[0], w.shape[1], dtype=h.dtype, device=h.device)  # W - W', by the original columns
     original = w.clone()
     h.diagonal().add_(damping * mean)
     for count in schedule:
@@ -131,12 +92,18 @@ def prune_groups(
             w[:, columns] = _without(w[:, columns], inverse, _columns(gone, size))
         w[:, columns[_columns(gone, size)]] = 0
         alive = alive[stay]
-    lost = original - w
+    lost = original - w  # W - W', by the original columns
     cost = float(((lost @ h) * lost).sum()) / 2
     kept = w[:, _columns(alive, size)]
     if not torch.isfinite(kept).all():
         raise NumericalError(f"{name}: the compensated weight has NaN or Inf; give more damping or other data")
     return Kept(alive.cpu(), kept.cpu(), cost)
+
+
+def prune_bytes(rows: int, columns: int, dtype: torch.dtype) -> int:
+    """What `prune_groups` holds at its peak: the Hessian as given and damped; the matrix of what is left, its factor,
+    its inverse and the one before; and five of the weight."""
+    return dtype.itemsize * (6 * columns**2 + 5 * rows * columns)
 
 
 def group_errors(weight: Tensor, inverse: Tensor, size: int, error: GroupError = "grouped") -> Tensor:

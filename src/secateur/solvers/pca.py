@@ -1,4 +1,4 @@
-"""Principal components of activations, in float64."""
+"""Principal components of activations, in float64; see `moments.SecondMoment`."""
 
 from __future__ import annotations
 
@@ -8,17 +8,9 @@ from torch import Tensor
 from secateur.errors import NumericalError
 
 
-class SecondMoment:
-    """A running sum of w x x^T over tokens x of weight w, (features, features) float64."""
-
-    def __init__(self) -> None:
-        self.total: Tensor | None = None
-
-    def add(self, x: Tensor, weights: Tensor) -> None:
-        """x (..., features), weights (...)."""
-        rows = x.reshape(-1, x.shape[-1]).double()
-        moment = (rows * weights.reshape(-1, 1).to(rows)).T @ rows  # float64: what is sliced off are the small ones
-        self.total = moment if self.total is None else self.total + moment.to(self.total.device)
+def basis_bytes(features: int) -> int:
+    """What `principal_basis` holds at its peak: the moment, the eigenvectors, and twice that for LAPACK."""
+    return 8 * 4 * features**2
 
 
 def principal_basis(moment: Tensor, count: int) -> Tensor:

@@ -13,8 +13,12 @@ from secateur.engine.tokens import Tokens
 from secateur.engine.walk import Order, walk
 from secateur.errors import DataError, NumericalError
 from secateur.model.handle import Model
+from secateur.model.layout import Layout
 from secateur.model.views import Block
 from secateur.run import Run
+from secateur.solvers.cost import Cost
+from secateur.surgery.apply import predict
+from secateur.surgery.edits import DropBlock
 
 Positions = Literal["all", "last"]
 Distance = Callable[[Tensor], Tensor]  # of cosines, elementwise
@@ -111,6 +115,28 @@ def span_states(longest: int, samples: int, length: int, *, positions: Positions
     """The hidden states of tokens that `span_distances` holds at once, the walk's own included."""
     windows = samples if order == "blocks" else 1
     return windows * (length + (longest + 1) * (length if positions == "all" else 1))
+
+
+def drop_cost(
+    layout: Layout,
+    dropped: Sequence[int],
+    longest: int,
+    samples: int,
+    length: int,
+    *,
+    positions: Positions,
+    order: Order,
+) -> Cost:
+    """What it costs to compare spans of at most `longest` blocks in one walk, and to drop blocks by it.
+
+    Args:
+        dropped: the numbers of as many blocks as will go; which ones is not known, they are mostly of one size.
+    """
+    after, work = layout, samples * length * len(layout.blocks)
+    for number in dropped:
+        after = predict(after, DropBlock(number))
+    states = span_states(longest, samples, length, positions=positions, order=order)
+    return Cost(block_tokens=work, head_tokens=0, asked_tokens=work, peak_states=states, after=after)
 
 
 def _cosine(one: Tensor, other: Tensor) -> Tensor:

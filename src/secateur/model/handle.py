@@ -26,7 +26,7 @@ from secateur.model.modeling_secateur import (
     state_ends,
     state_shapes,
 )
-from secateur.model.refusals import Checkpoint, refuse_architecture
+from secateur.model.refusals import Description, refuse_architecture
 from secateur.model.views import Block
 
 
@@ -149,7 +149,7 @@ def require_family(config: Any) -> Family:
             one of its settings.
     """
     family = family_of(config)
-    refuse_architecture(Checkpoint("this model", config.to_dict()))
+    refuse_architecture(Description("this model", config.to_dict()))
     if family is None:
         raise UnsupportedModelError(
             f"models of type '{config.model_type}' are not supported; supported: {', '.join(sorted(FAMILIES))}"

@@ -28,7 +28,7 @@ from secateur.model.checkpoint import RECORD, verify_weights
 from secateur.model.handle import Model, require_family
 from secateur.model.modeling_secateur import all_classes
 from secateur.model.refusals import (
-    Checkpoint,
+    Description,
     pickle_only,
     refuse_adapter,
     refuse_architecture,
@@ -138,7 +138,7 @@ def read_config(location: str, revision: str | None = None) -> Any:
         raise CheckpointError(f"there is no folder {folder}")
     if os.path.isfile(location):
         raise CheckpointError(f"{folder} is a file; give the model's folder, with config.json and safetensors")
-    there = Checkpoint(location, {}, folder if here else None, not here, revision)
+    there = Description(location, {}, folder if here else None, not here, revision)
     if there.folder is not None:
         refuse_files(there)
     with explained(location), quiet_transformers():

@@ -99,7 +99,7 @@ class Method:
     samples: int
     length: int
     bibtex: str
-    edits: tuple[type[Edit], ...] = ()
+    edits: tuple[type[Edit], ...]
     needs: str = ""
 
     @property
@@ -159,7 +159,7 @@ def method(
     length: int,
     bibtex: str,
     foretell: Foretell,
-    edits: tuple[type[Edit], ...] = (),
+    edits: tuple[type[Edit], ...],
     needs: str = "",
 ) -> Callable[[Prune], Prune]:
     """Register a generator of edits as a method. Its docstring's "Args" document its options.

@@ -20,9 +20,10 @@ from oracles import write_model, write_texts
 import secateur
 from secateur import folders
 from secateur.cli.app import app
-from secateur.methods import methods, two_ssp
+from secateur.cli.prune import command as prune_command
+from secateur.methods import methods, registry, two_ssp
 from secateur.surgery.apply import apply
-from secateur.surgery.edits import from_json
+from secateur.surgery.edits import DropBlock, Edit, from_json
 
 
 class Told:
@@ -512,8 +513,33 @@ def test_methods_are_listed() -> None:
         assert known.bibtex in bibtex
         assert name in plain
         assert known.paper in plain
-        for option in known.options:
-            assert "--" + option.replace("_", "-") in plain
+        for option in known.options.values():
+            assert f"  --{option.name.replace('_', '-')} ({option.default_in_words}): " in plain
+    assert "(None)" not in plain
+    assert "(False)" not in plain
+
+
+def test_citing_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secateur.cli.methods.forwards_by_method", interrupt)
+    assert call("methods", "--bibtex", "--for", "demo").code == 0
+
+
+def test_methods_that_share_a_flag_agree_on_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def last(model: Any, tokens: Any, budget: Any, run: Any, *, order: bool = False) -> Iterator[Edit]:
+        """Drop the last block.
+
+        Args:
+            order: 2SSP's option of this name takes a word.
+        """
+        yield DropBlock(3)
+
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+    registry.method(
+        "last", paper="p", unit="blocks", samples=1, length=4, bibtex="@b", edits=(DropBlock,),
+        foretell=lambda layout, *_, **__: registry.Cost(0, 0, 0, layout),
+    )(last)  # fmt: skip
+    with pytest.raises(TypeError, match=r"'order' is on or off in one .*2ssp: blocks or samples.*last: true or false"):
+        prune_command()
 
 
 def test_methods_say_what_they_take_on_a_model(world: dict[str, Path]) -> None:

@@ -155,7 +155,7 @@ def prune(
     Args:
         sparsity: share of parameters to remove, in (0, 1).
         of: a share of the blocks' parameters, or of the whole model's.
-        round_to: round FFN widths to a multiple of this.
+        round_to: round FFN widths to a multiple of this, in methods that choose FFN widths.
         calibration: a text's name or file (c4 if None; demo for the demo model), or ready `Tokens`.
         samples, length: calibration windows; the paper's if None.
         seed: 0 takes the text's first windows, as the papers do; others draw from all.

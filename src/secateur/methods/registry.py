@@ -78,6 +78,10 @@ class Option:
         names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
         return " or ".join(names.get(kind, str(kind)) for kind in self.kinds)
 
+    @property
+    def default_in_words(self) -> str:
+        return "off" if self.default is False else "not given" if self.default is None else str(self.default)
+
 
 @dataclass(frozen=True)
 class Method:

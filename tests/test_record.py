@@ -15,10 +15,13 @@ from models import logits, parameters, random, tiny, tiny_in, tiny_tokens
 
 import secateur
 from secateur import Budget, Model, Tokens, load, prune, save
+from secateur.cli.inspect import inspect
+from secateur.cli.prune import _show
 from secateur.driver import Pruning
 from secateur.errors import CheckpointError, OutputExistsError
 from secateur.methods import get_method
 from secateur.model.checkpoint import RECORD, tier
+from secateur.model.checkpoint import save as save_checkpoint
 from secateur.model.load import read_record
 from secateur.report.card import card
 from secateur.report.record import append_evaluation, dump, identity, make_record, remarks
@@ -30,13 +33,16 @@ def tokens_for(model: Model, seed: int = 0) -> Tokens:
     return tiny_tokens(model, 3, 12, seed)
 
 
+COST = {"seconds": 1.0, "forwards": 2, "forwards_asked": 3.5}
+
+
 def recorded(model: Model, *edits: Edit) -> dict[str, Any]:
     """The record of a run that made these edits."""
     before, fingerprint = model.layout(), model.fingerprint()
     for edit in edits:
         apply(model, edit)
     pruning = Pruning("2ssp", {"alpha": 1.5}, Budget(0.25), list(edits), before, model.layout())
-    return make_record(model, pruning, tokens_for(model), model_fingerprint=fingerprint, seed=3, cost={"seconds": 1.0})
+    return make_record(model, pruning, tokens_for(model), model_fingerprint=fingerprint, seed=3, cost=COST)
 
 
 # --- the record ---
@@ -206,6 +212,64 @@ def test_a_folder_without_a_record_gets_none(tmp_path: Path) -> None:
     append_evaluation(tmp_path, {"perplexity": 12.5})
     assert list(tmp_path.iterdir()) == []
     assert read_record(tmp_path) is None
+
+
+class Watched(dict[str, Any]):
+    """A record that remembers what was asked of it by name."""
+
+    def __init__(self, entries: dict[str, Any], asked: set[str], at: str = "") -> None:
+        super().__init__({k: self._watched(v, asked, f"{at}.{k}") for k, v in entries.items()})
+        self.asked, self.at = asked, at
+
+    def _watched(self, value: Any, asked: set[str], at: str) -> Any:
+        if isinstance(value, list):
+            return [self._watched(each, asked, at) for each in value]
+        return Watched(value, asked, at) if isinstance(value, dict) else value
+
+    def __getitem__(self, name: str) -> Any:
+        self.asked.add(f"{self.at}.{name}")
+        return super().__getitem__(name)
+
+
+def without(record: dict[str, Any], path: str) -> dict[str, Any]:
+    """A copy that lacks an entry, of a list's first element where there is a list on the way."""
+    copy = json.loads(json.dumps(record))
+    *outer, last = path.strip(".").split(".")
+    inside = copy
+    for name in outer:
+        inside = inside[name][0] if isinstance(inside[name], list) else inside[name]
+    del inside[last]
+    return copy  # type: ignore[no-any-return]
+
+
+def test_a_record_without_what_others_read_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked of the readers themselves: `inspect`, a command that finds its result, a card of a pruned model's."""
+    model = tiny("llama")
+    record = json.loads(json.dumps(recorded(model, DropAttention(1))))
+    record["perplexity"] = [{"text": "demo", "before": 2.0, "after": 3}]
+    record["parents"] = [{key: value for key, value in record.items() if key != "parents"}]
+    save_checkpoint(model, tmp_path / "m")
+    asked: set[str] = set()
+    watched = Watched(record, asked)
+    monkeypatch.setattr("secateur.cli.inspect.read_record", lambda *_: watched)
+    inspect(str(tmp_path / "m"))
+    _show(watched, tmp_path)
+    card({**recorded(tiny("llama"), DropBlock(0)), "parents": [watched]}, get_method("2ssp"))
+    read = {path.removeprefix(".parents") for path in asked}
+    assert {".tier", ".created", ".evaluations", ".edits.edit", ".sparsity.achieved.blocks", ".cost.seconds"} <= read
+    (tmp_path / RECORD).write_text(dump(record))
+    assert read_record(tmp_path) == record
+    for path in sorted(read):
+        for broken in (without(record, path), {**record, "parents": [without(record["parents"][0], path)]}):
+            (tmp_path / RECORD).write_text(json.dumps(broken))
+            with pytest.raises(CheckpointError, match=r"secateur\.json is damaged.* is missing or of another kind"):
+                read_record(tmp_path)
+
+
+def test_a_model_without_a_name_has_a_card() -> None:
+    model = tiny("llama")
+    model.source.clear()
+    assert "# a llama model, pruned by 2ssp" in card(recorded(model, DropBlock(0)), get_method("2ssp"))
 
 
 @pytest.mark.parametrize("text", ["{", "", "\x00\x01"])

@@ -47,7 +47,9 @@ def _prune(
     method: Annotated[str, typer.Option(help="`secateur methods` lists them.")] = "2ssp",
     out_dir: Annotated[Path | None, typer.Option("--out", help="Folder to write.")] = None,
     of: Annotated[str, typer.Option(help="A share of the `blocks`' parameters or of the whole `model`'s.")] = "blocks",
-    round_to: Annotated[int, typer.Option(help="Round FFN widths to a multiple of this, in methods that choose them.")] = 1,
+    round_to: Annotated[
+        int, typer.Option(help="Round FFN widths to a multiple of this, in methods that choose them.")
+    ] = 1,
     calibration: Annotated[
         str | None,
         typer.Option(help="c4 (default), wikitext2, fineweb-edu, demo, or a .txt, .jsonl or .parquet file."),

@@ -37,9 +37,28 @@ from secateur.model.refusals import (
 )
 from secateur.quiet import quiet_transformers
 
-# What a record must have; the rest of it is only shown.
-_ENTRIES = {"fingerprint": str, "method": str, "options": dict, "sparsity": dict, "model": dict, "before": dict}
-_ENTRIES |= {"after": dict, "edits": list}
+# What a record must have: all that this package reads of it by name, some of it hours after it was loaded. A dict
+# stands for an object with these entries, a list of one for a list of such.
+_NUMBER = (int, float)
+_SIZE = dict.fromkeys(("parameters", "block_parameters", "weight_bytes", "blocks", "attentions", "neurons"), int)
+_SIZE |= {"stream_width": int}
+_RECORD = {
+    "fingerprint": str,
+    "created": str,
+    "method": str,
+    "options": dict,
+    "sparsity": {"achieved": {"blocks": _NUMBER, "model": _NUMBER}},
+    "tier": str,
+    "model": {"name": (str, type(None)), "family": str},
+    "calibration": dict,
+    "cost": {"seconds": _NUMBER, "forwards": _NUMBER, "forwards_asked": _NUMBER},
+    "before": _SIZE,
+    "after": _SIZE,
+    "perplexity": [{"text": str, "before": _NUMBER, "after": _NUMBER}],
+    "evaluations": [dict],
+    "notes": dict,
+    "edits": [{"edit": str}],
+}
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -102,28 +121,33 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
-    if lacking := _lacking(record):
+    if amiss := _amiss_in_record(record):
         raise CheckpointError(
-            f"{path} is damaged, or no record of secateur: {lacking} is missing or of another kind. "
+            f"{path} is damaged, or no record of secateur: {amiss} is missing or of another kind. "
             "Restore it, or take it away to use the model without its history"
         )
     return record
 
 
-def _lacking(record: Any) -> str | None:
-    """The first entry that a record must have (others read it, some hours later) and this one has not."""
-    parents = record.get("parents", []) if isinstance(record, dict) else []
-    for each in [record, *(parents if isinstance(parents, list) else [None])]:
-        if not isinstance(each, dict):
-            return "an object"
-        for name, kind in _ENTRIES.items():
-            if not isinstance(each.get(name), kind):
-                return f"'{name}'"
-        if not all(isinstance(each[size].get("block_parameters"), int) for size in ("before", "after")):
-            return "'block_parameters'"
-        if not isinstance(each["model"].get("name"), (str, type(None))):
-            return "the model's 'name'"
-    return None
+def _amiss_in_record(record: Any) -> str | None:
+    if not isinstance(record, dict):
+        return "an object"
+    return _amiss(record, _RECORD, "") or _amiss(record.get("parents", []), [_RECORD], "parents")
+
+
+def _amiss(value: Any, form: Any, name: str) -> str | None:
+    """The name of the first part of a JSON value that is missing or not of its form."""
+    if isinstance(form, dict):
+        if not isinstance(value, dict):
+            return f"'{name}'"
+        parts = ((value.get(key), inner, f"{name}.{key}" if name else key) for key, inner in form.items())
+    elif isinstance(form, list):
+        if not isinstance(value, list):
+            return f"'{name}'"
+        parts = ((each, form[0], f"{name}[{place}]") for place, each in enumerate(value))
+    else:
+        return None if isinstance(value, form) else f"'{name}'"
+    return next((amiss for part in parts if (amiss := _amiss(*part))), None)
 
 
 def read_config(location: str, revision: str | None = None) -> Any:

@@ -65,7 +65,7 @@ pipeline_tag: text-generation
 - {record["method"]}
 ---
 
-# {public_name(model["name"])}, pruned by {record["method"]}
+# {_name(model)}, pruned by {record["method"]}
 
 {achieved["blocks"]:.1%} of the blocks' parameters ({achieved["model"]:.1%} of all) were removed by
 [{record["method"]}]({method.paper}): {method.summary}
@@ -91,6 +91,11 @@ own data.
 """
 
 
+def _name(model: Mapping[str, Any]) -> str:
+    """One that was built in memory need not have a name."""
+    return public_name(model.get("name") or f"a {model['family']} model")
+
+
 def _earlier(record: Mapping[str, Any]) -> str:
     """A sentence on earlier prunings, with the share removed since the original."""
     if not record["parents"]:
@@ -99,7 +104,7 @@ def _earlier(record: Mapping[str, Any]) -> str:
     share = 1 - record["after"]["block_parameters"] / original["before"]["block_parameters"]
     chain = ", ".join(parent["method"] for parent in record["parents"])
     return (
-        f"Before that, {public_name(original['model']['name'])} was pruned by {chain}: in all {share:.1%} of the "
+        f"Before that, {_name(original['model'])} was pruned by {chain}: in all {share:.1%} of the "
         "original's block parameters are gone. "
     )
 

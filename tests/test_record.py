@@ -15,6 +15,7 @@ from models import logits, parameters, random, tiny, tiny_in, tiny_tokens
 
 import secateur
 from secateur import Budget, Model, Tokens, load, prune, save
+from secateur.assets.catalog import DEMO_TEXT
 from secateur.cli.inspect import inspect
 from secateur.cli.prune import _show
 from secateur.driver import Pruning
@@ -24,7 +25,7 @@ from secateur.model.checkpoint import RECORD, tier
 from secateur.model.checkpoint import save as save_checkpoint
 from secateur.model.load import read_record
 from secateur.report.card import card
-from secateur.report.record import append_evaluation, dump, identity, make_record, remarks
+from secateur.report.record import append_evaluation, dump, identity, make_record, public_name, remarks
 from secateur.surgery.apply import apply
 from secateur.surgery.edits import DropAttention, DropBlock, Edit, KeepNeurons, from_json
 
@@ -144,6 +145,55 @@ def test_whatever_decides_the_outcome_decides_the_identity() -> None:
     assert of(tokens=Tokens.of(ids, source={"name": "elsewhere"})) == of()  # what counts is what they are
     options = {"alpha": 1.5, "norm": "l2"}
     assert of(options=options) == of(options=dict(reversed(options.items())))
+
+
+# --- what is private ---
+
+PRIVATE = ["/home/someone/m", "./runs/client/m", "~/client/m", "work/client/m", "client/m.jsonl", "client/m.TXT"]
+
+
+@pytest.mark.parametrize("path", [*PRIVATE, "client/there", "client/there/"])
+def test_of_a_path_the_last_part_is_published(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "client" / "there").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    shown = Path(path).name
+    assert public_name(path) == shown
+    assert public_name(shown) == shown
+    model = tiny("llama")
+    fingerprint, before = model.fingerprint(), model.layout()
+    tokens = Tokens.of(tokens_for(model).ids, source={"name": path, "path": path, "source": "file"})
+    model.source = {"source": "local", "name": path, "asked": path, "path": path}
+    command = ["prune", path, "--out", "client/out", f"--calibration={path}", "--data=client/texts", "--alpha", "0.5"]
+    record = make_record(
+        model, Pruning("2ssp", {}, Budget(0.25), [], before, before), tokens, model_fingerprint=fingerprint, seed=0,
+        cost=COST, arguments={"command": command},
+    )  # fmt: skip
+    assert record["model"] == {
+        "source": "local", "name": shown, "asked": shown, "path": shown, "family": "llama", "fingerprint": fingerprint
+    }  # fmt: skip
+    assert record["calibration"]["path"] == record["calibration"]["name"] == shown
+    assert record["arguments"]["command"] == [
+        "prune", shown, "--out", "out", f"--calibration={shown}", "--data=texts", "--alpha", "0.5"
+    ]  # fmt: skip
+    append_to = tmp_path / "m"
+    append_to.mkdir()
+    (append_to / RECORD).write_text(dump(record))
+    append_evaluation(append_to, {"model": {"name": path, "perplexity": [{"text": path}]}})
+    for word in ("client", "someone", "runs", "work"):
+        assert word not in (append_to / RECORD).read_text()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [{"source": "hub", "repository": "org/m-1.5B", "name": "org/m-1.5B", "revision": "v1"},
+     {"source": "hub", "name": "c4", "repository": "allenai/c4", "path": "en/sub/part.json"}, DEMO_TEXT.provenance],
+)  # fmt: skip
+def test_what_is_public_is_named_in_full(source: dict[str, str]) -> None:
+    model = tiny("llama")
+    model.source = dict(source)
+    record = recorded(model, DropBlock(0))
+    assert source.items() <= record["model"].items()
+    assert public_name("org/m-1.5B") == "org/m-1.5B"
 
 
 # --- chains ---

@@ -301,6 +301,26 @@ def test_bad_input_is_refused_in_one_line(
     assert world["model"].is_dir()
 
 
+def test_what_needs_no_weights_is_refused_before_they_are_read(
+    prune: Callable[..., Told], world: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_load(*args: Any, **kwargs: Any) -> Any:
+        pytest.fail("the weights were read first")
+
+    monkeypatch.setattr("secateur.cli.prune.load", no_load)
+    for name in (
+        "dtype", "sparsity out of reach", "no samples", "length", "length 1", "eval length", "alpha", "attentions",
+        "norm", "contradiction", "search",
+    ):  # fmt: skip
+        words, code, message = REFUSED[name]
+        told = prune(*(str(word).format(**world) for word in words))
+        assert (told.code, message in told.err) == (code, True), (name, told.err)
+    neox = write_model(tmp_path / "model", "gpt_neox")
+    told = prune("--method", "slicegpt", model=neox)
+    assert (told.code, "gpt_neox cannot do Rebase" in told.err) == (3, True), told.err
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_bad_input_is_refused_by_a_dry_run_too(prune: Callable[..., Told], world: dict[str, Path]) -> None:
     told_of = (
         "method",

@@ -24,7 +24,6 @@ from secateur.model.load import check_device, check_dtype, explained, read_confi
 from secateur.model.modeling_secateur import PER_BLOCK_LISTS, plain_config, shapes_from
 from secateur.quiet import quiet_transformers
 from secateur.run import work_forwards
-from secateur.surgery.apply import require_edits
 
 _PROBE_HEAD_TOKENS = 128
 
@@ -64,9 +63,8 @@ def forecast(
     device = check_device(device)
     hollow = hollow_model(name, dtype=dtype, revision=revision, cache=cache)
     layout = hollow.layout()
-    samples, length = method.window_shape(hollow.max_length, samples, length)
-    require_edits(hollow.family, *method.edits)
-    cost = method.foretell(layout, samples, length, budget, **method.complete(options))
+    plan = method.plan(hollow, budget, samples, length, options)
+    length, cost = plan.length, plan.cost
     speed = _probe(hollow, length, check_device(None) if device == "auto" else device)
     return {
         "model": name,
@@ -77,7 +75,7 @@ def forecast(
         "disk_bytes": cost.after.parameters * hollow.dtype.itemsize,
         **_forwards(hollow, cost, length),
         "seconds": speed.seconds(cost),
-        "samples": samples,
+        "samples": plan.samples,
         "length": length,
     }
 
@@ -92,17 +90,15 @@ def forwards_by_method(
         count them (prefixes not shared, heads always run); or `refused`, the reason why it cannot.
     """
     hollow = hollow_model(name, revision=revision, cache=cache)
-    layout = hollow.layout()
     told: dict[str, dict[str, Any]] = {}
     for method in methods().values():
-        samples, length = method.window_shape(hollow.max_length, None, None)
         try:
-            require_edits(hollow.family, *method.edits)
-            cost = method.foretell(layout, samples, length, budget, **method.complete({}))
+            plan = method.plan(hollow, budget, None, None, {})
         except SecateurError as error:
             told[method.name] = {"refused": str(error)}
         else:
-            told[method.name] = {"samples": samples, "length": length, **_forwards(hollow, cost, length)}
+            shape = {"samples": plan.samples, "length": plan.length}
+            told[method.name] = {**shape, **_forwards(hollow, plan.cost, plan.length)}
     return told
 
 

@@ -32,10 +32,11 @@ from secateur.cli.progress import Bars
 from secateur.engine.tokens import Tokens
 from secateur.errors import InvalidOptionError
 from secateur.folders import claimed, require_space, resolved
-from secateur.forecast import forecast
+from secateur.forecast import forecast, hollow_model
 from secateur.methods import Option, get_method, methods
 from secateur.model.budget import Budget
 from secateur.model.checkpoint import RECORD, check_output
+from secateur.model.handle import require_positions
 from secateur.model.load import load
 from secateur.report.record import remarks
 from secateur.run import Run
@@ -98,12 +99,16 @@ def _prune(
     if overwrite or not (resolved(out_dir) / RECORD).is_file():  # one that is there may be this very result
         check_output(out_dir, overwrite=overwrite, max_shard_size=max_shard_size)
     _check_inputs_survive(out_dir, [model, calibration, *(perplexity_on or ())])
-    loaded = load(model, device=device, dtype=dtype, revision=revision, cache=cache_dir)
-    job = prepare(
-        loaded, method, sparsity=sparsity, of=of, round_to=round_to, calibration=calibration, samples=samples,  # type: ignore[arg-type]
-        length=length, seed=seed, count=count, data=data, cache=cache_dir, **options,  # type: ignore[arg-type]
-    )  # fmt: skip
     with claimed(out_dir):
+        hollow = hollow_model(model, dtype=dtype, revision=revision, cache=cache_dir)  # before gigabytes are read
+        get_method(method).plan(hollow, budget, samples, length, options)
+        if perplexity_on:
+            require_positions(hollow.max_length, eval_length)
+        loaded = load(model, device=device, dtype=dtype, revision=revision, cache=cache_dir)
+        job = prepare(
+            loaded, method, sparsity=sparsity, of=of, round_to=round_to, calibration=calibration, samples=samples,  # type: ignore[arg-type]
+            length=length, seed=seed, count=count, data=data, cache=cache_dir, **options,  # type: ignore[arg-type]
+        )  # fmt: skip
         record = None if overwrite else already_there(job, out_dir)
         if record is not None:
             told = f"{out_dir} already holds this result; `secateur eval` measures it"

@@ -13,7 +13,10 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from secateur.errors import InvalidOptionError, UnknownNameError
+from secateur.model.budget import Budget
+from secateur.model.handle import Model, require_positions
 from secateur.model.layout import Layout
+from secateur.surgery.apply import require_edits
 from secateur.surgery.edits import Edit
 
 Prune = Callable[..., Iterator[Edit]]  # (model, tokens, budget, run, *, options) -> edits
@@ -84,6 +87,21 @@ class Option:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """A run that can be made, as far as a model's shapes and family tell.
+
+    Attributes:
+        samples, length: of the calibration.
+        options: all of the method's.
+    """
+
+    samples: int
+    length: int
+    options: dict[str, Any]
+    cost: Cost
+
+
+@dataclass(frozen=True)
 class Method:
     """A registered method.
 
@@ -146,9 +164,23 @@ class Method:
         length = min(self.length, max_length or self.length) if length is None else length
         if samples < 1 or length < 2:
             raise InvalidOptionError(f"need at least 1 window of at least 2 tokens, not {samples} of {length}")
-        if max_length is not None and length > max_length:
-            raise InvalidOptionError(f"windows of {length} tokens; the model's positions end at {max_length}")
+        require_positions(max_length, length)
         return samples, length
+
+    def plan(
+        self, model: Model, budget: Budget, samples: int | None, length: int | None, options: Mapping[str, Any]
+    ) -> Plan:
+        """Check all of a run that needs no weights; the model may be a hollow one.
+
+        Raises:
+            UnknownNameError, InvalidOptionError: see `complete` and `window_shape`.
+            UnsupportedEditError: the model's family cannot do one of the method's edits.
+            InfeasibleBudgetError: with the reachable range.
+        """
+        complete = self.complete(options)
+        samples, length = self.window_shape(model.max_length, samples, length)
+        require_edits(model.family, *self.edits)
+        return Plan(samples, length, complete, self.foretell(model.layout(), samples, length, budget, **complete))
 
 
 _METHODS: dict[str, Method] = {}

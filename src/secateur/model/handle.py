@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from secateur.errors import InvalidEditError, NumericalError, UnsupportedModelError
+from secateur.errors import InvalidEditError, InvalidOptionError, NumericalError, UnsupportedModelError
 from secateur.model.layout import Layout
 from secateur.model.modeling_secateur import (
     FAMILIES,
@@ -161,6 +161,12 @@ def require_family(config: Any) -> Family:
                 f"{name}={getattr(config, name, None)}"
             )
     return family
+
+
+def require_positions(max_length: int | None, length: int) -> None:
+    """Raise InvalidOptionError for windows that are longer than a model's positions (None: without an end)."""
+    if max_length is not None and length > max_length:
+        raise InvalidOptionError(f"windows of {length} tokens; the model's positions end at {max_length}")
 
 
 def require_finite(model: Model) -> None:

@@ -116,15 +116,16 @@ def hollow_model(
     revision: str | None = None,
     cache: Path | None = None,
 ) -> Model:
-    """A model without weights (on `meta`), from its configuration alone; its source has its `model_type` and
-    `location`, the folder or hub id that the name stands for."""
+    """A model without weights (on `meta`), from its configuration alone; its source has its `model_type`,
+    the `location` (folder or hub id) that the name stands for, and its `revision` there."""
     location, _ = resolve_model(name, cache=cache, revision=revision)
     check_dtype(dtype)
-    config = read_config(location, revision)
+    config, about = read_config(location, revision)
     kind = getattr(torch, dtype) if dtype != "auto" else (config.dtype or torch.float32)
     with explained(location), torch.device("meta"), quiet_transformers():
         hf = AutoModelForCausalLM.from_config(config, dtype=kind)
-    return Model(hf, source={"name": name, "model_type": config.model_type, "location": location})
+    told = {"name": name, "model_type": config.model_type, "location": location, "revision": about.revision}
+    return Model(hf, source=told)
 
 
 def _probe(hollow: Model, length: int, device: str) -> Speed:

@@ -94,15 +94,16 @@ def load(
     check_dtype(dtype)
     device = check_device(device)
     location, provenance = resolve_model(name, cache=cache, revision=revision)
-    folder = Path(location)
-    config = read_config(location, revision)
-    record = read_record(folder)
-    verify_weights(folder)
-    hf = _weights(location, config, device, dtype, revision)
-    model = Model(hf, _tokenizer(location, revision), {"name": name, **provenance, "asked": name})
-    commit = getattr(config, "_commit_hash", None)
-    if commit:
-        model.source["revision"] = commit
+    config, about = read_config(location, revision)
+    record = record_of(about)
+    if not about.on_hub:
+        verify_weights(about)
+    hf = _weights(location, config, device, dtype, about.revision)
+    if about.on_hub and record is not None:  # its weights are in the hub's cache by now; other sums are not ours
+        verify_weights(about)
+    model = Model(hf, _tokenizer(location, about.revision), {"name": name, **provenance, "asked": name})
+    if about.on_hub and about.revision:
+        model.source["revision"] = about.revision
     if record is not None:
         model.parents = [*record.pop("parents", []), record]
     return model
@@ -114,8 +115,13 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     Raises:
         CheckpointError: it is damaged.
     """
-    path = folder / RECORD
-    if not path.is_file():
+    return record_of(Description(str(folder), {}, folder))
+
+
+def record_of(about: Description) -> dict[str, Any] | None:
+    """The same of a checkpoint that may lie on the hub."""
+    path = about.file(RECORD)
+    if path is None:
         return None
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -150,19 +156,16 @@ def _amiss(value: Any, form: Any, name: str) -> str | None:
     return next((amiss for part in parts if (amiss := _amiss(*part))), None)
 
 
-def read_config(location: str, revision: str | None = None) -> Any:
+def read_config(location: str, revision: str | None = None) -> tuple[Any, Description]:
     """The configuration of a folder or hub model that secateur supports. No weights are read, and no code is run.
+
+    Returns:
+        The configuration, and where its model is: on the hub at one commit, so that all comes from the same one.
 
     Raises:
         CheckpointError, FetchError, UnsupportedModelError.
     """
-    folder = Path(location)
-    here = os.path.exists(location)  # unlike Path.exists, false for a name that no folder can have
-    if not here and (folder.is_absolute() or location.startswith((".", "~")) or len(folder.parts) > 2):
-        raise CheckpointError(f"there is no folder {folder}")
-    if os.path.isfile(location):
-        raise CheckpointError(f"{folder} is a file; give the model's folder, with config.json and safetensors")
-    there = Description(location, {}, folder if here else None, not here, revision)
+    there = describe(location, revision)
     if there.folder is not None:
         refuse_files(there)
     with explained(location), quiet_transformers():
@@ -173,15 +176,30 @@ def read_config(location: str, revision: str | None = None) -> Any:
             raise
         if not isinstance(raw, dict):
             raise CheckpointError(f"{location}: its config.json is no JSON object")
-    told = replace(there, config=raw)
+    told = replace(there, config=raw, revision=there.commit or revision)
     if told.type is None:
         raise CheckpointError(f"{location}: its config.json names no model_type; it should say, as 'llama'")
     refuse_architecture(told)
     refuse_unknown_type(told)
     with explained(location), quiet_transformers():
-        config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(location, revision=told.revision, trust_remote_code=False)
     require_family(config)
-    return config
+    return config, told
+
+
+def describe(location: str, revision: str | None = None) -> Description:
+    """Where a model's files are: in a folder, or on the hub. Nothing is read.
+
+    Raises:
+        CheckpointError: it can be neither.
+    """
+    folder = Path(location)
+    here = os.path.exists(location)  # unlike Path.exists, false for a name that no folder can have
+    if not here and (folder.is_absolute() or location.startswith((".", "~")) or len(folder.parts) > 2):
+        raise CheckpointError(f"there is no folder {folder}")
+    if os.path.isfile(location):
+        raise CheckpointError(f"{folder} is a file; give the model's folder, with config.json and safetensors")
+    return Description(location, {}, folder if here else None, not here, revision)
 
 
 @contextmanager

@@ -56,9 +56,15 @@ class Description:
             return None
         try:
             found = cached_file(self.name, name, revision=self.revision)
-        except Exception:  # whatever the hub says: this file only serves a better message
+        except Exception:  # whatever the hub says: a model is whole without this file, or else loading it will tell
             return None
         return Path(found) if found else None
+
+    @property
+    def commit(self) -> str | None:
+        """What the revision stands for on the hub; its cache has a folder per commit."""
+        path = self.file("config.json") if self.on_hub else None
+        return path.parent.name if path and re.fullmatch("[0-9a-f]{40}", path.parent.name) else None
 
     def json(self, name: str) -> dict[str, Any] | None:
         """One of its JSON files, if it is there; {} for one that cannot be read."""

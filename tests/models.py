@@ -13,7 +13,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig,
 
 from secateur.engine.tokens import Tokens
 from secateur.model.handle import Model
-from secateur.model.modeling_secateur import FAMILIES
+from secateur.model.modeling_secateur import FAMILIES, Ends
 from secateur.model.views import Block
 from secateur.surgery.apply import apply
 from secateur.surgery.edits import (
@@ -33,6 +33,7 @@ REBASABLE: tuple[str, ...] = tuple(name for name, row in FAMILIES.items() if row
 VOCABULARY = 97
 HIDDEN = 32
 BLOCKS = 4
+NO_ENDS = Ends(0, 0, False, 0, 0)  # for layouts that are made up: nothing outside the blocks
 WINDOW = 6  # of the families with sliding attention; shorter than the tests' sequences
 
 # What differs from one family to the next, so that a number taken from the wrong place shows.

@@ -319,7 +319,7 @@ def test_blocks_that_went_are_not_counted_by_the_next_pruning(monkeypatch: pytes
         yield DropBlock(1)
 
     registry.method(
-        "second", paper="p", unit="blocks", samples=1, length=4, bibtex="@b",
+        "second", paper="p", unit="blocks", samples=1, length=4, bibtex="@b", edits=(DropBlock,),
         foretell=lambda layout, *_, **__: registry.Cost(0, 0, 0, 0, layout),
     )(drop_second)  # fmt: skip
     model = tiny("llama")

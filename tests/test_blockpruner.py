@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from models import tiny, tiny_tokens
+from models import NO_ENDS, tiny, tiny_tokens
 from oracles import PROPERTY, edit_facts, edited, lopsided, mean_kl, mean_nll, weighted, without
 
 from secateur.driver import Pruning, run_method
@@ -103,6 +103,7 @@ def layout(sizes: list[tuple[int, int]], other: int = 0) -> Layout:
             for number, (attention, mlp) in enumerate(sizes)
         },
         other,
+        NO_ENDS,
     )  # fmt: skip
 
 

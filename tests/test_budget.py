@@ -85,7 +85,7 @@ def test_rounding_by_example(wanted: float, round_to: int, width: int, got: int)
 
 def blocks(count: int, other: int = 0) -> Layout:
     layout = tiny("llama").layout()
-    return Layout(dict.fromkeys(range(count), layout.blocks[0]), other)
+    return Layout(dict.fromkeys(range(count), layout.blocks[0]), other, layout.ends)
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,10 @@ from oracles import write_model, write_texts
 import secateur
 from secateur import folders
 from secateur.cli.app import app
-from secateur.methods import methods, two_ssp
+from secateur.cli.prune import command as prune_command
+from secateur.methods import methods, registry, two_ssp
 from secateur.surgery.apply import apply
-from secateur.surgery.edits import from_json
+from secateur.surgery.edits import DropBlock, Edit, from_json
 
 
 class Told:
@@ -300,6 +301,26 @@ def test_bad_input_is_refused_in_one_line(
     assert world["model"].is_dir()
 
 
+def test_what_needs_no_weights_is_refused_before_they_are_read(
+    prune: Callable[..., Told], world: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_load(*args: Any, **kwargs: Any) -> Any:
+        pytest.fail("the weights were read first")
+
+    monkeypatch.setattr("secateur.cli.prune.load", no_load)
+    for name in (
+        "dtype", "sparsity out of reach", "no samples", "length", "length 1", "eval length", "alpha", "attentions",
+        "norm", "contradiction", "search",
+    ):  # fmt: skip
+        words, code, message = REFUSED[name]
+        told = prune(*(str(word).format(**world) for word in words))
+        assert (told.code, message in told.err) == (code, True), (name, told.err)
+    neox = write_model(tmp_path / "model", "gpt_neox")
+    told = prune("--method", "slicegpt", model=neox)
+    assert (told.code, "gpt_neox cannot do Rebase" in told.err) == (3, True), told.err
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_bad_input_is_refused_by_a_dry_run_too(prune: Callable[..., Told], world: dict[str, Path]) -> None:
     told_of = (
         "method",
@@ -512,8 +533,33 @@ def test_methods_are_listed() -> None:
         assert known.bibtex in bibtex
         assert name in plain
         assert known.paper in plain
-        for option in known.options:
-            assert "--" + option.replace("_", "-") in plain
+        for option in known.options.values():
+            assert f"  --{option.name.replace('_', '-')} ({option.default_in_words}): " in plain
+    assert "(None)" not in plain
+    assert "(False)" not in plain
+
+
+def test_citing_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secateur.cli.methods.forwards_by_method", interrupt)
+    assert call("methods", "--bibtex", "--for", "demo").code == 0
+
+
+def test_methods_that_share_a_flag_agree_on_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def last(model: Any, tokens: Any, budget: Any, run: Any, *, order: bool = False) -> Iterator[Edit]:
+        """Drop the last block.
+
+        Args:
+            order: 2SSP's option of this name takes a word.
+        """
+        yield DropBlock(3)
+
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+    registry.method(
+        "last", paper="p", unit="blocks", samples=1, length=4, bibtex="@b", edits=(DropBlock,),
+        foretell=lambda layout, *_, **__: registry.Cost(0, 0, 0, 0, layout),
+    )(last)  # fmt: skip
+    with pytest.raises(TypeError, match=r"'order' is on or off in one .*2ssp: blocks or samples.*last: true or false"):
+        prune_command()
 
 
 def test_methods_say_what_they_take_on_a_model(world: dict[str, Path]) -> None:

@@ -24,7 +24,7 @@ def of(prune: Callable[..., Iterator[Edit]]) -> Method:
     def foretell(layout: Any, *args: Any, **options: Any) -> Cost:
         return Cost(0, 0, 0, 0, layout)
 
-    return Method("test", prune, foretell, "p", "blocks", 1, 4, "@b")
+    return Method("test", prune, foretell, "p", "blocks", 1, 4, "@b", (DropBlock,))
 
 
 def run(model: Model, prune: Callable[..., Iterator[Edit]], **options: Any) -> Pruning:

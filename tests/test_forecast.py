@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import FAMILY_NAMES, parameters, tiny, tiny_tokens
+from models import FAMILY_NAMES, NO_ENDS, parameters, tiny, tiny_tokens
 from oracles import write_model
 
 import secateur
@@ -88,7 +88,7 @@ def test_the_papers_windows_if_none_are_given(tmp_path: Path) -> None:
 
 
 def test_seconds_are_tokens_times_speed() -> None:
-    cost = Cost(block_tokens=300, head_tokens=20, asked_tokens=300, peak_states=0, after=Layout({}, 0))
+    cost = Cost(block_tokens=300, head_tokens=20, asked_tokens=300, peak_states=0, after=Layout({}, 0, NO_ENDS))
     assert Speed(block_s=0.5, head_s=2.0).seconds(cost) == 190
 
 

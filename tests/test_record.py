@@ -15,13 +15,17 @@ from models import logits, parameters, random, tiny, tiny_in, tiny_tokens
 
 import secateur
 from secateur import Budget, Model, Tokens, load, prune, save
+from secateur.assets.catalog import DEMO_TEXT
+from secateur.cli.inspect import inspect
+from secateur.cli.prune import _show
 from secateur.driver import Pruning
 from secateur.errors import CheckpointError, OutputExistsError
 from secateur.methods import get_method
 from secateur.model.checkpoint import RECORD, tier
+from secateur.model.checkpoint import save as save_checkpoint
 from secateur.model.load import read_record
 from secateur.report.card import card
-from secateur.report.record import append_evaluation, dump, identity, make_record, remarks
+from secateur.report.record import append_evaluation, dump, identity, make_record, public_name, remarks
 from secateur.surgery.apply import apply
 from secateur.surgery.edits import DropAttention, DropBlock, Edit, KeepNeurons, from_json
 
@@ -30,13 +34,16 @@ def tokens_for(model: Model, seed: int = 0) -> Tokens:
     return tiny_tokens(model, 3, 12, seed)
 
 
+COST = {"seconds": 1.0, "forwards": 2, "forwards_asked": 3.5}
+
+
 def recorded(model: Model, *edits: Edit) -> dict[str, Any]:
     """The record of a run that made these edits."""
     before, fingerprint = model.layout(), model.fingerprint()
     for edit in edits:
         apply(model, edit)
     pruning = Pruning("2ssp", {"alpha": 1.5}, Budget(0.25), list(edits), before, model.layout())
-    return make_record(model, pruning, tokens_for(model), model_fingerprint=fingerprint, seed=3, cost={"seconds": 1.0})
+    return make_record(model, pruning, tokens_for(model), model_fingerprint=fingerprint, seed=3, cost=COST)
 
 
 # --- the record ---
@@ -140,6 +147,55 @@ def test_whatever_decides_the_outcome_decides_the_identity() -> None:
     assert of(options=options) == of(options=dict(reversed(options.items())))
 
 
+# --- what is private ---
+
+PRIVATE = ["/home/someone/m", "./runs/client/m", "~/client/m", "work/client/m", "client/m.jsonl", "client/m.TXT"]
+
+
+@pytest.mark.parametrize("path", [*PRIVATE, "client/there", "client/there/"])
+def test_of_a_path_the_last_part_is_published(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "client" / "there").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    shown = Path(path).name
+    assert public_name(path) == shown
+    assert public_name(shown) == shown
+    model = tiny("llama")
+    fingerprint, before = model.fingerprint(), model.layout()
+    tokens = Tokens.of(tokens_for(model).ids, source={"name": path, "path": path, "source": "file"})
+    model.source = {"source": "local", "name": path, "asked": path, "path": path}
+    command = ["prune", path, "--out", "client/out", f"--calibration={path}", "--data=client/texts", "--alpha", "0.5"]
+    record = make_record(
+        model, Pruning("2ssp", {}, Budget(0.25), [], before, before), tokens, model_fingerprint=fingerprint, seed=0,
+        cost=COST, arguments={"command": command},
+    )  # fmt: skip
+    assert record["model"] == {
+        "source": "local", "name": shown, "asked": shown, "path": shown, "family": "llama", "fingerprint": fingerprint
+    }  # fmt: skip
+    assert record["calibration"]["path"] == record["calibration"]["name"] == shown
+    assert record["arguments"]["command"] == [
+        "prune", shown, "--out", "out", f"--calibration={shown}", "--data=texts", "--alpha", "0.5"
+    ]  # fmt: skip
+    append_to = tmp_path / "m"
+    append_to.mkdir()
+    (append_to / RECORD).write_text(dump(record))
+    append_evaluation(append_to, {"model": {"name": path, "perplexity": [{"text": path}]}})
+    for word in ("client", "someone", "runs", "work"):
+        assert word not in (append_to / RECORD).read_text()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [{"source": "hub", "repository": "org/m-1.5B", "name": "org/m-1.5B", "revision": "v1"},
+     {"source": "hub", "name": "c4", "repository": "allenai/c4", "path": "en/sub/part.json"}, DEMO_TEXT.provenance],
+)  # fmt: skip
+def test_what_is_public_is_named_in_full(source: dict[str, str]) -> None:
+    model = tiny("llama")
+    model.source = dict(source)
+    record = recorded(model, DropBlock(0))
+    assert source.items() <= record["model"].items()
+    assert public_name("org/m-1.5B") == "org/m-1.5B"
+
+
 # --- chains ---
 
 
@@ -206,6 +262,64 @@ def test_a_folder_without_a_record_gets_none(tmp_path: Path) -> None:
     append_evaluation(tmp_path, {"perplexity": 12.5})
     assert list(tmp_path.iterdir()) == []
     assert read_record(tmp_path) is None
+
+
+class Watched(dict[str, Any]):
+    """A record that remembers what was asked of it by name."""
+
+    def __init__(self, entries: dict[str, Any], asked: set[str], at: str = "") -> None:
+        super().__init__({k: self._watched(v, asked, f"{at}.{k}") for k, v in entries.items()})
+        self.asked, self.at = asked, at
+
+    def _watched(self, value: Any, asked: set[str], at: str) -> Any:
+        if isinstance(value, list):
+            return [self._watched(each, asked, at) for each in value]
+        return Watched(value, asked, at) if isinstance(value, dict) else value
+
+    def __getitem__(self, name: str) -> Any:
+        self.asked.add(f"{self.at}.{name}")
+        return super().__getitem__(name)
+
+
+def without(record: dict[str, Any], path: str) -> dict[str, Any]:
+    """A copy that lacks an entry, of a list's first element where there is a list on the way."""
+    copy = json.loads(json.dumps(record))
+    *outer, last = path.strip(".").split(".")
+    inside = copy
+    for name in outer:
+        inside = inside[name][0] if isinstance(inside[name], list) else inside[name]
+    del inside[last]
+    return copy  # type: ignore[no-any-return]
+
+
+def test_a_record_without_what_others_read_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked of the readers themselves: `inspect`, a command that finds its result, a card of a pruned model's."""
+    model = tiny("llama")
+    record = json.loads(json.dumps(recorded(model, DropAttention(1))))
+    record["perplexity"] = [{"text": "demo", "before": 2.0, "after": 3}]
+    record["parents"] = [{key: value for key, value in record.items() if key != "parents"}]
+    save_checkpoint(model, tmp_path / "m")
+    asked: set[str] = set()
+    watched = Watched(record, asked)
+    monkeypatch.setattr("secateur.cli.inspect.record_of", lambda *_: watched)
+    inspect(str(tmp_path / "m"))
+    _show(watched, tmp_path)
+    card({**recorded(tiny("llama"), DropBlock(0)), "parents": [watched]}, get_method("2ssp"))
+    read = {path.removeprefix(".parents") for path in asked}
+    assert {".tier", ".created", ".evaluations", ".edits.edit", ".sparsity.achieved.blocks", ".cost.seconds"} <= read
+    (tmp_path / RECORD).write_text(dump(record))
+    assert read_record(tmp_path) == record
+    for path in sorted(read):
+        for broken in (without(record, path), {**record, "parents": [without(record["parents"][0], path)]}):
+            (tmp_path / RECORD).write_text(json.dumps(broken))
+            with pytest.raises(CheckpointError, match=r"secateur\.json is damaged.* is missing or of another kind"):
+                read_record(tmp_path)
+
+
+def test_a_model_without_a_name_has_a_card() -> None:
+    model = tiny("llama")
+    model.source.clear()
+    assert "# a llama model, pruned by 2ssp" in card(recorded(model, DropBlock(0)), get_method("2ssp"))
 
 
 @pytest.mark.parametrize("text", ["{", "", "\x00\x01"])

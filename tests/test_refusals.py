@@ -21,7 +21,7 @@ from secateur.errors import CheckpointError, FetchError, SecateurError, Unsuppor
 from secateur.forecast import hollow_model
 from secateur.model.handle import Model
 from secateur.model.modeling_secateur import FAMILIES
-from secateur.model.refusals import Checkpoint, base_model, refuse_architecture
+from secateur.model.refusals import Description, base_model, refuse_architecture
 from secateur.quiet import quiet_transformers
 
 EXPERTS = "mixture of experts"
@@ -54,18 +54,18 @@ def test_models_of_other_kinds_are_refused_by_their_kind(reason: str, kind: str,
         assert str(tmp_path) in str(refused.value)
         assert kind in str(refused.value)
     with pytest.raises(UnsupportedModelError, match=reason):  # as a model in memory would be
-        refuse_architecture(Checkpoint("this model", config.to_dict()))
+        refuse_architecture(Description("this model", config.to_dict()))
 
 
 @pytest.mark.parametrize("kind", ["qwen3_next", "jamba", "granitemoehybrid", "nemotron_h"])
 def test_what_is_both_is_refused_as_one_of_them(kind: str) -> None:
     with pytest.raises(UnsupportedModelError, match=f"{EXPERTS}|{STATE}"):
-        refuse_architecture(Checkpoint("m", CONFIG_MAPPING[kind]().to_dict()))
+        refuse_architecture(Description("m", CONFIG_MAPPING[kind]().to_dict()))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_supported_family_is_taken_for_another_kind(family: str) -> None:
-    refuse_architecture(Checkpoint("m", CONFIG_MAPPING[family]().to_dict()))
+    refuse_architecture(Description("m", CONFIG_MAPPING[family]().to_dict()))
 
 
 def test_a_model_in_memory_is_refused_too() -> None:
@@ -198,8 +198,8 @@ def test_adapters_are_to_be_merged(config: dict[str, Any] | None, tmp_path: Path
 
 
 def test_a_base_is_never_the_model_itself() -> None:
-    assert base_model(Checkpoint("org/m", {"_name_or_path": "org/m"})) is None
-    assert base_model(Checkpoint("org/m", {"_name_or_path": 3, "base_model_name_or_path": "org/n"})) == "org/n"
+    assert base_model(Description("org/m", {"_name_or_path": "org/m"})) is None
+    assert base_model(Description("org/m", {"_name_or_path": 3, "base_model_name_or_path": "org/n"})) == "org/n"
 
 
 # --- unknown kinds, and a checkpoint's own code ---

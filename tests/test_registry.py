@@ -29,6 +29,12 @@ def no_cost(layout: Any, samples: int, length: int, budget: Budget, **options: A
     return Cost(0, 0, 0, 0, layout)
 
 
+FACTS: dict[str, Any] = {
+    "paper": "p", "unit": "blocks", "samples": 3, "length": 4, "bibtex": "@b", "foretell": no_cost,
+    "edits": (DropBlock,),
+}  # fmt: skip
+
+
 def drop_last(
     model: Any,
     tokens: Any,
@@ -64,7 +70,7 @@ def drop_last(
 
 
 def register() -> Method:
-    method("last", paper="p", unit="blocks", samples=3, length=4, bibtex="@b", foretell=no_cost)(drop_last)
+    method("last", **FACTS)(drop_last)
     return get_method("last")
 
 
@@ -105,8 +111,6 @@ def test_options_are_read_off_signature_and_docstring() -> None:
 
 @pytest.mark.usefixtures("own_registry")
 def test_a_method_must_be_documented() -> None:
-    facts: dict[str, Any] = {"paper": "p", "unit": "u", "samples": 1, "length": 2, "bibtex": "@b", "foretell": no_cost}
-
     def silent(model: Any, tokens: Any, budget: Any, run: Any) -> Iterator[Edit]:
         yield DropBlock(0)
 
@@ -119,9 +123,9 @@ def test_a_method_must_be_documented() -> None:
         yield DropBlock(0)
 
     with pytest.raises(ValueError, match="'silent' has no docstring"):
-        method("silent", **facts)(silent)
+        method("silent", **FACTS)(silent)
     with pytest.raises(ValueError, match=r"'terse': .* lack two"):
-        method("terse", **facts)(terse)
+        method("terse", **FACTS)(terse)
     assert not {"silent", "terse"} & set(methods())
 
 
@@ -184,7 +188,7 @@ def test_other_packages_add_methods_by_an_entry_point(monkeypatch: pytest.Monkey
 
     def load() -> None:
         loads.append(1)
-        method("plugged", paper="p", unit="blocks", samples=3, length=4, bibtex="@b", foretell=no_cost)(drop_last)
+        method("plugged", **FACTS)(drop_last)
 
     def installed(*, group: str) -> list[Any]:
         return [SimpleNamespace(name="plugged", load=load)] if group == "secateur.methods" else []
@@ -205,7 +209,7 @@ def test_another_packages_method_is_found_by_its_name_alone(monkeypatch: pytest.
     """As `secateur.prune(model, "plugged")` asks for it, with nobody having listed the methods before."""
 
     def load() -> None:
-        method("plugged", paper="p", unit="blocks", samples=3, length=4, bibtex="@b", foretell=no_cost)(drop_last)
+        method("plugged", **FACTS)(drop_last)
 
     monkeypatch.setattr(
         registry, "entry_points", lambda *, group: [SimpleNamespace(name="plugged", value="p:m", load=load)]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import tiny, tiny_closed, tiny_tokens
+from models import NO_ENDS, tiny, tiny_closed, tiny_tokens
 from oracles import PROPERTY, activations, edit_facts, edited
 
 from secateur.driver import Pruning, run_method
@@ -44,7 +44,7 @@ def arithmetic(blocks: int, hidden: int, width: int, query: int, kv: int, head_d
         shape=Shape(width, query, kv), head_dim=head_dim, attention=attention, attention_norms=hidden,
         mlp=3 * hidden * width, mlp_norms=hidden, neuron=3 * hidden, kv_group=attention // kv, rest=0,
     )  # fmt: skip
-    return Layout({number: block for number in range(blocks)}, other)
+    return Layout({number: block for number in range(blocks)}, other, NO_ENDS)
 
 
 LLAMA_7B = arithmetic(32, 4096, 11008, 32, 32, 128, other=2 * 32000 * 4096 + 4096)

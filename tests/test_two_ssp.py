@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from models import FAMILY_NAMES, tiny, tiny_tokens
+from models import FAMILY_NAMES, NO_ENDS, tiny, tiny_tokens
 from oracles import PROPERTY, activations, edit_facts, edited, lopsided, mean_kl, mean_nll, standing, weighted
 from torch import Tensor, nn
 
@@ -64,7 +64,7 @@ def arithmetic(
         shape=Shape(width, query, kv), head_dim=head_dim, attention=attention, attention_norms=hidden,
         mlp=3 * hidden * width, mlp_norms=hidden, neuron=3 * hidden, kv_group=0, rest=0,
     )  # fmt: skip
-    return Layout({number: block for number in range(blocks)}, other)
+    return Layout({number: block for number in range(blocks)}, other, NO_ENDS)
 
 
 @pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3"])
@@ -249,7 +249,7 @@ def test_refusals_by_example(layout: Layout, budget: Budget, chosen: dict[str, A
 
 def test_a_model_without_ffns_can_lose_nothing() -> None:
     layout = arithmetic(2, 8, 32, 4, 4, 2)
-    layout = Layout({number: block.without_mlp() for number, block in layout.blocks.items()}, 0)
+    layout = Layout({number: block.without_mlp() for number, block in layout.blocks.items()}, 0, NO_ENDS)
     with pytest.raises(InfeasibleBudgetError, match="reaches nothing"):
         plan(layout, Budget(0.5))
 

@@ -20,12 +20,11 @@ from secateur.methods import get_method
 from secateur.model.budget import Budget, Convention
 from secateur.model.checkpoint import RECORD, Tier
 from secateur.model.checkpoint import save as save_checkpoint
-from secateur.model.handle import Model, require_finite
+from secateur.model.handle import Model, require_finite, require_positions
 from secateur.model.load import read_record
 from secateur.report.record import dump, identity, make_record, public_name
 from secateur.report.recovery import render_card
 from secateur.run import Run
-from secateur.surgery.apply import require_edits
 
 
 @dataclass(frozen=True)
@@ -86,8 +85,7 @@ def read_tokens(
     """
     if model.tokenizer is None:
         raise DataError("the model has no tokenizer; give `Tokens` instead of a text")
-    if model.max_length is not None and length > model.max_length:
-        raise InvalidOptionError(f"windows of {length} tokens; the model's positions end at {model.max_length}")
+    require_positions(model.max_length, length)
     text = read_text(name, purpose=purpose, data=data, cache=cache)
     tokens = tokenize(text, model.tokenizer, length=length, samples=samples, seed=seed, count=count)
     if (highest := int(tokens.ids.max())) >= model.vocab_size:
@@ -115,24 +113,20 @@ def prepare(
     **options: Any,
 ) -> Job:
     """Check everything that `prune` will need. Arguments and errors are those of `prune`."""
-    chosen = get_method(method)
     budget = Budget(sparsity, of=of, round_to=round_to)
-    complete = chosen.complete(options)
     if isinstance(calibration, Tokens):
         tokens = calibration
         samples, length = tokens.samples, tokens.length
         _check_tokens(model, tokens)
-    samples, length = chosen.window_shape(model.max_length, samples, length)
-    require_edits(model.family, *chosen.edits)
-    chosen.foretell(model.layout(), samples, length, budget, **complete)  # is it feasible at all?
+    plan = get_method(method).plan(model, budget, samples, length, options)
     require_finite(model)
     if not isinstance(calibration, Tokens):
         name = calibration or ("demo" if model.source.get("asked") == "demo" else "c4")
         tokens = read_tokens(
-            model, name, purpose="calibration", length=length, samples=samples, seed=seed, count=count, data=data,
-            cache=cache,
+            model, name, purpose="calibration", length=plan.length, samples=plan.samples, seed=seed, count=count,
+            data=data, cache=cache,
         )  # fmt: skip
-    return Job(model, method, tokens, budget, seed, complete, model.fingerprint())
+    return Job(model, method, tokens, budget, seed, plan.options, model.fingerprint())
 
 
 def prune(
@@ -157,7 +151,7 @@ def prune(
     Args:
         sparsity: share of parameters to remove, in (0, 1).
         of: a share of the blocks' parameters, or of the whole model's.
-        round_to: round FFN widths to a multiple of this.
+        round_to: round FFN widths to a multiple of this, in methods that choose FFN widths.
         calibration: a text's name or file (c4 if None; demo for the demo model), or ready `Tokens`.
         samples, length: calibration windows; the paper's if None.
         seed: 0 takes the text's first windows, as the papers do; others draw from all.

@@ -24,7 +24,6 @@ from secateur.model.load import check_device, check_dtype, explained, read_confi
 from secateur.model.modeling_secateur import PER_BLOCK_LISTS, plain_config, shapes_from
 from secateur.quiet import quiet_transformers
 from secateur.run import work_forwards
-from secateur.surgery.apply import require_edits
 
 _PROBE_HEAD_TOKENS = 128
 
@@ -64,9 +63,8 @@ def forecast(
     device = check_device(device)
     hollow = hollow_model(name, dtype=dtype, revision=revision, cache=cache)
     layout = hollow.layout()
-    samples, length = method.window_shape(hollow.max_length, samples, length)
-    require_edits(hollow.family, *method.edits)
-    cost = method.foretell(layout, samples, length, budget, **method.complete(options))
+    plan = method.plan(hollow, budget, samples, length, options)
+    length, cost = plan.length, plan.cost
     one = check_device(None) if device == "auto" else device
     speed = _probe(hollow, length, one)
     return {
@@ -78,7 +76,7 @@ def forecast(
         "disk_bytes": cost.after.parameters * hollow.dtype.itemsize,
         **_forwards(hollow, cost, length),
         "seconds": speed.seconds(cost),
-        "samples": samples,
+        "samples": plan.samples,
         "length": length,
     }
 
@@ -93,17 +91,15 @@ def forwards_by_method(
         count them (prefixes not shared, heads always run); or `refused`, the reason why it cannot.
     """
     hollow = hollow_model(name, revision=revision, cache=cache)
-    layout = hollow.layout()
     told: dict[str, dict[str, Any]] = {}
     for method in methods().values():
-        samples, length = method.window_shape(hollow.max_length, None, None)
         try:
-            require_edits(hollow.family, *method.edits)
-            cost = method.foretell(layout, samples, length, budget, **method.complete({}))
+            plan = method.plan(hollow, budget, None, None, {})
         except SecateurError as error:
             told[method.name] = {"refused": str(error)}
         else:
-            told[method.name] = {"samples": samples, "length": length, **_forwards(hollow, cost, length)}
+            shape = {"samples": plan.samples, "length": plan.length}
+            told[method.name] = {**shape, **_forwards(hollow, plan.cost, plan.length)}
     return told
 
 
@@ -120,15 +116,16 @@ def hollow_model(
     revision: str | None = None,
     cache: Path | None = None,
 ) -> Model:
-    """A model without weights (on `meta`), from its configuration alone; its source has its `model_type` and
-    `location`, the folder or hub id that the name stands for."""
+    """A model without weights (on `meta`), from its configuration alone; its source has its `model_type`,
+    the `location` (folder or hub id) that the name stands for, and its `revision` there."""
     location, _ = resolve_model(name, cache=cache, revision=revision)
     check_dtype(dtype)
-    config = read_config(location, revision)
+    config, about = read_config(location, revision)
     kind = getattr(torch, dtype) if dtype != "auto" else (config.dtype or torch.float32)
     with explained(location), torch.device("meta"), quiet_transformers():
         hf = AutoModelForCausalLM.from_config(config, dtype=kind)
-    return Model(hf, source={"name": name, "model_type": config.model_type, "location": location})
+    told = {"name": name, "model_type": config.model_type, "location": location, "revision": about.revision}
+    return Model(hf, source=told)
 
 
 def _probe(hollow: Model, length: int, device: str) -> Speed:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from itertools import groupby
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,7 +14,7 @@ from secateur.cli.guard import out
 from secateur.cli.options import CacheDir, Json, ModelName, Revision
 from secateur.forecast import hollow_model
 from secateur.model.checkpoint import SUMS, verify_weights
-from secateur.model.load import read_record
+from secateur.model.load import describe, record_of
 from secateur.model.modeling_secateur import PREFIX, Shape
 
 
@@ -24,15 +23,18 @@ def inspect(
     revision: Revision = None,
     cache_dir: CacheDir = None,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Compare the weight files with the sums written with them.")
+        bool,
+        typer.Option("--verify", help="Compare the weight files, fetched if need be, with the sums written with them."),
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Show what a model is made of and, if secateur pruned it, how. Loads no weights."""
     hollow = hollow_model(model, revision=revision, cache=cache_dir)
     layout = hollow.layout()
-    folder = Path(hollow.source["location"])
-    record = read_record(folder)  # `demo` is the asset, not a folder of that name
+    about = describe(
+        hollow.source["location"], hollow.source["revision"]
+    )  # `demo` is the asset, no folder of that name
+    record = record_of(about)
     shapes = [block.shape for block in layout.blocks.values()]
     summary: dict[str, Any] = {
         "model": model,
@@ -57,7 +59,7 @@ def inspect(
     if record:
         summary["evaluations"] = record["evaluations"]
     if verify:
-        summary["verified"] = verify_weights(folder)
+        summary["verified"] = verify_weights(about)
     if as_json:
         print(json.dumps(summary))
         return

@@ -27,13 +27,13 @@ def show_methods(
 ) -> None:
     """List the methods with their papers, their options, and what they cost."""
     known = methods()
+    if bibtex:
+        print("\n\n".join(method.bibtex for method in known.values()))
+        return
     costs: dict[str, dict[str, Any]] = {}
     if model is not None:
         budget = Budget(sparsity, of=of)  # type: ignore[arg-type]  # checked there
         costs = forwards_by_method(model, budget, revision=revision, cache=cache_dir)
-    if bibtex:
-        print("\n\n".join(method.bibtex for method in known.values()))
-        return
     if as_json:
         print(
             json.dumps(
@@ -62,7 +62,7 @@ def show_methods(
             out.print(f"  at {sparsity:.4g} of {model}: {_cost(costs[name])}", highlight=False, markup=False)
         for option in method.options.values():
             flag = "--" + option.name.replace("_", "-")
-            out.print(f"  {flag} ({option.default}): {option.help}", highlight=False, markup=False)
+            out.print(f"  {flag} ({option.default_in_words}): {option.help}", highlight=False, markup=False)
 
 
 def _cost(cost: dict[str, Any]) -> str:

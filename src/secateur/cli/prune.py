@@ -32,10 +32,11 @@ from secateur.cli.progress import Bars
 from secateur.engine.tokens import Tokens
 from secateur.errors import InvalidOptionError
 from secateur.folders import claimed, require_space, resolved
-from secateur.forecast import forecast
+from secateur.forecast import forecast, hollow_model
 from secateur.methods import Option, get_method, methods
 from secateur.model.budget import Budget
 from secateur.model.checkpoint import RECORD, check_output
+from secateur.model.handle import require_positions
 from secateur.model.load import load
 from secateur.report.record import remarks
 from secateur.run import Run
@@ -47,7 +48,9 @@ def _prune(
     method: Annotated[str, typer.Option(help="`secateur methods` lists them.")] = "2ssp",
     out_dir: Annotated[Path | None, typer.Option("--out", help="Folder to write.")] = None,
     of: Annotated[str, typer.Option(help="A share of the `blocks`' parameters or of the whole `model`'s.")] = "blocks",
-    round_to: Annotated[int, typer.Option(help="Round FFN widths to a multiple of this.")] = 1,
+    round_to: Annotated[
+        int, typer.Option(help="Round FFN widths to a multiple of this, in methods that choose them.")
+    ] = 1,
     calibration: Annotated[
         str | None,
         typer.Option(help="c4 (default), wikitext2, fineweb-edu, demo, or a .txt, .jsonl or .parquet file."),
@@ -96,12 +99,16 @@ def _prune(
     if overwrite or not (resolved(out_dir) / RECORD).is_file():  # one that is there may be this very result
         check_output(out_dir, overwrite=overwrite, max_shard_size=max_shard_size)
     check_inputs_survive(out_dir, [model, calibration, *(perplexity_on or ())])
-    loaded = load(model, device=device, dtype=dtype, revision=revision, cache=cache_dir)
-    job = prepare(
-        loaded, method, sparsity=sparsity, of=of, round_to=round_to, calibration=calibration, samples=samples,  # type: ignore[arg-type]
-        length=length, seed=seed, count=count, data=data, cache=cache_dir, **options,  # type: ignore[arg-type]
-    )  # fmt: skip
     with claimed(out_dir):
+        hollow = hollow_model(model, dtype=dtype, revision=revision, cache=cache_dir)  # before gigabytes are read
+        get_method(method).plan(hollow, budget, samples, length, options)
+        if perplexity_on:
+            require_positions(hollow.max_length, eval_length)
+        loaded = load(model, device=device, dtype=dtype, revision=revision, cache=cache_dir)
+        job = prepare(
+            loaded, method, sparsity=sparsity, of=of, round_to=round_to, calibration=calibration, samples=samples,  # type: ignore[arg-type]
+            length=length, seed=seed, count=count, data=data, cache=cache_dir, **options,  # type: ignore[arg-type]
+        )  # fmt: skip
         record = None if overwrite else already_there(job, out_dir)
         if record is not None:
             told = f"{out_dir} already holds this result; `secateur eval` measures it"
@@ -136,12 +143,15 @@ def command() -> Callable[..., None]:
     for name, users in by_name.items():
         if name in taken:
             raise TypeError(f"option '{name}' of {users[0][0]} is already an option of every method; name it otherwise")
-        told = "; ".join(f"{user}: {each.help} ({_default(each)})" for user, each in users)
+        told = "; ".join(f"{user}: {each.help} ({each.default_in_words})" for user, each in users)
         flag = typer.Option(help=told, rich_help_panel="Method options", show_default=False)
-        kind = bool if users[0][1].kinds == (bool,) else str  # read by the method's own option, which may allow words
+        kinds = {bool if each.kinds == (bool,) else str for _, each in users}  # str: each method reads its own words
+        if len(kinds) > 1:
+            both = ", ".join(f"{user}: {each.allowed}" for user, each in users)
+            raise TypeError(f"option '{name}' is on or off in one method and has a value in another ({both})")
         parameters.append(
             inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, flag]
+                name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kinds.pop() | None, flag]
             )
         )
 
@@ -232,7 +242,3 @@ def _show_forecast(foretold: dict[str, Any], as_json: bool) -> None:
 
 def _forwards(cost: Mapping[str, Any]) -> str:
     return f"{cost['forwards']:.1f} full-length forwards (of {cost['forwards_asked']:.1f} asked for)"
-
-
-def _default(option: Option) -> str:
-    return "off" if option.default is False else "not given" if option.default is None else str(option.default)

@@ -13,7 +13,10 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from secateur.errors import InvalidOptionError, UnknownNameError
+from secateur.model.budget import Budget
+from secateur.model.handle import Model, require_positions
 from secateur.solvers.cost import Cost
+from secateur.surgery.apply import require_edits
 from secateur.surgery.edits import Edit
 
 Prune = Callable[..., Iterator[Edit]]  # (model, tokens, budget, run, *, options) -> edits
@@ -59,6 +62,25 @@ class Option:
         names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
         return " or ".join(names.get(kind, str(kind)) for kind in self.kinds)
 
+    @property
+    def default_in_words(self) -> str:
+        return "off" if self.default is False else "not given" if self.default is None else str(self.default)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that can be made, as far as a model's shapes and family tell.
+
+    Attributes:
+        samples, length: of the calibration.
+        options: all of the method's.
+    """
+
+    samples: int
+    length: int
+    options: dict[str, Any]
+    cost: Cost
+
 
 @dataclass(frozen=True)
 class Method:
@@ -80,7 +102,7 @@ class Method:
     samples: int
     length: int
     bibtex: str
-    edits: tuple[type[Edit], ...] = ()
+    edits: tuple[type[Edit], ...]
     needs: str = ""
 
     @property
@@ -123,9 +145,23 @@ class Method:
         length = min(self.length, max_length or self.length) if length is None else length
         if samples < 1 or length < 2:
             raise InvalidOptionError(f"need at least 1 window of at least 2 tokens, not {samples} of {length}")
-        if max_length is not None and length > max_length:
-            raise InvalidOptionError(f"windows of {length} tokens; the model's positions end at {max_length}")
+        require_positions(max_length, length)
         return samples, length
+
+    def plan(
+        self, model: Model, budget: Budget, samples: int | None, length: int | None, options: Mapping[str, Any]
+    ) -> Plan:
+        """Check all of a run that needs no weights; the model may be a hollow one.
+
+        Raises:
+            UnknownNameError, InvalidOptionError: see `complete` and `window_shape`.
+            UnsupportedEditError: the model's family cannot do one of the method's edits.
+            InfeasibleBudgetError: with the reachable range.
+        """
+        complete = self.complete(options)
+        samples, length = self.window_shape(model.max_length, samples, length)
+        require_edits(model.family, *self.edits)
+        return Plan(samples, length, complete, self.foretell(model.layout(), samples, length, budget, **complete))
 
 
 _METHODS: dict[str, Method] = {}
@@ -140,7 +176,7 @@ def method(
     length: int,
     bibtex: str,
     foretell: Foretell,
-    edits: tuple[type[Edit], ...] = (),
+    edits: tuple[type[Edit], ...],
     needs: str = "",
 ) -> Callable[[Prune], Prune]:
     """Register a generator of edits as a method. Its docstring's "Args" document its options.

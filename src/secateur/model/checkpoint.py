@@ -19,6 +19,7 @@ from secateur.errors import CheckpointError, InvalidOptionError, OutputError, Ou
 from secateur.folders import disk_full_as_oserror, new_folder, resolved
 from secateur.model.handle import Model
 from secateur.model.modeling_secateur import MODEL_FOR_CAUSAL_LM_MAPPING, plain_config
+from secateur.model.refusals import Description
 from secateur.quiet import quiet_transformers
 
 Tier = Literal["A", "B"]
@@ -84,10 +85,11 @@ def _as_stock(model: Model, stock: PreTrainedConfig) -> Iterator[None]:
         hf.__class__, hf.config = adopted, config
 
 
-def verify_weights(folder: Path) -> bool:
-    """Compare the weight files with the sums that `save` wrote; a folder without sums is left alone.
+def verify_weights(about: Description) -> bool:
+    """Compare the weight files with the sums that `save` wrote; a checkpoint without sums is left alone.
 
-    Reading is all it costs, about a second per gigabyte. `sha256sum -c SHA256SUMS` does the same.
+    Reading is all it costs, about a second per gigabyte; but files of the hub are fetched if they are not there yet.
+    `sha256sum -c SHA256SUMS` does the same.
 
     Returns:
         Whether there were sums to compare with.
@@ -95,8 +97,8 @@ def verify_weights(folder: Path) -> bool:
     Raises:
         CheckpointError: a file is missing or is not what was written.
     """
-    path = folder / SUMS
-    if not path.is_file():
+    path = about.file(SUMS)
+    if path is None:
         return False
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -106,11 +108,13 @@ def verify_weights(folder: Path) -> bool:
         digest, _, name = line.partition("  ")
         if not re.fullmatch("[0-9a-f]{64}", digest) or Path(name).name != name:
             raise CheckpointError(f"{path} is damaged: {line[:80]!r} is no line of a sha256 and a file's name")
-        if not (folder / name).is_file():
-            raise CheckpointError(f"{folder} has no {name}, which {SUMS} lists; restore it from a copy")
-        if _sha256(folder / name) != digest:
+        weights = about.file(name)
+        if weights is None:
+            instead = "it was not uploaded, or cannot be fetched now" if about.on_hub else "restore it from a copy"
+            raise CheckpointError(f"{about.name} has no {name}, which {SUMS} lists; {instead}")
+        if _sha256(weights) != digest:
             raise CheckpointError(
-                f"{folder / name} is not the file that secateur wrote: its sha256 differs from {SUMS}. If it is "
+                f"{weights} is not the file that secateur wrote: its sha256 differs from {SUMS}. If it is "
                 f"damaged, restore it from a copy; if it was changed on purpose, take {SUMS} away"
             )
     return True

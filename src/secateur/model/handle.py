@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from secateur.errors import InvalidEditError, NumericalError, UnsupportedModelError
+from secateur.errors import InvalidEditError, InvalidOptionError, NumericalError, UnsupportedModelError
 from secateur.model.layout import Layout
 from secateur.model.modeling_secateur import (
     FAMILIES,
@@ -26,7 +26,7 @@ from secateur.model.modeling_secateur import (
     state_ends,
     state_shapes,
 )
-from secateur.model.refusals import Checkpoint, refuse_architecture
+from secateur.model.refusals import Description, refuse_architecture
 from secateur.model.views import Block
 
 
@@ -149,7 +149,7 @@ def require_family(config: Any) -> Family:
             one of its settings.
     """
     family = family_of(config)
-    refuse_architecture(Checkpoint("this model", config.to_dict()))
+    refuse_architecture(Description("this model", config.to_dict()))
     if family is None:
         raise UnsupportedModelError(
             f"models of type '{config.model_type}' are not supported; supported: {', '.join(sorted(FAMILIES))}"
@@ -161,6 +161,12 @@ def require_family(config: Any) -> Family:
                 f"{name}={getattr(config, name, None)}"
             )
     return family
+
+
+def require_positions(max_length: int | None, length: int) -> None:
+    """Raise InvalidOptionError for windows that are longer than a model's positions (None: without an end)."""
+    if max_length is not None and length > max_length:
+        raise InvalidOptionError(f"windows of {length} tokens; the model's positions end at {max_length}")
 
 
 def require_finite(model: Model) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from torch import nn
@@ -158,7 +158,7 @@ class Layout:
 
     blocks: Mapping[int, BlockLayout]
     other: int
-    ends: Ends = field(default_factory=lambda: Ends(0, 0, False, 0, 0))
+    ends: Ends
 
     @classmethod
     def of(cls, model: Model) -> Layout:

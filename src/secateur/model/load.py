@@ -28,7 +28,7 @@ from secateur.model.checkpoint import RECORD, verify_weights
 from secateur.model.handle import Model, require_family
 from secateur.model.modeling_secateur import all_classes
 from secateur.model.refusals import (
-    Checkpoint,
+    Description,
     pickle_only,
     refuse_adapter,
     refuse_architecture,
@@ -37,10 +37,31 @@ from secateur.model.refusals import (
 )
 from secateur.quiet import quiet_transformers
 
-# What a record must have; the rest of it is only shown.
-_ENTRIES = {"fingerprint": str, "method": str, "model": dict, "before": dict, "after": dict, "edits": list}
-_OF_A_PRUNING = {"options": dict, "sparsity": dict}
-_OF_A_RECOVERY = {"recovery": dict}
+# What a record must have: all that this package reads of it by name, some of it hours after it was loaded. A dict
+# stands for an object with these entries, a list of one for a list of such.
+_NUMBER = (int, float)
+_SIZE = dict.fromkeys(("parameters", "block_parameters", "weight_bytes", "blocks", "attentions", "neurons"), int)
+_SIZE |= {"stream_width": int}
+_RECORD = {
+    "fingerprint": str,
+    "created": str,
+    "method": str,
+    "tier": str,
+    "model": {"name": (str, type(None)), "family": str},
+    "before": _SIZE,
+    "after": _SIZE,
+    "evaluations": [dict],
+    "edits": [{"edit": str}],
+}
+_OF_A_PRUNING = {
+    "options": dict,
+    "sparsity": {"achieved": {"blocks": _NUMBER, "model": _NUMBER}},
+    "calibration": dict,
+    "cost": {"seconds": _NUMBER, "forwards": _NUMBER, "forwards_asked": _NUMBER},
+    "perplexity": [{"text": str, "before": _NUMBER, "after": _NUMBER}],
+    "notes": dict,
+}
+_OF_A_RECOVERY = {"cost": {"seconds": _NUMBER}, "recovery": dict}
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -76,15 +97,16 @@ def load(
     check_dtype(dtype)
     device = check_device(device)
     location, provenance = resolve_model(name, cache=cache, revision=revision)
-    folder = Path(location)
-    config = read_config(location, revision)
-    record = read_record(folder)
-    verify_weights(folder)
-    hf = _weights(location, config, device, dtype, revision)
-    model = Model(hf, _tokenizer(location, revision), {"name": name, **provenance, "asked": name})
-    commit = getattr(config, "_commit_hash", None)
-    if commit:
-        model.source["revision"] = commit
+    config, about = read_config(location, revision)
+    record = record_of(about)
+    if not about.on_hub:
+        verify_weights(about)
+    hf = _weights(location, config, device, dtype, about.revision)
+    if about.on_hub and record is not None:  # its weights are in the hub's cache by now; other sums are not ours
+        verify_weights(about)
+    model = Model(hf, _tokenizer(location, about.revision), {"name": name, **provenance, "asked": name})
+    if about.on_hub and about.revision:
+        model.source["revision"] = about.revision
     if record is not None:
         model.parents = [*record.pop("parents", []), record]
     return model
@@ -96,50 +118,65 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     Raises:
         CheckpointError: it is damaged.
     """
-    path = folder / RECORD
-    if not path.is_file():
+    return record_of(Description(str(folder), {}, folder))
+
+
+def record_of(about: Description) -> dict[str, Any] | None:
+    """The same of a checkpoint that may lie on the hub."""
+    path = about.file(RECORD)
+    if path is None:
         return None
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
-    if lacking := _lacking(record):
+    if amiss := _amiss_in_record(record):
         raise CheckpointError(
-            f"{path} is damaged, or no record of secateur: {lacking} is missing or of another kind. "
+            f"{path} is damaged, or no record of secateur: {amiss} is missing or of another kind. "
             "Restore it, or take it away to use the model without its history"
         )
     return record
 
 
-def _lacking(record: Any) -> str | None:
-    """The first entry that a record must have (others read it, some hours later) and this one has not."""
-    parents = record.get("parents", []) if isinstance(record, dict) else []
-    for each in [record, *(parents if isinstance(parents, list) else [None])]:
-        if not isinstance(each, dict):
-            return "an object"
-        for name, kind in (_ENTRIES | (_OF_A_RECOVERY if "recovery" in each else _OF_A_PRUNING)).items():
-            if not isinstance(each.get(name), kind):
-                return f"'{name}'"
-        if not all(isinstance(each[size].get("block_parameters"), int) for size in ("before", "after")):
-            return "'block_parameters'"
-        if not isinstance(each["model"].get("name"), (str, type(None))):
-            return "the model's 'name'"
+def _amiss_in_record(record: Any) -> str | None:
+    """The name of the first part that is missing or not of its form, in the record or in its parents."""
+    if not isinstance(record, dict):
+        return "an object"
+    parents = record.get("parents", [])
+    if not isinstance(parents, list):
+        return "'parents'"
+    for place, each in enumerate([record, *parents]):
+        kind = _OF_A_RECOVERY if isinstance(each, dict) and "recovery" in each else _OF_A_PRUNING
+        if amiss := _amiss(each, _RECORD | kind, f"parents[{place - 1}]" if place else ""):
+            return amiss
     return None
 
 
-def read_config(location: str, revision: str | None = None) -> Any:
+def _amiss(value: Any, form: Any, name: str) -> str | None:
+    """The name of the first part of a JSON value that is missing or not of its form."""
+    if isinstance(form, dict):
+        if not isinstance(value, dict):
+            return f"'{name}'"
+        parts = ((value.get(key), inner, f"{name}.{key}" if name else key) for key, inner in form.items())
+    elif isinstance(form, list):
+        if not isinstance(value, list):
+            return f"'{name}'"
+        parts = ((each, form[0], f"{name}[{place}]") for place, each in enumerate(value))
+    else:
+        return None if isinstance(value, form) else f"'{name}'"
+    return next((amiss for part in parts if (amiss := _amiss(*part))), None)
+
+
+def read_config(location: str, revision: str | None = None) -> tuple[Any, Description]:
     """The configuration of a folder or hub model that secateur supports. No weights are read, and no code is run.
+
+    Returns:
+        The configuration, and where its model is: on the hub at one commit, so that all comes from the same one.
 
     Raises:
         CheckpointError, FetchError, UnsupportedModelError.
     """
-    folder = Path(location)
-    here = os.path.exists(location)  # unlike Path.exists, false for a name that no folder can have
-    if not here and (folder.is_absolute() or location.startswith((".", "~")) or len(folder.parts) > 2):
-        raise CheckpointError(f"there is no folder {folder}")
-    if os.path.isfile(location):
-        raise CheckpointError(f"{folder} is a file; give the model's folder, with config.json and safetensors")
-    there = Checkpoint(location, {}, folder if here else None, not here, revision)
+    there = describe(location, revision)
     if there.folder is not None:
         refuse_files(there)
     with explained(location), quiet_transformers():
@@ -150,15 +187,30 @@ def read_config(location: str, revision: str | None = None) -> Any:
             raise
         if not isinstance(raw, dict):
             raise CheckpointError(f"{location}: its config.json is no JSON object")
-    told = replace(there, config=raw)
+    told = replace(there, config=raw, revision=there.commit or revision)
     if told.type is None:
         raise CheckpointError(f"{location}: its config.json names no model_type; it should say, as 'llama'")
     refuse_architecture(told)
     refuse_unknown_type(told)
     with explained(location), quiet_transformers():
-        config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(location, revision=told.revision, trust_remote_code=False)
     require_family(config)
-    return config
+    return config, told
+
+
+def describe(location: str, revision: str | None = None) -> Description:
+    """Where a model's files are: in a folder, or on the hub. Nothing is read.
+
+    Raises:
+        CheckpointError: it can be neither.
+    """
+    folder = Path(location)
+    here = os.path.exists(location)  # unlike Path.exists, false for a name that no folder can have
+    if not here and (folder.is_absolute() or location.startswith((".", "~")) or len(folder.parts) > 2):
+        raise CheckpointError(f"there is no folder {folder}")
+    if os.path.isfile(location):
+        raise CheckpointError(f"{folder} is a file; give the model's folder, with config.json and safetensors")
+    return Description(location, {}, folder if here else None, not here, revision)
 
 
 @contextmanager

@@ -27,8 +27,8 @@ _STATE_SPACE_TYPES = {"mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm", "recur
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A model before it is loaded.
+class Description:
+    """What is known of a model without its weights: on disk, on the hub, or in memory.
 
     Attributes:
         name: the folder or hub id, or other words for it: the subject of the messages.
@@ -56,9 +56,15 @@ class Checkpoint:
             return None
         try:
             found = cached_file(self.name, name, revision=self.revision)
-        except Exception:  # whatever the hub says: this file only serves a better message
+        except Exception:  # whatever the hub says: a model is whole without this file, or else loading it will tell
             return None
         return Path(found) if found else None
+
+    @property
+    def commit(self) -> str | None:
+        """What the revision stands for on the hub; its cache has a folder per commit."""
+        path = self.file("config.json") if self.on_hub else None
+        return path.parent.name if path and re.fullmatch("[0-9a-f]{40}", path.parent.name) else None
 
     def json(self, name: str) -> dict[str, Any] | None:
         """One of its JSON files, if it is there; {} for one that cannot be read."""
@@ -75,20 +81,20 @@ class Checkpoint:
         return self.folder is not None and any(self.folder.glob(pattern))
 
 
-Check = Callable[[Checkpoint], str | None]  # the rest of a sentence that begins with the model's name
+Check = Callable[[Description], str | None]  # the rest of a sentence that begins with the model's name
 
 
 # --- by its configuration --------------------------------------------------------------------------------------------
 
 
-def _encoder_decoder(checkpoint: Checkpoint) -> str | None:
-    if checkpoint.config.get("is_encoder_decoder") is not True:
+def _encoder_decoder(about: Description) -> str | None:
+    if about.config.get("is_encoder_decoder") is not True:
         return None
-    return f"is an encoder-decoder ({_type(checkpoint)}); secateur prunes decoder-only models: {_families()}"
+    return f"is an encoder-decoder ({_type(about)}); secateur prunes decoder-only models: {_families()}"
 
 
-def _multimodal(checkpoint: Checkpoint) -> str | None:
-    config = checkpoint.config
+def _multimodal(about: Description) -> str | None:
+    config = about.config
     parts = [key for key in config if key.endswith("_config") and isinstance(config[key], Mapping)]
     modal = [key for key in parts if key.startswith(_MODES)]
     if not modal:
@@ -96,44 +102,44 @@ def _multimodal(checkpoint: Checkpoint) -> str | None:
     text: Mapping[str, Any] = next(
         (config[key] for key in ("text_config", "llm_config", "language_config") if key in modal), {}
     )
-    kind = Checkpoint("", text).type
-    says = f"is a multimodal model ({_type(checkpoint)} with {', '.join(sorted(modal))})"
+    kind = Description("", text).type
+    says = f"is a multimodal model ({_type(about)} with {', '.join(sorted(modal))})"
     if kind not in FAMILIES:
         inner = f", of type '{kind}'," if kind else ""
         return f"{says}, and the text model inside{inner} is not supported either; supported: {_families()}"
-    out = f"{Path(checkpoint.name).name}-text"
+    out = f"{Path(about.name).name}-text"
     return (
         f"{says}. The text model inside, a {kind}, can be saved alone and pruned: "
         f'python -c "from transformers import AutoModelForCausalLM as C, AutoModelForImageTextToText as M; '
-        f"m = M.from_pretrained({checkpoint.name!r}); t = C.from_config(m.config.get_text_config(), dtype=m.dtype); "
+        f"m = M.from_pretrained({about.name!r}); t = C.from_config(m.config.get_text_config(), dtype=m.dtype); "
         "t.model.load_state_dict(m.model.language_model.state_dict()); "
         f't.lm_head.load_state_dict(m.lm_head.state_dict()); t.save_pretrained({out!r})", and its tokenizer beside it'
     )
 
 
-def _mixture_of_experts(checkpoint: Checkpoint) -> str | None:
-    count = next((f"{key}={n}" for key in _EXPERTS if _positive(n := checkpoint.config.get(key))), None)
-    if count is None and checkpoint.type not in _EXPERT_TYPES:
+def _mixture_of_experts(about: Description) -> str | None:
+    count = next((f"{key}={n}" for key in _EXPERTS if _positive(n := about.config.get(key))), None)
+    if count is None and about.type not in _EXPERT_TYPES:
         return None
-    said = _type(checkpoint) + (f", {count}" if count else "")
+    said = _type(about) + (f", {count}" if count else "")
     return f"is a mixture of experts ({said}), whose FFNs are not pruned yet; take a dense model: {_families()}"
 
 
-def _state_space(checkpoint: Checkpoint) -> str | None:
-    config = checkpoint.config
+def _state_space(about: Description) -> str | None:
+    config = about.config
     kinds = {str(kind) for key in _MIXERS for kind in _list(config.get(key)) if _MIXER.search(str(kind))}
     keys = sorted(key for key in config if _STATE_SPACE.match(key) and config[key] is not None)
-    if not (kinds or keys or checkpoint.type in _STATE_SPACE_TYPES):
+    if not (kinds or keys or about.type in _STATE_SPACE_TYPES):
         return None
-    said = ", ".join([_type(checkpoint), *sorted(kinds)] if kinds else [_type(checkpoint), *keys[:1]])
+    said = ", ".join([_type(about), *sorted(kinds)] if kinds else [_type(about), *keys[:1]])
     return (
         f"has blocks of linear attention, recurrence or state space ({said}), which are not pruned yet; "
         f"take a model whose blocks are all attention and MLP: {_families()}"
     )
 
 
-def _quantised(checkpoint: Checkpoint) -> str | None:
-    config = checkpoint.config
+def _quantised(about: Description) -> str | None:
+    config = about.config
     settings = next(
         (config[key] for key in ("quantization_config", "compression_config", "quantization") if config.get(key)), None
     )
@@ -141,23 +147,23 @@ def _quantised(checkpoint: Checkpoint) -> str | None:
     if settings is not None:
         stated = settings if isinstance(settings, Mapping) else getattr(settings, "__dict__", {})
         method = str(getattr(stated.get("quant_method"), "value", stated.get("quant_method") or "unknown method"))
-    elif checkpoint.has("quantize_config.json"):
+    elif about.has("quantize_config.json"):
         method = "gptq"
-    elif checkpoint.has("quant_config.json"):
+    elif about.has("quant_config.json"):
         method = "awq"
     if method is None:
         return None
     return (
         f"is quantised ({method}): packed weights have no rows to remove. Prune the base model"
-        f"{_named(base_model(checkpoint))} and quantise the result"
+        f"{_named(base_model(about))} and quantise the result"
     )
 
 
-def _own_code(checkpoint: Checkpoint) -> str | None:
-    kind = checkpoint.type
+def _own_code(about: Description) -> str | None:
+    kind = about.type
     if kind in CONFIG_MAPPING:  # then transformers' own class is used, whatever lies in the checkpoint
         return None
-    if checkpoint.config.get("auto_map"):
+    if about.config.get("auto_map"):
         return (
             f"brings its own code for a model type '{kind}' that transformers does not have. secateur never runs a "
             f"checkpoint's code; supported: {_families()}"
@@ -174,39 +180,39 @@ ARCHITECTURE: tuple[Check, ...] = (_encoder_decoder, _multimodal, _mixture_of_ex
 # --- by its files ----------------------------------------------------------------------------------------------------
 
 
-def _adapter(checkpoint: Checkpoint) -> str | None:
-    adapter = checkpoint.json("adapter_config.json")
+def _adapter(about: Description) -> str | None:
+    adapter = about.json("adapter_config.json")
     if adapter is None:
         return None
-    base, out = adapter.get("base_model_name_or_path"), f"{Path(checkpoint.name).name}-merged"
+    base, out = adapter.get("base_model_name_or_path"), f"{Path(about.name).name}-merged"
     tokenizer = f"T.from_pretrained({base!r}).save_pretrained({out!r})" if base else ""
     return (
         f"is a PEFT adapter{f' of {base}' if base else ''}, no whole model. Merge it (pip install peft), then prune "
         f'{out}: python -c "from peft import AutoPeftModelForCausalLM as M; from transformers import AutoTokenizer as '
-        f'T; M.from_pretrained({checkpoint.name!r}).merge_and_unload().save_pretrained({out!r}); {tokenizer}". '
+        f'T; M.from_pretrained({about.name!r}).merge_and_unload().save_pretrained({out!r}); {tokenizer}". '
         "If it is merged already, take adapter_config.json away"
     )
 
 
-def _gguf(checkpoint: Checkpoint) -> str | None:
-    if not checkpoint.has("*.gguf") or checkpoint.has("config.json"):
+def _gguf(about: Description) -> str | None:
+    if not about.has("*.gguf") or about.has("config.json"):
         return None
     return (
         "holds GGUF files, which are made for llama.cpp and mostly quantised. Prune the model that they were made "
-        f"from{_named(base_model(checkpoint))}, in safetensors, and convert the result"
+        f"from{_named(base_model(about))}, in safetensors, and convert the result"
     )
 
 
-def _no_config(checkpoint: Checkpoint) -> str | None:
-    if checkpoint.has("config.json"):
+def _no_config(about: Description) -> str | None:
+    if about.has("config.json"):
         return None
     return "is no model folder: it has no config.json"
 
 
-def _pickle(checkpoint: Checkpoint) -> str | None:
-    if checkpoint.has("*.safetensors") or not (checkpoint.has("*.bin") or checkpoint.has("*.pt*")):
+def _pickle(about: Description) -> str | None:
+    if about.has("*.safetensors") or not (about.has("*.bin") or about.has("*.pt*")):
         return None
-    return pickle_only(checkpoint.name)
+    return pickle_only(about.name)
 
 
 FILES: tuple[tuple[Check, type[SecateurError]], ...] = (
@@ -220,46 +226,46 @@ FILES: tuple[tuple[Check, type[SecateurError]], ...] = (
 # --- asked -----------------------------------------------------------------------------------------------------------
 
 
-def refuse_files(checkpoint: Checkpoint) -> None:
+def refuse_files(about: Description) -> None:
     """Raise where the files of a folder are no model that can be read.
 
     Raises:
         UnsupportedModelError, CheckpointError.
     """
     for check, error in FILES:
-        if says := check(checkpoint):
-            raise error(f"{checkpoint.name} {says}")
+        if says := check(about):
+            raise error(f"{about.name} {says}")
 
 
-def refuse_architecture(checkpoint: Checkpoint) -> None:
+def refuse_architecture(about: Description) -> None:
     """Raise where a configuration says that the model is of a kind that secateur cannot prune.
 
     Raises:
         UnsupportedModelError: with the reason and the way out.
     """
     for check in ARCHITECTURE:
-        if says := check(checkpoint):
-            raise UnsupportedModelError(f"{checkpoint.name} {says}")
+        if says := check(about):
+            raise UnsupportedModelError(f"{about.name} {says}")
 
 
-def refuse_unknown_type(checkpoint: Checkpoint) -> None:
+def refuse_unknown_type(about: Description) -> None:
     """Raise where transformers has no class for the model.
 
     Raises:
         UnsupportedModelError.
     """
-    if says := _own_code(checkpoint):
-        raise UnsupportedModelError(f"{checkpoint.name} {says}")
+    if says := _own_code(about):
+        raise UnsupportedModelError(f"{about.name} {says}")
 
 
-def refuse_adapter(checkpoint: Checkpoint) -> None:
+def refuse_adapter(about: Description) -> None:
     """Raise where a checkpoint is but an adapter; asked of the hub once there turned out to be no config.json.
 
     Raises:
         UnsupportedModelError.
     """
-    if says := _adapter(checkpoint):
-        raise UnsupportedModelError(f"{checkpoint.name} {says}")
+    if says := _adapter(about):
+        raise UnsupportedModelError(f"{about.name} {says}")
 
 
 def pickle_only(name: str) -> str:
@@ -273,26 +279,26 @@ def pickle_only(name: str) -> str:
     )
 
 
-def base_model(checkpoint: Checkpoint) -> str | None:
+def base_model(about: Description) -> str | None:
     """The model that a checkpoint was made from, as far as its card or configuration tells."""
     candidates: list[Any] = []
-    card = checkpoint.file("README.md")
+    card = about.file("README.md")
     if card is not None:
         try:
             candidates += _list((metadata_load(card) or {}).get("base_model"))
         except Exception:  # a card is free text: whatever YAML makes of it only serves a better message
             candidates = []
-    candidates += [checkpoint.config.get(key) for key in ("base_model_name_or_path", "_name_or_path")]
+    candidates += [about.config.get(key) for key in ("base_model_name_or_path", "_name_or_path")]
     found = (str(each) for each in candidates if isinstance(each, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", each))
-    return next((each for each in found if each != checkpoint.name), None)
+    return next((each for each in found if each != about.name), None)
 
 
 def _named(base: str | None) -> str:
     return f" ({base})" if base else ""
 
 
-def _type(checkpoint: Checkpoint) -> str:
-    return f"type '{checkpoint.type}'"
+def _type(about: Description) -> str:
+    return f"type '{about.type}'"
 
 
 def _families() -> str:

@@ -71,7 +71,7 @@ pipeline_tag: text-generation
 - {record["method"]}
 ---
 
-# {public_name(model["name"])}, pruned by {record["method"]}
+# {_name(model)}, pruned by {record["method"]}
 
 {achieved["blocks"]:.1%} of the blocks' parameters ({achieved["model"]:.1%} of all) were removed by
 {f"[{method.name}]({method.paper}): {method.summary}" if method else f"{record['method']}."}
@@ -119,6 +119,11 @@ def _cite(method: Method | None) -> str:
     return f"\n```bibtex\n{method.bibtex}\n```\n" if method else ""
 
 
+def _name(model: Mapping[str, Any]) -> str:
+    """One that was built in memory need not have a name."""
+    return public_name(model.get("name") or f"a {model['family']} model")
+
+
 def _earlier(record: Mapping[str, Any]) -> str:
     """A sentence on earlier prunings, with the share removed since the original."""
     prunings = [parent["method"] for parent in record["parents"] if "recovery" not in parent]
@@ -128,7 +133,7 @@ def _earlier(record: Mapping[str, Any]) -> str:
     share = 1 - record["after"]["block_parameters"] / original["before"]["block_parameters"]
     chain = ", ".join(prunings)
     return (
-        f"Before that, {public_name(original['model']['name'])} was pruned by {chain}: in all {share:.1%} of the "
+        f"Before that, {_name(original['model'])} was pruned by {chain}: in all {share:.1%} of the "
         "original's block parameters are gone. "
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import re
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ import safetensors
 import torch
 import transformers
 
+from secateur.assets.local import SUFFIXES
 from secateur.driver import Pruning
 from secateur.engine.tokens import Tokens
 from secateur.folders import write_file
@@ -28,6 +30,8 @@ from secateur.surgery.edits import to_json
 from secateur.version import __version__
 
 FORMAT = 1
+_PATHS = ("name", "asked", "path")  # of what was read from this machine
+_PATH_OPTIONS = ("--out", "--data", "--cache-dir", "--log-file")
 
 
 def identity(
@@ -84,7 +88,7 @@ def make_record(
         "tier": tier(model),
         "model": {**public_facts(model.source), "family": model.family.model_type, "fingerprint": model_fingerprint},
         "calibration": {**public_facts(tokens.source), "fingerprint": tokens.fingerprint()},
-        "arguments": public_facts(arguments or {}),
+        "arguments": public_arguments(arguments or {}),
         "environment": environment(model),
         "cost": dict(cost),
         "before": size(pruning.before, model),
@@ -97,29 +101,53 @@ def make_record(
     }
 
 
-def public_name(name: str) -> str:
+def public_name(name: str, *, local: bool = False) -> str:
     """A hub id or name as it is; of a path its last part, since records and cards are published and paths are private.
 
-    What a file is, its sha256 says.
+    What a file is, its sha256 says. A relative path looks like a hub id (`owner/name`) if it has two parts: it is none
+    if it is there, or ends as a text's file does.
+
+    Args:
+        local: it is known to be a path.
     """
-    if not (PurePath(name).is_absolute() or name.startswith((".", "~"))):
-        return name
-    return PurePath(name).name or name
+    path = PurePath(name)
+    if (
+        local
+        or path.is_absolute()
+        or name.startswith((".", "~"))
+        or len(path.parts) > 2
+        or path.suffix.lower() in SUFFIXES
+        or os.path.exists(name)
+    ):
+        return path.name or name
+    return name
 
 
 def public_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The same facts with public names; of a command line, in each word and behind each `--option=`."""
+    """The same facts on a model or text with public names. What comes from the hub or PyPI has no others."""
+    if facts.get("source") in ("hub", "pypi"):
+        return dict(facts)
+    local = _PATHS if facts.get("source") else ()
+    return {
+        name: public_name(value, local=name in local) if isinstance(value, str) else value
+        for name, value in facts.items()
+    }
 
-    def word(text: str) -> str:
-        option, equals, value = text.partition("=")
-        return option + equals + public_name(value) if text.startswith("--") and equals else public_name(text)
 
-    def public(value: Any) -> Any:
+def public_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The same arguments with public names; of a command line, in each word and behind each `--option=`."""
+
+    def public(value: Any, before: Any = None) -> Any:
         if isinstance(value, (list, tuple)):
-            return [public(each) for each in value]
-        return word(value) if isinstance(value, str) else value
+            return [public(each, previous) for previous, each in zip([None, *value], value, strict=False)]
+        if not isinstance(value, str):
+            return value
+        option, equals, given = value.partition("=")
+        if value.startswith("--") and equals:
+            return option + equals + public_name(given, local=option in _PATH_OPTIONS)
+        return public_name(value, local=before in _PATH_OPTIONS)
 
-    return {name: public(value) for name, value in facts.items()}
+    return {name: public(value) for name, value in arguments.items()}
 
 
 def remarks(record: Mapping[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ from secateur.methods import Method, get_method
 from secateur.model.checkpoint import tier
 from secateur.model.handle import Model
 from secateur.report.card import card, recovered_card
-from secateur.report.record import FORMAT, environment, public_facts, size
+from secateur.report.record import FORMAT, environment, public_arguments, public_facts, size
 from secateur.version import __version__
 
 Curve = Sequence[tuple[int, float]]
@@ -51,7 +51,7 @@ def make_recovery_record(
         "seed": settings["seed"],
         "tier": tier(model),
         "model": {**public_facts(model.source), "family": model.family.model_type, "fingerprint": model_fingerprint},
-        "arguments": public_facts(arguments or {}),
+        "arguments": public_arguments(arguments or {}),
         "environment": environment(model),
         "cost": {"seconds": round(seconds, 1)},
         "before": layout,

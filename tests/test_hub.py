@@ -1,0 +1,92 @@
+"""Checkpoints of secateur's on the hub: with their history, and compared with their sums, as those in a folder are.
+
+The hub is stood in for by its own cache: what it would fetch lies there already, and tests are offline.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from models import tiny, tiny_tokenizer, tiny_tokens
+from test_cli import call
+
+import secateur
+from secateur import load, prune
+from secateur.api import save
+from secateur.errors import CheckpointError
+from secateur.model.checkpoint import RECORD, SUMS
+
+COMMITS = ("1" * 40, "2" * 40)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A pruned model `org/m` in two revisions of other weights; the folder of the newer one."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    place = tmp_path / "hub" / "models--org--m"
+    for seed, commit in enumerate(COMMITS):
+        model = tiny("llama", seed)
+        model.tokenizer = tiny_tokenizer()
+        save(
+            prune(model, sparsity=0.4, calibration=tiny_tokens(model, 3, 8), attentions=1), place / "snapshots" / commit
+        )
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(COMMITS[1])
+    (place / "refs" / "old").write_text(COMMITS[0])
+    return place / "snapshots" / COMMITS[1]
+
+
+@pytest.mark.parametrize(("revision", "commit"), [(None, COMMITS[1]), ("old", COMMITS[0]), (COMMITS[0], COMMITS[0])])
+def test_a_pruned_model_of_the_hub_has_its_history(revision: str | None, commit: str, hub: Path) -> None:
+    record = json.loads((hub.parent / commit / RECORD).read_text())
+    model = load("org/m", revision=revision)
+    assert [each["fingerprint"] for each in model.parents] == [record["fingerprint"]]
+    assert (model.source["source"], model.source["revision"]) == ("hub", commit)
+    assert model.fingerprint() == load(str(hub.parent / commit)).fingerprint()
+    again = secateur.prune(model, sparsity=0.1, calibration=tiny_tokens(model, 3, 8), stage1_only=True).record
+    assert [each["method"] for each in again["parents"]] == ["2ssp"]
+    assert again["model"]["name"] == "org/m"
+    words = ("--revision", revision) if revision else ()
+    shown = call("inspect", "org/m", "--verify", "--json", *words)
+    assert shown.code == 0, shown.err
+    assert shown.json["pruned"]["created"] == record["created"]
+    assert shown.json["verified"] is True
+
+
+def test_weights_of_the_hub_are_compared_with_their_sums(hub: Path) -> None:
+    (weights,) = hub.glob("*.safetensors")
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 4
+    weights.write_bytes(data)
+    with pytest.raises(CheckpointError, match="is not the file that secateur wrote"):
+        load("org/m")
+    assert "is not the file that secateur wrote" in call("inspect", "org/m", "--verify").err
+    load("org/m", revision="old")
+    weights.unlink()
+    told = call("inspect", "org/m", "--verify")
+    assert (told.code, f"org/m has no {weights.name}, which SHA256SUMS lists; it was not uploaded" in told.err) == (
+        3,
+        True,
+    )
+
+
+def test_sums_beside_a_model_of_others_are_their_own(hub: Path) -> None:
+    (hub / RECORD).unlink()
+    (hub / SUMS).write_text("0" * 32 + " *model.safetensors\n")
+    assert load("org/m").parents == []
+    (hub / SUMS).unlink()
+    assert "no SHA256SUMS to compare with" in call("inspect", "org/m", "--verify").out
+    assert "pruned" not in call("inspect", "org/m", "--json").json
+
+
+def test_a_damaged_record_on_the_hub_is_told(hub: Path) -> None:
+    (hub / RECORD).write_text("{}")
+    with pytest.raises(CheckpointError, match=r"secateur\.json is damaged"):
+        load("org/m")
+    shutil.rmtree(hub)
+    (hub.parents[1] / "refs" / "main").write_text(COMMITS[0])
+    load("org/m")

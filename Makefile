@@ -39,13 +39,13 @@ demo:
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 -m "not slow"
-	$(BIN)/python -m pytest -m slow --durations=10
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow --durations=15
 
 unit: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 -m "not slow" --durations=10
 
 slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -m slow --durations=10
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow --durations=15
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -51,7 +51,7 @@ def measure(job: dict[str, Any]) -> int:
 
 def measure_afresh(job: dict[str, Any]) -> int:
     """`measure` in a new process."""
-    command = [sys.executable, __file__, "--worker", json.dumps(job)]
+    command = [sys.executable, str(Path(__file__).resolve()), "--worker", json.dumps(job)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return int(done.stdout.splitlines()[-1])
 

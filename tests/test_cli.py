@@ -521,6 +521,9 @@ def test_methods_say_what_they_take_on_a_model(world: dict[str, Path]) -> None:
     plain = call("methods", "--for", world["model"], "--sparsity", 0.5).out
     for name, known in methods().items():
         cost = listed[name]["cost"]
+        if name == "evopress":  # the model's positions end at 64, and its selections want more tokens than that gives
+            assert "tokens" in cost["refused"]
+            continue
         assert cost["samples"] == known.samples
         assert 0 < cost["forwards"] <= cost["forwards_asked"]
         assert f"{cost['forwards']:,.1f} full-length forwards (of {cost['forwards_asked']:,.1f} asked for)" in plain

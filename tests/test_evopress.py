@@ -25,7 +25,7 @@ from secateur.engine.sweep import Part, Variant
 from secateur.engine.tokens import Tokens
 from secateur.errors import InfeasibleBudgetError, InvalidOptionError, NumericalError
 from secateur.methods import get_method
-from secateur.methods.evopress import plan, reduced
+from secateur.methods.evopress import plan, reduced, search_space
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.run import MemoryStore, Run
@@ -439,16 +439,21 @@ def test_impossible_constants_are_refused_before_anything_happens(wrong: dict[st
 @pytest.mark.parametrize("sparsity", [0.1, 0.9])
 @pytest.mark.parametrize("units", ["modules", "blocks"])
 def test_no_block_and_all_blocks_are_refused(sparsity: float, units: str) -> None:
-    with pytest.raises(InfeasibleBudgetError, match=r"whole blocks reach 0\.25 to 0\.75"):
+    with pytest.raises(InfeasibleBudgetError, match=r"0\.25 \(1 block\) to 0\.75 \(3 of them\) can be reached"):
         METHOD.foretell(tiny("llama").layout(), 64, 2048, Budget(sparsity), **METHOD.complete({"units": units}))
 
 
-def test_more_modules_than_there_are_is_refused() -> None:
+def test_where_blocks_lack_modules_the_share_is_of_those_there() -> None:
     layout = tiny("llama").layout()
-    for edit in (DropAttention(0), DropAttention(2), DropAttention(3)):
+    for edit in (DropAttention(0), DropAttention(2), DropMLP(3)):
         layout = predict(layout, edit)
-    with pytest.raises(InfeasibleBudgetError, match=r"at most 0\.25, or --units blocks"):
-        METHOD.foretell(layout, 64, 2048, Budget(0.5), **METHOD.complete({}))
+    space = search_space(layout, Budget(0.5), "modules")
+    assert {kind: len(parts) for kind, parts in space.parts.items()} == {"attention": 2, "mlp": 3}
+    assert space.gone == {"attention": 1, "mlp": 2}
+    for edit in (DropMLP(0), DropMLP(1), DropAttention(1)):
+        layout = predict(layout, edit)
+    with pytest.raises(InfeasibleBudgetError, match="none or all of the modules there are, 1 attention modules and 1"):
+        search_space(layout, Budget(0.6), "modules")
 
 
 def full(**changes: Any) -> Any:

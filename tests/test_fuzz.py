@@ -23,6 +23,7 @@ from secateur.methods import methods
 from secateur.model.modeling_secateur import FAMILIES
 
 CASES = 200 if os.environ.get("SECATEUR_CI") == "1" else 20
+pytestmark = pytest.mark.slow
 
 
 def fuzz(cases: int) -> settings:

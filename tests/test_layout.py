@@ -38,7 +38,7 @@ from secateur.surgery.edits import (
 )
 
 
-def possible_edits(layout: Layout) -> st.SearchStrategy[Edit]:
+def possible_edits(layout: Layout, rebasable: bool) -> st.SearchStrategy[Edit]:
     """Any edit that changes the layout and that a model of this layout allows."""
 
     def some(size: int) -> st.SearchStrategy[tuple[int, ...]]:
@@ -54,7 +54,7 @@ def possible_edits(layout: Layout) -> st.SearchStrategy[Edit]:
             choices.append(some(block.shape.width).map(lambda kept, number=number: KeepNeurons(number, kept)))
         if len(layout.blocks) > 1:
             choices.append(st.just(DropBlock(number)))
-    if layout.no_rebase is None:
+    if rebasable:
         if layout.is_folded:
             widths = {site: layout.stream_width(site) for site in layout.sites}
             drawn = st.tuples(st.sampled_from(layout.sites), st.integers(0, 3))
@@ -76,7 +76,7 @@ def test_the_real_layout_is_the_predicted_one(family: str, closed: bool, data: s
     for _ in range(data.draw(st.integers(1, 7))):
         if not any(block.attention or block.mlp for block in predicted.blocks.values()) and len(model.numbers) == 1:
             break
-        edit = data.draw(possible_edits(predicted))
+        edit = data.draw(possible_edits(predicted, model.family.no_rebase is None))
         predicted = predict(predicted, edit)
         apply(model, edit)
         assert model.layout() == predicted

@@ -6,7 +6,7 @@ A new method adds one line to `SETTINGS`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 import secateur
 from secateur.driver import Pruning, run_method
 from secateur.engine.tokens import Tokens
-from secateur.errors import InfeasibleBudgetError, InvalidOptionError
+from secateur.errors import InfeasibleBudgetError, InvalidOptionError, UnsupportedEditError
 from secateur.methods import Method, get_method, methods
 from secateur.methods.slicegpt import sliced
 from secateur.model.budget import Budget
@@ -55,6 +55,11 @@ def a_neuron_per_block_or_attention(layout: Layout) -> float:
     return rows / 2 + max(attentions) - min(attentions)  # which attention goes is not planned
 
 
+def a_group_and_a_neuron_per_block(layout: Layout) -> float:
+    groups = max(block.kv_group for block in layout.blocks.values())  # where no FFN takes what is left
+    return groups + float(sum(block.neuron for block in layout.blocks.values()))
+
+
 def a_block(layout: Layout) -> float:
     return max(block.parameters for block in layout.blocks.values())
 
@@ -72,12 +77,20 @@ def two_directions(layout: Layout) -> float:
     return full.block_parameters - less.block_parameters
 
 
+EVOPRESS: dict[str, Any] = {
+    "generations": 2, "offspring": 4, "initial": 4, "initial_tokens": 8, "selection_tokens": "8,16",
+}  # fmt: skip
 SETTINGS: dict[str, Setting] = {
     "2ssp": Setting(a_neuron_per_block_or_attention, {"attentions": 1}, ({"attentions": 2, "criterion": "kl"},),
                     {"search_samples": 9}),
     "shortgpt": Setting(a_block, {}, ({"positions": "last"},)),
     "window": Setting(a_block, {}, ({"positions": "all"},)),
     "blockpruner": Setting(a_module, {}, ({"alternate": True, "criterion": "kl"},), {"search_samples": 9}, spread=0.5),
+    "evopress": Setting(a_block, EVOPRESS, ({**EVOPRESS, "units": "blocks", "criterion": "ppl"},), {"initial": 0},
+                        spread=1.5),  # how often a parent survives cannot be foretold
+    "slimgpt": Setting(a_group_and_a_neuron_per_block, {"rounding": "carry"},
+                       ({"ratio": "uniform", "head_error": "exact", "compensate": False, "rounding": "carry"},),
+                       {"group": 0}),
     "slicegpt": Setting(two_directions, {"multiple": 1}, ({"multiple": 2, "slice_head": True, "signal": "norm"},),
                         {"dimension": 99}, families=("llama", "phi3", "qwen3")),
 }  # fmt: skip
@@ -120,6 +133,25 @@ def watched(edits: Iterator[Edit], model: Model) -> Iterator[Edit]:
         before = model.fingerprint()
         yield edit
     assert model.fingerprint() == before
+
+
+@VARIANTS
+def test_only_the_edits_that_it_declares(name: str, options: dict[str, Any]) -> None:
+    edits = prune(tiny("llama"), get_method(name), **options).edits
+    assert {type(edit) for edit in edits} <= set(get_method(name).edits)
+
+
+def test_a_family_that_cannot_do_what_a_method_needs_is_refused_before_any_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, method in methods().items():
+        model, run = tiny("llama"), Run()
+        monkeypatch.setattr(model, "family", replace(model.family, cannot={method.edits[0].__name__: "of a whim"}))
+        with pytest.raises(UnsupportedEditError, match=f"llama cannot do {method.edits[0].__name__}: of a whim"):
+            prune(model, method, run, **SETTINGS[name].options)
+        with pytest.raises(UnsupportedEditError, match="of a whim"):
+            secateur.prune(model, name, sparsity=0.5, calibration=tokens_for(model))
+        assert run.meter.block_tokens == model.edits_applied == 0
 
 
 @VARIANTS

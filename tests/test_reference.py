@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 
 import secateur
 from secateur.api import prepare, read_tokens, run_job
@@ -33,14 +32,6 @@ SEARCH_PERPLEXITY = {
 
 
 @pytest.fixture(scope="module")
-def threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
 def scores():
     """Stage 1's scores are of the dense model: computed by the first test, answered from its journal afterwards."""
     return {}
@@ -51,12 +42,12 @@ def wikitext_perplexity(model: secateur.Model) -> float:
     return perplexity(model, tokens)["perplexity"]
 
 
-def test_dense_perplexity(threads):
+def test_dense_perplexity():
     assert wikitext_perplexity(secateur.load("demo")) == pytest.approx(PERPLEXITY[0.0], rel=1e-3)
 
 
 @pytest.mark.parametrize("sparsity", [0.25, 0.5])
-def test_the_same_choices_and_perplexity(threads, scores, sparsity):
+def test_the_same_choices_and_perplexity(scores, sparsity):
     reference = json.loads((SHARED / "reference" / f"2ssp_{sparsity}_search512.json").read_text())
     model = secateur.load("demo")
     job = prepare(

@@ -138,7 +138,7 @@ def test_more_directions_lose_less() -> None:
     tokens = tiny_tokens(tiny("llama"), 4, 12)
     dense = logits(tiny("llama"), tokens.ids)
     errors = []
-    for dimension in (8, 20, 31):
+    for dimension in (8, 16, 24):
         model = tiny("llama")
         run(model, tokens, dimension=dimension)
         errors.append(float((logits(model, tokens.ids) - dense).pow(2).mean()))
@@ -239,6 +239,8 @@ def test_the_dimension_wins_over_the_sparsity() -> None:
     for dimension in (0, 32, 33):
         with pytest.raises(InvalidOptionError, match="dimension must lie between 1 and 31"):
             run(tiny("llama"), tiny_tokens(model, 2, 8), dimension=dimension)
+    with pytest.raises(InfeasibleBudgetError, match=r"the blocks would grow by 20\.53%"):
+        run(tiny("llama"), tiny_tokens(model, 2, 8), dimension=31)
     with pytest.raises(InvalidOptionError, match="multiple must lie between 1 and 31"):
         run(tiny("llama"), tiny_tokens(model, 2, 8), multiple=32)
 
@@ -247,7 +249,7 @@ def test_the_dimension_wins_over_the_sparsity() -> None:
 def test_families_of_another_form_are_refused_before_any_work(family: str) -> None:
     model = tiny(family)
     before = model.fingerprint()
-    with pytest.raises(UnsupportedEditError, match="slicegpt needs to rebase the residual stream"):
+    with pytest.raises(UnsupportedEditError, match=f"{family} cannot do Rebase: "):
         prepare(model, "slicegpt", sparsity=0.25, calibration=tiny_tokens(model, 2, 8))
     assert model.fingerprint() == before
 

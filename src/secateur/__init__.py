@@ -6,6 +6,7 @@ Importing it makes transformers' Auto classes load the checkpoints that stock ar
 from secateur.api import Pruned, evaluate, prune, save
 from secateur.engine.tokens import Tokens
 from secateur.errors import SecateurError
+from secateur.healing import Recovered, recover
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.load import load, register
@@ -18,6 +19,7 @@ __all__ = [
     "Budget",
     "Model",
     "Pruned",
+    "Recovered",
     "Run",
     "SecateurError",
     "Tokens",
@@ -25,5 +27,6 @@ __all__ = [
     "evaluate",
     "load",
     "prune",
+    "recover",
     "save",
 ]

@@ -6,7 +6,9 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import torch
 
 from secateur.assets import Purpose, read_text
 from secateur.driver import Pruning, run_method
@@ -20,9 +22,10 @@ from secateur.model.checkpoint import RECORD, Tier
 from secateur.model.checkpoint import save as save_checkpoint
 from secateur.model.handle import Model, require_finite
 from secateur.model.load import read_record
-from secateur.report.card import card
 from secateur.report.record import dump, identity, make_record, public_name
+from secateur.report.recovery import render_card
 from secateur.run import Run
+from secateur.surgery.apply import require_edits
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,7 @@ def prepare(
         samples, length = tokens.samples, tokens.length
         _check_tokens(model, tokens)
     samples, length = chosen.window_shape(model.max_length, samples, length)
+    require_edits(model.family, *chosen.edits)
     chosen.foretell(model.layout(), samples, length, budget, **complete)  # is it feasible at all?
     require_finite(model)
     if not isinstance(calibration, Tokens):
@@ -212,23 +216,42 @@ def run_job(
     return Pruned(job.model, pruning, record)
 
 
-def save(pruned: Pruned, folder: str | Path, *, overwrite: bool = False, max_shard_size: str = "5GB") -> Tier:
+class Result(Protocol):
+    """What `save` writes: `Pruned`, or `Recovered`."""
+
+    @property
+    def model(self) -> Model: ...
+
+    @property
+    def record(self) -> dict[str, Any]: ...
+
+
+class Identified(Protocol):
+    """A job whose outcome has an identity."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+
+def save(result: Result, folder: str | Path, *, overwrite: bool = False, max_shard_size: str = "5GB") -> Tier:
     """Write a checkpoint with record and card, whole or not at all; return its tier.
 
     Raises:
         OutputExistsError: the folder exists and `overwrite` is off.
     """
-    files = {RECORD: dump(pruned.record), "README.md": card(pruned.record, get_method(pruned.pruning.method))}
-    return save_checkpoint(pruned.model, Path(folder), files=files, overwrite=overwrite, max_shard_size=max_shard_size)
+    files = {RECORD: dump(result.record), "README.md": render_card(result.record)}
+    return save_checkpoint(result.model, Path(folder), files=files, overwrite=overwrite, max_shard_size=max_shard_size)
 
 
 def _check_tokens(model: Model, tokens: Tokens) -> None:
     low, high = int(tokens.ids.min()), int(tokens.ids.max())
     if low < 0 or high >= model.vocab_size:
         raise InvalidOptionError(f"token ids from {low} to {high} do not fit the vocabulary of {model.vocab_size}")
+    if not (torch.isfinite(tokens.weights).all() and (tokens.weights >= 0).all() and tokens.weights.any()):
+        raise InvalidOptionError("the tokens' weights must be finite and not negative, and some above 0")
 
 
-def already_there(job: Job, folder: Path) -> dict[str, Any] | None:
+def already_there(job: Identified, folder: Path) -> dict[str, Any] | None:
     """The record of `folder` if it already holds this very job's result; None if there is nothing.
 
     Raises:
@@ -240,7 +263,7 @@ def already_there(job: Job, folder: Path) -> dict[str, Any] | None:
     record = read_record(folder) if folder.is_dir() else None
     if record is not None and record.get("fingerprint") == job.fingerprint:
         return record
-    what = "another pruning" if record else "something that secateur did not write"
+    what = "another pruning or recovery" if record else "something that secateur did not write"
     raise OutputExistsError(f"{folder} exists and holds {what}; choose another --out, or give --overwrite")
 
 

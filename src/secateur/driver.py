@@ -14,7 +14,7 @@ from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.run import Run
-from secateur.surgery.apply import apply, predict
+from secateur.surgery.apply import apply, predict, require_edits
 from secateur.surgery.edits import Edit
 
 logger = logging.getLogger(__name__)
@@ -52,9 +52,11 @@ def run_method(
     """Prune `model` in place: each edit the method yields is applied before the method resumes.
 
     Raises:
+        UnsupportedEditError: the family cannot do what the method needs; nothing has been done.
         CheckpointError: the real model is not what the edits predict (a bug; nothing should be saved).
     """
     complete = method.complete(options)
+    require_edits(model.family, *method.edits)
     before = predicted = model.layout()
     stream = method.prune(model, tokens, budget, run, **complete)
     for each in filters:

@@ -72,3 +72,7 @@ class OutputError(SecateurError):
 
 class NumericalError(SecateurError):
     """A computation gave NaN or Inf where a finite number is needed."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user's interrupt (Ctrl-C) in a run that can be resumed; the message says where it stands and how."""

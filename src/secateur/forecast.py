@@ -24,6 +24,7 @@ from secateur.model.load import check_device, check_dtype, explained, read_confi
 from secateur.model.modeling_secateur import PER_BLOCK_LISTS, plain_config, shapes_from
 from secateur.quiet import quiet_transformers
 from secateur.run import work_forwards
+from secateur.surgery.apply import require_edits
 
 _PROBE_HEAD_TOKENS = 128
 
@@ -64,6 +65,7 @@ def forecast(
     hollow = hollow_model(name, dtype=dtype, revision=revision, cache=cache)
     layout = hollow.layout()
     samples, length = method.window_shape(hollow.max_length, samples, length)
+    require_edits(hollow.family, *method.edits)
     cost = method.foretell(layout, samples, length, budget, **method.complete(options))
     speed = _probe(hollow, length, check_device(None) if device == "auto" else device)
     return {
@@ -87,7 +89,7 @@ def forwards_by_method(
 
     Returns:
         By method: samples, length, the full-length `forwards` that it will run, the `forwards_asked` for as papers
-        count them (prefixes not shared, heads always run); or `refused`, the reason why it cannot reach the budget.
+        count them (prefixes not shared, heads always run); or `refused`, the reason why it cannot.
     """
     hollow = hollow_model(name, revision=revision, cache=cache)
     layout = hollow.layout()
@@ -95,6 +97,7 @@ def forwards_by_method(
     for method in methods().values():
         samples, length = method.window_shape(hollow.max_length, None, None)
         try:
+            require_edits(hollow.family, *method.edits)
             cost = method.foretell(layout, samples, length, budget, **method.complete({}))
         except SecateurError as error:
             told[method.name] = {"refused": str(error)}

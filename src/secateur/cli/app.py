@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import typer
 
-from secateur.cli import evaluate, fetch, inspect, methods, prune
+from secateur.cli import evaluate, fetch, inspect, methods, prune, recover
 from secateur.cli.guard import guarded
 from secateur.version import __version__
 
@@ -32,6 +32,7 @@ def version(
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "prune": prune.command(),
+    "recover": recover.recover,
     "eval": evaluate.evaluate,
     "inspect": inspect.inspect,
     "methods": methods.show_methods,

@@ -13,7 +13,7 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from secateur.errors import InvalidOptionError, SecateurError
+from secateur.errors import Interrupted, InvalidOptionError, SecateurError
 
 EXIT_REFUSED = 3
 EXIT_INTERRUPTED = 130
@@ -44,8 +44,9 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
             err.print(f"[bold red]error:[/] out of memory; {_LESS_MEMORY}", highlight=False)
             _log("out of memory: %s", error)
             raise typer.Exit(EXIT_REFUSED) from error
-        except KeyboardInterrupt:
-            err.print("interrupted; no output was written")
+        except KeyboardInterrupt as interrupt:
+            told = str(interrupt) if isinstance(interrupt, Interrupted) else "interrupted; no output was written"
+            err.print(told, markup=False, highlight=False)
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except BrokenPipeError:  # the reader of our output is gone, as in `secateur methods | head`
             sys.stderr.close()

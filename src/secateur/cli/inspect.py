@@ -44,11 +44,17 @@ def inspect(
         "dtype": str(hollow.dtype).removeprefix("torch."),
         "blocks": [vars(shape) for shape in shapes],
     }
-    if record:
+    chain = [*record["parents"], record] if record else []
+    pruned = next((each for each in reversed(chain) if "recovery" not in each), None)
+    recoveries = [each["recovery"] for each in chain if "recovery" in each]
+    if pruned:
         summary["pruned"] = {
-            key: record[key] for key in ("method", "options", "sparsity", "tier", "calibration", "created")
+            key: pruned[key] for key in ("method", "options", "sparsity", "tier", "calibration", "created")
         }
-        summary["pruned"]["edits"] = dict(Counter(edit["edit"] for edit in record["edits"]))
+        summary["pruned"]["edits"] = dict(Counter(edit["edit"] for edit in pruned["edits"]))
+    if recoveries:
+        summary["recoveries"] = recoveries
+    if record:
         summary["evaluations"] = record["evaluations"]
     if verify:
         summary["verified"] = verify_weights(folder)
@@ -64,12 +70,20 @@ def inspect(
     out.print(_block_table(shapes, hollow.hidden_size))
     if verify:
         out.print("weights: as secateur wrote them" if summary["verified"] else f"weights: no {SUMS} to compare with")
-    if record:
-        achieved = record["sparsity"]["achieved"]
+    if pruned:
+        achieved = pruned["sparsity"]["achieved"]
         out.print(
-            f"pruned by {record['method']}: {achieved['blocks']:.2%} of the blocks' parameters ("
+            f"pruned by {pruned['method']}: {achieved['blocks']:.2%} of the blocks' parameters ("
             f"{achieved['model']:.2%} of all); edits: "
             + ", ".join(f"{n} {kind}" for kind, n in summary["pruned"]["edits"].items()),
+            highlight=False,
+            markup=False,
+        )
+    for each in recoveries:
+        data, losses = each["data"], each["held_out_loss"]
+        out.print(
+            f"trained by LoRA on {data['train']:,} rows of {data['name']}: held-out loss {losses['before']:.4f} to "
+            f"{losses['after']:.4f}; licence of the data: {data['licence'] or 'not known'}",
             highlight=False,
             markup=False,
         )

@@ -95,7 +95,7 @@ def _prune(
         raise InvalidOptionError("--out DIR is missing: the folder to write (or ask for --dry-run)")
     if overwrite or not (resolved(out_dir) / RECORD).is_file():  # one that is there may be this very result
         check_output(out_dir, overwrite=overwrite, max_shard_size=max_shard_size)
-    _check_inputs_survive(out_dir, [model, calibration, *(perplexity_on or ())])
+    check_inputs_survive(out_dir, [model, calibration, *(perplexity_on or ())])
     loaded = load(model, device=device, dtype=dtype, revision=revision, cache=cache_dir)
     job = prepare(
         loaded, method, sparsity=sparsity, of=of, round_to=round_to, calibration=calibration, samples=samples,  # type: ignore[arg-type]
@@ -167,7 +167,7 @@ def _method_options(method: str, given: dict[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-def _check_inputs_survive(out_dir: Path, inputs: Sequence[str | None]) -> None:
+def check_inputs_survive(out_dir: Path, inputs: Sequence[str | None]) -> None:
     """Refuse a folder whose replacement would take away what the run reads."""
     target = resolved(out_dir)
     for name in inputs:

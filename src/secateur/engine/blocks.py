@@ -130,7 +130,12 @@ def run_block(module: nn.Module, hidden: Tensor, arguments: Arguments) -> Tensor
 
 @torch.no_grad()
 def head_logits(model: Model, hidden: Tensor) -> Tensor:
-    """Final norm and LM head: hidden states after the last block (tokens, hidden) -> logits (tokens, vocabulary).
+    """Final norm and LM head: hidden states after the last block (tokens, hidden) -> logits (tokens, vocabulary)."""
+    return head_logits_with_grad(model, hidden)
+
+
+def head_logits_with_grad(model: Model, hidden: Tensor) -> Tensor:
+    """As `head_logits`, for training: gradients flow to `hidden`.
 
     Each token is given as a sequence of its own, since the head does not mix tokens and positions are bounded.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -31,18 +31,26 @@ def render_chat(
     ids: list[int] = []
     weights: list[float] = []
     for row, conversation in enumerate(conversations):
-        text = _render(tokenizer, conversation, row)
+        text = render_conversation(tokenizer, conversation, row)
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=responses_only, verbose=False)
         ids += encoded["input_ids"]
         if not responses_only:
             weights += [1.0] * len(encoded["input_ids"])
             continue
         spans = response_spans(tokenizer, conversation, text, row)
-        for start, end in encoded["offset_mapping"]:
-            weights.append(float(end > start and any(a <= start and end <= b for a, b in spans)))
+        weights += map(float, counted(encoded["offset_mapping"], spans))
     if not any(weights):
         raise DataError("the conversations have no assistant message to count")
     return torch.tensor(ids), torch.tensor(weights)
+
+
+def counted(offsets: Iterable[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:
+    """Whether each token, of which `offsets` gives the characters, lies wholly inside one of `spans`.
+
+    A token of spaces only may have an empty offset where it ends, since some tokenizers trim them; a special token that
+    stands for no character has the offset (0, 0).
+    """
+    return [any(a <= start and a < end <= b for a, b in spans) for start, end in offsets]
 
 
 def response_spans(
@@ -53,8 +61,8 @@ def response_spans(
     for turn, message in enumerate(conversation):
         if message["role"] != "assistant":
             continue
-        prompt = _render(tokenizer, conversation[:turn], row, prompt=True)
-        answered = _render(tokenizer, conversation[: turn + 1], row)
+        prompt = render_conversation(tokenizer, conversation[:turn], row, prompt=True)
+        answered = render_conversation(tokenizer, conversation[: turn + 1], row)
         if not (answered.startswith(prompt) and text.startswith(answered.rstrip())):
             raise DataError(
                 "the model's chat template rewrites earlier turns, so responses cannot be located; "
@@ -64,7 +72,10 @@ def response_spans(
     return spans
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, messages: Conversation, row: int, *, prompt: bool = False) -> str:
+def render_conversation(
+    tokenizer: PreTrainedTokenizerBase, messages: Conversation, row: int, *, prompt: bool = False
+) -> str:
+    """The text of a conversation by the model's own template; with the opening of an answer if `prompt`."""
     if not messages:  # many templates read the first message without asking whether there is one
         raise DataError(f"conversation {row + 1} begins with the assistant; a user's message must come first")
     try:

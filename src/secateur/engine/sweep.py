@@ -195,10 +195,12 @@ def _through(
                 taken = [before[state][sample, None].to(before[0].device) for state, sample in batch]
                 hidden = taken[0] if len(taken) == 1 else torch.cat(taken)  # (rows, length, hidden)
                 output = run_block(block.module, hidden, inputs.arguments(block.number, len(batch), length))
-                if not outputs:  # in the place of states that nobody needs any more, unless the stream's width changes
+                if not outputs:  # in the place of states that nobody needs any more, unless width or device change
                     width = output.shape[-1]
                     outputs = [
-                        state if mine and state.shape[-1] == width else output.new_empty(samples, length, width)
+                        state
+                        if mine and state.shape[-1] == width and state.device == output.device
+                        else output.new_empty(samples, length, width)
                         for state, mine in zip(before, last, strict=True)
                     ]
                 for (state, sample), row in zip(batch, output, strict=True):

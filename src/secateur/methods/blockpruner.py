@@ -139,6 +139,7 @@ def _edit(unit: Part) -> Edit:
     length=2048,
     bibtex=BIBTEX,
     foretell=_foretell,
+    edits=(DropAttention, DropMLP),
     needs="rounds, until the budget is met, of one forward per module there is: 2L at first",
 )
 def blockpruner(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -73,7 +74,7 @@ def plan(
     """Check the options and lay out the search.
 
     Raises:
-        InfeasibleBudgetError: the budget is no whole block, or all, or more modules of a kind than there are.
+        InfeasibleBudgetError: the budget is no whole block, or all.
         InvalidOptionError: constants with which the search cannot run.
     """
     space = search_space(layout, budget, units)
@@ -100,7 +101,11 @@ def plan(
 
 def search_space(layout: Layout, budget: Budget, units: Units) -> Space:
     """The masks that meet the budget: n of the blocks, or n attention modules and, apart from them, n MLPs, where n
-    is the budget's number of whole blocks."""
+    is the budget's number of whole blocks. Where blocks lack modules: of each kind the budget's share of those there.
+
+    Raises:
+        InfeasibleBudgetError: nothing would go, or everything.
+    """
     n = budget.whole_blocks(layout)
     if units == "blocks":
         return Space({"block": tuple(Part(number, "block") for number in layout.blocks)}, {"block": n})
@@ -108,14 +113,13 @@ def search_space(layout: Layout, budget: Budget, units: Units) -> Space:
         "attention": tuple(Part(number, "attention") for number, block in layout.blocks.items() if block.attention),
         "mlp": tuple(Part(number, "mlp") for number, block in layout.blocks.items() if block.mlp),
     }
-    fewest = min(len(each) for each in parts.values())
-    if n > fewest:
-        step = budget.sparsity / budget.block_share(layout) / len(layout.blocks)
+    gone = {kind: math.floor(budget.block_share(layout) * len(each) + 0.5) for kind, each in parts.items()}
+    if not 0 < sum(gone.values()) < sum(len(each) for each in parts.values()):
         raise InfeasibleBudgetError(
-            f"{budget.sparsity:.4g} of the parameters of the {budget.of} is {n} attention modules and {n} MLPs; the "
-            f"model has {fewest} of one kind: at most {fewest * step:.4g}, or --units blocks"
+            f"{budget.sparsity:.4g} of the parameters of the {budget.of} would be none or all of the modules there "
+            f"are, {len(parts['attention'])} attention modules and {len(parts['mlp'])} MLPs"
         )
-    return Space(parts, {kind: n for kind in parts})
+    return Space(parts, gone)
 
 
 def _numbers(name: str, text: str) -> list[int]:
@@ -246,6 +250,8 @@ def _edits(variant: Variant) -> list[Edit]:
     length=LENGTH,
     bibtex=BIBTEX,
     foretell=_foretell,
+    edits=(DropAttention, DropMLP, DropBlock),
+    needs="per generation: every candidate on the first step's tokens, the survivors on the next one's",
 )
 def evopress(
     model: Model,

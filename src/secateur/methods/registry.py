@@ -87,6 +87,7 @@ class Method:
         samples, length: its calibration by default; its paper's, or what the docstring says.
         unit: what it removes.
         foretell: its cost, before any work.
+        edits: the kinds that it may yield; a family that cannot do one of them is refused before any work.
         needs: what it runs, in full-length forwards; L blocks, S calibration windows.
     """
 
@@ -98,6 +99,7 @@ class Method:
     samples: int
     length: int
     bibtex: str
+    edits: tuple[type[Edit], ...] = ()
     needs: str = ""
 
     @property
@@ -157,6 +159,7 @@ def method(
     length: int,
     bibtex: str,
     foretell: Foretell,
+    edits: tuple[type[Edit], ...] = (),
     needs: str = "",
 ) -> Callable[[Prune], Prune]:
     """Register a generator of edits as a method. Its docstring's "Args" document its options.
@@ -171,7 +174,7 @@ def method(
         keyword_only = [p.name for p in inspect.signature(prune).parameters.values() if p.kind is p.KEYWORD_ONLY]
         if missing := [option for option in keyword_only if option not in _documented(prune)]:
             raise ValueError(f"method '{name}': its docstring's \"Args\" lack {', '.join(missing)}")
-        _METHODS[name] = Method(name, prune, foretell, paper, unit, samples, length, bibtex, needs)
+        _METHODS[name] = Method(name, prune, foretell, paper, unit, samples, length, bibtex, edits, needs)
         return prune
 
     return register

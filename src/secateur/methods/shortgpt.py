@@ -82,6 +82,7 @@ def _foretell(
     length=2048,
     bibtex=BIBTEX,
     foretell=_foretell,
+    edits=(DropBlock,),
     needs="S forwards without the LM head",
 )
 def shortgpt(

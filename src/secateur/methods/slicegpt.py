@@ -12,7 +12,7 @@ from torch import Tensor
 
 from secateur.engine.tokens import Tokens
 from secateur.engine.walk import Tap, Visit, walk
-from secateur.errors import InfeasibleBudgetError, InvalidOptionError, UnsupportedEditError
+from secateur.errors import InfeasibleBudgetError, InvalidOptionError
 from secateur.methods.registry import Cost, method
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
@@ -21,6 +21,7 @@ from secateur.run import Run
 from secateur.solvers.pca import SecondMoment, principal_basis
 from secateur.surgery.edits import CentreEmbedding, Edit, FoldNorms, Rebase, UntieHead
 
+_TINY = 1e-6  # keeps a state of zeros finite
 _ROUNDING = 0.25  # of the target: widths so coarse that they miss it by more are refused
 
 logger = logging.getLogger(__name__)
@@ -61,22 +62,25 @@ def plan(layout: Layout, budget: Budget, *, dimension: int | None, multiple: int
     """The hidden width after slicing: what was asked, else the multiple whose removed share is nearest to the budget's.
 
     Raises:
-        UnsupportedEditError: the family's residual stream has one basis only.
         InvalidOptionError: a width that the model does not have.
         InfeasibleBudgetError: no multiple removes as much, or none comes within a quarter of the target.
     """
-    if layout.no_rebase is not None:
-        raise UnsupportedEditError(f"slicegpt needs to rebase the residual stream: {layout.no_rebase}")
     widest = max(layout.stream_width(site) for site in _sites(layout, slice_head))
-    if dimension is not None:
-        if not 1 <= dimension < widest:
-            raise InvalidOptionError(f"dimension must lie between 1 and {widest - 1}, not {dimension}")
-        return dimension
-    if not 1 <= multiple < widest:
-        raise InvalidOptionError(f"multiple must lie between 1 and {widest - 1}, not {multiple}")
 
     def share(width: int) -> float:
         return budget.achieved(layout, sliced(layout, width, slice_head=slice_head, untie=untie))
+
+    if dimension is not None:
+        if not 1 <= dimension < widest:
+            raise InvalidOptionError(f"dimension must lie between 1 and {widest - 1}, not {dimension}")
+        if (gone := share(dimension)) <= 0:
+            raise InfeasibleBudgetError(
+                f"at a dimension of {dimension} of {widest} the skip matrices weigh more than what is sliced off: the "
+                f"{budget.of} would grow by {-gone:.2%}. Ask for a smaller one"
+            )
+        return dimension
+    if not 1 <= multiple < widest:
+        raise InvalidOptionError(f"multiple must lie between 1 and {widest - 1}, not {multiple}")
 
     # The share falls with the width: find the widest multiple that still removes the target, then look at the next.
     low, high = 1, (widest - 1) // multiple
@@ -122,8 +126,8 @@ def principal(visit: Visit, tap: Tap, dimension: int, *, hidden: int, signal: Si
     moment = SecondMoment()
 
     def add(x: Tensor, weights: Tensor) -> None:
-        if signal == "norm":  # what the folded norm makes of x, squared
-            weights = weights / (x.double().pow(2).sum(dim=-1) / hidden + 1e-6)
+        if signal == "norm":  # what the folded norm makes of x, squared, but for its eps
+            weights = weights / (x.double().pow(2).sum(dim=-1) / hidden + _TINY)
         moment.add(x, weights)
 
     visit.observe(**{tap: add})
@@ -159,6 +163,7 @@ def _foretell(
     length=2048,
     bibtex=BIBTEX,
     foretell=_foretell,
+    edits=(Rebase, FoldNorms, UntieHead, CentreEmbedding),
 )
 def slicegpt(
     model: Model,
@@ -187,6 +192,8 @@ def slicegpt(
     untied = unties(layout, untie=untie, mean_centre=mean_centre)
     width = plan(layout, budget, dimension=dimension, multiple=multiple, slice_head=slice_head, untie=untied)
     sites = sites_to_slice(layout, width, slice_head=slice_head)
+    if dimension is not None:
+        run.note("dimension", f"The width of {dimension} was asked for, which decides; the sparsity asked does not.")
     logger.info("slicegpt: %d of %d sites are sliced to %d directions", len(sites), len(layout.sites), width)
     if untied:
         yield UntieHead()

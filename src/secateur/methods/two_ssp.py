@@ -215,6 +215,7 @@ def _foretell(
     length=2048,
     bibtex=BIBTEX,
     foretell=_foretell,
+    edits=(KeepNeurons, DropAttention),
     needs="S forwards for the scores; then N rounds (equation 5) of one forward per attention module there is",
 )
 def two_ssp(

@@ -154,13 +154,11 @@ class Layout:
         blocks: by block number of the model as loaded; a dropped block is absent.
         other: parameters outside the blocks (embeddings, final norm, head), tied ones counted once.
         ends: where the residual stream comes from and goes to.
-        no_rebase: why it can have one basis only; None where it can have others.
     """
 
     blocks: Mapping[int, BlockLayout]
     other: int
     ends: Ends = field(default_factory=lambda: Ends(0, 0, False, 0, 0))
-    no_rebase: str | None = None
 
     @classmethod
     def of(cls, model: Model) -> Layout:
@@ -169,7 +167,7 @@ class Layout:
         blocks = {number: read_block(module, family) for number, module in zip(model.numbers, modules, strict=True)}
         inside = {id(parameter) for module in modules for parameter in module.parameters()}
         other = sum(p.numel() for p in model.hf.parameters() if id(p) not in inside)
-        return cls(blocks=blocks, other=other, ends=ends_of(model.hf, family), no_rebase=family.no_rebase)
+        return cls(blocks=blocks, other=other, ends=ends_of(model.hf, family))
 
     @property
     def block_parameters(self) -> int:

@@ -38,8 +38,9 @@ from secateur.model.refusals import (
 from secateur.quiet import quiet_transformers
 
 # What a record must have; the rest of it is only shown.
-_ENTRIES = {"fingerprint": str, "method": str, "options": dict, "sparsity": dict, "model": dict, "before": dict}
-_ENTRIES |= {"after": dict, "edits": list}
+_ENTRIES = {"fingerprint": str, "method": str, "model": dict, "before": dict, "after": dict, "edits": list}
+_OF_A_PRUNING = {"options": dict, "sparsity": dict}
+_OF_A_RECOVERY = {"recovery": dict}
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -116,7 +117,7 @@ def _lacking(record: Any) -> str | None:
     for each in [record, *(parents if isinstance(parents, list) else [None])]:
         if not isinstance(each, dict):
             return "an object"
-        for name, kind in _ENTRIES.items():
+        for name, kind in (_ENTRIES | (_OF_A_RECOVERY if "recovery" in each else _OF_A_PRUNING)).items():
             if not isinstance(each.get(name), kind):
                 return f"'{name}'"
         if not all(isinstance(each[size].get("block_parameters"), int) for size in ("before", "after")):

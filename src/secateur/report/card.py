@@ -7,6 +7,7 @@ from typing import Any
 
 from secateur.methods import Method
 from secateur.report.record import public_name, remarks
+from secateur.report.training import training_section, training_sentence
 
 _LOADING = {
     "A": """It is an unmodified {family} architecture and loads everywhere:
@@ -35,8 +36,13 @@ Stock transformers with neither refuses to load it, on purpose: it would fill wh
 _CURVE = 12  # numbers of a curve on the card; the record has all
 
 
-def card(record: Mapping[str, Any], method: Method) -> str:
-    """Render the card of a record."""
+def card(record: Mapping[str, Any], method: Method | None) -> str:
+    """Render the card of a pruning's record.
+
+    Args:
+        record: may have `recoveries`, the records of what was trained after the pruning.
+        method: None where it is not installed here.
+    """
     model = record["model"]
     before, after = record["before"], record["after"]
     achieved = record["sparsity"]["achieved"]
@@ -68,15 +74,15 @@ pipeline_tag: text-generation
 # {public_name(model["name"])}, pruned by {record["method"]}
 
 {achieved["blocks"]:.1%} of the blocks' parameters ({achieved["model"]:.1%} of all) were removed by
-[{record["method"]}]({method.paper}): {method.summary}
-{_earlier(record)}Nothing was trained afterwards. A pruned model is not the model it came from: judge it on your
-own data.
+{f"[{method.name}]({method.paper}): {method.summary}" if method else f"{record['method']}."}
+{_earlier(record)}{training_sentence(record.get("recoveries", ()))} A pruned model is not the model it came from: judge
+it on your own data.
 
 | | before | after |
 |---|---|---|
 {table}
 
-## Loading
+{training_section([*record["parents"], *record.get("recoveries", ())])}## Loading
 
 {_LOADING[record["tier"]].format(family=model["family"])}
 
@@ -84,20 +90,43 @@ own data.
 
 {_calibration(record)}{_notes(record)}
 `secateur.json` has every argument, version and fingerprint, and the edits in order; secateur {record["secateur"]}.
+{_cite(method)}"""
 
-```bibtex
-{method.bibtex}
-```
+
+def recovered_card(record: Mapping[str, Any]) -> str:
+    """Render the card of a dense model that was trained and never pruned."""
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+{_base_model(record)}tags:
+- secateur
+- lora
+---
+
+# {public_name(record["model"]["name"])}, trained by LoRA
+
+Nothing was removed. {training_sentence([record])}
+
+{training_section([*record["parents"], record])}## Loading
+
+{_LOADING[record["tier"]].format(family=record["model"]["family"])}
+
+`secateur.json` has every argument, version and fingerprint; secateur {record["secateur"]}.
 """
+
+
+def _cite(method: Method | None) -> str:
+    return f"\n```bibtex\n{method.bibtex}\n```\n" if method else ""
 
 
 def _earlier(record: Mapping[str, Any]) -> str:
     """A sentence on earlier prunings, with the share removed since the original."""
-    if not record["parents"]:
+    prunings = [parent["method"] for parent in record["parents"] if "recovery" not in parent]
+    if not prunings:
         return ""
     original = record["parents"][0]
     share = 1 - record["after"]["block_parameters"] / original["before"]["block_parameters"]
-    chain = ", ".join(parent["method"] for parent in record["parents"])
+    chain = ", ".join(prunings)
     return (
         f"Before that, {public_name(original['model']['name'])} was pruned by {chain}: in all {share:.1%} of the "
         "original's block parameters are gone. "

@@ -82,9 +82,9 @@ def make_record(
             "achieved": shares(pruning.before, pruning.after),
         },
         "tier": tier(model),
-        "model": {**_public(model.source), "family": model.family.model_type, "fingerprint": model_fingerprint},
-        "calibration": {**_public(tokens.source), "fingerprint": tokens.fingerprint()},
-        "arguments": _public(arguments or {}),
+        "model": {**public_facts(model.source), "family": model.family.model_type, "fingerprint": model_fingerprint},
+        "calibration": {**public_facts(tokens.source), "fingerprint": tokens.fingerprint()},
+        "arguments": public_facts(arguments or {}),
         "environment": environment(model),
         "cost": dict(cost),
         "before": size(pruning.before, model),
@@ -107,7 +107,7 @@ def public_name(name: str) -> str:
     return PurePath(name).name or name
 
 
-def _public(facts: Mapping[str, Any]) -> dict[str, Any]:
+def public_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     """The same facts with public names; of a command line, in each word and behind each `--option=`."""
 
     def word(text: str) -> str:
@@ -169,7 +169,7 @@ def _public_evaluation(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """The same with public names of models and texts."""
 
     def public(judged: dict[str, Any]) -> dict[str, Any]:
-        texts = [_public(each) for each in judged.get("perplexity", [])]
+        texts = [public_facts(each) for each in judged.get("perplexity", [])]
         name = judged.get("name")
         return {
             **judged,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from secateur.errors import InvalidEditError, UnsupportedEditError
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
-from secateur.model.modeling_secateur import drop_attention, drop_mlp, keep_heads, keep_neurons
+from secateur.model.modeling_secateur import Family, drop_attention, drop_mlp, keep_heads, keep_neurons
 from secateur.model.views import Block
 from secateur.surgery.edits import (
     BlockEdit,
@@ -38,7 +39,7 @@ def apply(model: Model, edit: Edit) -> None:
         UnsupportedEditError: the family cannot do it.
         InvalidEditError: the edit does not fit the model.
     """
-    _check_family(model, edit)
+    require_edits(model.family, type(edit))
     if isinstance(edit, StreamEdit):
         change_stream(model, edit)
     elif isinstance(edit, DropBlock):
@@ -80,11 +81,17 @@ def predict(layout: Layout, edit: Edit) -> Layout:
             return layout
 
 
-def _check_family(model: Model, edit: Edit) -> None:
-    kind = type(edit).__name__
-    reason = model.family.cannot.get(kind) or (model.family.no_rebase if isinstance(edit, StreamEdit) else None)
-    if reason is not None:
-        raise UnsupportedEditError(f"{model.family.model_type} cannot do {kind}: {reason}")
+def require_edits(family: Family, *kinds: type[Edit]) -> None:
+    """Check that a family can do edits of these kinds.
+
+    Raises:
+        UnsupportedEditError: it cannot; with the reason.
+    """
+    for kind in kinds:
+        stream = kind in get_args(StreamEdit)
+        reason = family.cannot.get(kind.__name__) or (family.no_rebase if stream else None)
+        if reason is not None:
+            raise UnsupportedEditError(f"{family.model_type} cannot do {kind.__name__}: {reason}")
 
 
 def _check_drop(model: Model, edit: DropBlock) -> None:

@@ -1,0 +1,259 @@
+"""SlimGPT: Layer-wise Structured Pruning for Large Language Models (arXiv 2412.18110)."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from secateur.engine.tokens import Tokens
+from secateur.engine.walk import Visit, walk
+from secateur.errors import InfeasibleBudgetError, InvalidOptionError, NumericalError
+from secateur.methods.registry import Cost, method
+from secateur.model.budget import Budget
+from secateur.model.handle import Model
+from secateur.model.layout import BlockLayout, Layout
+from secateur.run import Run
+from secateur.solvers.obs import GroupError, Hessian, Kept, group_sizes, prune_groups
+from secateur.solvers.schedule import Shape, ratios
+from secateur.surgery.edits import Edit, KeepHeads, KeepNeurons, keep
+
+Rounding = Literal["auto", "paper", "carry"]
+Precision = Literal["float32", "float64"]
+
+logger = logging.getLogger(__name__)
+
+BIBTEX = """@inproceedings{ling2024slimgpt,
+  title     = {{SlimGPT}: Layer-wise Structured Pruning for Large Language Models},
+  author    = {Gui Ling and Ziyang Wang and Yuliang Yan and Qingwen Liu},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2024},
+  url       = {https://arxiv.org/abs/2412.18110}
+}"""
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """What one block loses.
+
+    Attributes:
+        ratio: the share asked of what it can lose.
+        kv_groups: KV heads that go, with their query heads.
+        neurons: FFN neurons that go.
+    """
+
+    ratio: float
+    kv_groups: int
+    neurons: int
+
+
+def plan(
+    layout: Layout,
+    budget: Budget,
+    *,
+    ratio: Shape = "log",
+    first_ratio: float | None = None,
+    last_ratio: float | None = None,
+    rounding: Rounding = "auto",
+) -> dict[int, BlockPlan]:
+    """Each block's share by equation 6, and the whole heads and neurons that come to it.
+
+    With as many KV heads as query heads the paper's rule applies as it stands ("paper"): the same ratio of a block's
+    heads and of its neurons. The paper leaves grouped queries open. There a unit is a large part of a block (a third of
+    the demo model's attention), so that rounding each block alone would miss the schedule: the rounding error of the
+    heads is carried from block to block, and the FFN takes the rest of its block's share ("carry"). "auto" takes
+    "paper" where no query heads are grouped. At least one KV head and one neuron stay.
+
+    Raises:
+        InfeasibleBudgetError, InvalidOptionError: as `ratios`.
+    """
+    can_lose = {number: _heads(block) + _neurons(block) for number, block in layout.blocks.items()}
+    if not any(can_lose.values()):
+        raise InfeasibleBudgetError("slimgpt finds neither heads nor FFN neurons in this model")
+    target = budget.block_share(layout) * layout.block_parameters
+    with_parts = {number: size for number, size in can_lose.items() if size}
+    shares = dict(
+        zip(
+            with_parts,
+            ratios(list(with_parts.values()), target, ratio, first=first_ratio, last=last_ratio, highest=_HIGHEST),
+            strict=True,
+        )
+    )
+    made: dict[int, BlockPlan] = {}
+    owed_heads = owed = 0.0  # KV heads, and parameters, that earlier blocks were rounded down by
+    for number, share in shares.items():
+        block = layout.blocks[number]
+        shape = block.shape
+        carry = rounding == "carry" or (rounding == "auto" and shape.kv_heads < shape.query_heads)
+        wanted_heads = (share * shape.kv_heads if _heads(block) else 0) + (owed_heads if carry else 0)
+        most = shape.kv_heads - 1  # one stays, and heads alone do not exceed the block's share
+        if carry and block.kv_group:
+            most = min(most, int(share * can_lose[number] / block.kv_group))
+        heads = max(0, min(_half_up(wanted_heads), most))
+        owed_heads = wanted_heads - heads
+        wanted_neurons = share * shape.width
+        if carry and block.neuron:
+            wanted_neurons = (share * can_lose[number] + owed - heads * block.kv_group) / block.neuron
+        width = budget.width(shape.width - wanted_neurons, shape.width) if shape.width else 0
+        neurons = shape.width - max(width, 1) if shape.width else 0
+        owed += share * can_lose[number] - heads * block.kv_group - neurons * block.neuron
+        made[number] = BlockPlan(share, heads, neurons)
+    if first_ratio is None or last_ratio is None:
+        _check_met(layout, budget, made)
+    return made
+
+
+def _check_met(layout: Layout, budget: Budget, made: dict[int, BlockPlan]) -> None:
+    """Refuse a plan whose heads and neurons are too coarse for the target."""
+    blocks, target = layout.blocks, budget.target(layout)
+    lost = sum(each.kv_groups * blocks[n].kv_group + each.neurons * blocks[n].neuron for n, each in made.items())
+    if abs(lost - target) > _ROUNDING * target:
+        units = [size for block in blocks.values() for size in (block.kv_group, block.neuron) if size]
+        can_lose = sum(_heads(block) + _neurons(block) for block in blocks.values())
+        scale = budget.sparsity / target
+        raise InfeasibleBudgetError(
+            f"{budget.sparsity:.4g} of the parameters of the {budget.of} cannot be met by whole heads and neurons; "
+            f"with these options it comes to {lost * scale:.4g}. The method's reach is {min(units) * scale:.4g} to "
+            f"{_HIGHEST * can_lose * scale:.4g}"
+        )
+
+
+_HIGHEST = 0.99  # of what a block can lose: something stays
+_ROUNDING = 0.25  # of the target: plans so coarse that they miss it by more are refused
+
+
+def _heads(block: BlockLayout) -> int:
+    """Parameters of the heads, where there is more than one KV group: one must stay."""
+    return block.shape.kv_heads * block.kv_group if block.shape.kv_heads > 1 else 0
+
+
+def _neurons(block: BlockLayout) -> int:
+    return block.shape.width * block.neuron
+
+
+def _half_up(x: float) -> int:
+    return math.floor(x + 0.5)
+
+
+def _check(group: str | int, damping: float) -> None:
+    if isinstance(group, int) and group < 1:
+        raise InvalidOptionError(f"group is at least 1 neuron, not {group}")
+    if not 0 <= damping < math.inf:
+        raise InvalidOptionError(f"damping is a share of the Hessian's mean diagonal, 0 or more, not {damping}")
+
+
+def _foretell(
+    layout: Layout, samples: int, length: int, budget: Budget, *, ratio: Shape, first_ratio: float | None,
+    last_ratio: float | None, rounding: Rounding, group: Any, damping: float, **_: Any,
+) -> Cost:  # fmt: skip
+    _check(group, damping)
+    made = plan(
+        layout, budget, ratio=ratio, first_ratio=first_ratio, last_ratio=last_ratio, rounding=rounding
+    )  # fmt: skip
+    after, passes = layout, 0
+    numbers = list(layout.blocks)
+    for number, each in made.items():
+        block = after.blocks[number]
+        if each.kv_groups:
+            block = block.with_kv_heads(block.shape.kv_heads - each.kv_groups)
+        after = after.with_block(number, block.with_width(block.shape.width - each.neurons))
+        passes += bool(each.kv_groups) + bool(each.neurons) + (number != numbers[-1])
+    return Cost(block_tokens=passes * samples * length, head_tokens=0, peak_states=samples * length, after=after)
+
+
+@method(
+    "slimgpt",
+    paper="https://arxiv.org/abs/2412.18110",
+    unit="attention heads (KV groups) and FFN neurons of every block, compensated",
+    samples=256,
+    length=2048,
+    bibtex=BIBTEX,
+    foretell=_foretell,
+    edits=(KeepHeads, KeepNeurons),
+    needs="up to three forwards of every window without the LM head, and the solves",
+)
+def slimgpt(
+    model: Model,
+    tokens: Tokens,
+    budget: Budget,
+    run: Run,
+    *,
+    ratio: Shape = "log",
+    first_ratio: float | None = None,
+    last_ratio: float | None = None,
+    head_error: GroupError = "grouped",
+    group: Literal["released", "paper"] | int = "released",
+    damping: float = 0.01,
+    compensate: bool = True,
+    rounding: Rounding = "auto",
+    precision: Precision = "float32",
+) -> Iterator[Edit]:
+    """Heads and FFN neurons by optimal brain surgery, block by block, less from the early blocks than from the late.
+
+    Args:
+        ratio: how the share grows over the blocks: log (equation 6), linear, uniform, log-decrease or linear-decrease.
+        first_ratio: the first block's share of what it can lose; solved from the target if not given.
+        last_ratio: the last block's; likewise.
+        head_error: how a head is judged: grouped (the paper's grouped Cholesky), ordinary (its ablation) or exact.
+        group: neurons removed at a time: released (the authors' code), paper (large, then small), or a number.
+        damping: added to the Hessian's diagonal, as a share of its mean; the authors' code has 0.01.
+        compensate: whether the columns that stay make up for those that go (off is an ablation).
+        rounding: of heads: paper (each block alone), carry (errors go on to the next block), auto (carry if grouped).
+        precision: of the Hessian and all that is done with it, float32 (the paper's) or float64.
+    """
+    _check(group, damping)
+    made = plan(
+        model.layout(), budget, ratio=ratio, first_ratio=first_ratio, last_ratio=last_ratio, rounding=rounding
+    )  # fmt: skip
+    if first_ratio is not None and last_ratio is not None:
+        run.note("ratios", "The first and last block's ratios were asked for, which decide; the sparsity does not.")
+    dtype = getattr(torch, precision)
+    common: dict[str, Any] = {"error": head_error, "damping": damping, "compensate": compensate}
+    for visit in walk(model, tokens, order="blocks", run=run, label="slimgpt"):
+        number, block = visit.block.number, visit.block
+        todo = made.get(number, BlockPlan(0, 0, 0))
+
+        # Heads first; the FFN's statistics then see the pruned attention, and the next block the pruned block.
+        if todo.kv_groups:
+            groups = block.shape.kv_heads
+
+            def heads(visit: Visit = visit, groups: int = groups, todo: BlockPlan = todo) -> Kept:
+                weight, hessian = visit.block.weight("attention_out"), _hessian(visit, "attention_hidden", dtype)
+                size = weight.shape[1] // groups
+                name = f"block {visit.block.number}, attention"
+                return prune_groups(weight, hessian, size, [1] * todo.kv_groups, name=name, **common)
+
+            kept = _step(run, f"slimgpt/{number}/heads", heads)
+            yield KeepHeads(number, keep(kept["index"]), kept["weight"] if compensate else None)
+        if todo.neurons:
+
+            def neurons(visit: Visit = visit, todo: BlockPlan = todo) -> Kept:
+                weight, hessian = visit.block.weight("mlp_out"), _hessian(visit, "mlp_hidden", dtype)
+                name = f"block {visit.block.number}, FFN"
+                return prune_groups(weight, hessian, 1, group_sizes(todo.neurons, group), name=name, **common)
+
+            kept = _step(run, f"slimgpt/{number}/neurons", neurons)
+            yield KeepNeurons(number, keep(kept["index"]), kept["weight"] if compensate else None)
+
+
+def _hessian(visit: Visit, tap: str, dtype: torch.dtype) -> Tensor:
+    """H of the inputs of one output projection, over all calibration tokens."""
+    hessian = Hessian(dtype)
+    visit.observe(**{tap: hessian.add})
+    if hessian.matrix is None:
+        raise NumericalError(f"block {visit.block.number}: its {tap} was never computed")
+    return hessian.matrix
+
+
+def _step(run: Run, key: str, solve: Callable[[], Kept]) -> dict[str, Any]:
+    def compute() -> dict[str, Any]:
+        kept = solve()
+        logger.info("%s: %d stay, error %.6g", key, len(kept.index), kept.error)
+        return {"index": kept.index, "weight": kept.weight, "error": kept.error}
+
+    return run.step(key, compute)

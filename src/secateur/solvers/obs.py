@@ -1,0 +1,210 @@
+"""Optimal brain surgery on the columns of a linear map: which inputs can go, and how the others make up for them.
+
+For a map W (rows, columns) with inputs x the loss is the squared error of its outputs, E |W x - W' x|^2, whose Hessian
+is H = 2 E[x x^T]. Columns go in groups: all columns of an attention head at once, or single FFN neurons. Equations and
+Algorithm 1 are those of SlimGPT (arXiv 2412.18110).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from secateur.errors import NumericalError
+
+GroupError = Literal["grouped", "ordinary", "exact"]
+
+_DAMPING_STEPS = 8  # each ten times the one before
+_LEAST_DAMPING = 1e-8  # where none was asked and the Hessian turns out singular
+
+logger = logging.getLogger(__name__)
+
+
+class Hessian:
+    """The running mean H = 2 E[x x^T] of a linear map's inputs, in float32 or better.
+
+    Attributes:
+        matrix: (columns, columns); None before the first input.
+    """
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        self.matrix: Tensor | None = None
+        self._dtype = dtype
+        self._weight = 0.0
+
+    def add(self, x: Tensor, weights: Tensor) -> None:
+        """Take inputs x (batch, tokens, columns) in, each token by its weight (batch, tokens)."""
+        flat = x.flatten(0, 1).to(self._dtype) * weights.flatten()[:, None].to(x.device, self._dtype).sqrt()
+        added = float(weights.double().sum())
+        with _full_precision():
+            product = flat.T @ flat  # (columns, columns)
+        if self.matrix is None:
+            self.matrix = torch.zeros_like(product)
+        total = self._weight + added
+        if total:
+            self.matrix.mul_(self._weight / total).add_(product, alpha=2 / total)
+        self._weight = total
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """No TF32, whose ten bits of mantissa spoil a Hessian; the caller's setting comes back."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is left of a map.
+
+    Attributes:
+        index: kept groups, ascending, (kept,).
+        weight: the map on the kept columns, compensated, (rows, kept * size).
+        error: the loss that the removals cost by the quadratic model, E |W x - W' x|^2 summed over rows, H damped; 0
+            where nothing went. Without compensation it is that of the plain removal.
+    """
+
+    index: Tensor
+    weight: Tensor
+    error: float
+
+
+@torch.no_grad()
+def prune_groups(
+    weight: Tensor,
+    hessian: Tensor,
+    size: int,
+    schedule: Iterable[int],
+    *,
+    error: GroupError = "grouped",
+    damping: float = 0.01,
+    compensate: bool = True,
+    name: str = "a map",
+) -> Kept:
+    """Remove groups of `size` columns, as many at a time as `schedule` says, each time those whose loss costs least.
+
+    After each time the remaining columns make up for what went (equation 4, for a whole set of columns), and H^-1 is
+    that of the remaining ones.
+
+    Args:
+        weight: (rows, groups * size).
+        hessian: (groups * size, groups * size); not changed.
+        schedule: numbers of groups, one per iteration; [1, 1, ...] is Algorithm 1.
+        error: how a group is judged, see `group_errors`; all the same for single columns.
+        damping: share of the Hessian's mean diagonal added to its diagonal; ten times more where it is singular.
+        compensate: off is an ablation: what is kept stays as it was.
+        name: for messages.
+
+    Raises:
+        NumericalError: NaN or Inf in the statistics, or a Hessian that no damping makes positive definite.
+    """
+    if not torch.isfinite(hessian).all():
+        raise NumericalError(f"{name}: the inputs have NaN or Inf; use another dtype")
+    w, h = weight.to(hessian.dtype).to(hessian.device).clone(), hessian.clone()
+    dead = h.diagonal() == 0
+    h.diagonal()[dead] = 1  # an input that is always 0: any weight will do, so take none
+    w[:, dead] = 0
+    mean = float(h.diagonal().mean())
+    alive = torch.arange(w.shape[1] // size, device=h.device)
+    lost = torch.zeros(w.shape[0], w.shape[1], dtype=h.dtype, device=h.device)  # W - W', by the original columns
+    original = w.clone()
+    h.diagonal().add_(damping * mean)
+    for count in schedule:
+        columns = _columns(alive, size)
+        inverse, extra = _inverse(h[columns][:, columns], mean, damping, name)
+        if extra:
+            h.diagonal().add_(extra)
+        errors = group_errors(w[:, columns], inverse, size, error)
+        order = torch.sort(errors, stable=True).indices
+        gone, stay = order[:count], order[count:].sort().values
+        if compensate:
+            w[:, columns] = _without(w[:, columns], inverse, _columns(gone, size))
+        w[:, columns[_columns(gone, size)]] = 0
+        alive = alive[stay]
+    lost = original - w
+    cost = float(((lost @ h) * lost).sum()) / 2
+    kept = w[:, _columns(alive, size)]
+    if not torch.isfinite(kept).all():
+        raise NumericalError(f"{name}: the compensated weight has NaN or Inf; give more damping or other data")
+    return Kept(alive.cpu(), kept.cpu(), cost)
+
+
+def group_errors(weight: Tensor, inverse: Tensor, size: int, error: GroupError = "grouped") -> Tensor:
+    """What the loss of each group costs: weight (rows, groups * size), H^-1 of all its columns -> (groups,).
+
+    - "ordinary": equation 4 for each column on its own, sum over rows of W^2 / [H^-1]_jj, added up over the group;
+    - "grouped": with the pivots that elimination column by column inside the group meets, which are the squared
+      diagonal of the Cholesky factor of the group's block of H^-1 (equation 5): they know how H^-1 changes inside the
+      group, but not how W does. SlimGPT's;
+    - "exact": both: tr(W_g [H^-1_gg]^-1 W_g^T), by one batched triangular solve.
+    """
+    groups = weight.shape[1] // size
+    by_group = weight.T.reshape(groups, size, -1)  # (groups, size, rows)
+    if error == "ordinary" or size == 1:
+        return (by_group.square().sum(dim=2) / inverse.diagonal().reshape(groups, size)).sum(dim=1)
+    places = torch.arange(weight.shape[1], device=inverse.device).reshape(groups, size)
+    factor = torch.linalg.cholesky(inverse[places[:, :, None], places[:, None, :]])  # (groups, size, size), lower
+    if error == "grouped":
+        return (by_group.square().sum(dim=2) / factor.diagonal(dim1=1, dim2=2).square()).sum(dim=1)
+    return torch.linalg.solve_triangular(factor, by_group, upper=False).square().sum(dim=(1, 2))
+
+
+def _without(weight: Tensor, inverse: Tensor, gone: Tensor) -> Tensor:
+    """Equation 4 for a set of columns at once: W - W_P [H^-1_PP]^-1 H^-1_P, which is what eliminating them one by one
+    while down-dating H^-1 (equation 3) comes to, in any order."""
+    rows = inverse[gone]  # (gone, columns)
+    factor = torch.linalg.cholesky(rows[:, gone])
+    return weight - torch.cholesky_solve(weight[:, gone].T, factor).T @ rows
+
+
+def _inverse(hessian: Tensor, mean: float, damping: float, name: str) -> tuple[Tensor, float]:
+    """H^-1 by Cholesky, and what had to be added to the diagonal for it."""
+    extra, step = 0.0, max(damping, _LEAST_DAMPING / 10) * mean
+    for _ in range(_DAMPING_STEPS):
+        factor, failed = torch.linalg.cholesky_ex(hessian)
+        if not failed:
+            inverse = torch.cholesky_inverse(factor)
+            if torch.isfinite(inverse).all() and bool((inverse.diagonal() > 0).all()):
+                return inverse, extra
+        step *= 10
+        logger.warning("%s: the Hessian is singular; its diagonal gets %.1e of its mean more", name, step / mean)
+        hessian = hessian + step * torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
+        extra += step
+    raise NumericalError(f"{name}: no damping makes the Hessian positive definite; the calibration data is unfit")
+
+
+def _columns(groups: Tensor, size: int) -> Tensor:
+    """Columns of the given groups: (groups,) -> (groups * size,)."""
+    return (groups[:, None] * size + torch.arange(size, device=groups.device)).flatten()
+
+
+def group_sizes(total: int, size: Literal["released", "paper"] | int) -> list[int]:
+    """How many neurons go in each iteration, `total` in all (section 3.3, Dynamic Group Size).
+
+    - "released": the schedule of the authors' code: (total - 512) / 2, then by the same rule from the last one, never
+      fewer than 64 nor more than 1,024;
+    - "paper": the paper says only that it starts large (e.g. 1,024) and shrinks (e.g. to 8): a quarter of what is left
+      to remove, between 8 and 1,024;
+    - a number: always that many (the paper's ablation has 128).
+    """
+    sizes: list[int] = []
+    step = (total - 512) // 2
+    while left := total - sum(sizes):
+        if size == "released":
+            count, step = min(max(step, 64), 1024), (step - 512) // 2
+        elif size == "paper":
+            count = min(max(left // 4, 8), 1024)
+        else:
+            count = size
+        sizes.append(min(count, left))
+    return sizes

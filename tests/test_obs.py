@@ -1,0 +1,244 @@
+"""Optimal brain surgery against its theory: the textbook formula, the ridge in closed form, least squares."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import PROPERTY
+from torch import Tensor
+
+from secateur.errors import NumericalError
+from secateur.solvers.obs import Hessian, group_errors, group_sizes, prune_groups
+
+ERRORS = ("grouped", "ordinary", "exact")
+
+
+def problem(columns: int, rows: int = 5, tokens: int = 300, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Correlated inputs (tokens, columns), a weight (rows, columns), and H = 2 E[x x^T], float64."""
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(columns, columns, generator=generator, dtype=torch.float64)
+    x = torch.randn(tokens, columns, generator=generator, dtype=torch.float64) @ mixing
+    return x, torch.randn(rows, columns, generator=generator, dtype=torch.float64), 2 * x.T @ x / tokens
+
+
+def columns_of(groups: Tensor, size: int) -> Tensor:
+    return torch.cat([torch.arange(size) + size * int(group) for group in groups])
+
+
+def true_error(x: Tensor, weight: Tensor, kept: Tensor, columns: Tensor) -> float:
+    """E |W x - W' x|^2, on the inputs themselves."""
+    return float((x @ weight.T - x[:, columns] @ kept.T).square().sum()) / len(x)
+
+
+# --- the Hessian ---
+
+
+def test_the_hessian_is_a_mean_however_the_inputs_come() -> None:
+    x = torch.randn(6, 8, 5, generator=torch.Generator().manual_seed(0))
+    weights = torch.randint(0, 3, (6, 8), generator=torch.Generator().manual_seed(1)).float()
+    at_once, in_parts = Hessian(), Hessian()
+    at_once.add(x, weights)
+    for part in (slice(0, 1), slice(1, 4), slice(4, 6)):
+        in_parts.add(x[part], weights[part])
+    flat, w = x.flatten(0, 1).double(), weights.flatten().double()
+    expected = 2 * (flat.T * w) @ flat / w.sum()
+    assert at_once.matrix is not None
+    assert in_parts.matrix is not None
+    assert torch.allclose(at_once.matrix.double(), expected, atol=1e-5)
+    assert torch.allclose(in_parts.matrix.double(), expected, atol=1e-5)
+
+
+def test_tokens_of_weight_zero_leave_no_trace() -> None:
+    x = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
+    hessian = Hessian()
+    hessian.add(torch.full_like(x, 1e3), torch.zeros(2, 4))
+    hessian.add(x, torch.ones(2, 4))
+    plain = Hessian()
+    plain.add(x, torch.ones(2, 4))
+    assert hessian.matrix is not None
+    assert plain.matrix is not None
+    assert torch.allclose(hessian.matrix, plain.matrix)
+
+
+def test_half_precision_inputs_are_summed_in_full() -> None:
+    x = torch.full((1, 4096, 1), 1.0, dtype=torch.bfloat16)
+    hessian = Hessian()
+    hessian.add(x, torch.ones(1, 4096))
+    assert hessian.matrix is not None
+    assert hessian.matrix.dtype == torch.float32
+    assert float(hessian.matrix) == pytest.approx(2.0)
+
+
+# --- equation 4 ---
+
+
+def test_one_column_is_the_textbook_formula() -> None:
+    _, weight, h = problem(7)
+    inverse = torch.linalg.inv(h)
+    costs = [float(weight[:, p].square().sum() / inverse[p, p]) for p in range(7)]
+    worst = min(range(7), key=costs.__getitem__)
+    by_hand = weight - weight[:, [worst]] / inverse[worst, worst] * inverse[[worst], :]
+    kept = prune_groups(weight, h, 1, [1], damping=0)
+    stay = [p for p in range(7) if p != worst]
+    assert kept.index.tolist() == stay
+    assert torch.allclose(by_hand[:, worst], torch.zeros(5, dtype=torch.float64), atol=1e-12)
+    assert torch.allclose(kept.weight, by_hand[:, stay])
+    assert kept.error == pytest.approx(costs[worst] / 2)  # |dW X|^2 is half of dW H dW^T
+
+
+@settings(PROPERTY)
+@given(
+    size=st.integers(1, 4), groups=st.integers(2, 6), data=st.data(), error=st.sampled_from(ERRORS),
+    damping=st.sampled_from([0.0, 0.01, 1.0]), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_a_sequence_of_removals_is_the_ridge_in_closed_form(
+    size: int, groups: int, data: st.DataObject, error: Any, damping: float, seed: int
+) -> None:
+    """W'_K = W (H + lambda I)[:, K] (H_KK + lambda I)^-1, a ridge towards the original weights."""
+    schedule = data.draw(st.lists(st.integers(1, 2), min_size=1, max_size=3))
+    schedule = schedule if sum(schedule) < groups else [1]
+    x, weight, h = problem(size * groups, seed=seed)
+    kept = prune_groups(weight, h, size, schedule, error=error, damping=damping)
+    assert len(kept.index) == groups - sum(schedule)
+    columns = columns_of(kept.index, size)
+    ridge = h + damping * h.diagonal().mean() * torch.eye(len(h))
+    closed = weight @ ridge[:, columns] @ torch.linalg.inv(ridge[columns][:, columns])
+    assert torch.allclose(kept.weight, closed, atol=1e-8)
+    if not damping:
+        assert kept.error == pytest.approx(true_error(x, weight, kept.weight, columns), rel=1e-6)
+
+
+def test_the_order_of_columns_does_not_matter() -> None:
+    _, weight, h = problem(12)
+    shuffled = torch.randperm(4, generator=torch.Generator().manual_seed(2))
+    columns = columns_of(shuffled, 3)
+    one = prune_groups(weight, h, 3, [1, 1])
+    other = prune_groups(weight[:, columns], h[columns][:, columns], 3, [1, 1])
+    assert sorted(shuffled[other.index].tolist()) == one.index.tolist()
+    assert other.error == pytest.approx(one.error)
+
+
+# --- how a head is judged ---
+
+
+def test_the_grouped_factors_diagonal_are_the_pivots_of_elimination() -> None:
+    """Down-dating H^-1 column by column (equation 3) inside a head meets the squared diagonal of its block's factor."""
+    _, _, h = problem(12)
+    inverse, size = torch.linalg.inv(h), 4
+    ones = torch.ones(1, 12, dtype=torch.float64)
+    for group in range(3):
+        down, pivots = inverse.clone(), []
+        for p in columns_of(torch.tensor([group]), size).tolist():
+            pivots.append(float(down[p, p]))
+            down = down - down[:, [p]] @ down[[p], :] / down[p, p]
+        by_pivots = sum(1 / pivot for pivot in pivots)
+        assert float(group_errors(ones, inverse, size, "grouped")[group]) == pytest.approx(by_pivots)
+
+
+def test_the_exact_error_is_that_of_least_squares() -> None:
+    x, weight, h = problem(12)
+    errors = group_errors(weight, torch.linalg.inv(h), 3, "exact")
+    for group in range(4):
+        rest = columns_of(torch.tensor([g for g in range(4) if g != group]), 3)
+        fitted = torch.linalg.lstsq(x[:, rest], x @ weight.T).solution.T
+        assert float(errors[group]) / 2 == pytest.approx(true_error(x, weight, fitted, rest), rel=1e-8)
+
+
+def test_the_three_errors_are_one_for_single_columns() -> None:
+    _, weight, h = problem(6)
+    inverse = torch.linalg.inv(h)
+    first, *others = (group_errors(weight, inverse, 1, error) for error in ERRORS)
+    assert all(torch.allclose(first, other) for other in others)
+
+
+def test_the_three_errors_are_one_for_uncorrelated_inputs() -> None:
+    weight = torch.randn(3, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    inverse = torch.diag(torch.linspace(1, 2, 8, dtype=torch.float64))
+    first, *others = (group_errors(weight, inverse, 2, error) for error in ERRORS)
+    assert all(torch.allclose(first, other) for other in others)
+
+
+# --- what must go first, and what costs nothing ---
+
+
+def test_an_unused_head_goes_first() -> None:
+    for error in ERRORS:
+        x, weight, _ = problem(12)
+        x[:, 3:6] = 0  # nothing ever comes in
+        weight[:, 9:12] = 0  # nothing ever goes out
+        kept = prune_groups(weight, 2 * x.T @ x / len(x), 3, [1, 1], error=error)
+        assert kept.index.tolist() == [0, 2]
+        assert torch.allclose(kept.weight, weight[:, [0, 1, 2, 6, 7, 8]], atol=1e-6)
+
+
+@pytest.mark.parametrize("dependence", ["duplicate", "sum of two"])
+def test_a_neuron_that_others_can_stand_for_costs_nothing(dependence: str) -> None:
+    x, weight, _ = problem(8)
+    x[:, 5] = x[:, 2] if dependence == "duplicate" else x[:, 1] - 0.5 * x[:, 2]
+    h = 2 * x.T @ x / len(x)
+    scale = float((x @ weight.T).square().sum()) / len(x)
+    shares = []
+    for damping in (1e-2, 1e-4, 1e-8):
+        kept = prune_groups(weight, h, 1, [1], damping=damping)
+        shares.append(true_error(x, weight, kept.weight, kept.index) / scale)
+    assert shares[-1] < 1e-5
+    assert shares == sorted(shares, reverse=True)
+
+
+def test_with_compensation_the_error_is_smaller() -> None:
+    x, weight, h = problem(12)
+    with_it, without = (prune_groups(weight, h, 3, [1, 1], damping=0, compensate=on) for on in (True, False))
+    assert torch.equal(without.weight, weight[:, columns_of(without.index, 3)])
+    assert without.error == pytest.approx(true_error(x, weight, without.weight, columns_of(without.index, 3)))
+    assert with_it.error < without.error
+
+
+# --- numbers that go wrong ---
+
+
+def test_a_singular_hessian_gets_more_damping(caplog: pytest.LogCaptureFixture) -> None:
+    x = torch.randn(3, 10, generator=torch.Generator().manual_seed(0))  # 3 tokens for 10 columns
+    weight = torch.randn(4, 10, generator=torch.Generator().manual_seed(1))
+    with caplog.at_level(logging.WARNING):
+        kept = prune_groups(weight, 2 * x.T @ x / 3, 1, [2, 2], damping=0, name="block 7, FFN")
+    assert torch.isfinite(kept.weight).all()
+    assert "block 7, FFN: the Hessian is singular" in caplog.text
+
+
+def test_inputs_that_are_not_finite_are_an_error() -> None:
+    h = torch.eye(4)
+    h[1, 2] = torch.nan
+    with pytest.raises(NumericalError, match="block 3, FFN: the inputs have NaN or Inf"):
+        prune_groups(torch.ones(2, 4), h, 1, [1], name="block 3, FFN")
+
+
+def test_what_is_given_is_not_changed() -> None:
+    _, weight, h = problem(6)
+    before = weight.clone(), h.clone()
+    prune_groups(weight, h, 2, [1])
+    assert torch.equal(weight, before[0])
+    assert torch.equal(h, before[1])
+
+
+# --- dynamic group size ---
+
+
+def test_the_released_schedule_is_the_authors() -> None:
+    assert group_sizes(2752, "released") == [1024, 304, *[64] * 22, 16]
+    assert group_sizes(5504, "released")[:4] == [1024, 992, 240, 64]
+    assert len(group_sizes(5504, "released")) == 54
+
+
+@settings(PROPERTY)
+@given(total=st.integers(0, 6000), size=st.sampled_from(["released", "paper", 1, 128, 5000]))
+def test_every_schedule_removes_what_is_asked(total: int, size: Any) -> None:
+    sizes = group_sizes(total, size)
+    assert sum(sizes) == total
+    assert all(count > 0 for count in sizes)
+    if isinstance(size, str):
+        assert max(sizes, default=0) <= 1024

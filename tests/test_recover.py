@@ -1,0 +1,715 @@
+"""Healing by LoRA: what is learned from, that the adapters vanish into the weights, that a run can be resumed."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import itertools
+import json
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from models import BLOCKS, FAMILY_NAMES, logits, parameters, tiny, tiny_in, tiny_tokenizer
+from oracles import edited, mean_kl, mean_nll
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+import secateur
+from secateur import Model, Run, Tokens, load, prune, recover, save
+from secateur.assets.instructions import ALPACA_LICENCE, Instruction, Instructions, licence_of, read_training
+from secateur.assets.text import chat_text, plain_text
+from secateur.errors import (
+    CheckpointError,
+    DataError,
+    Interrupted,
+    InvalidOptionError,
+    MissingExtraError,
+    NumericalError,
+    OutputExistsError,
+    SecateurError,
+    UnsupportedModelError,
+)
+from secateur.healing import prepare_recovery, run_recovery
+from secateur.methods import methods
+from secateur.model.checkpoint import tier
+from secateur.recovery import Distillation, Labels, Settings, attach, detach, make_examples, objectives, targets
+from secateur.recovery.data import IGNORED, Example, alpaca_prompt, collate
+from secateur.recovery.trainer import LikeLengths
+from secateur.run import Advance
+from secateur.surgery.edits import DropAttention, KeepNeurons
+
+QUICK: dict[str, Any] = {"template": "chat", "max_length": 64, "global_batch": 4, "warmup_steps": 1, "lr": 5e-3}
+
+
+def with_tokenizer(model: Model) -> Model:
+    model.tokenizer = tiny_tokenizer()
+    return model
+
+
+def pruned_tiny(family: str = "llama") -> Model:
+    """A small tier-B model: a narrow block, and one without attention."""
+    model = with_tokenizer(edited(tiny(family, num_hidden_layers=2), KeepNeurons(0, (1, 3, 5, 8)), DropAttention(1)))
+    model.edited()
+    return model
+
+
+def batch_of(model: Model, rows: int = 3, seed: int = 0) -> dict[str, Tensor]:
+    """Rows of different lengths, some of their tokens counted."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for row in range(rows):
+        ids = torch.randint(5, model.vocab_size, (9 + 2 * row,), generator=generator)
+        counts = torch.rand(len(ids), generator=generator) < 0.6
+        counts[0], counts[-1] = False, True
+        made.append(Example(ids, torch.where(counts, ids, IGNORED)))
+    return collate(made)
+
+
+def loud(adapted: Any) -> None:
+    """Give the adapters values that change something; at first they do not."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+                assert "lora_" in name
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _little_to_collect() -> Iterator[None]:
+    """Each Trainer collects garbage, which takes half a second among all that the tests have imported."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty instructions with answers that can be learned."""
+    path = tmp_path_factory.mktemp("data") / "say.jsonl"
+    rows = [
+        {"instruction": f"say {letter}", "input": "", "output": letter * (3 + row % 3)}
+        for row, letter in zip(range(40), itertools.cycle("abc"))  # one of them has no end
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+# --- the adapters ---
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_every_linear_map_of_the_blocks_has_an_adapter(family: str) -> None:
+    for model in (tiny(family), tiny_in("everything", family)):
+        inside = {
+            f"{model.family.blocks}.{name}"
+            for name, module in model.blocks.named_modules()
+            if isinstance(module, (nn.Linear, Conv1D))
+        }
+        assert set(targets(model)) == inside
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_merging_changes_nothing(family: str) -> None:
+    """With adapters on, and with their product in the weights: the same logits. Taken off unmerged: the old model."""
+    model = tiny_in("everything", family)
+    before, ids = copy.deepcopy(model), torch.arange(5, 29).view(2, 12)
+    flags = {name: p.requires_grad for name, p in model.hf.named_parameters()}
+    adapted = attach(model, Settings())
+    torch.testing.assert_close(logits(model, ids), logits(before, ids))  # at first they are zero
+    loud(adapted)
+    model.hf.eval()
+    with_adapters = logits(model, ids)
+    assert not torch.allclose(with_adapters, logits(before, ids), atol=1e-2)
+    merged = copy.deepcopy(before)
+    detach(model, adapted, merge=False)
+    assert model.fingerprint() == before.fingerprint()
+    adapted = attach(merged, Settings())
+    loud(adapted)
+    detach(merged, adapted, merge=True)
+    torch.testing.assert_close(logits(merged, ids), with_adapters, rtol=1e-4, atol=1e-4)
+    for each in (model, merged):
+        assert {name: p.requires_grad for name, p in each.hf.named_parameters()} == flags
+        assert each.layout() == before.layout()
+        assert tier(each) == tier(before)
+        assert [type(module) for module in each.hf.modules()] == [type(module) for module in before.hf.modules()]
+
+
+def test_adapters_are_float32_and_nothing_else_is_trained() -> None:
+    model = tiny("llama")
+    model.hf.to(torch.bfloat16)
+    adapted = attach(model, Settings(rank=3))
+    trained = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
+    assert len(trained) == 2 * 7 * BLOCKS
+    assert all("lora_" in name and p.dtype == torch.float32 and 3 in p.shape for name, p in trained.items())
+
+
+def test_a_model_without_linear_maps_is_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match="no linear map"):
+        targets(tiny_in("nothing left but norms", "llama"))
+
+
+# --- what is minimised ---
+
+
+def loss(objective: Any, batch: dict[str, Tensor]) -> float:
+    return float(objective.total(batch).detach())
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_the_loss_counts_the_labels_and_nothing_else(family: str) -> None:
+    model = tiny_in("everything", family)
+    batch = batch_of(model)
+    weights = (batch["labels"] != IGNORED).float()
+    tokens = Tokens.of(batch["input_ids"], weights)
+    expected = mean_nll(model, tokens) * float(weights.sum())
+    assert loss(Labels(model), batch) == pytest.approx(expected, rel=1e-5)
+    alone = [
+        {"input_ids": ids[None, :length], "labels": labels[None, :length]}
+        for ids, labels, length in zip(batch["input_ids"], batch["labels"], (9, 11, 13), strict=True)
+    ]
+    assert sum(loss(Labels(model), each) for each in alone) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_distillation_is_the_divergence_from_the_teacher(family: str) -> None:
+    teacher, model = with_tokenizer(tiny(family, num_hidden_layers=2)), pruned_tiny(family)
+    batch = batch_of(model)
+    weights = (batch["labels"] != IGNORED).float()
+    expected = mean_kl(teacher, model, Tokens.of(batch["input_ids"], weights)) * float(weights.sum())
+    assert loss(Distillation(model, teacher), batch) == pytest.approx(expected, rel=1e-5)
+    other = {**batch, "labels": torch.where(batch["labels"] == IGNORED, IGNORED, 7)}  # whatever the labels are
+    assert loss(Distillation(model, teacher), other) == pytest.approx(expected, rel=1e-5)
+
+
+def gradients(model: Model, objective: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    model.hf.zero_grad()
+    objective.total(batch).backward()
+    return {name: p.grad.clone() for name, p in model.hf.named_parameters() if p.grad is not None}
+
+
+def test_nothing_is_learned_from_an_equal_teacher() -> None:
+    teacher, model = with_tokenizer(tiny("llama")), with_tokenizer(tiny("llama"))
+    attach(model, Settings())
+    batch = batch_of(model)
+    equal = gradients(model, Distillation(model, teacher), batch)
+    assert len(equal) == 2 * 7 * BLOCKS
+    assert max(float(each.abs().max()) for each in equal.values()) < 1e-5
+    labels = gradients(model, Labels(model), batch)
+    assert max(float(each.abs().max()) for each in labels.values()) > 1e-2
+
+
+@pytest.mark.parametrize("distill", [False, True])
+def test_chunks_of_logits_change_nothing(distill: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher, model = with_tokenizer(tiny("llama", num_hidden_layers=2)), pruned_tiny()
+    loud(attach(model, Settings(dropout=0.0)))
+    objective = Distillation(model, teacher) if distill else Labels(model)
+    batch = batch_of(model)
+    whole, total = gradients(model, objective, batch), loss(objective, batch)
+    monkeypatch.setattr(objectives, "LOGIT_BYTES", 4 * 4 * model.vocab_size * 5)  # five tokens
+    rows = []
+    plain = objectives.head_logits_with_grad
+    monkeypatch.setattr(
+        objectives, "head_logits_with_grad", lambda model, states: (rows.append(len(states)), plain(model, states))[1]
+    )
+    chunked = gradients(model, objective, batch)
+    assert max(rows) == 5
+    assert loss(objective, batch) == pytest.approx(total, rel=1e-6)
+    assert whole.keys() == chunked.keys()
+    for name, gradient in whole.items():
+        torch.testing.assert_close(chunked[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_another_tokenizer_is_refused() -> None:
+    model = pruned_tiny()
+    other = with_tokenizer(tiny("llama", vocab_size=101))
+    bare = tiny("llama")
+    renamed = with_tokenizer(tiny("llama"))
+    renamed.tokenizer.add_tokens(["new"])  # type: ignore[union-attr]
+    for teacher in (other, bare, renamed):
+        with pytest.raises(InvalidOptionError, match="another tokenizer"):
+            Distillation(model, teacher)
+    with pytest.raises(InvalidOptionError, match="own teacher"):
+        Distillation(model, model)
+
+
+# --- the data ---
+
+ROWS = (
+    Instruction(instruction="add", input="1 2", output="3"),
+    Instruction(instruction="say hi", input="", output="hi\n  you"),
+    Instruction(instruction="be still", input="", output=""),
+)
+
+
+def instructions(*rows: Instruction) -> Instructions:
+    return Instructions(name="x", rows=rows or ROWS, provenance={})
+
+
+def responses(examples: Any, tokenizer: Any) -> list[str]:
+    rows = [*examples.train, *examples.held_out]
+    return sorted(tokenizer.decode(row.ids[row.labels != IGNORED]) for row in rows)
+
+
+def test_only_the_response_is_counted() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = "<|im_end|>"
+    examples = make_examples(instructions(), tokenizer, Settings(max_length=400))
+    assert responses(examples, tokenizer) == ["3<|im_end|>", "hi\n  you<|im_end|>"]
+    assert (examples.facts["rows"], examples.facts["dropped"], examples.facts["cut"]) == (3, 1, 0)
+    texts = {tokenizer.decode(row.ids) for row in (*examples.train, *examples.held_out)}
+    filled = [alpaca_prompt(row) + row.output + "<|im_end|>" for row in ROWS[:2]]
+    known = tokenizer("".join(filled))["input_ids"]
+    assert texts == {tokenizer.decode(tokenizer(text)["input_ids"]) for text in filled}
+    assert known  # the prompt has characters that the tiny tokenizer does not know; both sides have them alike
+    for row in (*examples.train, *examples.held_out):
+        assert torch.equal(row.labels[row.labels != IGNORED], row.ids[row.labels != IGNORED])
+
+
+def test_the_prompts_are_alpacas() -> None:
+    assert alpaca_prompt(ROWS[0]) == (
+        "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
+        "response that appropriately completes the request.\n\n### Instruction:\nadd\n\n### Input:\n1 2\n\n"
+        "### Response:\n"
+    )
+    assert alpaca_prompt(ROWS[1]) == (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nsay hi\n\n### Response:\n"
+    )
+
+
+def test_instructions_by_the_chat_template() -> None:
+    tokenizer = tiny_tokenizer()
+    examples = make_examples(instructions(), tokenizer, Settings(template="chat"))
+    assert responses(examples, tokenizer) == ["3<|im_end|>", "hi\n  you<|im_end|>"]
+    with pytest.raises(DataError, match="no chat template"):
+        make_examples(instructions(), tiny_tokenizer(chat=False), Settings(template="chat"))
+
+
+def test_conversations_count_what_the_assistant_says() -> None:
+    tokenizer = tiny_tokenizer()
+    talks = [
+        [{"role": role, "content": f"{role[0]}{turn}"} for turn in "12" for role in ("user", "assistant")]
+        for _ in range(3)
+    ]
+    examples = make_examples(chat_text("talk", talks, {}), tokenizer, Settings())
+    assert responses(examples, tokenizer) == ["a1<|im_end|>a2<|im_end|>"] * 3
+
+
+def test_plain_text_comes_in_windows_that_count_all() -> None:
+    text = plain_text("t", "abcd" * 16, {}, where="t")
+    examples = make_examples(text, tiny_tokenizer(), Settings(max_length=8))
+    rows = [*examples.train, *examples.held_out]
+    assert len(rows) == 8
+    for row in rows:
+        assert row.labels[0] == IGNORED
+        assert torch.equal(row.labels[1:], row.ids[1:])
+
+
+def test_rows_are_cut_or_dropped_and_counted() -> None:
+    rows = [Instruction(instruction="q", input="", output="a" * size) for size in (1, 10, 100)]
+    rows.append(Instruction(instruction="q" * 90, input="", output="a"))
+    examples = make_examples(instructions(*rows), tiny_tokenizer(), Settings(template="chat", max_length=50))
+    kept = [*examples.train, *examples.held_out]
+    assert max(len(row.ids) for row in kept) == 50
+    assert {key: examples.facts[key] for key in ("rows", "dropped", "cut")} == {"rows": 4, "dropped": 1, "cut": 2}
+    assert examples.facts["train_tokens"] == sum(len(row.ids) for row in examples.train)
+    with pytest.raises(DataError, match="no row has a counted token within 9 tokens"):
+        make_examples(instructions(*rows), tiny_tokenizer(), Settings(template="chat", max_length=9))
+
+
+def test_rows_held_out_are_never_trained_on() -> None:
+    rows = [Instruction(instruction=f"{n}", input="", output=f"{n}") for n in range(100)]
+
+    def split(**settings: Any) -> tuple[set[str], set[str]]:
+        examples = make_examples(instructions(*rows), tokenizer, Settings(template="chat", **settings))
+        return tuple({tokenizer.decode(row.ids) for row in part} for part in (examples.train, examples.held_out))  # type: ignore[return-value]
+
+    tokenizer = tiny_tokenizer()
+    train, held_out = split()
+    assert (len(train), len(held_out), train & held_out) == (92, 8, set())
+    assert split() == (train, held_out)
+    assert split(seed=1)[1] != held_out
+    assert len(split(held_out=25)[1]) == 25
+    assert Settings().held_out_of(52_002) == 2000
+    with pytest.raises(InvalidOptionError, match="leave none to train on"):
+        split(held_out=100)
+
+
+def test_a_tokenizers_own_beginning_is_kept() -> None:
+    tokenizer = tiny_tokenizer()
+    ids = tokenizer("", verbose=False)["input_ids"]
+    assert ids == []
+    plain = make_examples(instructions(*ROWS[:2]), tokenizer, Settings(max_length=400))
+
+    class Beginning(type(tokenizer)):  # type: ignore[misc]
+        def __call__(self, text: Any, **kwargs: Any) -> Any:
+            encoded = super().__call__(text, **kwargs)
+            if kwargs.get("add_special_tokens", True):
+                encoded["input_ids"] = [self.bos_token_id, *encoded["input_ids"]]
+            return encoded
+
+    tokenizer.bos_token = "<|im_start|>"
+    tokenizer.__class__ = Beginning
+    begun = make_examples(instructions(*ROWS[:2]), tokenizer, Settings(max_length=400))
+    for before, after in zip((*plain.train, *plain.held_out), (*begun.train, *begun.held_out), strict=True):
+        assert after.ids.tolist() == [tokenizer.bos_token_id, *before.ids.tolist()]
+        assert after.labels.tolist() == [IGNORED, *before.labels.tolist()]
+
+
+GOOD = '{"instruction": "a", "input": "", "output": "b"}\n'
+BAD_FILES = {
+    "empty": ("", "is empty"),
+    "not UTF-8": (b'{"instruction": "\xff"}', "line 1: byte 0xff is not UTF-8"),
+    "not JSON": (GOOD + "{\n", "line 2: not JSON"),
+    "a row without output": (GOOD + '{"instruction": "a"}\n', "line 2 has the fields instruction; every row"),
+    "a row that is no object": (GOOD + "7\n", "line 2 has no object"),
+    "a number": (GOOD + '{"instruction": "a", "output": 3}\n', "line 2: 'output' must be a string"),
+    "a number as input": (GOOD + '{"instruction": "a", "input": 3, "output": "b"}\n', "line 2: 'input' must be"),
+    "other fields": ('{"question": "a", "answer": "b"}\n', "neither 'text' nor 'messages'"),
+    "a broken list": ("[" + GOOD, "begins as a JSON list"),
+    "one row": (GOOD, "gives one row"),
+    "no outputs": ('{"instruction": "a", "output": ""}\n' * 3, "no row has a counted token"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_data_is_refused_with_its_line(name: str, tmp_path: Path) -> None:
+    content, message = BAD_FILES[name]
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError, match=message):
+        prepare_recovery(with_tokenizer(tiny("llama")), path, **QUICK)
+
+
+def test_a_list_is_read_as_its_lines(tmp_path: Path) -> None:
+    lines, whole = tmp_path / "a.jsonl", tmp_path / "a.json"
+    lines.write_text(GOOD + "\n" + '{"instruction": "c", "output": "d"}\n')
+    whole.write_text(json.dumps([json.loads(line) for line in lines.read_text().splitlines() if line]))
+    read = [read_training(str(path)) for path in (lines, whole)]
+    assert all(isinstance(each, Instructions) for each in read)
+    assert read[0].rows == read[1].rows  # type: ignore[union-attr]
+
+
+def test_licences_are_known_or_said_to_be_unknown(tmp_path: Path, shared: Path) -> None:
+    sample = (shared / "data/alpaca/alpaca_sample.jsonl").read_bytes()
+    for name, content, known in (
+        ("stanford_alpaca.jsonl", GOOD.encode(), (ALPACA_LICENCE, "the file's name")),
+        ("mine.jsonl", sample, (ALPACA_LICENCE, "the file's sha256")),
+        ("other.jsonl", GOOD.encode(), (None, "nothing")),
+        ("alpaca_chat.jsonl", b'{"messages": [{"role": "user", "content": "a"}]}', (None, "nothing")),
+    ):
+        path = tmp_path / name
+        path.write_bytes(content)
+        assert licence_of(read_training(str(path))) == known
+
+
+# --- settings ---
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"epochs": 0}, {"epochs": float("nan")}, {"lr": -1.0}, {"max_steps": 0}, {"global_batch": 0}, {"rank": 1.5},
+     {"batch_size": 3, "global_batch": 64}, {"max_length": 1}, {"dropout": 1.0}, {"warmup_steps": -1},
+     {"held_out": 0}, {"eval_every": 0}, {"seed": -1}, {"template": "llama"}, {"alpha": float("inf")}],
+    ids=str,
+)  # fmt: skip
+def test_bad_settings_are_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(InvalidOptionError, match=next(iter(bad))):
+        Settings(**bad)
+
+
+def test_a_step_is_a_whole_number_of_forwards() -> None:
+    assert [Settings(global_batch=size).rows_at_once for size in (1, 6, 7, 13, 64)] == [1, 6, 7, 1, 8]
+    assert Settings(global_batch=64).steps(2700) == 43
+    assert Settings(global_batch=64, epochs=0.5).steps(2700) == 22
+    assert Settings(max_steps=5).steps(2700) == 5
+
+
+def test_each_epoch_takes_every_row_once_and_like_lengths_together() -> None:
+    rows = [Example(torch.zeros(length), torch.zeros(length)) for length in torch.randperm(37).add(1).tolist()]
+    sampler = LikeLengths(rows, 8, seed=0)
+    first = list(sampler)
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert sorted(first) == sorted(second) == list(range(37))
+    assert first != second
+    for start in range(0, 37, 8):
+        lengths = [len(rows[row].ids) for row in first[start : start + 8]]
+        assert lengths == sorted(lengths, reverse=True)
+    sampler.set_epoch(0)
+    assert list(sampler) == first
+
+
+# --- recover ---
+
+
+def test_the_held_out_loss_falls_and_nothing_else_changes(data: Path) -> None:
+    model = pruned_tiny()
+    before, layout, count = model.fingerprint(), model.layout(), parameters(model)
+    flags = {name: p.requires_grad for name, p in model.hf.named_parameters()}
+    torch.manual_seed(11)
+    random.seed(11)
+    np.random.seed(11)
+    shared = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
+    use_cache = model.hf.config.use_cache
+    result = recover(model, data, epochs=2, eval_every=5, **QUICK)
+    losses = result.record["recovery"]["held_out_loss"]
+    assert losses["after"] < 0.8 * losses["before"]
+    assert [step for step, _ in losses["curve"]] == [0, 5, 10, 15, 20]
+    assert losses["curve"][0][1] == pytest.approx(losses["before"], abs=1e-5)
+    assert result.model is model
+    assert model.fingerprint() != before
+    assert (model.layout(), parameters(model), tier(model)) == (layout, count, "B")
+    assert {name: p.requires_grad for name, p in model.hf.named_parameters()} == flags
+    assert not model.hf.training
+    assert model.hf.config.use_cache == use_cache
+    assert torch.equal(torch.get_rng_state(), shared[0])
+    assert random.getstate() == shared[1]
+    assert np.random.get_state()[1].tolist() == shared[2]  # type: ignore[index]
+
+
+def test_the_held_out_loss_is_the_saved_models(data: Path, tmp_path: Path) -> None:
+    """What the record says, measured again by hand on the checkpoint."""
+    model = pruned_tiny()
+    job = prepare_recovery(model, data, **QUICK, max_steps=2)
+    result = run_recovery(job)
+    assert save(result, tmp_path / "out") == "B"
+    loaded = load(str(tmp_path / "out"))
+    total = count = 0.0
+    for row in job.examples.held_out:
+        weights = (row.labels != IGNORED).float()[None]
+        total += mean_nll(loaded, Tokens.of(row.ids[None], weights)) * float(weights.sum())
+        count += float(weights.sum())
+    assert result.record["recovery"]["held_out_loss"]["after"] == pytest.approx(total / count, rel=1e-5)
+
+
+def test_distillation_brings_the_model_nearer_to_the_dense_one(data: Path) -> None:
+    dense, model = with_tokenizer(tiny("llama", num_hidden_layers=2)), pruned_tiny()
+    fingerprint = dense.fingerprint()
+    result = recover(model, data, distill=dense, max_steps=8, **QUICK)
+    told = result.record["recovery"]
+    assert told["held_out_loss"]["after"] < 0.9 * told["held_out_loss"]["before"]
+    assert (told["objective"], told["teacher"]["fingerprint"]) == ("distillation", fingerprint)
+    assert dense.fingerprint() == fingerprint
+
+
+@pytest.mark.parametrize("family", ["phi3", "gpt2"])
+def test_other_families_heal_too(family: str, data: Path) -> None:
+    model = pruned_tiny(family)
+    losses = recover(model, data, max_steps=6, **QUICK).record["recovery"]["held_out_loss"]
+    assert losses["after"] < losses["before"]
+
+
+@pytest.mark.parametrize("method", sorted(methods()))
+def test_checkpoints_of_every_method_heal(method: str, data: Path, tmp_path: Path) -> None:
+    model = with_tokenizer(tiny("llama", mlp_bias=False, attention_bias=False))
+    tokens = Tokens.of(torch.arange(5, 85).view(2, 40))
+    little = {"initial_tokens": 40, "selection_tokens": "40,40", "generations": 2, "initial": 4, "offspring": 4}
+    options: dict[str, Any] = {"evopress": little, "slicegpt": {"sparsity": 0.38}}.get(method, {})
+    save(prune(model, method, calibration=tokens, **{"sparsity": 0.3, **options}), tmp_path / "pruned")
+    loaded = load(str(tmp_path / "pruned"))
+    layout = loaded.layout()
+    healed = recover(loaded, data, max_steps=4, **QUICK)
+    assert save(healed, tmp_path / "healed") == healed.record["parents"][0]["tier"]
+    again = load(str(tmp_path / "healed"))
+    assert again.layout() == layout
+    losses = healed.record["recovery"]["held_out_loss"]
+    assert losses["after"] < losses["before"]
+    ids = torch.arange(5, 25)[None]
+    torch.testing.assert_close(logits(again, ids), logits(loaded, ids))
+
+
+def test_bfloat16_heals_too(data: Path) -> None:
+    model = pruned_tiny()
+    model.hf.to(torch.bfloat16)
+    losses = recover(model, data, max_steps=6, **QUICK).record["recovery"]["held_out_loss"]
+    assert losses["after"] < losses["before"]
+    assert model.dtype == torch.bfloat16
+
+
+def test_the_forward_s_batch_size_does_not_matter(data: Path) -> None:
+    """A step is the mean over all counted tokens of its rows, however they are parted."""
+    settings = {**QUICK, "dropout": 0.0, "max_steps": 2}
+    models = [pruned_tiny() for _ in range(2)]
+    for model, size in zip(models, (1, 4), strict=True):
+        recover(model, data, batch_size=size, **settings)
+    for one, other in zip(models[0].hf.parameters(), models[1].hf.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+# --- interrupted ---
+
+
+class Impatient:
+    """An observer that interrupts after so much work."""
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+
+    @contextmanager
+    def progress(self, label: str, total: float, done: float = 0.0) -> Iterator[Advance]:
+        self.done = done
+
+        def advance(amount: float) -> None:
+            self.done += amount
+            if self.done > self.share * total:
+                raise KeyboardInterrupt
+
+        yield advance
+
+
+def test_a_resumed_run_ends_as_an_uninterrupted_one(data: Path, tmp_path: Path) -> None:
+    settings = {**QUICK, "global_batch": 8, "batch_size": 4, "epochs": 2.0}  # ten steps
+    whole = pruned_tiny()
+    steady = recover(whole, data, **settings)
+    model, folder = pruned_tiny(), tmp_path / "out.run"
+    before = model.fingerprint()
+    for share in (0.35, 0.8):  # in the first epoch, and in the second
+        with pytest.raises(Interrupted, match=r"step \d+ of 10 is kept in .*out\.run. The same command goes on"):
+            recover(model, data, checkpoints=folder, run=Run(observer=Impatient(share)), **settings)
+        assert model.fingerprint() == before
+        (kept,) = folder.glob("checkpoint-*")
+        assert {path.name for path in kept.iterdir()} == {"training.safetensors", "trainer_state.json"}
+    step = int(kept.name.removeprefix("checkpoint-"))
+    assert 5 < step < 10
+    result = recover(model, data, checkpoints=folder, **settings)
+    assert model.fingerprint() == whole.fingerprint()
+    told, steady_told = result.record["recovery"], steady.record["recovery"]
+    assert (told["resumed_at"], steady_told["resumed_at"]) == (step, None)
+    assert told["held_out_loss"] == steady_told["held_out_loss"]
+    assert [step for step, _ in told["training_loss"]] == list(range(1, 11))
+    assert told["training_loss"] == steady_told["training_loss"]
+    assert result.record["fingerprint"] == steady.record["fingerprint"]
+    again = pruned_tiny()  # all is trained, and was not written
+    assert recover(again, data, checkpoints=folder, **settings).record["recovery"]["resumed_at"] == 10
+    assert again.fingerprint() == whole.fingerprint()
+
+
+def test_only_its_own_checkpoints_are_gone_on_from(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out.run"
+    settings = {**QUICK, "max_steps": 2}
+    recover(pruned_tiny(), data, checkpoints=folder, **settings)
+    with pytest.raises(OutputExistsError, match="another recovery"):
+        recover(pruned_tiny(), data, checkpoints=folder, **{**settings, "lr": 1e-3})
+    job = prepare_recovery(pruned_tiny(), data, **{**settings, "lr": 1e-3})
+    assert run_recovery(job, checkpoints=folder, overwrite=True).record["recovery"]["resumed_at"] is None
+    (kept,) = folder.glob("checkpoint-*")
+    tensors = kept / "training.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match=r"checkpoint-2 is damaged"):
+        recover(pruned_tiny(), data, checkpoints=folder, **{**settings, "lr": 1e-3})
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    with pytest.raises(OutputExistsError, match="no folder of a recovery"):
+        recover(pruned_tiny(), data, checkpoints=tmp_path / "mine", **settings)
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_loss_that_blows_up_is_an_error_and_the_model_is_kept(data: Path) -> None:
+    model = pruned_tiny()
+    before = model.fingerprint()
+    with pytest.raises(NumericalError):
+        recover(model, data, max_steps=8, **{**QUICK, "lr": 1e30})
+    assert model.fingerprint() == before
+
+
+# --- refused before anything is trained ---
+
+
+def no_tokenizer(model: Model) -> None:
+    model.tokenizer = None
+
+
+REFUSED: dict[str, tuple[Callable[[Model], Any], dict[str, Any], type[SecateurError], str]] = {
+    "no tokenizer": (no_tokenizer, {}, DataError, "no tokenizer"),
+    "float16": (lambda model: model.hf.to(torch.float16), {}, InvalidOptionError, "loss scaling"),
+    "too long": (lambda model: None, {"max_length": 65}, InvalidOptionError, "positions end at 64"),
+    "unknown option": (lambda model: None, {"learning_rate": 1}, InvalidOptionError, "no option learning_rate"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_healed_is_refused(name: str, data: Path) -> None:
+    spoil, settings, error, message = REFUSED[name]
+    model = pruned_tiny()
+    spoil(model)
+    with pytest.raises(error, match=message):
+        recover(model, data, **{**QUICK, **settings})
+
+
+def test_a_foreign_tokenizer_is_refused(data: Path) -> None:
+    with pytest.raises(DataError, match="tokenizer does not fit"):
+        recover(with_tokenizer(tiny("llama", vocab_size=20)), data, **QUICK)
+
+
+def test_missing_extras_are_named(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(MissingExtraError, match=r"peft.*secateur\[recover\]"):
+        recover(pruned_tiny(), data, **QUICK)
+
+
+# --- record and card ---
+
+
+def test_record_and_card_tell_of_the_recovery(data: Path, tmp_path: Path) -> None:
+    model = with_tokenizer(tiny("llama"))
+    first = prune(model, sparsity=0.3, calibration=Tokens.of(torch.arange(5, 77).view(3, 24)), attentions=1)
+    save(first, tmp_path / "pruned")
+    assert "Nothing was trained afterwards" in (tmp_path / "pruned" / "README.md").read_text()
+    middle = load(str(tmp_path / "pruned"))
+    fingerprint = middle.fingerprint()
+    healed = recover(middle, data, max_steps=2, licence="MIT", **QUICK)
+    assert save(healed, tmp_path / "healed") == "B"
+    record = secateur.model.load.read_record(tmp_path / "healed")
+    assert record == healed.record
+    assert [each["fingerprint"] for each in record["parents"]] == [first.record["fingerprint"]]
+    assert record["model"]["fingerprint"] == fingerprint
+    assert record["before"] == record["after"] == first.record["after"]
+    told = record["recovery"]
+    assert (told["data"]["licence"], told["data"]["licence_known_by"]) == ("MIT", "given")
+    assert (told["data"]["name"], told["data"]["rows"], told["data"]["train"], told["data"]["held_out"]) == (
+        "say.jsonl", 40, 37, 3
+    )  # fmt: skip
+    assert told["settings"]["lr"] == QUICK["lr"]
+    assert "/" not in json.dumps(told["data"]["name"])
+    text = (tmp_path / "healed" / "README.md").read_text()
+    assert "Nothing was trained" not in text
+    for fact in (
+        "pruned by 2ssp",
+        "37 rows of say.jsonl",
+        "licence of the data: MIT",
+        "trust_remote_code",
+        f"{told['held_out_loss']['after']:.4f} after",
+        first.record["model"]["name"].rpartition("/")[2],
+    ):
+        assert fact in text  # fmt: skip
+    third = prune(load(str(tmp_path / "healed")), sparsity=0.1, calibration=Tokens.of(torch.arange(5, 77).view(3, 24)),
+                  stage1_only=True)  # fmt: skip
+    save(third, tmp_path / "third")
+    text = (tmp_path / "third" / "README.md").read_text()
+    assert "Nothing was trained afterwards" in text  # after the last pruning
+    assert "licence of the data: MIT" in text  # which still binds
+    assert "was pruned by 2ssp:" in text
+    twice = recover(load(str(tmp_path / "healed")), data, max_steps=1, **QUICK)
+    save(twice, tmp_path / "twice")
+    text = (tmp_path / "twice" / "README.md").read_text()
+    assert text.count("- licence of the data: ") == 2
+    assert "not known to secateur" in text
+
+
+def test_a_dense_model_can_be_healed_and_says_so(data: Path, tmp_path: Path) -> None:
+    model = with_tokenizer(tiny("llama"))
+    assert save(recover(model, data, max_steps=1, **QUICK), tmp_path / "out") == "A"
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "Nothing was removed" in text
+    assert "pruned" not in text.replace("tags", "")
+    assert logits(load(str(tmp_path / "out")), torch.arange(5, 15)[None]).isfinite().all()

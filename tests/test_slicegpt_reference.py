@@ -16,7 +16,10 @@ pytestmark = [
     pytest.mark.skipif(not (SHARED / "reference").is_dir(), reason="the reference's outcome is not here (shared/)"),
 ]
 
-WINDOWS, PERPLEXITY = 10, 141.6  # of WikiText-2's first windows; the reference's own figure
+# Perplexities of WikiText-2's first windows. Ten: the reference's own figure. Three, for CI: taken from the run of ours
+# that met the reference's ten, with 141.64.
+WINDOWS = 3 if os.environ.get("SECATEUR_CI") else 10
+PERPLEXITY = {10: 141.6, 3: 181.710}[WINDOWS]
 
 
 @pytest.fixture(scope="module")

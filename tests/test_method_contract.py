@@ -298,7 +298,9 @@ def same(one: Tensor, other: Tensor) -> bool:
 
 
 @pytest.mark.parametrize("second", SETTINGS)
-@pytest.mark.parametrize("first", SETTINGS)
+@pytest.mark.parametrize(
+    "first", [name if name == "slicegpt" else pytest.param(name, marks=pytest.mark.slow) for name in SETTINGS]
+)
 def test_a_pruned_model_is_pruned_again_by_any_method(first: str, second: str, chain: Any) -> None:
     model = edited(chain(first)[0])
     before, unit = model.layout(), SETTINGS[second].unit(model.layout())

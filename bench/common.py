@@ -10,6 +10,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 import secateur
 from secateur.api import read_tokens
+from secateur.engine import loss
+from secateur.engine.sweep import Variant, muted
 from secateur.engine.tokens import Tokens
 from secateur.model.handle import Model
+from secateur.run import Run
 
 MEGA = 1e6
 _MADE_UP = {"blocks": 8, "hidden": 256, "heads": 4, "kv_heads": 2, "width": 0, "vocab": 8192, "seed": 0}
@@ -64,6 +68,30 @@ def calibration(model: Model, samples: int, length: int, text: str = "demo") -> 
         return read_tokens(model, text, purpose="calibration", samples=samples, length=length)
     generator = torch.Generator().manual_seed(0)
     return Tokens.of(torch.randint(5, model.vocab_size, (samples, length), generator=generator))
+
+
+@torch.no_grad()
+def whole(model: Model, tokens: Tokens, variant: Variant, metric: loss.Metric, run: Run) -> float:
+    """The mean loss without these parts, where every token counts: mute them, run the whole model, a window at a time,
+    its logits in chunks."""
+    inner = model.hf.get_submodule(model.family.blocks.rpartition(".")[0])
+    head = model.hf.get_output_embeddings()
+    chunk = max(1, loss.LOGIT_BYTES // (4 * model.vocab_size))
+    total = 0.0
+    with ExitStack() as stack:
+        for number in sorted({part.block for part in variant}):
+            block = stack.enter_context(model.open(number))
+            stack.enter_context(muted(block, [part for part in variant if part.block == number]))
+        for sample, ids in enumerate(tokens.ids.split(1)):
+            states = inner(input_ids=ids, use_cache=False).last_hidden_state[0]  # (length, hidden), normed
+            run.meter.block_tokens += tokens.length * len(model.numbers)
+            for start in range(0, tokens.length - 1, chunk):
+                positions = slice(start, min(start + chunk, tokens.length - 1))
+                targets = ids[0, positions.start + 1 : positions.stop + 1]
+                prepared = metric.prepare(model, sample, positions)
+                total += float(metric.loss(head(states[positions]).float(), targets, prepared).double().sum())
+                run.meter.head_tokens += len(targets)
+    return total / (tokens.samples * (tokens.length - 1))
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,18 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from common import calibration, load_model, machine
 
-import secateur
 from secateur.api import prepare, read_tokens, run_job
+from secateur.engine.tokens import Tokens
 from secateur.evaluation import perplexity
-from secateur.run import MemoryStore, Run
+from secateur.model.handle import Model
+from secateur.run import MemoryStore, Run, work_forwards
 
 T = TypeVar("T")
 SPARSITIES = (0.25, 0.375, 0.5)
@@ -93,6 +95,13 @@ def difference(after: dict[str, float], before: dict[str, float]) -> dict[str, f
     return {name: value - before[name] for name, value in after.items()}
 
 
+def windows(model: Model, text: str, samples: int, length: int, options: argparse.Namespace, *, purpose: Any) -> Tokens:
+    """So many windows of a text; random ids where the model has no tokenizer."""
+    if model.tokenizer is None:
+        return calibration(model, samples, min(length, options.length))
+    return read_tokens(model, text, purpose=purpose, samples=samples, length=length, data=options.data)
+
+
 def cells(method: str, options: argparse.Namespace) -> None:
     store: Inherited | None = None
     spent: dict[str, dict[str, float]] = {}
@@ -100,33 +109,33 @@ def cells(method: str, options: argparse.Namespace) -> None:
         path = options.out / f"{method}-{sparsity:g}.json"
         if path.exists():
             continue
-        model = secateur.load("demo")
+        model = load_model(options.model)
         cell: dict[str, Any] = {"method": method, "sparsity": sparsity, "threads": torch.get_num_threads()}
+        cell["machine"] = machine()
         if method != "dense":
             store = Inherited(store, SHARED.get(method))
             run = Clocked(store, spent)
-            job = prepare(
-                model, method, sparsity=sparsity, calibration="c4", data=options.data, samples=options.samples,
-                length=options.length, **SETTINGS[method],
-            )  # fmt: skip
+            tokens = windows(model, "c4", options.samples, options.length, options, purpose="calibration")
+            job = prepare(model, method, sparsity=sparsity, calibration=tokens, **SETTINGS[method])
+            head = model.head_cost
             began = clocks()
             record = run_job(job, run=run).record
             cost = run.total(difference(clocks(), began))
-            per_forward = record["before"]["blocks"] * options.length  # tokens through blocks
+            blocks = record["before"]["blocks"]
             cell |= {
                 "options": record["options"], "achieved": record["sparsity"]["achieved"],
                 "parameters": record["after"]["parameters"], "cost": cost,
-                "forwards": cost["block_tokens"] / per_forward,
-                "forwards_asked": cost["asked_tokens"] / per_forward,
+                "forwards": work_forwards(
+                    cost["block_tokens"], cost["head_tokens"], blocks, options.length, head=head
+                ),
+                "forwards_asked": cost["asked_tokens"] / (blocks * options.length),
                 "calibration": {
-                    key: record["calibration"][key] for key in ("name", "samples", "length", "fingerprint")
+                    key: record["calibration"].get(key) for key in ("name", "samples", "length", "fingerprint")
                 },
                 "edits": [[edit["edit"], edit.get("block")] for edit in record["edits"]],
             }  # fmt: skip
-        tokens = read_tokens(
-            model, "wikitext2", purpose="evaluation", length=2048, samples=options.windows, data=options.data
-        )
-        cell["perplexity"] = perplexity(model, tokens)
+        judged = windows(model, "wikitext2", options.windows, 2048, options, purpose="evaluation")
+        cell["perplexity"] = perplexity(model, judged)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(cell, indent=1) + "\n")
         print(f"{method} {sparsity:g}: perplexity {cell['perplexity']['perplexity']:.2f}", flush=True)
@@ -158,16 +167,17 @@ def table(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", default=",".join(SETTINGS))
+    parser.add_argument("--model", default="demo", help="a name that secateur knows, or random:blocks=8,hidden=256,...")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--out", type=Path, default=Path("docs/results/methods"))
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--windows", type=int, default=20)
     parser.add_argument("--table", action="store_true", help="only print the table of the cells that are there")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if not options.table:
         for method in options.methods.split(","):
             cells(method, options)

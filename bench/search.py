@@ -14,22 +14,19 @@ number of parameters for comparison.
 
 from __future__ import annotations
 
-import argparse
-import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
+from common import Report, Seconds, alternate, calibration, load_model, median, parser, whole
 from torch import Tensor
 
-import secateur
-from secateur.api import read_tokens
 from secateur.engine.blocks import BlockInputs, run_block
-from secateur.engine.loss import LOGIT_BYTES, KLDivergence, Metric, NegativeLogLikelihood, sample_losses
-from secateur.engine.sweep import Part, Variant, final_states, muted, sweep
+from secateur.engine.loss import KLDivergence, Metric, NegativeLogLikelihood, sample_losses
+from secateur.engine.sweep import Part, Variant, final_states, sweep
 from secateur.engine.tokens import Tokens
 from secateur.methods.evopress import search_space
 from secateur.model.budget import Budget
@@ -43,29 +40,6 @@ from secateur.surgery.edits import DropAttention, DropMLP
 WAYS = ("whole", "shared")
 
 
-@torch.no_grad()
-def whole(model: Model, tokens: Tokens, variant: Variant, metric: Metric, run: Run) -> float:
-    """The mean loss without these parts: mute them, run the whole model, its logits in chunks."""
-    inner = model.hf.get_submodule(model.family.blocks.rpartition(".")[0])
-    head = model.hf.get_output_embeddings()
-    chunk = max(1, LOGIT_BYTES // (4 * model.vocab_size))
-    total = 0.0
-    with ExitStack() as stack:
-        for number in sorted({part.block for part in variant}):
-            block = stack.enter_context(model.open(number))
-            stack.enter_context(muted(block, [part for part in variant if part.block == number]))
-        for sample, ids in enumerate(tokens.ids.split(1)):
-            states = inner(input_ids=ids, use_cache=False).last_hidden_state[0]  # (length, hidden), normed
-            run.meter.block_tokens += tokens.length * len(model.numbers)
-            for start in range(0, tokens.length - 1, chunk):
-                positions = slice(start, min(start + chunk, tokens.length - 1))
-                targets = ids[0, positions.start + 1 : positions.stop + 1]
-                prepared = metric.prepare(model, sample, positions)
-                total += float(metric.loss(head(states[positions]).float(), targets, prepared).double().sum())
-                run.meter.head_tokens += len(targets)
-    return total / (tokens.samples * (tokens.length - 1))
-
-
 @dataclass
 class Race:
     """The same losses both ways, in turn, timed and counted."""
@@ -73,43 +47,57 @@ class Race:
     model: Model
     tokens: Tokens
     metric: Metric
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(WAYS, 0.0))
+    took: dict[str, list[Seconds]] = field(default_factory=lambda: {way: [] for way in WAYS})
     runs: dict[str, Run] = field(default_factory=lambda: {way: Run() for way in WAYS})
-    clock: Callable[[], float] = time.perf_counter
-    turns: int = 0
     apart: float = 0.0  # the largest difference of a loss, nats
 
     def losses(self, variants: Sequence[Variant]) -> dict[str, list[float]]:
-        found: dict[str, list[float]] = {}
-        for way in WAYS if self.turns % 2 else WAYS[::-1]:
-            start = self.clock()
-            if way == "whole":
-                found[way] = [whole(self.model, self.tokens, each, self.metric, self.runs[way]) for each in variants]
-            else:
-                found[way] = sweep(self.model, self.tokens, variants, self.metric, run=self.runs[way]).tolist()
-                if isinstance(self.metric, KeptKL):  # what is kept did not go through the head again
-                    self.runs[way].meter.head_tokens -= self.tokens.samples * (self.tokens.length - 1)
-            self.seconds[way] += self.clock() - start
-        self.turns += 1
+        works = {"whole": partial(self._whole, variants), "shared": partial(self._shared, variants)}
+        found, took = alternate(works, turn=len(self.took["whole"]))
+        for way in WAYS:
+            self.took[way].append(took[way])
         self.apart = max([self.apart, *(abs(a - b) for a, b in zip(found["whole"], found["shared"], strict=True))])
         return found
 
+    def _whole(self, variants: Sequence[Variant]) -> list[float]:
+        return [whole(self.model, self.tokens, each, self.metric, self.runs["whole"]) for each in variants]
+
+    def _shared(self, variants: Sequence[Variant]) -> list[float]:
+        found = sweep(self.model, self.tokens, variants, self.metric, run=self.runs["shared"]).tolist()
+        if isinstance(self.metric, KeptKL):  # what is kept did not go through the head again
+            self.runs["shared"].meter.head_tokens -= self.tokens.samples * (self.tokens.length - 1)
+        return found
+
     def reset(self) -> None:
-        self.seconds = dict.fromkeys(WAYS, 0.0)
+        self.took = {way: [] for way in WAYS}
         self.runs = {way: Run() for way in WAYS}
 
-    def work(self, way: str, head: float) -> float:
-        """In tokens through a block; `head` is what one through the head costs relative to that."""
-        return self.runs[way].meter.block_tokens + head * self.runs[way].meter.head_tokens
+    def ideal(self, head: float) -> float:
+        """How many times less work the shared way is; `head` is what a token through it costs, in tokens through a
+        block."""
+        of_all, of_shared = (
+            meter.block_tokens + head * meter.head_tokens for meter in (self.runs[way].meter for way in WAYS)
+        )
+        return of_all / of_shared
 
-    def tell(self, name: str, heads: dict[str, float]) -> None:
-        took = self.seconds
-        speed_up = took["whole"] / took["shared"]
-        print(f"{name}: whole {took['whole']:.1f} s, shared {took['shared']:.1f} s: {speed_up:.2f}x")
-        for kind, head in heads.items():
-            ideal = self.work("whole", head) / self.work("shared", head)
-            print(f"  ideal by count {ideal:.2f}x (head {head:.1f} blocks, {kind}): {speed_up / ideal:.0%} of it")
-        print(f"  same choices throughout; losses within {self.apart:.1e} nats", flush=True)
+    def row(self, name: str, timed: float) -> dict[str, Any]:
+        """The figures, by processor time if there is one thread, else by the clock."""
+        clock = {way: sum(each.wall for each in many) for way, many in self.took.items()}
+        cpu = {way: sum(each.cpu for each in many) for way, many in self.took.items()}
+        basis = cpu if torch.get_num_threads() == 1 else clock
+        speed_up = basis["whole"] / basis["shared"]
+        return {
+            "search": name,
+            **{f"{way} s": basis[way] for way in WAYS},
+            **{f"{way} clock s": clock[way] for way in WAYS},
+            "speed-up x": speed_up,
+            "head, in blocks": timed,
+            "ideal x": self.ideal(timed),
+            "share of the ideal": speed_up / self.ideal(timed),
+            "head by parameters": self.model.head_cost,
+            "ideal by parameters x": self.ideal(self.model.head_cost),
+            "largest difference, nats": self.apart,
+        }
 
 
 class KeptKL:
@@ -126,9 +114,9 @@ class KeptKL:
         return self._kept[sample, positions.start]
 
 
-def blockpruner(model: Model, tokens: Tokens, rounds: int, clock: Callable[[], float]) -> Race:
+def blockpruner(model: Model, tokens: Tokens, rounds: int) -> Race:
     """Greedy rounds over all modules; each removal is made real before the next."""
-    race = Race(model, tokens, NegativeLogLikelihood(), clock)
+    race = Race(model, tokens, NegativeLogLikelihood())
     race.losses([frozenset()])  # to warm up
     race.reset()
     kinds: tuple[Any, ...] = ("attention", "mlp")
@@ -152,11 +140,9 @@ def blockpruner(model: Model, tokens: Tokens, rounds: int, clock: Callable[[], f
     return race
 
 
-def evopress(
-    model: Model, tokens: Tokens, generations: int, offspring: int, sparsity: float, clock: Callable[[], float]
-) -> Race:
+def evopress(model: Model, tokens: Tokens, generations: int, offspring: int, sparsity: float) -> Race:
     """Generations on the same window; the parent's loss is known and not computed again."""
-    race = Race(model, tokens, KeptKL(final_states(model, tokens)), clock)
+    race = Race(model, tokens, KeptKL(final_states(model, tokens)))
     race.losses([frozenset()])  # the dense log-probabilities, and a first round to warm up
     race.reset()
     shown: list[dict[str, Tensor]] = []  # each selection's losses, for whoever comes second
@@ -186,68 +172,61 @@ def evopress(
             evolve(space, score, run, key="evopress", generations=generations, offspring=offspring, initial=offspring,
                    initial_tokens=tokens.length, selections=[Selection(1, tokens.length)], max_mutations=3)
         )  # fmt: skip
-    for whole, shared in zip(*searches, strict=True):
-        if whole.parents != shared.parents:
-            raise RuntimeError(f"generation {whole.number}: different choices: {whole.parents}, {shared.parents}")
+    for one, other in zip(*searches, strict=True):
+        if one.parents != other.parents:
+            raise RuntimeError(f"generation {one.number}: different choices: {one.parents}, {other.parents}")
     return race
 
 
-def head_cost(model: Model, tokens: Tokens, metric: Metric, clock: Callable[[], float]) -> float:
-    """What a token costs in head and loss, relative to one in a block: medians of 5."""
+def timed_head(model: Model, tokens: Tokens, metric: Metric) -> float:
+    """What a token costs in head and loss, relative to one in a block: medians of 5, by processor time if there is one
+    thread."""
     inputs, run = BlockInputs(model), Run()
     number = model.numbers[0]
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+
+    def took(work: Callable[[], Any]) -> float:
+        times = []
+        for _ in range(6):  # the first one warms up
+            start = clock()
+            work()
+            times.append(clock() - start)
+        return median(times[1:])
+
     with torch.no_grad(), model.open(number) as block:
         hidden = inputs.embed(tokens.ids)
         arguments = inputs.arguments(number, 1, tokens.length)
-        in_block = _median(lambda: run_block(block.module, hidden, arguments), clock) / tokens.length
-        in_head = _median(lambda: sample_losses(model, [hidden[0]], tokens, 0, metric, run), clock) / (
-            tokens.length - 1
-        )
+        in_block = took(lambda: run_block(block.module, hidden, arguments)) / tokens.length
+        in_head = took(lambda: sample_losses(model, [hidden[0]], tokens, 0, metric, run)) / (tokens.length - 1)
     return in_head / in_block
 
 
-def _median(work: Callable[[], Any], clock: Callable[[], float]) -> float:
-    times = []
-    for _ in range(6):
-        start = clock()
-        work()
-        times.append(clock() - start)
-    return sorted(times[1:])[2]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="demo")
-    parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=5, help="of BlockPruner; 0: not at all")
-    parser.add_argument("--generations", type=int, default=4, help="of EvoPress; 0: not at all")
-    parser.add_argument("--offspring", type=int, default=16)
-    parser.add_argument("--sparsity", type=float, default=0.25, help="of EvoPress")
-    parser.add_argument("--cpu-time", action="store_true", help="for one thread on a machine that is used by others")
-    options = parser.parse_args()
-    clock = time.process_time if options.cpu_time else time.perf_counter
-    start = time.perf_counter()
-    model = secateur.load(options.model, device="cpu")
-    tokens = read_tokens(model, "demo", purpose="calibration", length=options.length, samples=1)
-    print(
-        f"{options.model}, one window of {options.length} tokens, {torch.get_num_threads()} thread(s), "
-        f"load {os.getloadavg()[0]:.1f}"
-    )
-    layout = model.layout()
-    by_size = model.vocab_size * model.hidden_size * len(layout.blocks) / layout.block_parameters
-    searches: dict[str, Callable[[], Race]] = {
-        f"EvoPress, {options.generations} generations of {options.offspring}, KL": lambda: evopress(
-            model, tokens, options.generations, options.offspring, options.sparsity, clock
-        ),
-        f"BlockPruner, {options.rounds} rounds, perplexity": lambda: blockpruner(model, tokens, options.rounds, clock),
-    }
-    for name, search in searches.items():  # BlockPruner last: its removals are real
-        if not (options.rounds if "Block" in name else options.generations):
-            continue
-        metric: Metric = NegativeLogLikelihood() if "Block" in name else KeptKL(final_states(model, tokens))
-        timed = head_cost(model, tokens, metric, clock)
-        search().tell(name, {"timed": timed, "by parameters": by_size})
-    print(f"took {time.perf_counter() - start:.0f} s")
+def main(arguments: Sequence[str] | None = None) -> None:
+    made = parser(__doc__)
+    made.add_argument("--length", type=int, default=512)
+    made.add_argument("--rounds", type=int, default=5, help="of BlockPruner; 0: not at all")
+    made.add_argument("--generations", type=int, default=4, help="of EvoPress; 0: not at all")
+    made.add_argument("--offspring", type=int, default=16)
+    made.add_argument("--sparsity", type=float, default=0.25, help="of EvoPress")
+    options = made.parse_args(arguments)
+    report = Report("BlockPruner's and EvoPress's searches: shared prefixes against whole forwards", options)
+    model = load_model(options.model)
+    tokens = calibration(model, 1, options.length)
+    rows = []
+    if options.generations:
+        timed = timed_head(model, tokens, KeptKL(final_states(model, tokens)))
+        race = evopress(model, tokens, options.generations, options.offspring, options.sparsity)
+        rows.append(race.row(f"EvoPress, {options.generations} generations of {options.offspring}, KL", timed))
+    if options.rounds:  # last: its removals are real
+        timed = timed_head(model, tokens, NegativeLogLikelihood())
+        rows.append(
+            blockpruner(model, tokens, options.rounds).row(f"BlockPruner, {options.rounds} rounds, perplexity", timed)
+        )
+    if not rows:
+        made.error("nothing to do: no rounds and no generations")
+    report.table("Searches", rows)
+    report.say("same choices", True, "Same choices throughout.")
+    report.close()
 
 
 if __name__ == "__main__":

@@ -17,12 +17,12 @@ from typing import Any
 from unittest import mock
 
 import torch
-from common import Report, Seconds, alternate, calibration, load_model, median, parser
+from common import Report, Seconds, alternate, calibration, load_model, median, parser, whole
 from work import Work, head_parameters, ideal_speedup, plain_round, shared_round
 
-from secateur.engine import loss
 from secateur.engine import sweep as engine
-from secateur.engine.sweep import Part, muted, sweep
+from secateur.engine.loss import NegativeLogLikelihood
+from secateur.engine.sweep import Part, sweep
 from secateur.engine.tokens import Tokens
 from secateur.methods.two_ssp import Plan, neuron_scores, plan, top_neurons
 from secateur.model.budget import Budget
@@ -32,25 +32,9 @@ from secateur.surgery.apply import apply
 from secateur.surgery.edits import DropAttention, KeepNeurons
 
 
-@torch.no_grad()
 def plain(model: Model, tokens: Tokens, candidates: Sequence[Part], run: Run) -> list[float]:
     """The mean loss without each candidate: mute it, run the whole model."""
-    inner = model.hf.get_submodule(model.family.blocks.rpartition(".")[0])
-    head = model.hf.get_output_embeddings()
-    chunk = max(1, loss.LOGIT_BYTES // (4 * model.vocab_size))
-    metric = loss.NegativeLogLikelihood()
-    losses = []
-    for part in candidates:
-        total = 0.0
-        with model.open(part.block) as block, muted(block, {part}):
-            for ids in tokens.ids.split(1):
-                states = inner(input_ids=ids, use_cache=False).last_hidden_state[0, :-1]
-                run.meter.block_tokens += ids.shape[1] * len(model.numbers)
-                for rows, targets in zip(states.split(chunk), ids[0, 1:].split(chunk), strict=True):
-                    total += float(metric.loss(head(rows).float(), targets, None).double().sum())
-                    run.meter.head_tokens += len(rows)
-        losses.append(total / (tokens.samples * (tokens.length - 1)))
-    return losses
+    return [whole(model, tokens, frozenset({part}), NegativeLogLikelihood(), run) for part in candidates]
 
 
 def shared(model: Model, tokens: Tokens, candidates: Sequence[Part], run: Run) -> list[float]:

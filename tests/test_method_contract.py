@@ -91,8 +91,8 @@ SETTINGS: dict[str, Setting] = {
     "slimgpt": Setting(a_group_and_a_neuron_per_block, {"rounding": "carry"},
                        ({"ratio": "uniform", "head_error": "exact", "compensate": False, "rounding": "carry"},),
                        {"group": 0}),
-    "slicegpt": Setting(two_directions, {"multiple": 1}, ({"multiple": 2, "slice_head": True, "signal": "norm"},
-                        {"mean_centre": True}),
+    "slicegpt": Setting(two_directions, {"multiple": 1},
+                        ({"multiple": 2, "slice_head": True, "signal": "norm"}, {"mean_centre": True}),
                         {"dimension": 99}, families=("llama", "phi3", "qwen3")),
 }  # fmt: skip
 ORDERS = [name for name, method in methods().items() if "order" in method.options]

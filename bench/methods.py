@@ -5,7 +5,8 @@ processes may share the work: give each some methods. What a method's run at one
 journal) is used for the next where it does not depend on the sparsity; its time and forwards count again, as if run
 alone.
 
-    python bench/methods.py --data ../shared/data --out docs/results/methods           (about 80 CPU-minutes)
+    python bench/methods.py --data ../shared/data --out docs/results/methods           (some 4 CPU-hours)
+    python bench/methods.py --data ../shared/data --samples 16 --length 512            (some 40 CPU-minutes)
     python bench/methods.py --out docs/results/methods --table
 """
 
@@ -32,7 +33,7 @@ SPARSITIES = (0.25, 0.375, 0.5)
 # Reduced where the papers' amounts would take hours here; all calibrate on the first windows of the same C4 matrix.
 SETTINGS: dict[str, dict[str, Any]] = {
     "dense": {},
-    "2ssp": {"search_length": 512},
+    "2ssp": {},
     "shortgpt": {},
     "window": {},
     "blockpruner": {"search_length": 256},
@@ -134,7 +135,7 @@ def cells(method: str, options: argparse.Namespace) -> None:
                 },
                 "edits": [[edit["edit"], edit.get("block")] for edit in record["edits"]],
             }  # fmt: skip
-        judged = windows(model, "wikitext2", options.windows, 2048, options, purpose="evaluation")
+        judged = windows(model, "wikitext2", options.windows, options.length, options, purpose="evaluation")
         cell["perplexity"] = perplexity(model, judged)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(cell, indent=1) + "\n")
@@ -174,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--out", type=Path, default=Path("docs/results/methods"))
     parser.add_argument("--samples", type=int, default=8)
-    parser.add_argument("--length", type=int, default=2048)
+    parser.add_argument("--length", type=int, default=2048, help="tokens per window, of calibration and judgement")
     parser.add_argument("--windows", type=int, default=20)
     parser.add_argument("--table", action="store_true", help="only print the table of the cells that are there")
     options = parser.parse_args(arguments)

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 TESTS = """
 import pytest
 
@@ -30,6 +32,7 @@ def test_lacks_a_folder(shared): pass
 """
 
 
+@pytest.mark.slow
 def test_in_ci_a_skip_is_a_failure(tmp_path: Path) -> None:
     folder = tmp_path / "project" / "tests"
     folder.mkdir(parents=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from family_table import examples, table
 from models import tiny
 
@@ -12,6 +13,7 @@ from secateur.surgery.edits import EDITS
 PAGE = Path(__file__).parents[1] / "docs" / "families.md"
 
 
+@pytest.mark.slow
 def test_the_table_of_families_is_what_trying_gives() -> None:
     assert PAGE.read_text(encoding="utf-8") == table(), "renew it by `make families`"
 

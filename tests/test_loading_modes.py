@@ -26,6 +26,7 @@ from secateur.model.checkpoint import save
 from secateur.model.modeling_secateur import FAMILIES
 from secateur.quiet import quiet_transformers
 
+pytestmark = pytest.mark.slow  # a process for each way, each of which imports torch
 MODELING = Path(modeling_secateur.__file__)
 ALL = (*LAYOUTS, *STREAM_LAYOUTS)
 FEW = ("block 0 without attention", "one KV group fewer", "all MLPs missing", "everything")

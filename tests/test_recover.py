@@ -44,6 +44,8 @@ from secateur.recovery.trainer import LikeLengths
 from secateur.run import Advance
 from secateur.surgery.edits import DropAttention, KeepNeurons
 
+pytestmark = pytest.mark.slow  # several seconds each for its imports and its processes
+
 QUICK: dict[str, Any] = {"template": "chat", "max_length": 64, "global_batch": 4, "warmup_steps": 1, "lr": 5e-3}
 
 

@@ -19,6 +19,8 @@ from secateur.cli import recover as cli
 from secateur.recovery import trainer
 from secateur.run import Advance
 
+pytestmark = pytest.mark.slow  # several seconds each for its imports and its processes
+
 QUICK = ("--template", "chat", "--max-length", 64, "--global-batch", 4, "--lr", 5e-3, "--max-steps", 2)
 
 

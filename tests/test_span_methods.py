@@ -209,7 +209,7 @@ def test_equal_blocks_make_windows_of_one_length_from_every_start(blocks: int, s
 
 def tiny_layout(blocks: int) -> Any:
     layout = standing("llama").layout()
-    return type(layout)(dict.fromkeys(range(blocks), layout.blocks[0]), layout.other)
+    return type(layout)(dict.fromkeys(range(blocks), layout.blocks[0]), layout.other, layout.ends)
 
 
 # --- what it takes ---

@@ -46,7 +46,7 @@ def inspect(
         "dtype": str(hollow.dtype).removeprefix("torch."),
         "blocks": [vars(shape) for shape in shapes],
     }
-    chain = [*record["parents"], record] if record else []
+    chain = [*record.get("parents", ()), record] if record else []
     pruned = next((each for each in reversed(chain) if "recovery" not in each), None)
     recoveries = [each["recovery"] for each in chain if "recovery" in each]
     if pruned:

@@ -207,6 +207,7 @@ def _show(record: dict[str, Any], folder: Path) -> None:
     row("weights", before["weight_bytes"] / 1e6, after["weight_bytes"] / 1e6, ",.1f", " MB")
     row("blocks", before["blocks"], after["blocks"])
     row("attention modules", before["attentions"], after["attentions"])
+    row("KV heads", before["kv_heads"], after["kv_heads"])
     row("FFN neurons", before["neurons"], after["neurons"])
     if after["stream_width"] != before["stream_width"]:
         row("hidden width", before["stream_width"], after["stream_width"])

@@ -40,7 +40,9 @@ from secateur.quiet import quiet_transformers
 # What a record must have: all that this package reads of it by name, some of it hours after it was loaded. A dict
 # stands for an object with these entries, a list of one for a list of such.
 _NUMBER = (int, float)
-_SIZE = dict.fromkeys(("parameters", "block_parameters", "weight_bytes", "blocks", "attentions", "neurons"), int)
+_SIZE = dict.fromkeys(
+    ("parameters", "block_parameters", "weight_bytes", "blocks", "attentions", "kv_heads", "neurons"), int
+)
 _SIZE |= {"stream_width": int}
 _RECORD = {
     "fingerprint": str,

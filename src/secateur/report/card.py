@@ -52,6 +52,7 @@ def card(record: Mapping[str, Any], method: Method | None) -> str:
         ("weights", _megabytes(before["weight_bytes"]), _megabytes(after["weight_bytes"])),
         ("blocks", before["blocks"], after["blocks"]),
         ("attention modules", before["attentions"], after["attentions"]),
+        ("KV heads", f"{before['kv_heads']:,}", f"{after['kv_heads']:,}"),
         ("FFN neurons", f"{before['neurons']:,}", f"{after['neurons']:,}"),
     ]
     if after["stream_width"] != before["stream_width"]:

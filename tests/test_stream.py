@@ -134,8 +134,10 @@ def projected(model: Model, bases: dict[int, Tensor], ids: Tensor) -> Tensor:
 
     def added(number: int) -> Callable[..., Any]:
         def hook(_: Any, args: Any, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            between = (entered[number] + output[0]) @ projections[2 * number + 1]
-            return (between - entered[number], *output[1:])
+            name = model.family.multiplier  # by which Granite scales what it adds
+            scale: Any = getattr(model.blocks[number], name) if name else 1.0
+            between = (entered[number] + scale * output[0]) @ projections[2 * number + 1]
+            return ((between - entered[number]) / scale, *output[1:])
 
         return hook
 

@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,8 @@ def resident(field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def measure(job: dict[str, Any]) -> int:
-    """In this process: bytes that a run takes at its peak, above what the loaded model takes."""
+def measure(job: dict[str, Any]) -> dict[str, float]:
+    """In this process: bytes that a run takes at its peak, above what the loaded model takes; its processor time."""
     model = load_model(job["model"])
     tokens = calibration(model, job["samples"], job["length"])
     with torch.no_grad():
@@ -45,15 +46,17 @@ def measure(job: dict[str, Any]) -> int:
         model.hf(input_ids=tokens.ids[:1, :8], use_cache=False)
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark is the level of now
-    run_method(model, get_method("2ssp"), tokens, Budget(job["sparsity"]), Run(), **job["options"])
-    return resident("VmHWM") - before
+    began = time.process_time()
+    run_method(model, get_method(job["method"]), tokens, Budget(job["sparsity"]), Run(), **job["options"])
+    return {"bytes": resident("VmHWM") - before, "cpu_s": time.process_time() - began}
 
 
-def measure_afresh(job: dict[str, Any]) -> int:
+def measure_afresh(job: dict[str, Any]) -> dict[str, float]:
     """`measure` in a new process."""
     command = [sys.executable, str(Path(__file__).resolve()), "--worker", json.dumps(job)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return int(done.stdout.splitlines()[-1])
+    measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return measured
 
 
 def foretell(job: dict[str, Any]) -> int:
@@ -64,7 +67,7 @@ def foretell(job: dict[str, Any]) -> int:
             made_up_config(name).save_pretrained(folder)
             name = folder
         told = forecast(
-            name, get_method("2ssp"), Budget(job["sparsity"]), samples=job["samples"], length=job["length"],
+            name, get_method(job["method"]), Budget(job["sparsity"]), samples=job["samples"], length=job["length"],
             device="cpu", **job["options"],
         )  # fmt: skip
     weights = told["parameters"]["before"] * 4  # float32
@@ -75,8 +78,9 @@ def compare(model: str, samples: int, length: int, order: str, *, sparsity: floa
             ) -> dict[str, Any]:  # fmt: skip
     """One row: measured and foretold, in MB (10^6 bytes)."""
     options = {"order": order, "stage1_only": stage1_only}
-    job = {"model": model, "samples": samples, "length": length, "sparsity": sparsity, "options": options}
-    took, told = measure_afresh(job), foretell(job)
+    job = {"model": model, "method": "2ssp", "samples": samples, "length": length, "sparsity": sparsity}
+    job["options"] = options
+    took, told = measure_afresh(job)["bytes"], foretell(job)
     return {
         "run": "stage 1" if stage1_only else "both stages",
         "order": order,
@@ -96,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     made.add_argument("--worker", type=json.loads, help="used by the bench itself")
     options = made.parse_args(arguments)
     if options.worker:
-        print(measure(options.worker))
+        print(json.dumps(measure(options.worker)))
         return
     report = Report("Peak memory above the weights, against the forecast", options)
     cases = [(count, order, True) for count in options.samples for order in ("samples", "blocks")]

@@ -229,6 +229,27 @@ def test_what_nobody_looks_at_is_not_run(order: str) -> None:
             assert torch.equal(seen.all(number, name), collect(model, tokens).all(number, name))
 
 
+@pytest.mark.parametrize(
+    ("taps", "spared"), [(("attention_hidden",), "mlp_norm"), (("block_in", "mlp_hidden"), "mlp_out")]
+)
+@pytest.mark.parametrize("family", ["llama", "phi3", "gpt2"])
+def test_a_look_ends_where_the_last_tap_is_shown(family: str, taps: tuple[str, ...], spared: str) -> None:
+    model = tiny(family)
+    tokens = tiny_tokens(model, 2, 6)
+    whole, part, calls = Collector(), Collector(), []
+    for visit in walk(model, tokens):
+        part_taps = part.taps(visit)
+        module = visit.block.mlp_out if spared == "mlp_out" else visit.block.mlp_norm
+        handle = module.register_forward_hook(lambda *_: calls.append(1))
+        visit.observe(**{name: part_taps[name] for name in taps})
+        handle.remove()
+        assert not calls
+        visit.advance(**whole.taps(visit))
+    for number in model.numbers:
+        for name in taps:
+            assert torch.equal(part.all(number, name), whole.all(number, name))
+
+
 @pytest.mark.parametrize("order", ["blocks", "samples"])
 def test_progress_ends_at_its_total(order: str) -> None:
     model, watcher = tiny("mistral"), Watcher()

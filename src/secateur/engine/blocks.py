@@ -18,8 +18,8 @@ from secateur.model.handle import Model
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # positional and by keyword
 
 
-class _Done(Exception):  # noqa: N818  # no error: it ends a forward of which no more is wanted
-    pass
+class Done(Exception):  # noqa: N818  # no error
+    """Ends a forward of which no more is wanted."""
 
 
 class _Recorder(nn.Module):
@@ -44,7 +44,7 @@ class _Recorder(nn.Module):
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         self.hidden, self.arguments = hidden_states, (args, kwargs)
         if self._last:
-            raise _Done
+            raise Done
         return hidden_states
 
 
@@ -113,7 +113,7 @@ class BlockInputs:
         last = len(model.blocks) - 1
         recorders = [_Recorder(block, place == last) for place, block in enumerate(model.blocks)]
         inner = model.hf.get_submodule(model.family.blocks.rpartition(".")[0])
-        with _swapped(model, recorders), suppress(_Done):
+        with _swapped(model, recorders), suppress(Done):
             inner(input_ids=ids.to(model.device), use_cache=False)
         hidden = recorders[0].hidden
         if hidden is None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from secateur.engine.blocks import BlockInputs, run_block
+from secateur.engine.blocks import BlockInputs, Done, run_block
 from secateur.engine.tokens import Tokens
 from secateur.errors import NumericalError, SecateurError
 from secateur.model.handle import Model
@@ -81,16 +81,24 @@ class _Stream:
             if not run:
                 continue
             arguments = self.inputs.arguments(block.number, x.shape[0], x.shape[1])
-            with _tapped(block, taps, w):
+            whole, output = keep or "block_out" in taps, None
+            with _tapped(block, taps, w, stop=not whole), suppress(Done):
                 output = run_block(block.module, x, arguments)
-            if not output.isfinite().all():
-                raise NumericalError(f"block {block.number}: its output has NaN or Inf; try another dtype (float32)")
+            if output is not None:
+                _require_finite(output, block, "output")
             if "block_out" in taps:
+                assert output is not None  # narrows the type
                 taps["block_out"](output, w.to(output.device))
             if keep:
+                assert output is not None  # narrows the type
                 self.hidden[place] = output
             self.run.meter.block_tokens += w.numel()
             self.run.meter.asked_tokens += w.numel()
+
+
+def _require_finite(x: Tensor, block: Block, what: str) -> None:
+    if not x.isfinite().all():
+        raise NumericalError(f"block {block.number}: its {what} has NaN or Inf; try another dtype (float32)")
 
 
 def _rebased(hidden: Tensor, basis: Tensor) -> Tensor:
@@ -151,8 +159,11 @@ class Visit:
 
 
 @contextmanager
-def _tapped(block: Block, taps: dict[str, Look], weights: Tensor) -> Iterator[None]:
-    """Show the stream before the MLP and the inputs of the two output projections while the block runs."""
+def _tapped(block: Block, taps: dict[str, Look], weights: Tensor, *, stop: bool) -> Iterator[None]:
+    """Show the stream before the MLP and the inputs of the two output projections while the block runs.
+
+    With `stop` the forward ends by `Done` where the last tap has been shown: what comes after it is not computed.
+    """
     places: dict[str, nn.Module] = {}
     if "block_mid" in taps and block.family.no_rebase is None:  # other forms of block have no such place
         places["block_mid"] = block.mlp_norm
@@ -161,11 +172,20 @@ def _tapped(block: Block, taps: dict[str, Look], weights: Tensor) -> Iterator[No
     if "mlp_hidden" in taps and block.has_mlp:
         places["mlp_hidden"] = block.mlp_out
 
-    def hook_for(look: Look) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        # some MLPs flatten (batch, length) away; taps always see it
-        return lambda module, args: look(args[0].reshape(*weights.shape, -1), weights.to(args[0].device))
+    unseen = set(places)
 
-    handles = [module.register_forward_pre_hook(hook_for(taps[name])) for name, module in places.items()]
+    def hook_for(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            x = args[0].reshape(*weights.shape, -1)  # some MLPs flatten (batch, length) away; taps always see it
+            taps[name](x, weights.to(x.device))
+            unseen.discard(name)
+            if stop and not unseen:
+                _require_finite(x, block, name)
+                raise Done
+
+        return hook
+
+    handles = [module.register_forward_pre_hook(hook_for(name)) for name, module in places.items()]
     try:
         yield
     finally:

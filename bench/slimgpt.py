@@ -1,0 +1,254 @@
+"""SlimGPT's experiments on one model: schedules and ablations (Tables 5, 6), calibration (Fig. 3), drift (Fig. 2).
+
+Each cell is a JSON file that is written when it is done and not made again: interrupt as you like, and let two
+processes share the work by --only. Shares are of the blocks' parameters. C4 calibrates; WikiText-2's test text judges,
+in windows of 2,048 and of 128 tokens, which must not be compared with each other.
+
+    python bench/slimgpt.py cells --data ../shared/data                (about 10 CPU-minutes a cell)
+    python bench/slimgpt.py calibration --data ../shared/data
+    python bench/slimgpt.py drift --data ../shared/data
+    python bench/slimgpt.py growth
+    python bench/slimgpt.py table
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import logging
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import MEGA, Seconds, load_model, machine, median
+from memory import foretell, measure_afresh
+from methods import windows
+from torch import Tensor, nn
+
+from secateur.driver import run_method
+from secateur.evaluation import perplexity
+from secateur.methods import get_method
+from secateur.model.budget import Budget, shares
+from secateur.model.handle import Model
+from secateur.run import Run
+from secateur.surgery.apply import apply
+
+METHOD = get_method("slimgpt")
+SPARSITIES = (0.2, 0.5)
+# Table 6's schedules and Table 5's ablations, and two of our own (paper's words for the groups; exact head error).
+VARIANTS: dict[str, dict[str, Any]] = {
+    "log": {},
+    "linear": {"ratio": "linear"},
+    "uniform": {"ratio": "uniform"},
+    "no-compensation": {"compensate": False},
+    "group-128": {"group": 128},
+    "group-paper": {"group": "paper"},
+    "head-ordinary": {"head_error": "ordinary"},
+    "head-exact": {"head_error": "exact"},
+    "log-decrease": {"ratio": "log-decrease"},
+    "linear-decrease": {"ratio": "linear-decrease"},
+}
+FIGURE3 = [(n, 256) for n in (16, 32, 64, 128)] + [(32, n) for n in (64, 128, 512, 1024)]
+LENGTHS = {128: 160, 2048: 20}  # windows of the judging text, by their length
+DRIFT = (0.25, 0.5, 0.75)
+
+
+class Errors(logging.Handler):
+    """Collects what the solves log: by "block/kind", the loss by the quadratic model."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.found: dict[str, float] = {}
+        self.warnings: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno > logging.INFO:
+            self.warnings.append(record.getMessage())
+        elif told := re.match(r"slimgpt/(.+): .* error (.+)", record.getMessage()):
+            self.found[told[1]] = float(told[2])
+
+
+@contextmanager
+def listening() -> Iterator[Errors]:
+    logger, handler = logging.getLogger("secateur"), Errors()
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield handler
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
+def judged(model: Model, lengths: Sequence[int], options: argparse.Namespace) -> dict[str, Any]:
+    """Perplexities by window length."""
+    return {
+        str(length): perplexity(
+            model, windows(model, "wikitext2", LENGTHS[length], length, options, purpose="evaluation")
+        )
+        for length in lengths
+    }
+
+
+def cell(
+    name: str, sparsity: float, samples: int, length: int, settings: dict[str, Any], lengths: Sequence[int],
+    options: argparse.Namespace,
+) -> None:  # fmt: skip
+    """Prune once, judge, write."""
+    path = options.out / f"{name}-{sparsity:g}-{samples}x{length}.json"
+    if path.exists():
+        return
+    model = load_model(options.model)
+    made: dict[str, Any] = {"name": name, "sparsity": sparsity, "machine": machine()}
+    if sparsity:
+        tokens = windows(model, "c4", samples, length, options, purpose="calibration")
+        wall, cpu = time.perf_counter(), time.process_time()
+        with listening() as heard:
+            done = run_method(model, METHOD, tokens, Budget(sparsity), Run(), **settings)
+        took = Seconds(time.perf_counter() - wall, time.process_time() - cpu)
+        left = [(block.shape.kv_heads, block.shape.width) for block in done.after.blocks.values()]
+        made |= {
+            "options": done.options, "calibration": {"text": "c4", "samples": tokens.samples, "length": tokens.length},
+            "achieved": shares(done.before, done.after), "parameters": done.after.parameters, "left": left,
+            "wall_s": took.wall, "cpu_s": took.cpu, "errors": heard.found, "warnings": heard.warnings,
+        }  # fmt: skip
+    made["perplexity"] = judged(model, lengths, options)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    print(
+        f"{path.name}: " + ", ".join(f"{n}: {p['perplexity']:.2f}" for n, p in made["perplexity"].items()), flush=True
+    )
+
+
+def cells(options: argparse.Namespace) -> None:
+    cell("dense", 0, 0, 0, {}, tuple(LENGTHS), options)
+    for name, sparsity in itertools.product(options.only or VARIANTS, options.sparsities):
+        cell(name, sparsity, options.samples, options.length, VARIANTS[name], tuple(LENGTHS), options)
+
+
+def calibration(options: argparse.Namespace) -> None:
+    for samples, length in FIGURE3:
+        cell("log", 0.5, samples, length, {}, (128,), options)
+
+
+def outputs(model: Model, ids: Tensor) -> dict[int, Tensor]:
+    """What each FFN adds to the stream, by block, (tokens, hidden)."""
+    seen: dict[int, Tensor] = {}
+
+    def look(number: int) -> Any:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+            seen[number] = output[0].float()
+
+        return hook
+
+    handles = []
+    for number in model.numbers:
+        with model.open(number) as block:
+            handles.append(block.mlp_out.register_forward_hook(look(number)))
+    with torch.no_grad():
+        model.hf.get_submodule(model.family.blocks.rpartition(".")[0])(input_ids=ids, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def drift(options: argparse.Namespace) -> None:
+    """Fig. 2: mean squared change of every block's FFN output when the first block alone was pruned."""
+    path = options.out / "drift.json"
+    if path.exists():
+        return
+    dense = load_model(options.model)
+    tokens = windows(dense, "c4", options.samples, options.length, options, purpose="calibration")
+    held = windows(dense, "wikitext2", 4, options.length, options, purpose="evaluation")
+    found: dict[str, Any] = {"machine": machine(), "share of the first block": {}}
+    power = {number: 0.0 for number in dense.numbers}
+    models = {}
+    for share in DRIFT:
+        models[share] = load_model(options.model)
+        stream = METHOD.prune(
+            models[share], tokens, Budget(share), Run(), **METHOD.complete({"ratio": "uniform"})
+        )  # fmt: skip
+        for edit in itertools.takewhile(lambda edit: edit.block == 0, stream):
+            apply(models[share], edit)
+        stream.close()
+    errors = {share: dict.fromkeys(dense.numbers, 0.0) for share in DRIFT}
+    for ids in held.ids.split(1):
+        right = outputs(dense, ids)
+        for number, y in right.items():
+            power[number] += float(y.double().square().mean())
+        for share, model in models.items():
+            for number, y in outputs(model, ids).items():
+                errors[share][number] += float((y - right[number]).double().square().mean())
+    for share in DRIFT:
+        found["share of the first block"][str(share)] = {
+            "error": [errors[share][n] / held.samples for n in dense.numbers],
+            "relative": [errors[share][n] / power[n] for n in dense.numbers],
+        }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def growth(options: argparse.Namespace) -> None:
+    """Peak memory above the weights and processor time per block, by width, on made-up models, each in a process."""
+    rows = []
+    for hidden in (128, 256, 512, 1024):
+        name = f"random:blocks=4,hidden={hidden},heads={hidden // 64},kv_heads={hidden // 64}"
+        job = {"model": name, "method": "slimgpt", "samples": 8, "length": 256, "sparsity": 0.5, "options": {}}
+        took = [measure_afresh(job) for _ in range(3)]
+        rows.append(
+            {
+                "hidden": hidden,
+                "width": round(8 * hidden / 3),
+                "peak_mb": median([each["bytes"] for each in took]) / MEGA,
+                "foretold_mb": foretell(job) / MEGA,
+                "cpu_s_per_block": median([each["cpu_s"] for each in took]) / 4,
+            }
+        )
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "growth.json").write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+    print("| hidden | FFN width | peak MB above the weights | foretold | CPU-s per block |\n|---|---|---|---|---|")
+    for row in rows:
+        print(f"| {row['hidden']} | {row['width']} | {row['peak_mb']:.1f} | {row['foretold_mb']:.1f} | "
+              f"{row['cpu_s_per_block']:.3g} |")  # fmt: skip
+
+
+def table(options: argparse.Namespace) -> None:
+    """The cells that are there, as Markdown."""
+    found = [json.loads(path.read_text()) for path in sorted(options.out.glob("*x*.json"))]
+    print("| variant | calibration | asked | achieved | perplexity at 2,048 | at 128 | CPU-s to prune |")
+    print("|---|---|---|---|---|---|---|")
+    names = ["dense", *VARIANTS]
+    for each in sorted(found, key=lambda c: (c["sparsity"], names.index(c["name"]), str(c.get("calibration")))):
+        told = {n: f"{p['perplexity']:.2f}" for n, p in each["perplexity"].items()}
+        if each["sparsity"]:
+            drawn = f"{each['calibration']['samples']} x {each['calibration']['length']}"
+            row = [drawn, f"{each['sparsity']:.0%}", f"{each['achieved']['blocks']:.2%}"]
+        else:
+            row = ["", "", ""]
+        cost = f"{each['cpu_s']:.0f}" if "cpu_s" in each else ""
+        print("| " + " | ".join([each["name"], *row, told.get("2048", ""), told.get("128", ""), cost]) + " |")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    works = {"cells": cells, "calibration": calibration, "drift": drift, "growth": growth, "table": table}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", choices=works)
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, help="these variants")
+    parser.add_argument("--sparsities", nargs="+", type=float, default=SPARSITIES)
+    parser.add_argument("--model", default="demo", help="a name that secateur knows, or random:blocks=8,hidden=256,...")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("docs/results/slimgpt"))
+    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--length", type=int, default=2048, help="tokens per calibration window")
+    options = parser.parse_args(arguments)
+    works[options.work](options)
+
+
+if __name__ == "__main__":
+    main()

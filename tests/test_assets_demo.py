@@ -296,6 +296,7 @@ def real_wheel(folder: Path, name: str, member: str, content: bytes) -> None:
             wheel.writestr(path, data)
 
 
+@pytest.mark.slow
 def test_the_real_pip_with_the_users_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pip")
     real_wheel(tmp_path / "index", "secateur_test", "deep/down/file.txt", b"content")

@@ -64,6 +64,7 @@ def header_bytes(path: Path) -> int:
     return 8 + int(struct.unpack("<Q", path.read_bytes()[:8])[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bit", [0, 1, 5, 7])
 def test_a_flipped_bit_in_a_header_never_gives_another_model(bit: int, model_folder: Path) -> None:
     """Any place, any bit: a typed error or, where JSON means the same (a blank), the very same weights."""

@@ -31,6 +31,7 @@ def run(model: Model, prune: Callable[..., Iterator[Edit]], **options: Any) -> P
     return run_method(model, of(prune), tiny_tokens(model, 2, 5), Budget(0.5, of="model"), Run(4), **options)
 
 
+@pytest.mark.slow
 def test_an_edit_is_real_when_the_method_resumes() -> None:
     seen = []
 

@@ -298,6 +298,7 @@ def test_the_losses_are_those_of_the_pruned_models(criterion: Any) -> None:
 # --- the method ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "units"), [("llama", "modules"), ("opt", "modules"), ("phi3", "blocks")])
 def test_modules_that_add_nothing_go(family: str, units: str) -> None:
     silent = (
@@ -330,6 +331,7 @@ def test_the_budget_is_met_to_half_a_block(sparsity: float, units: str) -> None:
     assert pruning.after == model.layout()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("units", "criterion"), [("modules", "kl"), ("blocks", "kl"), ("modules", "ppl")])
 def test_the_same_again_and_a_replay_costs_no_forward(units: str, criterion: str) -> None:
     tokens, store = tiny_tokens(tiny("qwen2"), 4, 8), MemoryStore()
@@ -495,6 +497,7 @@ def test_record_and_card_tell_of_a_reduced_search_and_its_curve(tmp_path: Path) 
 # --- foretold ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("units", "windows", "criterion"),
     [("modules", "drawn", "kl"), ("blocks", "first", "kl"), ("modules", "first", "ppl")],

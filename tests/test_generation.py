@@ -69,6 +69,7 @@ def assert_padding_is_right(model: Model) -> None:
         assert torch.equal(generate(model, batch, mask, **options)[:, -NEW:], torch.stack(alone))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "layout"),
     [

@@ -68,6 +68,7 @@ def possible_edits(layout: Layout, rebasable: bool) -> st.SearchStrategy[Edit]:
     return st.one_of(choices)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(family=st.sampled_from(FAMILY_NAMES), closed=st.booleans(), data=st.data())
 def test_the_real_layout_is_the_predicted_one(family: str, closed: bool, data: st.DataObject) -> None:

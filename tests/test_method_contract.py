@@ -190,6 +190,7 @@ def test_closed_blocks_have_no_weights(name: str, family: str) -> None:
     check_closed(name, family, SETTINGS[name].options)
 
 
+@pytest.mark.slow
 @VARIANTS
 def test_closed_blocks_have_no_weights_whatever_the_options(name: str, options: dict[str, Any]) -> None:
     check_closed(name, "qwen2", options)

@@ -123,6 +123,7 @@ def test_block_numbers_are_those_of_the_model_as_loaded() -> None:
     close(sweep(model, tokens, variants), sweep(whole, tokens, [v | {gone} for v in variants]).tolist())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["ppl", "kl"])
 def test_little_memory_means_more_passes_and_the_same_losses(metric: str) -> None:
     model, variants = tiny_closed("mistral"), [*SINGLES, DENSE]

@@ -1,8 +1,9 @@
 """Peak memory above the weights of 2SSP's first stage, in both orders, against what `--dry-run` foretells.
 
-Each measurement is a process of its own: it loads the model, reads every weight once (safetensors maps them lazily),
-runs one forward of a few tokens (libraries), notes its resident memory, sets the kernel's high-water mark back, works,
-and reads the mark. Linux only.
+Each measurement is a process of its own: it loads the model, copies every weight (what safetensors maps counts as
+resident while the file is mapped, although the kernel may drop it, and would hide what narrowing frees), runs one
+forward of a few tokens (libraries), notes its resident memory, sets the kernel's high-water mark back, works, and reads
+the mark. Linux only.
 
     python bench/memory.py --samples 8 64 --length 512
 """
@@ -42,7 +43,7 @@ def measure(job: dict[str, Any]) -> dict[str, float]:
     tokens = calibration(model, job["samples"], job["length"])
     with torch.no_grad():
         for parameter in model.hf.parameters():
-            parameter.sum()
+            parameter.data = parameter.data.clone()
         model.hf(input_ids=tokens.ids[:1, :8], use_cache=False)
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark is the level of now

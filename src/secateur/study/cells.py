@@ -10,7 +10,7 @@ from typing import Any
 from secateur.api import read_tokens
 from secateur.engine.tokens import Count, Tokens
 from secateur.errors import InvalidOptionError, SecateurError
-from secateur.model.budget import Convention
+from secateur.model.budget import Budget, Convention
 from secateur.model.handle import Model
 from secateur.report.record import public_facts
 
@@ -87,6 +87,10 @@ class Cell:
     calibration: Calibration | None = None
     matched_to: str | None = None
     ablation: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.sparsity is not None:
+            Budget(self.sparsity, of=self.of, round_to=self.round_to)  # raises InvalidOptionError
 
     @property
     def identity(self) -> dict[str, Any]:

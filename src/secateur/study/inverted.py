@@ -2,8 +2,8 @@
 
 2SSP removes FFN neurons: rows of the input maps, columns of the output map. The variant of its authors' code removes
 hidden directions instead: columns of the input maps, by the norm of what enters them, and rows of the output map, by
-the norm of what leaves it; the FFN then reads some coordinates of the residual stream and writes some. Its second stage is
-2SSP's own.
+the norm of what leaves it; the FFN then reads some coordinates of the residual stream and writes some. Its second
+stage is 2SSP's own.
 
 As published it takes the whole sparsity from the FFNs AND removes equation 5's attention modules, so it removes more
 than was asked. `equal` takes from the FFNs only what is left, and is the comparison at equal size.

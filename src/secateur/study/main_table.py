@@ -122,8 +122,11 @@ def _notes(cells: Cells, index: Mapping[str, Any], grey: Mapping[str, str]) -> l
     notes += [f"Left out of the average, {task}: {reason}." for task, reason in grey.items()]
     if any(cell["matched_to"] for cell in cells.values()):
         notes.append("A row 'at the size of' has as many parameters removed as that method really removed.")
-    first = {note: name for name, cell in reversed(cells.items()) for note in cell["notes"].values()}
-    notes += [f"{name}: {note}" for note, name in reversed(first.items())]
+    first: dict[str, str] = {}  # cells of one method say the same at every sparsity
+    for name, cell in cells.items():
+        for note in cell["notes"].values():
+            first.setdefault(note, name)
+    notes += [f"{name}: {note}" for note, name in first.items()]
     notes += [f"{name} failed: {cell['error']}" for name, cell in cells.items() if cell["status"] == "failed"]
     if missing := [name for name in index["cells"] if name not in cells]:
         notes.append(f"Not there yet: {', '.join(missing)}.")

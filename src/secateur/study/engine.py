@@ -11,7 +11,7 @@ from typing import Any
 
 from secateur.api import read_tokens
 from secateur.engine.tokens import Tokens
-from secateur.errors import OutputBusyError, OutputExistsError
+from secateur.errors import OutputBusyError, OutputExistsError, SecateurError
 from secateur.folders import claimed
 from secateur.methods import methods
 from secateur.model.handle import Model
@@ -228,7 +228,7 @@ class _Runner:
             return cell
         other = self.folder.cell(cell.matched_to)
         if other is None or other.get("achieved") is None:
-            raise RuntimeError(f"{cell.matched_to}, whose size this cell is to have, is not there")
+            raise SecateurError(f"{cell.matched_to}, whose size it is to have, is not there")
         return replace(cell, sparsity=other["achieved"][cell.of])
 
     def _fingerprint(self, cell: Cell) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from secateur.folders import new_folder, resolved, write_file
 SCHEMA = 1
 INDEX = "compare.json"
 CELL = "cell.json"
+CELLS = "cells"
 
 
 class GridFolder:
@@ -39,7 +39,8 @@ class GridFolder:
         file = self.path / INDEX
         if file.is_file():
             return _read(file)
-        if self.path.is_dir() and any(not each.name.startswith(".") for each in self.path.iterdir()):
+        there = {each.name for each in self.path.iterdir()} if self.path.is_dir() else set()
+        if any(not name.startswith(".") for name in there - {CELLS}):  # another process may have begun just now
             raise OutputExistsError(f"{self.path} holds something that is no comparison; choose another --out")
         return None
 
@@ -55,7 +56,7 @@ class GridFolder:
             raise OutputError(f"{self.path / name} cannot be written: {error.strerror or error}") from error
 
     def cell_path(self, name: str) -> Path:
-        return self.path / "cells" / name
+        return self.path / CELLS / name
 
     def cell(self, name: str) -> dict[str, Any] | None:
         """A cell's file; None if it has not been made."""
@@ -71,11 +72,6 @@ class GridFolder:
         """Write a cell, whole or not at all. One that is there has failed, or it would not have been made again."""
         with new_folder(self.cell_path(str(cell["name"])), overwrite=True) as partial:
             (partial / CELL).write_text(dumps(cell), encoding="utf-8")
-
-    def clear(self) -> None:
-        """Take away the folder of the cells if none was made, so that nothing is left of a refused run."""
-        with suppress(OSError):
-            (self.path / "cells").rmdir()
 
 
 def dumps(value: Any) -> str:

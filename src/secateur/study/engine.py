@@ -23,7 +23,7 @@ from secateur.study.estimate import estimates
 from secateur.study.folder import GridFolder, finite
 from secateur.study.index import differing, digest, make_index, now, united
 from secateur.study.progress import Share
-from secateur.study.pruning import pruned, shape
+from secateur.study.pruning import complete_options, pruned, shape
 
 logger = logging.getLogger(__name__)
 
@@ -214,7 +214,7 @@ class _Runner:
         known = methods().get(cell.method)
         if known is None or known.shared is None:
             return None
-        key = digest(cell.method, dict(cell.options), tokens.fingerprint())
+        key = digest(cell.method, complete_options(cell), tokens.fingerprint())
         return self.shared.setdefault(key, Shared(known.shared))
 
     def _same(self, fingerprint: str) -> dict[str, Any] | None:
@@ -233,7 +233,7 @@ class _Runner:
 
     def _fingerprint(self, cell: Cell) -> str:
         tokens = self.matrices.rows(cell.calibration).fingerprint() if cell.calibration else None
-        return digest(self.index["judged_by"], cell.identity, tokens)
+        return digest(self.index["judged_by"], {**cell.identity, "options": complete_options(cell)}, tokens)
 
     # --- the folder ---
 

@@ -14,7 +14,7 @@ from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.run import work_forwards
 from secateur.study import inverted
-from secateur.study.cells import Cell, calibration_facts
+from secateur.study.cells import DENSE, Cell, calibration_facts
 from secateur.study.clocked import Clocked, peak_memory
 
 Facts = dict[str, Any]
@@ -28,6 +28,13 @@ def budget_of(cell: Cell) -> Budget:
     """
     assert cell.sparsity is not None  # narrows the type; only the dense cell has none
     return Budget(cell.sparsity, of=cell.of, round_to=cell.round_to)
+
+
+def complete_options(cell: Cell) -> dict[str, Any]:
+    """The cell's options with the method's defaults: two cells that say the same in other words are the same."""
+    if cell.method in (DENSE, inverted.NAME):
+        return dict(cell.options)
+    return get_method(cell.method).complete(cell.options)
 
 
 def foretell(cell: Cell, model: Model) -> Cost:

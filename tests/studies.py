@@ -58,10 +58,13 @@ def no_times(table: str) -> list[list[str]]:
 def fake_judges(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stand-ins for the parts of `evaluation` that a grid calls: results that depend on the model's size."""
 
-    def run_tasks(model: Model, tasks: list[str], *, limit: int | None = None, **more: Any) -> dict[str, Any]:
+    def plan_tasks(tasks: list[str], *, limit: int | None = None, **more: Any) -> tuple[Any, ...]:
+        return tuple(types.SimpleNamespace(name=task, sizes={task: limit or 40}) for task in tasks)
+
+    def judge_tasks(model: Model, plan: tuple[Any, ...], **more: Any) -> dict[str, Any]:
         told = {}
-        for task in tasks:
-            documents = limit or 40
+        for planned in plan:
+            task, documents = planned.name, planned.sizes[planned.name]
             right = documents // 4 if task == "hopeless" else model.layout().parameters * documents // 40_000
             per_document = [float(place < right) for place in range(documents)]
             told[task] = {
@@ -81,7 +84,9 @@ def fake_judges(monkeypatch: pytest.MonkeyPatch) -> None:
         whole = model.layout().parameters == dense.layout().parameters
         return {"samples": samples, "figures": {"greedy_agreement": float(whole)}}
 
-    for name, function in {"tasks": run_tasks, "inference": inference, "generation": generation}.items():
+    parts = {"tasks": (plan_tasks, judge_tasks), "inference": (inference,), "generation": (generation,)}
+    for name, functions in parts.items():
         module = types.ModuleType(f"secateur.evaluation.{name}")
-        setattr(module, function.__name__, function)
+        for function in functions:
+            setattr(module, function.__name__, function)
         monkeypatch.setitem(sys.modules, module.__name__, module)

@@ -21,7 +21,7 @@ from studies import SEARCH, Loads, comparison, fake_judges, grid, no_times
 
 from secateur.api import prepare, run_job
 from secateur.engine.tokens import Tokens
-from secateur.errors import DataError, InvalidOptionError, OutputError, OutputExistsError, UnknownNameError
+from secateur.errors import DataError, Interrupted, InvalidOptionError, OutputError, OutputExistsError, UnknownNameError
 from secateur.evaluation import perplexity
 from secateur.folders import claimed
 from secateur.methods import get_method, methods
@@ -122,10 +122,6 @@ def test_all_methods_see_the_first_rows_of_one_matrix(text: Path) -> None:
 # --- restarting ---
 
 
-class Stopped(KeyboardInterrupt):
-    pass
-
-
 @pytest.mark.parametrize("where", ["between cells", "in a cell"])
 def test_a_stopped_run_goes_on_and_gives_the_same_table(
     where: str, done: tuple[Path, Cells], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -138,17 +134,17 @@ def test_a_stopped_run_goes_on_and_gives_the_same_table(
     def counted(*args: Any, **kwargs: Any) -> Any:
         judged.append(1)
         if where == "in a cell" and len(judged) == 3:
-            raise Stopped
+            raise KeyboardInterrupt
         return real(*args, **kwargs)
 
     def hear(cell: Mapping[str, Any]) -> None:
         told.append(cell["name"])
         if where == "between cells" and len(told) == 3:
-            raise Stopped
+            raise KeyboardInterrupt
 
     monkeypatch.setattr(judges, "perplexities", counted)
     here = replace(grid(tmp_path / "out", text), told=hear)
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted, match="same command goes on"):
         compare(wanted, here)
     first = {path.parent.name: path.stat().st_mtime_ns for path in (tmp_path / "out/cells").glob("*/cell.json")}
     assert 0 < len(first) < 6

@@ -18,6 +18,7 @@ from secateur.errors import InvalidOptionError
 from secateur.forecast import hollow_model, probe
 from secateur.model.handle import Model
 from secateur.model.load import check_device, load
+from secateur.study import judges
 from secateur.study.cells import Cell, Judging
 from secateur.study.engine import Grid
 from secateur.study.estimate import Work, estimates, forwards, total
@@ -143,7 +144,8 @@ def show_estimates(
     hollow = source.hollow()
     cells = make_cells(hollow)
     windows = dict.fromkeys(judging.texts, judging.samples)
-    foretold = estimates(cells, hollow, judging, windows)
+    tasks = judges.prepare(judging, data=source.data, cache=source.cache)
+    foretold = estimates(cells, hollow, judging, windows=windows, documents=judges.documents(tasks))
     device = check_device(None if source.device == "auto" else source.device)
     length = min(judging.length, hollow.max_length or judging.length)
     speed = probe(hollow, length, device)

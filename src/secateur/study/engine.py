@@ -11,7 +11,7 @@ from typing import Any
 
 from secateur.api import read_tokens
 from secateur.engine.tokens import Tokens
-from secateur.errors import OutputBusyError, OutputExistsError, SecateurError
+from secateur.errors import Interrupted, OutputBusyError, OutputExistsError, SecateurError
 from secateur.folders import claimed
 from secateur.methods import methods
 from secateur.model.handle import Model
@@ -76,9 +76,9 @@ def run_grid(grid: Grid, make_cells: Callable[[Model], Sequence[Cell]]) -> dict[
 
 class _Runner:
     def __init__(self, grid: Grid, make_cells: Callable[[Model], Sequence[Cell]]) -> None:
-        judges.require(grid.judging)
         self.grid, self.folder = grid, GridFolder(grid.folder)
         self.folder.index()  # refuses what is no grid's folder, before gigabytes are read
+        self.tasks = judges.prepare(grid.judging, data=grid.data, cache=grid.cache)
         dense = grid.load()
         self.cells = list(make_cells(dense))
         check_names(self.cells)
@@ -96,7 +96,7 @@ class _Runner:
             settings=grid.settings,
         )  # fmt: skip
         windows: dict[str, int | None] = {name: tokens.samples for name, tokens in self.texts.items()}
-        foretold = estimates(self.cells, dense, grid.judging, windows)
+        foretold = estimates(self.cells, dense, grid.judging, windows=windows, documents=judges.documents(self.tasks))
         self.stages = {
             name: {stage: work.units(dense.head_cost) for stage, work in each["stages"].items()}
             for name, each in foretold.items()
@@ -113,7 +113,12 @@ class _Runner:
         with self.grid.observer.progress(self.grid.kind, everything, everything - todo) as advance:
             bar = Share(todo, advance)
             for cell in missing:
-                self._one(cell, bar)
+                try:
+                    self._one(cell, bar)
+                except KeyboardInterrupt:
+                    raise Interrupted(
+                        f"interrupted in {cell.name}; finished cells are whole, and the same command goes on from there"
+                    ) from None
         self._write_index()
         return self.folder.cells([cell.name for cell in self.cells])
 
@@ -194,9 +199,9 @@ class _Runner:
         judging = self.grid.judging
         with bar.part(stages.get("perplexity", 0.0)) as observer:
             result["perplexity"] = judges.perplexities(model, self.texts, Run(observer=observer))
-        if judging.tasks:
+        if self.tasks:
             with bar.part(stages.get("tasks", 0.0)) as observer:
-                result["tasks"] = judges.tasks(model, judging, data=self.grid.data, run=Run(observer=observer))
+                result["tasks"] = judges.tasks(model, self.tasks, Run(observer=observer))
         if not (judging.inference or judging.prompts):
             return
         dense = dense or self.grid.load()

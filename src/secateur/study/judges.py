@@ -17,6 +17,8 @@ from secateur.report.record import public_name
 from secateur.run import Run
 from secateur.study.cells import Judging
 
+TaskPlan = tuple[Any, ...]  # of `evaluation.tasks.Planned`
+
 
 def perplexities(model: Model, texts: Mapping[str, Tokens], run: Run) -> dict[str, dict[str, Any]]:
     """By text (a file by its name only): perplexity, and each window's own loss."""
@@ -27,12 +29,9 @@ def perplexities(model: Model, texts: Mapping[str, Tokens], run: Run) -> dict[st
     return found
 
 
-def tasks(model: Model, judging: Judging, *, data: Path | None, run: Run) -> dict[str, dict[str, Any]]:
+def tasks(model: Model, plan: TaskPlan, run: Run) -> dict[str, dict[str, Any]]:
     """By task: value, standard error, chance, and each document's own."""
-    results: dict[str, dict[str, Any]] = _part("tasks").run_tasks(
-        model, list(judging.tasks), metric=judging.metric, limit=judging.limit, fewshot=judging.fewshot, data=data,
-        run=run,
-    )  # fmt: skip
+    results: dict[str, dict[str, Any]] = _part("tasks").judge_tasks(model, plan, run=run)
     return results
 
 
@@ -51,16 +50,24 @@ def generation(model: Model, prompts: Sequence[str], *, dense: Model) -> dict[st
     return results
 
 
-def require(judging: Judging) -> None:
-    """Import what the judging will need: a missing extra is said now, and not after hours of pruning."""
-    needed: dict[str, bool] = {
-        "tasks": bool(judging.tasks),
-        "inference": judging.inference,
-        "generation": bool(judging.prompts),
-    }
-    for name, wanted in needed.items():
+def prepare(judging: Judging, *, data: Path | None, cache: Path | None) -> TaskPlan:
+    """Import what the judging will need, and read its tasks once for all cells: a missing extra or an unknown task is
+    said now, and not after hours of pruning."""
+    for name, wanted in {"inference": judging.inference, "generation": bool(judging.prompts)}.items():
         if wanted:
             _part(name)
+    if not judging.tasks:
+        return ()
+    plan: TaskPlan = _part("tasks").plan_tasks(
+        list(judging.tasks), metric=judging.metric, limit=judging.limit, fewshot=judging.fewshot, data=data,
+        cache=cache,
+    )  # fmt: skip
+    return plan
+
+
+def documents(plan: TaskPlan) -> int:
+    """How many documents a model will be judged on."""
+    return sum(sum(task.sizes.values()) for task in plan)
 
 
 def _part(name: str) -> Any:

@@ -70,6 +70,10 @@ class OutputError(SecateurError):
     """The output folder cannot be written."""
 
 
+class OutputBusyError(OutputError):
+    """Another process is about to write the output folder."""
+
+
 class NumericalError(SecateurError):
     """A computation gave NaN or Inf where a finite number is needed."""
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from secateur.errors import OutputError, OutputExistsError
+from secateur.errors import OutputBusyError, OutputError, OutputExistsError
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -105,7 +105,8 @@ def claimed(target: Path) -> Iterator[None]:
     also shows early whether they can be, and unmade if nothing came into them.
 
     Raises:
-        OutputError: another process is about to write it; or it cannot be written.
+        OutputBusyError: another process is about to write it.
+        OutputError: it cannot be written.
     """
     target = resolved(target)
     made = [parent for parent in target.parents if not parent.exists()]  # the innermost first
@@ -115,7 +116,7 @@ def claimed(target: Path) -> Iterator[None]:
             target.parent.mkdir(parents=True, exist_ok=True)
             handle = _lock(lock)
         except BlockingIOError as error:
-            raise OutputError(
+            raise OutputBusyError(
                 f"another run is about to write {target}; wait for it to end, or choose another folder"
             ) from error
         except OSError as error:

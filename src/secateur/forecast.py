@@ -66,7 +66,7 @@ def forecast(
     plan = method.plan(hollow, budget, samples, length, options)
     length, cost = plan.length, plan.cost
     one = check_device(None) if device == "auto" else device
-    speed = _probe(hollow, length, one)
+    speed = probe(hollow, length, one)
     return {
         "model": name,
         "method": method.name,
@@ -128,7 +128,7 @@ def hollow_model(
     return Model(hf, source=told)
 
 
-def _probe(hollow: Model, length: int, device: str) -> Speed:
+def probe(hollow: Model, length: int, device: str) -> Speed:
     """Time one block and the head, on random weights: a model of a single block of the largest shape."""
     config, family = hollow.hf.config, hollow.family
     small: Any = plain_config(config, family, shapes_from(config, family))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import typer
 
-from secateur.cli import evaluate, fetch, inspect, methods, prune, recover
+from secateur.cli import ablate, compare, evaluate, fetch, inspect, methods, prune, recover
 from secateur.cli.guard import guarded
 from secateur.version import __version__
 
@@ -14,7 +14,8 @@ app = typer.Typer(
     name="secateur",
     help="Make large language models smaller by structured pruning.",
     epilog="Exit codes: 0 done, or already there. 1 a bug. 2 wrong usage. 3 refused, with the reason: bad input, an "
-    "unreachable sparsity, an unsupported model, missing data. 130 interrupted; nothing is half-written.",
+    "unreachable sparsity, an unsupported model, missing data. 4 done, but for cells of a grid that failed. "
+    "130 interrupted; nothing is half-written.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -34,6 +35,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "prune": prune.command(),
     "recover": recover.recover,
     "eval": evaluate.evaluate,
+    "compare": compare.compare,
+    "ablate": ablate.ablate,
     "inspect": inspect.inspect,
     "methods": methods.show_methods,
     "fetch": fetch.fetch,

@@ -25,12 +25,21 @@ def perplexity(model: Model, tokens: Tokens, *, run: Run | None = None, label: s
     Raises:
         NumericalError: the model gives NaN or Inf.
     """
+    result = perplexity_by_window(model, tokens, run=run, label=label)
+    return {name: value for name, value in result.items() if not name.startswith("window_")}
+
+
+def perplexity_by_window(
+    model: Model, tokens: Tokens, *, run: Run | None = None, label: str = "perplexity"
+) -> dict[str, Any]:
+    """As `perplexity`, with what paired comparisons need: `window_nll` and `window_predictions`, each window's own."""
     sums = sample_sweep(model, tokens, [DENSE], run=run, memory_bytes=0, label=label)[0]  # one window at a time
     counts = tokens.weights[:, 1:].double().sum(dim=1)
     nll = float(sums.sum() / counts.sum())
     if not math.isfinite(nll):
         raise NumericalError("the model's loss is NaN or Inf; try --dtype float32")
-    windows = (sums / counts)[counts > 0]  # of chat data, a window may have nothing that counts
+    counted = counts > 0  # of chat data, a window may have nothing that counts
+    windows = (sums / counts)[counted]
     return {
         "perplexity": math.exp(nll) if nll < 700 else math.inf,
         "nll": nll,
@@ -39,4 +48,6 @@ def perplexity(model: Model, tokens: Tokens, *, run: Run | None = None, label: s
         "samples": tokens.samples,
         "length": tokens.length,
         "predictions": int((tokens.weights[:, 1:] > 0).sum()),
+        "window_nll": windows.tolist(),
+        "window_predictions": counts[counted].tolist(),
     }

@@ -131,6 +131,7 @@ def _edit(unit: Part) -> Edit:
     foretell=_foretell,
     edits=(DropAttention, DropMLP),
     needs="rounds, until the budget is met, of one forward per module there is: 2L at first",
+    shared="blockpruner/",
 )
 def blockpruner(
     model: Model,

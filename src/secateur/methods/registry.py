@@ -50,6 +50,8 @@ class Option:
         """A value from a command line: a word of a Literal, else the first type that reads it, else the text."""
         if text in self.kinds:
             return text
+        if bool in self.kinds and text.lower() in ("true", "false"):
+            return text.lower() == "true"
         for kind in (int, float):
             if kind in self.kinds:
                 with contextlib.suppress(ValueError):
@@ -92,6 +94,8 @@ class Method:
         foretell: its cost, before any work.
         edits: the kinds that it may yield; a family that cannot do one of them is refused before any work.
         needs: what it runs, in full-length forwards; L blocks, S calibration windows.
+        shared: how the keys of those steps begin whose results do not depend on the budget, so that a run at one
+            sparsity may take them over from a run at another; None if there are none.
     """
 
     name: str
@@ -104,6 +108,7 @@ class Method:
     bibtex: str
     edits: tuple[type[Edit], ...]
     needs: str = ""
+    shared: str | None = None
 
     @property
     def summary(self) -> str:
@@ -178,6 +183,7 @@ def method(
     foretell: Foretell,
     edits: tuple[type[Edit], ...],
     needs: str = "",
+    shared: str | None = None,
 ) -> Callable[[Prune], Prune]:
     """Register a generator of edits as a method. Its docstring's "Args" document its options.
 
@@ -191,7 +197,7 @@ def method(
         keyword_only = [p.name for p in inspect.signature(prune).parameters.values() if p.kind is p.KEYWORD_ONLY]
         if missing := [option for option in keyword_only if option not in _documented(prune)]:
             raise ValueError(f"method '{name}': its docstring's \"Args\" lack {', '.join(missing)}")
-        _METHODS[name] = Method(name, prune, foretell, paper, unit, samples, length, bibtex, edits, needs)
+        _METHODS[name] = Method(name, prune, foretell, paper, unit, samples, length, bibtex, edits, needs, shared)
         return prune
 
     return register

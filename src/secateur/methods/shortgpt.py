@@ -76,6 +76,7 @@ def _foretell(
     foretell=_foretell,
     edits=(DropBlock,),
     needs="S forwards without the LM head",
+    shared="influence",
 )
 def shortgpt(
     model: Model,

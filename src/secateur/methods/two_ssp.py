@@ -211,6 +211,7 @@ def _foretell(
     foretell=_foretell,
     edits=(KeepNeurons, DropAttention),
     needs="S forwards for the scores; then N rounds (equation 5) of one forward per attention module there is",
+    shared="scores",
 )
 def two_ssp(
     model: Model,

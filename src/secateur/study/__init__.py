@@ -1,0 +1,7 @@
+"""Grids of prunings on equal terms: `compare` sets methods against each other, `ablate` one method's choices."""
+
+from secateur.study.ablate import Ablation, ablate
+from secateur.study.cells import Calibration, Cell, Judging
+from secateur.study.compare import Comparison, compare
+
+__all__ = ["Ablation", "Calibration", "Cell", "Comparison", "Judging", "ablate", "compare"]

@@ -1,0 +1,202 @@
+"""`ablate`: one choice of one method at a time, over seeds: both papers' ablations, as grids of the same engine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from secateur.engine.tokens import Count
+from secateur.errors import InvalidOptionError, SecateurError, UnknownNameError
+from secateur.methods import Method, get_method
+from secateur.methods.two_ssp import plan as two_ssp_plan
+from secateur.model.budget import Budget, Convention
+from secateur.model.handle import Model
+from secateur.report.record import public_name
+from secateur.study import inverted
+from secateur.study.ablation_table import write_ablation_table
+from secateur.study.asked import CALIBRATION, calibration_of, parse_value, sparsities, split
+from secateur.study.cells import Cell, dense_cell
+from secateur.study.engine import Grid, run_grid
+from secateur.study.folder import GridFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class What:
+    """A choice that can be ablated.
+
+    Attributes:
+        method: whose choice it is, unless another is asked for.
+        varies: an option of the method; `samples`, `length` or `text` of its calibration.
+        values: that are tried if none are given; the papers', the method's own among them.
+        given: options of the calibration beside.
+    """
+
+    method: str
+    varies: str
+    values: tuple[Any, ...]
+    given: Mapping[str, int] = field(default_factory=dict)
+    help: str
+
+
+TEXT, ORDER = "text", "order"
+WHATS: dict[str, What] = {
+    "calibration-size": What(
+        method="2ssp", varies="samples", values=(2, 4, 8, 16, 32, 64, 128, 256), help="windows of the calibration"
+    ),
+    "calibration-source": What(
+        method="2ssp", varies=TEXT, values=("c4", "wikitext2", "fineweb-edu"), help="the calibration's text"
+    ),
+    "calibration-length": What(
+        method="slimgpt", varies="length", values=(64, 128, 256, 512, 1024, 2048), help="tokens per window"
+    ),
+    "stage1-only": What(method="2ssp", varies="stage1_only", values=(False, True), help="2SSP without its stage 2"),
+    "norm": What(method="2ssp", varies="norm", values=("l2", "l1"), help="2SSP's norm of activations"),
+    "alpha": What(method="2ssp", varies="alpha", values=(0.5, 1.0, 1.5, 2.0, 3.0), help="2SSP's equation 5"),
+    "balance": What(
+        method="2ssp", varies="attentions", values=(), help="attention modules that 2SSP removes: every feasible number"
+    ),
+    "rows-columns": What(
+        method="2ssp", varies=ORDER, values=("2ssp", "published", "equal", "2ssp-matched"),
+        help="2SSP with rows and columns inverted, as published (it removes more than asked) and at equal size",
+    ),
+    "schedule": What(
+        method="slimgpt", varies="ratio", values=("log", "linear", "uniform", "log-decrease", "linear-decrease"),
+        help="SlimGPT's ratios over the blocks",
+    ),
+    "groups": What(
+        method="slimgpt", varies="group", values=("released", "paper", 128), help="FFN neurons that go at a time"
+    ),
+    "head-error": What(
+        method="slimgpt", varies="head_error", values=("grouped", "ordinary", "exact"), help="how SlimGPT judges heads"
+    ),
+    "compensation": What(
+        method="slimgpt", varies="compensate", values=(True, False), help="whether SlimGPT's columns make up for others"
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablation:
+    """What is ablated.
+
+    Attributes:
+        what: names from WHATS.
+        values: in place of a single ablation's own; as text, read as the option reads it.
+        method: in place of each ablation's own.
+        seeds: repeats: 0 is the calibration text's first windows, any other a draw.
+        options: of the method, by name, the same in all cells; `samples` and `length` are the calibration's.
+    """
+
+    what: Sequence[str]
+    values: Sequence[str] = ()
+    method: str | None = None
+    sparsities: Sequence[str | float] = (0.5,)
+    seeds: Sequence[int] = (0, 1, 2)
+    of: Convention = "blocks"
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    calibration: str = "c4"
+    samples: int | None = None
+    length: int | None = None
+    count: Count = "all"
+
+    def cells(self, model: Model) -> list[Cell]:
+        """The dense model, then by ablation, sparsity, value and seed.
+
+        Raises:
+            UnknownNameError, InvalidOptionError: an ablation, value or option that cannot be.
+        """
+        if self.values and len(self.what) != 1:
+            raise InvalidOptionError("--values are those of one ablation; ask for one --what at a time")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise InvalidOptionError(f"seeds are whole numbers, each once; not {list(self.seeds)}")
+        made = [dense_cell()]
+        for name in self.what:
+            if name not in WHATS:
+                raise UnknownNameError.of("ablation", name, WHATS)
+            for sparsity in sparsities(self.sparsities, len(model.numbers)):
+                for value in self._values(model, name, sparsity):
+                    made += [self._cell(model, name, value, sparsity, seed) for seed in self.seeds]
+        return made
+
+    def _method(self, what: What) -> Method:
+        fixed = what.varies not in (TEXT, *CALIBRATION)
+        if fixed and self.method is not None and what.varies not in get_method(self.method).options:
+            raise InvalidOptionError(f"{self.method} has no {what.varies}; that is a choice of {what.method}")
+        return get_method(self.method or what.method)
+
+    def _values(self, model: Model, name: str, sparsity: float) -> list[Any]:
+        what = WHATS[name]
+        if not self.values:
+            return list(what.values) if name != "balance" else self._feasible(model, sparsity)
+        if what.varies == ORDER:
+            if unknown := [value for value in self.values if value not in what.values]:
+                raise InvalidOptionError(f"{name} has {', '.join(what.values)}, not {', '.join(unknown)}")
+            return list(self.values)
+        if what.varies == TEXT:
+            return list(self.values)
+        return [parse_value(self._method(what), what.varies, value) for value in self.values]
+
+    def _feasible(self, model: Model, sparsity: float) -> list[int]:
+        """The numbers of attention modules with which 2SSP can meet the budget."""
+        layout, budget = model.layout(), Budget(sparsity, of=self.of)
+        found = []
+        for count in range(sum(block.attention > 0 for block in layout.blocks.values()) + 1):
+            try:
+                two_ssp_plan(layout, budget, attentions=count)
+            except SecateurError:
+                continue
+            found.append(count)
+        if not found:
+            raise InvalidOptionError(
+                f"2ssp reaches {sparsity:.4g} of the {self.of} with no number of attention modules"
+            )
+        return found
+
+    def _cell(self, model: Model, name: str, value: Any, sparsity: float, seed: int) -> Cell:
+        what = WHATS[name]
+        method = get_method("2ssp") if what.varies == ORDER else self._method(what)
+        options = dict(self.options.get(method.name, {}))
+        text = self.calibration
+        if what.varies == TEXT:
+            text = str(value)
+        elif what.varies != ORDER:
+            options[what.varies] = value
+        own, given = split(method, options)
+        shown = public_name(str(value)) if what.varies == TEXT else str(value)
+        cell = Cell(
+            name=_name(name, shown, sparsity, seed), method=method.name, label=f"{method.name}, {name} {shown}",
+            sparsity=sparsity, of=self.of, options=own,
+            calibration=calibration_of(
+                method, text, given, samples=self.samples, length=self.length, seed=seed, count=self.count,
+                max_length=model.max_length,
+            ),
+            ablation={"what": name, "value": shown, "seed": seed},
+        )  # fmt: skip
+        if value in ("published", "equal") and what.varies == ORDER:
+            return replace(cell, method=inverted.NAME, options={"amount": value})
+        if value == "2ssp-matched" and what.varies == ORDER:  # beside what the published one really removes
+            return replace(cell, sparsity=None, matched_to=_name(name, "published", sparsity, seed))
+        return cell
+
+
+def _name(what: str, value: str, sparsity: float, seed: int) -> str:
+    """Of a cell's folder: nothing in it that a file system minds."""
+    return f"{what}-{re.sub(r'[^A-Za-z0-9._-]+', '_', value)}-{sparsity:.6g}-seed{seed}"
+
+
+def ablate(ablation: Ablation, grid: Grid) -> dict[str, dict[str, Any]]:
+    """Run what is missing of an ablation and write `ablation-table.md`, `.csv`, `.json` and `.tex`: mean and standard
+    deviation over the seeds.
+
+    Returns:
+        The cells of this ablation by name; failed ones have `status` "failed" and an `error`.
+
+    Raises:
+        As `run_grid` and `Ablation.cells`.
+    """
+    settings = {**asdict(ablation), "calibration": public_name(ablation.calibration)}
+    cells = run_grid(replace(grid, kind="ablate", settings=settings), ablation.cells)
+    write_ablation_table(GridFolder(grid.folder))
+    return cells

@@ -1,0 +1,148 @@
+"""What a grid is made of: cells, each one pruning and its judgement, fully specified before anything is run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from secateur.api import read_tokens
+from secateur.engine.tokens import Count, Tokens
+from secateur.errors import InvalidOptionError, SecateurError
+from secateur.model.budget import Budget, Convention
+from secateur.model.handle import Model
+from secateur.report.record import public_facts
+
+DENSE = "dense"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judging:
+    """What every cell's model is put through, the same for all.
+
+    Attributes:
+        texts: names or files to take the perplexity on.
+        length, samples: windows of each; all that a text has if `samples` is None.
+        tasks: names of tasks or suites; `limit` documents of each, all if None; `fewshot` and `metric` the suite's own
+            if None.
+        inference: time prompt and tokens, dense and pruned in turn, and count bytes.
+        prompts: continued by the model, dense beside it.
+    """
+
+    texts: tuple[str, ...] = ("wikitext2",)
+    length: int = 2048
+    samples: int | None = 20
+    tasks: tuple[str, ...] = ()
+    limit: int | None = None
+    fewshot: int | None = None
+    metric: str | None = None
+    inference: bool = False
+    prompt_length: int = 256
+    new_tokens: int = 16
+    rounds: int = 5
+    batch_size: int = 1
+    prompts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not (self.texts or self.tasks):
+            raise InvalidOptionError("nothing to judge by: give at least one text or task")
+        for name in ("samples", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InvalidOptionError(f"{name} must be at least 1, not {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """The first `samples` rows of a text's token matrix, each cut to `length` tokens."""
+
+    text: str
+    samples: int
+    length: int
+    seed: int = 0
+    count: Count = "all"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One pruning of the dense model.
+
+    Attributes:
+        name: of its folder.
+        method: a registered one, one that exists in memory only, or "dense".
+        label: shown in tables.
+        sparsity: None for the dense model, and for a matched cell until the cell that it is matched to is there.
+        matched_to: the name of the cell whose achieved size this one is to have.
+        ablation: in an ablation: `what`, `value` and `seed`.
+    """
+
+    name: str
+    method: str
+    label: str
+    sparsity: float | None = None
+    of: Convention = "blocks"
+    round_to: int = 1
+    options: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Calibration | None = None
+    matched_to: str | None = None
+    ablation: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.sparsity is not None:
+            Budget(self.sparsity, of=self.of, round_to=self.round_to)  # raises InvalidOptionError
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that decides its figures, but for the model, the tokens and the judging."""
+        told = {key: getattr(self, key) for key in ("method", "sparsity", "of", "round_to")}
+        return {**told, "options": dict(self.options), "seed": self.calibration.seed if self.calibration else None}
+
+
+def dense_cell() -> Cell:
+    return Cell(name=DENSE, method=DENSE, label=DENSE)
+
+
+def check_names(cells: Sequence[Cell]) -> None:
+    """Raise InvalidOptionError where two cells would share a folder."""
+    names = [cell.name for cell in cells]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InvalidOptionError(f"asked for twice: {', '.join(twice)}")
+
+
+class Matrices:
+    """The calibration tokens of a grid: one matrix per text and seed, of which each cell has its first rows.
+
+    So two methods that want 32 and 128 windows share the first 32, and a shorter window is the beginning of a longer.
+
+    Raises:
+        DataError: a text has fewer windows than some cell needs. Said before any cell is run.
+    """
+
+    def __init__(self, model: Model, cells: Iterable[Cell], *, data: Path | None, cache: Path | None) -> None:
+        wanted: dict[tuple[str, int, Count], list[Calibration]] = {}
+        for cell in cells:
+            if (each := cell.calibration) is not None:
+                wanted.setdefault((each.text, each.seed, each.count), []).append(each)
+        self._matrices = {
+            (text, seed, count): read_tokens(
+                model, text, purpose="calibration", samples=max(each.samples for each in some),
+                length=max(each.length for each in some), seed=seed, count=count, data=data, cache=cache,
+            )
+            for (text, seed, count), some in wanted.items()
+        }  # fmt: skip
+
+    def rows(self, wanted: Calibration) -> Tokens:
+        whole = self._matrices[wanted.text, wanted.seed, wanted.count]
+        cut = whole.first(wanted.samples, wanted.length)
+        return replace(cut, source={**whole.source, "samples": wanted.samples, "length": wanted.length})
+
+
+def calibration_facts(tokens: Tokens) -> dict[str, Any]:
+    """What a cell's file says of its calibration."""
+    return {**public_facts(tokens.source), "fingerprint": tokens.fingerprint()}
+
+
+def in_words(error: BaseException) -> str:
+    """An error as a cell's file and the table have it; of one that was not foreseen, its kind too."""
+    return str(error) if isinstance(error, SecateurError) else f"{type(error).__name__}: {error}"

@@ -1,0 +1,103 @@
+"""What a pruning takes, also where a part of it was taken over from another sparsity's run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from secateur.run import MemoryStore, Observer, Run
+
+T = TypeVar("T")
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+class Shared(MemoryStore):
+    """The steps of one method's runs that hold at every sparsity, with what each took."""
+
+    def __init__(self, beginning: str) -> None:
+        super().__init__()
+        self.beginning = beginning
+        self.spent: dict[str, dict[str, float]] = {}
+
+
+class Clocked(Run):
+    """A run that knows what it took, as if run alone: what a shared step took counts again.
+
+    Args:
+        shared: steps of earlier runs of the same method with the same options, calibration and seed; None if it has
+            none that hold at every sparsity.
+    """
+
+    def __init__(self, seed: int, *, shared: Shared | None, observer: Observer | None = None) -> None:
+        super().__init__(seed, observer=observer)
+        self._shared = shared
+        self._spared: list[dict[str, float]] = []
+
+    def step(self, key: str, compute: Callable[[], T]) -> T:
+        shared = self._shared
+        if shared is None or not key.startswith(shared.beginning):
+            return super().step(key, compute)
+
+        def taken_over() -> T:
+            try:
+                result: T = shared.get(key)
+            except KeyError:
+                began = self._now()
+                result = compute()
+                shared.spent[key] = _difference(self._now(), began)
+                shared.put(key, result)
+            else:
+                self._spared.append(shared.spent[key])
+            return result
+
+        return super().step(key, taken_over)
+
+    @contextmanager
+    def clocked(self) -> Iterator[dict[str, float]]:
+        """Gives a dictionary that holds, after the context: wall_s, cpu_s, block_tokens, head_tokens, asked_tokens."""
+        took: dict[str, float] = {}
+        began = self._now()
+        yield took
+        took |= _difference(self._now(), began)
+        for each in self._spared:
+            took |= {name: took[name] + value for name, value in each.items()}
+
+    def _now(self) -> dict[str, float]:
+        return {"wall_s": time.perf_counter(), "cpu_s": time.process_time(), **vars(self.meter)}
+
+
+def _difference(after: dict[str, float], before: dict[str, float]) -> dict[str, float]:
+    return {name: value - before[name] for name, value in after.items()}
+
+
+@contextmanager
+def peak_memory(device: torch.device) -> Iterator[list[int | None]]:
+    """Gives a list that holds, after the context, the most memory in use during it, in bytes.
+
+    Of a GPU what torch took there; else the process's resident memory, Python and libraries included. None where the
+    system does not tell (it is Linux that does).
+    """
+    told: list[int | None] = []
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield told
+        told.append(torch.cuda.max_memory_allocated(device))
+        return
+    try:
+        _CLEAR.write_text("5")  # the high-water mark is the level of now
+        known = True
+    except OSError:
+        known = False
+    yield told
+    told.append(_high_water() if known else None)
+
+
+def _high_water() -> int | None:
+    line = next((line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM")), None)
+    return int(line.split()[1]) * 1024 if line else None

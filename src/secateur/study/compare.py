@@ -1,0 +1,135 @@
+"""`compare`: methods at sparsities on equal terms, and 2SSP at the size that each block-wise method really achieved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from secateur.engine.tokens import Count
+from secateur.errors import InvalidOptionError
+from secateur.methods import Method, get_method
+from secateur.model.budget import Convention
+from secateur.model.handle import Model
+from secateur.report.record import public_name
+from secateur.study.asked import calibration_of, method_names, sparsities, split
+from secateur.study.cells import Cell, dense_cell
+from secateur.study.engine import Grid, run_grid
+from secateur.study.folder import GridFolder
+from secateur.study.main_table import write_main_table
+from secateur.study.presets import get_preset
+from secateur.surgery.edits import DropAttention, DropBlock, DropMLP
+
+REFERENCE = "2ssp"  # which can have any size, and stands beside those that cannot
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What is compared.
+
+    Attributes:
+        methods: names, or ("all",).
+        sparsities: numbers, or the words of `asked.sparsities`.
+        options: by method; `samples` and `length` there are those of its calibration.
+        preset: whose options by sparsity apply; given ones win.
+        calibration: a text's name or file; samples, length: the papers' of each method if None.
+        matched: whether 2SSP stands beside each block-wise method, at the size that it achieved.
+        base: the method that differences are taken to; 2ssp, or else the first one, if None.
+    """
+
+    methods: Sequence[str] = ("all",)
+    sparsities: Sequence[str | float] = ("paper",)
+    of: Convention = "blocks"
+    round_to: int = 1
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    preset: str | None = None
+    calibration: str = "c4"
+    samples: int | None = None
+    length: int | None = None
+    seed: int = 0
+    count: Count = "all"
+    matched: bool = False
+    base: str | None = None
+
+    @property
+    def base_method(self) -> str:
+        """
+        Raises:
+            InvalidOptionError: it is not among the methods.
+        """
+        names = method_names(self.methods)
+        if self.base is not None and self.base not in names:
+            raise InvalidOptionError(f"--base {self.base} is none of the methods compared ({', '.join(names)})")
+        return self.base or (REFERENCE if REFERENCE in names else names[0])
+
+    def cells(self, model: Model) -> list[Cell]:
+        """The cells in the table's order: dense; then by sparsity the methods, each with its match beside it.
+
+        Args:
+            model: the dense one; it may be a hollow one.
+
+        Raises:
+            UnknownNameError, InvalidOptionError: a method, option, sparsity or calibration that cannot be.
+        """
+        self._check_options()
+        made = [dense_cell()]
+        for sparsity in sparsities(self.sparsities, len(model.numbers)):
+            for name in method_names(self.methods):
+                cell = self._cell(model, get_method(name), sparsity)
+                made.append(cell)
+                if self.matched and is_block_wise(get_method(name)):
+                    made.append(self._match(model, cell))
+        return made
+
+    def _check_options(self) -> None:
+        names = method_names(self.methods)
+        if unused := sorted(set(self.options) - {*names, *([REFERENCE] if self.matched else [])}):
+            raise InvalidOptionError(f"options for {', '.join(unused)}, which is not compared")
+
+    def _cell(self, model: Model, method: Method, sparsity: float) -> Cell:
+        options, given = self._options(model, method, sparsity)
+        return Cell(
+            name=f"{method.name}-{sparsity:.6g}", method=method.name, label=method.name, sparsity=sparsity, of=self.of,
+            round_to=self.round_to, options=options,
+            calibration=calibration_of(
+                method, self.calibration, given, samples=self.samples, length=self.length, seed=self.seed,
+                count=self.count, max_length=model.max_length,
+            ),
+        )  # fmt: skip
+
+    def _match(self, model: Model, cell: Cell) -> Cell:
+        assert cell.sparsity is not None  # narrows the type
+        like = self._cell(model, get_method(REFERENCE), cell.sparsity)
+        return Cell(
+            name=f"{REFERENCE}-as-{cell.name}", method=REFERENCE, label=f"{REFERENCE} at the size of {cell.label}",
+            of=self.of, round_to=self.round_to, options=like.options, calibration=like.calibration,
+            matched_to=cell.name,
+        )  # fmt: skip
+
+    def _options(self, model: Model, method: Method, sparsity: float) -> tuple[dict[str, Any], dict[str, int]]:
+        published: Mapping[str, Any] = {}
+        if self.preset is not None:
+            published = get_preset(self.preset).by_sparsity(method.name, sparsity, model.hidden_size)
+        return split(method, {**published, **self.options.get(method.name, {})})
+
+
+def is_block_wise(method: Method) -> bool:
+    """Whether a method removes whole blocks or modules only, so that it can have few sizes."""
+    return set(method.edits) <= {DropBlock, DropAttention, DropMLP}
+
+
+def compare(comparison: Comparison, grid: Grid) -> dict[str, dict[str, Any]]:
+    """Run what is missing of a comparison and write its tables: `main-table.md`, `.csv`, `.json` and `.tex`, and
+    `differences.csv`, of all cells in the folder.
+
+    Returns:
+        The cells of this comparison by name, in the table's order; failed ones have `status` "failed" and an `error`.
+
+    Raises:
+        As `run_grid` and `Comparison.cells`.
+    """
+    base = comparison.base_method
+    settings = {**asdict(comparison), "calibration": public_name(comparison.calibration), "base": base}
+    cells = run_grid(replace(grid, kind="compare", settings=settings), comparison.cells)
+    write_main_table(GridFolder(grid.folder), base)
+    return cells

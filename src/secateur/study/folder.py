@@ -1,0 +1,108 @@
+"""A grid's folder: `compare.json`, a folder per cell that is there whole or not at all, and the tables."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from secateur.errors import CheckpointError, OutputError, OutputExistsError
+from secateur.folders import new_folder, resolved, write_file
+
+SCHEMA = 1
+INDEX = "compare.json"
+CELL = "cell.json"
+CELLS = "cells"
+
+
+class GridFolder:
+    """The folder of a comparison or an ablation.
+
+    Raises:
+        OutputError: it cannot be one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = resolved(path)
+        if self.path.exists() and not self.path.is_dir():
+            raise OutputError(f"{self.path} is a file; choose another folder")
+
+    def index(self) -> dict[str, Any] | None:
+        """What `compare.json` says; None if there is none.
+
+        Raises:
+            CheckpointError: it is damaged.
+            OutputExistsError: the folder holds something else.
+        """
+        file = self.path / INDEX
+        if file.is_file():
+            return _read(file)
+        there = {each.name for each in self.path.iterdir()} if self.path.is_dir() else set()
+        if any(not name.startswith(".") for name in there - {CELLS}):  # another process may have begun just now
+            raise OutputExistsError(f"{self.path} holds something that is no comparison; choose another --out")
+        return None
+
+    def write_index(self, index: Mapping[str, Any]) -> None:
+        self.write(INDEX, dumps(index))
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file of the folder atomically."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_file(self.path / name, text)
+        except OSError as error:
+            raise OutputError(f"{self.path / name} cannot be written: {error.strerror or error}") from error
+
+    def cell_path(self, name: str) -> Path:
+        return self.path / CELLS / name
+
+    def cell(self, name: str) -> dict[str, Any] | None:
+        """A cell's file; None if it has not been made."""
+        file = self.cell_path(name) / CELL
+        return _read(file) if file.is_file() else None
+
+    def cells(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Those of the cells that are there, in this order."""
+        found = {name: self.cell(name) for name in names}
+        return {name: cell for name, cell in found.items() if cell is not None}
+
+    def write_cell(self, cell: Mapping[str, Any]) -> None:
+        """Write a cell, whole or not at all. One that is there has failed, or it would not have been made again."""
+        with new_folder(self.cell_path(str(cell["name"])), overwrite=True) as partial:
+            (partial / CELL).write_text(dumps(cell), encoding="utf-8")
+
+
+def dumps(value: Any) -> str:
+    """JSON of one entry per line, without NaN and Inf, which are no JSON: they become null. Short lists of numbers
+    (a window's loss each) stay on one line."""
+    return _dump(finite(value), "") + "\n"
+
+
+def finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(each) for each in value]
+    return value
+
+
+def _dump(value: Any, indent: str) -> str:
+    inner = indent + " "
+    if isinstance(value, dict) and value:
+        entries = [f"{inner}{json.dumps(key)}: {_dump(each, inner)}" for key, each in value.items()]
+        return "{\n" + ",\n".join(entries) + f"\n{indent}}}"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} is damaged: {error}; take it away, and it is made again") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{file} is damaged: no JSON object; take it away, and it is made again")
+    return found

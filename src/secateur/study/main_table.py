@@ -1,0 +1,174 @@
+"""The main table of a comparison, and the table of its differences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from secateur.study.cells import DENSE
+from secateur.study.differences import SAME_SIZE, Cells, differences, grey_tasks, task_average
+from secateur.study.folder import GridFolder, dumps
+from secateur.study.render import Column, Row, Table, as_json, comma_separated, latex, markdown
+
+NAME = "main-table"
+
+
+def write_main_table(folder: GridFolder, base: str) -> None:
+    """Write the tables of all cells that are there."""
+    index = folder.index() or {"cells": [], "settings": {}, "model": {}}
+    cells = folder.cells(index["cells"])
+    table, told = main_table(cells, index), differences(cells, base)
+    against = difference_table(told)
+    title = f"{index['model'].get('name')}: perplexity and tasks after pruning."
+    sections = [f"# {title}", "", markdown(table)]
+    if told:
+        sections += [f"## Differences, base {base}", "", markdown(against)]
+    content = {**as_json(table), "base": base, "grey": grey_tasks(cells), "differences": told}
+    folder.write(f"{NAME}.md", "\n".join(sections))
+    folder.write(f"{NAME}.csv", comma_separated(table))
+    folder.write(f"{NAME}.json", dumps(content))
+    folder.write(f"{NAME}.tex", latex(table, caption=title))
+    folder.write("differences.csv", comma_separated(against))
+
+
+def main_table(cells: Cells, index: Mapping[str, Any]) -> Table:
+    """A row per cell, in the index's order."""
+    texts = list(dict.fromkeys(text for cell in cells.values() for text in cell["perplexity"]))
+    tasks = list(dict.fromkeys(task for cell in cells.values() for task in cell["tasks"]))
+    grey = grey_tasks(cells)
+    columns = [
+        Column("name", "cell", hidden=True),
+        Column("label", "method"),
+        Column("method", "method", hidden=True),
+        Column("status", "status", hidden=True),
+        Column("matched_to", "matched to", hidden=True),
+        Column("sparsity", "asked", ".4g"),
+        Column("achieved_blocks", "of the blocks", ".2%"),
+        Column("achieved_model", "of the model", ".2%"),
+        Column("parameters", "parameters", ",d"),
+        Column("weight_bytes", "bytes of weights", ",d", hidden=True),
+    ]
+    columns += [Column(f"perplexity:{text}", f"perplexity, {text}", ".2f", "low") for text in texts]
+    columns += [Column(f"nll_stderr:{text}", f"standard error of nll, {text}", ".4f", hidden=True) for text in texts]
+    columns += [Column(f"task:{task}", task, ".1%", "high", grey=task in grey) for task in tasks]
+    columns += [Column(f"task_stderr:{task}", f"standard error, {task}", ".1%", hidden=True) for task in tasks]
+    if tasks:
+        columns.append(Column("task_average", "task average", ".1%", "high"))
+    columns += [
+        Column("prune_cpu_s", "pruning, CPU s", ",.0f"),
+        Column("prune_wall_s", "pruning, s", ",.0f", hidden=True),
+        Column("forwards", "forwards", ",.0f"),
+        Column("forwards_asked", "forwards asked", ",.0f", hidden=True),
+        Column("peak_memory_bytes", "peak memory, bytes", ",d", hidden=True),
+    ]
+    if any(cell["inference"] for cell in cells.values()):
+        columns += [
+            Column("prefill_ms", "prompt, ms", ",.1f", "low"),
+            Column("token_ms", "token, ms", ",.1f", "low"),
+            Column("dense_prefill_ms", "prompt, dense in the same run, ms", ",.1f", hidden=True),
+            Column("dense_token_ms", "token, dense in the same run, ms", ",.1f", hidden=True),
+        ]
+    failed = any(cell["status"] == "failed" for cell in cells.values())
+    columns.append(Column("error", "error", hidden=not failed))
+    rows = [_row(cell, cells, texts, tasks, grey) for cell in cells.values()]
+    return Table(columns, rows, group="group", notes=_notes(cells, index, grey))
+
+
+def _row(cell: Mapping[str, Any], cells: Cells, texts: list[str], tasks: list[str], grey: Mapping[str, str]) -> Row:
+    prune, pair = cell["prune"] or {}, cell["inference"] or {}
+    timed, dense = pair.get("pruned", {}), pair.get("dense", {})
+    achieved = cell["achieved"] or {}
+    row = {key: cell[key] for key in ("name", "label", "method", "status", "matched_to", "sparsity")}
+    row |= {
+        # a matched cell belongs to the sparsity of the one that it stands beside
+        "group": cells[cell["matched_to"]]["sparsity"] if cell["matched_to"] in cells else cell["sparsity"],
+        "achieved_blocks": achieved.get("blocks"),
+        "achieved_model": achieved.get("model"),
+        **{key: cell[key] for key in ("parameters", "weight_bytes", "error")},
+        "prune_cpu_s": prune.get("cpu_s"),
+        "prune_wall_s": prune.get("wall_s"),
+        **{key: prune.get(key) for key in ("forwards", "forwards_asked", "peak_memory_bytes")},
+        "prefill_ms": timed.get("prefill_ms"),
+        "token_ms": timed.get("token_ms"),
+        "dense_prefill_ms": dense.get("prefill_ms"),
+        "dense_token_ms": dense.get("token_ms"),
+        "task_average": task_average(cell, tasks, grey),
+    }
+    for text in texts:
+        result = cell["perplexity"].get(text, {})
+        row |= {f"perplexity:{text}": result.get("perplexity"), f"nll_stderr:{text}": result.get("nll_stderr")}
+    for task in tasks:
+        result = cell["tasks"].get(task, {})
+        row |= {f"task:{task}": result.get("value"), f"task_stderr:{task}": result.get("stderr")}
+    return row
+
+
+def _notes(cells: Cells, index: Mapping[str, Any], grey: Mapping[str, str]) -> list[str]:
+    notes = []
+    taken = {
+        (text, result["samples"], result["length"])
+        for cell in cells.values()
+        for text, result in cell["perplexity"].items()
+    }
+    if taken:
+        listed = "; ".join(
+            f"{text} over {samples} windows of {length} tokens" for text, samples, length in sorted(taken)
+        )
+        notes.append(f"Perplexity: {listed}. Lower is better; not to be compared across lengths.")
+    dense = cells.get(DENSE)
+    for task, result in (dense or {"tasks": {}})["tasks"].items():
+        shots = f", {result['fewshot']}-shot" if result.get("fewshot") is not None else ""
+        notes.append(f"{task}: {result['metric']}{shots}, {result['documents']} documents.")
+    notes += [f"Left out of the average, {task}: {reason}." for task, reason in grey.items()]
+    if any(cell["matched_to"] for cell in cells.values()):
+        notes.append("A row 'at the size of' has as many parameters removed as that method really removed.")
+    first: dict[str, str] = {}  # cells of one method say the same at every sparsity
+    for name, cell in cells.items():
+        for note in cell["notes"].values():
+            first.setdefault(note, name)
+    notes += [f"{name}: {note}" for note, name in first.items()]
+    notes += [f"{name} failed: {cell['error']}" for name, cell in cells.items() if cell["status"] == "failed"]
+    if missing := [name for name in index["cells"] if name not in cells]:
+        notes.append(f"Not there yet: {', '.join(missing)}.")
+    return notes
+
+
+def difference_table(told: list[dict[str, Any]]) -> Table:
+    """A row per pair of cells and text or task."""
+    columns = [
+        Column("cell", "cell"),
+        Column("against", "against"),
+        Column("kind", "at the"),
+        Column("measure", "measure"),
+        Column("difference", "difference", "+.4f"),
+        Column("low", "95% from", "+.4f"),
+        Column("high", "to", "+.4f"),
+        Column("ratio", "ratio of perplexities", ".3f"),
+        Column("p", "McNemar p", ".3g"),
+        Column("better", "better"),
+    ]
+    rows = []
+    for each in told:
+        for kind in ("perplexity", "tasks"):
+            for name, found in each[kind].items():
+                measure = f"nll, {name}" if kind == "perplexity" else name
+                better = _better(each, found, lower=kind == "perplexity")
+                rows.append(
+                    {**{key: each[key] for key in ("cell", "against", "kind")}, "measure": measure, **found,
+                     "better": better}
+                )  # fmt: skip
+    notes = (
+        "A difference is the cell's value less that of what it is compared against: of the loss in nats per token "
+        "(below 0: the cell is better), or of the task's metric (above 0: the cell is better). Intervals: paired "
+        "bootstrap over windows or documents.",
+        *(["`same size`: 2SSP with as many parameters removed."] if any(e["kind"] == SAME_SIZE for e in told) else []),
+    )
+    return Table(columns, rows, notes=notes)
+
+
+def _better(each: Mapping[str, Any], found: Mapping[str, Any], *, lower: bool) -> str:
+    """Which of the two is better as far as the interval tells; "" where it holds 0."""
+    low, high = found["low"], found["high"]
+    if low is None or high is None or low <= 0 <= high:
+        return ""
+    return str(each["cell"] if (high < 0) == lower else each["against"])

@@ -1,0 +1,92 @@
+"""What the tests of grids share: a tiny model with a tokenizer, texts, fast settings, stand-ins for the judges."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from models import tiny, tiny_tokenizer
+
+from secateur.model.handle import Model
+from secateur.study import Comparison, Judging
+from secateur.study.engine import Grid
+
+SEARCH = {"generations": 2, "offspring": 4, "initial": 4, "initial_tokens": 24, "selection_tokens": "24,48"}
+
+
+class Loads:
+    """Gives the tiny dense model and counts how often."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed, self.count = seed, 0
+
+    def __call__(self) -> Model:
+        self.count += 1
+        model = tiny("llama", self.seed)
+        model.tokenizer = _tokenizer()
+        return model
+
+
+@functools.cache
+def _tokenizer() -> Any:
+    return tiny_tokenizer()
+
+
+def grid(folder: Path, text: Path, *, load: Loads | None = None, more: Mapping[str, Any] | None = None) -> Grid:
+    judging = Judging(texts=(str(text),), length=24, samples=5, **(more or {}))
+    return Grid(load=load or Loads(), folder=folder, judging=judging)
+
+
+def comparison(text: Path, *methods: str, **more: Any) -> Comparison:
+    settings = {"sparsities": (0.25,), "calibration": str(text), "samples": 2, "length": 24, **more}
+    return Comparison(methods=methods or ("2ssp", "shortgpt"), **settings)
+
+
+def no_times(table: str) -> list[list[str]]:
+    """A CSV table without the columns that no two runs have in common."""
+    rows = [line.split(",") for line in table.splitlines()]
+    timed = ("prune_cpu_s", "prune_wall_s", "prune_cpu_s:sd", "peak_memory_bytes")
+    kept = [place for place, name in enumerate(rows[0]) if name not in timed]
+    return [[row[place] for place in kept] for row in rows]
+
+
+def fake_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins for the parts of `evaluation` that a grid calls: results that depend on the model's size."""
+
+    def plan_tasks(tasks: list[str], *, limit: int | None = None, **more: Any) -> tuple[Any, ...]:
+        return tuple(types.SimpleNamespace(name=task, sizes={task: limit or 40}) for task in tasks)
+
+    def judge_tasks(model: Model, plan: tuple[Any, ...], **more: Any) -> dict[str, Any]:
+        told = {}
+        for planned in plan:
+            task, documents = planned.name, planned.sizes[planned.name]
+            right = documents // 4 if task == "hopeless" else model.layout().parameters * documents // 40_000
+            per_document = [float(place < right) for place in range(documents)]
+            told[task] = {
+                "task": task, "metric": "acc", "value": right / documents, "stderr": 0.05, "documents": documents,
+                "chance": 0.25, "fewshot": 0, "per_document": per_document,
+            }  # fmt: skip
+        return told
+
+    def inference(models: Mapping[str, Model], **more: Any) -> dict[str, Any]:
+        return {
+            name: {"prefill_ms": model.layout().parameters / 1e3, "token_ms": model.layout().parameters / 1e4}
+            for name, model in models.items()
+        }
+
+    def generation(model: Model, prompts: list[str], *, dense: Model) -> dict[str, Any]:
+        samples = [{"prompt": prompt, "text": "...", "settings": {}} for prompt in prompts]
+        whole = model.layout().parameters == dense.layout().parameters
+        return {"samples": samples, "figures": {"greedy_agreement": float(whole)}}
+
+    parts = {"tasks": (plan_tasks, judge_tasks), "inference": (inference,), "generation": (generation,)}
+    for name, functions in parts.items():
+        module = types.ModuleType(f"secateur.evaluation.{name}")
+        for function in functions:
+            setattr(module, function.__name__, function)
+        monkeypatch.setitem(sys.modules, module.__name__, module)

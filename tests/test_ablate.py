@@ -1,0 +1,123 @@
+"""Ablations: the grids of both papers, spread over seeds, and what the inverted order really removes."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from oracles import write_texts
+from studies import Loads, grid
+
+from secateur.errors import InvalidOptionError, OutputExistsError, UnknownNameError
+from secateur.methods import get_method
+from secateur.study import Ablation, Comparison, ablate, compare
+from secateur.study.ablate import ORDER, TEXT, WHATS
+from secateur.study.asked import CALIBRATION
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_texts(tmp_path_factory.mktemp("texts"))[0]
+
+
+def asked(text: Path, *what: str, **more: Any) -> Ablation:
+    settings = {"sparsities": (0.25,), "seeds": (0, 3), "calibration": str(text), "samples": 2, "length": 24, **more}
+    return Ablation(what=what, **settings)
+
+
+def test_a_row_is_the_mean_over_seeds_with_its_spread(text: Path, tmp_path: Path) -> None:
+    cells = ablate(asked(text, "norm", seeds=(0, 3, 5)), grid(tmp_path / "out", text))
+    assert len(cells) == 1 + 2 * 3
+    told = json.loads((tmp_path / "out/ablation-table.json").read_text())
+    rows = {(row["what"], row["value"]): row for row in told["rows"]}
+    assert list(rows) == [("dense", ""), ("norm", "l2"), ("norm", "l1")]
+    for value in ("l2", "l1"):
+        row = rows["norm", value]
+        ours = [cells[f"norm-{value}-0.25-seed{seed}"]["perplexity"]["plain.txt"]["perplexity"] for seed in (0, 3, 5)]
+        assert len(set(ours)) == 3  # other windows, other neurons
+        assert row["perplexity:plain.txt"] == pytest.approx(statistics.fmean(ours))
+        assert row["perplexity:plain.txt:sd"] == pytest.approx(statistics.stdev(ours))
+        assert (row["seeds"], row["failed"]) == (3, 0)
+    assert rows["dense", ""]["perplexity:plain.txt:sd"] is None
+    assert " ± " in (tmp_path / "out/ablation-table.md").read_text()
+
+
+def test_the_inverted_order_removes_more_than_asked_and_is_judged_at_equal_size_too(text: Path, tmp_path: Path) -> None:
+    cells = ablate(asked(text, "rows-columns", seeds=(0,)), grid(tmp_path / "out", text))
+    by_value = {cell["ablation"]["value"]: cell for cell in cells.values() if cell["ablation"]}
+    published, equal, matched = (by_value[value] for value in ("published", "equal", "2ssp-matched"))
+    assert published["achieved"]["blocks"] > 0.3
+    assert equal["achieved"]["blocks"] == pytest.approx(0.25, abs=0.02)
+    assert matched["sparsity"] == published["achieved"]["blocks"]
+    assert matched["achieved"]["blocks"] == pytest.approx(published["achieved"]["blocks"], abs=0.02)
+    over = published["achieved"]["blocks"] - 0.25
+    assert f"{over:+.2%} against what was asked" in (tmp_path / "out/ablation-table.md").read_text()
+    assert "In memory only" in published["notes"]["inverted"]
+
+
+def test_the_same_pruning_in_two_ablations_is_made_once(text: Path, tmp_path: Path) -> None:
+    cells = ablate(asked(text, "norm", "stage1-only", seeds=(0,)), grid(tmp_path / "out", text))
+    assert cells["stage1-only-False-0.25-seed0"]["same_as"] == "norm-l2-0.25-seed0"
+    assert "same_as" not in cells["stage1-only-True-0.25-seed0"]
+
+
+def test_calibration_is_varied_by_size_length_and_source(text: Path) -> None:
+    model = Loads()()
+    sizes = asked(text, "calibration-size", values=("2", "4"), seeds=(0,)).cells(model)[1:]
+    assert [cell.calibration.samples for cell in sizes if cell.calibration] == [2, 4]
+    lengths = asked(text, "calibration-length", values=("8", "16"), seeds=(0,), samples=3).cells(model)[1:]
+    assert [(c.method, c.calibration.length, c.calibration.samples) for c in lengths if c.calibration] == [
+        ("slimgpt", 8, 3), ("slimgpt", 16, 3),
+    ]  # fmt: skip
+    sources = asked(text, "calibration-source", values=(str(text), "c4"), seeds=(0,)).cells(model)[1:]
+    assert [cell.calibration.text for cell in sources if cell.calibration] == [str(text), "c4"]
+    assert [cell.name for cell in sources] == [f"calibration-source-{t}-0.25-seed0" for t in ("plain.txt", "c4")]
+    slim = asked(text, "calibration-size", values=("4",), method="slimgpt", seeds=(0,)).cells(model)[1]
+    assert (slim.method, slim.label) == ("slimgpt", "slimgpt, calibration-size 4")
+
+
+def test_the_balance_is_swept_over_every_feasible_number(text: Path) -> None:
+    cells = asked(text, "balance", seeds=(0,)).cells(Loads()())[1:]
+    assert [cell.options["attentions"] for cell in cells] == [0, 1, 2]  # three of four weigh more than a quarter
+    few = asked(text, "balance", seeds=(0,), values=("1", "4")).cells(Loads()())[1:]
+    assert [cell.options["attentions"] for cell in few] == [1, 4]
+
+
+@pytest.mark.parametrize("name", WHATS)
+def test_every_ablation_is_of_options_that_its_method_has_and_begins_with_what_is_normal(name: str) -> None:
+    what = WHATS[name]
+    method = get_method(what.method)
+    if what.varies in (TEXT, ORDER, *CALIBRATION):
+        return
+    option = method.options[what.varies]
+    assert all(option.accepts(value) for value in what.values)
+    assert not what.values or option.default in what.values
+    assert {option.parse(str(value)) for value in what.values} == set(what.values)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"what": ("nrom",)}, UnknownNameError),
+        ({"what": ("norm", "alpha"), "values": ("l1",)}, InvalidOptionError),
+        ({"what": ("norm",), "values": ("l3",)}, InvalidOptionError),
+        ({"what": ("rows-columns",), "values": ("both",)}, InvalidOptionError),
+        ({"what": ("norm",), "method": "slimgpt"}, InvalidOptionError),
+        ({"what": ("norm",), "seeds": (1, 1)}, InvalidOptionError),
+        ({"what": ("balance",), "sparsities": (0.99,)}, InvalidOptionError),
+    ],
+)
+def test_what_cannot_be_ablated_is_refused(change: dict[str, Any], error: type[Exception], text: Path) -> None:
+    with pytest.raises(error):
+        replace(asked(text, "norm"), **change).cells(Loads()())
+
+
+def test_a_comparison_s_folder_is_not_an_ablation_s(text: Path, tmp_path: Path) -> None:
+    wanted = Comparison(methods=("2ssp",), sparsities=(0.25,), calibration=str(text), samples=2, length=24)
+    compare(wanted, grid(tmp_path / "out", text))
+    with pytest.raises(OutputExistsError, match="kind"):
+        ablate(asked(text, "norm"), grid(tmp_path / "out", text))

@@ -1,0 +1,463 @@
+"""Comparisons on tiny models: equal terms, cells made once, failures told, folders of other arguments refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import tiny
+from oracles import Watcher, edit_facts, write_texts
+from studies import SEARCH, Loads, comparison, fake_judges, grid, no_times
+
+from secateur.api import prepare, run_job
+from secateur.engine.tokens import Tokens
+from secateur.errors import DataError, Interrupted, InvalidOptionError, OutputError, OutputExistsError, UnknownNameError
+from secateur.evaluation import perplexity
+from secateur.folders import claimed
+from secateur.methods import get_method, methods
+from secateur.study import Calibration, Comparison, Judging, compare, judges
+from secateur.study.asked import parse_options, sparsities
+from secateur.study.cells import Cell, Matrices, check_names
+from secateur.study.clocked import Clocked, Shared
+from secateur.study.compare import is_block_wise
+from secateur.study.presets import PRESETS
+
+Cells = Mapping[str, Mapping[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_texts(tmp_path_factory.mktemp("texts"))[0]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory, text: Path) -> tuple[Path, Cells]:
+    """A small finished comparison that no test changes."""
+    folder = tmp_path_factory.mktemp("done") / "out"
+    methods = ("2ssp", "shortgpt", "evopress")
+    wanted = comparison(text, *methods, matched=True, options={"evopress": SEARCH})
+    return folder, compare(wanted, grid(folder, text))
+
+
+def test_cells_say_all_that_the_report_needs(done: tuple[Path, Cells]) -> None:
+    folder, cells = done
+    index = json.loads((folder / "compare.json").read_text())
+    assert index["schema"] == 1
+    assert index["cells"] == list(cells)
+    assert index["model"]["blocks"] == 4
+    assert index["model"]["parameters"] == tiny("llama").layout().parameters
+    assert index["cells"][:5] == ["dense", "2ssp-0.25", "shortgpt-0.25", "2ssp-as-shortgpt-0.25", "evopress-0.25"]
+    for name, cell in cells.items():
+        assert cell == json.loads((folder / "cells" / name / "cell.json").read_text())
+        (result,) = cell["perplexity"].values()
+        weighed = sum(a * b for a, b in zip(result["window_nll"], result["window_predictions"], strict=True))
+        assert weighed / sum(result["window_predictions"]) == pytest.approx(result["nll"])
+        assert [block["block"] for block in cell["shape"]] == [0, 1, 2, 3]
+    dense, shortgpt = cells["dense"], cells["shortgpt-0.25"]
+    assert dense["dense_shape"] == dense["shape"]
+    assert dense["prune"] is None
+    gone = [block for block in shortgpt["shape"] if not block["attention"] and not block["mlp"]]
+    assert len(gone) == 1
+    assert gone[0]["width"] == gone[0]["kv_heads"] == 0
+    assert shortgpt["achieved"]["blocks"] == pytest.approx(0.25)
+    assert "reduced" in cells["evopress-0.25"]["label"]
+    assert len(cells["evopress-0.25"]["curve"]) == 3
+
+
+def test_a_cell_is_what_prune_and_perplexity_say(done: tuple[Path, Cells], text: Path) -> None:
+    """The first rows of the shared matrix are the windows that the method would have taken by itself."""
+    model = Loads()()
+    job = prepare(model, "2ssp", sparsity=0.25, calibration=str(text), samples=2, length=24)
+    pruned = run_job(job)
+    judged = Matrices(
+        model, [Cell(name="x", method="x", label="x", calibration=_rows(text, 5))], data=None, cache=None
+    ).rows(_rows(text, 5))  # fmt: skip
+    cell = done[1]["2ssp-0.25"]
+    assert cell["perplexity"]["plain.txt"]["nll"] == pytest.approx(perplexity(model, judged)["nll"], abs=1e-9)
+    assert cell["prune"]["forwards"] == pruned.record["cost"]["forwards"]
+    assert cell["parameters"] == pruned.pruning.after.parameters
+
+
+def _rows(text: Path, samples: int) -> Calibration:
+    return Calibration(text=str(text), samples=samples, length=24)
+
+
+def test_a_match_has_the_size_that_was_achieved_and_is_not_made_twice(done: tuple[Path, Cells]) -> None:
+    cells = done[1]
+    match, other = cells["2ssp-as-shortgpt-0.25"], cells["shortgpt-0.25"]
+    assert match["sparsity"] == other["achieved"]["blocks"]
+    assert match["matched_to"] == "shortgpt-0.25"
+    assert match["method"] == "2ssp"
+    assert match["achieved"]["blocks"] == pytest.approx(0.25, abs=0.02)
+    assert match["same_as"] == "2ssp-0.25"
+    assert match["perplexity"] == cells["2ssp-0.25"]["perplexity"]
+
+
+def test_all_methods_see_the_first_rows_of_one_matrix(text: Path) -> None:
+    model = Loads()()
+    cells = [
+        Cell(name=str(n), method="x", label="x", calibration=replace(_rows(text, n), length=length))
+        for n, length in ((2, 24), (4, 24), (3, 12))
+    ]
+    matrices = Matrices(model, cells, data=None, cache=None)
+    two, four, short = (matrices.rows(cell.calibration) for cell in cells if cell.calibration)
+    assert torch.equal(two.ids, four.ids[:2])
+    assert torch.equal(short.ids, four.ids[:3, :12])
+    assert two.source["samples"] == 2
+    assert short.source["length"] == 12
+    with pytest.raises(DataError, match="windows"):
+        Matrices(model, [replace(cells[0], calibration=_rows(text, 10_000))], data=None, cache=None)
+
+
+# --- restarting ---
+
+
+@pytest.mark.parametrize("where", ["between cells", "in a cell"])
+def test_a_stopped_run_goes_on_and_gives_the_same_table(
+    where: str, done: tuple[Path, Cells], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    methods = ("2ssp", "shortgpt", "evopress")
+    wanted = comparison(text, *methods, matched=True, options={"evopress": SEARCH})
+    judged, told = [], []
+    real = judges.perplexities
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        judged.append(1)
+        if where == "in a cell" and len(judged) == 3:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    def hear(cell: Mapping[str, Any]) -> None:
+        told.append(cell["name"])
+        if where == "between cells" and len(told) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(judges, "perplexities", counted)
+    here = replace(grid(tmp_path / "out", text), told=hear)
+    with pytest.raises(Interrupted, match="same command goes on"):
+        compare(wanted, here)
+    first = {path.parent.name: path.stat().st_mtime_ns for path in (tmp_path / "out/cells").glob("*/cell.json")}
+    assert 0 < len(first) < 6
+    assert not list((tmp_path / "out/cells").glob(".*"))  # nothing half-written, no claim
+    cells = compare(wanted, replace(here, told=lambda cell: told.append(cell["name"])))
+    now = {path.parent.name: path.stat().st_mtime_ns for path in (tmp_path / "out/cells").glob("*/cell.json")}
+    assert now.keys() == cells.keys()
+    assert {name: now[name] for name in first} == first
+    assert len(told) == len(set(told)) == len(cells)
+    finished = done[0]
+    assert no_times((tmp_path / "out/main-table.csv").read_text()) == no_times(
+        (finished / "main-table.csv").read_text()
+    )
+    loads = Loads()
+    assert compare(wanted, grid(tmp_path / "out", text, load=loads)) == cells
+    assert loads.count == 1  # to see that the model is the same; nothing is pruned
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on(text: Path, tmp_path: Path) -> None:
+    """SIGKILL in the middle of a cell: no clean-up is run at all."""
+    script = f"""
+import os, signal, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from studies import comparison, grid
+from secateur.study import compare, judges
+real, seen = judges.perplexities, []
+def kill(*args, **kwargs):
+    seen.append(1)
+    if len(seen) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*args, **kwargs)
+judges.perplexities = kill
+compare(comparison(Path({str(text)!r}), "2ssp", "shortgpt"), grid(Path({str(tmp_path / "out")!r}), Path({str(text)!r})))
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    killed = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    made = {path.parent.name: path.stat().st_mtime_ns for path in (tmp_path / "out/cells").glob("*/cell.json")}
+    assert set(made) == {"dense", "2ssp-0.25"}
+    cells = compare(comparison(text, "2ssp", "shortgpt"), grid(tmp_path / "out", text))
+    assert [cell["status"] for cell in cells.values()] == ["done"] * 3
+    assert (tmp_path / "out/cells/dense/cell.json").stat().st_mtime_ns == made["dense"]
+
+
+def test_more_methods_may_be_added(text: Path, tmp_path: Path) -> None:
+    compare(comparison(text, "shortgpt"), grid(tmp_path / "out", text))
+    compare(comparison(text, "2ssp", sparsities=(0.5,)), grid(tmp_path / "out", text))
+    index = json.loads((tmp_path / "out/compare.json").read_text())
+    assert set(index["cells"]) == {"dense", "shortgpt-0.25", "2ssp-0.5"}
+    assert "shortgpt" in (tmp_path / "out/main-table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"more": {"tasks": ("piqa",)}}, "tasks"),
+        ({"load": Loads(seed=1)}, "model"),
+        ({"calibrate": 3}, "2ssp-0.25"),
+        ({"options": {"2ssp": {"norm": "l1"}}}, "2ssp-0.25"),
+    ],
+)
+def test_a_folder_of_other_arguments_is_refused(
+    change: dict[str, Any], match: str, done: tuple[Path, Cells], text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_judges(monkeypatch)
+    before = {path: path.read_bytes() for path in done[0].rglob("*.*") if path.is_file()}
+    wanted = comparison(text, "2ssp", samples=change.pop("calibrate", 2), options=change.pop("options", {}))
+    with pytest.raises(OutputExistsError, match=match):
+        compare(wanted, grid(done[0], text, **change))
+    assert {path: path.read_bytes() for path in done[0].rglob("*.*") if path.is_file()} == before
+
+
+def test_a_folder_with_other_things_in_it_is_refused(text: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/thesis.tex").write_text("years of work")
+    loads = Loads()
+    with pytest.raises(OutputExistsError, match="no comparison"):
+        compare(comparison(text), grid(tmp_path / "out", text, load=loads))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="is a file"):
+        compare(comparison(text), grid(tmp_path / "file", text, load=loads))
+    assert loads.count == 0
+
+
+def test_a_cell_that_another_process_makes_is_left_to_it(text: Path, tmp_path: Path) -> None:
+    with claimed(tmp_path / "out/cells/2ssp-0.25"):
+        cells = compare(comparison(text), grid(tmp_path / "out", text))
+    assert list(cells) == ["dense", "shortgpt-0.25"]
+    assert "Not there yet: 2ssp-0.25" in (tmp_path / "out/main-table.md").read_text()
+    assert list(compare(comparison(text), grid(tmp_path / "out", text))) == ["dense", "2ssp-0.25", "shortgpt-0.25"]
+
+
+# --- failures ---
+
+
+def test_one_failing_cell_is_told_and_tried_again(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = judges.perplexities, []
+
+    def fails_for_the_second(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("a worm in the wood")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(judges, "perplexities", fails_for_the_second)
+    cells = compare(comparison(text), grid(tmp_path / "out", text))
+    assert [cell["status"] for cell in cells.values()] == ["done", "failed", "done"]
+    failed = cells["2ssp-0.25"]
+    assert failed["error"] == "RuntimeError: a worm in the wood"
+    assert failed["parameters"]
+    assert failed["prune"]["forwards"] > 0
+    table = (tmp_path / "out/main-table.md").read_text()
+    assert "2ssp-0.25 failed: RuntimeError: a worm in the wood" in table
+    again = compare(comparison(text), grid(tmp_path / "out", text))
+    assert [cell["status"] for cell in again.values()] == ["done"] * 3
+    assert len(calls) == 4
+    assert "failed" not in (tmp_path / "out/main-table.md").read_text()
+
+
+def test_an_unreachable_sparsity_fails_its_cell_and_its_match_only(text: Path, tmp_path: Path) -> None:
+    wanted = comparison(text, "2ssp", "shortgpt", sparsities=(0.95,), matched=True)
+    cells = compare(wanted, grid(tmp_path / "out", text))
+    assert "0.75 (3 of them) can be reached" in cells["shortgpt-0.95"]["error"]
+    assert "shortgpt-0.95" in cells["2ssp-as-shortgpt-0.95"]["error"]
+    assert cells["2ssp-0.95"]["status"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"methods": ("2sssp",)}, UnknownNameError),
+        ({"options": {"2ssp": {"alhpa": 2}}}, UnknownNameError),
+        ({"options": {"window": {}}}, InvalidOptionError),  # not compared
+        ({"of": "everything"}, InvalidOptionError),
+        ({"sparsities": ("half",)}, InvalidOptionError),
+        ({"base": "window"}, InvalidOptionError),
+        ({"length": 65}, InvalidOptionError),  # the positions end at 64
+        ({"methods": ("2ssp", "2ssp")}, InvalidOptionError),
+        ({"calibration": "no-such-text"}, UnknownNameError),
+    ],
+)
+def test_what_is_wrong_with_the_whole_grid_is_refused_first(
+    change: dict[str, Any], error: type[Exception], text: Path, tmp_path: Path
+) -> None:
+    wanted = replace(comparison(text, "2ssp"), **change)
+    with pytest.raises(error):
+        compare(wanted, grid(tmp_path / "out", text))
+    assert not (tmp_path / "out").exists()
+
+
+# --- judges ---
+
+
+def test_tasks_latency_and_samples_are_in_cells_and_tables(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_judges(monkeypatch)
+    more = {"tasks": ("easy", "hopeless"), "limit": 200, "inference": True, "prompts": ("Who?",)}
+    cells = compare(comparison(text, matched=True), grid(tmp_path / "out", text, more=more))
+    dense, shortgpt = cells["dense"], cells["shortgpt-0.25"]
+    assert set(shortgpt["tasks"]) == {"easy", "hopeless"}
+    assert shortgpt["inference"]["pruned"]["token_ms"] < shortgpt["inference"]["dense"]["token_ms"]
+    assert dense["inference"]["pruned"] == dense["inference"]["dense"]
+    assert (dense["generation"]["figures"], shortgpt["generation"]["figures"]) == (
+        {"greedy_agreement": 1.0}, {"greedy_agreement": 0.0},
+    )  # fmt: skip
+    told = json.loads((tmp_path / "out/main-table.json").read_text())
+    assert set(told["grey"]) == {"hopeless"}
+    rows = {row["name"]: row for row in told["rows"]}
+    assert (
+        rows["2ssp-0.25"]["task_average"]
+        == rows["2ssp-0.25"]["task:easy"]
+        == cells["2ssp-0.25"]["tasks"]["easy"]["value"]
+    )
+    same_size = [each for each in told["differences"] if each["kind"] == "same size"]
+    assert [(each["cell"], each["against"]) for each in same_size] == [("shortgpt-0.25", "2ssp-as-shortgpt-0.25")]
+    table = (tmp_path / "out/main-table.md").read_text()
+    assert "Left out of the average, hopeless" in table
+    assert "*25.0%*" in table
+
+
+def test_a_judge_that_is_missing_is_said_before_any_work(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(name: str) -> Any:
+        raise DataError(f"no {name}")
+
+    monkeypatch.setattr(judges, "_part", missing)
+    loads = Loads()
+    with pytest.raises(DataError, match="no tasks"):
+        compare(comparison(text), grid(tmp_path / "out", text, load=loads, more={"tasks": ("piqa",)}))
+    assert loads.count == 0
+
+
+# --- the one bar, and what runs share ---
+
+
+def test_the_one_bar_ends_at_its_total_and_starts_at_what_is_done(text: Path, tmp_path: Path) -> None:
+    watcher = Watcher()
+    compare(comparison(text, "2ssp"), replace(grid(tmp_path / "out", text), observer=watcher))
+    compare(comparison(text, "2ssp", "shortgpt"), replace(grid(tmp_path / "out", text), observer=watcher))
+    (first, second) = watcher.shown
+    assert first[0] == second[0] == "compare"
+    assert first[2] == pytest.approx(first[1])
+    assert second[2] == pytest.approx(second[1])
+
+
+@pytest.mark.parametrize("name", [name for name, each in methods().items() if each.shared])
+def test_shared_steps_hold_at_every_sparsity_and_cost_as_if_run_alone(name: str) -> None:
+    tokens = Tokens.of(torch.randint(5, 97, (2, 16), generator=torch.Generator().manual_seed(0)))
+    shared = Shared(get_method(name).shared or "")
+
+    def run(sparsity: float, store: Shared | None) -> tuple[Any, dict[str, float], int]:
+        clocked = Clocked(0, shared=store)
+        with clocked.clocked() as took:
+            done = run_job(prepare(tiny("llama"), name, sparsity=sparsity, calibration=tokens), run=clocked)
+        work = {key: took[key] for key in ("block_tokens", "head_tokens", "asked_tokens")}
+        return edit_facts(done.pruning.edits), work, clocked.meter.block_tokens
+
+    run(0.25, shared)
+    edits, work, spent = run(0.5, shared)
+    assert (edits, work) == run(0.5, None)[:2]
+    assert spent < work["block_tokens"]
+
+
+# --- what is asked for ---
+
+
+def test_words_for_sparsities() -> None:
+    assert sparsities(["paper"], 30) == [0.25, 0.375, 0.5]
+    assert sparsities(["every-block"], 4) == [0.25, 0.5, 0.75]
+    assert sparsities(["0.3", "paper", 0.25], 4) == [0.25, 0.3, 0.375, 0.5]
+    for wrong in ("0", "1", "-2", "nan", "x"):
+        with pytest.raises(InvalidOptionError, match="every-block"):
+            sparsities([wrong], 4)
+
+
+def test_options_of_single_methods() -> None:
+    asked = [
+        "evopress.generations=4",
+        "2ssp.stage1-only=true",
+        "2ssp.samples=8",
+        "slimgpt.group=paper",
+        "slimgpt.damping=0",
+    ]
+    assert parse_options(asked) == {
+        "evopress": {"generations": 4}, "2ssp": {"stage1_only": True, "samples": 8},
+        "slimgpt": {"group": "paper", "damping": 0},
+    }  # fmt: skip
+    for wrong in ("generations=4", "evopress.generations", "evopress.generations=many", "2ssp.samples=few"):
+        with pytest.raises(InvalidOptionError):
+            parse_options([wrong])
+    for unknown in ("evopres.generations=4", "evopress.generation=4"):
+        with pytest.raises(UnknownNameError):
+            parse_options([unknown])
+
+
+def test_per_method_calibration_wins_over_the_common_one(text: Path) -> None:
+    wanted = comparison(text, "2ssp", "shortgpt", options={"shortgpt": {"samples": 4}})
+    samples = {cell.method: cell.calibration.samples for cell in wanted.cells(Loads()()) if cell.calibration}
+    assert samples == {"2ssp": 2, "shortgpt": 4}
+    alone = Comparison(methods=("2ssp", "slimgpt"), sparsities=(0.5,))
+    samples = {cell.method: cell.calibration.samples for cell in alone.cells(Loads()()) if cell.calibration}
+    assert samples == {"2ssp": 32, "slimgpt": 256}  # the papers'
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_feasible_settings_of_methods_that_exist(name: str) -> None:
+    preset = PRESETS[name]
+    model = tiny("llama", hidden_size=64, num_attention_heads=8, max_position_embeddings=4096)
+    cells = Comparison(
+        methods=preset.methods, sparsities=preset.sparsities, of=preset.of, options=preset.options, preset=name,
+        calibration=preset.calibration, seed=preset.seed,
+    ).cells(model)  # fmt: skip
+    by_name = {cell.name: cell for cell in cells}
+    if name == "2ssp-paper":
+        assert by_name["slicegpt-0.25"].options["dimension"] == 48
+        assert by_name["slicegpt-0.5"].options["dimension"] == 32
+        assert by_name["shortgpt-0.5"].calibration.samples == 256  # type: ignore[union-attr]
+        assert by_name["blockpruner-0.5"].options["alternate"] is True
+    else:
+        assert by_name["slimgpt-0.2"].options == {"damping": 0.0, "first_ratio": 0.0625, "last_ratio": 0.25}
+        assert by_name["slimgpt-0.25"].options == {"damping": 0.0}
+        assert preset.judging.length == 128
+
+
+def test_block_wise_methods_are_those_that_drop_whole_modules() -> None:
+    assert {name for name, each in methods().items() if is_block_wise(each)} == {
+        "shortgpt", "window", "blockpruner", "evopress",
+    }  # fmt: skip
+
+
+def test_a_grid_without_a_judge_is_refused() -> None:
+    with pytest.raises(InvalidOptionError, match="judge"):
+        Judging(texts=())
+    with pytest.raises(InvalidOptionError, match="limit"):
+        Judging(limit=0)
+    cell = Cell(name="x", method="2ssp", label="x")
+    with pytest.raises(InvalidOptionError, match="twice: x"):
+        check_names([cell, cell])
+
+
+def test_the_json_table_is_the_csv_table(done: tuple[Path, Cells]) -> None:
+    told = json.loads((done[0] / "main-table.json").read_text())
+    with (done[0] / "main-table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(told["rows"]) == len(done[1])
+    for ours, theirs in zip(rows, told["rows"], strict=True):
+        for key, field in ours.items():
+            value = theirs[key]
+            if isinstance(value, float):
+                assert float(field) == value  # to the last bit
+            else:
+                assert field == ("" if value is None else str(value))

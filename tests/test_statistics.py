@@ -1,0 +1,87 @@
+"""Paired intervals cover what they should; McNemar's test is the binomial one."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from secateur.errors import InvalidOptionError
+from secateur.evaluation.statistics import at_chance, is_binary, mcnemar, mean_and_sd, paired_bootstrap
+
+
+def normal(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_the_interval_covers_the_true_difference_about_as_often_as_it_says() -> None:
+    covered = 0
+    for trial in range(200):
+        hard = 3 * normal(40, seed=trial)  # shared difficulty, far larger than the difference
+        a, b = hard + 0.2 + 0.3 * normal(40, seed=1000 + trial), hard + 0.3 * normal(40, seed=2000 + trial)
+        found = paired_bootstrap(a.tolist(), b.tolist(), seed=trial, draws=400)
+        covered += found["low"] <= 0.2 <= found["high"]
+    assert 0.89 <= covered / 200 <= 0.985
+
+
+def test_pairing_sees_through_what_both_share() -> None:
+    hard = 10 * normal(50, seed=0)
+    a, b = hard + 0.1 + 0.05 * normal(50, seed=1), hard
+    assert paired_bootstrap(a.tolist(), b.tolist(), draws=1000)["low"] > 0
+    shuffled = b[torch.randperm(50, generator=torch.Generator().manual_seed(0))]
+    assert paired_bootstrap(a.tolist(), shuffled.tolist(), draws=1000)["low"] < 0
+
+
+def test_weights_are_repetitions_and_the_mean_is_exact() -> None:
+    a, b, w = [1.0, 2.0, 4.0, 9.0], [0.0, 0.0, 1.0, 1.0], [1, 2, 1, 0]
+    found = paired_bootstrap(a, b, w, draws=500)
+    assert found["difference"] == pytest.approx((1 + 2 * 2 + 3) / 4)
+    assert 1 <= found["low"] <= found["difference"] <= found["high"] <= 3  # the unit of no weight never counts
+
+
+def test_the_interval_is_reproducible_and_turns_around_with_its_sides() -> None:
+    a, b = normal(30, seed=1).tolist(), normal(30, seed=2).tolist()
+    one, again, back = paired_bootstrap(a, b), paired_bootstrap(a, b), paired_bootstrap(b, a)
+    assert one == again
+    assert (back["low"], back["high"]) == pytest.approx((-one["high"], -one["low"]))
+    assert paired_bootstrap(a, b, seed=1) != one
+
+
+def test_equal_models_do_not_differ_and_one_window_says_nothing() -> None:
+    same = paired_bootstrap([1.0, 2.0], [1.0, 2.0], draws=100)
+    assert same == {"difference": 0, "low": 0, "high": 0}
+    assert paired_bootstrap([1.0], [0.5])["high"] == math.inf
+
+
+@pytest.mark.parametrize(("only_a", "only_b"), [(0, 0), (1, 0), (5, 5), (9, 1), (0, 12), (700, 800)])
+def test_mcnemar_is_the_two_sided_binomial_of_the_disagreements(only_a: int, only_b: int) -> None:
+    a = [1] * only_a + [0] * only_b + [1] * 7 + [0] * 3
+    b = [0] * only_a + [1] * only_b + [1] * 7 + [0] * 3
+    n, fewer = only_a + only_b, min(only_a, only_b)
+    brute = sum(math.comb(n, k) for k in range(n + 1) if min(k, n - k) <= fewer) / 2**n
+    assert mcnemar(a, b) == pytest.approx(min(1, brute))
+    assert mcnemar(a, b) == mcnemar(b, a)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "weights"), [([], [], None), ([1.0], [1.0, 2.0], None), ([1.0], [1.0], [0.0]), ([1.0], [1.0], [1, 1])]
+)
+def test_what_is_no_pair_is_refused(a: list[float], b: list[float], weights: list[float] | None) -> None:
+    with pytest.raises(InvalidOptionError):
+        paired_bootstrap(a, b, weights)
+
+
+def test_mcnemar_takes_right_and_wrong_only() -> None:
+    assert is_binary([0, 1.0, True])
+    with pytest.raises(InvalidOptionError, match="right"):
+        mcnemar([0.5], [1])
+
+
+def test_spread_and_chance() -> None:
+    assert mean_and_sd([1.0, 3.0]) == (2.0, pytest.approx(math.sqrt(2)))
+    assert mean_and_sd([5.0]) == (5.0, None)
+    assert at_chance({"value": 0.31, "stderr": 0.02, "chance": 0.25}) is not None  # exactly three
+    assert at_chance({"value": 0.32, "stderr": 0.02, "chance": 0.25}) is None
+    assert at_chance({"value": 0.32, "stderr": 0.02, "chance": None}) is None
+    assert "0.250" in str(at_chance({"value": 0.9, "stderr": None, "chance": 0.25}))

@@ -1,0 +1,142 @@
+"""`secateur compare` and `secateur ablate`: what they write, what they print where, and how they end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from studies import fake_judges
+from test_cli import Told, _own_world, call, world  # noqa: F401  # fixtures
+
+from secateur.study import judges
+
+QUICK = ("--samples", 2, "--length", 24, "--eval-samples", 4, "--eval-length", 24)
+
+
+@pytest.fixture
+def where(world: dict[str, Path]) -> tuple[object, ...]:  # noqa: F811
+    return (world["model"], "--calibration", world["plain"], "--texts", world["plain"])
+
+
+def compare(where: tuple[object, ...], *words: object) -> Told:
+    return call("compare", *where, *QUICK, *words)
+
+
+def test_compare_writes_its_tables_and_is_done_once(where: tuple[object, ...], tmp_path: Path) -> None:
+    words = ("--methods", "2ssp,shortgpt", "--sparsities", "0.25", "--matched", "--out", tmp_path / "out")
+    told = compare(where, *words)
+    assert told.code == 0, told.err
+    assert "| shortgpt | 0.25 |" in told.out
+    assert "2ssp-0.25 in" in told.err
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "compare.json", "cells", "main-table.md", "main-table.csv", "main-table.json", "main-table.tex",
+        "differences.csv",
+    }  # fmt: skip
+    index = json.loads((tmp_path / "out/compare.json").read_text())
+    assert index["arguments"]["command"][:2] == ["compare", "model"]  # no private path
+    assert str(tmp_path) not in (tmp_path / "out/compare.json").read_text()
+    again = compare(where, *words, "--json")
+    assert again.code == 0
+    assert [row["name"] for row in again.json["rows"]] == index["cells"]
+    assert "2ssp-0.25 in" not in again.err  # nothing was made
+
+
+def test_a_failed_cell_shows_in_the_exit_code(where: tuple[object, ...], tmp_path: Path) -> None:
+    told = compare(where, "--methods", "2ssp,shortgpt", "--sparsities", "0.9", "--out", tmp_path / "out", "--json")
+    assert told.code == 4
+    assert list(told.json["failed"]) == ["shortgpt-0.9"]
+    assert "1 of 3 cells failed" in told.err
+
+
+def test_a_dry_run_writes_nothing_and_foretells_every_cell(
+    where: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_judges(monkeypatch)
+    words = ("--sparsities", "0.25,0.9", "--matched", "--dry-run", "--tasks", "easy", "--eval-samples", 0)
+    told = compare(where, *words, "--out", tmp_path / "out", "--json")
+    assert told.code == 0, told.err
+    cells = {cell["name"]: cell for cell in told.json["cells"]}
+    assert cells["2ssp-0.25"]["forwards"] > cells["shortgpt-0.25"]["forwards"] > 0
+    assert cells["shortgpt-0.9"]["refused"] and cells["2ssp-as-shortgpt-0.9"]["refused"]  # noqa: PT018
+    assert told.json["seconds"] == pytest.approx(sum(cell["seconds"] for cell in cells.values()))
+    assert not (tmp_path / "out").exists()
+    shown = compare(where, *words)
+    assert "guessed: windows of the texts" in shown.out
+
+
+def test_options_reach_their_method(where: tuple[object, ...], tmp_path: Path) -> None:
+    words = ("--methods", "2ssp", "--sparsities", "0.25", "--option", "2ssp.attentions=2", "--out", tmp_path / "out")
+    assert compare(where, *words).code == 0
+    cell = json.loads((tmp_path / "out/cells/2ssp-0.25/cell.json").read_text())
+    assert cell["options"]["attentions"] == 2
+    assert sum(not block["attention"] for block in cell["shape"]) == 2
+
+
+def test_a_preset_sets_all_and_what_is_said_wins(
+    where: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_judges(monkeypatch)
+    words = (
+        "--preset",
+        "2ssp-paper",
+        "--methods",
+        "shortgpt",
+        "--sparsities",
+        "0.25",
+        "--option",
+        "shortgpt.samples=3",
+    )
+    told = compare(where, *words, "--tasks", "easy", "--limit", 20, "--out", tmp_path / "out")
+    assert told.code == 0, told.err
+    cell = json.loads((tmp_path / "out/cells/shortgpt-0.25/cell.json").read_text())
+    assert cell["options"]["positions"] == "last"  # the preset's
+    assert cell["calibration"]["samples"] == 3  # given
+    assert set(cell["tasks"]) == {"easy"}
+    assert next(sample["prompt"] for sample in cell["generation"]["samples"]) == "Who is Albert Einstein?"
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (("--methods", "2ssp"), "--out DIR is missing"),
+        (("--methods", "2sp", "--dry-run"), "Did you mean '2ssp'"),
+        (("--preset", "2ssp-papr", "--dry-run"), "Did you mean '2ssp-paper'"),
+        (("--sparsities", "x", "--dry-run"), "every-block"),
+        (("--option", "window.samples", "--dry-run"), "METHOD.NAME=VALUE"),
+        (("--of", "all", "--dry-run"), "blocks, model"),
+    ],
+)
+def test_bad_words_are_refused(where: tuple[object, ...], words: tuple[str, ...], match: str) -> None:
+    told = compare(where, *words)
+    assert told.code == 3
+    assert match in told.err
+
+
+def test_ablate_spreads_over_seeds(where: tuple[object, ...], tmp_path: Path) -> None:
+    words = ("--what", "norm,stage1-only", "--sparsities", "0.25", "--seeds", "0,1", "--out", tmp_path / "out")
+    told = call("ablate", *where, *QUICK, *words)
+    assert told.code == 0, told.err
+    assert "| norm | l1 | 2ssp | 0.25 | 2 |" in told.out
+    again = call("ablate", *where, *QUICK, *words, "--json")
+    assert len(again.json["rows"]) == 1 + 4
+    told = call("ablate", *where, *QUICK, "--what", "norm", "--seeds", "-1", "--dry-run")
+    assert (told.code, "--seeds" in told.err) == (3, True)
+    told = call("ablate", *where, *QUICK, "--what", "rows-columns", "--dry-run", "--json")
+    assert len(told.json["cells"]) == 1 + 4 * 3
+
+
+def test_ctrl_c_leaves_whole_cells(where: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, seen = judges.perplexities, []
+
+    def interrupt(*args: object, **kwargs: object) -> object:
+        seen.append(1)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(judges, "perplexities", interrupt)
+    told = compare(where, "--methods", "2ssp", "--sparsities", "0.25", "--out", tmp_path / "out")
+    assert told.code == 130
+    assert "the same command goes on" in told.err
+    assert [path.name for path in (tmp_path / "out/cells").iterdir()] == ["dense"]

@@ -1,0 +1,150 @@
+"""Tables in four forms say the same; what LaTeX and Markdown would take for commands is escaped."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from oracles import PROPERTY
+
+from secateur.study.differences import differences, grey_tasks, task_average
+from secateur.study.main_table import difference_table, main_table
+from secateur.study.render import Column, Table, as_json, comma_separated, escape_latex, latex, markdown
+
+NASTY = r"50 % of $x_1$ & {a\b} ~ #1 ^2 <p> | *x*"
+
+
+def cell(
+    name: str, method: str, sparsity: float | None, losses: list[float], right: int, **more: Any
+) -> dict[str, Any]:
+    """A finished cell with a text of equal windows and two tasks of 100 questions."""
+    nll = sum(losses) / len(losses)
+    text = {
+        "perplexity": 2.7**nll, "nll": nll, "nll_stderr": 0.1, "samples": len(losses), "length": 8,
+        "window_nll": losses, "window_predictions": [7.0] * len(losses),
+    }  # fmt: skip
+    tasks = {
+        task: {
+            "task": task, "metric": "acc", "value": n / 100, "stderr": 0.04, "documents": 100, "chance": 0.25,
+            "fewshot": 0, "per_document": [1.0] * n + [0.0] * (100 - n),
+        }
+        for task, n in {"easy": right, "hard": 27}.items()
+    }  # fmt: skip
+    return {
+        "name": name, "method": method, "label": name, "sparsity": sparsity, "status": "done", "error": None,
+        "matched_to": None, "notes": {}, "achieved": {"blocks": sparsity or 0.0, "model": 0.1}, "parameters": 1000,
+        "weight_bytes": 4000, "prune": None, "inference": None, "perplexity": {"wiki_text": text}, "tasks": tasks,
+        **more,
+    }  # fmt: skip
+
+
+CELLS = {
+    each["name"]: each
+    for each in (
+        cell("dense", "dense", None, [1.0, 2.0, 3.0, 4.0], 80),
+        cell("2ssp-0.25", "2ssp", 0.25, [1.1, 2.1, 3.1, 4.2], 70),
+        cell("window-0.25", "window", 0.25, [2.1, 3.2, 4.1, 5.2], 50, notes={"reduced": NASTY}),
+        cell("2ssp-as-window-0.25", "2ssp", 0.24, [1.1, 2.1, 3.1, 4.1], 70, matched_to="window-0.25"),
+        cell("2ssp-0.5", "2ssp", 0.5, [3.0, 3.0, 3.0, 3.0], 40, status="failed", error=NASTY, perplexity={}, tasks={}),
+        cell("window-0.5", "window", 0.5, [5.0, 5.0, 5.0, 5.0], 30),
+    )
+}
+INDEX = {"cells": [*CELLS, "slimgpt-0.5"], "model": {"name": "m"}, "settings": {}}
+
+
+def test_differences_are_to_the_base_at_the_same_sparsity_and_to_the_match() -> None:
+    told = differences(CELLS, "2ssp", draws=500)
+    assert [(each["cell"], each["against"], each["kind"]) for each in told] == [
+        ("window-0.25", "2ssp-0.25", "same sparsity asked"), ("window-0.25", "2ssp-as-window-0.25", "same size"),
+    ]  # fmt: skip  # the base's cell at 0.5 failed
+    found, task = told[0]["perplexity"]["wiki_text"], told[0]["tasks"]["easy"]
+    assert found["difference"] == pytest.approx(1.025)
+    assert 0 < found["low"] <= found["difference"] <= found["high"]
+    assert task["difference"] == pytest.approx(-0.2)
+    assert task["high"] < 0
+    assert task["p"] == pytest.approx(2**-19)
+    assert told[0]["tasks"]["hard"] == {"difference": 0, "low": 0, "high": 0, "p": 1}
+    table = difference_table(told)
+    better = {(row["against"], row["measure"]): row["better"] for row in table.rows}
+    assert better["2ssp-0.25", "nll, wiki_text"] == better["2ssp-0.25", "easy"] == "2ssp-0.25"
+    assert better["2ssp-0.25", "hard"] == ""
+
+
+def test_with_another_base_the_signs_turn() -> None:
+    (one, *_), (other, *_) = differences(CELLS, "2ssp", draws=500), differences(CELLS, "window", draws=500)
+    assert other["cell"] == "2ssp-0.25"
+    assert other["against"] == "window-0.25"
+    ours, theirs = one["perplexity"]["wiki_text"], other["perplexity"]["wiki_text"]
+    assert (theirs["low"], theirs["high"]) == pytest.approx((-ours["high"], -ours["low"]))
+
+
+def test_tasks_at_chance_are_grey_and_left_out_of_averages() -> None:
+    grey = grey_tasks(CELLS)
+    assert set(grey) == {"hard"}
+    assert "chance" in grey["hard"]
+    assert task_average(CELLS["window-0.25"], ["easy", "hard"], grey) == 0.5
+    assert task_average(CELLS["window-0.25"], ["easy", "hard"], {}) == pytest.approx((0.5 + 0.27) / 2)
+    assert task_average(CELLS["2ssp-0.5"], ["easy", "hard"], grey) is None
+    assert task_average(CELLS["window-0.25"], ["hard"], grey) is None
+    text = latex(main_table(CELLS, INDEX), caption="c")
+    assert r"\textcolor{gray}{27.0\%}" in text
+    assert r"\textcolor{gray}{50" not in text
+
+
+def test_the_main_table_says_what_failed_what_is_missing_and_what_is_best() -> None:
+    text = markdown(main_table(CELLS, INDEX))
+    assert "Not there yet: slimgpt-0.5" in text
+    assert text.count("50 % of") == 3  # a note; the failed cell's row and its note
+    lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
+    assert "**" in lines["2ssp-as-window-0.25"]
+    assert "**" not in lines["window-0.25"]
+    assert "**" not in lines["dense"]
+    assert "**" not in lines["window-0.5"]  # alone at its sparsity, it is no best
+    assert len({line.replace(r"\|", "").count("|") for line in text.splitlines() if line.startswith("|")}) == 1
+
+
+def test_csv_and_json_have_the_same_numbers() -> None:
+    table = main_table(CELLS, INDEX)
+    told = json.loads(json.dumps(as_json(table)))
+    rows = list(csv.DictReader(io.StringIO(comma_separated(table))))
+    assert set(rows[0]) >= {"perplexity:wiki_text", "nll_stderr:wiki_text", "task:easy", "task_average", "parameters"}
+    for ours, theirs in zip(rows, told["rows"], strict=True):
+        for key, field in ours.items():
+            value = theirs[key]
+            assert field == ("" if value is None else str(value))
+            if isinstance(value, float):
+                assert float(field) == value
+
+
+@PROPERTY
+@given(st.text(alphabet=st.sampled_from("\\&%$#_{}~^<>|ab 1")))
+def test_no_character_of_a_text_is_a_command_to_latex(text: str) -> None:
+    escaped = escape_latex(text)
+    commands = re.sub(
+        r"\\textbackslash\{\}|\\textasciitilde\{\}|\\textasciicircum\{\}|\\textless\{\}|\\textgreater\{\}", "", escaped
+    )
+    commands = re.sub(r"\\[&%$#_{}]", "", commands)
+    assert not set(commands) & set("\\&%$#_{}~^<>")
+    assert all(character in escaped for character in text if character in "|ab 1&%$#_{}")
+
+
+def test_every_row_of_the_latex_has_every_column() -> None:
+    text = latex(main_table(CELLS, INDEX), caption=NASTY)
+    body = text[text.index(r"\toprule") : text.index(r"\bottomrule")]
+    cells = {len(re.findall(r"(?<!\\)&", line)) for line in body.splitlines() if line.endswith(r" \\")}
+    assert len(cells) == 1
+    assert text.count(r"\midrule") == 1 + 2  # under the heading, and between dense, 0.25 and 0.5
+
+
+def test_spread_is_shown_behind_the_mean() -> None:
+    table = Table([Column("a", "a", ".2f", sd="b")], [{"a": 1.234, "b": 0.056}, {"a": 2.0, "b": None}])
+    assert "| 1.23 ± 0.06 |" in markdown(table)
+    assert "| 2.00 |" in markdown(table)
+    assert r"1.23 $\pm$ 0.06" in latex(table, caption="")
+    assert comma_separated(table).splitlines() == ["a,b", "1.234,0.056", "2.0,"]

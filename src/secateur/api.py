@@ -15,6 +15,7 @@ from secateur.driver import Pruning, run_method
 from secateur.engine.tokens import Count, Tokens, tokenize
 from secateur.errors import DataError, InvalidOptionError, OutputExistsError
 from secateur.evaluation import generate, latency, perplexity
+from secateur.evaluation.tasks import run_tasks
 from secateur.folders import resolved
 from secateur.methods import get_method
 from secateur.model.budget import Budget, Convention
@@ -270,6 +271,9 @@ def evaluate(
     samples: int | None = None,
     with_latency: bool = False,
     prompts: Sequence[str] = (),
+    tasks: Sequence[str] = (),
+    limit: int | None = None,
+    fewshot: int | None = None,
     data: Path | None = None,
     cache: Path | None = None,
     run: Run | None = None,
@@ -282,10 +286,11 @@ def evaluate(
         length, samples: windows; all that the text has if None.
         with_latency: time both models alternately.
         prompts: continued greedily.
+        tasks, limit, fewshot: see `secateur.evaluation.tasks.run_tasks`.
 
     Returns:
         {"model": {...}, "against": {...}}, each with `parameters`, `weight_bytes`, and `perplexity` (a list),
-        `latency` and `samples` as asked.
+        `latency`, `samples` and `tasks` (by name) as asked.
     """
     run = run or Run()
     models = {"model": model} | ({"against": against} if against else {})
@@ -312,4 +317,9 @@ def evaluate(
         for name, each in models.items():
             sample = {"prompt": prompt, "text": generate(each, prompt)}
             report[name].setdefault("samples", []).append(sample)
+    if tasks:
+        for name, each in models.items():
+            report[name]["tasks"] = run_tasks(
+                each, tasks, limit=limit, fewshot=fewshot, data=data, cache=cache, run=run
+            )
     return report

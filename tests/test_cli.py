@@ -602,7 +602,7 @@ def test_the_methods_options_are_flags_of_prune() -> None:
 def test_only_the_demo_can_be_fetched() -> None:
     told = call("fetch", "nonsense")
     assert (told.code, told.out) == (3, "")
-    assert told.err == "error: unknown asset 'nonsense'. Known: demo.\n"
+    assert told.err == "error: unknown asset 'nonsense'. Known: demo, tasks.\n"
 
 
 def test_usage() -> None:

@@ -15,7 +15,7 @@ from secateur.driver import Pruning, run_method
 from secateur.engine.tokens import Count, Tokens, tokenize
 from secateur.errors import DataError, InvalidOptionError, OutputExistsError
 from secateur.evaluation import generate, latency, perplexity
-from secateur.evaluation.tasks import run_tasks
+from secateur.evaluation.tasks import judge_tasks, plan_tasks
 from secateur.folders import resolved
 from secateur.methods import get_method
 from secateur.model.budget import Budget, Convention
@@ -293,6 +293,7 @@ def evaluate(
         `latency`, `samples` and `tasks` (by name) as asked.
     """
     run = run or Run()
+    plan = plan_tasks(tasks, limit=limit, fewshot=fewshot, data=data, cache=cache)
     models = {"model": model} | ({"against": against} if against else {})
     report: dict[str, Any] = {}
     for name, each in models.items():
@@ -308,18 +309,12 @@ def evaluate(
                 each, text, purpose="evaluation", length=length, samples=samples, data=data, cache=cache
             )
             label = f"perplexity on {text}" + (" (against)" if name == "against" else "")
-            result = perplexity(each, tokens, run=run, label=label)
-            report[name].setdefault("perplexity", []).append(result)
-    if with_latency:
-        for name, result in latency(models, run=run).items():
-            report[name]["latency"] = result
+            report[name].setdefault("perplexity", []).append(perplexity(each, tokens, run=run, label=label))
+    for name, result in (latency(models, run=run) if with_latency else {}).items():
+        report[name]["latency"] = result
     for prompt in prompts:
         for name, each in models.items():
-            sample = {"prompt": prompt, "text": generate(each, prompt)}
-            report[name].setdefault("samples", []).append(sample)
-    if tasks:
-        for name, each in models.items():
-            report[name]["tasks"] = run_tasks(
-                each, tasks, limit=limit, fewshot=fewshot, data=data, cache=cache, run=run
-            )
+            report[name].setdefault("samples", []).append({"prompt": prompt, "text": generate(each, prompt)})
+    for name, each in models.items() if plan else ():
+        report[name]["tasks"] = judge_tasks(each, plan, run=run)
     return report

@@ -217,7 +217,6 @@ LICENCES: Mapping[str, str] = {
     "mmlu": "MIT",
     "openbookqa": "Apache-2.0",
     "piqa": "AFL-3.0",
-    "sciq": "CC BY-NC 3.0",
     "social_i_qa": "CC BY 4.0",
     "winogrande": "CC BY",
 }
@@ -252,8 +251,6 @@ _SPLITS = (
           "bbaca15e985ba386b2f73e9659fce608cf7722a35343864dbe7115cbbda341ab", _multiple_choice("question_stem")),
     Split("piqa", "validation", "piqa/plain_text/validation",
           "61533005e22f175534909b1ec8eacb6da03c233933558d1bafb15787453b1f55"),
-    Split("sciq", "validation", "sciq/none/validation",
-          "8f8a4292f68d609ddf3af1946a0b195a7bf350d492ff3e8c5925639c8b5f82f2"),
     Split("social_i_qa", "validation", "social_i_qa/none/validation",
           "17c8ece78c7b3f61cb21f53ad635940620c941542799580db06df5e47bf5e77e"),
     Split("winogrande", "validation", "winogrande/winogrande_xl/validation",

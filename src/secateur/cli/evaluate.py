@@ -66,7 +66,8 @@ def evaluate(
     other = load(against, **options) if against else None
     report = api.evaluate(
         judged, against=other, perplexity_on=perplexity or (), length=length, samples=samples, with_latency=latency,
-        prompts=generate or (), tasks=unfolded(tasks), limit=limit, fewshot=fewshot, data=data, cache=cache_dir, run=Run(observer=Bars()),
+        prompts=generate or (), tasks=unfolded(tasks), limit=limit, fewshot=fewshot, data=data, cache=cache_dir,
+        run=Run(observer=Bars()),
     )  # fmt: skip
     stamp = {"created": datetime.now(UTC).isoformat(timespec="seconds"), "dtype": dtype}
     if as_json:

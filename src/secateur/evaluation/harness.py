@@ -23,11 +23,12 @@ import torch
 from secateur.assets import Rows
 from secateur.assets.hub import hub_error
 from secateur.errors import DataError, MissingExtraError, NumericalError, UnknownNameError
+from secateur.isolation import own_randomness
 from secateur.model.handle import Model
 from secateur.quiet import quiet_transformers
 from secateur.run import Run
 
-_FEWSHOT_SEED = 1234  # lm-eval's own default, for the same examples
+_SEED = 1234  # lm-eval's own default, for the same examples
 _NO_HUB = "Without a hub: a task file of your own, or the tasks that `secateur fetch tasks` brings."
 
 
@@ -51,12 +52,12 @@ def require_lm_eval() -> ModuleType:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No bars, warnings or prints of lm-eval and of what it uses; the caller's settings come back."""
+    """No bars, warnings or prints of lm-eval and of what it uses; settings and shared generators come back."""
     task = require_lm_eval().api.task
     bar = task.tqdm  # building contexts draws one that has no switch
     task.tqdm = functools.partial(bar, disable=True)
     try:
-        with _silenced():
+        with _silenced(), own_randomness(_SEED):
             yield
     finally:
         task.tqdm = bar
@@ -106,27 +107,31 @@ def local_tasks(names: Mapping[str, Mapping[str, list[Any]]], folder: str, rows:
         DataError: the rows do not have what the tasks need.
     """
     root = Path(require_lm_eval().tasks.__file__).parent / folder
+    from lm_eval.tasks._yaml_loader import load_yaml
+
     with quiet():
         manager = require_lm_eval().tasks.TaskManager(include_path=root, include_defaults=False)
-        members = [_with_rows(manager, name, splits) for name, splits in names.items()]
+        configs = {name: load_yaml(manager.task_index[name].yaml_path, resolve_func=False) for name in names}
+        members = [_with_rows(configs[name], splits, rows.where) for name, splits in names.items()]
         try:
             return dict(manager.load({"group": "local", "task": members})["tasks"])
         except Exception as error:  # templates and functions of lm-eval's, over rows that may have anything
             raise DataError(f"{rows.where} does not have the rows that {folder} needs: {_said(error)}") from error
 
 
-def _with_rows(manager: Any, name: str, splits: Mapping[str, list[Any]]) -> dict[str, Any]:
-    """A task by name with its data set replaced, and the splits that are not there left out."""
+def _with_rows(config: Mapping[str, Any], splits: Mapping[str, list[Any]], where: str) -> dict[str, Any]:
+    """A task's configuration with its data set replaced, and the splits for examples left out that are not there."""
     import datasets
-    from lm_eval.tasks._yaml_loader import load_yaml
+
+    judged = config.get("test_split") or config["validation_split"]
+    if judged not in splits:
+        raise DataError(f"{config['task']} is judged on its split '{judged}', which is not in {where}")
 
     def rows(**_: Any) -> Any:
         return datasets.DatasetDict({split: datasets.Dataset.from_list(each) for split, each in splits.items()})
 
-    config = load_yaml(manager.task_index[name].yaml_path, resolve_func=False)
-    asked = ("training_split", "validation_split", "test_split")
-    missing = {key: None for key in asked if config.get(key) not in (None, *splits)}
-    return {"task": name, "custom_dataset": rows, **missing}
+    missing = {key: None for key in ("training_split", "validation_split") if config.get(key) not in splits}
+    return {"task": config["task"], "custom_dataset": rows, **missing}
 
 
 def file_tasks(path: Path) -> dict[str, Any]:
@@ -184,12 +189,12 @@ def answer(
     Under "truncated" stands how many sequences lost their beginning, being longer than the model's positions.
 
     Raises:
-        DataError: the tokenizer gives ids that the model has not.
+        DataError: the tokenizer gives ids that the model has not; an answer is longer than the model's positions.
         NumericalError: the model gives NaN.
     """
     with quiet():
         for task in tasks.values():
-            task.set_fewshot_seed(_FEWSHOT_SEED)
+            task.set_fewshot_seed(_SEED)
         judged = _wrapped(model, batch_size, run, label)
         results = require_lm_eval().evaluator.evaluate(
             judged,
@@ -215,6 +220,8 @@ def _wrapped(model: Model, batch_size: int, run: Run, label: str) -> Any:
                 raise DataError(
                     f"the tokenizer does not fit the model: token id {highest}, vocabulary {model.vocab_size}"
                 )
+            if (longest := max(len(continuation) for _, _, continuation in requests)) > self.max_length:
+                raise DataError(f"an answer has {longest} tokens; the model's positions end at {self.max_length}")
             self.truncated += sum(len(sequence) > self.max_length for sequence in sequences)
             with run.progress(label, len(sequences)) as self._advance:
                 answers: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, True, override_bs)

@@ -60,7 +60,6 @@ OFFLINE: dict[str, tuple[str, str]] = {
     "mmlu": ("mmlu/default", "mmlu"),
     "openbookqa": ("openbookqa", "openbookqa"),
     "piqa": ("piqa", "piqa"),
-    "sciq": ("sciq", "sciq"),
     "social_iqa": ("siqa", "social_i_qa"),
     "winogrande": ("winogrande", "winogrande"),
 }

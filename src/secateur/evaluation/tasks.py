@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import statistics
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,26 +14,41 @@ from typing import Any
 from secateur.assets import read_rows
 from secateur.errors import DataError, InvalidOptionError
 from secateur.evaluation import harness
+from secateur.evaluation.chance import chance_of, near_chance
 from secateur.evaluation.suites import OFFLINE, SUITES, Setting, Suite
 from secateur.model.handle import Model
 from secateur.run import Run
 
-__all__ = ["SUITES", "Suite", "chance_level", "near_chance", "run_tasks", "spread", "task_names"]
+__all__ = [
+    "SUITES",
+    "Suite",
+    "judge_tasks",
+    "near_chance",
+    "plan_tasks",
+    "run_tasks",
+    "spread",
+    "task_names",
+]
 
 HUB = "hub:"
 _FILES = (".yaml", ".yml")
-_ACCURACIES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
 
 
 @dataclass(frozen=True)
-class _Planned:
-    """One line of the result: lm-eval's tasks behind it (MMLU has one per subject), and how they are asked."""
+class Planned:
+    """One line of the result: lm-eval's tasks behind it (MMLU has one per subject), and how they are asked.
+
+    Attributes:
+        sizes: of each part, how many documents are judged: the first ones.
+    """
 
     name: str
-    parts: dict[str, Any]
+    parts: dict[str, Any] = field(repr=False)
+    sizes: dict[str, int] = field(repr=False)
     metric: str
+    chance: float | None
     fewshot: int
-    fewshot_split: str | None
+    fewshot_split: str
     source: dict[str, Any] = field(repr=False)
 
 
@@ -54,7 +69,7 @@ def run_tasks(
     batch_size: int = 8,
     run: Run | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Judge a model by downstream tasks; everything is checked and read before the first is run.
+    """Judge a model by downstream tasks. Everything is checked and read before the first is run.
 
     Args:
         tasks: names of suites or tasks, paths of task files (.yaml), or "hub:NAME" for a task with the rows that
@@ -67,47 +82,53 @@ def run_tasks(
 
     Returns:
         By task: `task`, `metric`, `value` (in the metric's own unit; acc in 0..1), `stderr` of the mean (None where
-        the metric is no mean), `documents`, `chance` (see `chance_level`), `fewshot`, `fewshot_split`, `per_document`
-        (in the documents' order; empty if the metric has no number per document), `truncated` (sequences that lost
-        their beginning, being longer than the model's positions), `source` (of the rows).
+        the metric is no mean), `documents`, `chance` (see `chance.chance_level`; None where there is none),
+        `fewshot`, `fewshot_split` ("" without), `per_document` (in the documents' order; empty if the metric has no
+        number per document), `truncated` (sequences that lost their beginning, being longer than the model's
+        positions), `source` (of the rows).
 
     Raises:
         UnknownNameError, InvalidOptionError, DataError, FetchError, MissingExtraError: before anything is run.
         NumericalError: the model gives NaN.
     """
-    _check(model, limit, fewshot, batch_size)
-    harness.require_lm_eval()
-    plans = [
-        plan
-        for name, setting in _asked(tasks, Setting(metric, fewshot)).items()
-        for plan in _plan(name, setting, data, cache)
-    ]
+    plan = plan_tasks(tasks, metric=metric, limit=limit, fewshot=fewshot, data=data, cache=cache)
+    return judge_tasks(model, plan, batch_size=batch_size, run=run)
+
+
+def plan_tasks(
+    tasks: Sequence[str],
+    *,
+    metric: str | None = None,
+    limit: int | None = None,
+    fewshot: int | None = None,
+    data: Path | None = None,
+    cache: Path | None = None,
+) -> tuple[Planned, ...]:
+    """Check and read all that `judge_tasks` will need, once for several models. Arguments and errors: `run_tasks`'s."""
+    if limit is not None and limit < 1:
+        raise InvalidOptionError(f"the limit is a number of documents, at least 1; not {limit}")
+    if fewshot is not None and fewshot < 0:
+        raise InvalidOptionError(f"the number of few-shot examples is not negative; not {fewshot}")
+    plans: dict[str, Planned] = {}
+    for name, setting in _asked(tasks, Setting(metric, fewshot)).items():
+        for plan in _plan(name, setting, limit, data, cache):
+            if plans.setdefault(plan.name, plan) is not plan:
+                raise InvalidOptionError(f"two of the tasks are called {plan.name}; ask in two calls")
+    return tuple(plans.values())
+
+
+def judge_tasks(
+    model: Model, plan: Sequence[Planned], *, batch_size: int = 8, run: Run | None = None
+) -> dict[str, dict[str, Any]]:
+    """Run what `plan_tasks` gave; `run_tasks` in two steps. Returns and errors are its."""
+    if batch_size < 1:
+        raise InvalidOptionError(f"a batch has at least 1 sequence; not {batch_size}")
+    if model.tokenizer is None:
+        raise DataError("the model has no tokenizer, so it cannot be given tasks")
+    if model.tokenizer.bos_token_id is None and model.tokenizer.eos_token_id is None:
+        raise DataError("lm-eval needs a tokenizer with a token that begins or ends a text (bos or eos); this has none")
     run = run or Run()
-    return {plan.name: _judge(model, plan, limit, batch_size, run) for plan in plans}
-
-
-def near_chance(result: Mapping[str, Any]) -> bool:
-    """Whether a result of `run_tasks` lies below 3 standard errors above chance, where differences mean nothing."""
-    if result["chance"] is None or result["stderr"] is None:
-        return False
-    return bool(result["value"] < result["chance"] + 3 * result["stderr"])
-
-
-def chance_level(choices: Sequence[Sequence[str]], answers: Sequence[Any]) -> float:
-    """The accuracy that is to be had without looking at the questions.
-
-    The mean of one over the number of choices; but where all documents have the same choices (yes and no, A to D) the
-    share of the most frequent answer, which is more: 62 % of BoolQ's answers are yes.
-
-    Args:
-        choices: each document's.
-        answers: each document's right one: a place among its choices, or several.
-    """
-    right = [len(answer) if isinstance(answer, list) else 1 for answer in answers]
-    guess = statistics.fmean(count / len(each) for count, each in zip(right, choices, strict=True))
-    if any(count > 1 for count in right) or any(list(each) != list(choices[0]) for each in choices):
-        return guess
-    return max(guess, Counter(map(str, answers)).most_common(1)[0][1] / len(answers))
+    return {each.name: _judge(model, each, batch_size, run) for each in plan}
 
 
 def spread(sizes: Sequence[int], limit: int) -> list[int]:
@@ -125,23 +146,10 @@ def spread(sizes: Sequence[int], limit: int) -> list[int]:
 # --- what is asked ---
 
 
-def _check(model: Model, limit: int | None, fewshot: int | None, batch_size: int) -> None:
-    if limit is not None and limit < 1:
-        raise InvalidOptionError(f"the limit is a number of documents, at least 1; not {limit}")
-    if fewshot is not None and fewshot < 0:
-        raise InvalidOptionError(f"the number of few-shot examples is not negative; not {fewshot}")
-    if batch_size < 1:
-        raise InvalidOptionError(f"a batch has at least 1 sequence; not {batch_size}")
-    if model.tokenizer is None:
-        raise DataError("the model has no tokenizer, so it cannot be given tasks")
-    if model.tokenizer.bos_token_id is None and model.tokenizer.eos_token_id is None:
-        raise DataError("lm-eval needs a tokenizer with a token that begins or ends a text (bos or eos); this has none")
-
-
 def _asked(tasks: Sequence[str], given: Setting) -> dict[str, Setting]:
     """Each task's setting, suites unfolded; what is `given` wins over a suite's."""
-    if isinstance(tasks, str) or not tasks:
-        raise InvalidOptionError(f"tasks is a list of names, at least one; not {tasks!r}")
+    if isinstance(tasks, str):
+        raise InvalidOptionError(f"tasks is a list of names, not one: [{tasks!r}]")
     asked: dict[str, Setting] = {}
     for name in tasks:
         for task, own in SUITES[name].tasks.items() if name in SUITES else [(name, Setting())]:
@@ -159,7 +167,7 @@ def _in_words(setting: Setting) -> str:
     return f"{setting.metric or 'its own metric'} and {shots}"
 
 
-def _plan(name: str, setting: Setting, data: Path | None, cache: Path | None) -> list[_Planned]:
+def _plan(name: str, setting: Setting, limit: int | None, data: Path | None, cache: Path | None) -> list[Planned]:
     """The lines of the result that a name stands for."""
     source: dict[str, Any]
     if name.lower().endswith(_FILES):
@@ -173,7 +181,7 @@ def _plan(name: str, setting: Setting, data: Path | None, cache: Path | None) ->
         source = {"source": "hub", "repository": next(iter(loaded.values())).config.dataset_path}
     merged = name in OFFLINE or name.removeprefix(HUB) == "mmlu"
     groups = {name: loaded} if merged else {part: {part: task} for part, task in loaded.items()}
-    return [_planned(line, parts, setting, source) for line, parts in groups.items()]
+    return [_planned(line, parts, setting, limit, source) for line, parts in groups.items()]
 
 
 def _offline(name: str, data: Path | None, cache: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -196,21 +204,22 @@ def _by_subject(splits: Mapping[str, list[Any]], where: str) -> dict[str, Mappin
     return {f"mmlu_{subject}": subjects[subject] for subject in sorted(subjects)}
 
 
-def _planned(name: str, parts: dict[str, Any], setting: Setting, source: dict[str, Any]) -> _Planned:
+def _planned(name: str, parts: dict[str, Any], setting: Setting, limit: int | None, source: dict[str, Any]) -> Planned:
     """Settle metric and few-shot examples with lm-eval's tasks, or say why they cannot be had."""
     metrics = list(next(iter(parts.values())).aggregation())
     metric = setting.metric or ("acc" if "acc" in metrics else metrics[0])
     if metric not in metrics:
         raise InvalidOptionError(f"{name} has no metric {metric}; it has {', '.join(metrics)}")
-    shots, splits = set(), set()
-    for part, task in parts.items():
-        count, split = _settle_fewshot(part, task, setting.fewshot)
-        shots.add(count)
-        splits.add(split)
-    return _Planned(name, parts, metric, max(shots), splits.pop(), source)
+    with harness.quiet():
+        shots = {_settle_fewshot(part, task, setting.fewshot) for part, task in parts.items()}
+        documents = {part: list(task.eval_docs) for part, task in parts.items()}
+        chance = chance_of(parts, documents, metric)
+    sizes = [len(each) for each in documents.values()]
+    given = dict(zip(parts, spread(sizes, sum(sizes) if limit is None else limit), strict=True))
+    return Planned(name, parts, given, metric, chance, *max(shots), source)
 
 
-def _settle_fewshot(name: str, task: Any, asked: int | None) -> tuple[int, str | None]:
+def _settle_fewshot(name: str, task: Any, asked: int | None) -> tuple[int, str]:
     """Set the number of examples, and return it with the split that they come from.
 
     Raises:
@@ -222,20 +231,19 @@ def _settle_fewshot(name: str, task: Any, asked: int | None) -> tuple[int, str |
     count = asked if asked is not None else own or 0
     task.set_config("num_fewshot", count)
     if count == 0:
-        return 0, None
+        return 0, ""
     config = task.config
     if config.fewshot_config.split is None and config.fewshot_config.samples is not None:
         split = "samples in its file"
     else:
-        split = config.fewshot_config.split or config.training_split or config.validation_split
+        split = config.fewshot_config.split or config.training_split or config.validation_split or config.test_split
         judged = config.test_split or config.validation_split
         if split == judged and config.fewshot_config.split is None:
             raise InvalidOptionError(
                 f"{name} has only the split '{judged}', which is judged: examples from it would give answers away. "
                 "Put a train.jsonl beside it in the data folder, or take the hub's rows (hub:NAME)"
             )
-    with harness.quiet():
-        there = len(task.fewshot_docs())
+    there = len(task.fewshot_docs())
     if there < count:
         raise InvalidOptionError(f"{name} has {there} examples to give ({split}); {count} were asked for")
     return count, str(split)
@@ -244,15 +252,9 @@ def _settle_fewshot(name: str, task: Any, asked: int | None) -> tuple[int, str |
 # --- judging ---
 
 
-def _judge(model: Model, plan: _Planned, limit: int | None, batch_size: int, run: Run) -> dict[str, Any]:
-    with harness.quiet():
-        documents = {part: list(task.eval_docs) for part, task in plan.parts.items()}
-        chance = _chance(plan, documents)
-    sizes = {part: len(each) for part, each in documents.items()}
-    given = spread(list(sizes.values()), sum(sizes.values()) if limit is None else limit)
-    counts = dict(zip(sizes, given, strict=True))
-    parts = {part: task for part, task in plan.parts.items() if counts[part]}
-    results = harness.answer(model, parts, counts, batch_size=batch_size, run=run, label=plan.name)
+def _judge(model: Model, plan: Planned, batch_size: int, run: Run) -> dict[str, Any]:
+    parts = {part: task for part, task in plan.parts.items() if plan.sizes[part]}
+    results = harness.answer(model, parts, plan.sizes, batch_size=batch_size, run=run, label=plan.name)
     samples = [sample for part in parts for sample in _of_first_filter(results["samples"][part])]
     outcomes = [sample.get(plan.metric) for sample in samples]
     numbers = [float(each) for each in outcomes if isinstance(each, (int, float))]
@@ -264,7 +266,7 @@ def _judge(model: Model, plan: _Planned, limit: int | None, batch_size: int, run
         "value": value,
         "stderr": statistics.stdev(numbers) / math.sqrt(len(numbers)) if of_mean and len(numbers) > 1 else None,
         "documents": len(outcomes),
-        "chance": chance,
+        "chance": plan.chance,
         "fewshot": plan.fewshot,
         "fewshot_split": plan.fewshot_split,
         "per_document": numbers if len(numbers) == len(outcomes) else [],
@@ -279,24 +281,8 @@ def _of_first_filter(samples: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted((each for each in samples if each["filter"] == samples[0]["filter"]), key=lambda s: s["doc_id"])
 
 
-def _aggregated(plan: _Planned, parts: Mapping[str, Any], results: Mapping[str, Any]) -> float:
+def _aggregated(plan: Planned, parts: Mapping[str, Any], results: Mapping[str, Any]) -> float:
     """lm-eval's own figure, for a metric that is no mean; such a line has one part."""
     (part,) = parts
     found = {key.partition(",")[0]: value for key, value in reversed(results["results"][part].items())}
     return float(found[plan.metric])
-
-
-def _chance(plan: _Planned, documents: Mapping[str, Sequence[Any]]) -> float | None:
-    """Over all documents, also those beyond a limit; None for a metric that has no such level."""
-    kind = next(iter(plan.parts.values())).OUTPUT_TYPE
-    if kind == "loglikelihood" and plan.metric == "acc":
-        return 0.0  # a whole text must be the likeliest one
-    if kind != "multiple_choice" or plan.metric not in _ACCURACIES:
-        return None
-    choices: list[Sequence[str]] = []
-    answers: list[Any] = []
-    for part, task in plan.parts.items():
-        answer = task.doc_to_text if task.multiple_input else task.doc_to_target
-        choices += [task.doc_to_choice(doc) for doc in documents[part]]
-        answers += [answer(doc) for doc in documents[part]]
-    return chance_level(choices, answers)

@@ -323,10 +323,10 @@ def test_a_task_that_generates(model: Model, tmp_path: Path) -> None:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
-    """Answer for the hub: with rows, or by failing. Only the folder of PIQA is read for names, to save time."""
+    """Answer for the hub: with rows, or by failing. Only two folders of lm-eval are read for names, to save time."""
     lm_eval = harness.require_lm_eval()
     manager = lm_eval.tasks.TaskManager
-    root = Path(lm_eval.tasks.__file__).parent / "piqa"
+    root = [Path(lm_eval.tasks.__file__).parent / folder for folder in ("piqa", "mmlu/default")]
 
     def small(include_path: Any = root, include_defaults: bool = False) -> Any:
         return manager(include_path=include_path, include_defaults=False)
@@ -352,6 +352,15 @@ def test_lm_evals_own_names_with_a_hub(hub: Callable[[Any], None], model: Model,
     assert theirs["source"] == {"source": "hub", "repository": "baber/piqa"}
     same = run_tasks(model, ["hub:piqa"])["piqa"]["per_document"]
     assert same == run_tasks(model, ["piqa"], data=data)["piqa"]["per_document"]
+
+
+@pytest.mark.slow
+def test_mmlu_from_the_hub_is_one_line(hub: Callable[[Any], None]) -> None:
+    hub(ROWS["mmlu"])  # for each subject the same
+    (plan,) = plan_tasks(["hub:mmlu"], fewshot=5, limit=100)
+    assert (plan.name, plan.metric, plan.fewshot, len(plan.parts)) == ("mmlu", "acc", 5, 57)
+    assert sum(plan.sizes.values()) == 100
+    assert set(plan.sizes.values()) == {1, 2}
 
 
 def test_a_hub_that_fails_and_a_name_that_is_none(hub: Callable[[Any], None]) -> None:
@@ -544,7 +553,7 @@ def test_suites_name_tasks_that_need_no_hub() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["one width", "everything", "sliced stream and more"])
+@pytest.mark.parametrize("layout", ["one width", "sliced stream and more"])
 def test_a_checkpoint_in_plain_lm_eval(layout: str, tmp_path: Path) -> None:
     """The command of lm-eval's, in a process that does not know secateur, gives our figure."""
     pruned = with_tokenizer(tiny_in(layout, "llama"))

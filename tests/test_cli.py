@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
@@ -16,6 +17,7 @@ import pytest
 import typer
 from models import FAMILY_NAMES, parameters
 from oracles import write_model, write_texts
+from task_rows import write_rows
 
 import secateur
 from secateur import folders
@@ -466,6 +468,44 @@ def test_evaluations_are_added_to_the_record(
     assert len(inspected["evaluations"]) == 2
 
 
+def test_tasks_stand_in_the_table_and_in_the_record(
+    prune: Callable[..., Told], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    data, dense, out = write_rows(tmp_path / "data"), write_model(tmp_path / "dense"), tmp_path / "out"
+    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (path := dense / file).exists():
+            path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token": "<|im_end|>"}))
+    assert prune("--attentions", 1, model=dense).code == 0
+    words = ("eval", out, "--tasks", "winogrande, copa", "--tasks", "arc_easy", "--data", data)
+    shown = call(*words, "--against", dense)
+    assert shown.code == 0, shown.err
+    (line,) = (line for line in shown.out.splitlines() if line.startswith("arc_easy"))
+    figure = r"[\d.]+ ± [\d.]+ %"
+    label = r"arc_easy, acc, 4 documents \((near )?chance, 25\.0 %\)"
+    assert re.fullmatch(rf"{label} +{figure} +{figure} +[+-][\d.]+ points *", line)
+    assert "near chance: what it is judged against is within 3 standard errors of it" in shown.out
+    told = call(*words, "--limit", 2, "--fewshot", 0, "--json").json["model"]["tasks"]
+    assert {name: each["documents"] for name, each in told.items()} == {"winogrande": 2, "copa": 2, "arc_easy": 2}
+    text = (out / "secateur.json").read_text()
+    first, second = json.loads(text)["evaluations"]
+    assert (set(first["against"]["tasks"]), second["model"]["tasks"]) == (set(told), told)
+    assert str(tmp_path) not in text
+    assert re.search(r'"per_document": \[\d\.0, \d\.0, \d\.0, \d\.0\],\n', text)  # on one line: there may be thousands
+
+
+def test_tasks_are_refused_before_the_model_is_judged(world: dict[str, Path], tmp_path: Path) -> None:
+    write_rows(tmp_path)
+    words = ("eval", world["model"], "--perplexity", world["plain"], "--length", 12, "--tasks", "piqa")
+    for given, says in (
+        (("--data", tmp_path, "--limit", 0), "a number of documents, at least 1; not 0"),
+        (("--data", tmp_path, "--fewshot", 1), "only the split 'validation', which is judged"),
+        (("--data", tmp_path / "downstream"), "no rows of piqa"),
+    ):
+        told = call(*words, *given)
+        assert (told.code, told.out) == (3, "")
+        assert says in told.err
+
+
 def test_a_dense_model_is_judged_and_left_alone(world: dict[str, Path]) -> None:
     before = contents(world["model"])
     told = call("eval", world["model"], "--generate", "and then", "--json")
@@ -602,7 +642,7 @@ def test_the_methods_options_are_flags_of_prune() -> None:
 def test_only_the_demo_can_be_fetched() -> None:
     told = call("fetch", "nonsense")
     assert (told.code, told.out) == (3, "")
-    assert told.err == "error: unknown asset 'nonsense'. Known: demo.\n"
+    assert told.err == "error: unknown asset 'nonsense'. Known: demo, tasks.\n"
 
 
 def test_usage() -> None:

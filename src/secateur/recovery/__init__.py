@@ -3,9 +3,9 @@
 `trainer` is imported where it is needed, since it takes its time.
 """
 
+from secateur.isolation import own_randomness
 from secateur.recovery.adapter import attach, detach, require_extra, targets
 from secateur.recovery.data import Examples, make_examples
-from secateur.recovery.isolation import own_randomness
 from secateur.recovery.objectives import Distillation, Labels, Objective
 from secateur.recovery.settings import Settings, Template
 

@@ -209,15 +209,26 @@ def _public_evaluation(evaluation: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def dump(record: Mapping[str, Any]) -> str:
-    """JSON with one entry per line, but each edit and note on one line: a record is read by people too."""
+    """JSON with one entry per line, but each edit and note, and each list of numbers in an evaluation, on one line:
+    a record is read by people too."""
     lines: list[str] = []
 
     def mark(value: Any) -> str:
         lines.append(json.dumps(value, ensure_ascii=False))
         return f"\0{len(lines) - 1}\0"
 
+    def numbers_aside(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: numbers_aside(one) for key, one in value.items()}
+        if isinstance(value, list):
+            plain = len(value) > 0 and all(isinstance(one, (int, float)) for one in value)
+            return mark(value) if plain else [numbers_aside(one) for one in value]
+        return value
+
     def put_aside(each: Mapping[str, Any]) -> dict[str, Any]:
         marked: dict[str, Any] = {"edits": [mark(edit) for edit in each.get("edits", [])]}
+        if "evaluations" in each:
+            marked["evaluations"] = numbers_aside(each["evaluations"])
         if "notes" in each:
             marked["notes"] = {name: mark(note) for name, note in each["notes"].items()}
         if "parents" in each:

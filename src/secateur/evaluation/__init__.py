@@ -1,7 +1,8 @@
-"""Judging a model: perplexity, latency, samples of its text."""
+"""Judging a model: perplexity, fidelity to the dense one, what running it costs, its text, and a gate for all that."""
 
-from secateur.evaluation.generate import generate
-from secateur.evaluation.latency import latency
+from secateur.evaluation.fidelity import fidelity
+from secateur.evaluation.generation import generation
+from secateur.evaluation.inference import inference
 from secateur.evaluation.perplexity import perplexity
 
-__all__ = ["generate", "latency", "perplexity"]
+__all__ = ["fidelity", "generation", "inference", "perplexity"]

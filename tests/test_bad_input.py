@@ -428,7 +428,9 @@ def test_too_little_memory_is_said_in_one_line(
     assert not list(tmp_path.glob("*out*"))
 
 
-@pytest.mark.parametrize("words", [("inspect", "./none"), ("fetch", "none"), ("eval", "./none", "--latency")], ids=str)
+@pytest.mark.parametrize(
+    "words", [("inspect", "./none"), ("fetch", "none"), ("eval", "./none", "--inference")], ids=str
+)
 def test_an_error_is_printed_once(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("", "secateur"):  # no handler of pytest's or of a command before, as for a user
         monkeypatch.setattr(logging.getLogger(name), "handlers", [])

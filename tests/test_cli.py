@@ -447,7 +447,7 @@ def test_evaluations_are_added_to_the_record(
     assert plain.code == 0, plain.err
     for fact in ("parameters", "perplexity", "2 x 12", "and then", f"{before['after']['parameters']:,}", "%"):
         assert fact in plain.out
-    as_json = call("eval", out, *words, "--json", "--latency")
+    as_json = call("eval", out, *words, "--json", "--inference", "--prompt-length", 8, "--rounds", 1)
     assert as_json.code == 0, as_json.err
     after = json.loads((out / "secateur.json").read_text())
     first, second = after.pop("evaluations")
@@ -461,7 +461,7 @@ def test_evaluations_are_added_to_the_record(
         assert each["perplexity"][0]["text"] == str(world["plain"])
         each["name"], each["perplexity"][0]["text"] = place.name, world["plain"].name  # the record is published
     assert {key: second[key] for key in told} == told
-    assert as_json.json["model"]["latency"]["tokens_per_s"] > 0
+    assert as_json.json["model"]["inference"]["throughput_tokens_s"] > 0
     inspected = call("inspect", out, "--json").json
     assert len(inspected["evaluations"]) == 2
 
@@ -470,7 +470,7 @@ def test_a_dense_model_is_judged_and_left_alone(world: dict[str, Path]) -> None:
     before = contents(world["model"])
     told = call("eval", world["model"], "--generate", "and then", "--json")
     assert told.code == 0
-    assert told.json["model"]["samples"][0]["prompt"] == "and then"
+    assert told.json["model"]["generation"]["samples"][0]["prompt"] == "and then"
     assert contents(world["model"]) == before
 
 
@@ -478,7 +478,7 @@ def test_a_dense_model_is_judged_and_left_alone(world: dict[str, Path]) -> None:
     ("words", "message"),
     [((), "nothing to do"), (("--perplexity", "nonsense", "--length", 16), "unknown text"),
      (("--perplexity", "{plain}"), "positions end at 64"), (("--generate", ""), "prompt is empty"),
-     (("--latency", "--device", "abacus"), "abacus"), (("--latency", "--against", "./none"), "no folder")],
+     (("--inference", "--device", "abacus"), "abacus"), (("--inference", "--against", "./none"), "no folder")],
     ids=str,
 )  # fmt: skip
 def test_eval_refuses_in_one_line(words: tuple[str, ...], message: str, world: dict[str, Path]) -> None:

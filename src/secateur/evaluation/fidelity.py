@@ -60,9 +60,7 @@ def fidelity(
 
 
 @torch.no_grad()
-def _window(
-    model: Model, dense: Model, states: list[Tensor], ids: Tensor, weights: Tensor, run: Run
-) -> Tensor:
+def _window(model: Model, dense: Model, states: list[Tensor], ids: Tensor, weights: Tensor, run: Run) -> Tensor:
     """Weighed sums over one window's predictions: loss, dense loss, KL and agreement, (4,) float64.
 
     Args:

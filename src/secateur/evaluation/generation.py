@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -91,9 +90,7 @@ def generate(model: Model, prompt: str, decoding: Decoding = GREEDY) -> Continua
     model.hf.generation_config = GenerationConfig()
     try:
         with torch.inference_mode(), quiet_transformers():
-            output = model.hf.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings
-            )
+            output = model.hf.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
     finally:
         model.hf.generation_config = own
     new = output[0, ids.shape[1] :].cpu()
@@ -217,14 +214,13 @@ def _encode(model: Model, prompt: str) -> Tensor:
 
 def _room(model: Model, decoding: Decoding, length: int) -> int:
     """How many tokens may follow a prompt of `length`."""
-    limits = {"the model's positions": model.max_length, f"decoding '{decoding.name}'": decoding.max_length}
-    for what, limit in limits.items():
-        if limit is not None and length >= limit:
-            raise DataError(f"the prompt has {length} tokens; {what} end at {limit}")
-    rooms = [limit - length for limit in limits.values() if limit is not None]
-    if decoding.max_new_tokens is not None:
-        rooms.append(decoding.max_new_tokens)
-    return min(rooms)
+    limits = {"the model's positions end": model.max_length, f"'{decoding.name}' ends": decoding.max_length}
+    there = {what: limit for what, limit in limits.items() if limit is not None}
+    for what, limit in there.items():
+        if length >= limit:
+            raise DataError(f"the prompt has {length} tokens; {what} at {limit}")
+    rooms = [limit - length for limit in there.values()]
+    return min(rooms if decoding.max_new_tokens is None else [*rooms, decoding.max_new_tokens])
 
 
 def _ends(model: Model, decoding: Decoding) -> list[int]:

@@ -35,11 +35,11 @@ def inference(
         batch_size: prompts at once.
 
     Returns:
-        Per model, medians over the rounds: `prefill_ms` for the whole prompts, `token_ms` for one further token of each,
-        both with `_iqr` (the interquartile range; None for one round); `throughput_tokens_s`, new tokens of all prompts
-        per second, the prompts' time included. Then `weight_bytes`; `kv_bytes_per_token` of one sequence, as long as
-        no sliding window is full; `peak_memory_bytes` (see `memory.peak_memory`) with `peak_memory_by`, how it was
-        measured; and the arguments.
+        Per model, medians over the rounds: `prefill_ms` for the whole prompts, `token_ms` for one further token of
+        each, both with `_iqr` (the interquartile range; None for one round); `throughput_tokens_s`, new tokens of all
+        prompts per second, the prompts' time included. Then `weight_bytes`; `kv_bytes_per_token` of one sequence, as
+        long as no sliding window is full; `peak_memory_bytes` (see `memory.peak_memory`) with `peak_memory_by`, how it
+        was measured; and the arguments.
 
     Raises:
         InvalidOptionError: a number below one; more new tokens than a model's positions.
@@ -47,8 +47,8 @@ def inference(
     for value in (prompt_length, new_tokens, rounds, batch_size):
         if value < 1:
             raise InvalidOptionError(
-                f"prompt length, new tokens, rounds and batch size must be at least 1, not {prompt_length}, {new_tokens}, "
-                f"{rounds} and {batch_size}"
+                "prompt length, new tokens, rounds and batch size must be at least 1, not "
+                f"{prompt_length}, {new_tokens}, {rounds} and {batch_size}"
             )
     run = run or Run()
     prompt_length = min(_room(model, new_tokens, prompt_length) for model in models.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from secateur.errors import InvalidOptionError, UnknownNameError
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt
 }  # fmt: skip
-_CONDITION = re.compile(r"\s*([^\s<>=]+)\s*(>=|<=|>|<)\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?)\s*", re.ASCII)
+_CONDITION = re.compile(r"\s*([^\s<>=]+)\s*(>=|<=|>|<)\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*", re.ASCII)
 
 # By the part of a judgement: the name of a figure in conditions, and its key there.
 _BY_TEXT = {
@@ -47,7 +48,7 @@ def parse(text: str) -> Condition:
         InvalidOptionError: it is none.
     """
     found = _CONDITION.fullmatch(text)
-    if found is None:
+    if found is None or not math.isfinite(float(found[3])):
         raise InvalidOptionError(f"{text!r} is no condition; one is NAME OP NUMBER with OP >, >=, < or <=, as kl>0.1")
     name, sign, bound = found.groups()
     return Condition(name, sign, float(bound))

@@ -26,7 +26,7 @@ from secateur import folders, load
 from secateur.api import prepare, read_tokens, run_job, save
 from secateur.cli import prune as prune_command
 from secateur.errors import CheckpointError, DataError, NumericalError, OutputError, OutputExistsError, SecateurError
-from secateur.evaluation import generate
+from secateur.evaluation.generation import generate
 from secateur.folders import claimed, new_folder
 from secateur.model.checkpoint import SUMS
 from secateur.model.checkpoint import save as save_checkpoint

@@ -31,8 +31,8 @@ demo:
 	$(BIN)/secateur fetch demo; \
 	$(BIN)/secateur prune demo --method 2ssp --sparsity 0.25 --calibration demo --samples 16 --length 1024 \
 	  --search-length 512 --out $(OUT) --overwrite; \
-	$(BIN)/secateur eval $(OUT) --against demo --perplexity demo --samples 10 --length 1024 --latency \
-	  --generate "The theory of relativity"; \
+	$(BIN)/secateur eval $(OUT) --against demo --perplexity demo --samples 10 --length 1024 --inference \
+	  --generate "The theory of relativity" --beams; \
 	total=$$(( $$(date +%s) - start )); downloads=$$(cat $(VENV)/.download_seconds 2>/dev/null || echo 0); \
 	echo; echo "method: 2ssp (arXiv 2501.17771); the checkpoint lies in $(OUT)"; \
 	echo "took $$total s, of which $$downloads s were package downloads: $$(( total - downloads )) s without"

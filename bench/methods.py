@@ -24,7 +24,7 @@ from common import calibration, load_model, machine
 
 from secateur.api import prepare, read_tokens, run_job
 from secateur.engine.tokens import Tokens
-from secateur.evaluation import perplexity
+from secateur.evaluation.perplexity import perplexity
 from secateur.model.handle import Model
 from secateur.run import MemoryStore, Run, work_forwards
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from secateur.api import read_tokens
 from secateur.driver import run_method
 from secateur.engine.tokens import Tokens
-from secateur.evaluation import perplexity
+from secateur.evaluation.perplexity import perplexity
 from secateur.methods import get_method
 from secateur.model.budget import Budget
 from secateur.run import MemoryStore, Run

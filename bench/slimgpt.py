@@ -31,7 +31,7 @@ from methods import windows
 from torch import Tensor, nn
 
 from secateur.driver import run_method
-from secateur.evaluation import perplexity
+from secateur.evaluation.perplexity import perplexity
 from secateur.methods import get_method
 from secateur.model.budget import Budget, shares
 from secateur.model.handle import Model

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from models import HIDDEN, VOCABULARY, parameters, tiny, tiny_tokenizer, tiny_tokens
-from oracles import Watcher, edited, mean_nll, write_texts
+from oracles import Watcher, edited, mean_kl, mean_nll, write_texts
 
 import secateur
 from secateur.api import already_there, prepare, read_tokens, run_job
@@ -293,10 +293,73 @@ def test_two_models_are_judged_on_the_same_tokens(texts: tuple[Path, Path]) -> N
         tokens = read_tokens(judged, str(texts[0]), purpose="evaluation", length=16, samples=5)
         assert each["perplexity"][0]["nll"] == pytest.approx(mean_nll(judged, tokens), rel=1e-6)
         assert each["perplexity"][0]["text"] == str(texts[0])
-        assert [sample["prompt"] for sample in each["samples"]] == ["and then"]
+        assert [sample["prompt"] for sample in each["generation"]["samples"]] == ["and then"]
     json.dumps(report, allow_nan=False)
+    assert report["model"]["generation"]["figures"]["greedy_agreement"] is not None
+    assert report["against"]["generation"]["figures"]["greedy_agreement"] is None
     assert list(secateur.evaluate(model)) == ["model"]
     assert set(secateur.evaluate(model)["model"]) == {"name", "parameters", "weight_bytes"}
+
+
+def test_fidelity_counts_responses_of_chats_and_all_of_plain_text(texts: tuple[Path, Path]) -> None:
+    dense, model = model_with_tokenizer(), model_with_tokenizer()
+    small(model)
+    report = secateur.evaluate(model, against=dense, fidelity_on=list(map(str, texts)), length=60, samples=3)
+    assert "fidelity" not in report["against"]
+    plain, chat = report["model"]["fidelity"]
+    assert (plain["count"], chat["count"]) == ("all", "responses")
+    assert plain["predictions"] == 3 * 59 > chat["predictions"] > 0
+    for name, count, result in zip(texts, ("all", "responses"), (plain, chat), strict=True):
+        tokens = read_tokens(
+            model,
+            str(name),
+            purpose="evaluation",
+            length=60,
+            samples=3,
+            count=count,  # type: ignore[arg-type]
+        )
+        assert result["loss"] == pytest.approx(mean_nll(model, tokens), rel=1e-6)
+        assert result["kl"] == pytest.approx(mean_kl(dense, model, tokens), rel=1e-4)
+    json.dumps(report, allow_nan=False)
+
+
+def test_a_gate_looks_at_the_judged_model_only(texts: tuple[Path, Path]) -> None:
+    model, dense = model_with_tokenizer(), model_with_tokenizer()
+    small(model)
+    words: dict[str, Any] = {
+        "against": dense, "perplexity_on": [str(texts[0])], "fidelity_on": [str(texts[0])], "length": 16, "samples": 2
+    }  # fmt: skip
+    judged = secateur.evaluate(model, **words, fail_if=["kl>0", "top1>1", "ppl<1"])
+    (failed,) = judged["failed"]
+    assert failed["figure"] == f"kl:{texts[0].name}"
+    assert failed["value"] == judged["model"]["fidelity"][0]["kl"]
+    between = sorted(judged[name]["perplexity"][0]["perplexity"] for name in ("model", "against"))
+    middle = sum(between) / 2
+    passes = secateur.evaluate(model, **words, fail_if=[f"ppl>{middle}"])["failed"]
+    swapped = secateur.evaluate(dense, **{**words, "against": model}, fail_if=[f"ppl>{middle}"])["failed"]
+    assert len(passes) + len(swapped) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"fidelity_on": ["./own.txt"]}, "give it as --against"),
+        ({"fail_if": ["kl>0.1"]}, "no figure to look at"),
+        ({"perplexity_on": ["./own.txt"], "fail_if": ["kl>0.1"]}, "unknown figure 'kl'"),
+        ({"perplexity_on": ["./own.txt"], "fail_if": ["ppl of 0.1"]}, "is no condition"),
+        ({"perplexity_on": ["{text}", "./own.txt"], "length": 8}, "there is no file .*own.txt"),
+    ],
+    ids=str,
+)
+def test_bad_requests_are_refused_before_any_work(
+    words: dict[str, Any], message: str, texts: tuple[Path, Path]
+) -> None:
+    if "perplexity_on" in words:
+        words = {**words, "perplexity_on": [each.format(text=texts[0]) for each in words["perplexity_on"]]}
+    model = model_with_tokenizer()
+    model.hf.register_forward_pre_hook(lambda *_: pytest.fail("work was done"))
+    with pytest.raises(SecateurError, match=message):
+        secateur.evaluate(model, **words)
 
 
 def test_edits_of_a_pruned_model_count_blocks_as_they_are_now() -> None:

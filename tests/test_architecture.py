@@ -27,7 +27,7 @@ LAYERS: tuple[set[str], ...] = (
     {"evaluation", "recovery"},
     {"report"},
     {"api", "forecast"},
-    {"healing", "study"},
+    {"healing", "judging", "study"},
     {"secateur"},  # the package's own names, for users and the commands
     {"cli"},
 )

@@ -26,7 +26,7 @@ from secateur import folders, load
 from secateur.api import prepare, read_tokens, run_job, save
 from secateur.cli import prune as prune_command
 from secateur.errors import CheckpointError, DataError, NumericalError, OutputError, OutputExistsError, SecateurError
-from secateur.evaluation import generate
+from secateur.evaluation.generation import generate
 from secateur.folders import claimed, new_folder
 from secateur.model.checkpoint import SUMS
 from secateur.model.checkpoint import save as save_checkpoint
@@ -429,7 +429,9 @@ def test_too_little_memory_is_said_in_one_line(
     assert not list(tmp_path.glob("*out*"))
 
 
-@pytest.mark.parametrize("words", [("inspect", "./none"), ("fetch", "none"), ("eval", "./none", "--latency")], ids=str)
+@pytest.mark.parametrize(
+    "words", [("inspect", "./none"), ("fetch", "none"), ("eval", "./none", "--inference")], ids=str
+)
 def test_an_error_is_printed_once(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("", "secateur"):  # no handler of pytest's or of a command before, as for a user
         monkeypatch.setattr(logging.getLogger(name), "handlers", [])

@@ -449,7 +449,7 @@ def test_evaluations_are_added_to_the_record(
     assert plain.code == 0, plain.err
     for fact in ("parameters", "perplexity", "2 x 12", "and then", f"{before['after']['parameters']:,}", "%"):
         assert fact in plain.out
-    as_json = call("eval", out, *words, "--json", "--latency")
+    as_json = call("eval", out, *words, "--json", "--inference", "--prompt-length", 8, "--rounds", 1)
     assert as_json.code == 0, as_json.err
     after = json.loads((out / "secateur.json").read_text())
     first, second = after.pop("evaluations")
@@ -463,7 +463,7 @@ def test_evaluations_are_added_to_the_record(
         assert each["perplexity"][0]["text"] == str(world["plain"])
         each["name"], each["perplexity"][0]["text"] = place.name, world["plain"].name  # the record is published
     assert {key: second[key] for key in told} == told
-    assert as_json.json["model"]["latency"]["tokens_per_s"] > 0
+    assert as_json.json["model"]["inference"]["throughput_tokens_s"] > 0
     inspected = call("inspect", out, "--json").json
     assert len(inspected["evaluations"]) == 2
 
@@ -510,7 +510,7 @@ def test_a_dense_model_is_judged_and_left_alone(world: dict[str, Path]) -> None:
     before = contents(world["model"])
     told = call("eval", world["model"], "--generate", "and then", "--json")
     assert told.code == 0
-    assert told.json["model"]["samples"][0]["prompt"] == "and then"
+    assert told.json["model"]["generation"]["samples"][0]["prompt"] == "and then"
     assert contents(world["model"]) == before
 
 
@@ -518,13 +518,83 @@ def test_a_dense_model_is_judged_and_left_alone(world: dict[str, Path]) -> None:
     ("words", "message"),
     [((), "nothing to do"), (("--perplexity", "nonsense", "--length", 16), "unknown text"),
      (("--perplexity", "{plain}"), "positions end at 64"), (("--generate", ""), "prompt is empty"),
-     (("--latency", "--device", "abacus"), "abacus"), (("--latency", "--against", "./none"), "no folder")],
+     (("--fidelity", "{chat}", "--length", 60), "give it as --against"),
+     (("--inference", "--rounds", 0), "at least 1, not 256, 16, 0 and 1"),
+     (("--perplexity", "{plain}", "--fail-if", "kl>0.1", "--length", 16), "unknown figure 'kl'"),
+     (("--perplexity", "{plain}", "--fail-if", "ppl", "--length", 16), "'ppl' is no condition"),
+     (("--inference", "--device", "abacus"), "abacus"), (("--inference", "--against", "./none"), "no folder")],
     ids=str,
 )  # fmt: skip
 def test_eval_refuses_in_one_line(words: tuple[str, ...], message: str, world: dict[str, Path]) -> None:
     told = call("eval", world["model"], *(str(word).format(**world) for word in words))
     assert (told.code, told.out, told.err.count("\n")) == (3, "", 1)
     assert message in told.err
+
+
+def test_a_gate_ends_with_a_code_of_its_own(prune: Callable[..., Told], tmp_path: Path, world: dict[str, Path]) -> None:
+    out = tmp_path / "out"
+    assert prune("--attentions", 1).code == 0
+    words = (
+        "eval", out, "--against", world["model"], "--fidelity", world["chat"], "--perplexity", world["plain"],
+        "--length", 60, "--samples", 2,
+    )  # fmt: skip
+    passed = call(*words, "--fail-if", "top1>1", "--fail-if", "ppl<1")
+    assert passed.code == 0, passed.err
+    failed = call(*words, "--fail-if", "top1>1", "--fail-if", "kl>0", "--fail-if", "ppl>1")
+    assert failed.code == 4
+    for line in ("failed, kl>0: kl:chat.jsonl is ", f"failed, ppl>1: ppl:{world['plain'].name} is "):
+        assert line in failed.err
+    assert "top1>1" not in failed.err
+    for told in (passed, failed):
+        for fact in ("loss of responses, chat.jsonl, 2 x 60", "KL, chat.jsonl", "top-1 agreement, chat.jsonl", "±"):
+            assert fact in told.out
+    as_json = call(*words, "--fail-if", "kl>0", "--json")
+    assert as_json.code == 4
+    assert [each["condition"] for each in as_json.json["failed"]] == ["kl>0"]
+    recorded = json.loads((out / "secateur.json").read_text())["evaluations"]
+    assert [len(each["failed"]) for each in recorded] == [0, 2, 1]  # a judgement that fails is kept too
+    assert recorded[0]["model"]["fidelity"][0]["text"] == "chat.jsonl"
+
+
+def test_the_cost_of_running_is_shown_side_by_side(world: dict[str, Path]) -> None:
+    told = call(
+        "eval", world["model"], "--against", world["model"], "--inference", "--prompt-length", 8, "--new-tokens", 2,
+        "--rounds", 2, "--batch-size", 3,
+    )  # fmt: skip
+    assert told.code == 0, told.err
+    for fact in ("prompt of 3 x 8, ms", "each further token, ms", "throughput, tokens/s", "KV cache, bytes per token",
+                 "peak memory, MB", "peak memory: tensors alive at once", "+0.0%"):  # fmt: skip
+        assert fact in told.out
+
+
+@pytest.mark.slow
+def test_the_references_prompts_have_its_beams(world: dict[str, Path]) -> None:
+    told = call("eval", world["model"], "--generate", "2ssp", "--generate", "and then", "--json")
+    assert told.code == 0, told.err
+    samples = told.json["model"]["generation"]["samples"]
+    prompts = ["Who is Albert Einstein?", "The theory of relativity", "and then"]
+    assert [each["prompt"] for each in samples] == [prompt for prompt in prompts for _ in range(2)]
+    assert [each["settings"]["num_beams"] for each in samples] == [1, 5] * 3
+    plain = call("eval", world["model"], "--generate", "and then", "--against", world["model"]).out
+    for fact in ("greedy agreement", "100.0%", "distinct pairs, greedy text", "model, greedy: and then"):
+        assert fact in plain
+    assert "2ssp" not in plain
+    assert "model, 2ssp: and then" in call("eval", world["model"], "--generate", "and then", "--beams").out
+
+
+def test_perplexities_of_other_tokens_are_shown_apart(world: dict[str, Path], tmp_path: Path) -> None:
+    """A tokenizer of another kind reads the same text as other tokens."""
+    other = write_model(tmp_path / "other")
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["a"], vocabulary["e"] = vocabulary["e"], vocabulary["a"]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    told = call(
+        "eval", world["model"], "--against", other, "--perplexity", world["plain"], "--length", 12, "--samples", 2
+    )
+    assert told.code == 0, told.err
+    assert "other tokens" in told.out
+    assert "different tokens" in told.out
 
 
 def test_a_damaged_record_is_told(prune: Callable[..., Told], tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from studies import SEARCH, Loads, comparison, fake_judges, grid, no_times
 from secateur.api import prepare, run_job
 from secateur.engine.tokens import Tokens
 from secateur.errors import DataError, Interrupted, InvalidOptionError, OutputError, OutputExistsError, UnknownNameError
-from secateur.evaluation import perplexity
+from secateur.evaluation.perplexity import perplexity
 from secateur.folders import claimed
 from secateur.methods import get_method, methods
 from secateur.study import Calibration, Comparison, Judging, compare, judges

@@ -203,7 +203,10 @@ def test_any_command_line(pairs: list[tuple[str, str]], flags: list[str], world:
 @fuzz(CASES // 4)
 @given(
     command=st.sampled_from(["eval", "inspect", "methods", "fetch", "prune", "x"]),
-    words=st.lists(st.one_of(WORDS, st.sampled_from(["--json", "--verify", "--latency", "--help"])), max_size=3),
+    words=st.lists(
+        st.one_of(WORDS, st.sampled_from(["--json", "--verify", "--inference", "--beams", "--fail-if", "--help"])),
+        max_size=3,
+    ),
 )
 def test_any_words_to_any_command(command: str, words: list[str], world: tuple[Path, Path]) -> None:
     folder, _ = world

@@ -178,7 +178,9 @@ def test_of_a_path_the_last_part_is_published(path: str, tmp_path: Path, monkeyp
     append_to = tmp_path / "m"
     append_to.mkdir()
     (append_to / RECORD).write_text(dump(record))
-    append_evaluation(append_to, {"model": {"name": path, "perplexity": [{"text": path}]}})
+    append_evaluation(
+        append_to, {"model": {"name": path, "perplexity": [{"text": path}], "fidelity": [{"text": path}]}}
+    )
     for word in ("client", "someone", "runs", "work"):
         assert word not in (append_to / RECORD).read_text()
 

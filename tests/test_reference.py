@@ -9,7 +9,7 @@ import pytest
 
 import secateur
 from secateur.api import prepare, read_tokens, run_job
-from secateur.evaluation import perplexity
+from secateur.evaluation.perplexity import perplexity
 from secateur.run import MemoryStore, Run
 
 SHARED = Path(__file__).parents[2] / "shared"

@@ -11,7 +11,7 @@ import torch
 
 import secateur
 from secateur.api import prepare, read_tokens, run_job
-from secateur.evaluation import perplexity
+from secateur.evaluation.perplexity import perplexity
 from secateur.methods.shortgpt import influence_of_cosine
 from secateur.methods.window import angle
 from secateur.run import MemoryStore, Run

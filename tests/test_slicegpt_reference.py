@@ -8,7 +8,7 @@ import torch
 
 import secateur
 from secateur.api import prepare, read_tokens, run_job
-from secateur.evaluation import perplexity
+from secateur.evaluation.perplexity import perplexity
 
 SHARED = Path(__file__).parents[2] / "shared"
 pytestmark = [

@@ -3,10 +3,11 @@
 Importing it makes transformers' Auto classes load the checkpoints that stock architectures cannot hold.
 """
 
-from secateur.api import Pruned, evaluate, prune, save
+from secateur.api import Pruned, prune, save
 from secateur.engine.tokens import Tokens
 from secateur.errors import SecateurError
 from secateur.healing import Recovered, recover
+from secateur.judging import evaluate
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.load import load, register

@@ -1,9 +1,9 @@
-"""secateur as Python: `load`, `prune`, `save`, `evaluate`. The commands are thin wrappers of these."""
+"""secateur as Python: `prune`, `save` and what they stand on. The commands are thin wrappers of these."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,8 +14,7 @@ from secateur.assets import Purpose, read_text
 from secateur.driver import Pruning, run_method
 from secateur.engine.tokens import Count, Tokens, tokenize
 from secateur.errors import DataError, InvalidOptionError, OutputExistsError
-from secateur.evaluation import generate, latency, perplexity
-from secateur.evaluation.tasks import judge_tasks, plan_tasks
+from secateur.evaluation.perplexity import perplexity
 from secateur.folders import resolved
 from secateur.methods import get_method
 from secateur.model.budget import Budget, Convention
@@ -68,7 +67,7 @@ def read_tokens(
     length: int,
     samples: int | None = None,
     seed: int = 0,
-    count: Count = "all",
+    count: Count | None = "all",
     data: Path | None = None,
     cache: Path | None = None,
 ) -> Tokens:
@@ -77,7 +76,8 @@ def read_tokens(
     Args:
         name: c4, wikitext2, fineweb-edu, demo, or a .txt, .jsonl or .parquet file.
         purpose: "calibration" or "evaluation": which split of a named text.
-        length, samples, seed, count: see `secateur.engine.tokens.tokenize`.
+        length, samples, seed, count: see `secateur.engine.tokens.tokenize`. If count is None, of chat data responses
+            count, of plain text all.
         data: folder with the named texts, for machines without a hub.
 
     Raises:
@@ -88,6 +88,7 @@ def read_tokens(
         raise DataError("the model has no tokenizer; give `Tokens` instead of a text")
     require_positions(model.max_length, length)
     text = read_text(name, purpose=purpose, data=data, cache=cache)
+    count = count or ("all" if text.conversations is None else "responses")
     tokens = tokenize(text, model.tokenizer, length=length, samples=samples, seed=seed, count=count)
     if (highest := int(tokens.ids.max())) >= model.vocab_size:
         raise DataError(
@@ -260,61 +261,3 @@ def already_there(job: Identified, folder: Path) -> dict[str, Any] | None:
         return record
     what = "another pruning or recovery" if record else "something that secateur did not write"
     raise OutputExistsError(f"{folder} exists and holds {what}; choose another --out, or give --overwrite")
-
-
-def evaluate(
-    model: Model,
-    *,
-    against: Model | None = None,
-    perplexity_on: Sequence[str] = (),
-    length: int = 2048,
-    samples: int | None = None,
-    with_latency: bool = False,
-    prompts: Sequence[str] = (),
-    tasks: Sequence[str] = (),
-    limit: int | None = None,
-    fewshot: int | None = None,
-    data: Path | None = None,
-    cache: Path | None = None,
-    run: Run | None = None,
-) -> dict[str, Any]:
-    """Judge a model, and beside it another one on the same tokens.
-
-    Args:
-        against: usually the dense model; reported under "against".
-        perplexity_on: names of texts, or files.
-        length, samples: windows; all that the text has if None.
-        with_latency: time both models alternately.
-        prompts: continued greedily.
-        tasks, limit, fewshot: see `secateur.evaluation.tasks.run_tasks`.
-
-    Returns:
-        {"model": {...}, "against": {...}}, each with `parameters`, `weight_bytes`, and `perplexity` (a list),
-        `latency`, `samples` and `tasks` (by name) as asked.
-    """
-    run = run or Run()
-    plan = plan_tasks(tasks, limit=limit, fewshot=fewshot, data=data, cache=cache)
-    models = {"model": model} | ({"against": against} if against else {})
-    report: dict[str, Any] = {}
-    for name, each in models.items():
-        parameters = each.layout().parameters
-        report[name] = {
-            "name": each.source.get("name"),
-            "parameters": parameters,
-            "weight_bytes": parameters * each.dtype.itemsize,
-        }
-    for text in perplexity_on:
-        for name, each in models.items():
-            tokens = read_tokens(
-                each, text, purpose="evaluation", length=length, samples=samples, data=data, cache=cache
-            )
-            label = f"perplexity on {text}" + (" (against)" if name == "against" else "")
-            report[name].setdefault("perplexity", []).append(perplexity(each, tokens, run=run, label=label))
-    for name, result in (latency(models, run=run) if with_latency else {}).items():
-        report[name]["latency"] = result
-    for prompt in prompts:
-        for name, each in models.items():
-            report[name].setdefault("samples", []).append({"prompt": prompt, "text": generate(each, prompt)})
-    for name, each in models.items() if plan else ():
-        report[name]["tasks"] = judge_tasks(each, plan, run=run)
-    return report

@@ -60,9 +60,14 @@ class KLDivergence:
 
     def loss(self, logits: Tensor, targets: Tensor, prepared: Tensor | None) -> Tensor:
         assert prepared is not None  # narrows the type; `prepare` returned it
-        rows = _slice_rows(logits)
-        some = zip(logits.split(rows), prepared.split(rows), strict=True)
-        return torch.cat([_kl(F.log_softmax(each, dim=-1), log_q) for each, log_q in some])
+        return kl_divergence(logits, prepared)
+
+
+def kl_divergence(logits: Tensor, log_q: Tensor) -> Tensor:
+    """KL(q || softmax(logits)) per row, in nats: logits and log-probabilities (tokens, vocabulary) float32."""
+    rows = _slice_rows(logits)
+    some = zip(logits.split(rows), log_q.split(rows), strict=True)
+    return torch.cat([_kl(F.log_softmax(each, dim=-1), wanted) for each, wanted in some])
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:

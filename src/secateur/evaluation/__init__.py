@@ -1,7 +1,1 @@
-"""Judging a model: perplexity, latency, samples of its text, downstream tasks (`secateur.evaluation.tasks`)."""
-
-from secateur.evaluation.generate import generate
-from secateur.evaluation.latency import latency
-from secateur.evaluation.perplexity import perplexity
-
-__all__ = ["generate", "latency", "perplexity"]
+"""Judging a model: perplexity, fidelity to the dense one, cost of inference, its text, downstream tasks, and a gate."""

@@ -163,6 +163,23 @@ def require_family(config: Any) -> Family:
     return family
 
 
+def require_same_vocabulary(model: Model, other: Model, purpose: str) -> None:
+    """Raise where two models do not read the same tokens.
+
+    Args:
+        purpose: what compares them token by token, for the message.
+
+    Raises:
+        InvalidOptionError: another tokenizer, or another number of ids.
+    """
+    one, two = (each.tokenizer and each.tokenizer.get_vocab() for each in (model, other))
+    if one != two or model.vocab_size != other.vocab_size:
+        raise InvalidOptionError(
+            f"{other.source.get('name', 'the other model')} has another tokenizer or vocabulary than the model; "
+            f"{purpose} compares the two models token by token: give the dense model it was pruned from"
+        )
+
+
 def require_positions(max_length: int | None, length: int) -> None:
     """Raise InvalidOptionError for windows that are longer than a model's positions (None: without an end)."""
     if max_length is not None and length > max_length:

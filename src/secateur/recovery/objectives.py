@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from secateur.engine.blocks import head_logits, head_logits_with_grad
 from secateur.engine.loss import LOGIT_BYTES
 from secateur.errors import InvalidOptionError, NumericalError
-from secateur.model.handle import Model
+from secateur.model.handle import Model, require_same_vocabulary
 from secateur.recovery.data import IGNORED
 
 Batch = Mapping[str, Tensor]
@@ -61,13 +61,7 @@ class Distillation:
         model, teacher = self.model, self.teacher
         if teacher.hf is model.hf:
             raise InvalidOptionError("the model cannot be its own teacher; load the dense model apart")
-        one, other = model.tokenizer, teacher.tokenizer
-        same = one is not None and other is not None and one.get_vocab() == other.get_vocab()
-        if not same or model.vocab_size != teacher.vocab_size:
-            raise InvalidOptionError(
-                f"{teacher.source.get('name', 'the teacher')} has another tokenizer or vocabulary than the model; "
-                "distillation compares the two models token by token: give the dense model it was pruned from"
-            )
+        require_same_vocabulary(model, teacher, "distillation")
 
     def total(self, batch: Batch) -> Tensor:
         states, _ = predicting(self.model, batch)

@@ -30,6 +30,7 @@ from secateur.surgery.edits import to_json
 from secateur.version import __version__
 
 FORMAT = 1
+_BY_TEXT = ("perplexity", "fidelity")  # parts of an evaluation with one entry per text
 _PATHS = ("name", "asked", "path")  # of what was read from this machine
 _PATH_OPTIONS = ("--out", "--data", "--cache-dir", "--log-file")
 
@@ -197,13 +198,9 @@ def _public_evaluation(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """The same with public names of models and texts."""
 
     def public(judged: dict[str, Any]) -> dict[str, Any]:
-        texts = [public_facts(each) for each in judged.get("perplexity", [])]
+        texts = {part: [public_facts(each) for each in judged[part]] for part in _BY_TEXT if part in judged}
         name = judged.get("name")
-        return {
-            **judged,
-            **({"name": public_name(name)} if name else {}),
-            **({"perplexity": texts} if texts else {}),
-        }
+        return {**judged, **({"name": public_name(name)} if name else {}), **texts}
 
     return {key: public(value) if isinstance(value, dict) else value for key, value in evaluation.items()}
 

@@ -1,0 +1,123 @@
+"""Judge a model as Python: `evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from secateur.api import read_tokens
+from secateur.engine.tokens import Count, Tokens
+from secateur.errors import InvalidOptionError
+from secateur.evaluation.fidelity import fidelity
+from secateur.evaluation.gate import check, failures, known_names, parse
+from secateur.evaluation.generation import Decoding, generation
+from secateur.evaluation.inference import inference, weight_bytes
+from secateur.evaluation.perplexity import perplexity
+from secateur.evaluation.tasks import judge_tasks, plan_tasks
+from secateur.model.handle import Model, require_same_vocabulary
+from secateur.run import Run
+
+
+def evaluate(
+    model: Model,
+    *,
+    against: Model | None = None,
+    perplexity_on: Sequence[str] = (),
+    fidelity_on: Sequence[str] = (),
+    length: int = 2048,
+    samples: int | None = None,
+    with_inference: bool = False,
+    prompt_length: int = 256,
+    new_tokens: int = 16,
+    rounds: int = 5,
+    batch_size: int = 1,
+    prompts: Sequence[str] = (),
+    decodings: Sequence[Decoding] = (),
+    tasks: Sequence[str] = (),
+    limit: int | None = None,
+    fewshot: int | None = None,
+    fail_if: Sequence[str] = (),
+    data: Path | None = None,
+    cache: Path | None = None,
+    run: Run | None = None,
+) -> dict[str, Any]:
+    """Judge a model, and beside it another one on the same tokens.
+
+    Args:
+        against: usually the dense model; reported under "against".
+        perplexity_on: names of texts, or files.
+        fidelity_on: the same, to compare the model with `against` on; of chat data only responses count.
+        length, samples: windows, for both; all that a text has if None. All perplexities are over one length.
+        with_inference: time both models alternately, count bytes. `prompt_length`, `new_tokens`, `rounds` and
+            `batch_size` are those of `secateur.evaluation.inference`.
+        prompts: continued greedily, and by `decodings` too.
+        tasks, limit, fewshot: see `secateur.evaluation.tasks.run_tasks`.
+        fail_if: conditions such as "kl>0.1"; see `secateur.evaluation.gate`.
+
+    Returns:
+        {"model": {...}, "against": {...}}, each with `parameters`, `weight_bytes`, and `perplexity` (a list),
+        `fidelity` (a list; the model's only), `inference`, `generation` and `tasks` (by name) as asked. With `fail_if`,
+        also "failed": the conditions that hold, with the figures of which they do.
+
+    Raises:
+        InvalidOptionError, UnknownNameError: a condition that is none, or asks for a figure that is not judged;
+            fidelity without a model to be faithful to. Before any work, as are errors on texts.
+    """
+    run = run or Run()
+    conditions = [parse(each) for each in fail_if]
+    plan = plan_tasks(tasks, limit=limit, fewshot=fewshot, data=data, cache=cache)
+    check(
+        conditions,
+        known_names(
+            perplexity=perplexity_on, fidelity=fidelity_on, tasks=[each.name for each in plan], generation=bool(prompts)
+        ),
+    )
+    if fidelity_on:
+        if against is None:
+            raise InvalidOptionError("fidelity compares with the dense model; give it as --against (`against`)")
+        require_same_vocabulary(model, against, "fidelity")
+    models = {"model": model} | ({"against": against} if against else {})
+
+    def read(each: Model, text: str, count: Count | None) -> Tokens:
+        return read_tokens(
+            each, text, purpose="evaluation", length=length, samples=samples, count=count, data=data, cache=cache
+        )
+
+    windows = {(text, name): read(each, text, "all") for text in perplexity_on for name, each in models.items()}
+    own = {text: read(model, text, None) for text in fidelity_on}
+    report: dict[str, Any] = {
+        name: {
+            "name": each.source.get("name"),
+            "parameters": each.layout().parameters,
+            "weight_bytes": weight_bytes(each),
+        }
+        for name, each in models.items()
+    }
+    for (text, name), tokens in windows.items():
+        label = f"perplexity on {text}" + (" (against)" if name == "against" else "")
+        result = perplexity(models[name], tokens, run=run, label=label)
+        report[name].setdefault("perplexity", []).append(result)
+    for text, tokens in own.items():
+        assert against is not None  # narrows the type; refused above
+        result = fidelity(model, against, tokens, run=run, label=f"fidelity on {text}")
+        report["model"].setdefault("fidelity", []).append(result)
+    if with_inference:
+        timed = inference(
+            models, prompt_length=prompt_length, new_tokens=new_tokens, rounds=rounds, batch_size=batch_size, run=run
+        )
+        for name, result in timed.items():
+            report[name]["inference"] = result
+    if prompts:
+        dense = against and generation(against, prompts, decodings=decodings, run=run, label="generation (against)")
+        known = dense["samples"] if dense else None
+        report["model"]["generation"] = generation(
+            model, prompts, dense=against, dense_samples=known, decodings=decodings, run=run
+        )
+        if dense:
+            report["against"]["generation"] = dense
+    for name, each in models.items() if plan else ():
+        report[name]["tasks"] = judge_tasks(each, plan, run=run)
+    if conditions:
+        report["failed"] = failures(report["model"], conditions)
+    return report

@@ -1,0 +1,124 @@
+"""Conditions: what is one, what is none, and of which figures they hold."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from oracles import PROPERTY
+
+from secateur.errors import InvalidOptionError, UnknownNameError
+from secateur.evaluation.gate import Condition, check, failures, known_names, parse
+
+NAMES = st.from_regex(r"[A-Za-z0-9_.:/-]+", fullmatch=True)
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
+SIGNS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
+SPACE = st.sampled_from(["", " ", "\t "])
+
+JUDGED: dict[str, Any] = {
+    "perplexity": [{"text": "wikitext2", "perplexity": 12.0}, {"text": "/home/me/own.txt", "perplexity": 30.0}],
+    "fidelity": [{"text": "chat.jsonl", "kl": 0.2, "loss": 1.5, "top1_agreement": 0.8}],
+    "tasks": {"piqa": {"value": 0.7}, "boolq": {"value": 0.5}},
+    "generation": {
+        "figures": {
+            "greedy_agreement": None, "common_prefix_tokens": None, "distinct_1": 0.6, "distinct_2": 0.7,
+            "distinct_3": 0.9, "ended_share": 0.5, "new_tokens": 100.0,
+        }
+    },
+}  # fmt: skip
+
+
+def failing(text: str, judged: dict[str, Any] = JUDGED) -> list[tuple[str, float | None]]:
+    return [(each["figure"], each["value"]) for each in failures(judged, [parse(text)])]
+
+
+@PROPERTY
+@given(NAMES, st.sampled_from(sorted(SIGNS)), NUMBERS, st.tuples(SPACE, SPACE, SPACE, SPACE))
+def test_a_condition_is_read_back(name: str, sign: str, bound: float, space: tuple[str, ...]) -> None:
+    read = parse(f"{space[0]}{name}{space[1]}{sign}{space[2]}{bound!r}{space[3]}")
+    assert (read.name, read.operator, read.bound) == (name, sign, bound)
+
+
+@PROPERTY
+@given(st.sampled_from(sorted(SIGNS)), NUMBERS, NUMBERS)
+def test_operators_are_pythons_own(sign: str, value: float, bound: float) -> None:
+    assert Condition("kl", sign, bound).holds(value) == SIGNS[sign](value, bound)
+
+
+@PROPERTY
+@given(st.one_of(st.text(max_size=20), st.text(alphabet="kl<>=0.1e+- nainf", max_size=9)))
+def test_any_text_is_a_condition_or_a_typed_error(text: str) -> None:
+    try:
+        read = parse(text)
+    except InvalidOptionError:
+        return
+    assert math.isfinite(read.bound)
+    assert set(read.name).isdisjoint("<>= \n\t")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "kl", ">0.1", "kl>", "kl=0.1", "kl==0.1", "kl!=0.1", "kl>0.1>0.2", "kl>>1", "kl=>1", "kl>nan", "kl>inf",
+     "kl>1_000", "kl>0x10", "kl>1,5", "kl>0.1 or 1", "kl>ppl", "k l>1", "kl>1;", "__import__('os')>1=", "kl>٣",
+     "kl>1e9999"],
+)  # fmt: skip
+def test_bad_conditions_are_refused(text: str) -> None:
+    with pytest.raises(InvalidOptionError, match="is no condition; one is NAME OP NUMBER"):
+        parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("kl>0.1", [("kl:chat.jsonl", 0.2)]),
+        ("kl>0.2", []),
+        ("kl>=0.2", [("kl:chat.jsonl", 0.2)]),
+        ("top1<0.9", [("top1:chat.jsonl", 0.8)]),
+        ("loss<=1.5", [("loss:chat.jsonl", 1.5)]),
+        ("ppl>10", [("ppl:wikitext2", 12.0), ("ppl:own.txt", 30.0)]),
+        ("ppl>20", [("ppl:own.txt", 30.0)]),
+        ("ppl:wikitext2>10", [("ppl:wikitext2", 12.0)]),
+        ("ppl:own.txt < 3e1", []),
+        ("tasks<0.61", [("tasks", 0.6)]),
+        ("piqa>0.6", [("piqa", 0.7)]),
+        ("boolq>0.6", []),
+        ("distinct_3<0.95", [("distinct_3", 0.9)]),
+        ("ended_share<0.5", []),
+        ("greedy_agreement<0.1", [("greedy_agreement", None)]),  # not known: it cannot pass
+    ],
+)
+def test_it_holds_of_these_figures(text: str, expected: list[tuple[str, float | None]]) -> None:
+    assert failing(text) == expected
+
+
+def test_all_conditions_are_looked_at() -> None:
+    failed = failures(JUDGED, [parse("kl>0.1"), parse("ppl>99"), parse("tasks<1")])
+    assert [each["condition"] for each in failed] == ["kl>0.1", "tasks<1"]
+    assert failures({}, [parse("kl>0.1")]) == []
+
+
+def test_known_names_are_those_of_the_figures() -> None:
+    names = known_names(
+        perplexity=["wikitext2", "/home/me/own.txt"], fidelity=["chat.jsonl"], tasks=["piqa", "boolq"], generation=True
+    )
+    assert len(set(names)) == len(names)
+    for name in names:  # each is there, and passes one of these two
+        assert failing(f"{name}>-1e9") or failing(f"{name}<1e9"), name
+    check([parse(f"{name}>1") for name in names], names)
+    assert known_names() == []
+    assert known_names(fidelity=["a/b.txt"]) == ["kl", "kl:b.txt", "loss", "loss:b.txt", "top1", "top1:b.txt"]
+
+
+def test_an_unknown_name_is_told_with_those_that_there_are() -> None:
+    names = known_names(perplexity=["wikitext2"])
+    with pytest.raises(UnknownNameError, match=r"unknown figure 'pql'\. Did you mean 'ppl'\? Known: ppl, ppl:w"):
+        check([parse("ppl>1"), parse("pql>1")], names)
+    with pytest.raises(UnknownNameError, match="unknown figure 'kl'"):
+        check([parse("kl>1")], names)
+    with pytest.raises(InvalidOptionError, match="'kl>1' has no figure to look at"):
+        check([parse("kl>1")], [])
+    check([], [])

@@ -105,7 +105,8 @@ def evaluate(
         judged, against=other, perplexity_on=perplexity or (), fidelity_on=fidelity or (), length=length,
         samples=samples, with_inference=inference, prompt_length=prompt_length, new_tokens=new_tokens, rounds=rounds,
         batch_size=batch_size, prompts=prompts, decodings=(REFERENCE,) if beams or theirs else (),
-        tasks=unfolded(tasks), limit=limit, fewshot=fewshot, fail_if=fail_if or (), data=data, cache=cache_dir, run=Run(observer=Bars()),
+        tasks=unfolded(tasks), limit=limit, fewshot=fewshot, fail_if=fail_if or (),
+        data=data, cache=cache_dir, run=Run(observer=Bars()),
     )  # fmt: skip
     stamp = {"created": datetime.now(UTC).isoformat(timespec="seconds"), "dtype": dtype}
     if as_json:

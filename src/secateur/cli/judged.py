@@ -37,7 +37,8 @@ def show(report: Mapping[str, Any]) -> None:
     columns = [report[name] for name in ("against", "model") if name in report]
     names = [PurePath(str(each["name"])).name for each in columns]
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading in ("", *names, *([""] if len(columns) == 2 else [])):
+    table.add_column("")  # on a narrow terminal words wrap, and figures stay whole
+    for heading in (*names, *([""] if len(columns) == 2 else [])):
         table.add_column(escape(heading), no_wrap=True)
     _row(table, "parameters", [each["parameters"] for each in columns], ",")
     _row(table, "weights, MB", [each["weight_bytes"] / 1e6 for each in columns], ",.1f")

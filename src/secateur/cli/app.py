@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import typer
 
-from secateur.cli import evaluate, fetch, inspect, methods, prune, recover
+from secateur.cli import evaluate, fetch, inspect, methods, prune, recover, report
 from secateur.cli.guard import guarded
 from secateur.version import __version__
 
@@ -34,6 +34,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "prune": prune.command(),
     "recover": recover.recover,
     "eval": evaluate.evaluate,
+    "report": report.report,
     "inspect": inspect.inspect,
     "methods": methods.show_methods,
     "fetch": fetch.fetch,

@@ -90,7 +90,9 @@ def picture(rows: Sequence[Lane], *, title: str = "", colour: str = _KEPT, compa
     fixed = "" if compact else f'width="{width}" height="{height}" '
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" {fixed}viewBox="0 0 {width} {height:.0f}" '
-        f'font-family="system-ui, sans-serif" role="img" aria-label="{escape(title)}">\n' + "\n".join(parts) + "\n</svg>"
+        f'font-family="system-ui, sans-serif" role="img" aria-label="{escape(title)}">\n'
+        + "\n".join(parts)
+        + "\n</svg>"
     )
 
 
@@ -100,11 +102,11 @@ def _column_of(x: float, y: float, height: float, kept: float, told: str, colour
         f'stroke="{_GONE}" stroke-width="1.2" stroke-dasharray="3 2"/>'
     )
     bar = height * kept
-    filled = (
-        f'<rect x="{x:.1f}" y="{y + height - bar:.1f}" width="{_BAR}" height="{bar:.1f}" rx="2" fill="{escape(colour)}"/>'
-    )
+    filled = f'<rect x="{x:.1f}" y="{y + height - bar:.1f}" width="{_BAR}" height="{bar:.1f}" rx="2" fill="{escape(colour)}"/>'
     return f"<g><title>{escape(told)}</title>{outline if kept < 1 else ''}{filled if bar else ''}</g>"
 
 
 def _text(x: float, y: float, words: str, anchor: str = "start", size: int = 12) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" fill="{_INK}">{escape(words)}</text>'
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" fill="{_INK}">{escape(words)}</text>'
+    )

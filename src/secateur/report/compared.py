@@ -46,7 +46,8 @@ def loss_gap(a: Cell, b: Cell, texts: Sequence[str]) -> Gap | None:
             return None  # perplexities of other windows, or of another length, are not comparable
         differences.append(one["nll"] - other["nll"])
         mine, theirs, counts = (
-            each.get(key) or [] for each, key in ((one, "window_nll"), (other, "window_nll"), (one, "window_predictions"))
+            each.get(key) or []
+            for each, key in ((one, "window_nll"), (other, "window_nll"), (one, "window_predictions"))
         )
         paired = paired and len(mine) == len(theirs) == len(counts) > 0 and _all_finite((*mine, *theirs, *counts))
         if paired:
@@ -117,7 +118,9 @@ class Ranking:
     def level(self) -> tuple[Cell, ...]:
         """Those that the intervals do not tell from the best, which comes first."""
         return self.cells[:1] + tuple(
-            cell for cell, gap in zip(self.cells[1:], self.gaps[1:], strict=True) if gap and (gap.open or not gap.difference)
+            cell
+            for cell, gap in zip(self.cells[1:], self.gaps[1:], strict=True)
+            if gap and (gap.open or not gap.difference)
         )
 
 

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from secateur.report.compared import accuracy, loss_gap
-from secateur.report.comparison import Z, Cell, Comparison, finite
+from secateur.report.comparison import Cell, Comparison, Z, finite
 from secateur.report.looks import looks, method_name, percent
 
 ALL = "*"  # all texts together: the geometric mean of perplexity over the dense model's

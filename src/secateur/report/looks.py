@@ -9,14 +9,15 @@ from dataclasses import dataclass
 # Seven colours found by search: told apart by people with any of the three colour blindnesses, and clear of both a white
 # and a dark ground. tests/test_report_looks.py holds them to that. Each has its own marker as well.
 _KNOWN = {
-    "2ssp": ("2SSP", "#0068B1"),
-    "slimgpt": ("SlimGPT", "#AF2F0A"),
-    "slicegpt": ("SliceGPT", "#0B9A6A"),
-    "shortgpt": ("ShortGPT", "#29A7FF"),
-    "window": ("Sliding window", "#864C67"),
-    "blockpruner": ("BlockPruner", "#81AF02"),
-    "evopress": ("EvoPress", "#DD76B6"),
+    "2ssp": ("2SSP", "#3467E6"),
+    "slimgpt": ("SlimGPT", "#B84D00"),
+    "slicegpt": ("SliceGPT", "#30A676"),
+    "shortgpt": ("ShortGPT", "#35B1FF"),
+    "window": ("Sliding window", "#8F5B95"),
+    "blockpruner": ("BlockPruner", "#89BA00"),
+    "evopress": ("EvoPress", "#FF69C6"),
 }
+_NBSP = "\u00a0"  # a number and its unit stay on one line
 GREY = "#808080"  # for a method that we do not know; its marker tells it from others
 INK = "#30343b"  # dense, on a light ground; the page uses its own ink
 # (the page's glyph, plotly's symbol, matplotlib's marker)
@@ -76,7 +77,7 @@ def percent(share: float | None, digits: int = 1) -> str:
     if share is None:
         return "–"
     text = f"{100 * share:.{digits}f}"
-    return f"{text.rstrip('0').rstrip('.') if '.' in text else text} %"
+    return f"{text.rstrip('0').rstrip('.') if '.' in text else text}{_NBSP}%"
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -102,7 +103,7 @@ def count(value: float | None) -> str:
         return "–"
     for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if value >= size:
-            return f"{number(value / size)} {unit}"
+            return f"{number(value / size)}{_NBSP}{unit}"
     return f"{value:,.0f}"
 
 
@@ -111,14 +112,17 @@ def seconds(value: float | None) -> str:
     if value is None:
         return "–"
     if value < 9.95:
-        return f"{value:.1f} s"
+        return f"{value:.1f}{_NBSP}s"
     whole = round(value)
     if whole < 60:
-        return f"{whole} s"
+        return f"{whole}{_NBSP}s"
     if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
-    minutes = round(value / 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes % 60 else f"{minutes // 60} h"
+        return _two(*divmod(whole, 60), "min", "s")
+    return _two(*divmod(round(value / 60), 60), "h", "min")
+
+
+def _two(large: int, small: int, unit: str, smaller: str) -> str:
+    return f"{large}{_NBSP}{unit}" + (f"{_NBSP}{small}{_NBSP}{smaller}" if small else "")
 
 
 def listed(words: Sequence[str]) -> str:

@@ -105,7 +105,7 @@ def _removed(comparison: Comparison) -> Iterator[tuple[Any, str]]:
     dense = comparison.dense.data.get("shape") if comparison.dense else None
     dense = (comparison.dense.data.get("dense_shape") if comparison.dense else None) or dense
     for cell in comparison.pruned:
-        if dense and cell.done and cell.data.get("shape"):
+        if dense and cell.done and not cell.matched_to and cell.data.get("shape"):
             colour = looks([cell.method])[cell.method].colour
             yield cell, picture(lanes(cell.data["shape"], dense), title=cell.name, colour=colour, compact=True)
 
@@ -113,7 +113,7 @@ def _removed(comparison: Comparison) -> Iterator[tuple[Any, str]]:
 def _samples(comparison: Comparison) -> list[dict[str, Any]]:
     """By prompt and settings: each cell's text, dense first."""
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for cell in comparison.cells:
+    for cell in (each for each in comparison.cells if not each.matched_to):
         for sample in cell.section("generation").get("samples") or []:
             prompt, text = str(sample.get("prompt", "")), str(sample.get("text", ""))
             key = (prompt, _words(sample.get("settings") or "greedy"))
@@ -145,7 +145,7 @@ def _command(comparison: Comparison) -> str:
     """The command that makes the folder again, from the arguments that it was made with."""
     arguments = dict(comparison.about.get("arguments") or {})
     model = arguments.pop("model", None) or comparison.model.get("name") or "MODEL"
-    parts = ["secateur compare", shlex.quote(str(model))]
+    parts = [f"secateur compare {shlex.quote(str(model))}"]
     for name, value in arguments.items():
         flag = f"--{name.replace('_', '-')}"
         if value is None or value is False or value == []:

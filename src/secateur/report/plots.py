@@ -31,7 +31,7 @@ def save_plots(figures: Mapping[str, Any], folder: Path) -> list[Path]:
         raise MissingExtraError.of("matplotlib", "report", "drawing plots") from error
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    style = {
+    style: Any = {
         "svg.hashsalt": "secateur", "svg.fonttype": "none", "font.size": 10, "axes.spines.top": False,
         "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True, "grid.color": "#e4e7ec",
         "axes.edgecolor": "#98a0ab", "text.parse_math": False,
@@ -132,15 +132,16 @@ def _ticks(axis: Any, values: Sequence[float]) -> None:
 
 
 def round_numbers(low: float, high: float) -> list[float]:
-    """Three to eight round numbers for a log axis from `low` to `high`, both above 0."""
-    decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
-    found: list[float] = []
-    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), tuple(n / 10 for n in range(10, 100))):
-        found = [s * 10.0**d for d in decades for s in steps if low * 0.85 <= s * 10.0**d <= high * 1.15]
+    """Some round numbers for a log axis from `low` to `high`, both above 0: evenly spaced where it is short."""
+    low, high = 0.93 * low, 1.07 * high
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
+    for steps in ((1,), (1, 3), (1, 2, 5)):
+        found = [s * 10.0**d for d in decades for s in steps if low <= s * 10.0**d <= high]
         if len(found) >= 4:
-            break
-    thin = math.ceil(len(found) / 8)
-    return found[::thin]
+            return found[:: math.ceil(len(found) / 8)]
+    size = 10.0 ** math.floor(math.log10((high - low) / 4))
+    step = next(step for step in (size, 2 * size, 5 * size, 10 * size) if (high - low) / step <= 7)
+    return [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def _legend(figure: Any, axis: Any) -> None:
@@ -167,22 +168,27 @@ def _latency(figures: Mapping[str, Any]) -> Any:
 
 
 def _removed(figures: Mapping[str, Any]) -> Any:
-    """A row of columns per cell: attention above, FFN below; what is gone is pale."""
+    """A row of columns per cell: attention, FFN, and the stream's width where it changed; what is gone is pale."""
     cells = [cell for cell in figures["cells"] if cell["shape"] and not cell["matched"]]
     colours = {method["key"]: method["colour"] for method in figures["methods"]}
     figure, axes = _figure(1, (8.0, 0.8 + 0.5 * len(cells)))
     axis, names = axes[0], []
     for row, cell in enumerate(cells):
-        attention, ffn = lanes(cell["shape"], figures["dense"]["shape"])[:2]
-        blocks = range(len(ffn.kept))
-        for lane, base, height in ((attention, row + 0.28, 0.2), (ffn, row - 0.4, 0.6)):
-            axis.bar(blocks, [height] * len(blocks), bottom=-base - height, color="#eceff3", width=0.8)
+        drawn = lanes(cell["shape"], figures["dense"]["shape"])
+        unit, top = 0.8 / sum(lane.height for lane in drawn), 0.45 - row
+        for lane in drawn:
+            height, blocks = lane.height * unit, range(len(lane.kept))
+            axis.bar(blocks, [height] * len(blocks), bottom=top - height, color="#eceff3", width=0.8)
             kept = [share * height for share in lane.kept]
-            axis.bar(blocks, kept, bottom=-base - height, color=colours[cell["method"]], width=0.8)
+            axis.bar(blocks, kept, bottom=top - height, color=colours[cell["method"]], width=0.8)
+            top -= height + 0.04
         names.append(f"{cell['label']}, {percent(cell['size'])}")
     axis.set_yticks([-row for row in range(len(cells))], names, fontsize=8)
     axis.grid(visible=False)
-    axis.set(xlabel="block (thick row: FFN, thin row: attention)", ylim=(-len(cells) + 0.4, 0.6))
+    axis.set(
+        xlabel="block; from above: attention, FFN, and the stream's width where it changed",
+        ylim=(-len(cells) + 0.4, 0.6),
+    )
     axis.spines[["left", "bottom"]].set_visible(False)
     axis.tick_params(length=0)
     return figure

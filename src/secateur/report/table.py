@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from secateur.report.compared import Ranking, accuracy, by_accuracy, by_loss, ratio
-from secateur.report.comparison import Cell, Comparison, finite
+from secateur.report.comparison import DENSE, Cell, Comparison, finite
 from secateur.report.figures import speed, title
 from secateur.report.looks import count, number, percent, seconds, times
 
@@ -40,7 +40,6 @@ class Entry:
     shown: str
     sort: float | None
     best: bool = False
-    hint: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,20 +53,30 @@ class Row:
 def columns(comparison: Comparison) -> list[Column]:
     """Those that have at least one number."""
     found = [
-        Column("removed", lambda cell: cell.removed, percent, "share of the blocks' parameters that is gone"),
-        Column("parameters", lambda cell: cell.parameters, count),
         *(_perplexity(comparison, text) for text in comparison.texts),
         Column("× dense", lambda cell: ratio(comparison, cell), number,
                "perplexity over the dense model's, geometric mean over the texts"),
-        *(_task(comparison, task) for task in comparison.tasks),
         Column("tasks", lambda cell: accuracy(comparison, cell), percent, "mean over the tasks that are not grey",
                rank=lambda cells: by_accuracy(comparison, cells)),
-        Column("pruning", lambda cell: cell.wall_s, seconds, "wall-clock time of the pruning itself"),
-        Column("prompt", lambda cell: (speed(cell, "prefill") or [None])[0], times, "time for the prompt, over dense"),
-        Column("token", lambda cell: (speed(cell, "token") or [None])[0], times, "time per further token, over dense"),
-        Column("weights", lambda cell: finite(cell.data.get("weight_bytes")), lambda size: f"{number(size / 1e6)} MB"),
+        Column("pruning", lambda cell: cell.wall_s if cell.method != DENSE else None, seconds,
+               "wall-clock time of the pruning itself"),
+        Column("prompt", lambda cell: _time(cell, "prefill"), times, "time for the prompt, over dense"),
+        Column("token", lambda cell: _time(cell, "token"), times, "time per further token, over dense"),
+        Column("removed", lambda cell: cell.removed, percent, "share of the blocks' parameters that is gone"),
+        Column("parameters", lambda cell: cell.parameters, count),
+        Column("weights", lambda cell: finite(cell.data.get("weight_bytes")), _megabytes),
+        *(_task(comparison, task) for task in comparison.tasks),
     ]  # fmt: skip
     return [each for each in found if any(each.value(cell) is not None for cell in comparison.cells if cell.done)]
+
+
+def _time(cell: Cell, kind: str) -> float | None:
+    found = speed(cell, kind)
+    return found[0] if found else None
+
+
+def _megabytes(size: float) -> str:
+    return f"{number(size / 1e6)}\u00a0MB"
 
 
 def _perplexity(comparison: Comparison, text: str) -> Column:

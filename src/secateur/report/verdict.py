@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from secateur.report.compared import Gap, accuracy, by_accuracy, by_loss, loss_gap, ratio
+from secateur.report.awards import Measure, measures
+from secateur.report.compared import Gap, by_accuracy, by_loss, loss_gap, ratio
 from secateur.report.comparison import Cell, Comparison
-from secateur.report.figures import speed, title
-from secateur.report.looks import count, listed, method_name, number, percent, seconds, times
+from secateur.report.figures import title
+from secateur.report.looks import listed, method_name, number, percent, times
 
 TOLERANCES = (1.05, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0)  # perplexity over the dense model's
 SAME_SIZE = 0.005  # of the blocks' parameters: what counts as the size that was asked for
@@ -36,12 +37,21 @@ class Choice:
 
 @dataclass(frozen=True)
 class Verdict:
-    """All that is said: a headline, a paragraph per size, a table of choices, what else to weigh, and caveats."""
+    """All that is said.
+
+    Attributes:
+        headline, cost: which method, and what it costs, in a sentence each; `cost` may be empty.
+        sizes: a paragraph per size.
+        choices: the smallest model for how much is acceptable.
+        measures: the best by each measure, one per size.
+        caveats: what the reader must know.
+    """
 
     headline: str
+    cost: str
     sizes: tuple[AtSize, ...]
     choices: tuple[Choice, ...]
-    trade_offs: tuple[str, ...]
+    measures: tuple[Measure, ...]
     caveats: tuple[str, ...]
 
 
@@ -50,9 +60,10 @@ def verdict(comparison: Comparison) -> Verdict:
     known = [each for each in sizes if each.level]
     return Verdict(
         headline=_headline(known),
+        cost=_cost(comparison, known),
         sizes=tuple(sizes),
         choices=tuple(_choices(comparison)),
-        trade_offs=tuple(_trade_offs(comparison)),
+        measures=measures(comparison),
         caveats=tuple(_caveats(comparison)),
     )
 
@@ -67,12 +78,19 @@ def _headline(sizes: Sequence[AtSize]) -> str:
     everywhere = set.intersection(*({cell.method for cell in each.level} for each in sizes))
     if len(groups) > 1 and everywhere:
         winner = next(cell.method for cell in sizes[0].level if cell.method in everywhere)
-        return f"{method_name(winner)} is best, or level with the best, at every size ({_sizes(sizes)})."
+        return f"By perplexity, {method_name(winner)} is best, or level with the best, at every size ({_sizes(sizes)})."
     clauses = []
     for names, shares in groups.items():
         who = names[0] if len(names) == 1 else f"{listed(names)} (level)"
         clauses.append(f"{who} at {listed(shares)}")
     return f"Best by perplexity: {'; '.join(clauses)}."
+
+
+def _cost(comparison: Comparison, sizes: Sequence[AtSize]) -> str:
+    found = [(each.sparsity, ratio(comparison, each.level[0])) for each in sizes]
+    clauses = [f"{times(over)} at {percent(sparsity)}" for sparsity, over in found if over]
+    mean = ", on average over the texts" if len(comparison.texts) > 1 else ""
+    return f"What the best one costs, in perplexity over the dense model's{mean}: {listed(clauses)}." if clauses else ""
 
 
 def _sizes(sizes: Sequence[AtSize]) -> str:
@@ -101,14 +119,10 @@ def _at_size(comparison: Comparison, sparsity: float) -> AtSize:
         words.append(f"Next is {title(behind[0][0])}, {_distance(behind[0][1])}.")
     words += [_size_of_best(comparison, cell) for cell in level if _off_target(cell)]
     if reduced := [title(cell) for cell in ranking.cells if cell.reduced and cell not in level]:
-        words.append(f"{_subject(reduced)} searched less than its paper does, so its place here is a lower bound.")
+        words.append(f"{listed(reduced)} searched less than the paper does, and might do better.")
     if best.reduced:
         words.append("It is best although its search was reduced.")
     return AtSize(sparsity, level, " ".join(words))
-
-
-def _subject(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"Each of {listed(names)}"
 
 
 def _best(comparison: Comparison, best: Cell) -> str:
@@ -162,61 +176,13 @@ def _choices(comparison: Comparison) -> list[Choice]:
     return found
 
 
-def _trade_offs(comparison: Comparison) -> list[str]:
-    told = [*_tasks(comparison), *_speed(comparison)]
-    timed = [cell for cell in comparison.pruned if cell.done and cell.wall_s is not None and not cell.matched_to]
-    if timed:
-        totals: dict[str, list[float]] = {}
-        for cell in timed:
-            totals.setdefault(cell.method, []).append(cell.wall_s or 0.0)
-        longest = sorted((max(each), method) for method, each in totals.items())
-        quick, slow = longest[0], longest[-1]
-        told.append(f"Quickest to prune: {method_name(quick[1])}, at most {seconds(quick[0])} per size.")
-        if len(longest) > 1:
-            told[-1] = f"{told[-1][:-1]}; slowest {method_name(slow[1])}, up to {seconds(slow[0])}."
-    return told
-
-
-def _tasks(comparison: Comparison) -> list[str]:
-    told = []
-    for sparsity in comparison.sparsities:
-        cells = comparison.of_size(sparsity)
-        ranking = by_accuracy(comparison, cells)
-        if len(ranking.cells) < 2:
-            continue
-        names = [title(cell) for cell in ranking.level]
-        value = percent(accuracy(comparison, ranking.cells[0]))
-        level = f", level with {listed(names[1:])}" if len(names) > 1 else ""
-        losses = {cell.name for cell in by_loss(comparison, cells).level}
-        agrees = losses & {cell.name for cell in ranking.level}
-        told.append(
-            f"By tasks at {percent(sparsity)}: {names[0]}, mean accuracy {value}{level}"
-            f"{'' if agrees else ': not what perplexity says, so judge by what you need the model for'}."
-        )
-    return told
-
-
-def _speed(comparison: Comparison) -> list[str]:
-    told = []
-    for sparsity in comparison.sparsities:
-        clauses = []
-        for kind, what in (("prefill", "the prompt"), ("token", "each further token")):
-            found = [(times_, cell) for cell in comparison.of_size(sparsity) if (times_ := speed(cell, kind))]
-            if len(found) > 1:
-                first, cell = min(found, key=lambda each: each[0][0])
-                level = [other for each, other in found if other is not cell and each[1] <= first[2]]
-                also = f" (level: {listed([title(each) for each in level])})" if level else ""
-                clauses.append(f"{what} {title(cell)}, {times(first[0])} the dense model's time{also}")
-        if clauses:
-            told.append(f"Fastest at {percent(sparsity)}: {'; '.join(clauses)}.")
-    return told
-
-
 # --- what the reader must know ---
 
 
 def _caveats(comparison: Comparison) -> list[str]:
-    checks: tuple[Callable[[Comparison], list[str]], ...] = (_unfinished, _reduced, _sizes_apart, _coverage)
+    checks: tuple[Callable[[Comparison], list[str]], ...] = (
+        _unfinished, _reduced, _disagreement, _sizes_apart, _coverage,
+    )  # fmt: skip
     return [caveat for check in checks for caveat in check(comparison)]
 
 
@@ -242,13 +208,31 @@ def _reduced(comparison: Comparison) -> list[str]:
     return [f"{what} (at {listed(sizes)})" for what, sizes in told.items()]
 
 
+def _disagreement(comparison: Comparison) -> list[str]:
+    """Sizes at which no cell is among the best both by perplexity and by tasks."""
+    told = []
+    for sparsity in comparison.sparsities:
+        cells = comparison.of_size(sparsity)
+        ours, theirs = by_loss(comparison, cells).level, by_accuracy(comparison, cells).level
+        if ours and theirs and not {cell.name for cell in ours} & {cell.name for cell in theirs}:
+            told.append(
+                f"At {percent(sparsity)} tasks and perplexity disagree: the former put {title(theirs[0])} first, the latter "
+                f"{title(ours[0])}. Decide by what the model is for."
+            )
+    return told
+
+
 def _sizes_apart(comparison: Comparison) -> list[str]:
-    off = [f"{title(c)} {percent(c.removed)}" for c in comparison.pruned if c.done and not c.matched_to and _off_target(c)]
+    off: dict[str, list[str]] = {}
+    for cell in comparison.pruned:
+        if cell.done and not cell.matched_to and _off_target(cell):
+            off.setdefault(title(cell), []).append(f"{percent(cell.removed)} for {percent(cell.sparsity)}")
     if not off:
         return []
     return [
-        f"Not every method can meet a size exactly; these are more than {percent(SAME_SIZE)} off: {', '.join(off)}. "
-        "Compare each with 2SSP at that same size, where the table has it."
+        "Whoever removes whole blocks or modules cannot meet every size: "
+        f"{'; '.join(f'{name} {listed(sizes)}' for name, sizes in off.items())}. "
+        "Where the table has 2SSP at that very size, compare with that."
     ]
 
 

@@ -9,7 +9,7 @@
     methods: new Set(data.methods.map((method) => method.key)),
   };
   const each = (selector, act) => document.querySelectorAll(selector).forEach(act);
-  const percent = (share) => `${Number((100 * share).toFixed(1))} %`;
+  const percent = (share) => `${Number((100 * share).toFixed(1))}\u00a0%`;
   // plotly reads a few tags in its labels; those of a user's or a model's are to be seen, not read
   const plain = (words) => String(words).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
   const round = (value) => Number(value.toPrecision(3)).toLocaleString("en");
@@ -68,18 +68,21 @@
 
   const css = (name) => getComputedStyle(root).getPropertyValue(name).trim();
 
+  /* Some round numbers for a log axis: evenly spaced where it is short. */
   function ticks(values) {
-    const low = Math.min(...values), high = Math.max(...values);
-    const from = Math.floor(Math.log10(low)) - 1, to = Math.ceil(Math.log10(high)) + 1;
-    let found = [];
-    for (const steps of [[1], [1, 3], [1, 2, 5], [1, 1.5, 2, 3, 5, 7], Array.from({ length: 90 }, (_, n) => 1 + n / 10)]) {
-      found = [];
-      for (let decade = from; decade <= to; decade++) found.push(...steps.map((step) => step * 10 ** decade));
-      found = found.filter((value) => value >= low * 0.85 && value <= high * 1.15);
-      if (found.length >= 4) break;
+    const low = 0.93 * Math.min(...values), high = 1.07 * Math.max(...values);
+    const from = Math.floor(Math.log10(low)), to = Math.ceil(Math.log10(high));
+    for (const steps of [[1], [1, 3], [1, 2, 5]]) {
+      const found = [];
+      for (let decade = from; decade < to; decade++) found.push(...steps.map((step) => step * 10 ** decade));
+      const inside = found.filter((value) => value >= low && value <= high);
+      if (inside.length >= 4) return inside.filter((_, number) => number % Math.ceil(inside.length / 8) === 0);
     }
-    const thin = Math.ceil(found.length / 8);
-    return found.filter((_, number) => number % thin === 0);
+    const size = 10 ** Math.floor(Math.log10((high - low) / 4));
+    const step = [1, 2, 5, 10].map((n) => n * size).find((each) => (high - low) / each <= 7);
+    const inside = [];
+    for (let n = Math.ceil(low / step); n * step <= high; n++) inside.push(n * step);
+    return inside;
   }
 
   function axis(title, values, log) {
@@ -98,7 +101,7 @@
     xaxis: x, yaxis: y, showlegend: false, margin: { l: 56, r: 14, t: 14, b: 46 },
     paper_bgcolor: "transparent", plot_bgcolor: "transparent", font: { color: css("--soft"), size: 12.5, family: "inherit" },
     hoverlabel: { bgcolor: css("--card"), bordercolor: css("--line"), font: { color: css("--ink"), size: 13 }, align: "left" },
-    hovermode: "closest", dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom", ...more,
+    modebar: { bgcolor: "transparent", color: css("--soft"), activecolor: css("--ink") }, hovermode: "closest", dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom", ...more,
   });
   const config = {
     responsive: true, displaylogo: false, displayModeBar: matchMedia("(pointer: coarse)").matches ? false : "hover",
@@ -163,8 +166,8 @@
 
   function latency() {
     const cells = data.cells.filter((cell) => shown(cell) && !cell.matched && Object.keys(cell.speed).length);
-    const rows = cells.map((cell) => `${plain(cell.label)}, ${percent(cell.size)}`);
-    const colours = Object.fromEntries(data.methods.map((method) => [method.key, method.colour]));
+    const methods = Object.fromEntries(data.methods.map((method) => [method.key, method]));
+    const rows = cells.map((cell) => `${plain(methods[cell.method].name)}, ${percent(cell.size)}`);
     const traces = [["prefill", "prompt", "circle"], ["token", "each further token", "circle-open"]].map(([kind, name, symbol]) => {
       const found = cells.map((cell, row) => [cell, row, cell.speed[kind]]).filter((entry) => entry[2]);
       return {
@@ -173,7 +176,7 @@
           type: "data", symmetric: false, array: found.map((e) => e[2][2] - e[2][0]), arrayminus: found.map((e) => e[2][0] - e[2][1]),
           thickness: 1.2, width: 0, color: css("--soft"),
         },
-        marker: { symbol, size: 11, color: found.map((entry) => colours[entry[0].method]), line: { width: 2 * (kind === "token") } },
+        marker: { symbol, size: 11, color: found.map((entry) => methods[entry[0].method].colour), line: { width: 2 * (kind === "token") } },
         hovertext: found.map(([cell, , [ratio, , , ms]]) =>
           `<b>${plain(cell.label)}</b>, ${plain(cell.removed)} removed<br>${name}: ${round(ms)} ms, ${round(ratio)} of dense`),
         hoverinfo: "text",
@@ -182,24 +185,23 @@
     const lines = [{ type: "line", yref: "paper", y0: 0, y1: 1, x0: 1, x1: 1, line: { color: css("--soft"), dash: "dot", width: 1.3 } }];
     document.getElementById("latency").classList.toggle("off", !data.cells.some((cell) => Object.keys(cell.speed).length));
     const element = document.getElementById("plot-latency");
-    element.style.height = `${110 + 25 * rows.length}px`;
+    element.style.height = `${80 + 25 * rows.length}px`;
     const names = { tickvals: rows.map((_, row) => row), ticktext: rows, range: [rows.length - 0.4, -0.6], fixedrange: true };
     show("plot-latency", traces, layout(axis("time over dense", [], false), { ...axis("", [], false), ...names }, {
-      shapes: lines, showlegend: true, legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom" },
-      margin: { l: 40, r: 14, t: 34, b: 46 },
+      shapes: lines, margin: { l: 40, r: 14, t: 30, b: 46 },
     }));
   }
 
   function curves() {
-    const colours = Object.fromEntries(data.methods.map((method) => [method.key, method]));
+    const methods = Object.fromEntries(data.methods.map((method) => [method.key, method]));
     const traces = data.cells.filter((cell) => shown(cell) && cell.curve.length > 1).map((cell) => ({
       name: percent(cell.size), mode: "lines", x: cell.curve.map((point) => point[0]), y: cell.curve.map((point) => point[1]),
-      line: { color: colours[cell.method].colour, width: 2, dash: ["solid", "dash", "dot"][data.sparsities.indexOf(cell.size) % 3] },
+      line: { color: methods[cell.method].colour, width: 2, dash: ["solid", "dash", "dot"][data.sparsities.indexOf(cell.size) % 3] },
       hovertext: cell.curve.map((point) => `<b>${plain(cell.label)}</b>, ${percent(cell.size)}<br>generation ${point[0]}: ${round(point[1])}`),
       hoverinfo: "text",
     }));
-    show("plot-curve", traces, layout(axis("generation", [], false), axis("best so far", [], false), {
-      showlegend: true, legend: { orientation: "h", x: 1, xanchor: "right", y: 1, yanchor: "top" },
+    show("plot-curve", traces, layout(axis("generation", [], false), axis("loss, nats", [], false), {
+      showlegend: true, legend: { x: 0.98, xanchor: "right", y: 0.95, yanchor: "top" },
     }));
   }
 

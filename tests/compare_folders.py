@@ -24,7 +24,7 @@ METHODS = {
     "evopress": (0.9, 900, False),
 }
 SENTENCES = (
-    "Albert Einstein was a German-born theoretical physicist who developed the theory of relativity. He was born in Ulm.",
+    "Albert Einstein was a German-born physicist who developed the theory of relativity. He was born in Ulm.",
     "The theory of relativity is the theory that space and time are one, and that gravity is the bending of both.",
     "the the the and of the of which is, and the one of the most important of the the of the",
     "I am a student of physics, and I would like to know more about the theory of the theory.",
@@ -93,7 +93,8 @@ def make_compare_folder(
         "model": {"name": name, "fingerprint": "3f7a9c" * 8, "parameters": PARAMETERS, "block_parameters": IN_BLOCKS,
                   "blocks": BLOCKS, "family": "llama"},
         "arguments": {"model": "demo", "methods": list(methods), "sparsities": list(sparsities), "texts": list(texts),
-                      "samples": windows, "evopress_minutes": 15, "inference": True, "out": "out/compare", "data": None},
+                      "samples": windows, "evopress_minutes": 15, "inference": True,
+                      "out": "out/compare", "data": None},
         "settings": {"calibration": {"text": "c4", "seed": 0}, "judging": {"texts": list(texts), "length": 2048}},
         "machine": "AMD EPYC, 2 cores, 1 thread", "created": "2026-11-27T10:00:00+00:00",
         "versions": {"secateur": "0.1.0", "torch": "2.13.0+cpu", "transformers": "5.23.0", "python": "3.11.7"},
@@ -106,7 +107,8 @@ def make_compare_folder(
 
 def _cell(
     draw: random.Random, name: str, method: str, sparsity: float | None, harm: float,
-    common: Mapping[str, Sequence[float]], answers: Mapping[str, Sequence[float]], achieved: float = 0.0, wall: float = 0.0,
+    common: Mapping[str, Sequence[float]], answers: Mapping[str, Sequence[float]], achieved: float = 0.0,
+    wall: float = 0.0,
 ) -> dict[str, Any]:  # fmt: skip
     dense = method == "dense"
     parameters = round(PARAMETERS - achieved * IN_BLOCKS)
@@ -170,8 +172,8 @@ def _task(draw: random.Random, task: str, harm: float, answers: Sequence[float])
 
 def _inference(draw: random.Random, achieved: float) -> dict[str, Any]:
     def timed(share: float) -> dict[str, float]:
-        return {"prefill_ms": 410 * share, "prefill_ms_iqr": 12.0, "token_ms": 38 * (0.2 + 0.8 * share), "token_ms_iqr": 1.5,
-                "throughput_tokens_s": 26 / share, "weight_bytes": 269_000_000 * share, "kv_bytes_per_token": 23_040,
+        return {"prefill_ms": 410 * share, "prefill_ms_iqr": 12.0, "token_ms": 38 * (0.2 + 0.8 * share),
+                "token_ms_iqr": 1.5, "throughput_tokens_s": 26 / share, "weight_bytes": 269_000_000 * share, "kv_bytes_per_token": 23_040,
                 "peak_memory_bytes": 800_000_000}  # fmt: skip
 
     return {"dense": timed(1.0), "pruned": timed((1 - achieved * 0.85) * draw.uniform(0.96, 1.06))}

@@ -102,7 +102,8 @@ def _column_of(x: float, y: float, height: float, kept: float, told: str, colour
         f'stroke="{_GONE}" stroke-width="1.2" stroke-dasharray="3 2"/>'
     )
     bar = height * kept
-    filled = f'<rect x="{x:.1f}" y="{y + height - bar:.1f}" width="{_BAR}" height="{bar:.1f}" rx="2" fill="{escape(colour)}"/>'
+    place = f'x="{x:.1f}" y="{y + height - bar:.1f}" width="{_BAR}" height="{bar:.1f}"'
+    filled = f'<rect {place} rx="2" fill="{escape(colour)}"/>'
     return f"<g><title>{escape(told)}</title>{outline if kept < 1 else ''}{filled if bar else ''}</g>"
 
 

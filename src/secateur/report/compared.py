@@ -31,7 +31,7 @@ class Gap:
 
 
 def loss_gap(a: Cell, b: Cell, texts: Sequence[str]) -> Gap | None:
-    """The mean over texts of the difference in loss; None if a text is not measured in both, or not on the same windows.
+    """The mean over texts of the difference in loss; None unless both have each text, on the same windows.
 
     Every text weighs the same, whatever its number of windows. The exponent is a ratio of perplexities.
     """

@@ -52,6 +52,11 @@ class Cell:
         return self.status == "done"
 
     @property
+    def error(self) -> str:
+        """Why it failed."""
+        return str(self.data.get("error") or "no reason given")
+
+    @property
     def reduced(self) -> bool:
         """Whether its search was smaller than its paper's."""
         return "reduced" in self.label.casefold() or "reduced" in (self.data.get("notes") or {})
@@ -132,6 +137,10 @@ class Comparison:
     def model(self) -> Mapping[str, Any]:
         about: Mapping[str, Any] = self.about["model"]
         return about
+
+    @property
+    def name(self) -> str:
+        return str(self.model.get("name") or "a model without a name")
 
     def cell(self, name: str) -> Cell | None:
         return next((cell for cell in self.cells if cell.name == name), None)

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-# Seven colours found by search: told apart by people with any of the three colour blindnesses, and clear of both a white
-# and a dark ground. tests/test_report_looks.py holds them to that. Each has its own marker as well.
+# Seven colours found by search: told apart by people with any of the three colour blindnesses, and clear of a white
+# and of a dark ground. tests/test_report_looks.py holds them to that. Each has its own marker as well.
 _KNOWN = {
     "2ssp": ("2SSP", "#3467E6"),
     "slimgpt": ("SlimGPT", "#B84D00"),

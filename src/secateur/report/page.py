@@ -50,8 +50,8 @@ def write_report(folder: Path) -> Verdict:
 def render(comparison: Comparison, said: Verdict, drawn: Mapping[str, Any]) -> str:
     """The page's HTML.
 
-    All that comes from models and users is escaped by the template, and a policy in the page's head lets the browser run
-    our two scripts only, and reach no address at all.
+    All that comes from models and users is escaped by the template, and a policy in the page's head lets the browser
+    run our two scripts only, and reach no address at all.
 
     Raises:
         MissingExtraError: the extra `report` is not installed.
@@ -69,6 +69,7 @@ def render(comparison: Comparison, said: Verdict, drawn: Mapping[str, Any]) -> s
     environment.filters |= {
         "percent": percent, "number": number, "count": count, "seconds": seconds, "times": times, "listed": listed,
         "method_name": method_name, "title_of": title,
+        "facts": lambda told: list(_facts(told or {})), "words": _words,
     }  # fmt: skip
     script, plotly = _own("page.js"), get_plotlyjs()
     wanted = columns(comparison)
@@ -81,7 +82,6 @@ def render(comparison: Comparison, said: Verdict, drawn: Mapping[str, Any]) -> s
         removed=[(cell, Markup(svg)) for cell, svg in _removed(comparison)],
         samples=_samples(comparison),
         command=_command(comparison),
-        facts={name: list(_facts(comparison.about.get(name) or {})) for name in ("settings", "versions")},
         figures=drawn,
         style=Markup(_own("page.css")),
         script=Markup(script),
@@ -144,7 +144,7 @@ def _facts(told: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
 def _command(comparison: Comparison) -> str:
     """The command that makes the folder again, from the arguments that it was made with."""
     arguments = dict(comparison.about.get("arguments") or {})
-    model = arguments.pop("model", None) or comparison.model.get("name") or "MODEL"
+    model = arguments.pop("model", None) or comparison.name
     parts = [f"secateur compare {shlex.quote(str(model))}"]
     for name, value in arguments.items():
         flag = f"--{name.replace('_', '-')}"

@@ -188,7 +188,7 @@ def _caveats(comparison: Comparison) -> list[str]:
 
 def _unfinished(comparison: Comparison) -> list[str]:
     told = [
-        f"{title(cell)} at {percent(cell.sparsity)} failed and is not judged: {cell.data.get('error') or 'no reason given'}"
+        f"{title(cell)} at {percent(cell.sparsity)} failed and is not judged: {cell.error}"
         for cell in comparison.cells
         if cell.status == "failed"
     ]
@@ -216,8 +216,8 @@ def _disagreement(comparison: Comparison) -> list[str]:
         ours, theirs = by_loss(comparison, cells).level, by_accuracy(comparison, cells).level
         if ours and theirs and not {cell.name for cell in ours} & {cell.name for cell in theirs}:
             told.append(
-                f"At {percent(sparsity)} tasks and perplexity disagree: the former put {title(theirs[0])} first, the latter "
-                f"{title(ours[0])}. Decide by what the model is for."
+                f"At {percent(sparsity)} tasks and perplexity disagree: the former put {title(theirs[0])} first, the "
+                f"latter {title(ours[0])}. Decide by what the model is for."
             )
     return told
 

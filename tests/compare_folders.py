@@ -39,6 +39,7 @@ def make_compare_folder(
     texts: Sequence[str] = tuple(TEXTS),
     only_perplexity: bool = False,
     windows: int = 20,
+    documents: int = 200,
     harms: Mapping[str, float] | None = None,
     change: Mapping[str, Mapping[str, Any]] | None = None,
     name: str = "SmolLM2-135M-Instruct",
@@ -54,7 +55,7 @@ def make_compare_folder(
     """
     draw = random.Random(0)
     common = {text: [draw.gauss(0, 0.25) for _ in range(windows)] for text in texts}  # hard windows are hard for all
-    answers = {task: [draw.random() for _ in range(500)] for task in TASKS}  # and hard documents
+    answers = {task: [draw.random() for _ in range(documents)] for task in TASKS}  # and hard documents
     cells = [_cell(draw, "dense", "dense", None, 0.0, common, answers)]
     for sparsity in sparsities:
         for method in methods:
@@ -172,9 +173,12 @@ def _task(draw: random.Random, task: str, harm: float, answers: Sequence[float])
 
 def _inference(draw: random.Random, achieved: float) -> dict[str, Any]:
     def timed(share: float) -> dict[str, float]:
-        return {"prefill_ms": 410 * share, "prefill_ms_iqr": 12.0, "token_ms": 38 * (0.2 + 0.8 * share),
-                "token_ms_iqr": 1.5, "throughput_tokens_s": 26 / share, "weight_bytes": 269_000_000 * share, "kv_bytes_per_token": 23_040,
-                "peak_memory_bytes": 800_000_000}  # fmt: skip
+        return {
+            "prefill_ms": 410 * share, "prefill_ms_iqr": 12.0,
+            "token_ms": 38 * (0.2 + 0.8 * share), "token_ms_iqr": 1.5,
+            "throughput_tokens_s": 26 / share, "weight_bytes": 269_000_000 * share,
+            "kv_bytes_per_token": 23_040, "peak_memory_bytes": 800_000_000,
+        }  # fmt: skip
 
     return {"dense": timed(1.0), "pruned": timed((1 - achieved * 0.85) * draw.uniform(0.96, 1.06))}
 

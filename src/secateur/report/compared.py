@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,8 @@ class Gap:
         return self.low is not None and self.high is not None and self.low <= 0 <= self.high
 
 
-def loss_gap(a: Cell, b: Cell, texts: Sequence[str]) -> Gap | None:
+@functools.lru_cache(maxsize=1024)  # words, table and plots ask for the same ones
+def loss_gap(a: Cell, b: Cell, texts: tuple[str, ...]) -> Gap | None:
     """The mean over texts of the difference in loss; None unless both have each text, on the same windows.
 
     Every text weighs the same, whatever its number of windows. The exponent is a ratio of perplexities.
@@ -55,7 +57,8 @@ def loss_gap(a: Cell, b: Cell, texts: Sequence[str]) -> Gap | None:
     return _gap(differences, windows if paired else [])
 
 
-def accuracy_gap(a: Cell, b: Cell, tasks: Sequence[str]) -> Gap | None:
+@functools.lru_cache(maxsize=1024)
+def accuracy_gap(a: Cell, b: Cell, tasks: tuple[str, ...]) -> Gap | None:
     """The difference of the mean over tasks; None if a task is not measured in both, or not on the same documents."""
     differences: list[float] = []
     documents: list[Pair] = []
@@ -91,7 +94,7 @@ def ratio(comparison: Comparison, cell: Cell, texts: Sequence[str] | None = None
     """Perplexity over the dense model's: the geometric mean over the texts, over all if None."""
     if comparison.dense is None or not cell.done:
         return None
-    found = loss_gap(cell, comparison.dense, comparison.texts if texts is None else texts)
+    found = loss_gap(cell, comparison.dense, comparison.texts if texts is None else tuple(texts))
     return math.exp(found.difference) if found and found.difference < 700 else None
 
 
@@ -126,7 +129,7 @@ class Ranking:
 
 def by_loss(comparison: Comparison, cells: Sequence[Cell], texts: Sequence[str] | None = None) -> Ranking:
     """Rank by the mean loss over texts; cells that lack one are left out."""
-    chosen = comparison.texts if texts is None else list(texts)
+    chosen = comparison.texts if texts is None else tuple(texts)
 
     def mean(cell: Cell) -> float | None:
         found = [finite(cell.section("perplexity").get(text, {}).get("nll")) for text in chosen]

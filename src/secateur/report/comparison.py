@@ -18,7 +18,7 @@ DENSE = "dense"
 Z = 1.96  # standard errors on either side of a 95 % interval
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cell:
     """One method at one size: a row of the table.
 
@@ -100,14 +100,25 @@ class Comparison:
     def dense(self) -> Cell | None:
         return next((cell for cell in self.cells if cell.method == DENSE and cell.done), None)
 
+    @property
+    def dense_shape(self) -> list[Mapping[str, Any]]:
+        """The dense model's blocks; empty where they are not told."""
+        data = self.dense.data if self.dense else {}
+        return data.get("dense_shape") or data.get("shape") or []
+
+    @property
+    def pictured(self) -> list[Cell]:
+        """The cells whose blocks are drawn beside the dense model's."""
+        return [c for c in self.pruned if c.done and not c.matched_to and c.data.get("shape") and self.dense_shape]
+
     @cached_property
     def pruned(self) -> tuple[Cell, ...]:
         return tuple(cell for cell in self.cells if cell.method != DENSE)
 
     @cached_property
-    def texts(self) -> list[str]:
+    def texts(self) -> tuple[str, ...]:
         """The texts of the perplexities, in the order of their first appearance."""
-        return list(dict.fromkeys(text for cell in self.cells for text in cell.section("perplexity")))
+        return tuple(dict.fromkeys(text for cell in self.cells for text in cell.section("perplexity")))
 
     @cached_property
     def sparsities(self) -> list[float]:
@@ -119,8 +130,8 @@ class Comparison:
         return list(dict.fromkeys(cell.method for cell in self.pruned))
 
     @cached_property
-    def tasks(self) -> list[str]:
-        return list(dict.fromkeys(task for cell in self.cells for task in cell.section("tasks")))
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(task for cell in self.cells for task in cell.section("tasks")))
 
     @cached_property
     def chance_tasks(self) -> dict[str, str]:
@@ -130,8 +141,8 @@ class Comparison:
         return {task: why for task, why in told.items() if why}
 
     @cached_property
-    def counted_tasks(self) -> list[str]:
-        return [task for task in self.tasks if task not in self.chance_tasks]
+    def counted_tasks(self) -> tuple[str, ...]:
+        return tuple(task for task in self.tasks if task not in self.chance_tasks)
 
     @property
     def model(self) -> Mapping[str, Any]:

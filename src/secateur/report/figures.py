@@ -23,7 +23,7 @@ def figures(comparison: Comparison) -> dict[str, Any]:
     pruned = [_cell(comparison, cell) for cell in comparison.pruned if cell.done]
     found = looks(comparison.methods)
     return {
-        "texts": comparison.texts,
+        "texts": list(comparison.texts),
         "sparsities": comparison.sparsities,
         "methods": [{"key": key, **vars(look)} for key, look in found.items()],
         "dense": _cell(comparison, comparison.dense) if comparison.dense else None,
@@ -54,7 +54,6 @@ def _cell(comparison: Comparison, cell: Cell) -> dict[str, Any]:
         "accuracy": _accuracy(comparison, cell),
         "speed": {kind: y for kind in ("prefill", "token") if (y := speed(cell, kind))},
         "curve": [[x, y] for x, y in cell.data.get("curve") or [] if finite(x) is not None and finite(y) is not None],
-        "shape": cell.data.get("shape") or [],
     }
 
 

@@ -15,9 +15,9 @@ from typing import Any
 from secateur.errors import MissingExtraError, OutputError
 from secateur.folders import write_file
 from secateur.report.blocks import lanes, picture
-from secateur.report.comparison import Comparison, read_comparison
+from secateur.report.comparison import Cell, Comparison, read_comparison
 from secateur.report.figures import figures, title
-from secateur.report.looks import count, listed, looks, method_name, number, percent, seconds, times
+from secateur.report.looks import count, looks, percent, times
 from secateur.report.plots import save_plots
 from secateur.report.table import columns, rows
 from secateur.report.verdict import Verdict, verdict
@@ -40,7 +40,7 @@ def write_report(folder: Path) -> Verdict:
     said, drawn = verdict(comparison), figures(comparison)
     html = render(comparison, said, drawn)
     try:
-        save_plots(drawn, folder / PLOTS)
+        save_plots(comparison, drawn, folder / PLOTS)
         write_file(folder / PAGE, html)
     except OSError as error:
         raise OutputError(f"{folder} cannot be written: {error.strerror or error}") from error
@@ -67,9 +67,8 @@ def render(comparison: Comparison, said: Verdict, drawn: Mapping[str, Any]) -> s
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {
-        "percent": percent, "number": number, "count": count, "seconds": seconds, "times": times, "listed": listed,
-        "method_name": method_name, "title_of": title,
-        "facts": lambda told: list(_facts(told or {})), "words": _words,
+        "percent": percent, "count": count, "times": times, "title_of": title, "words": _words,
+        "facts": lambda told: list(_facts(told or {})),
     }  # fmt: skip
     script, plotly = _own("page.js"), get_plotlyjs()
     wanted = columns(comparison)
@@ -100,14 +99,11 @@ def _allowed(script: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
-def _removed(comparison: Comparison) -> Iterator[tuple[Any, str]]:
-    """A picture per finished cell, in its method's colour."""
-    dense = comparison.dense.data.get("shape") if comparison.dense else None
-    dense = (comparison.dense.data.get("dense_shape") if comparison.dense else None) or dense
-    for cell in comparison.pruned:
-        if dense and cell.done and not cell.matched_to and cell.data.get("shape"):
-            colour = looks([cell.method])[cell.method].colour
-            yield cell, picture(lanes(cell.data["shape"], dense), title=cell.name, colour=colour, compact=True)
+def _removed(comparison: Comparison) -> Iterator[tuple[Cell, str]]:
+    """A picture per cell, in its method's colour."""
+    for cell in comparison.pictured:
+        rows = lanes(cell.data["shape"], comparison.dense_shape)
+        yield cell, picture(rows, title=cell.name, colour=looks([cell.method])[cell.method].colour, compact=True)
 
 
 def _samples(comparison: Comparison) -> list[dict[str, Any]]:

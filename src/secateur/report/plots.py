@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from secateur.errors import MissingExtraError
 from secateur.report.blocks import lanes
-from secateur.report.looks import INK, percent
+from secateur.report.comparison import Comparison
+from secateur.report.figures import title
+from secateur.report.looks import INK, looks, percent
 
 _DPI = 160
 _PANEL = (4.8, 3.9)  # inches
 
 
-def save_plots(figures: Mapping[str, Any], folder: Path) -> list[Path]:
+def save_plots(comparison: Comparison, figures: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write every plot that the data allow, as NAME.png and NAME.svg.
 
     Args:
-        figures: as `secateur.report.figures.figures` gives them.
+        comparison: what was removed is read from it.
+        figures: its numbers, as `secateur.report.figures.figures` gives them.
         folder: made if need be.
 
     Raises:
@@ -36,15 +40,16 @@ def save_plots(figures: Mapping[str, Any], folder: Path) -> list[Path]:
         "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True, "grid.color": "#e4e7ec",
         "axes.edgecolor": "#98a0ab", "text.parse_math": False,
     }  # fmt: skip
-    with rc_context(style):
-        for name, figure in _drawn(figures):
+    with rc_context(style), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a name in a script that the font has not
+        for name, figure in _drawn(comparison, figures):
             for path, metadata in ((folder / f"{name}.png", None), (folder / f"{name}.svg", {"Date": None})):
                 figure.savefig(path, dpi=_DPI, metadata=metadata, bbox_inches="tight")
                 written.append(path)
     return written
 
 
-def _drawn(figures: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _drawn(comparison: Comparison, figures: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, x, label in (
         ("perplexity-size", "parameters", "parameters, millions"),
         ("perplexity-time", "wall_s", "pruning time, s"),
@@ -56,8 +61,8 @@ def _drawn(figures: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         yield "accuracy-size", _panels(figures, "parameters", "parameters, millions", [None])
     if any(cell["speed"] for cell in figures["cells"]):
         yield "latency", _latency(figures)
-    if any(cell["shape"] for cell in figures["cells"]) and figures["dense"]:
-        yield "removed", _removed(figures)
+    if comparison.pictured:
+        yield "removed", _removed(comparison)
 
 
 def _has(figures: Mapping[str, Any], x: str, text: str) -> bool:
@@ -153,7 +158,7 @@ def _latency(figures: Mapping[str, Any]) -> Any:
     cells = [cell for cell in figures["cells"] if cell["speed"] and not cell["matched"]]
     colours = {method["key"]: method["colour"] for method in figures["methods"]}
     figure, axes = _figure(2, (4.6, 0.9 + 0.26 * len(cells)))
-    for axis, (kind, title) in zip(axes, (("prefill", "prompt"), ("token", "each further token")), strict=True):
+    for axis, (kind, heading) in zip(axes, (("prefill", "prompt"), ("token", "each further token")), strict=True):
         for row, cell in enumerate(cells):
             if kind in cell["speed"]:
                 value, low, high, _ = cell["speed"][kind]
@@ -162,33 +167,29 @@ def _latency(figures: Mapping[str, Any]) -> Any:
         axis.axvline(1, color=INK, linewidth=1, linestyle=":")
         axis.set_yticks(range(len(cells)), [f"{cell['label']}, {percent(cell['size'])}" for cell in cells])
         axis.tick_params(axis="y", labelsize=8, left=False, labelleft=axis is axes[0])
-        axis.set(title=f"{title}, relative to dense", ylim=(len(cells) - 0.5, -0.5))
+        axis.set(title=f"{heading}, relative to dense", ylim=(len(cells) - 0.5, -0.5))
         axis.grid(visible=False, axis="y")
     return figure
 
 
-def _removed(figures: Mapping[str, Any]) -> Any:
+def _removed(comparison: Comparison) -> Any:
     """A row of columns per cell: attention, FFN, and the stream's width where it changed; what is gone is pale."""
-    cells = [cell for cell in figures["cells"] if cell["shape"] and not cell["matched"]]
-    colours = {method["key"]: method["colour"] for method in figures["methods"]}
+    cells, known = comparison.pictured, looks(comparison.methods)
     figure, axes = _figure(1, (8.0, 0.8 + 0.5 * len(cells)))
-    axis, names = axes[0], []
+    axis = axes[0]
     for row, cell in enumerate(cells):
-        drawn = lanes(cell["shape"], figures["dense"]["shape"])
+        drawn = lanes(cell.data["shape"], comparison.dense_shape)
         unit, top = 0.8 / sum(lane.height for lane in drawn), 0.45 - row
         for lane in drawn:
             height, blocks = lane.height * unit, range(len(lane.kept))
             axis.bar(blocks, [height] * len(blocks), bottom=top - height, color="#eceff3", width=0.8)
             kept = [share * height for share in lane.kept]
-            axis.bar(blocks, kept, bottom=top - height, color=colours[cell["method"]], width=0.8)
+            axis.bar(blocks, kept, bottom=top - height, color=known[cell.method].colour, width=0.8)
             top -= height + 0.04
-        names.append(f"{cell['label']}, {percent(cell['size'])}")
+    names = [f"{title(cell)}, {percent(comparison.size_of(cell))}" for cell in cells]
     axis.set_yticks([-row for row in range(len(cells))], names, fontsize=8)
     axis.grid(visible=False)
-    axis.set(
-        xlabel="block; from above: attention, FFN, and the stream's width where it changed",
-        ylim=(-len(cells) + 0.4, 0.6),
-    )
+    axis.set(xlabel="block; from above: attention, FFN, the stream's width if changed", ylim=(-len(cells) + 0.4, 0.6))
     axis.spines[["left", "bottom"]].set_visible(False)
     axis.tick_params(length=0)
     return figure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -67,8 +68,6 @@ def complaints(browser: Any) -> list[str]:
 
 def requested(browser: Any) -> list[str]:
     """Whatever the page asked for, but for itself and what it holds."""
-    import json
-
     sent = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     urls = [each["params"]["request"]["url"] for each in sent if each["method"] == "Network.requestWillBeSent"]
     return [url for url in urls if not url.startswith(("file:", "data:", "blob:"))]
@@ -79,7 +78,8 @@ def traces(browser: Any, plot: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = browser.execute_script(
         """const plot = document.getElementById(arguments[0]);
         if (plot.closest(".off")) return [];
-        return plot.data.map((t) => ({ name: t.name, colour: t.marker?.color ?? t.line.color, n: t.x.length, y: t.y }));""",
+        return plot.data.map((t) =>
+          ({ name: t.name, colour: t.marker?.color ?? t.line.color, n: t.x.length, y: t.y }));""",
         f"plot-{plot}",
     )
     return found

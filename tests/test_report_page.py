@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 import re
+import runpy
 import sys
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 from compare_folders import BLOCKS, make_compare_folder
+from test_cli import call
 
 from secateur.errors import DataError, MissingExtraError
 from secateur.report.blocks import lanes, picture
@@ -257,6 +259,7 @@ def test_plots_are_written_as_png_and_svg_and_the_same_again(tmp_path: Path) -> 
             assert one.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
+@pytest.mark.slow
 def test_names_with_markup_do_not_break_the_plots(tmp_path: Path) -> None:
     comparison = read_comparison(evil_folder(tmp_path))
     drawn = {**figures(comparison), "texts": ["c4"]}
@@ -289,3 +292,43 @@ def test_a_narrower_stream_gets_a_lane_of_its_own(tmp_path: Path) -> None:
     assert stream.name == "stream"
     assert len(stream.kept) == BLOCKS
     assert all(share == pytest.approx(0.5, abs=0.01) for share in stream.kept)
+
+
+# --- the command ---
+
+
+@pytest.mark.slow
+def test_the_command_makes_the_page_and_says_the_verdict(tmp_path: Path) -> None:
+    folder = make_compare_folder(tmp_path / "x", methods=("2ssp",), sparsities=(0.25,), texts=("c4",), change={})
+    told = call("report", folder)
+    assert told.code == 0
+    assert told.out.startswith("Best by perplexity: 2SSP at 25")
+    assert (folder / "report.html").is_file()
+    assert (folder / "plots" / "perplexity-size.png").is_file()
+    first = (folder / "report.html").read_text()
+    assert call("report", folder).code == 0
+    assert (folder / "report.html").read_text() == first
+
+
+def test_the_command_refuses_what_is_no_compare_folder(tmp_path: Path) -> None:
+    told = call("report", tmp_path)
+    assert told.code == 3
+    assert "no compare folder" in told.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_readmes_picture_is_drawn_from_a_record() -> None:
+    draw = runpy.run_path(str(Path(__file__).parents[1] / "docs" / "draw_blocks.py"))["draw"]
+    record = {
+        "before": {"blocks": 3, "kv_heads": 6, "attentions": 3, "neurons": 300, "mlps": 3},
+        "edits": [
+            {"edit": "KeepNeurons", "block": 0, "index": list(range(40))},
+            {"edit": "DropAttention", "block": 2},
+        ],
+        "sparsity": {"achieved": {"blocks": 0.25}},
+        "model": {"name": "<m>"},
+        "method": "2ssp",
+    }
+    titles = [element.text for element in ET.fromstring(draw(record)).iter() if element.tag.endswith("title")]
+    assert titles[:3] == ["block 0: 2 of 2 KV heads", "block 1: 2 of 2 KV heads", "block 2: 0 of 2 KV heads"]
+    assert titles[3:] == [f"block {n}: {width} of 100 FFN neurons" for n, width in enumerate((40, 100, 100))]

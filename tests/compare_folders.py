@@ -69,7 +69,7 @@ def make_compare_folder(
                     draw, f"2ssp-as-{cell['name']}", "2ssp", achieved, 0.32 * (achieved / 0.25) ** 1.6, common, answers,
                     achieved, 160,
                 )  # fmt: skip
-                cells.append({**matched, "matched_to": cell["name"], "label": "2ssp, as large as shortgpt"})
+                cells.append({**matched, "matched_to": cell["name"], "label": "2ssp at the size of shortgpt"})
     if change is None:
         change = {
             "slicegpt-0.5": {"status": "failed", "error": "NumericalError: block 7 gave NaN <after rotation>"},
@@ -91,12 +91,13 @@ def make_compare_folder(
             target.write_text(json.dumps(cell), encoding="utf-8")
     about = {
         "schema": 1,
+        "kind": "compare",
         "model": {"name": name, "fingerprint": "3f7a9c" * 8, "parameters": PARAMETERS, "block_parameters": IN_BLOCKS,
-                  "blocks": BLOCKS, "family": "llama"},
-        "arguments": {"model": "demo", "methods": list(methods), "sparsities": list(sparsities), "texts": list(texts),
-                      "samples": windows, "evopress_minutes": 15, "inference": True,
-                      "out": "out/compare", "data": None},
+                  "blocks": BLOCKS, "family": "llama", "hidden_size": HIDDEN},
+        "arguments": {"command": ["compare", "demo", "--methods", ",".join(methods), "--texts", ",".join(texts),
+                                  "--eval-samples", str(windows), "--inference", "--out", "out/compare"]},
         "settings": {"calibration": {"text": "c4", "seed": 0}, "judging": {"texts": list(texts), "length": 2048}},
+        "texts": {text: {"name": text, "fingerprint": "9f31" * 8} for text in texts},
         "machine": "AMD EPYC, 2 cores, 1 thread", "created": "2026-11-27T10:00:00+00:00",
         "versions": {"secateur": "0.1.0", "torch": "2.13.0+cpu", "transformers": "5.23.0", "python": "3.11.7"},
         "cells": [cell["name"] for cell in cells],
@@ -146,9 +147,7 @@ def _shape(draw: random.Random, method: str, achieved: float) -> list[dict[str, 
         entry = {"block": block, "width": width, "kv_heads": heads, "query_heads": 3 * heads,
                  "attention": heads > 0, "mlp": width > 0}  # fmt: skip
         if method == "slicegpt":
-            entry["sites"] = [round(HIDDEN * (1 - achieved))] * 2
-        elif method == "dense":
-            entry["sites"] = [HIDDEN] * 2
+            entry["sites"] = [round(HIDDEN * (1 - achieved))] * 3
         shape.append(entry)
     return shape
 

@@ -78,7 +78,7 @@ def evil_folder(folder: Path) -> Path:
         folder, methods=("2ssp", "slimgpt", "evil"), sparsities=(0.25,), texts=("c4", EVIL), name=EVIL, change=change
     )
     about = json.loads((folder / "compare.json").read_text())
-    about |= {"machine": EVIL, "versions": {EVIL: EVIL}, "settings": {EVIL: EVIL}, "arguments": {"methods": [EVIL]}}
+    about |= {"machine": EVIL, "versions": {EVIL: EVIL}, "settings": {EVIL: EVIL}, "arguments": {"command": [EVIL]}}
     (folder / "compare.json").write_text(json.dumps(about))
     return folder
 
@@ -163,18 +163,12 @@ def test_a_bare_folder_makes_a_page_too(tmp_path: Path) -> None:
 def test_the_command_is_given_as_it_was_with_quotes_where_needed(tmp_path: Path) -> None:
     folder = make_compare_folder(tmp_path, **{"methods": ("2ssp",), "sparsities": (0.25,), "change": {}})
     about = json.loads((folder / "compare.json").read_text())
-    about["arguments"] = {
-        "model": "my model",
-        "sparsities": [0.25, 0.5],
-        "overwrite": True,
-        "limit": None,
-        "out": "x y",
-    }
+    about["arguments"] = {"command": ["compare", "my model", "--sparsities", "0.25,0.5", "--matched", "--out", "x y"]}
     (folder / "compare.json").write_text(json.dumps(about))
     code = re.search("<pre><code>(.*?)</code>", page(folder), re.DOTALL)
     assert code is not None
-    told = code[1].replace("&#39;", "'").replace(" \\\n  ", " ")
-    assert told == "secateur compare 'my model' --sparsities 0.25,0.5 --overwrite --out 'x y'"
+    told = code[1].replace("&#39;", "'").split(" \\\n  ")
+    assert told == ["secateur compare 'my model'", "--sparsities 0.25,0.5", "--matched", "--out 'x y'"]
 
 
 @pytest.mark.parametrize(
@@ -286,7 +280,8 @@ def test_the_picture_of_blocks_shows_each_blocks_share(tmp_path: Path) -> None:
 
 def test_a_narrower_stream_gets_a_lane_of_its_own(tmp_path: Path) -> None:
     comparison = read_comparison(make_compare_folder(tmp_path, methods=("2ssp", "slicegpt"), change={}))
-    found = {cell.method: lanes(cell.data["shape"], comparison.dense_shape) for cell in comparison.pictured}
+    dense, hidden = comparison.dense_shape, comparison.hidden_size
+    found = {cell.method: lanes(cell.data["shape"], dense, hidden) for cell in comparison.pictured}
     assert [lane.name for lane in found["2ssp"]] == ["attention", "FFN"]
     stream = found["slicegpt"][-1]
     assert stream.name == "stream"

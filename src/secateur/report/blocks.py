@@ -29,12 +29,13 @@ class Lane(NamedTuple):
     told: list[str]
 
 
-def lanes(shape: Sequence[Shape], dense: Sequence[Shape]) -> list[Lane]:
+def lanes(shape: Sequence[Shape], dense: Sequence[Shape], hidden_size: int | None = None) -> list[Lane]:
     """The rows that a model's picture has: attention, FFN, and the residual stream where its width was changed.
 
     Args:
         shape, dense: one entry per block of the dense model: `width` (FFN neurons), `kv_heads`, and `sites` (the widths
             of the residual stream) where a method changed them.
+        hidden_size: the dense model's width of the stream; without it that row is left out.
     """
     before = {each["block"]: each for each in dense}
     after = {each["block"]: each for each in shape}
@@ -42,12 +43,10 @@ def lanes(shape: Sequence[Shape], dense: Sequence[Shape]) -> list[Lane]:
         Lane("attention", _ATTENTION, *_column(before, after, "kv_heads", "KV heads")),
         Lane("FFN", _FFN, *_column(before, after, "width", "FFN neurons")),
     ]
-    old, new = ({block: _stream(each) for block, each in shapes.items()} for shapes in (before, after))
-    if any(new.values()) and any(old.values()) and old != new:
-        widths = [(new.get(block, 0), old[block]) for block in before]
-        kept = [now / was if was else 0.0 for now, was in widths]
-        told = [f"a residual stream {now:,} of {was:,} wide" for now, was in widths]
-        rows.append(Lane("stream", _STREAM, kept, told))
+    if hidden_size and any(each.get("sites") for each in shape):
+        widths = [_stream(after.get(block, {}), hidden_size) for block in before]
+        told = [f"a residual stream {width:,} of {hidden_size:,} wide" for width in widths]
+        rows.append(Lane("stream", _STREAM, [width / hidden_size for width in widths], told))
     return rows
 
 
@@ -59,8 +58,12 @@ def _column(
     return kept, [f"{new:,} of {old:,} {what}" for new, old in counts]
 
 
-def _stream(shape: Shape) -> int:
-    return max((int(width) for width in shape.get("sites") or []), default=0)
+def _stream(shape: Shape, hidden_size: int) -> int:
+    """The width in the middle of a block; nothing of a block that is gone."""
+    sites = shape.get("sites")
+    if sites:
+        return int(sites[len(sites) // 2])
+    return hidden_size if shape.get("kv_heads") or shape.get("width") else 0
 
 
 def picture(rows: Sequence[Lane], *, title: str = "", colour: str = _KEPT, compact: bool = False) -> str:

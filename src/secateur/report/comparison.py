@@ -13,7 +13,7 @@ from typing import Any
 from secateur.errors import DataError
 from secateur.evaluation.statistics import at_chance
 
-SCHEMA = 1
+SCHEMA, KIND = 1, "compare"
 DENSE = "dense"
 Z = 1.96  # standard errors on either side of a 95 % interval
 
@@ -103,8 +103,12 @@ class Comparison:
     @property
     def dense_shape(self) -> list[Mapping[str, Any]]:
         """The dense model's blocks; empty where they are not told."""
-        data = self.dense.data if self.dense else {}
-        return data.get("dense_shape") or data.get("shape") or []
+        return (self.dense.data.get("shape") if self.dense else None) or []
+
+    @property
+    def hidden_size(self) -> int | None:
+        """The width of the dense model's residual stream."""
+        return self.model.get("hidden_size")
 
     @property
     def pictured(self) -> list[Cell]:
@@ -184,6 +188,8 @@ def read_comparison(folder: Path) -> Comparison:
     about = _read(source)
     if about.get("schema") != SCHEMA:
         raise DataError(f"{source} has schema {about.get('schema')!r}; this secateur reads {SCHEMA}")
+    if about.get("kind", KIND) != KIND:
+        raise DataError(f"{folder} is no comparison but of the kind {about['kind']!r}; its tables lie in it")
     names = about.get("cells")
     if not isinstance(about.get("model"), dict) or not isinstance(names, list):
         raise DataError(f"{source} is damaged: it must have `model` (an object) and `cells` (a list of names)")

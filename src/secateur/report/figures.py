@@ -32,11 +32,8 @@ def figures(comparison: Comparison) -> dict[str, Any]:
 
 
 def title(cell: Cell) -> str:
-    """A cell's label, with the method written as people do."""
-    label = cell.label
-    if label.startswith(cell.method):
-        label = method_name(cell.method) + label.removeprefix(cell.method)
-    return label
+    """A cell's label, with methods written as people do."""
+    return " ".join(method_name(word) for word in cell.label.split(" "))
 
 
 def _cell(comparison: Comparison, cell: Cell) -> dict[str, Any]:

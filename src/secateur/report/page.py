@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
-import json
 import shlex
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
@@ -102,7 +101,7 @@ def _allowed(script: str) -> str:
 def _removed(comparison: Comparison) -> Iterator[tuple[Cell, str]]:
     """A picture per cell, in its method's colour."""
     for cell in comparison.pictured:
-        rows = lanes(cell.data["shape"], comparison.dense_shape)
+        rows = lanes(cell.data["shape"], comparison.dense_shape, comparison.hidden_size)
         yield cell, picture(rows, title=cell.name, colour=looks([cell.method])[cell.method].colour, compact=True)
 
 
@@ -138,18 +137,8 @@ def _facts(told: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
 
 
 def _command(comparison: Comparison) -> str:
-    """The command that makes the folder again, from the arguments that it was made with."""
-    arguments = dict(comparison.about.get("arguments") or {})
-    model = arguments.pop("model", None) or comparison.name
-    parts = [f"secateur compare {shlex.quote(str(model))}"]
-    for name, value in arguments.items():
-        flag = f"--{name.replace('_', '-')}"
-        if value is None or value is False or value == []:
-            continue
-        if value is True:
-            parts.append(flag)
-        elif isinstance(value, list):
-            parts.append(f"{flag} {shlex.quote(','.join(map(str, value)))}")
-        else:
-            parts.append(f"{flag} {shlex.quote(str(value) if not isinstance(value, dict) else json.dumps(value))}")
-    return " \\\n  ".join(parts)
+    """The command that made the folder, one option on a line; empty where it was made from Python."""
+    words = (comparison.about.get("arguments") or {}).get("command") or []
+    return (
+        " ".join(shlex.quote(str(word)) for word in ["secateur", *words]).replace(" --", " \\\n  --") if words else ""
+    )

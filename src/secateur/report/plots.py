@@ -178,7 +178,7 @@ def _removed(comparison: Comparison) -> Any:
     figure, axes = _figure(1, (8.0, 0.8 + 0.5 * len(cells)))
     axis = axes[0]
     for row, cell in enumerate(cells):
-        drawn = lanes(cell.data["shape"], comparison.dense_shape)
+        drawn = lanes(cell.data["shape"], comparison.dense_shape, comparison.hidden_size)
         unit, top = 0.8 / sum(lane.height for lane in drawn), 0.45 - row
         for lane in drawn:
             height, blocks = lane.height * unit, range(len(lane.kept))

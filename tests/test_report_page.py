@@ -183,6 +183,7 @@ def test_the_command_is_given_as_it_was_with_quotes_where_needed(tmp_path: Path)
             lambda folder: (folder / "compare.json").write_text('{"schema": 1, "model": {}, "cells": ["../x"]}'),
             "no name",
         ),
+        (lambda folder: (folder / "compare.json").write_text('{"schema": 1, "kind": "ablate"}'), "no comparison"),
         (lambda folder: (folder / "cells" / "2ssp-0.25" / "cell.json").write_bytes(b"\xff"), "cannot be read"),
     ],
 )

@@ -188,9 +188,9 @@ def _caveats(comparison: Comparison) -> list[str]:
 
 def _unfinished(comparison: Comparison) -> list[str]:
     told = [
-        f"{title(cell)} at {percent(cell.sparsity)} failed and is not judged: {cell.error}"
+        f"{title(cell)} at {percent(comparison.size_of(cell))} failed and is not judged: {cell.error}"
         for cell in comparison.cells
-        if cell.status == "failed"
+        if cell.status == "failed" and not cell.matched_to
     ]
     if missing := [cell.name for cell in comparison.cells if cell.status == "missing"]:
         told.append(f"Not run yet: {', '.join(missing)}. The same command goes on where it stopped.")

@@ -87,7 +87,7 @@
 
   function axis(title, values, log) {
     const shared = {
-      title: { text: title, font: { size: 13 } }, gridcolor: css("--line"), linecolor: css("--line"), zeroline: false,
+      title: { text: title, font: { size: 13 }, standoff: 12 }, gridcolor: css("--line"), linecolor: css("--line"), zeroline: false,
       automargin: true, fixedrange: matchMedia("(pointer: coarse)").matches,
     };
     if (!log) return shared;

@@ -7,42 +7,23 @@ import json
 import sys
 from pathlib import Path
 
-BAR, GAP, LEFT, ATTENTION, FFN = 16, 5, 90, 26, 96
-KEPT, GONE, INK = "#2a7f5f", "#c9ced6", "#6b7280"
-
-
-def bar(x: float, y: float, height: float, *, kept: bool) -> str:
-    style = f'fill="{KEPT}"' if kept else f'fill="none" stroke="{GONE}" stroke-width="1.2" stroke-dasharray="3 2"'
-    return f'<rect x="{x:.1f}" y="{y:.1f}" width="{BAR}" height="{height:.1f}" rx="2" {style}/>'
-
-
-def text(x: float, y: float, words: str, anchor: str = "start") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="12" fill="{INK}">{words}</text>'
+from secateur.report.blocks import lanes, picture
 
 
 def draw(record: dict) -> str:
-    """One column per block: its attention above, its FFN below, what went as a dashed outline."""
-    blocks, dense = record["before"]["blocks"], record["before"]["neurons"] / record["before"]["mlps"]
+    """The picture of a pruning that narrowed FFNs and dropped attentions, as 2SSP does."""
+    before = record["before"]
+    heads, neurons = before["kv_heads"] // before["attentions"], before["neurons"] // before["mlps"]
+    dense = [{"block": n, "kv_heads": heads, "width": neurons} for n in range(before["blocks"])]
     widths = {e["block"]: len(e["index"]) for e in record["edits"] if e["edit"] == "KeepNeurons"}
     dropped = {e["block"] for e in record["edits"] if e["edit"] == "DropAttention"}
-    top, middle = 34, 34 + ATTENTION + 10
-    width, height = LEFT + blocks * (BAR + GAP) + 10, middle + FFN + 26
-    achieved = record["sparsity"]["achieved"]["blocks"]
-    parts = [
-        text(4, 16, f"{record['model']['name']}, {record['method']}: {achieved:.1%} of the blocks' parameters removed"),
-        text(LEFT - 10, top + ATTENTION / 2 + 4, "attention", "end"),
-        text(LEFT - 10, middle + FFN / 2 + 4, f"FFN, {dense:.0f}", "end"),
+    shape = [
+        {"block": n, "kv_heads": 0 if n in dropped else heads, "width": widths.get(n, neurons)}
+        for n in range(before["blocks"])
     ]
-    for block in range(blocks):
-        x = LEFT + block * (BAR + GAP)
-        kept = FFN * widths.get(block, dense) / dense
-        parts += [bar(x, top, ATTENTION, kept=block not in dropped), bar(x, middle, FFN, kept=False)]
-        parts.append(bar(x, middle + FFN - kept, kept, kept=True))
-        parts.append(text(x + BAR / 2, height - 10, str(block), "middle"))
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
-        f'font-family="system-ui, sans-serif">\n' + "\n".join(parts) + "\n</svg>\n"
-    )
+    achieved = record["sparsity"]["achieved"]["blocks"]
+    name = f"{record['model']['name']}, {record['method']}: {achieved:.1%} of the blocks' parameters removed"
+    return picture(lanes(shape, dense), title=name) + "\n"
 
 
 if __name__ == "__main__":

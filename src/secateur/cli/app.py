@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import typer
 
-from secateur.cli import ablate, compare, evaluate, fetch, inspect, methods, prune, recover
+from secateur.cli import ablate, compare, evaluate, fetch, inspect, methods, prune, recover, report
 from secateur.cli.guard import guarded
 from secateur.version import __version__
 
@@ -37,6 +37,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "eval": evaluate.evaluate,
     "compare": compare.compare,
     "ablate": ablate.ablate,
+    "report": report.report,
     "inspect": inspect.inspect,
     "methods": methods.show_methods,
     "fetch": fetch.fetch,

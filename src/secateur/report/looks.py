@@ -1,0 +1,130 @@
+"""How methods look and numbers read, the same on the page, in the plots and in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+# Seven colours found by search: told apart by people with any of the three colour blindnesses, and clear of a white
+# and of a dark ground. tests/test_report_looks.py holds them to that. Each has its own marker as well.
+_KNOWN = {
+    "2ssp": ("2SSP", "#3467E6"),
+    "slimgpt": ("SlimGPT", "#B84D00"),
+    "slicegpt": ("SliceGPT", "#30A676"),
+    "shortgpt": ("ShortGPT", "#35B1FF"),
+    "window": ("Sliding window", "#8F5B95"),
+    "blockpruner": ("BlockPruner", "#89BA00"),
+    "evopress": ("EvoPress", "#FF69C6"),
+}
+_NBSP = "\u00a0"  # a number and its unit stay on one line
+GREY = "#808080"  # for a method that we do not know; its marker tells it from others
+INK = "#30343b"  # dense, on a light ground; the page uses its own ink
+# (the page's glyph, plotly's symbol, matplotlib's marker)
+_MARKERS = (
+    ("●", "circle", "o"),
+    ("■", "square", "s"),
+    ("◆", "diamond", "D"),
+    ("▲", "triangle-up", "^"),
+    ("▼", "triangle-down", "v"),
+    ("✚", "cross", "P"),
+    ("✖", "x", "X"),
+    ("◀", "triangle-left", "<"),
+    ("▶", "triangle-right", ">"),
+    ("⬟", "pentagon", "p"),
+    ("⬢", "hexagon", "h"),
+)
+
+
+@dataclass(frozen=True)
+class Look:
+    """One method's name, colour and marker.
+
+    Attributes:
+        glyph, symbol, marker: the same form as a character, in plotly and in matplotlib.
+    """
+
+    name: str
+    colour: str
+    glyph: str
+    symbol: str
+    marker: str
+
+
+def looks(methods: Iterable[str]) -> dict[str, Look]:
+    """One look per method; those we know look the same in every report, others are grey with markers of their own."""
+    order = {name: number for number, name in enumerate(_KNOWN)}
+    found: dict[str, Look] = {}
+    others = 0
+    for method in methods:
+        name, colour = _KNOWN.get(method, (method, GREY))
+        if method in order:
+            marker = _MARKERS[order[method]]
+        else:
+            marker = _MARKERS[len(_KNOWN) + others % (len(_MARKERS) - len(_KNOWN))]
+            others += 1
+        found[method] = Look(name, colour, *marker)
+    return found
+
+
+def method_name(method: str) -> str:
+    """As people write it: 2SSP for 2ssp."""
+    return "Dense" if method == "dense" else _KNOWN.get(method, (method, ""))[0]
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """0.375 -> 37.5 %, 0.25 -> 25 %."""
+    if share is None:
+        return "–"
+    text = f"{100 * share:.{digits}f}"
+    return f"{text.rstrip('0').rstrip('.') if '.' in text else text}{_NBSP}%"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Some significant digits, thousands parted, no exponent below a million."""
+    if value is None:
+        return "–"
+    if not math.isfinite(value):
+        return "∞" if value > 0 else str(value)
+    if value == 0:
+        return "0"
+    if abs(value) >= 1e6:
+        return f"{value:.{digits - 1}e}"
+    return f"{value:,.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}"
+
+
+def times(ratio: float) -> str:
+    return f"{number(ratio)}×"
+
+
+def count(value: float | None) -> str:
+    """Parameters as people say them: 135 M, 1.71 B."""
+    if value is None:
+        return "–"
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{number(value / size)}{_NBSP}{unit}"
+    return f"{value:,.0f}"
+
+
+def seconds(value: float | None) -> str:
+    """A duration: 0.8 s, 42 s, 3 min 20 s, 2 h 5 min."""
+    if value is None:
+        return "–"
+    if value < 9.95:
+        return f"{value:.1f}{_NBSP}s"
+    whole = round(value)
+    if whole < 60:
+        return f"{whole}{_NBSP}s"
+    if whole < 3600:
+        return _two(*divmod(whole, 60), "min", "s")
+    return _two(*divmod(round(value / 60), 60), "h", "min")
+
+
+def _two(large: int, small: int, unit: str, smaller: str) -> str:
+    return f"{large}{_NBSP}{unit}" + (f"{_NBSP}{small}{_NBSP}{smaller}" if small else "")
+
+
+def listed(words: Sequence[str]) -> str:
+    """a, b and c."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else "none"

@@ -1,0 +1,254 @@
+"""The answer in words: which method, at which size. Computed from the data, honest about what they do not tell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from secateur.report.awards import Measure, measures
+from secateur.report.compared import Gap, by_accuracy, by_loss, loss_gap, ratio
+from secateur.report.comparison import Cell, Comparison
+from secateur.report.figures import title
+from secateur.report.looks import listed, method_name, number, percent, times
+
+TOLERANCES = (1.05, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0)  # perplexity over the dense model's
+SAME_SIZE = 0.005  # of the blocks' parameters: what counts as the size that was asked for
+FEW_WINDOWS = 10
+
+
+@dataclass(frozen=True)
+class AtSize:
+    """What is said of one size: `level` are the cells that the intervals do not tell from the best, best first."""
+
+    sparsity: float
+    level: tuple[Cell, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The smallest model within a tolerance: perplexity at most `tolerance` times the dense model's."""
+
+    tolerance: float
+    cell: Cell
+    ratio: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All that is said.
+
+    Attributes:
+        headline, cost: which method, and what it costs, in a sentence each; `cost` may be empty.
+        sizes: a paragraph per size.
+        choices: the smallest model for how much is acceptable.
+        measures: the best by each measure, one per size.
+        caveats: what the reader must know.
+    """
+
+    headline: str
+    cost: str
+    sizes: tuple[AtSize, ...]
+    choices: tuple[Choice, ...]
+    measures: tuple[Measure, ...]
+    caveats: tuple[str, ...]
+
+
+def verdict(comparison: Comparison) -> Verdict:
+    sizes = [_at_size(comparison, sparsity) for sparsity in comparison.sparsities]
+    known = [each for each in sizes if each.level]
+    return Verdict(
+        headline=_headline(known),
+        cost=_cost(comparison, known),
+        sizes=tuple(sizes),
+        choices=tuple(_choices(comparison)),
+        measures=measures(comparison),
+        caveats=tuple(_caveats(comparison)),
+    )
+
+
+def _headline(sizes: Sequence[AtSize]) -> str:
+    if not sizes:
+        return "No verdict: no pruned model has a perplexity yet."
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for each in sizes:
+        names = tuple(dict.fromkeys(method_name(cell.method) for cell in each.level))
+        groups.setdefault(names, []).append(percent(each.sparsity))
+    everywhere = set.intersection(*({cell.method for cell in each.level} for each in sizes))
+    if len(groups) > 1 and everywhere:
+        winner = next(cell.method for cell in sizes[0].level if cell.method in everywhere)
+        return f"By perplexity, {method_name(winner)} is best, or level with the best, at every size ({_sizes(sizes)})."
+    clauses = []
+    for names, shares in groups.items():
+        who = names[0] if len(names) == 1 else f"{listed(names)} (level)"
+        clauses.append(f"{who} at {listed(shares)}")
+    return f"Best by perplexity: {'; '.join(clauses)}."
+
+
+def _cost(comparison: Comparison, sizes: Sequence[AtSize]) -> str:
+    found = [(each.sparsity, ratio(comparison, each.level[0])) for each in sizes]
+    clauses = [f"{times(over)} at {percent(sparsity)}" for sparsity, over in found if over]
+    mean = ", on average over the texts" if len(comparison.texts) > 1 else ""
+    return f"What the best one costs, in perplexity over the dense model's{mean}: {listed(clauses)}." if clauses else ""
+
+
+def _sizes(sizes: Sequence[AtSize]) -> str:
+    return listed([percent(each.sparsity) for each in sizes])
+
+
+# --- at one size ---
+
+
+def _at_size(comparison: Comparison, sparsity: float) -> AtSize:
+    cells = comparison.of_size(sparsity)
+    ranking = by_loss(comparison, cells)
+    if not ranking.cells:
+        return AtSize(sparsity, (), "No method has finished at this size.")
+    best, level = ranking.cells[0], ranking.level
+    words = [_best(comparison, best)]
+    if len(cells) == 1:
+        words.append("It is the only method that finished at this size.")
+    if len(level) > 1:
+        words.append(
+            f"{listed([title(cell) for cell in level[1:]])} {'is' if len(level) == 2 else 'are'} level with it: "
+            "the 95 % interval of the difference includes zero."
+        )
+    behind = [(cell, gap) for cell, gap in zip(ranking.cells, ranking.gaps, strict=True) if cell not in level]
+    if behind:
+        words.append(f"Next is {title(behind[0][0])}, {_distance(behind[0][1])}.")
+    words += [_size_of_best(comparison, cell) for cell in level if _off_target(cell)]
+    if reduced := [title(cell) for cell in ranking.cells if cell.reduced and cell not in level]:
+        words.append(f"{listed(reduced)} searched less than the paper does, and might do better.")
+    if best.reduced:
+        words.append("It is best although its search was reduced.")
+    return AtSize(sparsity, level, " ".join(words))
+
+
+def _best(comparison: Comparison, best: Cell) -> str:
+    values = listed([f"{number(best.perplexity(text))} on {text}" for text in comparison.texts])
+    over = ratio(comparison, best)
+    if over is None:
+        return f"{title(best)} has the lowest perplexity: {values}."
+    mean = " on average" if len(comparison.texts) > 1 else ""
+    return f"{title(best)} has the lowest perplexity: {values}, {times(over)} the dense model's{mean}."
+
+
+def _distance(gap: Gap | None) -> str:
+    if gap is None:
+        return "judged on other windows, so that the distance is not known"
+    more = f"{times(math.exp(min(gap.difference, 700)))} the best one's perplexity"
+    if gap.low is None or gap.high is None:
+        return f"{more} (no interval: the windows' losses are not there)"
+    return f"{more} (95 % interval {number(math.exp(gap.low))} to {number(math.exp(min(gap.high, 700)))})"
+
+
+def _off_target(cell: Cell) -> bool:
+    return cell.sparsity is not None and cell.removed is not None and abs(cell.removed - cell.sparsity) > SAME_SIZE
+
+
+def _size_of_best(comparison: Comparison, cell: Cell) -> str:
+    """One that removes whole blocks ends beside the size asked for; whether it is better is asked at its own size."""
+    told = f"{title(cell)} removed {percent(cell.removed)} instead of {percent(cell.sparsity)}"
+    partner = comparison.partner(cell)
+    gap = loss_gap(partner, cell, comparison.texts) if partner else None
+    if gap is None:
+        return f"{told}, so it is not quite the same size as the others."
+    if gap.open:
+        return f"{told}; 2SSP at that same size is level with it."
+    word = "better" if gap.difference < 0 else "worse"
+    return f"{told}; 2SSP at that same size is {word}, {times(math.exp(min(gap.difference, 700)))} its perplexity."
+
+
+# --- over all sizes ---
+
+
+def _choices(comparison: Comparison) -> list[Choice]:
+    judged = [(cell, over) for cell in comparison.pruned if (over := ratio(comparison, cell)) and cell.parameters]
+    found: list[Choice] = []
+    for tolerance in TOLERANCES:
+        within = [(cell.parameters or 0, over, cell) for cell, over in judged if over <= tolerance]
+        if not within:
+            continue
+        _, over, cell = min(within, key=lambda each: each[:2])
+        if not found or found[-1].cell is not cell:
+            found.append(Choice(tolerance, cell, over))
+    return found
+
+
+# --- what the reader must know ---
+
+
+def _caveats(comparison: Comparison) -> list[str]:
+    checks: tuple[Callable[[Comparison], list[str]], ...] = (
+        _unfinished, _reduced, _disagreement, _sizes_apart, _coverage,
+    )  # fmt: skip
+    return [caveat for check in checks for caveat in check(comparison)]
+
+
+def _unfinished(comparison: Comparison) -> list[str]:
+    told = [
+        f"{title(cell)} at {percent(comparison.size_of(cell))} failed and is not judged: {cell.error}"
+        for cell in comparison.cells
+        if cell.status == "failed" and not cell.matched_to
+    ]
+    if missing := [cell.name for cell in comparison.cells if cell.status == "missing"]:
+        told.append(f"Not run yet: {', '.join(missing)}. The same command goes on where it stopped.")
+    if comparison.dense is None:
+        told.append("The dense model was not judged, so nothing is said relative to it.")
+    return told
+
+
+def _reduced(comparison: Comparison) -> list[str]:
+    told: dict[str, list[str]] = {}
+    for cell in comparison.pruned:
+        if cell.done and cell.reduced:
+            note = (cell.data.get("notes") or {}).get("reduced") or "a smaller search than its paper's"
+            told.setdefault(f"{title(cell)}: {note}", []).append(percent(cell.sparsity))
+    return [f"{what} (at {listed(sizes)})" for what, sizes in told.items()]
+
+
+def _disagreement(comparison: Comparison) -> list[str]:
+    """Sizes at which no cell is among the best both by perplexity and by tasks."""
+    told = []
+    for sparsity in comparison.sparsities:
+        cells = comparison.of_size(sparsity)
+        ours, theirs = by_loss(comparison, cells).level, by_accuracy(comparison, cells).level
+        if ours and theirs and not {cell.name for cell in ours} & {cell.name for cell in theirs}:
+            told.append(
+                f"At {percent(sparsity)} tasks and perplexity disagree: the former put {title(theirs[0])} first, the "
+                f"latter {title(ours[0])}. Decide by what the model is for."
+            )
+    return told
+
+
+def _sizes_apart(comparison: Comparison) -> list[str]:
+    off: dict[str, list[str]] = {}
+    for cell in comparison.pruned:
+        if cell.done and not cell.matched_to and _off_target(cell):
+            off.setdefault(title(cell), []).append(f"{percent(cell.removed)} for {percent(cell.sparsity)}")
+    if not off:
+        return []
+    return [
+        "Whoever removes whole blocks or modules cannot meet every size: "
+        f"{'; '.join(f'{name} {listed(sizes)}' for name, sizes in off.items())}. "
+        "Where the table has 2SSP at that very size, compare with that."
+    ]
+
+
+def _coverage(comparison: Comparison) -> list[str]:
+    told = []
+    results = [result for cell in comparison.cells for result in cell.section("perplexity").values()]
+    windows = min((result.get("samples") or 0 for result in results), default=0)
+    if results and windows < FEW_WINDOWS:
+        told.append(f"Perplexity was taken on {windows} windows only; intervals from so few are rough.")
+    if len({result.get("length") for result in results}) > 1:
+        told.append("Texts were cut to different lengths; perplexities of different lengths are never compared.")
+    if not comparison.tasks:
+        told.append("No tasks were run. Perplexity alone does not tell what a model can still do.")
+    elif lacking := [cell.name for cell in comparison.pruned if cell.done and not cell.section("tasks")]:
+        told.append(f"Without tasks: {', '.join(lacking)}.")
+    told += [f"{task} is grey and in no average: {why}." for task, why in comparison.chance_tasks.items()]
+    if not any(cell.section("generation") for cell in comparison.pruned):
+        told.append("No text was generated. Generation can break before perplexity shows it.")
+    return told

@@ -1,0 +1,330 @@
+"""The page holds everything, escapes everything, and shows what the folder says."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+import re
+import runpy
+import sys
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from compare_folders import BLOCKS, make_compare_folder
+from test_cli import call
+
+from secateur.errors import DataError, MissingExtraError
+from secateur.report.blocks import lanes, picture
+from secateur.report.comparison import read_comparison
+from secateur.report.figures import ALL, figures
+from secateur.report.page import render, write_report
+from secateur.report.plots import save_plots
+from secateur.report.table import columns, rows
+from secateur.report.verdict import verdict
+
+EVIL = """</script><script>window.hacked = 1</script><img src=x onerror="window.hacked = 1">"""
+
+
+class Elements(HTMLParser):
+    """All elements with their attributes, and the scripts' texts."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: dict[int, str] = {}
+        self.ended = True
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        self.ended = False
+
+    def handle_data(self, data: str) -> None:
+        if self.found and self.found[-1][0] == "script" and not self.ended:
+            place = len(self.found) - 1
+            self.texts[place] = self.texts.get(place, "") + data
+
+    def handle_endtag(self, tag: str) -> None:
+        self.ended = True
+
+    def scripts(self) -> list[str]:
+        return [self.texts[place] for place, (tag, _) in enumerate(self.found) if tag == "script"]
+
+
+def page(folder: Path) -> str:
+    comparison = read_comparison(folder)
+    return render(comparison, verdict(comparison), figures(comparison))
+
+
+@pytest.fixture(scope="module")
+def html(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return page(make_compare_folder(tmp_path_factory.mktemp("compare")))
+
+
+def evil_folder(folder: Path) -> Path:
+    """Every name and text that a model or a user can choose."""
+    sample = {"prompt": EVIL, "text": EVIL, "settings": {EVIL: EVIL}}
+    change: dict[str, dict[str, Any]] = {
+        "2ssp-0.25": {"label": EVIL, "generation": {"samples": [sample], "figures": {}}, "notes": {"reduced": EVIL}},
+        "slimgpt-0.25": {"status": "failed", "error": EVIL},
+        f"{'evil'}-0.25": {"method": EVIL, "options": {EVIL: EVIL}},
+    }
+    make_compare_folder(
+        folder, methods=("2ssp", "slimgpt", "evil"), sparsities=(0.25,), texts=("c4", EVIL), name=EVIL, change=change
+    )
+    about = json.loads((folder / "compare.json").read_text())
+    about |= {"machine": EVIL, "versions": {EVIL: EVIL}, "settings": {EVIL: EVIL}, "arguments": {"command": [EVIL]}}
+    (folder / "compare.json").write_text(json.dumps(about))
+    return folder
+
+
+def test_nothing_is_loaded_from_elsewhere(html: str) -> None:
+    for tag, attributes in Elements(html).found:
+        for name in ("src", "href", "action", "data", "poster", "srcset"):
+            assert (attributes.get(name) or "data:").startswith("data:"), (tag, attributes)
+    style = re.search("<style>(.*?)</style>", html, re.DOTALL)
+    assert style is not None
+    assert not re.search(r"url\(|@import", style[1])
+
+
+def test_the_policy_allows_our_two_scripts_and_no_address(html: str) -> None:
+    elements = Elements(html)
+    policy = next(a["content"] or "" for _, a in elements.found if a.get("http-equiv") == "Content-Security-Policy")
+    packed, script = elements.scripts()[1:]
+    plotly = gzip.decompress(base64.b64decode(packed))
+    allowed = re.findall("'sha256-([^']+)'", policy)
+    assert allowed == [base64.b64encode(hashlib.sha256(s).digest()).decode() for s in (script.encode(), plotly)]
+    assert policy.startswith("default-src 'none'")
+    assert "http" not in policy
+    assert "unsafe-eval" not in policy
+    assert b"plotly.js v" in plotly[:300]
+    assert b"MIT" in plotly[:300]  # its licence's notice stays with it
+
+
+def test_a_page_of_moderate_size(html: str) -> None:
+    assert len(html) < 3_000_000
+
+
+def test_what_models_and_users_write_stays_text(tmp_path: Path) -> None:
+    html = page(evil_folder(tmp_path))
+    elements = Elements(html)
+    assert len(elements.scripts()) == 3
+    assert not [tag for tag, attributes in elements.found if tag == "img" or "onerror" in attributes]
+    assert html.count("&lt;img src=x onerror=") > 10  # it is shown
+    data = json.loads(elements.scripts()[0])
+    assert EVIL in data["texts"]
+
+
+def test_the_table_has_every_cell_and_bold_is_level_with_the_best(tmp_path: Path) -> None:
+    comparison = read_comparison(make_compare_folder(tmp_path, missing=["window-0.5"]))
+    wanted = columns(comparison)
+    table = rows(comparison, wanted)
+    assert [row.cell.name for row in table] == comparison.about["cells"]
+    place = next(n for n, column in enumerate(wanted) if column.text == "c4")
+    for sparsity in comparison.sparsities:
+        ours = [row.entries[place] for row in table if row.cell.sparsity == sparsity]
+        known = [entry for entry in ours if entry.sort is not None]
+        assert min(known, key=lambda entry: entry.sort or 0).best
+    assert next(column for column in wanted if column.heading == "winogrande").grey
+
+
+def test_failed_and_missing_cells_stand_in_the_table_with_the_reason(tmp_path: Path) -> None:
+    html = page(make_compare_folder(tmp_path, missing=["window-0.5"]))
+    assert "failed: NumericalError: block 7 gave NaN &lt;after rotation&gt;" in html
+    assert html.count("not run yet") == 1
+
+
+def test_sections_without_data_are_not_there(tmp_path: Path) -> None:
+    html = page(make_compare_folder(tmp_path, only_perplexity=True))
+    assert 'id="samples"' not in html
+    assert "mean accuracy" not in html.split('id="plots"')[0]
+    assert 'id="removed"' in html
+
+
+def test_a_comparison_of_one_method_on_one_text_needs_no_switch_of_texts(tmp_path: Path) -> None:
+    html = page(make_compare_folder(tmp_path, methods=("shortgpt",), sparsities=(0.25,), texts=("c4",), change={}))
+    assert 'id="texts"' not in html
+
+
+def test_a_bare_folder_makes_a_page_too(tmp_path: Path) -> None:
+    about = {"schema": 1, "model": {"name": "m"}, "cells": ["dense", "2ssp-0.25"]}
+    (tmp_path / "compare.json").write_text(json.dumps(about))
+    html = page(tmp_path)
+    assert "No verdict" in html
+    assert html.count("not run yet") == 2
+    assert not save_plots(read_comparison(tmp_path), figures(read_comparison(tmp_path)), tmp_path)
+
+
+def test_the_command_is_given_as_it_was_with_quotes_where_needed(tmp_path: Path) -> None:
+    folder = make_compare_folder(tmp_path, **{"methods": ("2ssp",), "sparsities": (0.25,), "change": {}})
+    about = json.loads((folder / "compare.json").read_text())
+    about["arguments"] = {"command": ["compare", "my model", "--sparsities", "0.25,0.5", "--matched", "--out", "x y"]}
+    (folder / "compare.json").write_text(json.dumps(about))
+    code = re.search("<pre><code>(.*?)</code>", page(folder), re.DOTALL)
+    assert code is not None
+    told = code[1].replace("&#39;", "'").split(" \\\n  ")
+    assert told == ["secateur compare 'my model'", "--sparsities 0.25,0.5", "--matched", "--out 'x y'"]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda folder: (folder / "compare.json").unlink(), "no compare folder"),
+        (lambda folder: (folder / "compare.json").write_text("{"), "cannot be read"),
+        (lambda folder: (folder / "compare.json").write_text("[]"), "JSON object"),
+        (lambda folder: (folder / "compare.json").write_text('{"schema": 2}'), "schema 2"),
+        (lambda folder: (folder / "compare.json").write_text('{"schema": 1}'), "`model`"),
+        (
+            lambda folder: (folder / "compare.json").write_text('{"schema": 1, "model": {}, "cells": ["../x"]}'),
+            "no name",
+        ),
+        (lambda folder: (folder / "compare.json").write_text('{"schema": 1, "kind": "ablate"}'), "no comparison"),
+        (lambda folder: (folder / "cells" / "2ssp-0.25" / "cell.json").write_bytes(b"\xff"), "cannot be read"),
+    ],
+)
+def test_a_damaged_folder_is_refused(change: Any, told: str, tmp_path: Path) -> None:
+    folder = make_compare_folder(tmp_path, methods=("2ssp",), sparsities=(0.25,), change={})
+    change(folder)
+    with pytest.raises(DataError, match=told):
+        read_comparison(folder)
+
+
+@pytest.mark.parametrize("package", ["jinja2", "plotly.offline", "matplotlib"])
+def test_a_missing_package_names_the_extra(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_compare_folder(tmp_path, methods=("2ssp",), sparsities=(0.25,), change={})
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtraError, match=r"secateur\[report\]"):
+        write_report(folder)
+    assert not (folder / "report.html").exists()
+
+
+# --- what is drawn ---
+
+
+def test_the_plots_data_are_the_cells_own(tmp_path: Path) -> None:
+    comparison = read_comparison(make_compare_folder(tmp_path))
+    drawn = figures(comparison)
+    json.dumps(drawn, allow_nan=False)
+    assert {cell["name"] for cell in drawn["cells"]} == {c.name for c in comparison.pruned if c.done}
+    for cell in drawn["cells"]:
+        told = comparison.cell(cell["name"])
+        assert told is not None
+        for text in comparison.texts:
+            value, low, high = cell["y"][text]
+            assert value == told.perplexity(text)
+            assert low < value < high
+        ratio, low, high = cell["y"][ALL]
+        assert low <= ratio <= high
+    assert drawn["dense"]["y"][ALL] == [1, 1, 1]
+
+
+def test_infinite_perplexities_are_left_out_of_plots(tmp_path: Path) -> None:
+    bad = {"perplexity": None, "nll": 800.0, "nll_stderr": None, "samples": 20, "length": 2048, "predictions": 40940}
+    folder = make_compare_folder(
+        tmp_path,
+        methods=("2ssp",),
+        sparsities=(0.25,),
+        texts=("c4",),
+        change={"2ssp-0.25": {"perplexity": {"c4": bad}}},
+    )
+    assert figures(read_comparison(folder))["cells"][0]["y"] == {}
+
+
+@pytest.mark.slow
+def test_plots_are_written_as_png_and_svg_and_the_same_again(tmp_path: Path) -> None:
+    comparison = read_comparison(make_compare_folder(tmp_path / "x", methods=("2ssp", "slicegpt", "shortgpt")))
+    drawn = figures(comparison)
+    first, second = (save_plots(comparison, drawn, tmp_path / name) for name in "ab")
+    names = {"perplexity-size", "perplexity-time", "accuracy-size", "latency", "removed"}
+    assert {path.name for path in first} == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
+    for one, other in zip(first, second, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+        if one.suffix == ".svg":
+            root = ET.parse(one).getroot()
+            assert root.tag.endswith("svg")
+            if one.stem.startswith("perplexity"):
+                colours = one.read_text().lower()
+                assert all(method["colour"].lower() in colours for method in drawn["methods"])
+        else:
+            assert one.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.slow
+def test_names_with_markup_do_not_break_the_plots(tmp_path: Path) -> None:
+    comparison = read_comparison(evil_folder(tmp_path))
+    drawn = {**figures(comparison), "texts": ["c4"]}
+    for cell in drawn["cells"]:
+        cell["label"] = "$x_{ 漢字"
+    assert save_plots(comparison, drawn, tmp_path / "plots")
+
+
+def test_the_picture_of_blocks_shows_each_blocks_share(tmp_path: Path) -> None:
+    dense = [{"block": n, "kv_heads": 4, "width": 100} for n in range(3)]
+    shape = [{"block": 0, "kv_heads": 1, "width": 25}, {"block": 1, "kv_heads": 0, "width": 0}]  # block 2 is gone
+    attention, ffn = lanes(shape, dense)
+    assert attention.kept == [0.25, 0, 0]
+    assert ffn.kept == [0.25, 0, 0]
+    root = ET.fromstring(picture([attention, ffn], title="<&>"))
+    space = "{http://www.w3.org/2000/svg}"
+    groups = root.findall(f"{space}g")
+    assert len(groups) == 6
+    heights = [[float(bar.get("height") or 0) for bar in group.findall(f"{space}rect")] for group in groups]
+    assert heights[0][1] == pytest.approx(heights[0][0] / 4, abs=0.1)
+    assert len(heights[1]) == 1  # only its outline
+    assert root.get("aria-label") == "<&>"
+
+
+def test_a_narrower_stream_gets_a_lane_of_its_own(tmp_path: Path) -> None:
+    comparison = read_comparison(make_compare_folder(tmp_path, methods=("2ssp", "slicegpt"), change={}))
+    dense, hidden = comparison.dense_shape, comparison.hidden_size
+    found = {cell.method: lanes(cell.data["shape"], dense, hidden) for cell in comparison.pictured}
+    assert [lane.name for lane in found["2ssp"]] == ["attention", "FFN"]
+    stream = found["slicegpt"][-1]
+    assert stream.name == "stream"
+    assert len(stream.kept) == BLOCKS
+    assert all(share == pytest.approx(0.5, abs=0.01) for share in stream.kept)
+
+
+# --- the command ---
+
+
+@pytest.mark.slow
+def test_the_command_makes_the_page_and_says_the_verdict(tmp_path: Path) -> None:
+    folder = make_compare_folder(tmp_path / "x", methods=("2ssp",), sparsities=(0.25,), texts=("c4",), change={})
+    told = call("report", folder)
+    assert told.code == 0
+    assert told.out.startswith("Best by perplexity: 2SSP at 25")
+    assert (folder / "report.html").is_file()
+    assert (folder / "plots" / "perplexity-size.png").is_file()
+    first = (folder / "report.html").read_text()
+    assert call("report", folder).code == 0
+    assert (folder / "report.html").read_text() == first
+
+
+def test_the_command_refuses_what_is_no_compare_folder(tmp_path: Path) -> None:
+    told = call("report", tmp_path)
+    assert told.code == 3
+    assert "no compare folder" in told.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_readmes_picture_is_drawn_from_a_record() -> None:
+    draw = runpy.run_path(str(Path(__file__).parents[1] / "docs" / "draw_blocks.py"))["draw"]
+    record = {
+        "before": {"blocks": 3, "kv_heads": 6, "attentions": 3, "neurons": 300, "mlps": 3},
+        "edits": [
+            {"edit": "KeepNeurons", "block": 0, "index": list(range(40))},
+            {"edit": "DropAttention", "block": 2},
+        ],
+        "sparsity": {"achieved": {"blocks": 0.25}},
+        "model": {"name": "<m>"},
+        "method": "2ssp",
+    }
+    titles = [element.text for element in ET.fromstring(draw(record)).iter() if element.tag.endswith("title")]
+    assert titles[:3] == ["block 0: 2 of 2 KV heads", "block 1: 2 of 2 KV heads", "block 2: 0 of 2 KV heads"]
+    assert titles[3:] == [f"block {n}: {width} of 100 FFN neurons" for n, width in enumerate((40, 100, 100))]

@@ -8,8 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from secateur.cli import grids
-from secateur.cli.guard import start_logging
+from secateur.cli.guard import err, start_logging
 from secateur.cli.options import CacheDir, Data, Device, Dtype, Json, LogFile, LogLevel, ModelName, Revision
+from secateur.errors import MissingExtraError
+from secateur.report.page import PAGE, write_report
 from secateur.study.asked import parse_options
 from secateur.study.cells import Judging
 from secateur.study.compare import Comparison
@@ -105,7 +107,18 @@ def compare(
         return
     grid = grids.grid_of(source, out_dir, judging)
     cells = run_comparison(comparison, grid)
+    _write_page(Path(grid.folder))
     grids.finish(cells, Path(grid.folder), NAME, as_json)
+
+
+def _write_page(folder: Path) -> None:
+    """The page and plots of what is there; without their extra the tables stand alone."""
+    try:
+        write_report(folder)
+    except MissingExtraError as error:
+        err.print(f"no page was made: {error}", markup=False, highlight=False)
+    else:
+        err.print(f"the report: {folder / PAGE}", markup=False, highlight=False)
 
 
 def _of_the_compared(

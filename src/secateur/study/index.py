@@ -56,6 +56,7 @@ def make_index(
             "parameters": layout.parameters,
             "block_parameters": layout.block_parameters,
             "blocks": len(layout.blocks),
+            "hidden_size": layout.ends.hidden,
             "family": dense.family.model_type,
         },
         "arguments": public_arguments(arguments),

@@ -29,6 +29,7 @@ def asked(text: Path, *what: str, **more: Any) -> Ablation:
     return Ablation(what=what, **settings)
 
 
+@pytest.mark.slow
 def test_a_row_is_the_mean_over_seeds_with_its_spread(text: Path, tmp_path: Path) -> None:
     cells = ablate(asked(text, "norm", seeds=(0, 3, 5)), grid(tmp_path / "out", text))
     assert len(cells) == 1 + 2 * 3

@@ -145,6 +145,7 @@ def test_the_same_command_again_finds_its_result(prune: Callable[..., Told], tmp
     assert contents(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_another_command_does_not_touch_the_result(prune: Callable[..., Told], tmp_path: Path) -> None:
     assert prune("--attentions", 1).code == 0
     before = contents(tmp_path)
@@ -185,6 +186,7 @@ def test_texts_are_measured_before_and_after(
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_chat_counts_responses(prune: Callable[..., Told], tmp_path: Path, world: dict[str, Path]) -> None:
     words = ("--calibration", world["chat"], "--length", 60)
     assert prune(*words, "--count", "responses").code == 0

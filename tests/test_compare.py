@@ -122,6 +122,7 @@ def test_all_methods_see_the_first_rows_of_one_matrix(text: Path) -> None:
 # --- restarting ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["between cells", "in a cell"])
 def test_a_stopped_run_goes_on_and_gives_the_same_table(
     where: str, done: tuple[Path, Cells], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -204,7 +205,8 @@ def test_more_methods_may_be_added(text: Path, tmp_path: Path) -> None:
     [
         ({"more": {"tasks": ("piqa",)}}, "tasks"),
         ({"load": Loads(seed=1)}, "model"),
-        ({"calibrate": 3}, "2ssp-0.25"),
+        ({"calibrate": 3}, "samples"),
+        ({"calibrate": 3, "method": "shortgpt"}, "samples"),  # other cells, but in the same table
         ({"options": {"2ssp": {"norm": "l1"}}}, "2ssp-0.25"),
     ],
 )
@@ -213,7 +215,9 @@ def test_a_folder_of_other_arguments_is_refused(
 ) -> None:
     fake_judges(monkeypatch)
     before = {path: path.read_bytes() for path in done[0].rglob("*.*") if path.is_file()}
-    wanted = comparison(text, "2ssp", samples=change.pop("calibrate", 2), options=change.pop("options", {}))
+    wanted = comparison(
+        text, change.pop("method", "2ssp"), samples=change.pop("calibrate", 2), options=change.pop("options", {})
+    )
     with pytest.raises(OutputExistsError, match=match):
         compare(wanted, grid(done[0], text, **change))
     assert {path: path.read_bytes() for path in done[0].rglob("*.*") if path.is_file()} == before

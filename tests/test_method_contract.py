@@ -136,6 +136,7 @@ def watched(edits: Iterator[Edit], model: Model) -> Iterator[Edit]:
     assert model.fingerprint() == before
 
 
+@pytest.mark.slow
 @VARIANTS
 def test_only_the_edits_that_it_declares(name: str, options: dict[str, Any]) -> None:
     edits = prune(tiny("llama"), get_method(name), **options).edits

@@ -172,6 +172,7 @@ def test_a_model_agrees_with_itself(family: str) -> None:
         assert (figures["greedy_agreement"], figures["common_prefix_tokens"]) == (1, 9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_agreement_equals_a_loop_by_hand(family: str) -> None:
     dense, model = two_models(family)
@@ -190,6 +191,7 @@ def test_agreement_equals_a_loop_by_hand(family: str) -> None:
     assert figures["common_prefix_tokens"] == pytest.approx(prefix / len(prompts))
 
 
+@pytest.mark.slow
 def test_what_the_dense_model_said_need_not_be_said_again(monkeypatch: pytest.MonkeyPatch) -> None:
     dense, model = two_models("llama")
     prompts, watcher = ["ab ab", "Who is it?"], Watcher()

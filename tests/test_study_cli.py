@@ -31,7 +31,7 @@ def test_compare_writes_its_tables_and_is_done_once(where: tuple[object, ...], t
     assert "2ssp-0.25 in" in told.err
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "compare.json", "cells", "main-table.md", "main-table.csv", "main-table.json", "main-table.tex",
-        "differences.csv",
+        "differences.csv", "report.html", "plots",
     }  # fmt: skip
     index = json.loads((tmp_path / "out/compare.json").read_text())
     assert index["arguments"]["command"][:2] == ["compare", "model"]  # no private path
@@ -42,6 +42,7 @@ def test_compare_writes_its_tables_and_is_done_once(where: tuple[object, ...], t
     assert "2ssp-0.25 in" not in again.err  # nothing was made
 
 
+@pytest.mark.slow
 def test_a_failed_cell_shows_in_the_exit_code(where: tuple[object, ...], tmp_path: Path) -> None:
     told = compare(where, "--methods", "2ssp,shortgpt", "--sparsities", "0.9", "--out", tmp_path / "out", "--json")
     assert told.code == 4
@@ -65,6 +66,7 @@ def test_a_dry_run_writes_nothing_and_foretells_every_cell(
     assert "guessed: windows of the texts" in shown.out
 
 
+@pytest.mark.slow
 def test_options_reach_their_method(where: tuple[object, ...], tmp_path: Path) -> None:
     words = ("--methods", "2ssp", "--sparsities", "0.25", "--option", "2ssp.attentions=2", "--out", tmp_path / "out")
     assert compare(where, *words).code == 0
@@ -73,6 +75,7 @@ def test_options_reach_their_method(where: tuple[object, ...], tmp_path: Path) -
     assert sum(not block["attention"] for block in cell["shape"]) == 2
 
 
+@pytest.mark.slow
 def test_a_preset_sets_all_and_what_is_said_wins(
     where: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,6 +116,7 @@ def test_bad_words_are_refused(where: tuple[object, ...], words: tuple[str, ...]
     assert match in told.err
 
 
+@pytest.mark.slow
 def test_ablate_spreads_over_seeds(where: tuple[object, ...], tmp_path: Path) -> None:
     words = ("--what", "norm,stage1-only", "--sparsities", "0.25", "--seeds", "0,1", "--out", tmp_path / "out")
     told = call("ablate", *where, *QUICK, *words)

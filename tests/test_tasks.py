@@ -251,6 +251,7 @@ def test_a_limit_is_spread_fairly(sizes: list[int], limit: int) -> None:
         assert limit >= sum(sizes) or abs(got - limit * size / sum(sizes)) < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [("2ssp",), ("slimgpt",)])
 def test_a_suite_asks_as_its_paper_does(names: tuple[str], model: Model, data: Path) -> None:
     results = run_tasks(model, names, limit=1, data=data)
@@ -436,7 +437,8 @@ def test_bad_arguments(arguments: dict[str, Any], error: type[SecateurError], sa
         ("task: mine\ndataset_path: json\n", "lm-eval cannot make a task of"),
     ],
 )
-def test_bad_task_files(content: str, says: str, tmp_path: Path) -> None:
+def test_bad_task_files(content: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # `dataset_path: json` without files looks for them below the working directory
     (tmp_path / "mine.yaml").write_text(content)
     with pytest.raises(DataError, match=says):
         plan_tasks([str(tmp_path / "mine.yaml")])

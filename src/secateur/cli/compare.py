@@ -10,7 +10,7 @@ import typer
 from secateur.cli import grids
 from secateur.cli.guard import err, start_logging
 from secateur.cli.options import CacheDir, Data, Device, Dtype, Json, LogFile, LogLevel, ModelName, Revision
-from secateur.errors import MissingExtraError
+from secateur.errors import SecateurError
 from secateur.report.page import PAGE, write_report
 from secateur.study.asked import parse_options
 from secateur.study.cells import Judging
@@ -107,15 +107,17 @@ def compare(
         return
     grid = grids.grid_of(source, out_dir, judging)
     cells = run_comparison(comparison, grid)
-    _write_page(Path(grid.folder))
-    grids.finish(cells, Path(grid.folder), NAME, as_json)
+    try:
+        grids.finish(cells, Path(grid.folder), NAME, as_json)
+    finally:
+        _write_page(Path(grid.folder))
 
 
 def _write_page(folder: Path) -> None:
     """The page and plots of what is there; without their extra the tables stand alone."""
     try:
         write_report(folder)
-    except MissingExtraError as error:
+    except SecateurError as error:
         err.print(f"no page was made: {error}", markup=False, highlight=False)
     else:
         err.print(f"the report: {folder / PAGE}", markup=False, highlight=False)

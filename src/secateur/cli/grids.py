@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from secateur.cli.guard import err, out
+from secateur.cli.guard import EXIT_FAILED, err, out
 from secateur.cli.progress import Bars
 from secateur.errors import InvalidOptionError
 from secateur.forecast import hollow_model, probe
@@ -22,8 +22,6 @@ from secateur.study import judges
 from secateur.study.cells import Cell, Judging
 from secateur.study.engine import Grid
 from secateur.study.estimate import Work, estimates, forwards, total
-
-EXIT_SOME_FAILED = 4
 
 OutDir = Annotated[Path | None, typer.Option("--out", help="Folder of the grid; a run that was stopped goes on there.")]
 OfShare = Annotated[str, typer.Option(help="A share of the `blocks`' parameters or of the whole `model`'s.")]
@@ -134,7 +132,7 @@ def finish(cells: Mapping[str, Mapping[str, Any]], folder: Path, table: str, as_
         err.print(
             f"{len(failed)} of {len(cells)} cells failed; the same command tries them again", highlight=False
         )  # fmt: skip
-        raise typer.Exit(EXIT_SOME_FAILED)
+        raise typer.Exit(EXIT_FAILED)
 
 
 def show_estimates(

@@ -44,7 +44,7 @@ def loss_gap(a: Cell, b: Cell, texts: tuple[str, ...]) -> Gap | None:
         one, other = a.section("perplexity").get(text), b.section("perplexity").get(text)
         if not one or not other or finite(one.get("nll")) is None or finite(other.get("nll")) is None:
             return None
-        if any(one.get(key) != other.get(key) for key in ("length", "samples", "predictions")):
+        if any(one.get(key) != other.get(key) for key in ("length", "samples", "predictions", "fingerprint")):
             return None  # perplexities of other windows, or of another length, are not comparable
         differences.append(one["nll"] - other["nll"])
         mine, theirs, counts = (

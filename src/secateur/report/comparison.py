@@ -40,7 +40,7 @@ class Cell:
 
     @property
     def sparsity(self) -> float | None:
-        """The share of the blocks' parameters that was asked for; None for the dense model."""
+        """The share that was asked for, of what `of` says; None for the dense model."""
         return self.data.get("sparsity")
 
     @property
@@ -72,8 +72,13 @@ class Cell:
 
     @property
     def removed(self) -> float | None:
-        """The share of the blocks' parameters that is really gone."""
-        return (self.data.get("achieved") or {}).get("blocks")
+        """The share that is really gone, of what the sparsity is a share of."""
+        return (self.data.get("achieved") or {}).get(self.of)
+
+    @property
+    def of(self) -> str:
+        """'blocks' or 'model': whose parameters shares are of."""
+        return str(self.data.get("of") or "blocks")
 
     @property
     def wall_s(self) -> float | None:
@@ -99,6 +104,12 @@ class Comparison:
     @cached_property
     def dense(self) -> Cell | None:
         return next((cell for cell in self.cells if cell.method == DENSE and cell.done), None)
+
+    @property
+    def whose(self) -> str:
+        """Of which parameters the sizes are shares."""
+        grid = (self.about.get("settings") or {}).get("grid") or {}
+        return "all parameters" if grid.get("of") == "model" else "the blocks' parameters"
 
     @property
     def dense_shape(self) -> list[Mapping[str, Any]]:

@@ -62,7 +62,7 @@ def columns(comparison: Comparison) -> list[Column]:
                "wall-clock time of the pruning itself"),
         Column("prompt", lambda cell: _time(cell, "prefill"), times, "time for the prompt, over dense"),
         Column("token", lambda cell: _time(cell, "token"), times, "time per further token, over dense"),
-        Column("removed", lambda cell: cell.removed, percent, "share of the blocks' parameters that is gone"),
+        Column("removed", lambda cell: cell.removed, percent, f"share of {comparison.whose} that is gone"),
         Column("parameters", lambda cell: cell.parameters, count),
         Column("weights", lambda cell: finite(cell.data.get("weight_bytes")), _megabytes),
         *(_task(comparison, task) for task in comparison.tasks),

@@ -83,6 +83,9 @@ def _tasks(
         if theirs is None:
             continue
         a, b = mine["per_document"], theirs["per_document"]
+        if not a or not b:  # a metric of the whole, as a corpus' F1: nothing to pair
+            told[task] = {"difference": mine["value"] - theirs["value"], "low": None, "high": None, "p": None}
+            continue
         binary = is_binary([*a, *b])
         found = _finite(paired_bootstrap(a, b, seed=seed, draws=draws))
         told[task] = {**found, "p": mcnemar(a, b) if binary else None}

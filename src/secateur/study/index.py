@@ -73,14 +73,23 @@ def make_index(
     }
 
 
+_TERMS = ("of", "round_to", "calibration", "seed", "count", "samples", "length")
+
+
 def differing(old: Mapping[str, Any], new: Mapping[str, Any], judging: Judging) -> list[str]:
     """What two indices of one folder may not differ in, and do; [] where they fit."""
-    if old.get("kind") == new["kind"] and old.get("judged_by") == new["judged_by"]:
-        return []
-    names = [name for name in ("kind", "model") if old.get(name) != new[name]]
     had: Mapping[str, Any] = old.get("settings", {})
+    terms = _unequal_terms(had.get("grid", {}), new["settings"]["grid"]) if new["kind"] == "compare" else []
+    if old.get("kind") == new["kind"] and old.get("judged_by") == new["judged_by"]:
+        return terms
+    names = terms + [name for name in ("kind", "model") if old.get(name) != new[name]]
     names += [name for name in _public(judging) if json.dumps(had.get(name)) != json.dumps(new["settings"][name])]
     return names or ["the texts' content, or secateur's version"]
+
+
+def _unequal_terms(had: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """What all cells of a comparison must share: calibrated otherwise, they would seem to be on equal terms."""
+    return [name for name in _TERMS if name in had and json.dumps(had[name]) != json.dumps(wanted[name])]
 
 
 def united(old: Sequence[str], new: Sequence[str]) -> list[str]:

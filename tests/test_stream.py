@@ -51,7 +51,6 @@ from secateur.surgery.edits import (
 )
 
 IDS = torch.randint(5, VOCABULARY, (2, 12), generator=torch.Generator().manual_seed(7))
-ROUNDING = 1e-5  # of float32 logits of order 1; how much of it is used depends on the processor
 SITES = range(2 * BLOCKS + 1)
 FEW = [("llama", False), ("phi3", True)]
 CAN = [(family, tied) for family in REBASABLE for tied in (False, True)]
@@ -72,7 +71,7 @@ def square(model: Model, site: int) -> Rebase:
 def test_folding_norms_changes_no_logit(family: str, tied: bool) -> None:
     dense = logits(tiny(family, tie_word_embeddings=tied), IDS)
     model = apply_all(tiny(family, tie_word_embeddings=tied), [FoldNorms()])
-    assert difference(logits(model, IDS), dense) < ROUNDING
+    assert difference(logits(model, IDS), dense) < 2e-6
     assert not any("layernorm" in name for name in model.hf.state_dict())
 
 
@@ -83,10 +82,10 @@ def test_no_square_basis_at_any_site_changes_a_logit(family: str, tied: bool) ->
     before = logits(model, IDS)
     for site in (3, 0, 8, 4, 1, 2, 5, 6, 7, 8, 0):  # the last two for the second time
         apply(model, square(model, site))
-        assert difference(logits(model, IDS), before) < ROUNDING, site
+        assert difference(logits(model, IDS), before) < 4e-6, site
     ids = tiny_tokens(model, 1, 9, seed=1).ids
     fresh = apply_all(tiny(family, tie_word_embeddings=tied), [DropMLP(0), DropAttention(2)])
-    assert difference(logits(model, ids), logits(fresh, ids)) < ROUNDING
+    assert difference(logits(model, ids), logits(fresh, ids)) < 4e-6
 
 
 @pytest.mark.parametrize("family", REBASABLE)
@@ -170,7 +169,7 @@ def test_a_sliced_model_is_the_dense_one_with_its_stream_projected(family: str, 
     expected = projected(dense, bases, IDS)
     model = tiny(family, tie_word_embeddings=tied)
     apply_all(model, [FoldNorms(), *(Rebase(site, basis) for site, basis in bases.items())])
-    assert difference(logits(model, IDS), expected) < ROUNDING
+    assert difference(logits(model, IDS), expected) < 5e-6
     assert difference(expected, logits(dense, IDS)) > 1e-2  # or this test would compare the dense model with itself
     widths = [model.layout().stream_width(site) for site in SITES]
     assert widths == [bases[site].shape[1] if site in bases else hidden for site in SITES]
@@ -195,9 +194,10 @@ def low_rank(model: Model, basis: Tensor) -> Model:
 def test_slicing_a_stream_of_low_rank_loses_nothing(family: str, tied: bool) -> None:
     basis = orthonormal(tiny(family).hidden_size, 11)
     dense = low_rank(tiny(family, tie_word_embeddings=tied), basis)
+    dense.hf.double()  # what float32 rounds, a processor's kernels decide
     before, parameters = logits(dense, IDS), dense.layout().parameters
     model = apply_all(dense, [FoldNorms(), *(Rebase(site, basis) for site in SITES)])
-    assert difference(logits(model, IDS), before) < ROUNDING
+    assert difference(logits(model, IDS), before) < 4e-6
     assert model.layout().parameters < parameters
 
 
@@ -210,7 +210,7 @@ def test_a_rebased_model_is_pruned_like_any_other(family: str) -> None:
     sliced = stream_layouts(tiny(family))["sliced stream"]
     first, last = apply_all(tiny(family), others + sliced), apply_all(tiny(family), sliced + others)
     assert first.layout() == last.layout()
-    assert difference(logits(first, IDS), logits(last, IDS)) < ROUNDING
+    assert difference(logits(first, IDS), logits(last, IDS)) < 4e-6
 
 
 @pytest.mark.parametrize(("family", "tied"), FEW)
@@ -219,7 +219,7 @@ def test_a_dropped_block_leaves_its_change_of_basis(family: str, tied: bool, num
     dropped, emptied = (tiny_in("sliced stream", family, tie_word_embeddings=tied) for _ in range(2))
     apply_all(emptied, [DropAttention(number), DropMLP(number)])
     apply(dropped, DropBlock(number))
-    assert difference(logits(dropped, IDS), logits(emptied, IDS)) < ROUNDING
+    assert difference(logits(dropped, IDS), logits(emptied, IDS)) < 4e-6
     assert dropped.layout().parameters < emptied.layout().parameters
 
 
@@ -227,7 +227,7 @@ def test_the_order_of_sites_does_not_matter() -> None:
     fold, *edits = stream_layouts(tiny("llama"))["sliced stream"]
     forth, back = apply_all(tiny("llama"), [fold, *edits]), apply_all(tiny("llama"), [fold, *reversed(edits)])
     assert forth.layout() == back.layout()
-    assert difference(logits(forth, IDS), logits(back, IDS)) < ROUNDING
+    assert difference(logits(forth, IDS), logits(back, IDS)) < 4e-6
 
 
 @pytest.mark.parametrize("layout", ["rotated stream", "sliced stream and more"])
@@ -346,7 +346,7 @@ def test_a_walk_follows_the_stream_into_its_new_basis(looks: tuple[int, ...], cl
             if number in looks and expected is not None:
                 visit.observe(**taps)
                 for tap in taps:
-                    assert difference(torch.cat(seen[f"{when} {tap}"]), expected[tap]) < ROUNDING, (number, when, tap)
+                    assert difference(torch.cat(seen[f"{when} {tap}"]), expected[tap]) < 4e-6, (number, when, tap)
             if when == "before":
                 for edit in edits[number]:
                     apply(model, edit)

@@ -434,11 +434,10 @@ def test_bad_arguments(arguments: dict[str, Any], error: type[SecateurError], sa
     [
         ("task: [", "lm-eval cannot make a task of .*mine.yaml"),
         ("just words", "lm-eval cannot make a task of"),
-        ("task: mine\ndataset_path: json\n", "lm-eval cannot make a task of"),
+        ("task: mine\ndataset_path: json\n", "names no files: put them under `dataset_kwargs`"),
     ],
 )
-def test_bad_task_files(content: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # `dataset_path: json` without files looks for them below the working directory
+def test_bad_task_files(content: str, says: str, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(content)
     with pytest.raises(DataError, match=says):
         plan_tasks([str(tmp_path / "mine.yaml")])

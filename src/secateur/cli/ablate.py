@@ -65,7 +65,7 @@ def ablate(
     ablation = Ablation(
         what=[name for each in what for name in grids.words(each)], values=grids.words(values), method=method,
         sparsities=grids.words(sparsities), seeds=_seeds(seeds), of=of, options=parse_options(option or ()),  # type: ignore[arg-type]  # checked there
-        calibration=calibration or source.default_text(), samples=samples, length=length, count=count,  # type: ignore[arg-type]
+        calibration=calibration or source.default_text(), samples=samples, length=length, count=count,  # type: ignore[arg-type]  # checked there
     )  # fmt: skip
     judging = grids.judging_of(
         Judging(), texts=texts, samples=eval_samples, length=eval_length, tasks=tasks, limit=limit, fewshot=fewshot,

@@ -106,8 +106,8 @@ def _prune(
             require_positions(hollow.max_length, eval_length)
         loaded = load(model, device=device, dtype=dtype, revision=revision, cache=cache_dir)
         job = prepare(
-            loaded, method, sparsity=sparsity, of=of, round_to=round_to, calibration=calibration, samples=samples,  # type: ignore[arg-type]
-            length=length, seed=seed, count=count, data=data, cache=cache_dir, **options,  # type: ignore[arg-type]
+            loaded, method, sparsity=sparsity, of=of, round_to=round_to, calibration=calibration, samples=samples,  # type: ignore[arg-type]  # checked there
+            length=length, seed=seed, count=count, data=data, cache=cache_dir, **options,  # type: ignore[arg-type]  # checked there
         )  # fmt: skip
         record = None if overwrite else already_there(job, out_dir)
         if record is not None:

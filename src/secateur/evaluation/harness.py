@@ -145,9 +145,26 @@ def file_tasks(path: Path) -> dict[str, Any]:
     with quiet():
         try:
             manager = require_lm_eval().tasks.TaskManager(include_path=path.parent, include_defaults=False)
+            _require_named_files(path)
             return dict(manager.load(str(path))["tasks"])
+        except DataError:
+            raise
         except Exception as error:  # it may hold anything, functions of the user's too
             raise DataError(f"lm-eval cannot make a task of {path}: {_said(error)}") from error
+
+
+def _require_named_files(path: Path) -> None:
+    """Refuse a reader of files without files: `datasets` would search all that lies below the working directory."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    config = load_yaml(path, resolve_func=False)
+    readers = ("json", "csv", "parquet", "text", "arrow")
+    told = config.get("dataset_kwargs") or {}
+    if config.get("dataset_path") in readers and not {"data_files", "data_dir"} & set(told):
+        raise DataError(
+            f"{path} reads {config['dataset_path']} and names no files: put them under `dataset_kwargs`, as "
+            "`data_files: {test: rows.jsonl}`"
+        )
 
 
 def named_tasks(name: str, known: Sequence[str]) -> dict[str, Any]:
@@ -208,7 +225,7 @@ def answer(
 def _wrapped(model: Model, batch_size: int, run: Run, label: str) -> Any:
     """The model as lm-eval wants it: its own wrapper, with our progress and checks."""
 
-    class Judged(require_lm_eval().models.huggingface.HFLM):  # type: ignore[misc]
+    class Judged(require_lm_eval().models.huggingface.HFLM):  # type: ignore[misc]  # lm-eval has no types
         truncated = 0
 
         def _loglikelihood_tokens(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,7 +59,7 @@ def inference(
     peaks: dict[str, tuple[int, str]] = {}
     with run.progress("inference", (rounds + 1) * len(models)) as done:
         for name, model in models.items():
-            peaks[name] = peak_memory(model, lambda model=model: _once(model, prompt, new_tokens))  # type: ignore[misc]
+            peaks[name] = peak_memory(model, partial(_once, model, prompt, new_tokens))
             done(1)
         for number in range(rounds):
             names = list(models)

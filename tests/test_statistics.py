@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from secateur.errors import InvalidOptionError
-from secateur.evaluation.statistics import at_chance, is_binary, mcnemar, mean_and_sd, paired_bootstrap
+from secateur.evaluation.chance import at_chance
+from secateur.evaluation.statistics import is_binary, mcnemar, mean_and_sd, paired_bootstrap
 
 
 def normal(*shape: int, seed: int) -> torch.Tensor:

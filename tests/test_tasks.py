@@ -33,9 +33,9 @@ from secateur.errors import (
     UnknownNameError,
 )
 from secateur.evaluation import harness
-from secateur.evaluation.chance import chance_level
+from secateur.evaluation.chance import at_chance, chance_level
 from secateur.evaluation.suites import OFFLINE, SUITES
-from secateur.evaluation.tasks import judge_tasks, near_chance, plan_tasks, run_tasks, spread, task_names
+from secateur.evaluation.tasks import judge_tasks, plan_tasks, run_tasks, spread, task_names
 from secateur.model.checkpoint import save
 from secateur.model.handle import Model
 from secateur.run import Run
@@ -277,7 +277,7 @@ def test_chance() -> None:
 
 def test_what_is_near_chance() -> None:
     def near(value: float, chance: float | None = 0.5, stderr: float | None = 0.01) -> bool:
-        return near_chance({"value": value, "chance": chance, "stderr": stderr})
+        return at_chance({"value": value, "chance": chance, "stderr": stderr}) is not None
 
     assert [near(0.52), near(0.54), near(0.4)] == [True, False, True]
     assert near(0.9, stderr=None)

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from secateur.evaluation.tasks import near_chance
+from secateur.evaluation.chance import STANDARD_ERRORS, at_chance
 
 Tasks = Annotated[
     list[str] | None,
@@ -39,7 +39,7 @@ def task_rows(table: Table, columns: Sequence[Mapping[str, Any]]) -> list[str]:
     grey = False
     for name, first in results[0].items():
         each = [result[name] for result in results]
-        near = near_chance(first)
+        near = at_chance(first) is not None
         grey |= near
         cells = [_label(first, near)]
         cells += [_shown(one, one["value"], one["stderr"]) for one in each]
@@ -49,7 +49,9 @@ def task_rows(table: Table, columns: Sequence[Mapping[str, Any]]) -> list[str]:
     remarks = [f"{name}: {cut}" for name, first in results[0].items() if (cut := _cut(first))]
     if grey:
         who = "what it is judged against" if len(columns) == 2 else "the model"
-        remarks.append(f"near chance: {who} is within 3 standard errors of it or below; a difference says nothing")
+        remarks.append(
+            f"near chance: {who} is within {STANDARD_ERRORS:g} standard errors of it or below; differences say nothing"
+        )
     return remarks
 
 

@@ -7,16 +7,25 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+STANDARD_ERRORS = 3.0  # above chance, for a task that can tell models apart
 _ACCURACIES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
 
 
-def near_chance(result: Mapping[str, Any]) -> bool:
-    """Whether a result of `run_tasks` is not above chance by 3 standard errors: differences mean nothing there."""
-    if result["chance"] is None:
-        return False
-    if result["stderr"] is None:  # of a single document
-        return True
-    return bool(result["value"] <= result["chance"] + 3 * result["stderr"])
+def at_chance(dense: Mapping[str, Any]) -> str | None:
+    """Why a task cannot tell models apart, in words; None if it can.
+
+    Args:
+        dense: the dense model's result: `value`, `stderr`, `chance` (None where chance is not known).
+    """
+    value, error, chance = dense["value"], dense["stderr"], dense["chance"]
+    if chance is None:
+        return None
+    if error is not None and value - chance > STANDARD_ERRORS * error:
+        return None
+    return (
+        f"the dense model's {value:.3f} is within {STANDARD_ERRORS:g} standard errors"
+        f"{'' if error is None else f' ({error:.3f})'} of chance ({chance:.3f})"
+    )
 
 
 def chance_level(choices: Sequence[Sequence[str]], answers: Sequence[Any]) -> float:

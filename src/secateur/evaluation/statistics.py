@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -18,7 +17,6 @@ from secateur.errors import InvalidOptionError
 from secateur.run import Run
 
 LEVEL = 0.95  # of the intervals
-STANDARD_ERRORS = 3.0  # above chance, for a task that can tell models apart
 _CELLS_AT_ONCE = 2_000_000  # drawn indices held at once
 
 
@@ -100,23 +98,6 @@ def is_binary(values: Sequence[float]) -> bool:
 def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
     """The mean and the sample standard deviation; None for the latter of a single value."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
-
-
-def at_chance(dense: Mapping[str, Any]) -> str | None:
-    """Why a task cannot tell models apart, in words; None if it can.
-
-    Args:
-        dense: the dense model's result: `value`, `stderr`, `chance` (None where chance is not known).
-    """
-    value, error, chance = dense["value"], dense["stderr"], dense["chance"]
-    if chance is None:
-        return None
-    if error is not None and value - chance > STANDARD_ERRORS * error:
-        return None
-    return (
-        f"the dense model's {value:.3f} is within {STANDARD_ERRORS:g} standard errors"
-        f"{'' if error is None else f' ({error:.3f})'} of chance ({chance:.3f})"
-    )
 
 
 def _check_pairs(a: Sequence[float], b: Sequence[float]) -> None:

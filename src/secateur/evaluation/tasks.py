@@ -14,7 +14,7 @@ from typing import Any
 from secateur.assets import read_rows
 from secateur.errors import DataError, InvalidOptionError
 from secateur.evaluation import harness
-from secateur.evaluation.chance import chance_of, near_chance
+from secateur.evaluation.chance import chance_of
 from secateur.evaluation.suites import OFFLINE, SUITES, Setting, Suite
 from secateur.model.handle import Model
 from secateur.run import Run
@@ -23,7 +23,6 @@ __all__ = [
     "SUITES",
     "Suite",
     "judge_tasks",
-    "near_chance",
     "plan_tasks",
     "run_tasks",
     "spread",

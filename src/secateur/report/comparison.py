@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.errors import DataError
-from secateur.evaluation.statistics import at_chance
+from secateur.evaluation.chance import at_chance
 
 SCHEMA, KIND = 1, "compare"
 DENSE = "dense"

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from secateur.evaluation.statistics import at_chance, is_binary, mcnemar, paired_bootstrap
+from secateur.evaluation.chance import at_chance
+from secateur.evaluation.statistics import is_binary, mcnemar, paired_bootstrap
 from secateur.study.cells import DENSE
 
 Cells = Mapping[str, Mapping[str, Any]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 import types
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 from models import tiny, tiny_tokenizer
 
 from secateur.model.handle import Model
-from secateur.study import Comparison, Judging
+from secateur.study import Comparison, Judging, judges
 from secateur.study.engine import Grid
 
 SEARCH = {"generations": 2, "offspring": 4, "initial": 4, "initial_tokens": 24, "selection_tokens": "24,48"}
@@ -79,14 +78,9 @@ def fake_judges(monkeypatch: pytest.MonkeyPatch) -> None:
             for name, model in models.items()
         }
 
-    def generation(model: Model, prompts: list[str], *, dense: Model) -> dict[str, Any]:
+    def generation(model: Model, prompts: tuple[str, ...], *, dense: Model | None, **more: Any) -> dict[str, Any]:
         samples = [{"prompt": prompt, "text": "...", "settings": {}} for prompt in prompts]
-        whole = model.layout().parameters == dense.layout().parameters
-        return {"samples": samples, "figures": {"greedy_agreement": float(whole)}}
+        return {"samples": samples, "figures": {"greedy_agreement": None if dense is None else 0.5}}
 
-    parts = {"tasks": (plan_tasks, judge_tasks), "inference": (inference,), "generation": (generation,)}
-    for name, functions in parts.items():
-        module = types.ModuleType(f"secateur.evaluation.{name}")
-        for function in functions:
-            setattr(module, function.__name__, function)
-        monkeypatch.setitem(sys.modules, module.__name__, module)
+    for function in (plan_tasks, judge_tasks, inference, generation):
+        monkeypatch.setattr(judges, function.__name__, function)

@@ -23,6 +23,7 @@ from secateur.errors import (
     SecateurError,
     UnknownNameError,
 )
+from secateur.evaluation.asked import Judging
 from secateur.methods import registry
 from secateur.model.handle import Model
 from secateur.run import Run
@@ -200,7 +201,7 @@ def test_texts_need_a_tokenizer(texts: tuple[Path, Path]) -> None:
     with pytest.raises(DataError, match="no tokenizer"):
         secateur.prune(tiny("llama"), sparsity=0.5, calibration=str(texts[0]), samples=2, length=8)
     with pytest.raises(DataError, match="no tokenizer"):
-        secateur.evaluate(tiny("llama"), perplexity_on=[str(texts[0])], length=8)
+        secateur.evaluate(tiny("llama"), Judging(texts=(str(texts[0]),), length=8))
 
 
 def test_windows_are_the_papers_within_the_models_positions(texts: tuple[Path, Path]) -> None:
@@ -283,9 +284,8 @@ def test_pruning_again_chains_the_records(tmp_path: Path) -> None:
 def test_two_models_are_judged_on_the_same_tokens(texts: tuple[Path, Path]) -> None:
     dense, model = model_with_tokenizer(), model_with_tokenizer()
     small(model)
-    report = secateur.evaluate(
-        model, against=dense, perplexity_on=[str(texts[0])], length=16, samples=5, prompts=["and then"],
-    )  # fmt: skip
+    judging = Judging(texts=(str(texts[0]),), length=16, samples=5, prompts=("and then",))
+    report = secateur.evaluate(model, judging, against=dense)
     assert list(report) == ["model", "against"]
     for each, judged in zip(report.values(), (model, dense), strict=True):
         assert each["parameters"] == parameters(judged)
@@ -297,14 +297,14 @@ def test_two_models_are_judged_on_the_same_tokens(texts: tuple[Path, Path]) -> N
     json.dumps(report, allow_nan=False)
     assert report["model"]["generation"]["figures"]["greedy_agreement"] is not None
     assert report["against"]["generation"]["figures"]["greedy_agreement"] is None
-    assert list(secateur.evaluate(model)) == ["model"]
-    assert set(secateur.evaluate(model)["model"]) == {"name", "parameters", "weight_bytes"}
+    assert list(secateur.evaluate(model, Judging())) == ["model"]
+    assert set(secateur.evaluate(model, Judging())["model"]) == {"name", "parameters", "weight_bytes"}
 
 
 def test_fidelity_counts_responses_of_chats_and_all_of_plain_text(texts: tuple[Path, Path]) -> None:
     dense, model = model_with_tokenizer(), model_with_tokenizer()
     small(model)
-    report = secateur.evaluate(model, against=dense, fidelity_on=list(map(str, texts)), length=60, samples=3)
+    report = secateur.evaluate(model, Judging(length=60, samples=3), against=dense, fidelity_on=list(map(str, texts)))
     assert "fidelity" not in report["against"]
     plain, chat = report["model"]["fidelity"]
     assert (plain["count"], chat["count"]) == ("all", "responses")
@@ -327,7 +327,8 @@ def test_a_gate_looks_at_the_judged_model_only(texts: tuple[Path, Path]) -> None
     model, dense = model_with_tokenizer(), model_with_tokenizer()
     small(model)
     words: dict[str, Any] = {
-        "against": dense, "perplexity_on": [str(texts[0])], "fidelity_on": [str(texts[0])], "length": 16, "samples": 2
+        "judging": Judging(texts=(str(texts[0]),), length=16, samples=2), "against": dense,
+        "fidelity_on": [str(texts[0])],
     }  # fmt: skip
     judged = secateur.evaluate(model, **words, fail_if=["kl>0", "top1>1", "ppl<1"])
     (failed,) = judged["failed"]
@@ -345,21 +346,22 @@ def test_a_gate_looks_at_the_judged_model_only(texts: tuple[Path, Path]) -> None
     [
         ({"fidelity_on": ["./own.txt"]}, "give it as --against"),
         ({"fail_if": ["kl>0.1"]}, "no figure to look at"),
-        ({"perplexity_on": ["./own.txt"], "fail_if": ["kl>0.1"]}, "unknown figure 'kl'"),
-        ({"perplexity_on": ["./own.txt"], "fail_if": ["ppl of 0.1"]}, "is no condition"),
-        ({"perplexity_on": ["{text}", "./own.txt"], "length": 8}, "there is no file .*own.txt"),
+        ({"texts": ["./own.txt"], "fail_if": ["kl>0.1"]}, "unknown figure 'kl'"),
+        ({"texts": ["./own.txt"], "fail_if": ["ppl of 0.1"]}, "is no condition"),
+        ({"texts": ["{text}", "./own.txt"], "length": 8}, "there is no file .*own.txt"),
     ],
     ids=str,
 )
 def test_bad_requests_are_refused_before_any_work(
     words: dict[str, Any], message: str, texts: tuple[Path, Path]
 ) -> None:
-    if "perplexity_on" in words:
-        words = {**words, "perplexity_on": [each.format(text=texts[0]) for each in words["perplexity_on"]]}
+    named = tuple(each.format(text=texts[0]) for each in words.get("texts", ()))
+    judging = Judging(texts=named, length=words.get("length", 2048))
+    rest = {name: value for name, value in words.items() if name not in ("texts", "length")}
     model = model_with_tokenizer()
     model.hf.register_forward_pre_hook(lambda *_: pytest.fail("work was done"))
     with pytest.raises(SecateurError, match=message):
-        secateur.evaluate(model, **words)
+        secateur.evaluate(model, judging, **rest)
 
 
 def test_edits_of_a_pruned_model_count_blocks_as_they_are_now() -> None:

@@ -498,7 +498,7 @@ def test_tasks_are_refused_before_the_model_is_judged(world: dict[str, Path], tm
     write_rows(tmp_path)
     words = ("eval", world["model"], "--perplexity", world["plain"], "--length", 12, "--tasks", "piqa")
     for given, says in (
-        (("--data", tmp_path, "--limit", 0), "a number of documents, at least 1; not 0"),
+        (("--data", tmp_path, "--limit", 0), "limit must be at least 1, not 0"),
         (("--data", tmp_path, "--fewshot", 1), "only the split 'validation', which is judged"),
         (("--data", tmp_path / "downstream"), "no rows of piqa"),
     ):

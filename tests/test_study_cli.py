@@ -63,7 +63,7 @@ def test_a_dry_run_writes_nothing_and_foretells_every_cell(
     assert told.json["seconds"] == pytest.approx(sum(cell["seconds"] for cell in cells.values()))
     assert not (tmp_path / "out").exists()
     shown = compare(where, *words)
-    assert "guessed: windows of the texts" in shown.out
+    assert "Guessed: the windows of texts that are wanted whole, the length of tasks' documents" in shown.out
 
 
 @pytest.mark.slow
@@ -131,7 +131,7 @@ def test_ablate_spreads_over_seeds(where: tuple[object, ...], tmp_path: Path) ->
 
 
 def test_ctrl_c_leaves_whole_cells(where: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, seen = judges.perplexities, []
+    real, seen = judges.perplexity_by_window, []
 
     def interrupt(*args: object, **kwargs: object) -> object:
         seen.append(1)
@@ -139,7 +139,7 @@ def test_ctrl_c_leaves_whole_cells(where: tuple[object, ...], tmp_path: Path, mo
             raise KeyboardInterrupt
         return real(*args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(judges, "perplexities", interrupt)
+    monkeypatch.setattr(judges, "perplexity_by_window", interrupt)
     told = compare(where, "--methods", "2ssp", "--sparsities", "0.25", "--out", tmp_path / "out")
     assert told.code == 130
     assert "the same command goes on" in told.err

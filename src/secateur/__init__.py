@@ -6,6 +6,7 @@ Importing it makes transformers' Auto classes load the checkpoints that stock ar
 from secateur.api import Pruned, prune, save
 from secateur.engine.tokens import Tokens
 from secateur.errors import SecateurError
+from secateur.evaluation.asked import Judging
 from secateur.healing import Recovered, recover
 from secateur.judging import evaluate
 from secateur.model.budget import Budget
@@ -18,6 +19,7 @@ register()
 
 __all__ = [
     "Budget",
+    "Judging",
     "Model",
     "Pruned",
     "Recovered",

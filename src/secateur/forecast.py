@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,22 @@ from secateur.run import work_forwards
 
 _PROBE_HEAD_TOKENS = 128
 
+Clock = Callable[[], float]  # seconds
+
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds per token through one block, and through the LM head."""
+    """Seconds through one block, and through the LM head.
+
+    Attributes:
+        block_s, head_s: of one token of a window.
+        steps: by a number of sequences, those of one further token of each: what generating takes. There `block_s` and
+            `head_s` are of all the sequences together.
+    """
 
     block_s: float
     head_s: float
+    steps: Mapping[int, Speed] = field(default_factory=dict)
 
     def seconds(self, cost: Cost) -> float:
         return cost.block_tokens * self.block_s + cost.head_tokens * self.head_s
@@ -128,8 +138,10 @@ def hollow_model(
     return Model(hf, source=told)
 
 
-def probe(hollow: Model, length: int, device: str) -> Speed:
-    """Time one block and the head, on random weights: a model of a single block of the largest shape."""
+def probe(
+    hollow: Model, length: int, device: str, *, steps: Iterable[int] = (), clock: Clock = time.perf_counter
+) -> Speed:
+    """`timed` on random weights: a model of a single block of the largest shape."""
     config, family = hollow.hf.config, hollow.family
     small: Any = plain_config(config, family, shapes_from(config, family))
     small.num_hidden_layers = 1
@@ -138,24 +150,44 @@ def probe(hollow: Model, length: int, device: str) -> Speed:
             setattr(small, name, getattr(small, name)[:1])
     with quiet_transformers():
         model = Model(AutoModelForCausalLM.from_config(small, dtype=hollow.dtype).to(device))
+    return timed(model, length, steps=steps, clock=clock)
+
+
+def timed(model: Model, length: int, *, steps: Iterable[int] = (), clock: Clock = time.perf_counter) -> Speed:
+    """Time the model's largest block and its head, on a window of `length` tokens and on single tokens of so many
+    sequences at once as `steps` has.
+
+    Args:
+        clock: `time.process_time` for the seconds of all the CPU's threads.
+    """
+    blocks = model.layout().blocks
+    largest = max(blocks, key=lambda number: (blocks[number].attention + blocks[number].mlp, -number))
     inputs = BlockInputs(model)
-    with torch.inference_mode(), model.open(0) as block:
-        hidden = inputs.embed(torch.zeros(1, length, dtype=torch.long))
-        arguments = inputs.arguments(0, 1, length)
-        block_s = _median(lambda: run_block(block.module, hidden, arguments), device) / length
-        tokens = hidden[0, :_PROBE_HEAD_TOKENS]
-        head_s = _median(lambda: head_logits(model, tokens), device) / len(tokens)
-    return Speed(block_s, head_s)
+    with torch.inference_mode(), model.open(largest) as block:
+
+        def passes(sequences: int, tokens: int) -> tuple[float, float]:
+            hidden = inputs.embed(torch.zeros(sequences, tokens, dtype=torch.long))
+            arguments = inputs.arguments(largest, sequences, tokens)
+            last = hidden.flatten(0, 1)[:_PROBE_HEAD_TOKENS]
+            times = [
+                _median(work, model.device.type, clock)
+                for work in (lambda: run_block(block.module, hidden, arguments), lambda: head_logits(model, last))
+            ]
+            return times[0], times[1] * sequences * tokens / len(last)
+
+        block_s, head_s = passes(1, length)
+        single = {sequences: Speed(*passes(sequences, 1)) for sequences in steps}
+    return Speed(block_s / length, head_s / length, single)
 
 
-def _median(work: Any, device: str, rounds: int = 5) -> float:
+def _median(work: Callable[[], Any], device: str, clock: Clock, rounds: int = 5) -> float:
     times = []
     for _ in range(rounds + 1):  # the first one warms up
-        start = time.perf_counter()
+        start = clock()
         work()
-        if device.startswith("cuda"):
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - start)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(clock() - start)
     return statistics.median(times[1:])
 
 

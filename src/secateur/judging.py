@@ -9,9 +9,10 @@ from typing import Any
 from secateur.api import read_tokens
 from secateur.engine.tokens import Count, Tokens
 from secateur.errors import InvalidOptionError
+from secateur.evaluation.asked import Judging
 from secateur.evaluation.fidelity import fidelity
 from secateur.evaluation.gate import check, failures, known_names, parse
-from secateur.evaluation.generation import Decoding, generation
+from secateur.evaluation.generation import generation
 from secateur.evaluation.inference import inference, weight_bytes
 from secateur.evaluation.perplexity import perplexity
 from secateur.evaluation.tasks import judge_tasks, plan_tasks
@@ -21,22 +22,10 @@ from secateur.run import Run
 
 def evaluate(
     model: Model,
+    judging: Judging,
     *,
     against: Model | None = None,
-    perplexity_on: Sequence[str] = (),
     fidelity_on: Sequence[str] = (),
-    length: int = 2048,
-    samples: int | None = None,
-    with_inference: bool = False,
-    prompt_length: int = 256,
-    new_tokens: int = 16,
-    rounds: int = 5,
-    batch_size: int = 1,
-    prompts: Sequence[str] = (),
-    decodings: Sequence[Decoding] = (),
-    tasks: Sequence[str] = (),
-    limit: int | None = None,
-    fewshot: int | None = None,
     fail_if: Sequence[str] = (),
     data: Path | None = None,
     cache: Path | None = None,
@@ -45,14 +34,10 @@ def evaluate(
     """Judge a model, and beside it another one on the same tokens.
 
     Args:
+        judging: what both are put through. The two are timed alternately.
         against: usually the dense model; reported under "against".
-        perplexity_on: names of texts, or files.
-        fidelity_on: the same, to compare the model with `against` on; of chat data only responses count.
-        length, samples: windows, for both; all that a text has if None. All perplexities are over one length.
-        with_inference: time both models alternately, count bytes. `prompt_length`, `new_tokens`, `rounds` and
-            `batch_size` are those of `secateur.evaluation.inference`.
-        prompts: continued greedily, and by `decodings` too.
-        tasks, limit, fewshot: see `secateur.evaluation.tasks.run_tasks`.
+        fidelity_on: names of texts, or files, to compare the model with `against` on, in the judging's windows; of chat
+            data only responses count.
         fail_if: conditions such as "kl>0.1"; see `secateur.evaluation.gate`.
 
     Returns:
@@ -66,11 +51,16 @@ def evaluate(
     """
     run = run or Run()
     conditions = [parse(each) for each in fail_if]
-    plan = plan_tasks(tasks, limit=limit, fewshot=fewshot, data=data, cache=cache)
+    plan = plan_tasks(
+        judging.tasks, metric=judging.metric, limit=judging.limit, fewshot=judging.fewshot, data=data, cache=cache
+    )
     check(
         conditions,
         known_names(
-            perplexity=perplexity_on, fidelity=fidelity_on, tasks=[each.name for each in plan], generation=bool(prompts)
+            perplexity=judging.texts,
+            fidelity=fidelity_on,
+            tasks=[each.name for each in plan],
+            generation=bool(judging.prompts),
         ),
     )
     if fidelity_on:
@@ -81,10 +71,11 @@ def evaluate(
 
     def read(each: Model, text: str, count: Count | None) -> Tokens:
         return read_tokens(
-            each, text, purpose="evaluation", length=length, samples=samples, count=count, data=data, cache=cache
-        )
+            each, text, purpose="evaluation", length=judging.length, samples=judging.samples, count=count, data=data,
+            cache=cache,
+        )  # fmt: skip
 
-    windows = {(text, name): read(each, text, "all") for text in perplexity_on for name, each in models.items()}
+    windows = {(text, name): read(each, text, "all") for text in judging.texts for name, each in models.items()}
     own = {text: read(model, text, None) for text in fidelity_on}
     report: dict[str, Any] = {
         name: {
@@ -102,18 +93,18 @@ def evaluate(
         assert against is not None  # narrows the type; refused above
         result = fidelity(model, against, tokens, run=run, label=f"fidelity on {text}")
         report["model"].setdefault("fidelity", []).append(result)
-    if with_inference:
+    if judging.inference:
         timed = inference(
-            models, prompt_length=prompt_length, new_tokens=new_tokens, rounds=rounds, batch_size=batch_size, run=run
-        )
+            models, prompt_length=judging.prompt_length, new_tokens=judging.new_tokens, rounds=judging.rounds,
+            batch_size=judging.batch_size, run=run,
+        )  # fmt: skip
         for name, result in timed.items():
             report[name]["inference"] = result
-    if prompts:
-        dense = against and generation(against, prompts, decodings=decodings, run=run, label="generation (against)")
+    if judging.prompts:
+        told: dict[str, Any] = {"prompts": judging.prompts, "decodings": judging.decodings, "run": run}
+        dense = against and generation(against, **told, label="generation (against)")
         known = dense["samples"] if dense else None
-        report["model"]["generation"] = generation(
-            model, prompts, dense=against, dense_samples=known, decodings=decodings, run=run
-        )
+        report["model"]["generation"] = generation(model, dense=against, dense_samples=known, **told)
         if dense:
             report["against"]["generation"] = dense
     for name, each in models.items() if plan else ():

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from secateur.cli import grids
+from secateur.cli.groups import grouped
 from secateur.cli.guard import start_logging
-from secateur.cli.options import CacheDir, Data, Device, Dtype, Json, LogFile, LogLevel, ModelName, Revision
+from secateur.cli.options import ModelName, OfShare, OutputOptions, SourceOptions, TaskOptions, words
 from secateur.errors import InvalidOptionError
 from secateur.study.ablate import WHATS, Ablation
 from secateur.study.ablate import ablate as run_ablation
 from secateur.study.ablation_table import NAME
 from secateur.study.asked import parse_options
-from secateur.study.cells import Judging
 
 
+@grouped
 def ablate(
     model: ModelName,
+    *,
     what: Annotated[
         list[str],
         typer.Option(
@@ -32,55 +33,38 @@ def ablate(
         str | None, typer.Option(help="The values to try, commas between; the papers' if not given. For one --what.")
     ] = None,
     method: Annotated[str | None, typer.Option(help="Another method that has the same option.")] = None,
-    sparsities: Annotated[str, typer.Option(help="As in `secateur compare`.")] = "0.5",
+    sparsities: Annotated[str, typer.Option(help=grids.SPARSITIES)] = "0.5",
     seeds: Annotated[str, typer.Option(help="Repeats: 0 takes the text's first windows, any other a draw.")] = "0,1,2",
-    of: grids.OfShare = "blocks",
+    of: OfShare = "blocks",
     option: grids.MethodOption = None,
-    calibration: grids.Calibration = None,
-    samples: grids.Samples = None,
-    length: grids.Length = None,
-    count: Annotated[str, typer.Option(help="Which tokens count: all, or only the responses in chat data.")] = "all",
-    texts: grids.Texts = None,
-    eval_samples: grids.EvalSamples = None,
-    eval_length: grids.EvalLength = None,
-    tasks: grids.Tasks = None,
-    limit: grids.Limit = None,
-    fewshot: grids.FewShot = None,
+    calibration: grids.CalibrationOptions,
+    texts: grids.TextOptions,
+    tasks: TaskOptions,
     dry_run: grids.DryRun = False,
-    device: Device = None,
-    dtype: Dtype = "auto",
-    revision: Revision = None,
-    data: Data = None,
-    cache_dir: CacheDir = None,
-    log_level: LogLevel = "warning",
-    log_file: LogFile = None,
-    as_json: Json = False,
+    source: SourceOptions,
+    output: OutputOptions,
 ) -> None:
     """Vary one choice of a method at a time, repeated over seeds: mean and standard deviation.
 
     The ablations of the 2SSP and SlimGPT papers. Restartable as `secateur compare` is.
-    """  # fmt: skip
-    start_logging(log_level, log_file)
-    source = grids.Source(model, device, dtype, revision, data, cache_dir)
+    """
+    start_logging(output.log_level, output.log_file)
     ablation = Ablation(
-        what=[name for each in what for name in grids.words(each)], values=grids.words(values), method=method,
-        sparsities=grids.words(sparsities), seeds=_seeds(seeds), of=of, options=parse_options(option or ()),  # type: ignore[arg-type]  # checked there
-        calibration=calibration or source.default_text(), samples=samples, length=length, count=count,  # type: ignore[arg-type]  # checked there
+        what=words(what), values=words(values), method=method, sparsities=words(sparsities), seeds=_seeds(seeds), of=of,  # type: ignore[arg-type]  # checked there
+        options=parse_options(option or ()), calibration=calibration.calibration or grids.default_text(model, source),
+        samples=calibration.samples, length=calibration.length, count=calibration.count,  # type: ignore[arg-type]  # checked there
     )  # fmt: skip
-    judging = grids.judging_of(
-        Judging(), texts=texts, samples=eval_samples, length=eval_length, tasks=tasks, limit=limit, fewshot=fewshot,
-        inference=None, prompts=None,
-    )  # fmt: skip
+    job = grids.GridJob(model, source, tasks.applied(texts.applied(grids.JUDGING)), output.as_json)
     if dry_run:
-        grids.show_estimates(source, ablation.cells, judging, as_json)
+        job.show_estimates(ablation.cells)
         return
-    grid = grids.grid_of(source, out_dir, judging)
-    cells = run_ablation(ablation, grid)
-    grids.finish(cells, Path(grid.folder), NAME, as_json)
+    with job.grid(out_dir) as grid:
+        cells = run_ablation(ablation, grid)
+    job.finish(cells, grid.folder, NAME)
 
 
 def _seeds(text: str) -> list[int]:
-    found = grids.words(text)
+    found = words(text)
     if not all(seed.isdecimal() for seed in found):
         raise InvalidOptionError(f"--seeds takes whole numbers with commas between, as 0,1,2; not {text!r}")
     return [int(seed) for seed in found]

@@ -1,30 +1,40 @@
-"""What `compare` and `ablate` share: their options, a dry run, the end."""
+"""What `compare` and `ablate` share: their options, a dry run, a run that shows how far it is, the end."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.table import Table
 
 from secateur.cli.guard import EXIT_FAILED, err, out
-from secateur.cli.progress import Bars
+from secateur.cli.options import Count, SourceOptions, words
+from secateur.cli.progress import in_words, standing_shown
 from secateur.errors import InvalidOptionError
+from secateur.evaluation.asked import Judging
 from secateur.forecast import hollow_model, probe
 from secateur.model.handle import Model
 from secateur.model.load import check_device, load
-from secateur.study import judges
-from secateur.study.cells import Cell, Judging
+from secateur.run import work_forwards
+from secateur.study.cells import Cell
 from secateur.study.engine import Grid
-from secateur.study.estimate import Work, estimates, forwards, total
+from secateur.study.estimate import PARTS, PRUNE, TASKS, Work, estimates, steps
+from secateur.study.judges import Judges
+
+JUDGING = Judging(texts=("wikitext2",), samples=20)  # unless something else is said
+SPARSITIES = (
+    "Numbers between 0 and 1 with commas between; `paper` is 0.25,0.375,0.5, `every-block` every number of blocks."
+)
 
 OutDir = Annotated[Path | None, typer.Option("--out", help="Folder of the grid; a run that was stopped goes on there.")]
-OfShare = Annotated[str, typer.Option(help="A share of the `blocks`' parameters or of the whole `model`'s.")]
 MethodOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -34,79 +44,117 @@ MethodOption = Annotated[
         "May be repeated.",
     ),
 ]
-Calibration = Annotated[str | None, typer.Option(help="c4, wikitext2, fineweb-edu, demo, or a file.")]
-Samples = Annotated[int | None, typer.Option(help="Calibration windows of every method; each paper's if not given.")]
-Length = Annotated[int | None, typer.Option(help="Tokens per window; the papers' if not given.")]
-Texts = Annotated[str | None, typer.Option(help="Texts to take the perplexity on, commas between. [wikitext2]")]
-EvalSamples = Annotated[int | None, typer.Option(help="First windows of each text; 0 for all. [20]")]
-EvalLength = Annotated[int | None, typer.Option(help="Tokens per window of each text. [2048]")]
-Tasks = Annotated[str | None, typer.Option(help="Tasks or suites (2ssp, slimgpt), commas between.")]
-Limit = Annotated[int | None, typer.Option(help="Only the first so many documents of each task.")]
-FewShot = Annotated[int | None, typer.Option(help="Examples before each document; the suite's number if not given.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only list the cells with what they would take.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only list the cells with what their parts would take.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationOptions:
+    """The calibration of all cells."""
+
+    calibration: Annotated[str | None, typer.Option(help="c4, wikitext2, fineweb-edu, demo, or a file.")] = None
+    samples: Annotated[
+        int | None, typer.Option(help="Calibration windows of every method; each paper's if not given.")
+    ] = None
+    length: Annotated[int | None, typer.Option(help="Tokens per window; the papers' if not given.")] = None
+    count: Count = "all"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextOptions:
+    """The texts that the perplexity is taken on."""
+
+    texts: Annotated[str | None, typer.Option(help="Texts to take the perplexity on, commas between. [wikitext2]")] = (
+        None
+    )
+    eval_samples: Annotated[int | None, typer.Option(help="First windows of each text; 0 for all. [20]")] = None
+    eval_length: Annotated[int | None, typer.Option(help="Tokens per window of each text. [2048]")] = None
+
+    def applied(self, judging: Judging) -> Judging:
+        """The judging with what was given."""
+        if self.texts is not None:
+            judging = replace(judging, texts=tuple(words(self.texts)))
+        if self.eval_samples is not None:
+            judging = replace(judging, samples=self.eval_samples or None)
+        return judging if self.eval_length is None else replace(judging, length=self.eval_length)
+
+
+def default_text(model: str, source: SourceOptions) -> str:
+    """The calibration text where none is named."""
+    return "demo" if model == "demo" and source.data is None else "c4"
 
 
 @dataclass(frozen=True)
-class Source:
-    """The model by name, and where things lie."""
+class GridJob:
+    """A grid on a model that is known by name."""
 
     model: str
-    device: str | None
-    dtype: str
-    revision: str | None
-    data: Path | None
-    cache: Path | None
+    source: SourceOptions
+    judging: Judging
+    as_json: bool
 
-    def load(self) -> Model:
+    @contextmanager
+    def grid(self, out_dir: Path | None) -> Iterator[Grid]:
+        """The grid; while the context is open, it is shown how far it is, with a line per finished cell.
+
+        Raises:
+            InvalidOptionError: no folder was named.
+        """
+        if out_dir is None:
+            raise InvalidOptionError("--out DIR is missing: the folder of the grid (or ask for --dry-run)")
+        with standing_shown() as shown:
+            yield Grid(
+                load=self._load, folder=out_dir, judging=self.judging, arguments={"command": sys.argv[1:]},
+                data=self.source.data, cache=self.source.cache_dir, told=_tell, shown=shown,
+            )  # fmt: skip
+
+    def _load(self) -> Model:
+        where = self.source
         return load(
-            self.model, device=self.device, dtype=self.dtype, revision=self.revision, cache=self.cache
+            self.model, device=where.device, dtype=where.dtype, revision=where.revision, cache=where.cache_dir
         )  # fmt: skip
 
-    def hollow(self) -> Model:
-        return hollow_model(self.model, dtype=self.dtype, revision=self.revision, cache=self.cache)
+    def finish(self, cells: Mapping[str, Mapping[str, Any]], folder: Path, table: str) -> None:
+        """Print the table and leave with a code that says whether cells failed."""
+        failed = {name: cell["error"] for name, cell in cells.items() if cell["status"] == "failed"}
+        content = json.loads((folder / f"{table}.json").read_text(encoding="utf-8"))
+        if self.as_json:
+            print(json.dumps({"out": str(folder), "failed": failed, **content}))
+        else:
+            out.print((folder / f"{table}.md").read_text(encoding="utf-8"), markup=False, highlight=False)
+            out.print(f"written to {folder}: {table}.md, .csv, .json and .tex", markup=False, highlight=False)
+        if failed:
+            err.print(f"{len(failed)} of {len(cells)} cells failed; the same command tries them again", highlight=False)
+            raise typer.Exit(EXIT_FAILED)
 
-    def default_text(self) -> str:
-        return "demo" if self.model == "demo" and self.data is None else "c4"
-
-
-def words(text: str | None) -> tuple[str, ...]:
-    """ "a, b" -> ("a", "b")."""
-    return tuple(word for each in (text or "").split(",") if (word := each.strip()))
-
-
-def judging_of(
-    default: Judging, *, texts: str | None, samples: int | None, length: int | None, tasks: str | None,
-    limit: int | None, fewshot: int | None, inference: bool | None, prompts: Sequence[str] | None,
-) -> Judging:  # fmt: skip
-    """The judging that was asked for; what was not said is as in `default`.
-
-    Raises:
-        InvalidOptionError: nothing to judge by, or a number below 1.
-    """
-    given: dict[str, Any] = {
-        "texts": words(texts) if texts is not None else None, "length": length,
-        "tasks": words(tasks) if tasks is not None else None, "limit": limit, "fewshot": fewshot,
-        "inference": inference, "prompts": tuple(prompts) if prompts else None,
-    }  # fmt: skip
-    chosen = {name: getattr(default, name) for name in Judging.__dataclass_fields__}
-    chosen |= {name: value for name, value in given.items() if value is not None}
-    if samples is not None:
-        chosen["samples"] = samples or None
-    return Judging(**chosen)
-
-
-def grid_of(source: Source, out_dir: Path | None, judging: Judging) -> Grid:
-    """The grid, with a bar and a line per finished cell.
-
-    Raises:
-        InvalidOptionError: no folder was named.
-    """
-    if out_dir is None:
-        raise InvalidOptionError("--out DIR is missing: the folder of the grid (or ask for --dry-run)")
-    return Grid(
-        load=source.load, folder=out_dir, judging=judging, arguments={"command": sys.argv[1:]}, data=source.data,
-        cache=source.cache, observer=Bars(), told=_tell,
-    )  # fmt: skip
+    def show_estimates(self, make_cells: Callable[[Model], Sequence[Cell]]) -> None:
+        """List the cells with what their parts would take, from the configuration alone and one timed block."""
+        where = self.source
+        hollow = hollow_model(self.model, dtype=where.dtype, revision=where.revision, cache=where.cache_dir)
+        cells = make_cells(hollow)
+        judges = Judges(self.judging, data=where.data, cache=where.cache_dir)
+        windows = dict.fromkeys(self.judging.texts, self.judging.samples)
+        foretold = estimates(cells, hollow, self.judging, windows=windows, documents=judges.documents)
+        device = check_device(None if where.device == "auto" else where.device)
+        clock = time.process_time if device == "cpu" else time.perf_counter
+        length = min(self.judging.length, hollow.max_length or self.judging.length)
+        speed = probe(hollow, length, device, steps=steps(self.judging), clock=clock)
+        rows: list[dict[str, Any]] = []
+        for name, each in foretold.items():
+            parts = {part: work.seconds(speed) for part, work in each["parts"].items()}
+            pruning = each["parts"].get(PRUNE, Work())
+            forwards = work_forwards(
+                pruning.block_tokens, pruning.head_tokens, len(hollow.numbers), length, head=hollow.head_cost
+            )
+            rows.append(
+                {"name": name, "refused": each.get("refused"), "removed": each.get("removed"), "forwards": forwards,
+                 "parts": parts, "seconds": sum(parts.values())}
+            )  # fmt: skip
+        unit = "CPU seconds" if device == "cpu" else "seconds"
+        if self.as_json:
+            everything = {"seconds": sum(row["seconds"] for row in rows), "unit": unit}
+            print(json.dumps({"model": self.model, "length": length, **everything, "cells": rows}))
+        else:
+            _show_rows(rows, length, unit, _guessed(self.judging))
 
 
 def _tell(cell: Mapping[str, Any]) -> None:
@@ -119,69 +167,34 @@ def _tell(cell: Mapping[str, Any]) -> None:
     err.print(told, markup=False, highlight=False)
 
 
-def finish(cells: Mapping[str, Mapping[str, Any]], folder: Path, table: str, as_json: bool) -> None:
-    """Print the table and leave with a code that says whether cells failed."""
-    failed = {name: cell["error"] for name, cell in cells.items() if cell["status"] == "failed"}
-    content = json.loads((folder / f"{table}.json").read_text(encoding="utf-8"))
-    if as_json:
-        print(json.dumps({"out": str(folder), "failed": failed, **content}))
-    else:
-        out.print((folder / f"{table}.md").read_text(encoding="utf-8"), markup=False, highlight=False)
-        out.print(f"written to {folder}: {table}.md, .csv, .json and .tex", markup=False, highlight=False)
-    if failed:
-        err.print(
-            f"{len(failed)} of {len(cells)} cells failed; the same command tries them again", highlight=False
-        )  # fmt: skip
-        raise typer.Exit(EXIT_FAILED)
-
-
-def show_estimates(
-    source: Source, make_cells: Callable[[Model], Sequence[Cell]], judging: Judging, as_json: bool
-) -> None:
-    """List the cells with what each would take, from the configuration alone and one timed block."""
-    hollow = source.hollow()
-    cells = make_cells(hollow)
-    windows = dict.fromkeys(judging.texts, judging.samples)
-    tasks = judges.prepare(judging, data=source.data, cache=source.cache)
-    foretold = estimates(cells, hollow, judging, windows=windows, documents=judges.documents(tasks))
-    device = check_device(None if source.device == "auto" else source.device)
-    length = min(judging.length, hollow.max_length or judging.length)
-    speed = probe(hollow, length, device)
-
-    def seconds(work: Work) -> float:
-        return work.block_tokens * speed.block_s + work.head_tokens * speed.head_s
-
-    rows: list[dict[str, Any]] = [
-        {
-            "name": name,
-            "refused": each.get("refused"),
-            "removed": each.get("achieved"),
-            "forwards": forwards(total(each), hollow, length),
-            "prune_s": seconds(each["stages"].get("prune", Work())),
-            "seconds": seconds(total(each)),
-        }
-        for name, each in foretold.items()
-    ]
-    everything = sum(row["seconds"] for row in rows)
-    if as_json:
-        print(json.dumps({"model": source.model, "length": length, "seconds": everything, "cells": rows}))
-        return
-    table = Table("cell", "removed", "forwards", "pruning, s", "all, s", box=None, pad_edge=False)
+def _show_rows(rows: Sequence[Mapping[str, Any]], length: int, unit: str, guessed: str) -> None:
+    """A row per cell and one of sums, with the parts' shares of all below: what dominates."""
+    shown = [part for part in PARTS if any(part in row["parts"] for row in rows)]
+    table = Table("cell", "removed", "forwards", *shown, "all", box=None, pad_edge=False)
+    sums = {part: sum(row["parts"].get(part, 0.0) for row in rows) for part in shown}
+    everything = sum(sums.values())
     for row in rows:
         if row["refused"]:
             table.add_row(row["name"], f"refused: {row['refused']}")
-        else:
-            numbers = (f"{row['forwards']:,.0f}", f"{row['prune_s']:,.0f}", f"{row['seconds']:,.0f}")
-            table.add_row(row["name"], f"{row['removed']:.1%}", *numbers)
+            continue
+        parts = [f"{row['parts'][part]:,.0f}" if part in row["parts"] else "" for part in shown]
+        table.add_row(row["name"], f"{row['removed']:.1%}", f"{row['forwards']:,.0f}", *parts, f"{row['seconds']:,.0f}")
+    table.add_row("all", "", "", *(f"{sums[part]:,.0f}" for part in shown), f"{everything:,.0f}")
+    if everything:
+        table.add_row("", "", "", *(f"{sums[part] / everything:.0%}" for part in shown))
     out.print(table)
-    guessed = [
-        *(["windows of the texts (all of them were asked for)"] if judging.samples is None else []),
-        *(["tasks"] if judging.tasks else []),
-        *(["latency"] if judging.inference else []),
-        *(["samples of text"] if judging.prompts else []),
-    ]
+    threads = f" on {torch.get_num_threads()} thread(s)" if unit.startswith("CPU") else ""
     out.print(
-        f"about {everything / 3600:.1f} hours by one probed block, in forwards of {length} tokens; methods that solve "
-        "(SlimGPT, SliceGPT) take longer" + (f"; guessed: {', '.join(guessed)}" if guessed else ""),
+        f"{unit} by one probed block, about {in_words(everything)} in all{threads}; forwards are those of the pruning, "
+        f"of {length} tokens. Methods that solve (SlimGPT, SliceGPT) take longer. What a method's runs share between "
+        f"sparsities is computed once, and counted in each here.{guessed}",
         highlight=False,
-    )  # fmt: skip
+    )
+
+
+def _guessed(judging: Judging) -> str:
+    guessed = [
+        *(["the windows of texts that are wanted whole"] if judging.samples is None and judging.texts else []),
+        *([f"the length of {TASKS}' documents"] if judging.tasks else []),
+    ]
+    return f" Guessed: {', '.join(guessed)}." if guessed else ""

@@ -1,11 +1,16 @@
-"""Options that several commands share."""
+"""Options that several commands share: each is declared here once, and those that go together form a group."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from secateur.evaluation.asked import Judging
+from secateur.evaluation.generation import REFERENCE, REFERENCE_PROMPTS
 
 ModelName = Annotated[
     str, typer.Argument(metavar="MODEL", help="A model folder, a hub id, or `demo` (SmolLM2-135M-Instruct).")
@@ -24,3 +29,99 @@ CacheDir = Annotated[Path | None, typer.Option(envvar="SECATEUR_CACHE", help="Wh
 LogLevel = Annotated[str, typer.Option(help="debug, info, warning or error.")]
 LogFile = Annotated[Path | None, typer.Option(help="Log to this file too.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON; all else goes to stderr.")]
+
+OfShare = Annotated[str, typer.Option(help="A share of the `blocks`' parameters or of the whole `model`'s.")]
+RoundTo = Annotated[int, typer.Option(help="Round FFN widths to a multiple of this, in methods that choose them.")]
+Count = Annotated[str, typer.Option(help="Which tokens count: all, or only the responses in chat data.")]
+
+_REFERENCE = "2ssp"  # among prompts: the reference's, and its decoding
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """Where the model and the data come from."""
+
+    device: Device = None
+    dtype: Dtype = "auto"
+    revision: Revision = None
+    data: Data = None
+    cache_dir: CacheDir = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """What is told, and where."""
+
+    log_level: LogLevel = "warning"
+    log_file: LogFile = None
+    as_json: Json = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskOptions:
+    """Downstream tasks."""
+
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="Suites (2ssp, slimgpt), lm-eval's tasks, or paths of task files (.yaml); may be repeated.",
+        ),
+    ] = None
+    limit: Annotated[int | None, typer.Option(help="Only the first so many documents of each task.")] = None
+    fewshot: Annotated[
+        int | None,
+        typer.Option(help="Solved examples before each question; the suite's or the task's if not given."),
+    ] = None
+
+    def applied(self, judging: Judging) -> Judging:
+        """The judging with what was given."""
+        return _given(judging, tasks=tuple(words(self.tasks)) or None, limit=self.limit, fewshot=self.fewshot)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunningOptions:
+    """What it costs to run the model, and its text."""
+
+    inference: Annotated[
+        bool, typer.Option("--inference", help="Time the prompt and each further token; count bytes and memory.")
+    ] = False
+    prompt_length: Annotated[int | None, typer.Option(help="--inference: tokens of the prompt. [256]")] = None
+    new_tokens: Annotated[int | None, typer.Option(help="--inference: tokens after it. [16]")] = None
+    rounds: Annotated[int | None, typer.Option(help="--inference: measured rounds, after one to warm up. [5]")] = None
+    batch_size: Annotated[int | None, typer.Option(help="--inference: prompts at once. [1]")] = None
+    generate: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PROMPT",
+            help="Continue this prompt greedily; may be repeated. 2ssp stands for the two prompts of the 2SSP "
+            "reference, and for --beams.",
+        ),
+    ] = None
+    beams: Annotated[
+        bool,
+        typer.Option("--beams", help="Continue prompts as the 2SSP reference does, too: 5 beams, no 3-gram twice."),
+    ] = False
+
+    def applied(self, judging: Judging) -> Judging:
+        """The judging with what was given. Prompts that were given replace others with how they are continued."""
+        judging = _given(
+            judging, inference=self.inference or None, prompt_length=self.prompt_length, new_tokens=self.new_tokens,
+            rounds=self.rounds, batch_size=self.batch_size,
+        )  # fmt: skip
+        given = self.generate or ()
+        decodings = (REFERENCE,) if self.beams or _REFERENCE in given else ()
+        if given:
+            found = [prompt for word in given for prompt in (REFERENCE_PROMPTS if word == _REFERENCE else (word,))]
+            return replace(judging, prompts=tuple(dict.fromkeys(found)), decodings=decodings)
+        return replace(judging, decodings=decodings) if decodings else judging
+
+
+def words(given: str | Sequence[str] | None) -> list[str]:
+    """The words of a flag with commas, repeated or not: "a, b" -> ["a", "b"]."""
+    several = [given] if isinstance(given, str) else given or ()
+    return [word for each in several for part in each.split(",") if (word := part.strip())]
+
+
+def _given(judging: Judging, **told: object) -> Judging:
+    return replace(judging, **{name: value for name, value in told.items() if value is not None})  # type: ignore[arg-type]  # each is of its field's type

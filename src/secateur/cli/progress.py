@@ -1,4 +1,4 @@
-"""Progress bars with a time that is left; lines where there is no terminal."""
+"""Progress bars with a time that is left, and how far a grid is; lines where there is no terminal."""
 
 from __future__ import annotations
 
@@ -6,13 +6,24 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)  # fmt: skip
 
 from secateur.cli.guard import err
 from secateur.run import Advance
+from secateur.study.estimate import GENERATION, INFERENCE, PRUNE
+from secateur.study.pace import Kind, Standing
 
 _LINE_EVERY_S = 15.0
-
+_STANDING_EVERY_S = 60.0
+_PARTS = {INFERENCE: "prefill and time per token", GENERATION: "text"}
 
 Show = Callable[[float], None]  # work done so far
 
@@ -55,3 +66,57 @@ def _lines(label: str, total: float, done: float) -> Show:
             err.print(f"{label}: {now_done / total:.0%}, {left:.0f} s left", highlight=False)
 
     return show
+
+
+@contextmanager
+def standing_shown(clock: Callable[[], float] = time.monotonic) -> Iterator[Callable[[Standing], None]]:
+    """Shows a grid's standing: a bar on a terminal, elsewhere a line a minute and one after each cell."""
+    if not err.is_terminal:
+        yield _standing_lines(clock)
+        return
+    columns: tuple[ProgressColumn, ...] = (BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=err, transient=True) as progress:
+        task = progress.add_task("", total=None)
+
+        def show(now: Standing) -> None:
+            total = now.elapsed_s + now.left_s
+            progress.update(task, description=standing_in_words(now), total=total or 1, completed=now.elapsed_s)
+
+        yield show
+
+
+def _standing_lines(clock: Callable[[], float]) -> Callable[[Standing], None]:
+    last, finished = clock(), None
+
+    def show(now: Standing) -> None:
+        nonlocal last, finished
+        if clock() - last >= _STANDING_EVERY_S or finished not in (None, now.finished):
+            last = clock()
+            err.print(standing_in_words(now), markup=False, highlight=False)
+        finished = now.finished
+
+    return show
+
+
+def standing_in_words(now: Standing) -> str:
+    """How far a grid is, what it is at, how long it will take, and how much of that is guessed."""
+    told = f"{now.finished} of {now.cells} cells"
+    if now.part:
+        told += f"; {now.cell}, {_PARTS.get(now.part, now.part)} {now.done:.0%}"
+    if now.finished == now.cells:
+        return told
+    told += f"; about {in_words(now.left_s)} left"
+    return f"{told}, not timed yet: {', '.join(map(_kind_in_words, now.guessed))}" if now.guessed else told
+
+
+def _kind_in_words(kind: Kind) -> str:
+    part, method = kind
+    return f"pruning by {method}" if part == PRUNE else _PARTS.get(part, part)
+
+
+def in_words(seconds: float) -> str:
+    """A time as one says it: 40 s, 12 min, 3 h 20 min."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60:,} h {minutes % 60} min"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import json
 import os
@@ -16,9 +15,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from secateur.api import Job, Pruned, already_there, prepare, read_tokens, run_job, save
+from secateur.cli.groups import declared
 from secateur.cli.guard import err, out, start_logging
 from secateur.cli.options import (
     CacheDir,
+    Count,
     Data,
     Device,
     Dtype,
@@ -26,7 +27,9 @@ from secateur.cli.options import (
     LogFile,
     LogLevel,
     ModelName,
+    OfShare,
     Revision,
+    RoundTo,
 )  # fmt: skip
 from secateur.cli.progress import Bars
 from secateur.engine.tokens import Tokens
@@ -47,10 +50,8 @@ def _prune(
     sparsity: Annotated[float, typer.Option(help="Share of parameters to remove, between 0 and 1.")],
     method: Annotated[str, typer.Option(help="`secateur methods` lists them.")] = "2ssp",
     out_dir: Annotated[Path | None, typer.Option("--out", help="Folder to write.")] = None,
-    of: Annotated[str, typer.Option(help="A share of the `blocks`' parameters or of the whole `model`'s.")] = "blocks",
-    round_to: Annotated[
-        int, typer.Option(help="Round FFN widths to a multiple of this, in methods that choose them.")
-    ] = 1,
+    of: OfShare = "blocks",
+    round_to: RoundTo = 1,
     calibration: Annotated[
         str | None,
         typer.Option(help="c4 (default), wikitext2, fineweb-edu, demo, or a .txt, .jsonl or .parquet file."),
@@ -58,7 +59,7 @@ def _prune(
     samples: Annotated[int | None, typer.Option(help="Calibration windows; the paper's number if not given.")] = None,
     length: Annotated[int | None, typer.Option(help="Tokens per window; the paper's if not given.")] = None,
     seed: Annotated[int, typer.Option(help="0: the text's first windows, as the papers do; n: a draw of them.")] = 0,
-    count: Annotated[str, typer.Option(help="Which tokens count: all, or only the responses in chat data.")] = "all",
+    count: Count = "all",
     perplexity_on: Annotated[
         list[str] | None,
         typer.Option("--perplexity", help="Measure on this text before and after; may be repeated."),
@@ -155,14 +156,7 @@ def command() -> Callable[..., None]:
             )
         )
 
-    @functools.wraps(_prune)
-    def prune(**kwargs: Any) -> None:
-        _prune(**kwargs)
-
-    prune.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
-    prune.__annotations__ = {p.name: p.annotation for p in parameters}
-    del prune.__wrapped__  # typer would look through to the bare signature
-    return prune
+    return declared(_prune, parameters)
 
 
 def _method_options(method: str, given: dict[str, Any]) -> dict[str, Any]:

@@ -1,32 +1,14 @@
-"""The flags and the table rows of downstream tasks."""
+"""The table rows of downstream tasks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from rich.markup import escape
 from rich.table import Table
 
 from secateur.evaluation.chance import STANDARD_ERRORS, at_chance
-
-Tasks = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="NAME,...",
-        help="Suites (2ssp, slimgpt), lm-eval's tasks, or paths of task files (.yaml); may be repeated.",
-    ),
-]
-Limit = Annotated[int | None, typer.Option(help="Only the first so many documents of each task.")]
-Fewshot = Annotated[
-    int | None, typer.Option(help="Solved examples before each question; the suite's or the task's if not given.")
-]
-
-
-def unfolded(given: Sequence[str] | None) -> list[str]:
-    """The names of a repeated flag whose values have commas."""
-    return [name.strip() for words in given or () for name in words.split(",") if name.strip()]
 
 
 def task_rows(table: Table, columns: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -1,7 +1,8 @@
 """Grids of prunings on equal terms: `compare` sets methods against each other, `ablate` one method's choices."""
 
+from secateur.evaluation.asked import Judging
 from secateur.study.ablate import Ablation, ablate
-from secateur.study.cells import Calibration, Cell, Judging
+from secateur.study.cells import Calibration, Cell
 from secateur.study.compare import Comparison, compare
 
 __all__ = ["Ablation", "Calibration", "Cell", "Comparison", "Judging", "ablate", "compare"]

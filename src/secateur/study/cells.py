@@ -18,42 +18,6 @@ DENSE = "dense"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judging:
-    """What every cell's model is put through, the same for all.
-
-    Attributes:
-        texts: names or files to take the perplexity on.
-        length, samples: windows of each; all that a text has if `samples` is None.
-        tasks: names of tasks or suites; `limit` documents of each, all if None; `fewshot` and `metric` the suite's own
-            if None.
-        inference: time prompt and tokens, dense and pruned in turn, and count bytes.
-        prompts: continued by the model, dense beside it.
-    """
-
-    texts: tuple[str, ...] = ("wikitext2",)
-    length: int = 2048
-    samples: int | None = 20
-    tasks: tuple[str, ...] = ()
-    limit: int | None = None
-    fewshot: int | None = None
-    metric: str | None = None
-    inference: bool = False
-    prompt_length: int = 256
-    new_tokens: int = 16
-    rounds: int = 5
-    batch_size: int = 1
-    prompts: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not (self.texts or self.tasks):
-            raise InvalidOptionError("nothing to judge by: give at least one text or task")
-        for name in ("samples", "limit"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InvalidOptionError(f"{name} must be at least 1, not {value}")
-
-
-@dataclass(frozen=True, kw_only=True)
 class Calibration:
     """The first `samples` rows of a text's token matrix, each cut to `length` tokens."""
 

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from secateur.api import read_tokens
 from secateur.engine.tokens import Tokens
-from secateur.errors import Interrupted, OutputBusyError, OutputExistsError, SecateurError
+from secateur.errors import Interrupted, InvalidOptionError, OutputBusyError, OutputExistsError, SecateurError
+from secateur.evaluation.asked import Judging
 from secateur.folders import claimed
+from secateur.forecast import Clock, timed
 from secateur.methods import methods
 from secateur.model.handle import Model
-from secateur.run import Observer, Run, Silent
-from secateur.study import judges
-from secateur.study.cells import DENSE, Cell, Judging, Matrices, check_names, in_words
+from secateur.study.cells import DENSE, Cell, Matrices, check_names, in_words
 from secateur.study.clocked import Clocked, Shared
-from secateur.study.estimate import estimates
+from secateur.study.estimate import PRUNE, estimates, steps
 from secateur.study.folder import GridFolder, finite
-from secateur.study.index import differing, digest, make_index, now, united
-from secateur.study.progress import Share
-from secateur.study.pruning import complete_options, pruned, shape
+from secateur.study.index import differing, digest, make_index, united
+from secateur.study.judges import Judges
+from secateur.study.pace import Pace, Standing
+from secateur.study.pruning import blank, complete_options, dense_facts, pruned
 
 logger = logging.getLogger(__name__)
 
 Load = Callable[[], Model]  # the dense model, afresh at each call
-Told = Callable[[Mapping[str, Any]], None]  # hears of each cell as it is finished
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,11 @@ class Grid:
         kind: "compare" or "ablate"; a folder is of one kind.
         arguments: as given, for the record.
         settings: more that the tables need to know, as the base of differences.
+        told: hears of each cell as it is finished.
+        shown: hears how far the whole grid is, often.
+
+    Raises:
+        InvalidOptionError: there is neither a text nor a task to judge by.
     """
 
     load: Load
@@ -50,8 +56,13 @@ class Grid:
     settings: Mapping[str, Any] = field(default_factory=dict)
     data: Path | None = None
     cache: Path | None = None
-    observer: Observer = field(default_factory=Silent)
-    told: Told = lambda cell: None
+    told: Callable[[Mapping[str, Any]], None] = lambda cell: None
+    shown: Callable[[Standing], None] = lambda standing: None
+    clock: Clock = time.monotonic
+
+    def __post_init__(self) -> None:
+        if not (self.judging.texts or self.judging.tasks):
+            raise InvalidOptionError("nothing to judge by: give at least one text or task")
 
 
 def run_grid(grid: Grid, make_cells: Callable[[Model], Sequence[Cell]]) -> dict[str, dict[str, Any]]:
@@ -78,52 +89,55 @@ class _Runner:
     def __init__(self, grid: Grid, make_cells: Callable[[Model], Sequence[Cell]]) -> None:
         self.grid, self.folder = grid, GridFolder(grid.folder)
         self.folder.index()  # refuses what is no grid's folder, before gigabytes are read
-        self.tasks = judges.prepare(grid.judging, data=grid.data, cache=grid.cache)
+        self.judges = Judges(grid.judging, data=grid.data, cache=grid.cache)
         dense = grid.load()
         self.cells = list(make_cells(dense))
         check_names(self.cells)
-        self.texts = {
-            name: read_tokens(
-                dense, name, purpose="evaluation", length=grid.judging.length, samples=grid.judging.samples,
-                data=grid.data, cache=grid.cache,
-            )
-            for name in grid.judging.texts
-        }  # fmt: skip
+        self.judges.read(dense)
         self.matrices = Matrices(dense, self.cells, data=grid.data, cache=grid.cache)
         self.model_fingerprint = dense.fingerprint()
         self.index = make_index(
-            grid.kind, dense, self.model_fingerprint, grid.judging, self.texts, self.cells, arguments=grid.arguments,
-            settings=grid.settings,
+            grid.kind, dense, self.model_fingerprint, grid.judging, self.judges.texts, self.cells,
+            arguments=grid.arguments, settings=grid.settings,
         )  # fmt: skip
-        windows: dict[str, int | None] = {name: tokens.samples for name, tokens in self.texts.items()}
-        foretold = estimates(self.cells, dense, grid.judging, windows=windows, documents=judges.documents(self.tasks))
-        self.stages = {
-            name: {stage: work.units(dense.head_cost) for stage, work in each["stages"].items()}
-            for name, each in foretold.items()
-        }
-        self.refused = {name: each["refused"] for name, each in foretold.items() if "refused" in each}
         self.shared: dict[str, Shared] = {}
+        self.refused: dict[str, str] = {}
         self._spare: Model | None = dense
 
     def run(self) -> dict[str, dict[str, Any]]:
         self._check_there()
         self._write_index()
         missing = [cell for cell in self.cells if not self._is_done(cell.name)]
-        everything, todo = (sum(self._work(cell.name) for cell in some) for some in (self.cells, missing))
-        with self.grid.observer.progress(self.grid.kind, everything, everything - todo) as advance:
-            bar = Share(todo, advance)
-            for cell in missing:
-                try:
-                    self._one(cell, bar)
-                except KeyboardInterrupt:
-                    raise Interrupted(
-                        f"interrupted in {cell.name}; finished cells are whole, and the same command goes on from there"
-                    ) from None
+        if missing:
+            pace = self._pace()
+        for cell in missing:
+            try:
+                self._one(cell, pace)
+            except KeyboardInterrupt:
+                raise Interrupted(
+                    f"interrupted in {cell.name}; finished cells are whole, and the same command goes on from there"
+                ) from None
         self._write_index()
-        return self.folder.cells([cell.name for cell in self.cells])
+        return self._there()
 
-    def _work(self, name: str) -> float:
-        return sum(self.stages[name].values())
+    def _pace(self) -> Pace:
+        """What the cells will take; also notes which are refused."""
+        judging, dense = self.grid.judging, self._load()
+        self._spare = dense
+        windows: dict[str, int | None] = {name: tokens.samples for name, tokens in self.judges.texts.items()}
+        told = estimates(self.cells, dense, judging, windows=windows, documents=self.judges.documents)
+        self.refused = {name: each["refused"] for name, each in told.items() if "refused" in each}
+        speed = timed(dense, min(judging.length, dense.max_length or judging.length), steps=steps(judging))
+        return Pace(
+            {name: {part: work.seconds(speed) for part, work in each["parts"].items()} for name, each in told.items()},
+            {cell.name: cell.method for cell in self.cells},
+            {name: cell["seconds"] for name, cell in self._there().items() if cell["status"] == "done"},
+            clock=self.grid.clock, show=self.grid.shown,
+        )  # fmt: skip
+
+    def _there(self) -> dict[str, dict[str, Any]]:
+        """This grid's cells that are in the folder."""
+        return self.folder.cells([cell.name for cell in self.cells])
 
     def _load(self) -> Model:
         """The dense model; the one that was looked at first is used up first."""
@@ -132,26 +146,26 @@ class _Runner:
 
     # --- one cell ---
 
-    def _one(self, cell: Cell, bar: Share) -> None:
+    def _one(self, cell: Cell, pace: Pace) -> None:
         """Make a cell, unless it is there."""
-        with bar.part(self._work(cell.name)) as share:
+        with pace.cell(cell.name) as seconds:
             try:
                 with claimed(self.folder.cell_path(cell.name)):
                     if self._is_done(cell.name):  # by another process, meanwhile
                         return
-                    made = self._made(cell, share)
-                    self.folder.write_cell(made)
+                    made = self._made(cell, pace)
+                    self.folder.write_cell({**made, "seconds": finite(seconds)})
             except OutputBusyError:
                 logger.info("%s is being made by another process", cell.name)
                 return
-        self.grid.told(made)
+            self.grid.told(made)
 
     def _is_done(self, name: str) -> bool:
         there = self.folder.cell(name)
         return there is not None and there["status"] == "done"
 
-    def _made(self, cell: Cell, bar: Share) -> dict[str, Any]:
-        result = _blank(cell)
+    def _made(self, cell: Cell, pace: Pace) -> dict[str, Any]:
+        result = blank(cell)
         try:
             cell = self._matched(cell)
             fingerprint = self._fingerprint(cell)
@@ -161,7 +175,7 @@ class _Runner:
                 return {**same, **{key: result[key] for key in own}, "same_as": same["name"]}
             if cell.name in self.refused and cell.matched_to is None:
                 return {**result, "error": self.refused[cell.name]}
-            self._fill(cell, result, bar)
+            self._fill(cell, result, pace)
             result["status"] = "done"
         except Exception as error:  # one cell's failure is reported in the cell
             logger.info("%s failed", cell.name, exc_info=True)
@@ -169,48 +183,28 @@ class _Runner:
         made: dict[str, Any] = finite(result)
         return made
 
-    def _fill(self, cell: Cell, result: dict[str, Any], bar: Share) -> None:
-        model, stages = self._load(), self.stages[cell.name]
+    def _fill(self, cell: Cell, result: dict[str, Any], pace: Pace) -> None:
+        part = functools.partial(pace.part, cell.name)
         if cell.method == DENSE:
-            layout = model.layout()
-            result |= {
-                "achieved": {"blocks": 0.0, "model": 0.0},
-                "parameters": layout.parameters,
-                "weight_bytes": layout.parameters * model.dtype.itemsize,
-                "shape": shape(layout, layout),
-                "dense_shape": shape(layout, layout),
-            }
-            self._judge(model, model, result, stages, bar)
+            model = self._load()
+            result |= dense_facts(model)
+            self.judges.judge(model, lambda: model, result, part, dense_samples=None)
             return
         assert cell.calibration is not None  # narrows the type
         tokens, seed = self.matrices.rows(cell.calibration), cell.calibration.seed
         with ExitStack() as stack:
-            with bar.part(stages.get("prune", 0.0)) as observer:
+            with part(PRUNE) as observer:
+                model = self._load()
                 run = Clocked(seed, shared=self._shared(cell, tokens), observer=observer)
                 result |= stack.enter_context(pruned(cell, model, tokens, run))
             if "reduced" in result["notes"]:
                 result["label"] += " (reduced search)"
-            self._judge(model, None, result, stages, bar)
+            self.judges.judge(model, functools.cache(self.grid.load), result, part, dense_samples=self._dense_samples())
 
-    def _judge(
-        self, model: Model, dense: Model | None, result: dict[str, Any], stages: Mapping[str, float], bar: Share
-    ) -> None:
-        """Fill in all judgements; what is there before one fails stays in the cell."""
-        judging = self.grid.judging
-        with bar.part(stages.get("perplexity", 0.0)) as observer:
-            result["perplexity"] = judges.perplexities(model, self.texts, Run(observer=observer))
-        if self.tasks:
-            with bar.part(stages.get("tasks", 0.0)) as observer:
-                result["tasks"] = judges.tasks(model, self.tasks, Run(observer=observer))
-        if not (judging.inference or judging.prompts):
-            return
-        dense = dense or self.grid.load()
-        if judging.inference:
-            with bar.part(stages.get("inference", 0.0)) as observer:
-                result["inference"] = judges.inference(dense, model, judging, run=Run(observer=observer))
-        if judging.prompts:
-            with bar.part(stages.get("generation", 0.0)):
-                result["generation"] = judges.generation(model, judging.prompts, dense=dense)
+    def _dense_samples(self) -> list[dict[str, Any]] | None:
+        """The dense model's samples of text, which need not be generated again for each cell."""
+        there = (self.folder.cell(DENSE) or {}).get("generation")
+        return there["samples"] if there else None
 
     # --- what cells share ---
 
@@ -224,8 +218,8 @@ class _Runner:
 
     def _same(self, fingerprint: str) -> dict[str, Any] | None:
         """A finished cell of the same identity, which need not be made twice."""
-        there = self.folder.cells([cell.name for cell in self.cells])
-        return next((c for c in there.values() if c["status"] == "done" and c["fingerprint"] == fingerprint), None)
+        there = self._there().values()
+        return next((c for c in there if c["status"] == "done" and c["fingerprint"] == fingerprint), None)
 
     def _matched(self, cell: Cell) -> Cell:
         """With the size that the cell which it is matched to achieved."""
@@ -267,32 +261,3 @@ class _Runner:
         old = self.folder.index() or self.index
         cells = united(old["cells"], self.index["cells"])
         self.folder.write_index({**self.index, "created": old["created"], "cells": cells})
-
-
-def _blank(cell: Cell) -> dict[str, Any]:
-    """A cell's file before anything is known."""
-    return {
-        "name": cell.name,
-        "method": cell.method,
-        "label": cell.label,
-        "sparsity": cell.sparsity,
-        "of": cell.of,
-        "status": "failed",
-        "error": None,
-        "options": dict(cell.options),
-        "notes": {},
-        "calibration": None,
-        "achieved": None,
-        "parameters": None,
-        "weight_bytes": None,
-        "prune": None,
-        "curve": None,
-        "shape": None,
-        "perplexity": {},
-        "tasks": {},
-        "inference": None,
-        "generation": None,
-        "matched_to": cell.matched_to,
-        "ablation": dict(cell.ablation) if cell.ablation is not None else None,
-        "created": now(),
-    }

@@ -1,74 +1,98 @@
-"""How a cell's model is judged: the one place where a grid meets the parts of `evaluation`.
-
-They are imported when they are first needed, since tasks need an extra.
-"""
+"""How a cell's model is judged: the one place where a grid meets the parts of `evaluation`."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from secateur.api import read_tokens
 from secateur.engine.tokens import Tokens
+from secateur.evaluation.asked import Judging
+from secateur.evaluation.generation import generation
+from secateur.evaluation.inference import inference
 from secateur.evaluation.perplexity import perplexity_by_window
+from secateur.evaluation.tasks import Planned, judge_tasks, plan_tasks
 from secateur.model.handle import Model
 from secateur.report.record import public_name
-from secateur.run import Run
-from secateur.study.cells import Judging
-
-TaskPlan = tuple[Any, ...]  # of `evaluation.tasks.Planned`
+from secateur.run import Observer, Run
+from secateur.study.estimate import GENERATION, INFERENCE, PERPLEXITY, TASKS
 
 
-def perplexities(model: Model, texts: Mapping[str, Tokens], run: Run) -> dict[str, dict[str, Any]]:
+class Part(Protocol):
+    """Opens a part of a cell; gives what shows its progress."""
+
+    def __call__(self, name: str, *, bars: int = 1) -> AbstractContextManager[Observer]: ...
+
+
+class Judges:
+    """What all cells of a grid are judged by. Its tasks are read at once, since an unknown one or a missing extra is to
+    be said before gigabytes are loaded; `read` reads the texts.
+
+    Attributes:
+        texts: windows by name.
+    """
+
+    def __init__(self, judging: Judging, *, data: Path | None, cache: Path | None) -> None:
+        self.judging, self._data, self._cache = judging, data, cache
+        self.texts: dict[str, Tokens] = {}
+        self._plan: Sequence[Planned] = plan_tasks(
+            judging.tasks, metric=judging.metric, limit=judging.limit, fewshot=judging.fewshot, data=data, cache=cache
+        )
+
+    @property
+    def documents(self) -> int:
+        """How many documents a model will be judged on."""
+        return sum(sum(task.sizes.values()) for task in self._plan)
+
+    def read(self, dense: Model) -> None:
+        """Read the texts, with the dense model's tokenizer."""
+        self.texts = {
+            name: read_tokens(
+                dense, name, purpose="evaluation", length=self.judging.length, samples=self.judging.samples,
+                data=self._data, cache=self._cache,
+            )
+            for name in self.judging.texts
+        }  # fmt: skip
+
+    def judge(
+        self, model: Model, dense: Callable[[], Model], result: dict[str, Any], part: Part, *,
+        dense_samples: Sequence[Mapping[str, Any]] | None,
+    ) -> None:  # fmt: skip
+        """Fill in a cell's judgements; what is there before one fails stays.
+
+        Args:
+            dense: gives the dense model, the same at each call, or the model itself if it is that one.
+            dense_samples: the dense model's samples of text, where they are known.
+        """
+        judging = self.judging
+        if self.texts:
+            with part(PERPLEXITY, bars=len(self.texts)) as observer:
+                result["perplexity"] = _perplexities(model, self.texts, Run(observer=observer))
+        if self._plan:
+            with part(TASKS, bars=len(self._plan)) as observer:
+                result["tasks"] = judge_tasks(model, self._plan, run=Run(observer=observer))
+        if judging.inference:
+            with part(INFERENCE) as observer:
+                result["inference"] = inference(
+                    {"dense": dense(), "pruned": model}, prompt_length=judging.prompt_length,
+                    new_tokens=judging.new_tokens, rounds=judging.rounds, batch_size=judging.batch_size,
+                    run=Run(observer=observer),
+                )  # fmt: skip
+        if judging.prompts:
+            with part(GENERATION) as observer:
+                other = dense()
+                result["generation"] = generation(
+                    model, judging.prompts, dense=None if other is model else other, dense_samples=dense_samples,
+                    decodings=judging.decodings, run=Run(observer=observer),
+                )  # fmt: skip
+
+
+def _perplexities(model: Model, texts: Mapping[str, Tokens], run: Run) -> dict[str, dict[str, Any]]:
     """By text (a file by its name only): perplexity, and each window's own loss."""
     found = {}
     for name, tokens in texts.items():
         result = perplexity_by_window(model, tokens, run=run, label=f"perplexity on {name}")
         found[public_name(name)] = {**result, "text": public_name(name)}
     return found
-
-
-def tasks(model: Model, plan: TaskPlan, run: Run) -> dict[str, dict[str, Any]]:
-    """By task: value, standard error, chance, and each document's own."""
-    results: dict[str, dict[str, Any]] = _part("tasks").judge_tasks(model, plan, run=run)
-    return results
-
-
-def inference(dense: Model, pruned: Model, judging: Judging, *, run: Run) -> dict[str, dict[str, Any]]:
-    """Latency, throughput and bytes of both, timed in turn. The dense model beside itself shows the noise."""
-    results: dict[str, dict[str, Any]] = _part("inference").inference(
-        {"dense": dense, "pruned": pruned}, prompt_length=judging.prompt_length, new_tokens=judging.new_tokens,
-        rounds=judging.rounds, batch_size=judging.batch_size, run=run,
-    )  # fmt: skip
-    return results
-
-
-def generation(model: Model, prompts: Sequence[str], *, dense: Model) -> dict[str, Any]:
-    """Samples of text, with figures that tell when it breaks."""
-    results: dict[str, Any] = _part("generation").generation(model, list(prompts), dense=dense)
-    return results
-
-
-def prepare(judging: Judging, *, data: Path | None, cache: Path | None) -> TaskPlan:
-    """Import what the judging will need, and read its tasks once for all cells: a missing extra or an unknown task is
-    said now, and not after hours of pruning."""
-    for name, wanted in {"inference": judging.inference, "generation": bool(judging.prompts)}.items():
-        if wanted:
-            _part(name)
-    if not judging.tasks:
-        return ()
-    plan: TaskPlan = _part("tasks").plan_tasks(
-        list(judging.tasks), metric=judging.metric, limit=judging.limit, fewshot=judging.fewshot, data=data,
-        cache=cache,
-    )  # fmt: skip
-    return plan
-
-
-def documents(plan: TaskPlan) -> int:
-    """How many documents a model will be judged on."""
-    return sum(sum(task.sizes.values()) for task in plan)
-
-
-def _part(name: str) -> Any:
-    return importlib.import_module(f"secateur.evaluation.{name}")

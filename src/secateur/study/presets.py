@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from secateur.errors import UnknownNameError
+from secateur.evaluation.asked import Judging
+from secateur.evaluation.generation import REFERENCE, REFERENCE_PROMPTS
 from secateur.model.budget import Convention
-from secateur.study.cells import Judging
 
 Options = Mapping[str, Any]
 BySparsity = Callable[[str, float, int], Options]  # (method, sparsity, hidden size)
@@ -68,7 +69,8 @@ PRESETS: dict[str, Preset] = {
             samples=None,
             tasks=("2ssp",),
             inference=True,
-            prompts=("Who is Albert Einstein?", "The theory of relativity"),
+            prompts=REFERENCE_PROMPTS,
+            decodings=(REFERENCE,),
         ),
     ),
     # SlimGPT: a share of all parameters; 256 random windows; perplexity over windows of 128 tokens. The paper does not

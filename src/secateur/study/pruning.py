@@ -1,4 +1,4 @@
-"""A cell's pruning: a registered method's, or one that exists in memory only."""
+"""A cell's pruning, a registered method's or one that exists in memory only, and what its file says of it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from secateur.run import work_forwards
 from secateur.study import inverted
 from secateur.study.cells import DENSE, Cell, calibration_facts
 from secateur.study.clocked import Clocked, peak_memory
+from secateur.study.index import now
 
 Facts = dict[str, Any]
 
@@ -119,6 +120,19 @@ def _inverted_facts(result: inverted.InvertedResult, before: Layout, cell: Cell,
     }
 
 
+def dense_facts(model: Model) -> Facts:
+    """What the dense cell's file says of its model."""
+    layout = model.layout()
+    blocks = shape(layout, layout)
+    return {
+        "achieved": {"blocks": 0.0, "model": 0.0},
+        "parameters": layout.parameters,
+        "weight_bytes": layout.parameters * model.dtype.itemsize,
+        "shape": blocks,
+        "dense_shape": blocks,
+    }
+
+
 def _notes(notes: Mapping[str, Any]) -> Facts:
     """Texts are notes, the first list of numbers is the search's curve by generation."""
     curves = [value for value in notes.values() if isinstance(value, list)]
@@ -152,3 +166,32 @@ def shape(before: Layout, after: Layout) -> list[dict[str, Any]]:
             entry["sites"] = list(block.shape.stream(after.ends.hidden))
         told.append(entry)
     return told
+
+
+def blank(cell: Cell) -> dict[str, Any]:
+    """A cell's file before anything is known."""
+    return {
+        "name": cell.name,
+        "method": cell.method,
+        "label": cell.label,
+        "sparsity": cell.sparsity,
+        "of": cell.of,
+        "status": "failed",
+        "error": None,
+        "options": dict(cell.options),
+        "notes": {},
+        "calibration": None,
+        "achieved": None,
+        "parameters": None,
+        "weight_bytes": None,
+        "prune": None,
+        "curve": None,
+        "shape": None,
+        "perplexity": {},
+        "tasks": {},
+        "inference": None,
+        "generation": None,
+        "matched_to": cell.matched_to,
+        "ablation": dict(cell.ablation) if cell.ablation is not None else None,
+        "created": now(),
+    }

@@ -82,5 +82,8 @@ def fake_judges(monkeypatch: pytest.MonkeyPatch) -> None:
         samples = [{"prompt": prompt, "text": "...", "settings": {}} for prompt in prompts]
         return {"samples": samples, "figures": {"greedy_agreement": None if dense is None else 0.5}}
 
-    for function in (plan_tasks, judge_tasks, inference, generation):
+    def estimated_tokens(plan: tuple[Any, ...]) -> float:
+        return sum(100.0 * sum(planned.sizes.values()) for planned in plan)
+
+    for function in (plan_tasks, estimated_tokens, judge_tasks, inference, generation):
         monkeypatch.setattr(judges, function.__name__, function)

@@ -19,18 +19,23 @@ from models import tiny
 from oracles import edit_facts, write_texts
 from studies import SEARCH, Loads, comparison, fake_judges, grid, no_times
 
+import secateur
 from secateur.api import prepare, run_job
 from secateur.engine.tokens import Tokens
 from secateur.errors import DataError, Interrupted, InvalidOptionError, OutputError, OutputExistsError, UnknownNameError
+from secateur.evaluation import generation as written
 from secateur.evaluation.perplexity import perplexity
 from secateur.folders import claimed
 from secateur.methods import get_method, methods
+from secateur.model.handle import Model
 from secateur.study import Calibration, Comparison, Judging, compare, judges
 from secateur.study.asked import parse_options, sparsities
 from secateur.study.cells import Cell, Matrices, check_names
 from secateur.study.clocked import Clocked, Shared
 from secateur.study.compare import is_block_wise
 from secateur.study.engine import Grid
+from secateur.study.folder import finite
+from secateur.study.pace import Standing
 from secateur.study.presets import PRESETS
 
 Cells = Mapping[str, Mapping[str, Any]]
@@ -343,6 +348,58 @@ def test_tasks_times_and_samples_are_in_cells_and_tables(
     table = (tmp_path / "out/main-table.md").read_text()
     assert "Left out of the average, hopeless" in table
     assert "*25.0%*" in table
+
+
+@pytest.mark.slow
+def test_prompts_are_continued_as_eval_does_and_by_the_dense_model_once(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generated: list[tuple[int, str, str]] = []
+    real = written.generate
+
+    def counted(model: Model, prompt: str, decoding: written.Decoding = written.GREEDY) -> written.Continuation:
+        generated.append((model.layout().parameters, prompt, decoding.name))
+        return real(model, prompt, decoding)
+
+    monkeypatch.setattr(written, "generate", counted)
+    more = {"prompts": ("and then", "ab"), "decodings": (replace(written.REFERENCE, max_length=20),)}
+    cells = compare(comparison(text), grid(tmp_path / "out", text, more=more))
+    whole = cells["dense"]["parameters"]
+    assert sorted(generated[:4]) == sorted({each for each in generated if each[0] == whole})
+    assert len(generated) == len(set(generated)) == 3 * 4  # three models, two prompts, two decodings
+    dense, model = Loads()(), Loads()()
+    run_job(prepare(model, "2ssp", sparsity=0.25, calibration=str(text), samples=2, length=24))
+    judged = secateur.evaluate(model, grid(tmp_path, text, more=more).judging, against=dense)
+    assert cells["2ssp-0.25"]["generation"] == finite(judged["model"]["generation"])
+    assert cells["dense"]["generation"] == finite(judged["against"]["generation"])
+    assert cells["2ssp-0.25"]["generation"]["figures"]["greedy_agreement"] is not None
+
+
+def test_every_part_is_timed_and_the_end_is_foretold(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock on which each window of a text takes a second, and nothing else anything."""
+    now, seen = [0.0], list[Standing]()
+    real = judges.perplexity_by_window
+
+    def slow(model: Model, tokens: Tokens, **more: Any) -> dict[str, Any]:
+        now[0] += tokens.samples
+        return real(model, tokens, **more)
+
+    monkeypatch.setattr(judges, "perplexity_by_window", slow)
+    here = replace(grid(tmp_path / "out", text), clock=lambda: now[0], shown=seen.append)
+    cells = compare(comparison(text), here)
+    assert [cell["seconds"] for cell in cells.values()] == [
+        {"perplexity": 5.0}, {"prune": 0.0, "perplexity": 5.0}, {"prune": 0.0, "perplexity": 5.0}
+    ]  # fmt: skip
+    last = [max(s.elapsed_s for s in seen if s.finished == count) for count in range(4)]
+    assert last == [5, 10, 15, 15]
+    assert seen[-1] == replace(seen[-1], cell="", finished=3, cells=3, left_s=0.0, guessed=())
+    after_two = next(standing for standing in seen if standing.finished == 2 and standing.part == "perplexity")
+    assert after_two.left_s == pytest.approx(5, rel=0.25)  # less is left of the blocks, which this clock does not know
+    told = len(seen)
+    compare(comparison(text), here)
+    assert len(seen) == told  # all was there: nothing is timed or probed
 
 
 def test_a_judge_that_is_missing_is_said_before_any_work(

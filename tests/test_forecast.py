@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -21,11 +22,12 @@ from secateur.errors import (
     UnknownNameError,
     UnsupportedModelError,
 )
-from secateur.forecast import Speed, forecast, hollow_model
+from secateur.forecast import Speed, forecast, hollow_model, timed
 from secateur.methods import Cost, get_method
 from secateur.model.budget import Budget
 from secateur.model.checkpoint import save
 from secateur.model.layout import Layout
+from secateur.study.estimate import Work
 
 METHOD = get_method("2ssp")
 
@@ -90,6 +92,17 @@ def test_the_papers_windows_if_none_are_given(tmp_path: Path) -> None:
 def test_seconds_are_tokens_times_speed() -> None:
     cost = Cost(block_tokens=300, head_tokens=20, asked_tokens=300, peak_states=0, after=Layout({}, 0, NO_ENDS))
     assert Speed(block_s=0.5, head_s=2.0).seconds(cost) == 190
+
+
+def test_windows_and_single_tokens_are_timed() -> None:
+    """On a clock that ticks once a look, every median is one tick."""
+    ticks = itertools.count()
+    speed = timed(tiny("llama"), 12, steps=(1, 5), clock=lambda: float(next(ticks)))
+    assert speed.block_s == speed.head_s == pytest.approx(1 / 12)
+    assert set(speed.steps) == {1, 5}
+    assert {(each.block_s, each.head_s) for each in speed.steps.values()} == {(1.0, 1.0)}
+    work = Work(24, 12, steps={5: Work(40, 10)})
+    assert work.seconds(speed) == pytest.approx(3 + 50)
 
 
 @pytest.mark.parametrize(

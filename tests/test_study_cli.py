@@ -63,7 +63,7 @@ def test_a_dry_run_writes_nothing_and_foretells_every_cell(
     assert told.json["seconds"] == pytest.approx(sum(cell["seconds"] for cell in cells.values()))
     assert not (tmp_path / "out").exists()
     shown = compare(where, *words)
-    assert "Guessed: the windows of texts that are wanted whole, the length of tasks' documents" in shown.out
+    assert "Guessed: the windows of texts that are wanted whole, tasks, by their first documents" in shown.out
 
 
 @pytest.mark.slow

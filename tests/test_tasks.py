@@ -35,7 +35,7 @@ from secateur.errors import (
 from secateur.evaluation import harness
 from secateur.evaluation.chance import at_chance, chance_level
 from secateur.evaluation.suites import OFFLINE, SUITES
-from secateur.evaluation.tasks import judge_tasks, plan_tasks, run_tasks, spread, task_names
+from secateur.evaluation.tasks import estimated_tokens, judge_tasks, plan_tasks, run_tasks, spread, task_names
 from secateur.model.checkpoint import save
 from secateur.model.handle import Model
 from secateur.run import Run
@@ -230,6 +230,22 @@ def test_all_facts_of_a_result(model: Model, data: Path) -> None:
     assert result["value"] == sum(result["per_document"]) / 5
     assert result["source"]["source"] == "data folder"
     assert str(data) not in json.dumps(result)  # records are published
+
+
+def test_what_a_model_will_read_is_estimated(model: Model, data: Path) -> None:
+    """Every answer after what stands before it; answers of one word after the same words take one forward."""
+    plans = {name: plan_tasks([name], data=data) for name in ("arc_easy", "boolq")}
+    read = {name: requests(each.parts[name]) for name, (each,) in plans.items()}
+    whole = sum(len(before) + len(after) for _, _, _, (before, after), _ in read["arc_easy"])
+    assert estimated_tokens(plans["arc_easy"]) == pytest.approx(whole / 4.5)
+    assert len(read["boolq"]) == 2 * 5
+    once = sum(len(before) for _, _, _, (before, _), _ in read["boolq"]) / 2
+    assert estimated_tokens(plans["boolq"]) == pytest.approx(once / 4.5)
+    assert estimated_tokens(()) == 0
+    plan = plan_tasks(["mmlu"], fewshot=2, limit=3, data=data)
+    before = judge_tasks(model, plan)
+    assert estimated_tokens(plan) > 2 * estimated_tokens(plan_tasks(["mmlu"], fewshot=0, limit=3, data=data))
+    assert judge_tasks(model, plan) == before  # no other examples than without having looked
 
 
 def test_a_limit_takes_the_first_documents(model: Model, data: Path) -> None:

@@ -11,6 +11,8 @@ from secateur.cli import grids
 from secateur.cli.groups import grouped
 from secateur.cli.guard import err, start_logging
 from secateur.cli.options import (
+    OF,
+    SEED,
     ModelName,
     OutputOptions,
     RoundTo,
@@ -32,24 +34,25 @@ from secateur.study.presets import PRESETS, get_preset
 def compare(
     model: ModelName,
     *,
-    methods: Annotated[str | None, typer.Option(help="`all`, or names with commas between. [all]")] = None,
-    sparsities: Annotated[str | None, typer.Option(help=f"{grids.SPARSITIES} [paper]")] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="`all`, or names with commas between.", show_default="all")
+    ] = None,
+    sparsities: Annotated[str | None, typer.Option(help=grids.SPARSITIES, show_default="paper")] = None,
     out_dir: grids.OutDir = None,
     preset: Annotated[
         str | None, typer.Option(help=f"Everything as published: {', '.join(PRESETS)}. Other options win over it.")
     ] = None,
-    of: Annotated[
-        str | None, typer.Option(help="A share of the `blocks`' parameters or of the whole `model`'s. [blocks]")
-    ] = None,
+    of: Annotated[str | None, OF] = None,
     round_to: RoundTo = 1,
     option: grids.MethodOption = None,
     calibration: grids.CalibrationOptions,
-    seed: Annotated[int | None, typer.Option(help="0: the calibration's first windows; n: a draw of them. [0]")] = None,
+    seed: Annotated[int | None, SEED] = None,
     matched: Annotated[
         bool, typer.Option("--matched", help="Beside each block-wise method 2SSP at the size that it achieved.")
     ] = False,
     base: Annotated[
-        str | None, typer.Option(help="The method that differences are taken to; 2ssp, else the first one.")
+        str | None,
+        typer.Option(help="The method that differences are taken to.", show_default="2ssp, else the first one"),
     ] = None,
     texts: grids.TextOptions,
     tasks: TaskOptions,

@@ -16,17 +16,17 @@ import typer
 from rich.table import Table
 
 from secateur.cli.guard import EXIT_FAILED, err, out
-from secateur.cli.options import Count, SourceOptions, words
+from secateur.cli.options import Calibration, Count, Length, Samples, SourceOptions, words
 from secateur.cli.progress import in_words, standing_shown
 from secateur.errors import InvalidOptionError
 from secateur.evaluation.asked import Judging
-from secateur.forecast import hollow_model, probe
+from secateur.forecast import Speed, hollow_model, probe
 from secateur.model.handle import Model
 from secateur.model.load import check_device, load
 from secateur.run import work_forwards
 from secateur.study.cells import Cell
 from secateur.study.engine import Grid
-from secateur.study.estimate import PARTS, PRUNE, TASKS, Work, estimates, steps
+from secateur.study.estimate import GENERATION, INFERENCE, PARTS, PERPLEXITY, PRUNE, TASKS, Work, estimates, steps
 from secateur.study.judges import Judges
 
 JUDGING = Judging(texts=("wikitext2",), samples=20)  # unless something else is said
@@ -44,6 +44,7 @@ MethodOption = Annotated[
         "May be repeated.",
     ),
 ]
+_HEADINGS = {PRUNE: "pruning", PERPLEXITY: "texts", TASKS: "tasks", INFERENCE: "timing", GENERATION: "writing"}
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only list the cells with what their parts would take.")]
 
 
@@ -51,11 +52,9 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Only list the cells wit
 class CalibrationOptions:
     """The calibration of all cells."""
 
-    calibration: Annotated[str | None, typer.Option(help="c4, wikitext2, fineweb-edu, demo, or a file.")] = None
-    samples: Annotated[
-        int | None, typer.Option(help="Calibration windows of every method; each paper's if not given.")
-    ] = None
-    length: Annotated[int | None, typer.Option(help="Tokens per window; the papers' if not given.")] = None
+    calibration: Calibration = None
+    samples: Samples = None
+    length: Length = None
     count: Count = "all"
 
 
@@ -63,11 +62,13 @@ class CalibrationOptions:
 class TextOptions:
     """The texts that the perplexity is taken on."""
 
-    texts: Annotated[str | None, typer.Option(help="Texts to take the perplexity on, commas between. [wikitext2]")] = (
-        None
-    )
-    eval_samples: Annotated[int | None, typer.Option(help="First windows of each text; 0 for all. [20]")] = None
-    eval_length: Annotated[int | None, typer.Option(help="Tokens per window of each text. [2048]")] = None
+    texts: Annotated[
+        str | None, typer.Option(help="Texts to take the perplexity on, commas between.", show_default="wikitext2")
+    ] = None
+    eval_samples: Annotated[
+        int | None, typer.Option(help="First windows of each text; 0 for all.", show_default="20")
+    ] = None
+    eval_length: Annotated[int | None, typer.Option(help="Tokens per window of each text.", show_default="2048")] = None
 
     def applied(self, judging: Judging) -> Judging:
         """The judging with what was given."""
@@ -133,28 +134,28 @@ class GridJob:
         cells = make_cells(hollow)
         judges = Judges(self.judging, data=where.data, cache=where.cache_dir)
         windows = dict.fromkeys(self.judging.texts, self.judging.samples)
-        foretold = estimates(cells, hollow, self.judging, windows=windows, documents=judges.documents)
+        foretold = estimates(cells, hollow, self.judging, windows=windows, task_tokens=judges.task_tokens())
         device = check_device(None if where.device == "auto" else where.device)
         clock = time.process_time if device == "cpu" else time.perf_counter
         length = min(self.judging.length, hollow.max_length or self.judging.length)
         speed = probe(hollow, length, device, steps=steps(self.judging), clock=clock)
-        rows: list[dict[str, Any]] = []
-        for name, each in foretold.items():
-            parts = {part: work.seconds(speed) for part, work in each["parts"].items()}
-            pruning = each["parts"].get(PRUNE, Work())
-            forwards = work_forwards(
-                pruning.block_tokens, pruning.head_tokens, len(hollow.numbers), length, head=hollow.head_cost
-            )
-            rows.append(
-                {"name": name, "refused": each.get("refused"), "removed": each.get("removed"), "forwards": forwards,
-                 "parts": parts, "seconds": sum(parts.values())}
-            )  # fmt: skip
+        rows = [_row(name, each, speed, hollow, length) for name, each in foretold.items()]
         unit = "CPU seconds" if device == "cpu" else "seconds"
         if self.as_json:
             everything = {"seconds": sum(row["seconds"] for row in rows), "unit": unit}
             print(json.dumps({"model": self.model, "length": length, **everything, "cells": rows}))
         else:
-            _show_rows(rows, length, unit, _guessed(self.judging))
+            _show_rows(rows, unit, _guessed(self.judging))
+
+
+def _row(name: str, foretold: Mapping[str, Any], speed: Speed, hollow: Model, length: int) -> dict[str, Any]:
+    parts = {part: work.seconds(speed) for part, work in foretold["parts"].items()}
+    pruning = foretold["parts"].get(PRUNE, Work())
+    spent = work_forwards(
+        pruning.block_tokens, pruning.head_tokens, len(hollow.numbers), length, head=hollow.head_cost
+    )  # fmt: skip
+    told = {key: foretold.get(key) for key in ("refused", "same_as", "removed")}
+    return {"name": name, **told, "forwards": spent, "parts": parts, "seconds": sum(parts.values())}
 
 
 def _tell(cell: Mapping[str, Any]) -> None:
@@ -167,27 +168,36 @@ def _tell(cell: Mapping[str, Any]) -> None:
     err.print(told, markup=False, highlight=False)
 
 
-def _show_rows(rows: Sequence[Mapping[str, Any]], length: int, unit: str, guessed: str) -> None:
+def _show_rows(rows: Sequence[Mapping[str, Any]], unit: str, guessed: str) -> None:
     """A row per cell and one of sums, with the parts' shares of all below: what dominates."""
     shown = [part for part in PARTS if any(part in row["parts"] for row in rows)]
-    table = Table("cell", "removed", "forwards", *shown, "all", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("cell", overflow="fold")
+    for heading in ("removed", *(_HEADINGS[part] for part in shown), "all"):
+        table.add_column(heading, justify="right", no_wrap=True)
     sums = {part: sum(row["parts"].get(part, 0.0) for row in rows) for part in shown}
     everything = sum(sums.values())
+    refused = []
     for row in rows:
         if row["refused"]:
-            table.add_row(row["name"], f"refused: {row['refused']}")
+            refused.append(f"{row['name']} is refused: {row['refused']}")
+            continue
+        if row["same_as"]:
+            table.add_row(row["name"], f"{row['removed']:.1%}", *[""] * len(shown), "0")
             continue
         parts = [f"{row['parts'][part]:,.0f}" if part in row["parts"] else "" for part in shown]
-        table.add_row(row["name"], f"{row['removed']:.1%}", f"{row['forwards']:,.0f}", *parts, f"{row['seconds']:,.0f}")
-    table.add_row("all", "", "", *(f"{sums[part]:,.0f}" for part in shown), f"{everything:,.0f}")
+        table.add_row(row["name"], f"{row['removed']:.1%}", *parts, f"{row['seconds']:,.0f}")
+    table.add_row("all", "", *(f"{sums[part]:,.0f}" for part in shown), f"{everything:,.0f}")
     if everything:
-        table.add_row("", "", "", *(f"{sums[part] / everything:.0%}" for part in shown))
+        table.add_row("", "", *(f"{sums[part] / everything:.0%}" for part in shown))
     out.print(table)
+    for told in refused:
+        out.print(told, markup=False, highlight=False)
     threads = f" on {torch.get_num_threads()} thread(s)" if unit.startswith("CPU") else ""
     out.print(
-        f"{unit} by one probed block, about {in_words(everything)} in all{threads}; forwards are those of the pruning, "
-        f"of {length} tokens. Methods that solve (SlimGPT, SliceGPT) take longer. What a method's runs share between "
-        f"sparsities is computed once, and counted in each here.{guessed}",
+        f"{unit} by one probed block, about {in_words(everything)} in all{threads}. Methods that solve (SlimGPT, "
+        "SliceGPT) take longer to prune. What a method's runs share between sparsities is computed once, and counted "
+        f"in each here. A cell that is the same as another is not made again.{guessed}",
         highlight=False,
     )
 
@@ -195,6 +205,6 @@ def _show_rows(rows: Sequence[Mapping[str, Any]], length: int, unit: str, guesse
 def _guessed(judging: Judging) -> str:
     guessed = [
         *(["the windows of texts that are wanted whole"] if judging.samples is None and judging.texts else []),
-        *([f"the length of {TASKS}' documents"] if judging.tasks else []),
+        *(["tasks, by their first documents"] if judging.tasks else []),
     ]
     return f" Guessed: {', '.join(guessed)}." if guessed else ""

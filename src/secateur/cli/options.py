@@ -30,8 +30,19 @@ LogLevel = Annotated[str, typer.Option(help="debug, info, warning or error.")]
 LogFile = Annotated[Path | None, typer.Option(help="Log to this file too.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON; all else goes to stderr.")]
 
-OfShare = Annotated[str, typer.Option(help="A share of the `blocks`' parameters or of the whole `model`'s.")]
+OF = typer.Option(help="A share of the `blocks`' parameters or of the whole `model`'s.", show_default="blocks")
+OfShare = Annotated[str, OF]
+SEED = typer.Option(help="0: the text's first windows, as the papers do; n: a draw of them.", show_default="0")
 RoundTo = Annotated[int, typer.Option(help="Round FFN widths to a multiple of this, in methods that choose them.")]
+Calibration = Annotated[
+    str | None,
+    typer.Option(
+        help="c4, wikitext2, fineweb-edu, demo, or a .txt, .jsonl or .parquet file.",
+        show_default="c4",
+    ),
+]
+Samples = Annotated[int | None, typer.Option(help="Calibration windows.", show_default="each paper's number")]
+Length = Annotated[int | None, typer.Option(help="Tokens per window.", show_default="each paper's number")]
 Count = Annotated[str, typer.Option(help="Which tokens count: all, or only the responses in chat data.")]
 
 _REFERENCE = "2ssp"  # among prompts: the reference's, and its decoding
@@ -86,10 +97,14 @@ class RunningOptions:
     inference: Annotated[
         bool, typer.Option("--inference", help="Time the prompt and each further token; count bytes and memory.")
     ] = False
-    prompt_length: Annotated[int | None, typer.Option(help="--inference: tokens of the prompt. [256]")] = None
-    new_tokens: Annotated[int | None, typer.Option(help="--inference: tokens after it. [16]")] = None
-    rounds: Annotated[int | None, typer.Option(help="--inference: measured rounds, after one to warm up. [5]")] = None
-    batch_size: Annotated[int | None, typer.Option(help="--inference: prompts at once. [1]")] = None
+    prompt_length: Annotated[
+        int | None, typer.Option(help="--inference: tokens of the prompt.", show_default="256")
+    ] = None
+    new_tokens: Annotated[int | None, typer.Option(help="--inference: tokens after it.", show_default="16")] = None
+    rounds: Annotated[
+        int | None, typer.Option(help="--inference: measured rounds, after one to warm up.", show_default="5")
+    ] = None
+    batch_size: Annotated[int | None, typer.Option(help="--inference: prompts at once.", show_default="1")] = None
     generate: Annotated[
         list[str] | None,
         typer.Option(

@@ -18,18 +18,22 @@ from secateur.api import Job, Pruned, already_there, prepare, read_tokens, run_j
 from secateur.cli.groups import declared
 from secateur.cli.guard import err, out, start_logging
 from secateur.cli.options import (
+    SEED,
     CacheDir,
+    Calibration,
     Count,
     Data,
     Device,
     Dtype,
     Json,
+    Length,
     LogFile,
     LogLevel,
     ModelName,
     OfShare,
     Revision,
     RoundTo,
+    Samples,
 )  # fmt: skip
 from secateur.cli.progress import Bars
 from secateur.engine.tokens import Tokens
@@ -52,13 +56,10 @@ def _prune(
     out_dir: Annotated[Path | None, typer.Option("--out", help="Folder to write.")] = None,
     of: OfShare = "blocks",
     round_to: RoundTo = 1,
-    calibration: Annotated[
-        str | None,
-        typer.Option(help="c4 (default), wikitext2, fineweb-edu, demo, or a .txt, .jsonl or .parquet file."),
-    ] = None,
-    samples: Annotated[int | None, typer.Option(help="Calibration windows; the paper's number if not given.")] = None,
-    length: Annotated[int | None, typer.Option(help="Tokens per window; the paper's if not given.")] = None,
-    seed: Annotated[int, typer.Option(help="0: the text's first windows, as the papers do; n: a draw of them.")] = 0,
+    calibration: Calibration = None,
+    samples: Samples = None,
+    length: Length = None,
+    seed: Annotated[int, SEED] = 0,
     count: Count = "all",
     perplexity_on: Annotated[
         list[str] | None,

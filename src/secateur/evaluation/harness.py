@@ -10,6 +10,7 @@ import contextlib
 import copy
 import functools
 import io
+import itertools
 import logging
 import math
 import warnings
@@ -193,6 +194,22 @@ def _said(error: Exception) -> str:
 def is_mean(task: Any, metric: str) -> bool:
     """Whether a task's metric is the mean of its documents' outcomes."""
     return task.aggregation()[metric] is require_lm_eval().api.metrics.mean
+
+
+def characters(name: str, task: Any, documents: int) -> float:
+    """About how many characters a model will read per document, by the first ones: each answer after all that stands
+    before it; answers of one word after the same words are read off one forward."""
+    with quiet():
+        task.set_fewshot_seed(_SEED)
+        some = list(itertools.islice(task.eval_docs, documents))
+        read = 0
+        for document in some:
+            context = task.fewshot_context(document, num_fewshot=task.config.num_fewshot or 0)
+            made = task.construct_requests(doc=document, ctx=context, metadata=(name, 0, 1))
+            pairs = [request.args for request in (made if isinstance(made, list) else [made])]
+            answers = [(str(before), after if isinstance(after, str) else "") for before, after in pairs]
+            read += sum(map(len, {before + (after if " " in after.strip() else "") for before, after in answers}))
+    return read / len(some) if some else 0.0
 
 
 # --- answers ---

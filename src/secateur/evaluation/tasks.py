@@ -22,6 +22,7 @@ from secateur.run import Run
 __all__ = [
     "SUITES",
     "Suite",
+    "estimated_tokens",
     "judge_tasks",
     "plan_tasks",
     "run_tasks",
@@ -31,6 +32,8 @@ __all__ = [
 
 HUB = "hub:"
 _FILES = (".yaml", ".yml")
+_LOOKED_AT = 20  # documents of a task, for an estimate
+_CHARACTERS_PER_TOKEN = 4.5
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,17 @@ def judge_tasks(
         raise DataError("lm-eval needs a tokenizer with a token that begins or ends a text (bos or eos); this has none")
     run = run or Run()
     return {each.name: _judge(model, each, batch_size, run) for each in plan}
+
+
+def estimated_tokens(plan: Sequence[Planned]) -> float:
+    """About how many tokens a model will read to be judged, from the first documents of each task."""
+    read = 0.0
+    for line in plan:
+        some = max(1, _LOOKED_AT // len(line.parts))
+        read += sum(
+            size * harness.characters(part, line.parts[part], some) for part, size in line.sizes.items() if size
+        )
+    return read / _CHARACTERS_PER_TOKEN
 
 
 def spread(sizes: Sequence[int], limit: int) -> list[int]:

@@ -125,7 +125,7 @@ class _Runner:
         judging, dense = self.grid.judging, self._load()
         self._spare = dense
         windows: dict[str, int | None] = {name: tokens.samples for name, tokens in self.judges.texts.items()}
-        told = estimates(self.cells, dense, judging, windows=windows, documents=self.judges.documents)
+        told = estimates(self.cells, dense, judging, windows=windows, task_tokens=self.judges.task_tokens())
         self.refused = {name: each["refused"] for name, each in told.items() if "refused" in each}
         speed = timed(dense, min(judging.length, dense.max_length or judging.length), steps=steps(judging))
         return Pace(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from secateur.errors import SecateurError
@@ -14,10 +14,9 @@ from secateur.forecast import Speed
 from secateur.model.budget import shares
 from secateur.model.handle import Model
 from secateur.study.cells import DENSE, Cell, in_words
-from secateur.study.pruning import foretell
+from secateur.study.index import digest
+from secateur.study.pruning import complete_options, foretell
 
-# Guesses where a part's work cannot be known beforehand.
-TOKENS_PER_DOCUMENT = 200  # of a task, all its choices, without examples
 WINDOWS = 150  # of a text whose windows were not counted
 
 PRUNE, PERPLEXITY, TASKS, INFERENCE, GENERATION = "prune", "perplexity", "tasks", "inference", "generation"
@@ -48,18 +47,20 @@ def steps(judging: Judging) -> set[int]:
 
 
 def estimates(
-    cells: Sequence[Cell], model: Model, judging: Judging, *, windows: Mapping[str, int | None], documents: int
+    cells: Sequence[Cell], model: Model, judging: Judging, *, windows: Mapping[str, int | None], task_tokens: float
 ) -> dict[str, dict[str, Any]]:
-    """By cell: its `parts` (by name, Work); the share `removed`, as far as it is known; or `refused`, the reason.
+    """By cell: its `parts` (by name, Work); the share `removed`, as far as it is known; or `refused`, the reason. Of
+    one that is the `same_as` another, there are no parts.
 
     Args:
         model: the dense one; it may be a hollow one.
         windows: of each text; None where they were not counted.
-        documents: of all tasks together.
+        task_tokens: of all tasks together.
     """
     told: dict[str, dict[str, Any]] = {}
+    first: dict[str, str] = {}  # the cell of an identity
     counted = sum(WINDOWS if n is None else n for n in windows.values())
-    judged = functools.partial(_judging, model, judging, counted * judging.length, documents)
+    judged = functools.partial(_judging, model, judging, counted * judging.length, task_tokens)
     for cell in cells:
         known = cell
         if cell.matched_to is not None and cell.sparsity is None:
@@ -69,7 +70,15 @@ def estimates(
                 continue
             known = replace(cell, sparsity=other["removed"])
         told[cell.name] = _estimate(known, model, judged)
+        if (same := first.setdefault(_identity(known), cell.name)) != cell.name and "refused" not in told[cell.name]:
+            told[cell.name] |= {"same_as": same, "parts": {}}
     return told
+
+
+def _identity(cell: Cell) -> str:
+    """What makes two cells one: the second is not made again."""
+    calibration = asdict(cell.calibration) if cell.calibration else None
+    return digest({**cell.identity, "options": complete_options(cell)}, calibration)
 
 
 def _estimate(cell: Cell, model: Model, judged: Callable[[float], dict[str, Work]]) -> dict[str, Any]:
@@ -84,13 +93,12 @@ def _estimate(cell: Cell, model: Model, judged: Callable[[float], dict[str, Work
     return {"removed": gone[cell.of], "parts": {PRUNE: pruning} | judged(1 - gone["blocks"])}
 
 
-def _judging(model: Model, judging: Judging, text_tokens: int, documents: int, kept: float) -> dict[str, Work]:
+def _judging(model: Model, judging: Judging, text_tokens: int, task_tokens: float, kept: float) -> dict[str, Work]:
     """Args: kept: the share of the blocks' parameters that is there, which is about what a token costs."""
     blocks = len(model.numbers)
     parts = {PERPLEXITY: Work(text_tokens * blocks * kept, text_tokens)} if text_tokens else {}
-    if documents:
-        tokens = documents * TOKENS_PER_DOCUMENT * (1 + (judging.fewshot or 0))
-        parts[TASKS] = Work(tokens * blocks * kept, tokens)
+    if task_tokens:
+        parts[TASKS] = Work(task_tokens * blocks * kept, task_tokens)
     if judging.inference:
         rounds, both = judging.rounds + 1, blocks * (1 + kept)  # dense and pruned
         prompt, new = rounds * judging.batch_size * judging.prompt_length, rounds * judging.new_tokens

@@ -13,7 +13,7 @@ from secateur.evaluation.asked import Judging
 from secateur.evaluation.generation import generation
 from secateur.evaluation.inference import inference
 from secateur.evaluation.perplexity import perplexity_by_window
-from secateur.evaluation.tasks import Planned, judge_tasks, plan_tasks
+from secateur.evaluation.tasks import Planned, estimated_tokens, judge_tasks, plan_tasks
 from secateur.model.handle import Model
 from secateur.report.record import public_name
 from secateur.run import Observer, Run
@@ -41,10 +41,9 @@ class Judges:
             judging.tasks, metric=judging.metric, limit=judging.limit, fewshot=judging.fewshot, data=data, cache=cache
         )
 
-    @property
-    def documents(self) -> int:
-        """How many documents a model will be judged on."""
-        return sum(sum(task.sizes.values()) for task in self._plan)
+    def task_tokens(self) -> float:
+        """About how many tokens the tasks are."""
+        return estimated_tokens(self._plan)
 
     def read(self, dense: Model) -> None:
         """Read the texts, with the dense model's tokenizer."""

@@ -15,7 +15,7 @@ from studies import Loads, grid
 from secateur.errors import InvalidOptionError, OutputExistsError, UnknownNameError
 from secateur.methods import get_method
 from secateur.study import Ablation, Comparison, ablate, compare
-from secateur.study.ablate import ORDER, TEXT, WHATS
+from secateur.study.ablate import NOTHING, ORDER, TEXT, WHATS
 from secateur.study.asked import CALIBRATION
 
 
@@ -60,6 +60,51 @@ def test_the_inverted_order_removes_more_than_asked_and_is_judged_at_equal_size_
     assert "In memory only" in published["notes"]["inverted"]
 
 
+def test_the_inverted_order_has_the_alpha_that_was_given(text: Path, tmp_path: Path) -> None:
+    gone = {}
+    for alpha in (0.5, 3.0):
+        wanted = asked(text, "rows-columns", seeds=(0,), values=("2ssp", "equal"), options={"2ssp": {"alpha": alpha}})
+        cells = ablate(wanted, grid(tmp_path / str(alpha), text))
+        ours, theirs = (cells[f"rows-columns-{value}-0.25-seed0"] for value in ("2ssp", "equal"))
+        assert ours["options"]["alpha"] == theirs["options"]["alpha"] == alpha
+        counts = [sum(not block["attention"] for block in cell["shape"]) for cell in (ours, theirs)]
+        assert counts[0] == counts[1]
+        assert theirs["achieved"]["blocks"] == pytest.approx(0.25, abs=0.02)
+        gone[alpha] = counts[1]
+    assert gone[0.5] < gone[3.0]
+
+
+SOME_VALUES = {"calibration-size": ("2", "4"), "calibration-length": ("8", "16"), "groups": ("released", "paper")}
+INVERTED = "2ssp-inverted"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WHATS)
+def test_every_ablation_runs_and_says_what_was_asked_and_achieved(name: str, text: Path, tmp_path: Path) -> None:
+    values = SOME_VALUES.get(name, ())
+    if name == "calibration-source":
+        values = (str(text), str(write_texts(tmp_path)[1]))
+    wanted = asked(text, name, seeds=(0, 3), values=values)
+    cells = ablate(wanted, grid(tmp_path / "out", text))
+    assert {cell["status"] for cell in cells.values()} == {"done"}, [cell["error"] for cell in cells.values()]
+    rows = json.loads((tmp_path / "out/ablation-table.json").read_text())["rows"][1:]
+    assert len(rows) == len(values or WHATS[name].values or (0, 1, 2))
+    for row in rows:
+        assert (row["what"], row["sparsity"], row["seeds"], row["failed"]) == (name, 0.25, 2, 0)
+        more = "published" in row["value"] or "matched" in row["value"]  # what the published variant really removes
+        assert row["achieved"] == pytest.approx(0.25, abs=0.2 if more else 0.04)
+        assert row["perplexity:plain.txt"] > 1
+        assert row["perplexity:plain.txt:sd"] >= 0
+        assert row["method"] == (INVERTED if row["value"] in ("published", "equal") else WHATS[name].method)
+
+
+def test_repeats_are_of_any_method(text: Path) -> None:
+    cells = asked(text, "repeats", seeds=(0, 1, 2), method="shortgpt").cells(Loads()())[1:]
+    assert [cell.name for cell in cells] == [f"repeats-as_given-0.25-seed{seed}" for seed in range(3)]
+    assert {cell.method for cell in cells} == {"shortgpt"}
+    assert [cell.calibration.seed for cell in cells if cell.calibration] == [0, 1, 2]
+
+
 def test_the_same_pruning_in_two_ablations_is_made_once(text: Path, tmp_path: Path) -> None:
     cells = ablate(asked(text, "norm", "stage1-only", seeds=(0,)), grid(tmp_path / "out", text))
     assert cells["stage1-only-False-0.25-seed0"]["same_as"] == "norm-l2-0.25-seed0"
@@ -92,7 +137,7 @@ def test_the_balance_is_swept_over_every_feasible_number(text: Path) -> None:
 def test_every_ablation_is_of_options_that_its_method_has_and_begins_with_what_is_normal(name: str) -> None:
     what = WHATS[name]
     method = get_method(what.method)
-    if what.varies in (TEXT, ORDER, *CALIBRATION):
+    if what.varies in (TEXT, ORDER, NOTHING, *CALIBRATION):
         return
     option = method.options[what.varies]
     assert all(option.accepts(value) for value in what.values)
@@ -108,6 +153,9 @@ def test_every_ablation_is_of_options_that_its_method_has_and_begins_with_what_i
         ({"what": ("norm",), "values": ("l3",)}, InvalidOptionError),
         ({"what": ("rows-columns",), "values": ("both",)}, InvalidOptionError),
         ({"what": ("norm",), "method": "slimgpt"}, InvalidOptionError),
+        ({"what": ("repeats",), "values": ("l1",)}, InvalidOptionError),
+        ({"what": ("rows-columns",), "options": {"2ssp": {"norm": "l1"}}}, InvalidOptionError),  # alpha is honoured
+        ({"what": ("rows-columns",), "options": {"2ssp": {"attentions": 1}}}, InvalidOptionError),
         ({"what": ("norm",), "seeds": (1, 1)}, InvalidOptionError),
         ({"what": ("balance",), "sparsities": (0.99,)}, InvalidOptionError),
     ],

@@ -15,7 +15,7 @@ from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.run import Run
-from secateur.study.inverted import direction_norms, foretell, inverted, plan
+from secateur.study.inverted import complete, direction_norms, foretell, inverted, plan
 
 
 def smollm2() -> Layout:
@@ -121,3 +121,13 @@ def test_what_cannot_be_is_refused() -> None:
         plan(layout, Budget(0.9), "published")
     with pytest.raises(InvalidOptionError, match="equal"):
         plan(layout, Budget(0.5), "both")  # type: ignore[arg-type]
+    with pytest.raises(InvalidOptionError, match="positive"):
+        plan(layout, Budget(0.5), "equal", alpha=0)
+    with pytest.raises(InvalidOptionError, match=r"no norm; .* alpha only"):
+        complete({"alpha": 2.0, "norm": "l1"})
+
+
+def test_alpha_is_that_of_equation_5() -> None:
+    layout = smollm2()
+    for alpha in (0.5, 1.5, 3.0):
+        assert plan(layout, Budget(0.5), "equal", alpha=alpha).attentions == attention_count(layout, 0.5, alpha)

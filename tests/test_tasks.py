@@ -244,7 +244,7 @@ def test_what_a_model_will_read_is_estimated(model: Model, data: Path) -> None:
     assert estimated_tokens(()) == 0
     plan = plan_tasks(["mmlu"], fewshot=2, limit=3, data=data)
     before = judge_tasks(model, plan)
-    assert estimated_tokens(plan) > 2 * estimated_tokens(plan_tasks(["mmlu"], fewshot=0, limit=3, data=data))
+    assert estimated_tokens(plan) > 1.5 * estimated_tokens(plan_tasks(["mmlu"], fewshot=0, limit=3, data=data))
     assert judge_tasks(model, plan) == before  # no other examples than without having looked
 
 

@@ -28,7 +28,7 @@ class What:
 
     Attributes:
         method: whose choice it is, unless another is asked for.
-        varies: an option of the method; `samples`, `length` or `text` of its calibration.
+        varies: an option of the method; `samples`, `length` or `text` of its calibration; or nothing.
         values: that are tried if none are given; the papers', the method's own among them.
         given: options of the calibration beside.
     """
@@ -40,7 +40,8 @@ class What:
     help: str
 
 
-TEXT, ORDER = "text", "order"
+TEXT, ORDER, NOTHING = "text", "order", ""
+_ANY = (TEXT, NOTHING, *CALIBRATION)  # can be varied with any method
 WHATS: dict[str, What] = {
     "calibration-size": What(
         method="2ssp", varies="samples", values=(2, 4, 8, 16, 32, 64, 128, 256), help="windows of the calibration"
@@ -50,6 +51,9 @@ WHATS: dict[str, What] = {
     ),
     "calibration-length": What(
         method="slimgpt", varies="length", values=(64, 128, 256, 512, 1024, 2048), help="tokens per window"
+    ),
+    "repeats": What(
+        method="2ssp", varies=NOTHING, values=("as given",), help="nothing but the draw of the calibration"
     ),
     "stage1-only": What(method="2ssp", varies="stage1_only", values=(False, True), help="2SSP without its stage 2"),
     "norm": What(method="2ssp", varies="norm", values=("l2", "l1"), help="2SSP's norm of activations"),
@@ -121,8 +125,7 @@ class Ablation:
         return made
 
     def _method(self, what: What) -> Method:
-        fixed = what.varies not in (TEXT, *CALIBRATION)
-        if fixed and self.method is not None and what.varies not in get_method(self.method).options:
+        if what.varies not in _ANY and self.method is not None and what.varies not in get_method(self.method).options:
             raise InvalidOptionError(f"{self.method} has no {what.varies}; that is a choice of {what.method}")
         return get_method(self.method or what.method)
 
@@ -130,7 +133,7 @@ class Ablation:
         what = WHATS[name]
         if not self.values:
             return list(what.values) if name != "balance" else self._feasible(model, sparsity)
-        if what.varies == ORDER:
+        if what.varies in (ORDER, NOTHING):
             if unknown := [value for value in self.values if value not in what.values]:
                 raise InvalidOptionError(f"{name} has {', '.join(what.values)}, not {', '.join(unknown)}")
             return list(self.values)
@@ -161,7 +164,7 @@ class Ablation:
         text = self.calibration
         if what.varies == TEXT:
             text = str(value)
-        elif what.varies != ORDER:
+        elif what.varies not in (ORDER, NOTHING):
             options[what.varies] = value
         own, given = split(method, options)
         shown = public_name(str(value)) if what.varies == TEXT else str(value)
@@ -175,7 +178,8 @@ class Ablation:
             ablation={"what": name, "value": shown, "seed": seed},
         )  # fmt: skip
         if value in ("published", "equal") and what.varies == ORDER:
-            return replace(cell, method=inverted.NAME, options={"amount": value})
+            own = inverted.complete({**own, "amount": value})
+            return replace(cell, method=inverted.NAME, label=f"{inverted.NAME}, {name} {shown}", options=own)
         if value == "2ssp-matched" and what.varies == ORDER:  # beside what the published one really removes
             return replace(cell, sparsity=None, matched_to=_name(name, "published", sparsity, seed))
         return cell

@@ -15,10 +15,10 @@ smaller FFN. What that FFN would have is counted.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,7 @@ from secateur.surgery.edits import DropAttention, Edit
 
 Amount = Literal["published", "equal"]
 NAME = "2ssp-inverted"
+DEFAULTS: Mapping[str, Any] = {"amount": "published", "alpha": 1.5}  # its options
 
 
 @dataclass(frozen=True)
@@ -58,15 +59,30 @@ class InvertedPlan:
     hidden: int
 
 
+def complete(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The given options, and the others at their defaults.
+
+    Raises:
+        InvalidOptionError: another option. Of 2SSP's own the variant has `alpha` only.
+    """
+    if unknown := sorted(set(given) - set(DEFAULTS)):
+        raise InvalidOptionError(
+            f"2SSP with rows and columns inverted has no {', '.join(unknown)}; of 2ssp's options it takes alpha only"
+        )
+    return {**DEFAULTS, **given}
+
+
 def plan(layout: Layout, budget: Budget, amount: Amount, *, alpha: float = 1.5) -> InvertedPlan:
     """Keep round(D (1 - s P / (L |FFN|))) directions as published; for equal size what the attentions take is left out.
 
     Raises:
         InfeasibleBudgetError: nothing would stay of the FFNs, or the attention modules alone take more than is asked.
-        InvalidOptionError: another amount.
+        InvalidOptionError: another amount; alpha not positive.
     """
     if amount not in get_args(Amount):
         raise InvalidOptionError(f"amount is one of {', '.join(get_args(Amount))}, not {amount!r}")
+    if not alpha > 0:
+        raise InvalidOptionError(f"alpha must be positive, not {alpha}")
     share = budget.block_share(layout)
     count, hidden = attention_count(layout, share, alpha), layout.ends.hidden
     sizes = [block.attention + block.attention_norms for block in layout.blocks.values() if block.attention]
@@ -117,19 +133,20 @@ class InvertedResult:
 
 @contextmanager
 def inverted(
-    model: Model, tokens: Tokens, budget: Budget, run: Run, *, amount: Amount = "published"
+    model: Model, tokens: Tokens, budget: Budget, run: Run, *, amount: Amount = "published", alpha: float = 1.5
 ) -> Iterator[InvertedResult]:
     """Prune `model` so for the time of the context. Attention modules are gone for good, FFNs whole again after.
 
     Args:
         tokens: of whose windows the first one serves the second stage, as in 2SSP.
+        alpha: of equation 5, as in 2SSP.
 
     Raises:
         InfeasibleBudgetError, InvalidOptionError: see `plan`.
         NumericalError: a norm is NaN or Inf.
     """
     before = model.layout()
-    made = plan(before, budget, amount)
+    made = plan(before, budget, amount, alpha=alpha)
     norms = run.step("norms", lambda: direction_norms(model, tokens, run))
     with ExitStack() as stack:
         for number, block in before.blocks.items():
@@ -210,9 +227,11 @@ def _muted(model: Model, number: int, norms: Tensor, kept: int) -> Iterator[None
             handle.remove()
 
 
-def foretell(layout: Layout, samples: int, length: int, budget: Budget, *, amount: Amount = "published") -> Cost:
+def foretell(
+    layout: Layout, samples: int, length: int, budget: Budget, *, amount: Amount = "published", alpha: float = 1.5
+) -> Cost:
     """As a method's: its cost, and the layout without as many attention modules."""
-    made = plan(layout, budget, amount)
+    made = plan(layout, budget, amount, alpha=alpha)
     there = [number for number, block in layout.blocks.items() if block.attention]
     after = layout
     for number in there[: made.attentions]:

@@ -33,8 +33,10 @@ def budget_of(cell: Cell) -> Budget:
 
 def complete_options(cell: Cell) -> dict[str, Any]:
     """The cell's options with the method's defaults: two cells that say the same in other words are the same."""
-    if cell.method in (DENSE, inverted.NAME):
-        return dict(cell.options)
+    if cell.method == DENSE:
+        return {}
+    if cell.method == inverted.NAME:
+        return inverted.complete(cell.options)
     return get_method(cell.method).complete(cell.options)
 
 
@@ -47,7 +49,7 @@ def foretell(cell: Cell, model: Model) -> Cost:
     assert cell.calibration is not None  # narrows the type
     samples, length = cell.calibration.samples, cell.calibration.length
     if cell.method == inverted.NAME:
-        return inverted.foretell(model.layout(), samples, length, budget_of(cell), **cell.options)
+        return inverted.foretell(model.layout(), samples, length, budget_of(cell), **inverted.complete(cell.options))
     return get_method(cell.method).plan(model, budget_of(cell), samples, length, cell.options).cost
 
 
@@ -110,7 +112,7 @@ def _inverted_facts(result: inverted.InvertedResult, before: Layout, cell: Cell,
         f"{result.plan.attentions} attention modules go. In memory only: its FFNs are muted, not smaller."
     )
     return {
-        "options": dict(cell.options),
+        "options": inverted.complete(cell.options),
         "achieved": achieved,
         "parameters": result.parameters,
         "weight_bytes": result.parameters * model.dtype.itemsize,

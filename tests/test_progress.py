@@ -27,10 +27,10 @@ def test_a_time_as_one_says_it() -> None:
 
 def test_what_is_guessed_is_told() -> None:
     assert standing_in_words(AT) == (
-        "3 of 33 cells; 2ssp-0.25, text 40%; about 5 min left, not timed yet: pruning by slimgpt, prefill and time per "
-        "token"
+        "3 of 33 cells, about 5 min left; 2ssp-0.25: generated text 40%; not timed yet: pruning by slimgpt, prefill "
+        "and time per token"
     )
-    assert standing_in_words(BETWEEN) == "4 of 33 cells; about 4 min left"
+    assert standing_in_words(BETWEEN) == "4 of 33 cells, about 4 min left"
 
 
 def console(monkeypatch: pytest.MonkeyPatch, *, terminal: bool) -> io.StringIO:

@@ -44,7 +44,13 @@ MethodOption = Annotated[
         "May be repeated.",
     ),
 ]
-_HEADINGS = {PRUNE: "pruning", PERPLEXITY: "texts", TASKS: "tasks", INFERENCE: "timing", GENERATION: "writing"}
+_HEADINGS = {  # of a dry run's columns, and what they are
+    PRUNE: ("pruning", ""),
+    PERPLEXITY: ("texts", "perplexity"),
+    TASKS: ("tasks", ""),
+    INFERENCE: ("timing", "prefill and time per token"),
+    GENERATION: ("writing", "generated text"),
+}
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only list the cells with what their parts would take.")]
 
 
@@ -173,7 +179,7 @@ def _show_rows(rows: Sequence[Mapping[str, Any]], unit: str, guessed: str) -> No
     shown = [part for part in PARTS if any(part in row["parts"] for row in rows)]
     table = Table(box=None, pad_edge=False)
     table.add_column("cell", overflow="fold")
-    for heading in ("removed", *(_HEADINGS[part] for part in shown), "all"):
+    for heading in ("removed", *(_HEADINGS[part][0] for part in shown), "all"):
         table.add_column(heading, justify="right", no_wrap=True)
     sums = {part: sum(row["parts"].get(part, 0.0) for row in rows) for part in shown}
     everything = sum(sums.values())
@@ -194,10 +200,11 @@ def _show_rows(rows: Sequence[Mapping[str, Any]], unit: str, guessed: str) -> No
     for told in refused:
         out.print(told, markup=False, highlight=False)
     threads = f" on {torch.get_num_threads()} thread(s)" if unit.startswith("CPU") else ""
+    meant = "".join(f"; {heading}: {what}" for part, (heading, what) in _HEADINGS.items() if what and part in shown)
     out.print(
-        f"{unit} by one probed block, about {in_words(everything)} in all{threads}. Methods that solve (SlimGPT, "
-        "SliceGPT) take longer to prune. What a method's runs share between sparsities is computed once, and counted "
-        f"in each here. A cell that is the same as another is not made again.{guessed}",
+        f"{unit} by one probed block, about {in_words(everything)} in all{threads}{meant}. Methods that solve "
+        "(SlimGPT, SliceGPT) take somewhat longer to prune. What a method's runs share between sparsities is computed "
+        "once, and counted in each here. A cell that is the same as another is not made again." + guessed,
         highlight=False,
     )
 

@@ -23,7 +23,7 @@ from secateur.study.pace import Kind, Standing
 
 _LINE_EVERY_S = 15.0
 _STANDING_EVERY_S = 60.0
-_PARTS = {INFERENCE: "prefill and time per token", GENERATION: "text"}
+_PARTS = {INFERENCE: "prefill and time per token", GENERATION: "generated text"}
 
 Show = Callable[[float], None]  # work done so far
 
@@ -101,12 +101,11 @@ def _standing_lines(clock: Callable[[], float]) -> Callable[[Standing], None]:
 def standing_in_words(now: Standing) -> str:
     """How far a grid is, what it is at, how long it will take, and how much of that is guessed."""
     told = f"{now.finished} of {now.cells} cells"
+    if now.finished < now.cells:
+        told += f", about {in_words(now.left_s)} left"
     if now.part:
-        told += f"; {now.cell}, {_PARTS.get(now.part, now.part)} {now.done:.0%}"
-    if now.finished == now.cells:
-        return told
-    told += f"; about {in_words(now.left_s)} left"
-    return f"{told}, not timed yet: {', '.join(map(_kind_in_words, now.guessed))}" if now.guessed else told
+        told += f"; {now.cell}: {_PARTS.get(now.part, now.part)} {now.done:.0%}"
+    return f"{told}; not timed yet: {', '.join(map(_kind_in_words, now.guessed))}" if now.guessed else told
 
 
 def _kind_in_words(kind: Kind) -> str:

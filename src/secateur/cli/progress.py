@@ -9,7 +9,6 @@ from contextlib import contextmanager, nullcontext
 from rich.progress import (
     BarColumn,
     Progress,
-    ProgressColumn,
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
@@ -74,7 +73,7 @@ def standing_shown(clock: Callable[[], float] = time.monotonic) -> Iterator[Call
     if not err.is_terminal:
         yield _standing_lines(clock)
         return
-    columns: tuple[ProgressColumn, ...] = (BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"))
+    columns = (BarColumn(20), TextColumn("{task.percentage:.0f}%, {task.description}"))
     with Progress(*columns, console=err, transient=True) as progress:
         task = progress.add_task("", total=None)
 

@@ -1,4 +1,4 @@
-"""Draw SlimGPT's figures 2 to 4 from the cells that bench/slimgpt.py wrote, as SVG. Needs the extra `report`.
+"""Draw SlimGPT's figures 2 to 5 from the cells that bench/slimgpt.py wrote, as SVG. Needs the extra `report`.
 
 python docs/draw_slimgpt.py docs/results/slimgpt docs/images
 """
@@ -56,9 +56,23 @@ def ratios(images: Path, mean: float = 0.5, blocks: int = 30) -> None:
     figure.savefig(images / "slimgpt-ratios.svg")
 
 
+def recovery(folder: Path, images: Path) -> None:
+    """Figure 5: loss per counted token while training, on labels and on the dense model's predictions."""
+    found = [json.loads(path.read_text())["recovery"] for path in sorted(folder.glob("recovered-*.json"))]
+    figure, axes = plt.subplots(1, len(found), figsize=(3.5 * len(found), 3), layout="constrained", squeeze=False)
+    for axis, told in zip(axes[0], found, strict=True):
+        axis.plot(*zip(*told["training_loss"], strict=True), label="training", color=SKY)
+        axis.plot(*zip(*told["held_out_loss"]["curve"], strict=True), label="held out", color=BLUE, marker="o")
+        unit = "KL to dense" if told["objective"] == "distillation" else "cross-entropy"
+        axis.set(xlabel="step", ylabel=f"{unit}, nats per token", title=told["objective"])
+        axis.legend(frameon=False)
+    figure.savefig(images / "slimgpt-recovery.svg")
+
+
 if __name__ == "__main__":
     results, target = Path(sys.argv[1]), Path(sys.argv[2])
     plt.rcParams |= {"svg.hashsalt": "secateur", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
     ratios(target)
     calibration(results, target)
     drift(results, target)
+    recovery(results, target)

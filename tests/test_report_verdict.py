@@ -63,7 +63,7 @@ def test_without_windows_it_is_not_known_who_is_best(tmp_path: Path) -> None:
     assert ([cell.method for cell in size.level], [cell.method for cell in size.unsure]) == (["2ssp"], ["slicegpt"])
     assert "Whether SliceGPT differs from it is not known: no interval." in size.text
     assert words.headline.startswith("Lowest perplexity: 2SSP at 25")
-    assert words.headline.endswith("Intervals are missing, so it is not known whether others are level.")
+    assert words.headline.endswith("At 25\u00a0% intervals are missing: who is level is not known.")
     award = words.measures[0].awards[0]
     assert award is not None
     assert [cell.method for cell in award.unsure] == ["slicegpt"]
@@ -205,7 +205,9 @@ def test_choices_are_the_smallest_within_each_tolerance(tmp_path: Path) -> None:
     assert words.choices
     for choice in words.choices:
         assert choice.ratio <= choice.tolerance
-        within = [cell for cell in results.pruned if (ratio(results, cell) or 1e9) <= choice.tolerance]
+        assert not choice.cell.matched_to
+        running = [cell for cell in results.pruned if not cell.matched_to]
+        within = [cell for cell in running if (ratio(results, cell) or 1e9) <= choice.tolerance]
         assert choice.cell.parameters == min(cell.parameters or 0 for cell in within)
     sizes = [choice.cell.parameters or 0 for choice in words.choices]
     assert sizes == sorted(sizes, reverse=True)

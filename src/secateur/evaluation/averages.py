@@ -9,7 +9,7 @@ from typing import Any
 
 from secateur.evaluation.chance import at_chance
 
-Judged = Mapping[str, Mapping[str, Any]]  # a model's results by task, as `evaluation.tasks.run_tasks` gives them
+TaskResults = Mapping[str, Mapping[str, Any]]  # a model's results by task, as `evaluation.tasks.run_tasks` gives them
 
 # Shares of right answers. Any other metric (a perplexity, an F1) has another unit or another zero.
 _ACCURACIES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match")
@@ -42,7 +42,7 @@ class Average:
         """Whether a task's value is a share of right answers: shown in per cent, and higher is better."""
         return is_accuracy(self.metrics[task])
 
-    def of(self, results: Judged) -> float | None:
+    def of(self, results: TaskResults) -> float | None:
         """A model's mean; None where there is none, or it was not judged on all of the tasks by this metric."""
         found = [results.get(task, {}) for task in self.tasks]
         if not found or any(each.get("metric") != self.metric or each.get("value") is None for each in found):
@@ -50,7 +50,7 @@ class Average:
         return sum(float(each["value"]) for each in found) / len(found)
 
 
-def average_over(models: Iterable[Judged], dense: Judged) -> Average:
+def average_over(models: Iterable[TaskResults], dense: TaskResults) -> Average:
     """Settle what the mean over tasks is taken of.
 
     Accuracies of two kinds are never averaged: acc_norm can be ten points above acc. The kind that most tasks have

@@ -15,6 +15,7 @@ from secateur.errors import DataError
 from secateur.evaluation.averages import Average, average_over
 
 SCHEMA, KIND = 1, "compare"
+INDEX, CELLS, CELL = "compare.json", "cells", "cell.json"
 DENSE = "dense"
 MISSING = "missing"
 
@@ -227,9 +228,9 @@ def read_results(folder: Path) -> Results:
     Raises:
         DataError: no compare folder, of another version, or a file in it is damaged.
     """
-    source = folder / "compare.json"
+    source = folder / INDEX
     if not source.is_file():
-        raise DataError(f"{folder} is no compare folder: it has no compare.json. `secateur compare` makes one.")
+        raise DataError(f"{folder} is no compare folder: it has no {INDEX}. `secateur compare` makes one.")
     about = _read(source)
     if about.get("schema") != SCHEMA:
         raise DataError(f"{source} has schema {about.get('schema')!r}; this secateur reads {SCHEMA}")
@@ -243,8 +244,8 @@ def read_results(folder: Path) -> Results:
 
 def _read_cell(folder: Path, name: str) -> CellResult:
     if Path(name).name != name:
-        raise DataError(f"{folder / 'compare.json'} is damaged: {name[:100]!r} is no name of a cell")
-    source = folder / "cells" / name / "cell.json"
+        raise DataError(f"{folder / INDEX} is damaged: {name[:100]!r} is no name of a cell")
+    source = folder / CELLS / name / CELL
     if not source.is_file():
         return CellResult(name, {})
     data = _read(source)

@@ -51,9 +51,17 @@ class Entry:
 
 @dataclass(frozen=True)
 class PageRow:
+    """A cell's row.
+
+    Attributes:
+        size: the one that was asked for, where it is known.
+        first: of its size, so that a line parts it from what stands above.
+    """
+
     cell: CellResult
     title: str
     size: float | None
+    first: bool
     entries: list[Entry]
 
 
@@ -122,16 +130,17 @@ def rows(results: Results, wanted: list[PageColumn]) -> list[PageRow]:
     ]
     best = [{cell for ranking in each for cell in ranking.level} for each in rankings]
     unsure = [{cell for ranking in each for cell in ranking.unsure} for each in rankings]
-    return [
-        PageRow(
-            cell, title(cell), results.size_of(cell),
-            [
-                _entry(cell, column, best=cell in best[place], unsure=cell in unsure[place])
-                for place, column in enumerate(wanted)
-            ],
-        )
-        for cell in results.cells
-    ]  # fmt: skip
+    made: list[PageRow] = []
+    last: float | None = None
+    for cell in results.cells:
+        entries = [
+            _entry(cell, column, best=cell in best[place], unsure=cell in unsure[place])
+            for place, column in enumerate(wanted)
+        ]
+        size = results.size_of(cell)
+        made.append(PageRow(cell, title(cell), size, size not in (None, last), entries))
+        last = last if size is None else size
+    return made
 
 
 def _entry(cell: CellResult, column: PageColumn, *, best: bool, unsure: bool) -> Entry:

@@ -15,7 +15,6 @@ from secateur.report.results import CellResult, Results
 TOLERANCES = (1.05, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0)  # perplexity over the dense model's
 SAME_SIZE = 0.005  # of the blocks' parameters: what counts as the size that was asked for
 FEW_WINDOWS = 10
-_UNSURE = " Intervals are missing, so it is not known whether others are level."
 
 
 @dataclass(frozen=True)
@@ -83,16 +82,17 @@ def _headline(sizes: Sequence[AtSize]) -> str:
         names = tuple(dict.fromkeys(method_name(cell.method) for cell in each.level))
         groups.setdefault(names, []).append(percent(each.sparsity))
     everywhere = set.intersection(*({cell.method for cell in each.level} for each in sizes))
-    known = not any(each.unsure for each in sizes)
+    unsure = [percent(each.sparsity) for each in sizes if each.unsure]
+    remark = f" At {listed(unsure)} intervals are missing: who is level is not known." if unsure else ""
     if len(groups) > 1 and everywhere:
         winner = next(cell.method for cell in sizes[0].level if cell.method in everywhere)
-        what = "is best, or level with the best," if known else "is lowest, or level with the lowest,"
-        return f"By perplexity, {method_name(winner)} {what} at every size ({_sizes(sizes)}).{'' if known else _UNSURE}"
+        what = "is lowest, or level with the lowest," if unsure else "is best, or level with the best,"
+        return f"By perplexity, {method_name(winner)} {what} at every size ({_sizes(sizes)}).{remark}"
     clauses = []
     for names, shares in groups.items():
         who = names[0] if len(names) == 1 else f"{listed(names)} (level)"
         clauses.append(f"{who} at {listed(shares)}")
-    return f"{'Best by' if known else 'Lowest'} perplexity: {'; '.join(clauses)}.{'' if known else _UNSURE}"
+    return f"{'Lowest' if unsure else 'Best by'} perplexity: {'; '.join(clauses)}.{remark}"
 
 
 def _cost(results: Results, sizes: Sequence[AtSize]) -> str:
@@ -178,7 +178,9 @@ def _size_of_best(results: Results, cell: CellResult) -> str:
 
 
 def _choices(results: Results) -> list[Choice]:
-    judged = [(cell, over) for cell in results.pruned if (over := ratio(results, cell)) and cell.parameters]
+    """Of the methods at a size that was asked for: a 2SSP at another one's size is a size that only 2SSP was given."""
+    running = [cell for cell in results.pruned if not cell.matched_to and cell.parameters]
+    judged = [(cell, over) for cell in running if (over := ratio(results, cell))]
     found: list[Choice] = []
     for tolerance in TOLERANCES:
         within = [(cell.parameters or 0, over, cell) for cell, over in judged if over <= tolerance]

@@ -79,7 +79,7 @@ def _tasks(cell: CellFile, other: CellFile, seed: int, draws: int) -> dict[str, 
     told: dict[str, dict[str, Any]] = {}
     for task, mine in cell["tasks"].items():
         theirs = other["tasks"].get(task)
-        if theirs is None:
+        if theirs is None or mine["value"] is None or theirs["value"] is None:  # a metric that came to NaN
             continue
         a, b = mine["per_document"], theirs["per_document"]
         if not a or not b:  # a metric of the whole, as a corpus' F1: nothing to pair

@@ -18,7 +18,7 @@ from secateur.report.page import write_report
 
 pytestmark = pytest.mark.slow
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-PLOTS = ("size", "time", "accuracy", "latency", "curve")
+PLOTS = ("size", "time", "accuracy", "inference", "curve")
 
 
 @pytest.fixture(scope="module")
@@ -232,6 +232,6 @@ def test_a_page_of_little_has_only_what_there_is(browser: Any, tmp_path: Path) -
     write_report(make_compare_folder(tmp_path, only_perplexity=True, methods=("2ssp", "shortgpt"), change={}))
     open_page(browser, tmp_path)
     assert traces(browser, "size")
-    assert [plot for plot in PLOTS if not traces(browser, plot)] == ["accuracy", "latency", "curve"]
-    assert shown(browser, "#latency") == 0
+    assert [plot for plot in PLOTS if not traces(browser, plot)] == ["accuracy", "inference", "curve"]
+    assert shown(browser, "#inference") == 0
     assert complaints(browser) == []

@@ -53,7 +53,7 @@ def evaluate(
             `batch_size` are those of `secateur.evaluation.inference`.
         prompts: continued greedily, and by `decodings` too.
         tasks, limit, fewshot: see `secateur.evaluation.tasks.run_tasks`.
-        fail_if: conditions such as "kl>0.1"; see `secateur.evaluation.gate`.
+        fail_if: conditions such as "kl>0.1"; see `secateur.evaluation.gate`. `tasks`, their mean, needs `against`.
 
     Returns:
         {"model": {...}, "against": {...}}, each with `parameters`, `weight_bytes`, and `perplexity` (a list),
@@ -61,7 +61,7 @@ def evaluate(
         also "failed": the conditions that hold, with the figures of which they do.
 
     Raises:
-        InvalidOptionError, UnknownNameError: a condition that is none, or asks for a figure that is not judged;
+        InvalidOptionError, UnknownNameError: a condition that is none, or asks for a figure that cannot be told;
             fidelity without a model to be faithful to. Before any work, as are errors on texts.
     """
     run = run or Run()
@@ -72,6 +72,7 @@ def evaluate(
         known_names(
             perplexity=perplexity_on, fidelity=fidelity_on, tasks=[each.name for each in plan], generation=bool(prompts)
         ),
+        dense=against is not None,
     )
     if fidelity_on:
         if against is None:
@@ -119,5 +120,5 @@ def evaluate(
     for name, each in models.items() if plan else ():
         report[name]["tasks"] = judge_tasks(each, plan, run=run)
     if conditions:
-        report["failed"] = failures(report["model"], conditions)
+        report["failed"] = failures(report["model"], conditions, report.get("against"))
     return report

@@ -17,8 +17,8 @@ import torch
 from secateur.engine.tokens import Tokens
 from secateur.model.handle import Model
 from secateur.report.record import environment, public_arguments, public_facts, public_name
+from secateur.report.results import SCHEMA
 from secateur.study.cells import Cell, Judging
-from secateur.study.folder import SCHEMA
 from secateur.version import __version__
 
 _CPU = Path("/proc/cpuinfo")

@@ -8,9 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from figures import DOCS, grids
-from transformers import AutoModelForCausalLM, LlamaConfig
+from figures import DOCS, demo_model, grids
 
 from secateur.methods import get_method
 from secateur.model.budget import Budget
@@ -23,16 +21,6 @@ from secateur.surgery.edits import DropAttention, DropBlock, DropMLP
 
 SPARSITY = 0.375
 NAMED = {"DropBlock": DropBlock, "DropAttention": DropAttention, "DropMLP": DropMLP}
-
-
-def demo_model() -> Model:
-    """SmolLM2-135M's shapes, without weights."""
-    config = LlamaConfig(
-        num_hidden_layers=30, hidden_size=576, intermediate_size=1536, num_attention_heads=9, num_key_value_heads=3,
-        vocab_size=49152, tie_word_embeddings=True, max_position_embeddings=8192,
-    )  # fmt: skip
-    with torch.device("meta"):
-        return Model(AutoModelForCausalLM.from_config(config), source={"name": "SmolLM2-135M-Instruct"})
 
 
 def pruned(model: Model, cell: Mapping[str, Any]) -> Layout:

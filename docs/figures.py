@@ -20,7 +20,13 @@ from os.path import relpath
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
 from secateur.methods import Method, get_method, methods
+from secateur.model.budget import Budget
+from secateur.model.handle import Model
+from secateur.run import work_forwards
 from secateur.study.ablation_table import ablation_table
 from secateur.study.folder import CELL, INDEX, GridFolder
 from secateur.study.main_table import main_table
@@ -28,7 +34,18 @@ from secateur.study.render import Column, Table, markdown
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS / "results"
+SPARSITIES = (0.25, 0.375, 0.5)
 _MARKED = re.compile(r"(<!-- table: (\w+) ?(\S*) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def demo_model() -> Model:
+    """SmolLM2-135M's shapes, without weights."""
+    config = LlamaConfig(
+        num_hidden_layers=30, hidden_size=576, intermediate_size=1536, num_attention_heads=9, num_key_value_heads=3,
+        vocab_size=49152, tie_word_embeddings=True, max_position_embeddings=8192,
+    )  # fmt: skip
+    with torch.device("meta"):
+        return Model(AutoModelForCausalLM.from_config(config), source={"name": "SmolLM2-135M-Instruct"})
 
 
 @dataclass(frozen=True)
@@ -184,12 +201,33 @@ def drift(_: str, page: Path) -> Iterator[str]:
     """How far an error of the first block travels, from bench/slimgpt.py."""
     file = RESULTS / "slimgpt" / "drift.json"
     found = json.loads(file.read_text())["share of the first block"]
-    shown = {share: each["relative"] for share, each in found.items()}
     places = [0, 1, 5, 10, 15, 20, 25, 29]
-    columns = [Column("share", "taken from block 0"), *(Column(str(n), f"block {n}", ".1%") for n in places)]
-    rows = [{"share": f"{float(s):.0%}"} | {str(n): errors[n] for n in places} for s, errors in shown.items()]
+    columns = [Column("share", "taken from block 0"), Column("error", "squared error of the FFN's output")]
+    columns += [Column(str(n), f"block {n}") for n in places]
+    rows = [
+        {"share": f"{float(share):.0%}", "error": words} | {str(n): format(errors[kind][n], form) for n in places}
+        for share, errors in found.items()
+        for kind, words, form in (("error", "as it is", ".2f"), ("relative", "of the output's square", ".1%"))
+    ]
     yield markdown(Table(columns, rows)).strip()
     yield f"File: [drift]({relpath(file, page.parent)})."
+
+
+def foretold(_: str, __: Path) -> Iterator[str]:
+    """Full-length forwards that each method takes on the demo model with its defaults; arithmetic, nothing is run."""
+    model = demo_model()
+    layout = model.layout()
+    rows = []
+    for name, method in methods().items():
+        row = {"method": name, "calibration": f"{method.samples:,} x {method.length:,}"}
+        for sparsity in SPARSITIES:
+            cost = method.plan(model, Budget(sparsity), None, None, {}).cost
+            work = (cost.block_tokens, cost.head_tokens, len(layout.blocks), method.length)
+            row[str(sparsity)] = f"{work_forwards(*work, head=model.head_cost):,.0f}"
+            row[str(sparsity)] += f" ({cost.asked_tokens / (len(layout.blocks) * method.length):,.0f})"
+        rows.append(row)
+    columns = [Column("method", "method"), Column("calibration", "calibration by default")]
+    yield markdown(Table([*columns, *(Column(str(s), f"{s:.1%}") for s in SPARSITIES)], rows)).strip()
 
 
 def options(name: str, _: Path) -> Iterator[str]:
@@ -216,8 +254,9 @@ def facts(name: str, _: Path) -> Iterator[str]:
 
 
 TABLES: dict[str, Callable[[str, Path], Iterator[str]]] = {
-    "figures": figures, "overview": overview, "ablations": ablations, "slimgpt": slimgpt, "drift": drift, "options": options, "facts": facts,
-}  # fmt: skip
+    table.__name__: table
+    for table in (figures, overview, ablations, slimgpt, drift, foretold, options, facts)
+}
 
 
 def filled(page: Path) -> str:

@@ -59,15 +59,18 @@ def draw(model: Model, cell: Mapping[str, Any]) -> str:
     return picture(lanes(left, dense, model.hidden_size), title=title) + "\n"
 
 
-if __name__ == "__main__":
-    demo, target = demo_model(), DOCS / "images" / "methods"
-    target.mkdir(parents=True, exist_ok=True)
-    newest = {
+def newest() -> dict[str, dict[str, Any]]:
+    """Each method's cell, of the last comparison that has one."""
+    return {
         cell["method"]: cell
         for grid in grids()
         if grid.kind == "compare"
         for cell in grid.cells.values()
         if cell["sparsity"] == SPARSITY and cell["status"] == "done" and not cell["matched_to"]
     }
-    for method, cell in newest.items():
-        Path(target, f"{method}.svg").write_text(draw(demo, cell), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    demo = demo_model()
+    for method, found in newest().items():
+        Path(DOCS, "images", "methods", f"{method}.svg").write_text(draw(demo, found), encoding="utf-8")

@@ -16,6 +16,7 @@ from secateur.solvers.schedule import ratios as shares
 
 BLUE, ORANGE, GREEN, PINK, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9"
 SHAPES = {"log": BLUE, "linear": GREEN, "uniform": "#555555", "log-decrease": ORANGE, "linear-decrease": PINK}
+UNDATED = {"Date": None}  # the same data, the same file
 
 
 def drift(folder: Path, images: Path) -> None:
@@ -26,7 +27,7 @@ def drift(folder: Path, images: Path) -> None:
         axes.plot(errors["relative"], label=f"{float(share):.0%}", color=colour, marker="o", markersize=3)
     axes.set(xlabel="block", ylabel="relative squared error\nof the FFN's output", yscale="log")
     axes.legend(title="taken from block 0", frameon=False)
-    figure.savefig(images / "slimgpt-drift.svg")
+    figure.savefig(images / "slimgpt-drift.svg", metadata=UNDATED)
 
 
 def calibration(folder: Path, images: Path) -> None:
@@ -43,7 +44,7 @@ def calibration(folder: Path, images: Path) -> None:
         axis.set_xscale("log", base=2)
         axis.set_xlabel(label)
     axes[0].set_ylabel("WikiText-2 perplexity at 128")
-    figure.savefig(images / "slimgpt-calibration.svg")
+    figure.savefig(images / "slimgpt-calibration.svg", metadata=UNDATED)
 
 
 def ratios(images: Path, mean: float = 0.5, blocks: int = 30) -> None:
@@ -53,7 +54,7 @@ def ratios(images: Path, mean: float = 0.5, blocks: int = 30) -> None:
         axes.plot(shares([1.0] * blocks, mean * blocks, shape, highest=0.99), label=shape, color=colour)
     axes.set(xlabel="block", ylabel="share removed", ylim=(0, 1))
     axes.legend(frameon=False, ncols=2)
-    figure.savefig(images / "slimgpt-ratios.svg")
+    figure.savefig(images / "slimgpt-ratios.svg", metadata=UNDATED)
 
 
 if __name__ == "__main__":

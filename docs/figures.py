@@ -246,7 +246,7 @@ def facts(name: str, _: Path) -> Iterator[str]:
     told = {
         "removes": method.unit,
         "paper": f"<{method.paper}>",
-        "calibration by default": f"{method.samples:,} windows of {method.length:,} tokens",
+        "calibration by default": f"{method.samples:,} window{'s' * (method.samples > 1)} of {method.length:,} tokens",
         "costs": method.needs,
         "edits": ", ".join(f"`{edit.__name__}`" for edit in method.edits),
     }
@@ -254,8 +254,7 @@ def facts(name: str, _: Path) -> Iterator[str]:
 
 
 TABLES: dict[str, Callable[[str, Path], Iterator[str]]] = {
-    table.__name__: table
-    for table in (figures, overview, ablations, slimgpt, drift, foretold, options, facts)
+    table.__name__: table for table in (figures, overview, ablations, slimgpt, drift, foretold, options, facts)
 }
 
 

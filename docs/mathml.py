@@ -12,7 +12,8 @@ _EQUATION = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.+?)\\[)\]]</\1>
 
 def _mathml(found: re.Match[str]) -> str:
     kind, tex = found.groups()
-    return f'<{kind} class="arithmatex">{convert(html.unescape(tex), "block" if kind == "div" else "inline")}</{kind}>'
+    drawn = convert(html.unescape(tex), display="block" if kind == "div" else "inline")
+    return f'<{kind} class="arithmatex">{drawn}</{kind}>'
 
 
 def on_page_content(content: str, **_: Any) -> str:

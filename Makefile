@@ -58,8 +58,9 @@ bench: $(VENV)/.dev
 families: $(VENV)/.dev
 	$(BIN)/python tests/family_table.py > docs/families.tmp && mv docs/families.tmp docs/families.md
 
+# Without --quiet: it would hide the warnings from what counts them, and a broken link would pass.
 docs: $(VENV)/.dev
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 	@echo "the site is there: out/site/index.html"
 
 figures: $(VENV)/.dev

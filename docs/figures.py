@@ -81,9 +81,10 @@ class Grid:
 
 
 def grids(results: Path = RESULTS) -> list[Grid]:
-    """All comparisons under a folder, by name; the reduced first table of all methods is one of them."""
+    """All comparisons and ablations under a folder, by name, after the first, reduced table of all methods."""
     found = []
-    for folder in sorted(path for path in results.iterdir() if path.is_dir()):
+    folders = [path for path in results.iterdir() if path.is_dir()]
+    for folder in sorted(folders, key=lambda path: (path.name != "methods", path.name)):
         if (folder / INDEX).is_file():
             written = GridFolder(folder)
             index = written.index() or {}
@@ -161,7 +162,8 @@ def overview(_: str, page: Path) -> Iterator[str]:
     """Everything that was compared, a table per comparison."""
     for grid in grids():
         if grid.kind == "compare":
-            yield f"**{_title(grid)}**"
+            report = grid.folder / "report.html"
+            yield f"**{_title(grid)}**" + (f" [The report]({relpath(report, page.parent)})" if report.is_file() else "")
             yield grid.table(grid.cells)
             said = {name: settings(method, grid.cells.values()) for name, method in methods().items()}
             yield "\n".join(f"- {name}: {words}" for name, words in said.items() if words)
@@ -268,10 +270,6 @@ def filled(page: Path) -> str:
     return _MARKED.sub(table, page.read_text(encoding="utf-8"))
 
 
-def pages(docs: Path = DOCS) -> list[Path]:
-    return sorted(docs.rglob("*.md"))
-
-
 if __name__ == "__main__":
-    for each in pages():
+    for each in sorted(DOCS.rglob("*.md")):
         each.write_text(filled(each), encoding="utf-8")

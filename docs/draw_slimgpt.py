@@ -1,4 +1,5 @@
-"""Draw SlimGPT's figures 2 to 4 from the cells that bench/slimgpt.py wrote, as SVG. Needs the extra `report`.
+"""Draw SlimGPT's figures 2 to 5 as SVG, and what each block loses, from what bench/slimgpt.py and slimgpt_inside.py
+wrote. Needs the extra `report`.
 
 python docs/draw_slimgpt.py docs/results/slimgpt docs/images
 """
@@ -14,9 +15,9 @@ from matplotlib import pyplot as plt
 
 from secateur.solvers.schedule import ratios as shares
 
+WIDTH = 576  # rows of the demo model's down projection: drift.json has means over them, the solves sums
 BLUE, ORANGE, GREEN, PINK, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9"
 SHAPES = {"log": BLUE, "linear": GREEN, "uniform": "#555555", "log-decrease": ORANGE, "linear-decrease": PINK}
-UNDATED = {"Date": None}  # the same data, the same file
 
 
 def drift(folder: Path, images: Path) -> None:
@@ -26,8 +27,8 @@ def drift(folder: Path, images: Path) -> None:
     for (share, errors), colour in zip(found.items(), (SKY, BLUE, ORANGE), strict=True):
         axes.plot(errors["relative"], label=f"{float(share):.0%}", color=colour, marker="o", markersize=3)
     axes.set(xlabel="block", ylabel="relative squared error\nof the FFN's output", yscale="log")
-    axes.legend(title="taken from block 0", frameon=False)
-    figure.savefig(images / "slimgpt-drift.svg", metadata=UNDATED)
+    axes.legend(title="taken from block 0", frameon=False, ncols=3, loc="lower center")
+    figure.savefig(images / "slimgpt-drift.svg")
 
 
 def calibration(folder: Path, images: Path) -> None:
@@ -44,7 +45,24 @@ def calibration(folder: Path, images: Path) -> None:
         axis.set_xscale("log", base=2)
         axis.set_xlabel(label)
     axes[0].set_ylabel("WikiText-2 perplexity at 128")
-    figure.savefig(images / "slimgpt-calibration.svg", metadata=UNDATED)
+    figure.savefig(images / "slimgpt-calibration.svg")
+
+
+def losses(folder: Path, images: Path) -> None:
+    """What each block's FFN loses of its output at 50 %, by the solve's own account, as a share of the output's power:
+    where a schedule saves and where it pays."""
+    found = json.loads((folder / "drift.json").read_text())["share of the first block"]["0.5"]
+    power = [WIDTH * error / share for error, share in zip(found["error"], found["relative"], strict=True)]
+    figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
+    for name, colour in (("log", BLUE), ("linear", GREEN), ("uniform", "#555555"), ("no-compensation", ORANGE)):
+        path = folder / f"{name}-0.5-32x2048.json"
+        if path.exists():
+            errors = json.loads(path.read_text())["errors"]
+            lost = [errors.get(f"{number}/neurons", 0) / whole for number, whole in enumerate(power)]
+            axes.plot(lost, label=name, color=colour, marker="o", markersize=3)
+    axes.set(xlabel="block", ylabel="share of the FFN's output\nthat is lost", yscale="log")
+    axes.legend(frameon=False, ncols=2)
+    figure.savefig(images / "slimgpt-losses.svg")
 
 
 def ratios(images: Path, mean: float = 0.5, blocks: int = 30) -> None:
@@ -54,7 +72,20 @@ def ratios(images: Path, mean: float = 0.5, blocks: int = 30) -> None:
         axes.plot(shares([1.0] * blocks, mean * blocks, shape, highest=0.99), label=shape, color=colour)
     axes.set(xlabel="block", ylabel="share removed", ylim=(0, 1))
     axes.legend(frameon=False, ncols=2)
-    figure.savefig(images / "slimgpt-ratios.svg", metadata=UNDATED)
+    figure.savefig(images / "slimgpt-ratios.svg")
+
+
+def recovery(folder: Path, images: Path) -> None:
+    """Figure 5: loss per counted token while training, on labels and on the dense model's predictions."""
+    found = [json.loads(path.read_text())["recovery"] for path in sorted(folder.glob("recovered-*.json"))]
+    figure, axes = plt.subplots(1, len(found), figsize=(3.5 * len(found), 3), layout="constrained", squeeze=False)
+    for axis, told in zip(axes[0], found, strict=True):
+        axis.plot(*zip(*told["training_loss"], strict=True), label="training", color=SKY)
+        axis.plot(*zip(*told["held_out_loss"]["curve"], strict=True), label="held out", color=BLUE, marker="o")
+        unit = "KL to dense" if told["objective"] == "distillation" else "cross-entropy"
+        axis.set(xlabel="step", ylabel=f"{unit}, nats per token", title=told["objective"])
+        axis.legend(frameon=False)
+    figure.savefig(images / "slimgpt-recovery.svg")
 
 
 if __name__ == "__main__":
@@ -63,3 +94,6 @@ if __name__ == "__main__":
     ratios(target)
     calibration(results, target)
     drift(results, target)
+    losses(results, target)
+    if list(results.glob("recovered-*.json")):
+        recovery(results, target)

@@ -66,7 +66,7 @@ docs: $(VENV)/.dev
 figures: $(VENV)/.dev
 	$(BIN)/python docs/figures.py
 	$(BIN)/python docs/draw_methods.py
-	$(BIN)/python docs/draw_slimgpt.py docs/results/slimgpt docs/images
+	SOURCE_DATE_EPOCH=0 $(BIN)/python docs/draw_slimgpt.py docs/results/slimgpt docs/images
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

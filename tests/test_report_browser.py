@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,31 +14,7 @@ from secateur.report.looks import looks
 from secateur.report.page import write_report
 
 pytestmark = pytest.mark.slow
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PLOTS = ("size", "time", "accuracy", "inference", "curve")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Headless Chromium, by the system's own driver: nothing is fetched."""
-    binary = next(filter(None, map(shutil.which, BROWSERS)), None)
-    driver = shutil.which("chromedriver")
-    if not (binary and driver):
-        pytest.skip("no chromium and chromedriver here: apt-get install chromium chromium-driver")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # the driver's own pipes
-        started = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-        try:
-            yield started
-        finally:
-            started.quit()
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ import matplotlib
 
 matplotlib.use("svg")
 from matplotlib import pyplot as plt
+from slimgpt_tables import relative_losses
 
 from secateur.solvers.schedule import ratios as shares
 
-WIDTH = 576  # rows of the demo model's down projection: drift.json has means over them, the solves sums
 BLUE, ORANGE, GREEN, PINK, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9"
 SHAPES = {"log": BLUE, "linear": GREEN, "uniform": "#555555", "log-decrease": ORANGE, "linear-decrease": PINK}
 
@@ -48,17 +48,12 @@ def calibration(folder: Path, images: Path) -> None:
     figure.savefig(images / "slimgpt-calibration.svg")
 
 
-def losses(folder: Path, images: Path) -> None:
+def losses(images: Path) -> None:
     """What each block's FFN loses of its output at 50 %, by the solve's own account, as a share of the output's power:
     where a schedule saves and where it pays."""
-    found = json.loads((folder / "drift.json").read_text())["share of the first block"]["0.5"]
-    power = [WIDTH * error / share for error, share in zip(found["error"], found["relative"], strict=True)]
     figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
     for name, colour in (("log", BLUE), ("linear", GREEN), ("uniform", "#555555"), ("no-compensation", ORANGE)):
-        path = folder / f"{name}-0.5-32x2048.json"
-        if path.exists():
-            errors = json.loads(path.read_text())["errors"]
-            lost = [errors.get(f"{number}/neurons", 0) / whole for number, whole in enumerate(power)]
+        if lost := relative_losses(name):
             axes.plot(lost, label=name, color=colour, marker="o", markersize=3)
     axes.set(xlabel="block", ylabel="share of the FFN's output\nthat is lost", yscale="log")
     axes.legend(frameon=False, ncols=2)
@@ -94,6 +89,6 @@ if __name__ == "__main__":
     ratios(target)
     calibration(results, target)
     drift(results, target)
-    losses(results, target)
+    losses(target)
     if list(results.glob("recovered-*.json")):
         recovery(results, target)

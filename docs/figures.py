@@ -7,8 +7,8 @@ A page says where a table belongs and which it is:
     <!-- end -->
 
 What stands between the two is replaced. `options NAME` and `facts NAME` come from the method's registration;
-`figures NAME`, `overview`, `ablations NAME`, `slimgpt` and `drift` from the JSON files under docs/results, each
-of which is linked. A folder there was written by `secateur compare` or `secateur ablate`, or holds the cells of
+`figures NAME`, `overview`, `ablations NAME` and the tables of slimgpt_tables.py from the JSON files under docs/results,
+each of which is linked. A folder there was written by `secateur compare` or `secateur ablate`, or holds the cells of
 bench/methods.py or bench/slimgpt.py.
 """
 
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from slimgpt_tables import SLIMGPT
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from secateur.methods import Method, get_method, methods
@@ -176,45 +177,6 @@ def _title(grid: Grid) -> str:
     return f"{words} (`docs/results/{grid.folder.name}`)"
 
 
-def slimgpt(_: str, page: Path) -> Iterator[str]:
-    """The cells of bench/slimgpt.py."""
-    columns = [
-        Column("variant", "variant"), Column("sparsity", "asked", ".3g"), Column("calibration", "calibrated on"),
-        Column("2048", "perplexity at 2,048", ".2f"), Column("128", "perplexity at 128", ".2f"),
-        Column("cpu_s", "pruning, CPU s", ",.0f"),
-    ]  # fmt: skip
-    rows = []
-    for file in sorted((RESULTS / "slimgpt").glob("*-*-*.json")):
-        cell = json.loads(file.read_text())
-        used = cell.get("calibration")
-        rows.append(
-            {
-                "variant": f"[{cell['name']}]({relpath(file, page.parent)})",
-                "sparsity": cell["sparsity"] or None,
-                "calibration": f"{used['samples']} x {used['length']:,}" if used else None,
-                **{length: found["perplexity"] for length, found in cell["perplexity"].items()},
-                "cpu_s": cell.get("cpu_s"),
-            }
-        )
-    yield markdown(Table(columns, rows)).strip()
-
-
-def drift(_: str, page: Path) -> Iterator[str]:
-    """How far an error of the first block travels, from bench/slimgpt.py."""
-    file = RESULTS / "slimgpt" / "drift.json"
-    found = json.loads(file.read_text())["share of the first block"]
-    places = [0, 1, 5, 10, 15, 20, 25, 29]
-    columns = [Column("share", "taken from block 0"), Column("error", "squared error of the FFN's output")]
-    columns += [Column(str(n), f"block {n}") for n in places]
-    rows = [
-        {"share": f"{float(share):.0%}", "error": words} | {str(n): format(errors[kind][n], form) for n in places}
-        for share, errors in found.items()
-        for kind, words, form in (("error", "as it is", ".2f"), ("relative", "of the output's square", ".1%"))
-    ]
-    yield markdown(Table(columns, rows)).strip()
-    yield f"File: [drift]({relpath(file, page.parent)})."
-
-
 def foretold(_: str, __: Path) -> Iterator[str]:
     """Full-length forwards that each method takes on the demo model with its defaults; arithmetic, nothing is run."""
     model = demo_model()
@@ -256,7 +218,7 @@ def facts(name: str, _: Path) -> Iterator[str]:
 
 
 TABLES: dict[str, Callable[[str, Path], Iterator[str]]] = {
-    table.__name__: table for table in (figures, overview, ablations, slimgpt, drift, foretold, options, facts)
+    table.__name__: table for table in (figures, overview, ablations, foretold, options, facts, *SLIMGPT)
 }
 
 

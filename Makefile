@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUT ?= out/smollm2-135m-2ssp-25
 CONSTRAIN := -q -c constraints.txt
 
-.PHONY: demo test unit slow lint bench families clean
+.PHONY: demo test unit slow lint bench families docs figures clean
 
 # Downloads are a step of their own, so that the demo can say how long everything else took.
 $(BIN)/python:
@@ -21,7 +21,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	@rm -rf $(VENV)/wheels; touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/pip install $(CONSTRAIN) -e '.[all,dev]'
+	$(BIN)/pip install $(CONSTRAIN) -e '.[all,dev,docs]'
 	@touch $@
 
 demo:
@@ -57,6 +57,16 @@ bench: $(VENV)/.dev
 
 families: $(VENV)/.dev
 	$(BIN)/python tests/family_table.py > docs/families.tmp && mv docs/families.tmp docs/families.md
+
+# Without --quiet: it would hide the warnings from what counts them, and a broken link would pass.
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	@echo "the site is there: out/site/index.html"
+
+figures: $(VENV)/.dev
+	$(BIN)/python docs/figures.py
+	$(BIN)/python docs/draw_methods.py
+	SOURCE_DATE_EPOCH=0 $(BIN)/python docs/draw_slimgpt.py docs/results/slimgpt docs/images
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

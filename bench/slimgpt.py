@@ -1,4 +1,4 @@
-"""SlimGPT's experiments on one model: schedules and ablations (Tables 5, 6), calibration (Fig. 3), drift (Fig. 2).
+"""SlimGPT's experiments on one model: schedules and ablations (Tables 5, 6), calibration (Fig. 3), recovery (Fig. 5).
 
 Each cell is a JSON file that is written when it is done and not made again: interrupt as you like, and let two
 processes share the work by --only. Shares are of the blocks' parameters. C4 calibrates; WikiText-2's test text judges,
@@ -6,8 +6,7 @@ in windows of 2,048 and of 128 tokens, which must not be compared with each othe
 
     python bench/slimgpt.py cells --data ../shared/data                (about 10 CPU-minutes a cell)
     python bench/slimgpt.py calibration --data ../shared/data
-    python bench/slimgpt.py drift --data ../shared/data
-    python bench/slimgpt.py growth
+    python bench/slimgpt.py recovered --checkpoints DIR ... --data ../shared/data   (written by secateur recover)
     python bench/slimgpt.py table
 """
 
@@ -24,11 +23,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from common import MEGA, Seconds, load_model, machine, median
-from memory import foretell, measure_afresh
+from common import Seconds, load_model, machine
 from methods import windows
-from torch import Tensor, nn
 
 from secateur.driver import run_method
 from secateur.evaluation.perplexity import perplexity
@@ -36,7 +32,6 @@ from secateur.methods import get_method
 from secateur.model.budget import Budget, shares
 from secateur.model.handle import Model
 from secateur.run import Run
-from secateur.surgery.apply import apply
 
 METHOD = get_method("slimgpt")
 SPARSITIES = (0.2, 0.5)
@@ -55,7 +50,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 FIGURE3 = [(n, 256) for n in (16, 32, 64, 128)] + [(32, n) for n in (64, 128, 512, 1024)]
 LENGTHS = {128: 160, 2048: 20}  # windows of the judging text, by their length
-DRIFT = (0.25, 0.5, 0.75)
 
 
 class Errors(logging.Handler):
@@ -137,85 +131,24 @@ def calibration(options: argparse.Namespace) -> None:
         cell("log", 0.5, samples, length, {}, (128,), options)
 
 
-def outputs(model: Model, ids: Tensor) -> dict[int, Tensor]:
-    """What each FFN adds to the stream, by block, (tokens, hidden)."""
-    seen: dict[int, Tensor] = {}
-
-    def look(number: int) -> Any:
-        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-            seen[number] = output[0].float()
-
-        return hook
-
-    handles = []
-    for number in model.numbers:
-        with model.open(number) as block:
-            handles.append(block.mlp_out.register_forward_hook(look(number)))
-    with torch.no_grad():
-        model.hf.get_submodule(model.family.blocks.rpartition(".")[0])(input_ids=ids, use_cache=False)
-    for handle in handles:
-        handle.remove()
-    return seen
-
-
-def drift(options: argparse.Namespace) -> None:
-    """Fig. 2: mean squared change of every block's FFN output when the first block alone was pruned."""
-    path = options.out / "drift.json"
-    if path.exists():
-        return
-    dense = load_model(options.model)
-    tokens = windows(dense, "c4", options.samples, options.length, options, purpose="calibration")
-    held = windows(dense, "wikitext2", 4, options.length, options, purpose="evaluation")
-    found: dict[str, Any] = {"machine": machine(), "share of the first block": {}}
-    power = {number: 0.0 for number in dense.numbers}
-    models = {}
-    for share in DRIFT:
-        models[share] = load_model(options.model)
-        stream = METHOD.prune(
-            models[share], tokens, Budget(share), Run(), **METHOD.complete({"ratio": "uniform"})
-        )  # fmt: skip
-        for edit in itertools.takewhile(lambda edit: edit.block == 0, stream):
-            apply(models[share], edit)
-        stream.close()
-    errors = {share: dict.fromkeys(dense.numbers, 0.0) for share in DRIFT}
-    for ids in held.ids.split(1):
-        right = outputs(dense, ids)
-        for number, y in right.items():
-            power[number] += float(y.double().square().mean())
-        for share, model in models.items():
-            for number, y in outputs(model, ids).items():
-                errors[share][number] += float((y - right[number]).double().square().mean())
-    for share in DRIFT:
-        found["share of the first block"][str(share)] = {
-            "error": [errors[share][n] / held.samples for n in dense.numbers],
-            "relative": [errors[share][n] / power[n] for n in dense.numbers],
-        }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-
-
-def growth(options: argparse.Namespace) -> None:
-    """Peak memory above the weights and processor time per block, by width, on made-up models, each in a process."""
-    rows = []
-    for hidden in (128, 256, 512, 1024):
-        name = f"random:blocks=4,hidden={hidden},heads={hidden // 64},kv_heads={hidden // 64}"
-        job = {"model": name, "method": "slimgpt", "samples": 8, "length": 256, "sparsity": 0.5, "options": {}}
-        took = [measure_afresh(job) for _ in range(3)]
-        rows.append(
-            {
-                "hidden": hidden,
-                "width": round(8 * hidden / 3),
-                "peak_mb": median([each["bytes"] for each in took]) / MEGA,
-                "foretold_mb": foretell(job) / MEGA,
-                "cpu_s_per_block": median([each["cpu_s"] for each in took]) / 4,
-            }
+def recovered(options: argparse.Namespace) -> None:
+    """Fig. 5 and the perplexities of what `secateur recover` wrote."""
+    for folder in options.checkpoints:
+        path = options.out / f"recovered-{folder.name}.json"
+        if not path.exists():
+            model = load_model(str(folder))
+            told = {key: model.record[key] for key in ("recovery", "cost")} if model.record else {}
+            made = told | {"machine": machine(), "perplexity": judged(model, tuple(LENGTHS), options)}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    print("| recovered | held-out loss before | after | perplexity at 2,048 | at 128 |\n|---|---|---|---|---|")
+    for path in sorted(options.out.glob("recovered-*.json")):
+        found = json.loads(path.read_text())
+        losses, told = found["recovery"]["held_out_loss"], {n: p["perplexity"] for n, p in found["perplexity"].items()}
+        print(
+            f"| {path.stem.removeprefix('recovered-')} | {losses['before']:.3f} | {losses['after']:.3f} | "
+            f"{told['2048']:.2f} | {told['128']:.2f} |"
         )
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "growth.json").write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
-    print("| hidden | FFN width | peak MB above the weights | foretold | CPU-s per block |\n|---|---|---|---|---|")
-    for row in rows:
-        print(f"| {row['hidden']} | {row['width']} | {row['peak_mb']:.1f} | {row['foretold_mb']:.1f} | "
-              f"{row['cpu_s_per_block']:.3g} |")  # fmt: skip
 
 
 def table(options: argparse.Namespace) -> None:
@@ -236,7 +169,7 @@ def table(options: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    works = {"cells": cells, "calibration": calibration, "drift": drift, "growth": growth, "table": table}
+    works = {each.__name__: each for each in (cells, calibration, recovered, table)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", choices=works)
     parser.add_argument("--only", nargs="+", choices=VARIANTS, help="these variants")
@@ -244,6 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="demo", help="a name that secateur knows, or random:blocks=8,hidden=256,...")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--out", type=Path, default=Path("docs/results/slimgpt"))
+    parser.add_argument("--checkpoints", nargs="+", type=Path, default=[], help="folders that secateur recover wrote")
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--length", type=int, default=2048, help="tokens per calibration window")
     options = parser.parse_args(arguments)

@@ -1,4 +1,5 @@
-"""Draw SlimGPT's figures 2 to 4 from the cells that bench/slimgpt.py wrote, as SVG. Needs the extra `report`.
+"""Draw SlimGPT's figures 2 to 5 as SVG, and what each block loses, from what bench/slimgpt.py and slimgpt_inside.py
+wrote. Needs the extra `report`.
 
 python docs/draw_slimgpt.py docs/results/slimgpt docs/images
 """
@@ -11,6 +12,7 @@ import matplotlib
 
 matplotlib.use("svg")
 from matplotlib import pyplot as plt
+from slimgpt_tables import relative_losses
 
 from secateur.solvers.schedule import ratios as shares
 
@@ -25,7 +27,7 @@ def drift(folder: Path, images: Path) -> None:
     for (share, errors), colour in zip(found.items(), (SKY, BLUE, ORANGE), strict=True):
         axes.plot(errors["relative"], label=f"{float(share):.0%}", color=colour, marker="o", markersize=3)
     axes.set(xlabel="block", ylabel="relative squared error\nof the FFN's output", yscale="log")
-    axes.legend(title="taken from block 0", frameon=False)
+    axes.legend(title="taken from block 0", frameon=False, ncols=3, loc="lower center")
     figure.savefig(images / "slimgpt-drift.svg")
 
 
@@ -46,6 +48,18 @@ def calibration(folder: Path, images: Path) -> None:
     figure.savefig(images / "slimgpt-calibration.svg")
 
 
+def losses(images: Path) -> None:
+    """What each block's FFN loses of its output at 50 %, by the solve's own account, as a share of the output's power:
+    where a schedule saves and where it pays."""
+    figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
+    for name, colour in (("log", BLUE), ("linear", GREEN), ("uniform", "#555555"), ("no-compensation", ORANGE)):
+        if lost := relative_losses(name):
+            axes.plot(lost, label=name, color=colour, marker="o", markersize=3)
+    axes.set(xlabel="block", ylabel="share of the FFN's output\nthat is lost", yscale="log")
+    axes.legend(frameon=False, ncols=2)
+    figure.savefig(images / "slimgpt-losses.svg")
+
+
 def ratios(images: Path, mean: float = 0.5, blocks: int = 30) -> None:
     """Figure 4: what each block loses, of the same in all."""
     figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
@@ -56,9 +70,25 @@ def ratios(images: Path, mean: float = 0.5, blocks: int = 30) -> None:
     figure.savefig(images / "slimgpt-ratios.svg")
 
 
+def recovery(folder: Path, images: Path) -> None:
+    """Figure 5: loss per counted token while training, on labels and on the dense model's predictions."""
+    found = [json.loads(path.read_text())["recovery"] for path in sorted(folder.glob("recovered-*.json"))]
+    figure, axes = plt.subplots(1, len(found), figsize=(3.5 * len(found), 3), layout="constrained", squeeze=False)
+    for axis, told in zip(axes[0], found, strict=True):
+        axis.plot(*zip(*told["training_loss"], strict=True), label="training", color=SKY)
+        axis.plot(*zip(*told["held_out_loss"]["curve"], strict=True), label="held out", color=BLUE, marker="o")
+        unit = "KL to dense" if told["objective"] == "distillation" else "cross-entropy"
+        axis.set(xlabel="step", ylabel=f"{unit}, nats per token", title=told["objective"])
+        axis.legend(frameon=False)
+    figure.savefig(images / "slimgpt-recovery.svg")
+
+
 if __name__ == "__main__":
     results, target = Path(sys.argv[1]), Path(sys.argv[2])
     plt.rcParams |= {"svg.hashsalt": "secateur", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
     ratios(target)
     calibration(results, target)
     drift(results, target)
+    losses(target)
+    if list(results.glob("recovered-*.json")):
+        recovery(results, target)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
+import warnings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's client is imported
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ torch.set_num_threads(1)
 # The plain one, the one with fused projections, and the oddest (Conv1D, learned positions, LayerNorm, tied head).
 KINDS_OF_FAMILY = ("llama", "phi3", "gpt2")
 ROOT = Path(__file__).parents[1]
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m is looked at
@@ -61,3 +64,26 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"{folder} is not here")
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium, by the system's own driver: nothing is fetched."""
+    binary = next(filter(None, map(shutil.which, BROWSERS)), None)
+    driver = shutil.which("chromedriver")
+    if not (binary and driver):
+        pytest.skip("no chromium and chromedriver here: apt-get install chromium chromium-driver")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # the driver's own pipes
+        started = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+        try:
+            yield started
+        finally:
+            started.quit()

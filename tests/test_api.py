@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -339,6 +340,25 @@ def test_a_gate_looks_at_the_judged_model_only(texts: tuple[Path, Path]) -> None
     passes = secateur.evaluate(model, **words, fail_if=[f"ppl>{middle}"])["failed"]
     swapped = secateur.evaluate(dense, **{**words, "against": model}, fail_if=[f"ppl>{middle}"])["failed"]
     assert len(passes) + len(swapped) == 1
+
+
+def test_the_gates_mean_over_tasks_leaves_out_what_is_at_chance_for_the_dense_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, dense = model_with_tokenizer(), model_with_tokenizer()
+    right = {"easy": (0.6, 0.9), "hard": (0.9, 0.5)}  # the model's, the dense one's
+
+    def judged(each: Any, plan: Any, **_: Any) -> dict[str, Any]:
+        common = {"metric": "acc", "stderr": 0.01, "chance": 0.5}
+        return {task: {**common, "value": values[each is dense]} for task, values in right.items()}
+
+    plan = tuple(types.SimpleNamespace(name=task) for task in right)
+    monkeypatch.setattr("secateur.judging.plan_tasks", lambda *_, **__: plan)
+    monkeypatch.setattr("secateur.judging.judge_tasks", judged)
+    (failed,) = secateur.evaluate(model, Judging(tasks=("x",)), against=dense, fail_if=["tasks<0.7"])["failed"]
+    assert failed == {"condition": "tasks<0.7", "figure": "tasks", "value": 0.6}
+    with pytest.raises(SecateurError, match="give it as --against"):
+        secateur.evaluate(model, Judging(tasks=("x",)), fail_if=["tasks<0.7"])
 
 
 @pytest.mark.parametrize(

@@ -116,16 +116,61 @@ def test_methods_make_each_cell_once_and_count_the_head(
     assert all(f"| {name} |" in shown for name in ("dense", "2ssp", "blockpruner"))
 
 
+def test_slimgpt_cells_are_made_once_and_tell_equal_sizes(
+    bench: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slimgpt: ModuleType = bench("slimgpt")
+    monkeypatch.setattr(slimgpt, "LENGTHS", {8: 2, 16: 1})
+    arguments = ["--model", TINY, "--samples", "2", "--length", "16", "--sparsities", "0.5", "--out", str(tmp_path)]
+    slimgpt.main(["cells", *arguments, "--only", "log", "uniform", "no-compensation"])
+    found = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
+    assert set(found) == {"dense-0-0x0", *(f"{n}-0.5-2x16" for n in ("log", "uniform", "no-compensation"))}
+    pruned = [cell for name, cell in found.items() if not name.startswith("dense")]
+    assert max(c["parameters"] for c in pruned) - min(c["parameters"] for c in pruned) <= 3 * 32  # one neuron
+    assert found["log-0.5-2x16"]["left"] != found["uniform-0.5-2x16"]["left"]
+    assert found["log-0.5-2x16"]["errors"].keys() == found["no-compensation-0.5-2x16"]["errors"].keys() != set()
+    monkeypatch.setattr(slimgpt, "run_method", None)  # nothing is made again
+    slimgpt.main(["cells", *arguments, "--only", "log"])
+    capsys.readouterr()
+    slimgpt.main(["table", *arguments])
+    assert [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines()[2:]] == [
+        "| dense", "| log", "| uniform", "| no-compensation",
+    ]  # fmt: skip
+
+
+def test_the_exact_error_takes_the_cheapest_first_head(bench: Any, tmp_path: Path) -> None:
+    inside: ModuleType = bench("slimgpt_inside")
+    arguments = ["--model", TINY, "--samples", "2", "--length", "16", "--out", str(tmp_path)]
+    inside.main(["heads", *arguments])
+    rows = json.loads((tmp_path / "heads.json").read_text())["rows"]
+    first = [row for row in rows if row["gone"] == 1]
+    assert {row["unit"] for row in first} == {"KV groups", "query heads"}
+    assert all(row["exact"]["loss"] <= row[e]["loss"] * (1 + 1e-5) for row in first for e in ("grouped", "ordinary"))
+
+
+def test_the_first_block_drifts_more_the_more_it_loses(bench: Any, tmp_path: Path) -> None:
+    inside: ModuleType = bench("slimgpt_inside")
+    inside.main(["drift", "--model", TINY, "--samples", "2", "--length", "16", "--out", str(tmp_path)])
+    found = json.loads((tmp_path / "drift.json").read_text())["share of the first block"]
+    firsts = [found[share]["error"][0] for share in ("0.25", "0.5", "0.75")]
+    assert 0 < firsts[0] < firsts[1] < firsts[2]
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_memory_and_growth_run_in_their_own_processes(
-    bench: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    bench: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     memory, growth = bench("memory"), bench("growth")
     asked: list[dict[str, Any]] = []
     monkeypatch.setattr(memory, "measure_afresh", lambda job: asked.append(job) or memory.measure(job))
     monkeypatch.setattr(growth, "BASE", {"blocks": 2, "hidden": 64, "length": 8})
     monkeypatch.setattr(growth, "VARIED", {"length": (8,)})
+    inside: ModuleType = bench("slimgpt_inside")
+    monkeypatch.setattr(inside, "HIDDEN", (64,))
+    monkeypatch.setattr(inside, "measure_afresh", memory.measure)
     memory.main(["--model", TINY, "--samples", "2", "--length", "16"])
     growth.main(["--samples", "2", "--repeats", "1", "--vocab", "97"])
+    inside.main(["growth", "--out", str(tmp_path)])
+    assert json.loads((tmp_path / "growth.json").read_text())["rows"][0]["cpu_s_per_block"] > 0
     assert [job["options"]["order"] for job in asked] == ["samples", "blocks"] * 2
     assert "| order |" in capsys.readouterr().out

@@ -22,7 +22,11 @@ SPACE = st.sampled_from(["", " ", "\t "])
 JUDGED: dict[str, Any] = {
     "perplexity": [{"text": "wikitext2", "perplexity": 12.0}, {"text": "/home/me/own.txt", "perplexity": 30.0}],
     "fidelity": [{"text": "chat.jsonl", "kl": 0.2, "loss": 1.5, "top1_agreement": 0.8}],
-    "tasks": {"piqa": {"value": 0.7}, "boolq": {"value": 0.5}},
+    "tasks": {
+        "piqa": {"metric": "acc", "value": 0.7},
+        "boolq": {"metric": "acc", "value": 0.5},
+        "lambada": {"metric": "perplexity", "value": 40.0},
+    },
     "generation": {
         "figures": {
             "greedy_agreement": None, "common_prefix_tokens": None, "distinct_1": 0.6, "distinct_2": 0.7,
@@ -32,8 +36,17 @@ JUDGED: dict[str, Any] = {
 }  # fmt: skip
 
 
-def failing(text: str, judged: dict[str, Any] = JUDGED) -> list[tuple[str, float | None]]:
-    return [(each["figure"], each["value"]) for each in failures(judged, [parse(text)])]
+def dense(**values: float) -> dict[str, Any]:
+    """The dense model's tasks, all with chance at 0.5."""
+    found = {task: {**each, "stderr": 0.01, "chance": 0.5} for task, each in JUDGED["tasks"].items()}
+    found["lambada"]["chance"] = None
+    return {"tasks": {task: {**each, "value": values.get(task, 0.8)} for task, each in found.items()}}
+
+
+def failing(
+    text: str, judged: dict[str, Any] = JUDGED, against: dict[str, Any] | None = None
+) -> list[tuple[str, float | None]]:
+    return [(each["figure"], each["value"]) for each in failures(judged, [parse(text)], against or dense())]
 
 
 @PROPERTY
@@ -58,6 +71,22 @@ def test_any_text_is_a_condition_or_a_typed_error(text: str) -> None:
         return
     assert math.isfinite(read.bound)
     assert set(read.name).isdisjoint("<>= \n\t")
+
+
+def test_the_mean_over_tasks_holds_only_those_that_tell_models_apart() -> None:
+    assert failing("tasks<1") == [("tasks", 0.6)]  # and no perplexity
+    assert failing("tasks<1", against=dense(boolq=0.52)) == [("tasks", 0.7)]
+    assert failing("boolq<1", against=dense(boolq=0.52)) == [("boolq", 0.5)]  # by its own name it is there
+    assert failing("tasks>-1", against=dense(boolq=0.52, piqa=0.5)) == [("tasks", None)]  # nothing to average
+
+
+def test_without_the_dense_model_the_mean_over_tasks_is_refused_before_any_work() -> None:
+    names = known_names(tasks=["piqa"])
+    with pytest.raises(InvalidOptionError, match="give it as --against"):
+        check([parse("tasks<1")], names, dense=False)
+    check([parse("tasks<1")], names, dense=True)
+    check([parse("piqa<1")], names, dense=False)
+    assert failures(JUDGED, [parse("tasks>-1")]) == [{"condition": "tasks>-1", "figure": "tasks", "value": None}]
 
 
 @pytest.mark.parametrize(
@@ -96,7 +125,7 @@ def test_it_holds_of_these_figures(text: str, expected: list[tuple[str, float | 
 
 
 def test_all_conditions_are_looked_at() -> None:
-    failed = failures(JUDGED, [parse("kl>0.1"), parse("ppl>99"), parse("tasks<1")])
+    failed = failures(JUDGED, [parse("kl>0.1"), parse("ppl>99"), parse("tasks<1")], dense())
     assert [each["condition"] for each in failed] == ["kl>0.1", "tasks<1"]
     assert failures({}, [parse("kl>0.1")]) == []
 
@@ -108,7 +137,7 @@ def test_known_names_are_those_of_the_figures() -> None:
     assert len(set(names)) == len(names)
     for name in names:  # each is there, and passes one of these two
         assert failing(f"{name}>-1e9") or failing(f"{name}<1e9"), name
-    check([parse(f"{name}>1") for name in names], names)
+    check([parse(f"{name}>1") for name in names], names, dense=True)
     assert known_names() == []
     assert known_names(fidelity=["a/b.txt"]) == ["kl", "kl:b.txt", "loss", "loss:b.txt", "top1", "top1:b.txt"]
 
@@ -116,9 +145,9 @@ def test_known_names_are_those_of_the_figures() -> None:
 def test_an_unknown_name_is_told_with_those_that_there_are() -> None:
     names = known_names(perplexity=["wikitext2"])
     with pytest.raises(UnknownNameError, match=r"unknown figure 'pql'\. Did you mean 'ppl'\? Known: ppl, ppl:w"):
-        check([parse("ppl>1"), parse("pql>1")], names)
+        check([parse("ppl>1"), parse("pql>1")], names, dense=True)
     with pytest.raises(UnknownNameError, match="unknown figure 'kl'"):
-        check([parse("kl>1")], names)
+        check([parse("kl>1")], names, dense=True)
     with pytest.raises(InvalidOptionError, match="'kl>1' has no figure to look at"):
-        check([parse("kl>1")], [])
-    check([], [])
+        check([parse("kl>1")], [], dense=True)
+    check([], [], dense=False)

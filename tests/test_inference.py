@@ -13,7 +13,7 @@ from transformers import DynamicCache
 
 from secateur.errors import InvalidOptionError
 from secateur.evaluation.inference import inference, kv_bytes_per_token, weight_bytes
-from secateur.evaluation.memory import TENSORS, peak_memory
+from secateur.evaluation.memory import TENSORS, peak_tensor_memory
 from secateur.model.handle import Model
 from secateur.run import Run
 
@@ -120,14 +120,14 @@ def made(*sizes: int) -> Callable[[], object]:
 def test_memory_is_what_lives_at_once_beside_the_weights() -> None:
     model = tiny("llama")
     weights = weight_bytes(model) + sum(each.nbytes for each in model.hf.buffers())
-    assert peak_memory(model, lambda: None) == (weights, TENSORS)
-    assert peak_memory(model, made(100, 300, 200))[0] == weights + 600  # the third is made while two are held
+    assert peak_tensor_memory(model, lambda: None) == (weights, TENSORS)
+    assert peak_tensor_memory(model, made(100, 300, 200))[0] == weights + 600  # the third is made while two are held
     kept: list[Any] = []
-    peak, _ = peak_memory(model, lambda: kept.extend(torch.ones(50, dtype=torch.uint8) for _ in range(3)))
+    peak, _ = peak_tensor_memory(model, lambda: kept.extend(torch.ones(50, dtype=torch.uint8) for _ in range(3)))
     assert peak == weights + 150
-    views = peak_memory(model, lambda: torch.ones(64, dtype=torch.uint8).view(8, 8)[2:].t())[0]
+    views = peak_tensor_memory(model, lambda: torch.ones(64, dtype=torch.uint8).view(8, 8)[2:].t())[0]
     assert views == weights + 64
-    assert peak_memory(model, lambda: model.hf.lm_head.weight.detach().t()[3:])[0] == weights  # no new memory
+    assert peak_tensor_memory(model, lambda: model.hf.lm_head.weight.detach().t()[3:])[0] == weights  # no new memory
 
 
 def test_memory_grows_with_the_prompt_and_the_batch() -> None:
@@ -146,7 +146,7 @@ def test_memory_grows_with_the_prompt_and_the_batch() -> None:
 def test_on_cuda_other_models_do_not_count() -> None:
     model = tiny("llama")
     model.hf.to("cuda")
-    alone = peak_memory(model, lambda: torch.ones(10**6, device="cuda"))[0]
+    alone = peak_tensor_memory(model, lambda: torch.ones(10**6, device="cuda"))[0]
     other = torch.ones(10**7, device="cuda")
-    assert peak_memory(model, lambda: torch.ones(10**6, device="cuda"))[0] == alone
+    assert peak_tensor_memory(model, lambda: torch.ones(10**6, device="cuda"))[0] == alone
     assert alone < other.nbytes

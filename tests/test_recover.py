@@ -536,6 +536,21 @@ def test_bfloat16_heals_too(data: Path) -> None:
     assert model.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("distill", [False, True])
+def test_autocast_trains_alike_and_measures_as_before(distill: bool, data: Path) -> None:
+    told = []
+    for autocast in (False, True):
+        model = pruned_tiny()
+        teacher = with_tokenizer(tiny("llama", num_hidden_layers=2)) if distill else None
+        record = recover(model, data, max_steps=6, autocast=autocast, distill=teacher, **QUICK).record["recovery"]
+        assert model.dtype == torch.float32
+        told.append((record["held_out_loss"], record["training_loss"]))
+    (one, curve), (other, rounded) = told
+    assert one["before"] == other["before"]
+    assert other["after"] == pytest.approx(one["after"], rel=0.02)
+    assert curve != rounded
+
+
 def test_the_forward_s_batch_size_does_not_matter(data: Path) -> None:
     """A step is the mean over all counted tokens of its rows, however they are parted."""
     settings = {**QUICK, "dropout": 0.0, "max_steps": 2}

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,31 +14,7 @@ from secateur.report.looks import looks
 from secateur.report.page import write_report
 
 pytestmark = pytest.mark.slow
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-PLOTS = ("size", "time", "accuracy", "latency", "curve")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Headless Chromium, by the system's own driver: nothing is fetched."""
-    binary = next(filter(None, map(shutil.which, BROWSERS)), None)
-    driver = shutil.which("chromedriver")
-    if not (binary and driver):
-        pytest.skip("no chromium and chromedriver here: apt-get install chromium chromium-driver")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # the driver's own pipes
-        started = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-        try:
-            yield started
-        finally:
-            started.quit()
+PLOTS = ("size", "time", "accuracy", "inference", "curve")
 
 
 @pytest.fixture(scope="module")
@@ -232,6 +205,6 @@ def test_a_page_of_little_has_only_what_there_is(browser: Any, tmp_path: Path) -
     write_report(make_compare_folder(tmp_path, only_perplexity=True, methods=("2ssp", "shortgpt"), change={}))
     open_page(browser, tmp_path)
     assert traces(browser, "size")
-    assert [plot for plot in PLOTS if not traces(browser, plot)] == ["accuracy", "latency", "curve"]
-    assert shown(browser, "#latency") == 0
+    assert [plot for plot in PLOTS if not traces(browser, plot)] == ["accuracy", "inference", "curve"]
+    assert shown(browser, "#inference") == 0
     assert complaints(browser) == []

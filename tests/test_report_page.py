@@ -20,10 +20,10 @@ from test_cli import call
 
 from secateur.errors import DataError, MissingExtraError
 from secateur.report.blocks import lanes, picture
-from secateur.report.comparison import read_comparison
 from secateur.report.figures import ALL, figures
 from secateur.report.page import render, write_report
 from secateur.report.plots import save_plots
+from secateur.report.results import read_results
 from secateur.report.table import columns, rows
 from secateur.report.verdict import verdict
 
@@ -57,8 +57,8 @@ class Elements(HTMLParser):
 
 
 def page(folder: Path) -> str:
-    comparison = read_comparison(folder)
-    return render(comparison, verdict(comparison), figures(comparison))
+    results = read_results(folder)
+    return render(results, verdict(results), figures(results))
 
 
 @pytest.fixture(scope="module")
@@ -121,22 +121,74 @@ def test_what_models_and_users_write_stays_text(tmp_path: Path) -> None:
 
 
 def test_the_table_has_every_cell_and_bold_is_level_with_the_best(tmp_path: Path) -> None:
-    comparison = read_comparison(make_compare_folder(tmp_path, missing=["window-0.5"]))
-    wanted = columns(comparison)
-    table = rows(comparison, wanted)
-    assert [row.cell.name for row in table] == comparison.about["cells"]
+    results = read_results(make_compare_folder(tmp_path, missing=["window-0.5"]))
+    wanted = columns(results)
+    table = rows(results, wanted)
+    assert [row.cell.name for row in table] == results.about["cells"]
     place = next(n for n, column in enumerate(wanted) if column.text == "c4")
-    for sparsity in comparison.sparsities:
+    for sparsity in results.sparsities:
         ours = [row.entries[place] for row in table if row.cell.sparsity == sparsity]
         known = [entry for entry in ours if entry.sort is not None]
         assert min(known, key=lambda entry: entry.sort or 0).best
+        assert not any(entry.unsure for entry in known)
+    assert not any(entry.best for row in table if row.cell.matched_to for entry in row.entries)
     assert next(column for column in wanted if column.heading == "winogrande").grey
 
 
 def test_failed_and_missing_cells_stand_in_the_table_with_the_reason(tmp_path: Path) -> None:
     html = page(make_compare_folder(tmp_path, missing=["window-0.5"]))
     assert "failed: NumericalError: block 7 gave NaN &lt;after rotation&gt;" in html
-    assert html.count("not run yet") == 1
+    assert html.count("not there yet: running, or still to come") == 1
+
+
+def test_nothing_is_guessed_of_a_cell_that_is_not_there_yet(tmp_path: Path) -> None:
+    """Its name alone would make a method of "2ssp-as-shortgpt"."""
+    names = ["2ssp-as-shortgpt-0.25", "window-0.25"]
+    methods = ("2ssp", "shortgpt", "window")
+    folder = make_compare_folder(tmp_path, methods=methods, sparsities=(0.25,), change={}, missing=names)
+    (folder / "cells" / "slicegpt-0.9").mkdir()  # a folder that compare.json does not name
+    (folder / "cells" / "slicegpt-0.9" / "cell.json").write_text(json.dumps({"method": "slicegpt", "sparsity": 0.9}))
+    results = read_results(folder)
+    assert (results.methods, results.sparsities) == (["2ssp", "shortgpt"], [0.25])
+    assert [cell.name for cell in results.missing] == names
+    assert {cell["name"] for cell in figures(results)["cells"]} == {"2ssp-0.25", "shortgpt-0.25"}
+    table = {row.cell.name: row for row in rows(results, columns(results))}
+    assert list(table) == results.about["cells"]
+    for name in names:
+        assert (table[name].title, table[name].size) == (name, None)
+        assert {entry.sort for entry in table[name].entries} == {None}
+    html = page(folder)
+    assert "slicegpt" not in html.split('id="figures"')[0].lower()
+    assert re.findall(r'<button[^>]*data-method="([^"]*)"', html) == ["2ssp", "shortgpt"]
+    assert not re.findall('data-method="(|window)"', html)
+
+
+def test_a_file_that_names_no_method_is_damaged(tmp_path: Path) -> None:
+    folder = make_compare_folder(
+        tmp_path, methods=("2ssp",), sparsities=(0.25,), change={"2ssp-0.25": {"method": None}}
+    )
+    with pytest.raises(DataError, match="must name its `method`"):
+        read_results(folder)
+
+
+def test_without_an_interval_a_question_mark_stands_by_all_but_the_best_number(tmp_path: Path) -> None:
+    methods = ("2ssp", "slicegpt", "window")
+    folder = make_compare_folder(tmp_path, methods=methods, sparsities=(0.25,), texts=("c4", "demo"), change={})
+    file = folder / "cells" / "window-0.25" / "cell.json"
+    cell = json.loads(file.read_text())
+    cell["perplexity"]["c4"]["window_nll"] = []
+    file.write_text(json.dumps(cell))
+    results = read_results(folder)
+    wanted = columns(results)
+    table = {row.cell.name: row.entries for row in rows(results, wanted)}
+    c4, demo = (next(n for n, column in enumerate(wanted) if column.text == text) for text in ("c4", "demo"))
+    marks = {
+        (name, place): (table[name][place].best, table[name][place].unsure) for name in table for place in (c4, demo)
+    }
+    assert marks["2ssp-0.25", c4] == marks["2ssp-0.25", demo] == (True, False)
+    assert marks["window-0.25", c4] == (False, True)
+    assert marks["window-0.25", demo] == marks["slicegpt-0.25", c4] == marks["dense", c4] == (False, False)
+    assert page(folder).count('class="unsure"') == 1
 
 
 def test_sections_without_data_are_not_there(tmp_path: Path) -> None:
@@ -156,8 +208,8 @@ def test_a_bare_folder_makes_a_page_too(tmp_path: Path) -> None:
     (tmp_path / "compare.json").write_text(json.dumps(about))
     html = page(tmp_path)
     assert "No verdict" in html
-    assert html.count("not run yet") == 2
-    assert not save_plots(read_comparison(tmp_path), figures(read_comparison(tmp_path)), tmp_path)
+    assert html.count("not there yet: running, or still to come") == 2
+    assert not save_plots(read_results(tmp_path), figures(read_results(tmp_path)), tmp_path)
 
 
 def test_the_command_is_given_as_it_was_with_quotes_where_needed(tmp_path: Path) -> None:
@@ -191,7 +243,7 @@ def test_a_damaged_folder_is_refused(change: Any, told: str, tmp_path: Path) -> 
     folder = make_compare_folder(tmp_path, methods=("2ssp",), sparsities=(0.25,), change={})
     change(folder)
     with pytest.raises(DataError, match=told):
-        read_comparison(folder)
+        read_results(folder)
 
 
 @pytest.mark.parametrize("package", ["jinja2", "plotly.offline", "matplotlib"])
@@ -207,16 +259,16 @@ def test_a_missing_package_names_the_extra(package: str, tmp_path: Path, monkeyp
 
 
 def test_the_plots_data_are_the_cells_own(tmp_path: Path) -> None:
-    comparison = read_comparison(make_compare_folder(tmp_path))
-    drawn = figures(comparison)
+    results = read_results(make_compare_folder(tmp_path))
+    drawn = figures(results)
     json.dumps(drawn, allow_nan=False)
-    assert {cell["name"] for cell in drawn["cells"]} == {c.name for c in comparison.pruned if c.done}
+    assert {cell["name"] for cell in drawn["cells"]} == {c.name for c in results.pruned if c.done}
     for cell in drawn["cells"]:
-        told = comparison.cell(cell["name"])
+        told = results.cell(cell["name"])
         assert told is not None
-        for text in comparison.texts:
+        for text in results.texts:
             value, low, high = cell["y"][text]
-            assert value == told.perplexity(text)
+            assert value == results.perplexity(told, text)
             assert low < value < high
         ratio, low, high = cell["y"][ALL]
         assert low <= ratio <= high
@@ -232,15 +284,15 @@ def test_infinite_perplexities_are_left_out_of_plots(tmp_path: Path) -> None:
         texts=("c4",),
         change={"2ssp-0.25": {"perplexity": {"c4": bad}}},
     )
-    assert figures(read_comparison(folder))["cells"][0]["y"] == {}
+    assert figures(read_results(folder))["cells"][0]["y"] == {}
 
 
 @pytest.mark.slow
 def test_plots_are_written_as_png_and_svg_and_the_same_again(tmp_path: Path) -> None:
-    comparison = read_comparison(make_compare_folder(tmp_path / "x", methods=("2ssp", "slicegpt", "shortgpt")))
-    drawn = figures(comparison)
-    first, second = (save_plots(comparison, drawn, tmp_path / name) for name in "ab")
-    names = {"perplexity-size", "perplexity-time", "accuracy-size", "latency", "removed"}
+    results = read_results(make_compare_folder(tmp_path / "x", methods=("2ssp", "slicegpt", "shortgpt")))
+    drawn = figures(results)
+    first, second = (save_plots(results, drawn, tmp_path / name) for name in "ab")
+    names = {"perplexity-size", "perplexity-time", "accuracy-size", "inference", "removed"}
     assert {path.name for path in first} == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
     for one, other in zip(first, second, strict=True):
         assert one.read_bytes() == other.read_bytes()
@@ -256,11 +308,11 @@ def test_plots_are_written_as_png_and_svg_and_the_same_again(tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_names_with_markup_do_not_break_the_plots(tmp_path: Path) -> None:
-    comparison = read_comparison(evil_folder(tmp_path))
-    drawn = {**figures(comparison), "texts": ["c4"]}
+    results = read_results(evil_folder(tmp_path))
+    drawn = {**figures(results), "texts": ["c4"]}
     for cell in drawn["cells"]:
         cell["label"] = "$x_{ 漢字"
-    assert save_plots(comparison, drawn, tmp_path / "plots")
+    assert save_plots(results, drawn, tmp_path / "plots")
 
 
 def test_the_picture_of_blocks_shows_each_blocks_share(tmp_path: Path) -> None:
@@ -280,9 +332,9 @@ def test_the_picture_of_blocks_shows_each_blocks_share(tmp_path: Path) -> None:
 
 
 def test_a_narrower_stream_gets_a_lane_of_its_own(tmp_path: Path) -> None:
-    comparison = read_comparison(make_compare_folder(tmp_path, methods=("2ssp", "slicegpt"), change={}))
-    dense, hidden = comparison.dense_shape, comparison.hidden_size
-    found = {cell.method: lanes(cell.data["shape"], dense, hidden) for cell in comparison.pictured}
+    results = read_results(make_compare_folder(tmp_path, methods=("2ssp", "slicegpt"), change={}))
+    dense, hidden = results.dense_shape, results.hidden_size
+    found = {cell.method: lanes(cell.data["shape"], dense, hidden) for cell in results.pictured}
     assert [lane.name for lane in found["2ssp"]] == ["attention", "FFN"]
     stream = found["slicegpt"][-1]
     assert stream.name == "stream"

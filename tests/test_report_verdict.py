@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 from compare_folders import make_compare_folder
 
-from secateur.report.compared import by_loss, loss_gap, ratio
-from secateur.report.comparison import Comparison, read_comparison
+from secateur.report.compared import accuracy, by_loss, loss_gap, ratio
+from secateur.report.results import Results, read_results
 from secateur.report.verdict import Verdict, verdict
 
 TWO = {"methods": ("2ssp", "slicegpt"), "sparsities": (0.25,), "texts": ("wikitext2",), "change": {}}
 
 
-def said(folder: Path, **options: Any) -> tuple[Comparison, Verdict]:
-    comparison = read_comparison(make_compare_folder(folder, **options))
-    return comparison, verdict(comparison)
+def said(folder: Path, **options: Any) -> tuple[Results, Verdict]:
+    results = read_results(make_compare_folder(folder, **options))
+    return results, verdict(results)
 
 
 def edit(folder: Path, cell: str, **values: Any) -> None:
@@ -27,12 +28,12 @@ def edit(folder: Path, cell: str, **values: Any) -> None:
 
 
 def test_a_clear_winner_is_named_with_the_distance_to_the_next(tmp_path: Path) -> None:
-    comparison, words = said(tmp_path, **TWO, harms={"2ssp": 0.1, "slicegpt": 0.1 + 0.6931})
+    results, words = said(tmp_path, **TWO, harms={"2ssp": 0.1, "slicegpt": 0.1 + 0.6931})
     assert words.headline == "Best by perplexity: 2SSP at 25\u00a0%."
     assert [cell.name for cell in words.sizes[0].level] == ["2ssp-0.25"]
-    better, worse = (cell.perplexity("wikitext2") or 0 for cell in comparison.pruned)
+    better, worse = (results.perplexity(cell, "wikitext2") or 0 for cell in results.pruned)
     assert f"Next is SliceGPT, {worse / better:.2f}× the best one's perplexity" in words.sizes[0].text
-    over = ratio(comparison, comparison.cells[1])
+    over = ratio(results, results.cells[1])
     assert over is not None
     assert f"{over:.2f}×" in words.cost
 
@@ -46,42 +47,117 @@ def test_what_the_interval_does_not_tell_apart_is_called_level(tmp_path: Path) -
 
 
 def test_pairing_tells_apart_what_the_spread_of_each_alone_hides(tmp_path: Path) -> None:
-    comparison, words = said(tmp_path, **TWO, harms={"2ssp": 0.1, "slicegpt": 0.15})
-    better, worse = (cell.section("perplexity")["wikitext2"] for cell in comparison.pruned)
+    results, words = said(tmp_path, **TWO, harms={"2ssp": 0.1, "slicegpt": 0.15})
+    better, worse = (cell.section("perplexity")["wikitext2"] for cell in results.pruned)
     assert worse["nll"] - better["nll"] < better["nll_stderr"] + worse["nll_stderr"]
     assert len(words.sizes[0].level) == 1
 
 
-def test_without_windows_no_interval_is_claimed_and_no_tie(tmp_path: Path) -> None:
+def test_without_windows_it_is_not_known_who_is_best(tmp_path: Path) -> None:
     folder = make_compare_folder(tmp_path, **TWO)
     for name in ("2ssp-0.25", "slicegpt-0.25"):
-        results = json.loads((folder / "cells" / name / "cell.json").read_text())["perplexity"]
-        edit(folder, name, perplexity={text: each | {"window_nll": None} for text, each in results.items()})
-    words = verdict(read_comparison(folder))
-    assert len(words.sizes[0].level) == 1
-    assert "no interval" in words.sizes[0].text
+        found = json.loads((folder / "cells" / name / "cell.json").read_text())["perplexity"]
+        edit(folder, name, perplexity={text: each | {"window_nll": None} for text, each in found.items()})
+    words = verdict(read_results(folder))
+    size = words.sizes[0]
+    assert ([cell.method for cell in size.level], [cell.method for cell in size.unsure]) == (["2ssp"], ["slicegpt"])
+    assert "Whether SliceGPT differs from it is not known: no interval." in size.text
+    assert words.headline.startswith("Lowest perplexity: 2SSP at 25")
+    assert words.headline.endswith("At 25\u00a0% intervals are missing: who is level is not known.")
+    award = words.measures[0].awards[0]
+    assert award is not None
+    assert [cell.method for cell in award.unsure] == ["slicegpt"]
 
 
 def test_other_windows_are_never_compared(tmp_path: Path) -> None:
     folder = make_compare_folder(tmp_path, **TWO)
-    results = json.loads((folder / "cells" / "2ssp-0.25" / "cell.json").read_text())["perplexity"]
-    edit(folder, "2ssp-0.25", perplexity={text: each | {"length": 512} for text, each in results.items()})
-    comparison = read_comparison(folder)
-    one, other = comparison.pruned
+    found = json.loads((folder / "cells" / "2ssp-0.25" / "cell.json").read_text())["perplexity"]
+    edit(folder, "2ssp-0.25", perplexity={text: each | {"length": 512} for text, each in found.items()})
+    results = read_results(folder)
+    one, other = results.pruned
     assert loss_gap(one, other, ("wikitext2",)) is None
-    assert ratio(comparison, one) is None
-    assert "distance is not known" in verdict(comparison).sizes[0].text
+    assert ratio(results, one) is None
+    words = verdict(results)
+    assert by_loss(results, results.of_size(0.25)).cells == (other,)  # not even by its bare number
+    assert results.perplexity(one, "wikitext2") is None
+    assert any("2ssp-0.25 was judged on other windows of wikitext2" in caveat for caveat in words.caveats)
+
+
+def test_texts_of_two_lengths_are_never_averaged(tmp_path: Path) -> None:
+    folder = make_compare_folder(tmp_path, **{**TWO, "texts": ("c4", "demo", "own")})
+    for name in ("dense", "2ssp-0.25", "slicegpt-0.25"):
+        found = json.loads((folder / "cells" / name / "cell.json").read_text())["perplexity"]
+        edit(folder, name, perplexity={**found, "demo": found["demo"] | {"length": 512}})
+    results = read_results(folder)
+    cell = results.pruned[0]
+    assert results.texts == ("c4", "demo", "own")
+    assert results.averaged_texts == ("c4", "own")
+    assert results.dense is not None
+    gap = loss_gap(cell, results.dense, ("c4", "own"))
+    assert gap is not None
+    assert ratio(results, cell) == pytest.approx(math.exp(gap.difference))
+    assert results.perplexity(cell, "demo") is not None  # shown by itself
+    assert [each.method for each in by_loss(results, results.pruned, ["demo"]).cells] == ["2ssp", "slicegpt"]
+    words = verdict(results)
+    assert "demo" not in words.sizes[0].text
+    assert any(caveat.startswith("demo was cut to windows of another length") for caveat in words.caveats)
 
 
 def test_texts_weigh_the_same(tmp_path: Path) -> None:
-    comparison, _ = said(tmp_path, methods=("2ssp",), sparsities=(0.25,), change={})
-    gaps = [loss_gap(comparison.pruned[0], comparison.cells[0], (text,)) for text in comparison.texts]
-    together = loss_gap(comparison.pruned[0], comparison.cells[0], comparison.texts)
+    results, _ = said(tmp_path, methods=("2ssp",), sparsities=(0.25,), change={})
+    gaps = [loss_gap(results.pruned[0], results.cells[0], (text,)) for text in results.texts]
+    together = loss_gap(results.pruned[0], results.cells[0], results.texts)
     assert together is not None
     assert together.difference == pytest.approx(sum(gap.difference for gap in gaps if gap) / 3)
     assert together.low is not None
     assert together.high is not None
     assert together.low < together.difference < together.high
+
+
+def test_what_texts_differ_in_is_no_uncertainty(tmp_path: Path) -> None:
+    """A constant difference in each text is known exactly, whatever the texts' sizes."""
+    folder = make_compare_folder(tmp_path, **{**TWO, "texts": ("c4", "demo")})
+    found = json.loads((folder / "cells" / "2ssp-0.25" / "cell.json").read_text())["perplexity"]
+    for text, more in (("c4", 0.1), ("demo", 0.5)):
+        losses = [loss + more for loss in found[text]["window_nll"]]
+        found[text] |= {"window_nll": losses, "nll": found[text]["nll"] + more}
+    edit(folder, "slicegpt-0.25", perplexity=found)
+    one, other = read_results(folder).pruned
+    gap = loss_gap(other, one, ("c4", "demo"))
+    assert gap is not None
+    assert (gap.difference, gap.low, gap.high) == pytest.approx((0.3, 0.3, 0.3))
+    assert gap.apart is True
+
+
+def test_windows_weigh_as_much_as_they_predict(tmp_path: Path) -> None:
+    folder = make_compare_folder(tmp_path, **TWO, windows=4)
+    for name, losses, nll in (("2ssp-0.25", [1, 1, 1, 1], 1), ("slicegpt-0.25", [2, 2, 1, 1], 1.5)):
+        found = json.loads((folder / "cells" / name / "cell.json").read_text())["perplexity"]["wikitext2"]
+        weights = {"window_nll": losses, "nll": nll, "window_predictions": [1, 1, 1e9, 1e9]}
+        edit(folder, name, perplexity={"wikitext2": found | weights})
+    one, other = read_results(folder).pruned
+    gap = loss_gap(other, one, ("wikitext2",))
+    assert gap is not None
+    assert gap.high == 1  # a sample of the two small windows only
+    assert gap.low == 0
+
+
+def test_times_without_a_spread_are_not_told_apart(tmp_path: Path) -> None:
+    _, words = said(tmp_path / "a", **TWO)
+    folder = make_compare_folder(tmp_path / "b", **TWO)
+    for name in ("2ssp-0.25", "slicegpt-0.25"):
+        found = json.loads((folder / "cells" / name / "cell.json").read_text())["inference"]
+        found["pruned"]["prefill_ms_iqr"] = None
+        edit(folder, name, inference=found)
+    other = verdict(read_results(folder))
+    known, unknown = (
+        next(measure for measure in each.measures if measure.name == "prefill ms, over dense").awards[0]
+        for each in (words, other)
+    )
+    assert known is not None
+    assert unknown is not None
+    assert (len(known.level) + len(known.unsure), len(known.unsure)) in ((1, 0), (2, 0))
+    assert (len(unknown.level), len(unknown.unsure)) == (1, 1)
 
 
 def test_one_method_that_is_never_beaten_is_the_headline(tmp_path: Path) -> None:
@@ -94,7 +170,7 @@ def test_methods_that_win_at_different_sizes_are_both_named(tmp_path: Path) -> N
     one, other = (json.loads((folder / "cells" / f"{m}-0.5" / "cell.json").read_text()) for m in TWO["methods"])
     edit(folder, "2ssp-0.5", perplexity=other["perplexity"])
     edit(folder, "slicegpt-0.5", perplexity=one["perplexity"])
-    assert verdict(read_comparison(folder)).headline == "Best by perplexity: 2SSP at 25\u00a0%; SliceGPT at 50\u00a0%."
+    assert verdict(read_results(folder)).headline == "Best by perplexity: 2SSP at 25\u00a0%; SliceGPT at 50\u00a0%."
 
 
 def test_reduced_searches_are_said_where_they_lose_and_where_they_win(tmp_path: Path) -> None:
@@ -115,46 +191,71 @@ def test_a_winner_that_missed_the_size_is_held_against_2ssp_at_its_own(tmp_path:
     _, worse = said(tmp_path / "b", **options, harms={"shortgpt": 0.5, "2ssp": 0.6})
     assert "2SSP at that same size is better" in worse.sizes[0].text
     folder = make_compare_folder(tmp_path / "c", **options, harms={"shortgpt": 0.2}, missing=["2ssp-as-shortgpt-0.25"])
-    assert "not quite the same size" in verdict(read_comparison(folder)).sizes[0].text
+    assert "not quite the same size" in verdict(read_results(folder)).sizes[0].text
 
 
 def test_matched_cells_are_no_competitors(tmp_path: Path) -> None:
-    comparison, words = said(tmp_path, methods=("2ssp", "shortgpt"), sparsities=(0.25,), change={})
-    assert comparison.sparsities == [0.25]
+    results, words = said(tmp_path, methods=("2ssp", "shortgpt"), sparsities=(0.25,), change={})
+    assert results.sparsities == [0.25]
     assert not any(cell.matched_to for each in words.sizes for cell in each.level)
 
 
 def test_choices_are_the_smallest_within_each_tolerance(tmp_path: Path) -> None:
-    comparison, words = said(tmp_path)
+    results, words = said(tmp_path)
     assert words.choices
     for choice in words.choices:
         assert choice.ratio <= choice.tolerance
-        within = [cell for cell in comparison.pruned if (ratio(comparison, cell) or 1e9) <= choice.tolerance]
+        assert not choice.cell.matched_to
+        running = [cell for cell in results.pruned if not cell.matched_to]
+        within = [cell for cell in running if (ratio(results, cell) or 1e9) <= choice.tolerance]
         assert choice.cell.parameters == min(cell.parameters or 0 for cell in within)
     sizes = [choice.cell.parameters or 0 for choice in words.choices]
     assert sizes == sorted(sizes, reverse=True)
 
 
 def test_failed_and_missing_cells_are_said_and_not_judged(tmp_path: Path) -> None:
-    comparison, words = said(tmp_path, missing=["window-0.5"])
+    results, words = said(tmp_path, missing=["window-0.5"])
     assert any("SliceGPT at 50\u00a0% failed" in caveat and "block 7" in caveat for caveat in words.caveats)
-    assert any(caveat.startswith("Not run yet: window-0.5") for caveat in words.caveats)
-    judged = by_loss(comparison, comparison.of_size(0.5)).cells
+    assert any(caveat.startswith("Not there yet (running, or still to come): window-0.5") for caveat in words.caveats)
+    judged = by_loss(results, results.of_size(0.5)).cells
     assert not {"window-0.5", "slicegpt-0.5"} & {cell.name for cell in judged}
 
 
 def test_only_perplexity_is_said_to_be_little(tmp_path: Path) -> None:
     _, words = said(tmp_path, only_perplexity=True, windows=5)
-    assert [measure.name for measure in words.measures] == ["perplexity over dense", "time to prune"]
+    assert [measure.name for measure in words.measures] == ["perplexity over dense", "time to prune, in one run each"]
     for told in ("No tasks were run", "No text was generated", "5 windows only"):
         assert any(told in caveat for caveat in words.caveats), told
 
 
 def test_tasks_that_the_dense_model_cannot_do_count_in_no_average(tmp_path: Path) -> None:
-    comparison, words = said(tmp_path)
-    assert list(comparison.chance_tasks) == ["winogrande"]
-    assert "winogrande" not in comparison.counted_tasks
-    assert any(caveat.startswith("winogrande is grey") for caveat in words.caveats)
+    results, words = said(tmp_path)
+    assert list(results.average.grey) == ["winogrande"]
+    assert any(caveat.startswith("winogrande is grey and in no average") for caveat in words.caveats)
+    cell = results.pruned[0]
+    before = accuracy(results, cell)
+    assert before is not None
+    tasks = json.loads((tmp_path / "cells" / cell.name / "cell.json").read_text())["tasks"]
+    edit(tmp_path, cell.name, tasks={**tasks, "winogrande": tasks["winogrande"] | {"value": 1.0}})
+    again = read_results(tmp_path)
+    assert accuracy(again, again.pruned[0]) == before
+
+
+def test_a_metric_of_another_kind_is_in_no_average(tmp_path: Path) -> None:
+    folder = make_compare_folder(tmp_path, **TWO)
+    for name in ("dense", "2ssp-0.25", "slicegpt-0.25"):
+        tasks = json.loads((folder / "cells" / name / "cell.json").read_text())["tasks"]
+        tasks["piqa"] |= {"metric": "acc_norm"}
+        tasks["lambada"] = {**tasks["piqa"], "metric": "perplexity", "value": 40.0, "chance": None}
+        edit(folder, name, tasks=tasks)
+    results = read_results(folder)
+    cell = results.pruned[0]
+    assert results.average.tasks == ("hellaswag", "arc_easy")
+    values = [cell.section("tasks")[task]["value"] for task in results.average.tasks]
+    assert accuracy(results, cell) == pytest.approx(sum(values) / 2)
+    caveats = verdict(results).caveats
+    assert any(caveat.startswith("piqa is in no average: its metric is acc_norm") for caveat in caveats)
+    assert any(caveat == "lambada is in no average: its metric, perplexity, is no accuracy." for caveat in caveats)
 
 
 def test_tasks_that_disagree_with_perplexity_are_said(tmp_path: Path) -> None:
@@ -162,9 +263,9 @@ def test_tasks_that_disagree_with_perplexity_are_said(tmp_path: Path) -> None:
     one, other = (json.loads((folder / "cells" / f"{m}-0.25" / "cell.json").read_text()) for m in TWO["methods"])
     edit(folder, "2ssp-0.25", tasks=other["tasks"])
     edit(folder, "slicegpt-0.25", tasks=one["tasks"])
-    words = verdict(read_comparison(folder))
+    words = verdict(read_results(folder))
     assert any("tasks and perplexity disagree: the former put SliceGPT first" in caveat for caveat in words.caveats)
-    accuracy = next(measure for measure in words.measures if measure.name == "mean accuracy on tasks")
+    accuracy = next(measure for measure in words.measures if measure.name == "mean acc on tasks")
     assert accuracy.awards[0] is not None
     assert [cell.method for cell in accuracy.awards[0].level] == ["slicegpt"]
 
@@ -183,11 +284,11 @@ def test_without_any_result_there_is_no_verdict(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_no_number_ranks_nowhere(tmp_path: Path) -> None:
     folder = make_compare_folder(tmp_path, **TWO)
-    results = json.loads((folder / "cells" / "2ssp-0.25" / "cell.json").read_text())["perplexity"]
+    found = json.loads((folder / "cells" / "2ssp-0.25" / "cell.json").read_text())["perplexity"]
     edit(
         folder,
         "2ssp-0.25",
-        perplexity={text: each | {"perplexity": None, "nll": None} for text, each in results.items()},
+        perplexity={text: each | {"perplexity": None, "nll": None} for text, each in found.items()},
     )
-    comparison = read_comparison(folder)
-    assert [cell.method for cell in verdict(comparison).sizes[0].level] == ["slicegpt"]
+    results = read_results(folder)
+    assert [cell.method for cell in verdict(results).sizes[0].level] == ["slicegpt"]

@@ -9,7 +9,7 @@ import torch
 
 from secateur.errors import InvalidOptionError
 from secateur.evaluation.chance import at_chance
-from secateur.evaluation.statistics import is_binary, mcnemar, mean_and_sd, paired_bootstrap
+from secateur.evaluation.statistics import is_binary, mcnemar, mean_and_sd, paired_bootstrap, stratified_bootstrap
 
 
 def normal(*shape: int, seed: int) -> torch.Tensor:
@@ -55,6 +55,40 @@ def test_equal_models_do_not_differ_and_one_window_says_nothing() -> None:
     assert paired_bootstrap([1.0], [0.5])["high"] == math.inf
 
 
+def test_a_constant_difference_in_each_stratum_is_known_exactly() -> None:
+    """Pooled, the interval would be as wide as the strata lie apart."""
+    one, other = normal(12, seed=0), normal(50, seed=1)
+    strata = [((one + 1).tolist(), one.tolist(), None), ((other - 0.5).tolist(), other.tolist(), [1.0, 3.0] * 25)]
+    found = stratified_bootstrap(strata, draws=500)
+    assert tuple(found.values()) == pytest.approx((0.25, 0.25, 0.25))
+    pooled = paired_bootstrap([1.0] * 12 + [-0.5] * 50, [0.0] * 62, [1 / 12] * 12 + [1 / 50] * 50, draws=500)
+    assert pooled["high"] - pooled["low"] > 0.5
+
+
+def test_strata_weigh_the_same_and_their_errors_add_as_variances_do() -> None:
+    short, long = normal(10, seed=3), normal(1000, seed=4)
+    strata = [(each.tolist(), [0.0] * len(each), None) for each in (short, long)]
+    found = stratified_bootstrap(strata)
+    assert found["difference"] == pytest.approx(float(short.mean() + long.mean()) / 2)
+    variances = [float(each.var(correction=0)) / len(each) for each in (short, long)]
+    assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * math.sqrt(sum(variances)) / 2, rel=0.05)
+    alone = paired_bootstrap(*strata[0])
+    assert stratified_bootstrap(strata[:1]) == alone
+    assert stratified_bootstrap([strata[1], ([1.0], [0.5], None)])["low"] == -math.inf  # one unit says nothing
+
+
+@pytest.mark.parametrize("copies", [1, 20])  # many that are alike are counted, not drawn one by one
+def test_resamples_are_those_of_drawing_units_one_by_one(copies: int) -> None:
+    """Against the plain bootstrap, on weighted units."""
+    d = [0.0, 0.0, 0.0, 1.0, 1.0, -2.0, 4.0, 4.0] * copies
+    w = [1.0, 1.0, 2.0, 1.0, 3.0, 1.0, 0.5, 0.5] * copies
+    drawn = torch.randint(len(d), (10_000, len(d)), generator=torch.Generator().manual_seed(0))
+    values, weights = torch.tensor(d)[drawn], torch.tensor(w)[drawn]
+    plain = torch.quantile((values * weights).sum(1) / weights.sum(1), torch.tensor([0.025, 0.975]))
+    found = paired_bootstrap(d, [0.0] * len(d), w)
+    assert (found["low"], found["high"]) == pytest.approx(plain.tolist(), abs=0.06 / math.sqrt(copies))
+
+
 @pytest.mark.parametrize(("only_a", "only_b"), [(0, 0), (1, 0), (5, 5), (9, 1), (0, 12), (700, 800)])
 def test_mcnemar_is_the_two_sided_binomial_of_the_disagreements(only_a: int, only_b: int) -> None:
     a = [1] * only_a + [0] * only_b + [1] * 7 + [0] * 3
@@ -71,6 +105,11 @@ def test_mcnemar_is_the_two_sided_binomial_of_the_disagreements(only_a: int, onl
 def test_what_is_no_pair_is_refused(a: list[float], b: list[float], weights: list[float] | None) -> None:
     with pytest.raises(InvalidOptionError):
         paired_bootstrap(a, b, weights)
+
+
+def test_no_stratum_is_refused() -> None:
+    with pytest.raises(InvalidOptionError, match="at least one stratum"):
+        stratified_bootstrap([])
 
 
 def test_mcnemar_takes_right_and_wrong_only() -> None:

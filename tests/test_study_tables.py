@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import PROPERTY
 
-from secateur.study.differences import differences, grey_tasks, task_average
+from secateur.evaluation.averages import average_over
+from secateur.study.differences import average_of, differences
 from secateur.study.main_table import difference_table, main_table
 from secateur.study.render import Column, Table, as_json, comma_separated, escape_latex, latex, markdown
 
@@ -69,7 +70,7 @@ def test_differences_are_to_the_base_at_the_same_sparsity_and_to_the_match() -> 
     assert task["difference"] == pytest.approx(-0.2)
     assert task["high"] < 0
     assert task["p"] == pytest.approx(2**-19)
-    assert told[0]["tasks"]["hard"] == {"difference": 0, "low": 0, "high": 0, "p": 1}
+    assert told[0]["tasks"]["hard"] == {"metric": "acc", "difference": 0, "low": 0, "high": 0, "p": 1}
     table = difference_table(told)
     better = {(row["against"], row["measure"]): row["better"] for row in table.rows}
     assert better["2ssp-0.25", "nll, wiki_text"] == better["2ssp-0.25", "easy"] == "2ssp-0.25"
@@ -84,17 +85,81 @@ def test_with_another_base_the_signs_turn() -> None:
     assert (theirs["low"], theirs["high"]) == pytest.approx((-ours["high"], -ours["low"]))
 
 
-def test_tasks_at_chance_are_grey_and_left_out_of_averages() -> None:
-    grey = grey_tasks(CELLS)
-    assert set(grey) == {"hard"}
-    assert "chance" in grey["hard"]
-    assert task_average(CELLS["window-0.25"], ["easy", "hard"], grey) == 0.5
-    assert task_average(CELLS["window-0.25"], ["easy", "hard"], {}) == pytest.approx((0.5 + 0.27) / 2)
-    assert task_average(CELLS["2ssp-0.5"], ["easy", "hard"], grey) is None
-    assert task_average(CELLS["window-0.25"], ["hard"], grey) is None
+def test_tasks_at_chance_are_grey_and_move_no_average() -> None:
+    average = average_of(CELLS)
+    assert (average.metric, average.tasks, set(average.grey)) == ("acc", ("easy",), {"hard"})
+    assert "chance" in average.grey["hard"]
+    rows = {row["name"]: row for row in main_table(CELLS, INDEX).rows}
+    assert rows["window-0.25"]["task_average"] == 0.5
+    assert rows["2ssp-0.5"]["task_average"] is None  # it failed
     text = latex(main_table(CELLS, INDEX), caption="c")
     assert r"\textcolor{gray}{27.0\%}" in text
     assert r"\textcolor{gray}{50" not in text
+    other = {name: {**each, "tasks": {**each["tasks"]}} for name, each in CELLS.items()}
+    other["window-0.25"]["tasks"]["hard"] = {**other["window-0.25"]["tasks"]["hard"], "value": 0.9}
+    moved = {row["name"]: row for row in main_table(other, INDEX).rows}
+    assert {name: row["task_average"] for name, row in moved.items()} == {
+        name: row["task_average"] for name, row in rows.items()
+    }
+
+
+def with_task(name: str, metric: str, value: float) -> dict[str, Any]:
+    """All cells with another task, at which the dense model is not at chance."""
+    task = {"metric": metric, "value": value, "stderr": 0.01, "chance": None, "documents": 100, "fewshot": 0,
+            "per_document": []}  # fmt: skip
+    return {
+        n: each if not each["tasks"] else {**each, "tasks": {**each["tasks"], name: task}} for n, each in CELLS.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("metric", "why"),
+    [("acc_norm", "the average is of acc"), ("perplexity", "is no accuracy"), ("f1", "is no accuracy")],
+)
+def test_an_average_is_of_one_kind_of_accuracy(metric: str, why: str) -> None:
+    cells = with_task("other", metric, 12.5)
+    average = average_of(cells)
+    assert average.tasks == ("easy",)
+    assert why in average.left_out["other"]
+    assert average.of(cells["window-0.25"]["tasks"]) == 0.5
+    text = markdown(main_table(cells, INDEX))
+    assert "Average of acc: the mean over easy." in text
+    assert f"Left out of the average, other: {average.left_out['other']}" in text
+    if metric != "acc_norm":  # neither in per cent nor with a best
+        assert "1250" not in text
+        assert "**12.5**" not in text
+        assert not any(row["better"] for row in difference_table(differences(cells, "2ssp", draws=99)).rows
+                       if row["measure"] == "other")  # fmt: skip
+
+
+def test_the_kind_that_most_tasks_have_is_averaged() -> None:
+    results = {name: {"metric": kind, "value": v} for name, kind, v in
+               [("a", "acc", 0.1), ("b", "acc_norm", 0.5), ("c", "acc_norm", 0.7)]}  # fmt: skip
+    assert average_over([results], {}).of(results) == pytest.approx(0.6)
+    chance = {"b": {"metric": "acc_norm", "value": 0.5, "stderr": 0.1, "chance": 0.5}}
+    assert average_over([results], chance).tasks == ("a",)  # of one and one the first; the grey one has no say
+    assert average_over([], {}).of({}) is None
+    assert average_over([results], {}).of({**results, "c": {"metric": "acc", "value": 1.0}}) is None
+
+
+def test_right_and_wrong_answers_are_told_apart_by_mcnemars_test_and_others_by_the_interval() -> None:
+    def judged(name: str, method: str, answers: list[float]) -> dict[str, Any]:
+        made = cell(name, method, 0.25, [1.0, 2.0], 50)
+        task = {**made["tasks"]["easy"], "value": sum(answers) / len(answers), "per_document": answers}
+        return {**made, "tasks": {"t": task}}
+
+    better, worse = [1.0] * 5 + [0.0] * 15, [0.0] * 20  # five disagreements, all one way: p = 1/16
+    for answers, sure in ((better, False), ([each * 0.9 for each in better], True)):
+        told = differences(
+            {each["name"]: each for each in (judged("2ssp-0.25", "2ssp", worse), judged("x-0.25", "x", answers))},
+            "2ssp",
+        )
+        found = told[0]["tasks"]["t"]
+        assert found["low"] > 0  # the interval alone would be sure of both
+        assert found["p"] == (None if sure else 1 / 16)
+        assert [row["better"] for row in difference_table(told).rows if row["measure"] == "t"] == [
+            "x-0.25" if sure else ""
+        ]
 
 
 def test_the_main_table_says_what_failed_what_is_missing_and_what_is_best() -> None:
@@ -102,8 +167,9 @@ def test_the_main_table_says_what_failed_what_is_missing_and_what_is_best() -> N
     assert "Not there yet: slimgpt-0.5" in text
     assert text.count("50 % of") == 3  # a note; the failed cell's row and its note
     lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
-    assert "**" in lines["2ssp-as-window-0.25"]
+    assert "**" in lines["2ssp-0.25"]
     assert "**" not in lines["window-0.25"]
+    assert "**" not in lines["2ssp-as-window-0.25"]  # it has the best numbers, at another size
     assert "**" not in lines["dense"]
     assert "**" not in lines["window-0.5"]  # alone at its sparsity, it is no best
     assert len({line.replace(r"\|", "").count("|") for line in text.splitlines() if line.startswith("|")}) == 1

@@ -38,7 +38,7 @@ def evaluate(
         against: usually the dense model; reported under "against".
         fidelity_on: names of texts, or files, to compare the model with `against` on, in the judging's windows; of chat
             data only responses count.
-        fail_if: conditions such as "kl>0.1"; see `secateur.evaluation.gate`.
+        fail_if: conditions such as "kl>0.1"; see `secateur.evaluation.gate`. `tasks`, their mean, needs `against`.
 
     Returns:
         {"model": {...}, "against": {...}}, each with `parameters`, `weight_bytes`, and `perplexity` (a list),
@@ -46,7 +46,7 @@ def evaluate(
         also "failed": the conditions that hold, with the figures of which they do.
 
     Raises:
-        InvalidOptionError, UnknownNameError: a condition that is none, or asks for a figure that is not judged;
+        InvalidOptionError, UnknownNameError: a condition that is none, or asks for a figure that cannot be told;
             fidelity without a model to be faithful to. Before any work, as are errors on texts.
     """
     run = run or Run()
@@ -62,6 +62,7 @@ def evaluate(
             tasks=[each.name for each in plan],
             generation=bool(judging.prompts),
         ),
+        dense=against is not None,
     )
     if fidelity_on:
         if against is None:
@@ -110,5 +111,5 @@ def evaluate(
     for name, each in models.items() if plan else ():
         report[name]["tasks"] = judge_tasks(each, plan, run=run)
     if conditions:
-        report["failed"] = failures(report["model"], conditions)
+        report["failed"] = failures(report["model"], conditions, report.get("against"))
     return report

@@ -82,6 +82,15 @@ def recover(
         int | None,
         typer.Option(help="Steps between two measurements; a quarter of all if not given.", rich_help_panel=_TRAINING),
     ] = None,
+    autocast: Annotated[
+        bool,
+        typer.Option(
+            "--autocast",
+            help="Training's matrix products in bfloat16, as in the paper: faster. Weights and measurements stay as "
+            "they are.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = False,
     seed: Annotated[
         int, typer.Option(help="Of rows held out, order, adapters, dropout.", rich_help_panel=_TRAINING)
     ] = 0,
@@ -108,7 +117,8 @@ def recover(
     settings: dict[str, Any] = {
         "epochs": epochs, "max_steps": max_steps, "lr": lr, "warmup_steps": warmup_steps, "global_batch": global_batch,
         "batch_size": batch_size, "max_length": max_length, "rank": rank, "alpha": alpha, "dropout": dropout,
-        "held_out": held_out, "eval_every": eval_every, "template": template, "seed": seed,
+        "held_out": held_out, "eval_every": eval_every, "autocast": autocast,
+        "template": template, "seed": seed,
     }  # fmt: skip
     Settings(**settings)  # a bad value is told before a model is loaded
     if overwrite or not (resolved(out_dir) / RECORD).is_file():  # one that is there may be this very result

@@ -11,6 +11,7 @@ from pathlib import PurePath
 from typing import Any
 
 from secateur.errors import InvalidOptionError, UnknownNameError
+from secateur.evaluation.averages import average_over
 
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt
@@ -23,7 +24,7 @@ _BY_TEXT = {
     "fidelity": {"kl": "kl", "loss": "loss", "top1": "top1_agreement"},
 }
 _OF_GENERATION = ("greedy_agreement", "common_prefix_tokens", "distinct_1", "distinct_2", "distinct_3", "ended_share")
-_TASKS = "tasks"  # the mean over them
+_TASKS = "tasks"  # the mean over them, see `averages`
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ def known_names(
 ) -> list[str]:
     """The names that conditions may use where this is asked for.
 
-    `ppl` is every text's; `ppl:wikitext2` is one text's, by the last part of its name. `tasks` is the mean over tasks,
-    and a task's own name stands for its value.
+    `ppl` is every text's; `ppl:wikitext2` is one text's, by the last part of its name. `tasks` is the mean over the
+    tasks that tell models apart, and a task's own name stands for its value.
     """
     names = [
         name
@@ -72,11 +73,15 @@ def known_names(
     return [*names, *((_TASKS, *tasks) if tasks else ()), *(_OF_GENERATION if generation else ())]
 
 
-def check(conditions: Sequence[Condition], names: Iterable[str]) -> None:
-    """Refuse a name that is not there, before any work.
+def check(conditions: Sequence[Condition], names: Iterable[str], *, dense: bool) -> None:
+    """Refuse what could not be told, before any work.
+
+    Args:
+        dense: whether the dense model is judged beside.
 
     Raises:
-        UnknownNameError: with the names that there are.
+        UnknownNameError: a name that is not there, with those that are.
+        InvalidOptionError: nothing is judged, or the mean over tasks is asked for without the dense model.
     """
     names = list(names)
     for condition in conditions:
@@ -84,17 +89,27 @@ def check(conditions: Sequence[Condition], names: Iterable[str]) -> None:
             if not names:
                 raise InvalidOptionError(f"'{condition}' has no figure to look at; ask for one, as --fidelity FILE")
             raise UnknownNameError.of("figure", condition.name, names)
+        if condition.name == _TASKS and not dense:
+            raise InvalidOptionError(
+                f"'{condition}' is of the mean over the tasks at which the dense model is above chance; give it as "
+                "--against (`against`), or put conditions on single tasks"
+            )
 
 
-def failures(judged: Mapping[str, Any], conditions: Sequence[Condition]) -> list[dict[str, Any]]:
+def failures(
+    judged: Mapping[str, Any], conditions: Sequence[Condition], dense: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
     """The conditions that hold of a model's judgement (its part of what `evaluate` returns).
 
     A figure that is asked about and not there, as an agreement without a dense model, cannot pass: its value is None.
 
+    Args:
+        dense: the dense model's part, which says what tasks are in their mean.
+
     Returns:
         `condition`, `figure` and `value`, for each figure of that name of which it holds.
     """
-    figures = list(_figures(judged))
+    figures = list(_figures(judged, dense or {}))
     failed = []
     for condition in conditions:
         for short, full, value in figures:
@@ -103,15 +118,14 @@ def failures(judged: Mapping[str, Any], conditions: Sequence[Condition]) -> list
     return failed
 
 
-def _figures(judged: Mapping[str, Any]) -> Iterator[tuple[str, str, float | None]]:
+def _figures(judged: Mapping[str, Any], dense: Mapping[str, Any]) -> Iterator[tuple[str, str, float | None]]:
     """Short name, full name and value."""
     for part, keys in _BY_TEXT.items():
         for result in judged.get(part, ()):
             for short, key in keys.items():
                 yield short, f"{short}:{_label(str(result['text']))}", result[key]
     if tasks := judged.get("tasks"):
-        values = [result["value"] for result in tasks.values()]
-        yield _TASKS, _TASKS, sum(values) / len(values)
+        yield _TASKS, _TASKS, average_over([tasks], dense["tasks"]).of(tasks) if "tasks" in dense else None
         for name, result in tasks.items():
             yield name, name, result["value"]
     if generation := judged.get("generation"):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from secateur.errors import InvalidOptionError
-from secateur.evaluation.memory import peak_memory
+from secateur.evaluation.memory import peak_tensor_memory
 from secateur.model.handle import Model
 from secateur.run import Run
 
@@ -39,8 +39,8 @@ def inference(
         Per model, medians over the rounds: `prefill_ms` for the whole prompts, `token_ms` for one further token of
         each, both with `_iqr` (the interquartile range; None for one round); `throughput_tokens_s`, new tokens of all
         prompts per second, the prompts' time included. Then `weight_bytes`; `kv_bytes_per_token` of one sequence, as
-        long as no sliding window is full; `peak_memory_bytes` (see `memory.peak_memory`) with `peak_memory_by`, how it
-        was measured; and the arguments.
+        long as no sliding window is full; `peak_memory_bytes` (see `memory.peak_tensor_memory`) with `peak_memory_by`,
+        how it was measured; and the arguments.
 
     Raises:
         InvalidOptionError: a number below one; more new tokens than a model's positions.
@@ -59,7 +59,7 @@ def inference(
     peaks: dict[str, tuple[int, str]] = {}
     with run.progress("inference", (rounds + 1) * len(models)) as done:
         for name, model in models.items():
-            peaks[name] = peak_memory(model, partial(_once, model, prompt, new_tokens))
+            peaks[name] = peak_tensor_memory(model, partial(_once, model, prompt, new_tokens))
             done(1)
         for number in range(rounds):
             names = list(models)

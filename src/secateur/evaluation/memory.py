@@ -16,7 +16,7 @@ COUNTER = "torch's counter on the device"
 TENSORS = "tensors alive at once; what an operation takes inside is not seen"
 
 
-def peak_memory(model: Model, work: Callable[[], object]) -> tuple[int, str]:
+def peak_tensor_memory(model: Model, work: Callable[[], object]) -> tuple[int, str]:
     """Do some work with a model; return its weights' bytes and the most beside them, and how that was measured.
 
     Other models that are loaded do not count. On CUDA torch's own counter tells. A CPU has none, and the process's

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,7 +18,11 @@ from secateur.errors import InvalidOptionError
 from secateur.run import Run
 
 LEVEL = 0.95  # of the intervals
+DRAWS = 10_000  # bootstrap samples of every interval: tables, page and words rest on the same ones
 _CELLS_AT_ONCE = 2_000_000  # drawn indices held at once
+_ALIKE = 10  # units per distinct one, from which counting them is faster than drawing each
+
+Pairs = tuple[Sequence[float], Sequence[float], Sequence[float] | None]  # a, b and the units' weights
 
 
 def paired_bootstrap(
@@ -26,7 +31,7 @@ def paired_bootstrap(
     weights: Sequence[float] | None = None,
     *,
     seed: int = 0,
-    draws: int = 10_000,
+    draws: int = DRAWS,
 ) -> dict[str, float]:
     """The mean of a - b with its 95% percentile interval, over units (windows, documents) drawn with replacement.
 
@@ -41,29 +46,75 @@ def paired_bootstrap(
     Raises:
         InvalidOptionError: lengths differ, nothing is there, or weights are negative or all zero.
     """
-    _check_pairs(a, b)
-    w = torch.ones(len(a), dtype=torch.float64) if weights is None else torch.tensor(list(weights), dtype=torch.float64)
-    if len(w) != len(a) or draws < 1 or bool((w < 0).any()) or not bool((w > 0).any()):
-        raise InvalidOptionError(f"need {len(a)} weights, none negative and some above 0, and at least one draw")
-    d = torch.tensor(list(a), dtype=torch.float64) - torch.tensor(list(b), dtype=torch.float64)  # (units,)
-    d, w = d[w > 0], w[w > 0]
-    difference = float((w * d).sum() / w.sum())
-    if len(d) == 1:
+    return stratified_bootstrap([(a, b, weights)], seed=seed, draws=draws)
+
+
+def stratified_bootstrap(strata: Sequence[Pairs], *, seed: int = 0, draws: int = DRAWS) -> dict[str, float]:
+    """As `paired_bootstrap`, of the mean over several texts or tasks, each of which weighs the same.
+
+    Units are drawn within each stratum, as many as it has. Drawn from all together, a sample would have more of one
+    text and less of another than the mean has, and what texts differ in would pass for uncertainty.
+
+    Args:
+        strata: `a`, `b` and `weights` of each text or task.
+
+    Returns:
+        `difference`, `low`, `high`. Where a stratum has a single unit, the interval is infinite.
+
+    Raises:
+        InvalidOptionError: as `paired_bootstrap`; or there is no stratum.
+    """
+    if not strata or draws < 1:
+        raise InvalidOptionError(f"need at least one stratum and one draw, not {len(strata)} and {draws}")
+    generator = Run(seed).rng("paired bootstrap")
+    means, samples, known = [], torch.zeros(draws, dtype=torch.float64), True
+    for a, b, weights in strata:
+        units = _units(a, b, weights)
+        means.append(sum(d * w for d, w in units) / sum(w for _, w in units))
+        samples += _resampled(units, draws, generator)
+        known &= len(units) > 1
+    difference = sum(means) / len(means)
+    if not known:
         return {"difference": difference, "low": -math.inf, "high": math.inf}
-    generator, means = Run(seed).rng("paired bootstrap"), []
-    rows = max(1, _CELLS_AT_ONCE // len(d))
-    for start in range(0, draws, rows):
-        drawn = torch.randint(len(d), (min(rows, draws - start), len(d)), generator=generator)
-        means.append(_means(d, w, drawn))
     edges = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
-    low, high = torch.quantile(torch.cat(means), edges).tolist()
+    low, high = torch.quantile(samples / len(means), edges).tolist()
     return {"difference": difference, "low": low, "high": high}
 
 
-def _means(values: Tensor, weights: Tensor, drawn: Tensor) -> Tensor:
-    """Weighted means of the drawn units: drawn (draws, units) -> (draws,)."""
-    w = weights[drawn]
-    return (w * values[drawn]).sum(dim=1) / w.sum(dim=1)
+def _units(a: Sequence[float], b: Sequence[float], weights: Sequence[float] | None) -> list[tuple[float, float]]:
+    """Difference and weight of each unit that has one."""
+    _check_pairs(a, b)
+    w = [1.0] * len(a) if weights is None else weights
+    if len(w) != len(a) or any(each < 0 for each in w) or not any(w):
+        raise InvalidOptionError(f"need {len(a)} weights, none negative and some above 0")
+    return [(float(x) - float(y), float(each)) for x, y, each in zip(a, b, w, strict=True) if each > 0]
+
+
+def _resampled(units: Sequence[tuple[float, float]], draws: int, generator: torch.Generator) -> Tensor:
+    """Weighted means of samples drawn with replacement: (draws,)."""
+    alike = Counter(units)
+    if len(alike) * _ALIKE <= len(units):  # right and wrong answers by the thousand have three distinct differences
+        return _by_counts(alike, draws, generator)
+    values, weights = torch.tensor(units, dtype=torch.float64).T
+    at_once = max(1, _CELLS_AT_ONCE // len(units))
+    means = []
+    for start in range(0, draws, at_once):
+        drawn = torch.randint(len(units), (min(at_once, draws - start), len(units)), generator=generator)
+        means.append((weights * values).take(drawn).sum(dim=1) / weights.take(drawn).sum(dim=1))
+    return torch.cat(means)
+
+
+def _by_counts(alike: Mapping[tuple[float, float], int], draws: int, generator: torch.Generator) -> Tensor:
+    """The same by how often each distinct unit is drawn, which is multinomial: one binomial after the other."""
+    sums, weights = torch.zeros(2, draws, dtype=torch.float64)
+    rest = sum(alike.values())
+    to_draw = torch.full((draws,), float(rest), dtype=torch.float64)
+    for (value, weight), there in alike.items():
+        times = torch.binomial(to_draw, torch.full_like(to_draw, there / rest), generator=generator)
+        sums += times * (weight * value)
+        weights += times * weight
+        to_draw, rest = to_draw - times, rest - there
+    return sums / weights
 
 
 def mcnemar(a: Sequence[float], b: Sequence[float]) -> float:

@@ -94,7 +94,7 @@ def load(
     Raises:
         UnsupportedModelError: the family is not supported.
         CheckpointError: no model there, or one that is damaged.
-        FetchError, MissingExtraError, InvalidOptionError.
+        FetchError, MissingExtraError, InvalidOptionError: not fetched; an extra is needed; no such device or dtype.
     """
     check_dtype(dtype)
     device = check_device(device)

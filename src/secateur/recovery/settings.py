@@ -28,6 +28,8 @@ class Settings:
         rank, alpha, dropout: of the LoRA adapters.
         held_out: rows never trained on; min(2000, 8 % of the rows) if None (the paper: 2000).
         eval_every: steps between two held-out losses; a quarter of all steps if None.
+        autocast: training's matrix products in bfloat16 (the paper trains in it), which is faster; weights, adapters
+            and held-out losses stay in their own dtype.
         template: how instructions are put: the Alpaca prompt, or the model's own chat template.
         seed: decides the held-out rows, the order, the adapters' first values and the dropout.
 
@@ -47,6 +49,7 @@ class Settings:
     dropout: float = 0.05
     held_out: int | None = None
     eval_every: int | None = None
+    autocast: bool = False
     template: Template = "alpaca"
     seed: int = 0
 

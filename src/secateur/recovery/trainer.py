@@ -166,7 +166,9 @@ class _Recovery(Trainer):
     ) -> Any:
         """The micro-batch's share of the loss per counted token of the whole step."""
         assert num_items_in_batch is not None  # Trainer counts the labels where it has a loss function
-        loss = _per_token(self._objective.total(inputs), None, num_items_in_batch)
+        with torch.autocast(self._model.device.type, torch.bfloat16, enabled=self._settings.autocast):
+            total = self._objective.total(inputs)
+        loss = _per_token(total, None, num_items_in_batch)
         self._advance((1 + _BACKWARD) * inputs["input_ids"].numel())
         return loss.to(self.args.device)
 

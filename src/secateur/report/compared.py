@@ -1,4 +1,4 @@
-"""Which cells differ, and which do not: paired over windows and documents."""
+"""Which cells differ, which do not, and of which it is not known: paired over windows and documents."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from secateur.evaluation.statistics import paired_bootstrap
-from secateur.report.comparison import Cell, Comparison, finite
-
-DRAWS = 2_000
-Pair = tuple[float, float, float]  # both values, and the weight of the window or document
+from secateur.evaluation.statistics import Pairs, stratified_bootstrap
+from secateur.report.results import CellResult, Results, finite_or_none, same_windows
 
 
 @dataclass(frozen=True)
@@ -26,84 +24,79 @@ class Gap:
     high: float | None
 
     @property
-    def open(self) -> bool:
-        """Whether the two may be equal, for all that the interval says."""
-        return self.low is not None and self.high is not None and self.low <= 0 <= self.high
+    def apart(self) -> bool | None:
+        """Whether the two surely differ: False where the interval holds zero, None where there is no interval."""
+        if self.low is None or self.high is None:
+            return None
+        return not self.low <= 0 <= self.high
 
 
 @functools.lru_cache(maxsize=1024)  # words, table and plots ask for the same ones
-def loss_gap(a: Cell, b: Cell, texts: tuple[str, ...]) -> Gap | None:
+def loss_gap(a: CellResult, b: CellResult, texts: tuple[str, ...]) -> Gap | None:
     """The mean over texts of the difference in loss; None unless both have each text, on the same windows.
 
-    Every text weighs the same, whatever its number of windows. The exponent is a ratio of perplexities.
+    A window weighs as much as it has predictions; every text weighs the same, whatever its number of windows. The
+    exponent is a ratio of perplexities.
     """
     differences: list[float] = []
-    windows: list[Pair] = []
-    paired = True
+    strata: list[Pairs | None] = []
     for text in texts:
         one, other = a.section("perplexity").get(text), b.section("perplexity").get(text)
-        if not one or not other or finite(one.get("nll")) is None or finite(other.get("nll")) is None:
+        if not one or not other or not same_windows(one, other):
             return None
-        if any(one.get(key) != other.get(key) for key in ("length", "samples", "predictions", "fingerprint")):
-            return None  # perplexities of other windows, or of another length, are not comparable
-        differences.append(one["nll"] - other["nll"])
-        mine, theirs, counts = (
-            each.get(key) or []
-            for each, key in ((one, "window_nll"), (other, "window_nll"), (one, "window_predictions"))
-        )
-        paired = paired and len(mine) == len(theirs) == len(counts) > 0 and _all_finite((*mine, *theirs, *counts))
-        if paired:
-            windows += [(x, y, n / sum(counts)) for x, y, n in zip(mine, theirs, counts, strict=True)]
-    return _gap(differences, windows if paired else [])
+        losses = finite_or_none(one.get("nll")), finite_or_none(other.get("nll"))
+        if losses[0] is None or losses[1] is None:
+            return None
+        differences.append(losses[0] - losses[1])
+        strata.append(_pairs(one.get("window_nll"), other.get("window_nll"), one.get("window_predictions") or []))
+    return _gap(differences, strata)
 
 
 @functools.lru_cache(maxsize=1024)
-def accuracy_gap(a: Cell, b: Cell, tasks: tuple[str, ...]) -> Gap | None:
-    """The difference of the mean over tasks; None if a task is not measured in both, or not on the same documents."""
+def accuracy_gap(a: CellResult, b: CellResult, tasks: tuple[str, ...]) -> Gap | None:
+    """The difference of the mean over tasks; None if a task is not measured in both in the same way."""
     differences: list[float] = []
-    documents: list[Pair] = []
-    paired = True
+    strata: list[Pairs | None] = []
     for task in tasks:
         one, other = a.section("tasks").get(task), b.section("tasks").get(task)
-        if not one or not other or one.get("documents") != other.get("documents"):
+        if not one or not other or any(one.get(key) != other.get(key) for key in ("metric", "fewshot", "documents")):
             return None
         differences.append(one["value"] - other["value"])
-        mine, theirs = one.get("per_document") or [], other.get("per_document") or []
-        paired = paired and len(mine) == len(theirs) > 0 and _all_finite((*mine, *theirs))
-        if paired:
-            documents += [(x, y, 1 / len(mine)) for x, y in zip(mine, theirs, strict=True)]
-    return _gap(differences, documents if paired else [])
+        strata.append(_pairs(one.get("per_document"), other.get("per_document"), None))
+    return _gap(differences, strata)
 
 
-def _gap(differences: Sequence[float], pairs: Sequence[Pair]) -> Gap | None:
+def _pairs(ours: Any, theirs: Any, weights: Any) -> Pairs | None:
+    """One text's windows or one task's documents; None where they are not told, or not of both."""
+    columns = [ours or [], theirs or [], *([] if weights is None else [weights])]
+    told = len({len(column) for column in columns}) == 1 and len(columns[0]) > 0
+    if not told or any(finite_or_none(value) is None for column in columns for value in column):
+        return None
+    return ours, theirs, weights
+
+
+def _gap(differences: Sequence[float], strata: Sequence[Pairs | None]) -> Gap | None:
     if not differences:
         return None
     difference = sum(differences) / len(differences)
-    if not pairs:
+    known = [each for each in strata if each is not None]
+    if len(known) < len(strata):
         return Gap(difference, None, None)
-    ours, theirs, weights = zip(*pairs, strict=True)
-    found = paired_bootstrap(ours, theirs, weights, draws=DRAWS)
-    return Gap(difference, finite(found["low"]), finite(found["high"]))
+    found = stratified_bootstrap(known)
+    return Gap(difference, finite_or_none(found["low"]), finite_or_none(found["high"]))
 
 
-def _all_finite(values: Sequence[float | None]) -> bool:
-    return all(value is not None and math.isfinite(value) for value in values)
-
-
-def ratio(comparison: Comparison, cell: Cell, texts: Sequence[str] | None = None) -> float | None:
-    """Perplexity over the dense model's: the geometric mean over the texts, over all if None."""
-    if comparison.dense is None or not cell.done:
+def ratio(results: Results, cell: CellResult) -> float | None:
+    """Perplexity over the dense model's: the geometric mean over the texts of one length."""
+    if results.dense is None or not cell.done:
         return None
-    found = loss_gap(cell, comparison.dense, comparison.texts if texts is None else tuple(texts))
+    found = loss_gap(cell, results.dense, results.averaged_texts)
     return math.exp(found.difference) if found and found.difference < 700 else None
 
 
-def accuracy(comparison: Comparison, cell: Cell) -> float | None:
+def accuracy(results: Results, cell: CellResult) -> float | None:
     """The mean over the tasks that count; None unless the cell has them all."""
-    results, tasks = cell.section("tasks"), comparison.counted_tasks
-    if not tasks or any(task not in results for task in tasks):
-        return None
-    return sum(results[task]["value"] for task in tasks) / len(tasks)
+    return results.average.of(cell.section("tasks"))
 
 
 @dataclass(frozen=True)
@@ -114,43 +107,50 @@ class Ranking:
         gaps: of each cell to the best one, in the same order; the first is None.
     """
 
-    cells: tuple[Cell, ...]
+    cells: tuple[CellResult, ...]
     gaps: tuple[Gap | None, ...]
 
     @property
-    def level(self) -> tuple[Cell, ...]:
-        """Those that the intervals do not tell from the best, which comes first."""
-        return self.cells[:1] + tuple(
-            cell
-            for cell, gap in zip(self.cells[1:], self.gaps[1:], strict=True)
-            if gap and (gap.open or not gap.difference)
-        )
+    def level(self) -> tuple[CellResult, ...]:
+        """The one with the best number, and those whose interval to it holds zero."""
+        return self.cells[:1] + tuple(cell for cell, gap in self._behind if gap and gap.apart is False)
+
+    @property
+    def unsure(self) -> tuple[CellResult, ...]:
+        """Those of which it is not known whether they differ from the one with the best number: no interval."""
+        return tuple(cell for cell, gap in self._behind if gap is None or gap.apart is None)
+
+    @property
+    def _behind(self) -> list[tuple[CellResult, Gap | None]]:
+        return list(zip(self.cells, self.gaps, strict=True))[1:]
 
 
-def by_loss(comparison: Comparison, cells: Sequence[Cell], texts: Sequence[str] | None = None) -> Ranking:
-    """Rank by the mean loss over texts; cells that lack one are left out."""
-    chosen = comparison.texts if texts is None else tuple(texts)
+def by_loss(results: Results, cells: Sequence[CellResult], texts: Sequence[str] | None = None) -> Ranking:
+    """Rank by the mean loss over texts (those of one length if None); cells without one of them are left out."""
+    chosen = results.averaged_texts if texts is None else tuple(texts)
 
-    def mean(cell: Cell) -> float | None:
-        found = [finite(cell.section("perplexity").get(text, {}).get("nll")) for text in chosen]
+    def mean(cell: CellResult) -> float | None:
+        found = [finite_or_none(results.loss(cell, text).get("nll")) for text in chosen]
         known = [each for each in found if each is not None]
         return sum(known) / len(chosen) if chosen and len(known) == len(chosen) else None
 
     return _rank(cells, mean, lambda a, b: loss_gap(a, b, chosen))
 
 
-def by_accuracy(comparison: Comparison, cells: Sequence[Cell]) -> Ranking:
+def by_accuracy(results: Results, cells: Sequence[CellResult]) -> Ranking:
     """Rank by the mean over the tasks that count; cells that lack one are left out."""
 
-    def shortfall(cell: Cell) -> float | None:
-        mean = accuracy(comparison, cell)
+    def shortfall(cell: CellResult) -> float | None:
+        mean = accuracy(results, cell)
         return None if mean is None else -mean
 
-    return _rank(cells, shortfall, lambda a, b: accuracy_gap(a, b, comparison.counted_tasks))
+    return _rank(cells, shortfall, lambda a, b: accuracy_gap(a, b, results.average.tasks))
 
 
 def _rank(
-    cells: Sequence[Cell], badness: Callable[[Cell], float | None], gap: Callable[[Cell, Cell], Gap | None]
+    cells: Sequence[CellResult],
+    badness: Callable[[CellResult], float | None],
+    gap: Callable[[CellResult, CellResult], Gap | None],
 ) -> Ranking:
     scored = [(value, order, cell) for order, cell in enumerate(cells) if (value := badness(cell)) is not None]
     ranked = tuple(cell for _, _, cell in sorted(scored, key=lambda each: each[:2]))

@@ -14,10 +14,10 @@ from typing import Any
 from secateur.errors import MissingExtraError, OutputError
 from secateur.folders import write_file
 from secateur.report.blocks import lanes, picture
-from secateur.report.comparison import Cell, Comparison, read_comparison
 from secateur.report.figures import figures, title
 from secateur.report.looks import count, looks, percent, times
 from secateur.report.plots import save_plots
+from secateur.report.results import CellResult, Results, read_results
 from secateur.report.table import columns, rows
 from secateur.report.verdict import Verdict, verdict
 
@@ -35,18 +35,18 @@ def write_report(folder: Path) -> Verdict:
         MissingExtraError: the extra `report` is not installed.
         OutputError: the folder cannot be written.
     """
-    comparison = read_comparison(folder)
-    said, drawn = verdict(comparison), figures(comparison)
-    html = render(comparison, said, drawn)
+    results = read_results(folder)
+    said, drawn = verdict(results), figures(results)
+    html = render(results, said, drawn)
     try:
-        save_plots(comparison, drawn, folder / PLOTS)
+        save_plots(results, drawn, folder / PLOTS)
         write_file(folder / PAGE, html)
     except OSError as error:
         raise OutputError(f"{folder} cannot be written: {error.strerror or error}") from error
     return said
 
 
-def render(comparison: Comparison, said: Verdict, drawn: Mapping[str, Any]) -> str:
+def render(results: Results, said: Verdict, drawn: Mapping[str, Any]) -> str:
     """The page's HTML.
 
     All that comes from models and users is escaped by the template, and a policy in the page's head lets the browser
@@ -70,16 +70,16 @@ def render(comparison: Comparison, said: Verdict, drawn: Mapping[str, Any]) -> s
         "facts": lambda told: list(_facts(told or {})),
     }  # fmt: skip
     script, plotly = _own("page.js"), get_plotlyjs()
-    wanted = columns(comparison)
+    wanted = columns(results)
     return environment.get_template("page.html").render(
-        comparison=comparison,
+        results=results,
         verdict=said,
-        looks=looks(comparison.methods),
+        looks=looks(results.methods),
         columns=wanted,
-        rows=rows(comparison, wanted),
-        removed=[(cell, Markup(svg)) for cell, svg in _removed(comparison)],
-        samples=_samples(comparison),
-        command=_command(comparison),
+        rows=rows(results, wanted),
+        removed=[(cell, Markup(svg)) for cell, svg in _removed(results)],
+        samples=_samples(results),
+        command=_command(results),
         figures=drawn,
         style=Markup(_own("page.css")),
         script=Markup(script),
@@ -98,17 +98,17 @@ def _allowed(script: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
-def _removed(comparison: Comparison) -> Iterator[tuple[Cell, str]]:
+def _removed(results: Results) -> Iterator[tuple[CellResult, str]]:
     """A picture per cell, in its method's colour."""
-    for cell in comparison.pictured:
-        rows = lanes(cell.data["shape"], comparison.dense_shape, comparison.hidden_size)
+    for cell in results.pictured:
+        rows = lanes(cell.data["shape"], results.dense_shape, results.hidden_size)
         yield cell, picture(rows, title=cell.name, colour=looks([cell.method])[cell.method].colour, compact=True)
 
 
-def _samples(comparison: Comparison) -> list[dict[str, Any]]:
+def _samples(results: Results) -> list[dict[str, Any]]:
     """By prompt and settings: each cell's text, dense first."""
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for cell in (each for each in comparison.cells if not each.matched_to):
+    for cell in (each for each in results.cells if not each.matched_to):
         for sample in cell.section("generation").get("samples") or []:
             prompt, text = str(sample.get("prompt", "")), str(sample.get("text", ""))
             key = (prompt, _words(sample.get("settings") or "greedy"))
@@ -136,9 +136,9 @@ def _facts(told: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
             yield f"{prefix}{key}", _words(value)
 
 
-def _command(comparison: Comparison) -> str:
+def _command(results: Results) -> str:
     """The command that made the folder, one option on a line; empty where it was made from Python."""
-    words = (comparison.about.get("arguments") or {}).get("command") or []
+    words = (results.about.get("arguments") or {}).get("command") or []
     return (
         " ".join(shlex.quote(str(word)) for word in ["secateur", *words]).replace(" --", " \\\n  --") if words else ""
     )

@@ -10,19 +10,19 @@ from typing import Any
 
 from secateur.errors import MissingExtraError
 from secateur.report.blocks import lanes
-from secateur.report.comparison import Comparison
 from secateur.report.figures import title
 from secateur.report.looks import INK, looks, percent
+from secateur.report.results import Results
 
 _DPI = 160
 _PANEL = (4.8, 3.9)  # inches
 
 
-def save_plots(comparison: Comparison, figures: Mapping[str, Any], folder: Path) -> list[Path]:
+def save_plots(results: Results, figures: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write every plot that the data allow, as NAME.png and NAME.svg.
 
     Args:
-        comparison: what was removed is read from it.
+        results: what was removed is read from it.
         figures: its numbers, as `secateur.report.figures.figures` gives them.
         folder: made if need be.
 
@@ -42,14 +42,14 @@ def save_plots(comparison: Comparison, figures: Mapping[str, Any], folder: Path)
     }  # fmt: skip
     with rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a name in a script that the font has not
-        for name, figure in _drawn(comparison, figures):
+        for name, figure in _drawn(results, figures):
             for path, metadata in ((folder / f"{name}.png", None), (folder / f"{name}.svg", {"Date": None})):
                 figure.savefig(path, dpi=_DPI, metadata=metadata, bbox_inches="tight")
                 written.append(path)
     return written
 
 
-def _drawn(comparison: Comparison, figures: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _drawn(results: Results, figures: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, x, label in (
         ("perplexity-size", "parameters", "parameters, millions"),
         ("perplexity-time", "wall_s", "pruning time, s"),
@@ -60,9 +60,9 @@ def _drawn(comparison: Comparison, figures: Mapping[str, Any]) -> Iterator[tuple
     if any(cell["accuracy"] for cell in figures["cells"]):
         yield "accuracy-size", _panels(figures, "parameters", "parameters, millions", [None])
     if any(cell["speed"] for cell in figures["cells"]):
-        yield "latency", _latency(figures)
-    if comparison.pictured:
-        yield "removed", _removed(comparison)
+        yield "inference", _inference(figures)
+    if results.pictured:
+        yield "removed", _removed(results)
 
 
 def _has(figures: Mapping[str, Any], x: str, text: str) -> bool:
@@ -99,7 +99,7 @@ def _panels(figures: Mapping[str, Any], x: str, label: str, texts: Sequence[str 
         if text is not None:
             axis.set_yscale("log")
             _ticks(axis.yaxis, [point[1] for point in values])
-        axis.set(xlabel=label, ylabel="mean accuracy" if text is None else "perplexity", title=text or "")
+        axis.set(xlabel=label, ylabel=f"mean {figures['metric']}" if text is None else "perplexity", title=text or "")
     _legend(figure, axes[0])
     return figure
 
@@ -154,11 +154,11 @@ def _legend(figure: Any, axis: Any) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False, fontsize=9)
 
 
-def _latency(figures: Mapping[str, Any]) -> Any:
+def _inference(figures: Mapping[str, Any]) -> Any:
     cells = [cell for cell in figures["cells"] if cell["speed"] and not cell["matched"]]
     colours = {method["key"]: method["colour"] for method in figures["methods"]}
     figure, axes = _figure(2, (4.6, 0.9 + 0.26 * len(cells)))
-    for axis, (kind, heading) in zip(axes, (("prefill", "prompt"), ("token", "each further token")), strict=True):
+    for axis, (kind, heading) in zip(axes, (("prefill", "prefill ms"), ("token", "ms per token")), strict=True):
         for row, cell in enumerate(cells):
             if kind in cell["speed"]:
                 value, low, high, _ = cell["speed"][kind]
@@ -167,18 +167,18 @@ def _latency(figures: Mapping[str, Any]) -> Any:
         axis.axvline(1, color=INK, linewidth=1, linestyle=":")
         axis.set_yticks(range(len(cells)), [f"{cell['label']}, {percent(cell['size'])}" for cell in cells])
         axis.tick_params(axis="y", labelsize=8, left=False, labelleft=axis is axes[0])
-        axis.set(title=f"{heading}, relative to dense", ylim=(len(cells) - 0.5, -0.5))
+        axis.set(title=f"{heading}, over dense", ylim=(len(cells) - 0.5, -0.5))
         axis.grid(visible=False, axis="y")
     return figure
 
 
-def _removed(comparison: Comparison) -> Any:
+def _removed(results: Results) -> Any:
     """A row of columns per cell: attention, FFN, and the stream's width where it changed; what is gone is pale."""
-    cells, known = comparison.pictured, looks(comparison.methods)
+    cells, known = results.pictured, looks(results.methods)
     figure, axes = _figure(1, (8.0, 0.8 + 0.5 * len(cells)))
     axis = axes[0]
     for row, cell in enumerate(cells):
-        drawn = lanes(cell.data["shape"], comparison.dense_shape, comparison.hidden_size)
+        drawn = lanes(cell.data["shape"], results.dense_shape, results.hidden_size)
         unit, top = 0.8 / sum(lane.height for lane in drawn), 0.45 - row
         for lane in drawn:
             height, blocks = lane.height * unit, range(len(lane.kept))
@@ -186,7 +186,7 @@ def _removed(comparison: Comparison) -> Any:
             kept = [share * height for share in lane.kept]
             axis.bar(blocks, kept, bottom=top - height, color=known[cell.method].colour, width=0.8)
             top -= height + 0.04
-    names = [f"{title(cell)}, {percent(comparison.size_of(cell))}" for cell in cells]
+    names = [f"{title(cell)}, {percent(results.size_of(cell))}" for cell in cells]
     axis.set_yticks([-row for row in range(len(cells))], names, fontsize=8)
     axis.grid(visible=False)
     axis.set(xlabel="block; from above: attention, FFN, the stream's width if changed", ylim=(-len(cells) + 0.4, 0.6))

@@ -4,120 +4,147 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from secateur.report.compared import Ranking, accuracy, by_accuracy, by_loss, ratio
-from secateur.report.comparison import DENSE, Cell, Comparison, finite
 from secateur.report.figures import speed, title
-from secateur.report.looks import count, number, percent, seconds, times
+from secateur.report.looks import count, listed, number, percent, seconds, times
+from secateur.report.results import DENSE, CellResult, Results, finite_or_none
 
 Formatted = Callable[[float], str]
 
 
 @dataclass(frozen=True)
-class Column:
+class PageColumn:
     """A column of numbers.
 
     Attributes:
         text: the text that it belongs to, for the page's switch; None if to none.
         value: a cell's number; None where it was not measured.
         hint: what the heading's tooltip says.
-        grey: in no average, since it cannot tell models apart.
+        grey: it cannot tell models apart.
         rank: tells the best cells of one size, which are printed bold.
     """
 
     heading: str
-    value: Callable[[Cell], float | None]
+    value: Callable[[CellResult], float | None]
     form: Formatted
     hint: str = ""
     text: str | None = None
     grey: bool = False
-    rank: Callable[[list[Cell]], Ranking] | None = None
+    rank: Callable[[list[CellResult]], Ranking] | None = None
 
 
 @dataclass(frozen=True)
 class Entry:
+    """A number in the table.
+
+    Attributes:
+        best: the best of its size, or level with it.
+        unsure: for want of an interval it is not known whether it differs from the best.
+    """
+
     shown: str
     sort: float | None
     best: bool = False
+    unsure: bool = False
 
 
 @dataclass(frozen=True)
-class Row:
-    cell: Cell
+class PageRow:
+    """A cell's row.
+
+    Attributes:
+        size: the one that was asked for, where it is known.
+        first: of its size, so that a line parts it from what stands above.
+    """
+
+    cell: CellResult
     title: str
     size: float | None
+    first: bool
     entries: list[Entry]
 
 
-def columns(comparison: Comparison) -> list[Column]:
+def columns(results: Results) -> list[PageColumn]:
     """Those that have at least one number."""
+    average = results.average
     found = [
-        *(_perplexity(comparison, text) for text in comparison.texts),
-        Column("× dense", lambda cell: ratio(comparison, cell), number,
-               "perplexity over the dense model's, geometric mean over the texts"),
-        Column("tasks", lambda cell: accuracy(comparison, cell), percent, "mean over the tasks that are not grey",
-               rank=lambda cells: by_accuracy(comparison, cells)),
-        Column("pruning", lambda cell: cell.wall_s if cell.method != DENSE else None, seconds,
-               "wall-clock time of the pruning itself"),
-        Column("prompt", lambda cell: _time(cell, "prefill"), times, "time for the prompt, over dense"),
-        Column("token", lambda cell: _time(cell, "token"), times, "time per further token, over dense"),
-        Column("removed", lambda cell: cell.removed, percent, f"share of {comparison.whose} that is gone"),
-        Column("parameters", lambda cell: cell.parameters, count),
-        Column("weights", lambda cell: finite(cell.data.get("weight_bytes")), _megabytes),
-        *(_task(comparison, task) for task in comparison.tasks),
+        *(_perplexity(results, text) for text in results.texts),
+        PageColumn("× dense", lambda cell: ratio(results, cell), number,
+               f"perplexity over the dense model's, geometric mean over {listed(results.averaged_texts)}"),
+        PageColumn(f"mean {average.metric}", lambda cell: accuracy(results, cell), percent,
+               f"mean over {listed(average.tasks)}",
+               rank=lambda cells: by_accuracy(results, cells)),
+        PageColumn("pruning", lambda cell: cell.wall_s if cell.method != DENSE else None, seconds,
+               "wall-clock time of the pruning itself, in one run"),
+        PageColumn("prefill ms, × dense", lambda cell: _time(cell, "prefill"), times,
+               "time for the whole prompt, over the dense model's in the same run"),
+        PageColumn("ms per token, × dense", lambda cell: _time(cell, "token"), times,
+               "time for each further token, over the dense model's in the same run"),
+        PageColumn("removed", lambda cell: cell.removed, percent, f"share of {results.whose} that is gone"),
+        PageColumn("parameters", lambda cell: cell.parameters, count),
+        PageColumn("weights", lambda cell: finite_or_none(cell.data.get("weight_bytes")), _megabytes),
+        *(_task(results, task) for task in results.tasks),
     ]  # fmt: skip
-    return [each for each in found if any(each.value(cell) is not None for cell in comparison.cells if cell.done)]
+    return [each for each in found if any(each.value(cell) is not None for cell in results.cells if cell.done)]
 
 
-def _time(cell: Cell, kind: str) -> float | None:
+def _time(cell: CellResult, kind: str) -> float | None:
     found = speed(cell, kind)
-    return found[0] if found else None
+    return found.ratio if found else None
 
 
 def _megabytes(size: float) -> str:
     return f"{number(size / 1e6)}\u00a0MB"
 
 
-def _perplexity(comparison: Comparison, text: str) -> Column:
-    results: list[Any] = [cell.section("perplexity").get(text) for cell in comparison.cells]
-    one = next(each for each in results if each)
-    hint = f"perplexity, {one.get('samples', '?')} windows of {one.get('length', '?')} tokens"
-    return Column(
-        text, lambda cell: cell.perplexity(text), number, hint, text=text,
-        rank=lambda cells: by_loss(comparison, cells, [text]),
+def _perplexity(results: Results, text: str) -> PageColumn:
+    windows = results.windows[text]
+    hint = f"perplexity, {windows.get('samples', '?')} windows of {windows.get('length', '?')} tokens"
+    return PageColumn(
+        text, lambda cell: results.perplexity(cell, text), number, hint, text=text,
+        rank=lambda cells: by_loss(results, cells, [text]),
     )  # fmt: skip
 
 
-def _task(comparison: Comparison, task: str) -> Column:
-    results: list[Any] = [cell.section("tasks").get(task) for cell in comparison.cells]
-    one = next(each for each in results if each)
-    hint = f"{one.get('metric', 'accuracy')}, {one.get('documents', '?')} documents"
-    why = comparison.chance_tasks.get(task)
-    return Column(
-        task, lambda cell: finite(cell.section("tasks").get(task, {}).get("value")), percent,
-        f"{hint}; {why}" if why else hint, grey=why is not None,
+def _task(results: Results, task: str) -> PageColumn:
+    one = next(cell.section("tasks")[task] for cell in results.cells if task in cell.section("tasks"))
+    hint = f"{one['metric']}, {one.get('documents', '?')} documents"
+    average = results.average
+    why = average.left_out.get(task)
+    return PageColumn(
+        task, lambda cell: finite_or_none(cell.section("tasks").get(task, {}).get("value")),
+        percent if average.is_share(task) else number, f"{hint}; in no average: {why}" if why else hint,
+        grey=task in average.grey,
     )  # fmt: skip
 
 
-def rows(comparison: Comparison, wanted: list[Column]) -> list[Row]:
-    """One row per cell, in the comparison's order; bold are the best of each size and all that are level with them."""
-    best: dict[str, set[str]] = {}
-    for column in wanted:
-        if column.rank:
-            rankings = [column.rank(comparison.of_size(size)) for size in comparison.sparsities]
-            best[column.heading] = {cell.name for ranking in rankings for cell in ranking.level}
-    return [
-        Row(
-            cell, title(cell), comparison.size_of(cell),
-            [_entry(cell, column, cell.name in best.get(column.heading, ())) for column in wanted],
-        )
-        for cell in comparison.cells
-    ]  # fmt: skip
+def rows(results: Results, wanted: list[PageColumn]) -> list[PageRow]:
+    """One row per cell, in the comparison's order.
+
+    Bold are the best of each size that was asked for and all that are level with them; a 2SSP at another method's size
+    is not in the running.
+    """
+    rankings = [
+        [column.rank(results.of_size(size)) for size in results.sparsities] if column.rank else [] for column in wanted
+    ]
+    best = [{cell for ranking in each for cell in ranking.level} for each in rankings]
+    unsure = [{cell for ranking in each for cell in ranking.unsure} for each in rankings]
+    made: list[PageRow] = []
+    last: float | None = None
+    for cell in results.cells:
+        entries = [
+            _entry(cell, column, best=cell in best[place], unsure=cell in unsure[place])
+            for place, column in enumerate(wanted)
+        ]
+        size = results.size_of(cell)
+        made.append(PageRow(cell, title(cell), size, size not in (None, last), entries))
+        last = last if size is None else size
+    return made
 
 
-def _entry(cell: Cell, column: Column, best: bool) -> Entry:
+def _entry(cell: CellResult, column: PageColumn, *, best: bool, unsure: bool) -> Entry:
     value = column.value(cell) if cell.done else None
     if value is None:
         return Entry("–", None)
-    return Entry(column.form(value), value, best)
+    return Entry(column.form(value), value, best, unsure)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from secateur.report.awards import Measure, measures
 from secateur.report.compared import Gap, by_accuracy, by_loss, loss_gap, ratio
-from secateur.report.comparison import Cell, Comparison
 from secateur.report.figures import title
 from secateur.report.looks import listed, method_name, number, percent, times
+from secateur.report.results import CellResult, Results
 
 TOLERANCES = (1.05, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0)  # perplexity over the dense model's
 SAME_SIZE = 0.005  # of the blocks' parameters: what counts as the size that was asked for
@@ -19,10 +19,16 @@ FEW_WINDOWS = 10
 
 @dataclass(frozen=True)
 class AtSize:
-    """What is said of one size: `level` are the cells that the intervals do not tell from the best, best first."""
+    """What is said of one size.
+
+    Attributes:
+        level: the cell with the best number, then those that the intervals do not tell from it.
+        unsure: those of which that is not known, since there is no interval.
+    """
 
     sparsity: float
-    level: tuple[Cell, ...]
+    level: tuple[CellResult, ...]
+    unsure: tuple[CellResult, ...]
     text: str
 
 
@@ -31,7 +37,7 @@ class Choice:
     """The smallest model within a tolerance: perplexity at most `tolerance` times the dense model's."""
 
     tolerance: float
-    cell: Cell
+    cell: CellResult
     ratio: float
 
 
@@ -55,16 +61,16 @@ class Verdict:
     caveats: tuple[str, ...]
 
 
-def verdict(comparison: Comparison) -> Verdict:
-    sizes = [_at_size(comparison, sparsity) for sparsity in comparison.sparsities]
+def verdict(results: Results) -> Verdict:
+    sizes = [_at_size(results, sparsity) for sparsity in results.sparsities]
     known = [each for each in sizes if each.level]
     return Verdict(
         headline=_headline(known),
-        cost=_cost(comparison, known),
+        cost=_cost(results, known),
         sizes=tuple(sizes),
-        choices=tuple(_choices(comparison)),
-        measures=measures(comparison),
-        caveats=tuple(_caveats(comparison)),
+        choices=tuple(_choices(results)),
+        measures=measures(results),
+        caveats=tuple(_caveats(results)),
     )
 
 
@@ -76,20 +82,23 @@ def _headline(sizes: Sequence[AtSize]) -> str:
         names = tuple(dict.fromkeys(method_name(cell.method) for cell in each.level))
         groups.setdefault(names, []).append(percent(each.sparsity))
     everywhere = set.intersection(*({cell.method for cell in each.level} for each in sizes))
+    unsure = [percent(each.sparsity) for each in sizes if each.unsure]
+    remark = f" At {listed(unsure)} intervals are missing: who is level is not known." if unsure else ""
     if len(groups) > 1 and everywhere:
         winner = next(cell.method for cell in sizes[0].level if cell.method in everywhere)
-        return f"By perplexity, {method_name(winner)} is best, or level with the best, at every size ({_sizes(sizes)})."
+        what = "is lowest, or level with the lowest," if unsure else "is best, or level with the best,"
+        return f"By perplexity, {method_name(winner)} {what} at every size ({_sizes(sizes)}).{remark}"
     clauses = []
     for names, shares in groups.items():
         who = names[0] if len(names) == 1 else f"{listed(names)} (level)"
         clauses.append(f"{who} at {listed(shares)}")
-    return f"Best by perplexity: {'; '.join(clauses)}."
+    return f"{'Lowest' if unsure else 'Best by'} perplexity: {'; '.join(clauses)}.{remark}"
 
 
-def _cost(comparison: Comparison, sizes: Sequence[AtSize]) -> str:
-    found = [(each.sparsity, ratio(comparison, each.level[0])) for each in sizes]
+def _cost(results: Results, sizes: Sequence[AtSize]) -> str:
+    found = [(each.sparsity, ratio(results, each.level[0])) for each in sizes]
     clauses = [f"{times(over)} at {percent(sparsity)}" for sparsity, over in found if over]
-    mean = ", on average over the texts" if len(comparison.texts) > 1 else ""
+    mean = ", on average over the texts" if len(results.averaged_texts) > 1 else ""
     return f"What the best one costs, in perplexity over the dense model's{mean}: {listed(clauses)}." if clauses else ""
 
 
@@ -100,13 +109,13 @@ def _sizes(sizes: Sequence[AtSize]) -> str:
 # --- at one size ---
 
 
-def _at_size(comparison: Comparison, sparsity: float) -> AtSize:
-    cells = comparison.of_size(sparsity)
-    ranking = by_loss(comparison, cells)
+def _at_size(results: Results, sparsity: float) -> AtSize:
+    cells = results.of_size(sparsity)
+    ranking = by_loss(results, cells)
     if not ranking.cells:
-        return AtSize(sparsity, (), "No method has finished at this size.")
-    best, level = ranking.cells[0], ranking.level
-    words = [_best(comparison, best)]
+        return AtSize(sparsity, (), (), "No method has finished at this size.")
+    best, level, unsure = ranking.cells[0], ranking.level, ranking.unsure
+    words = [_best(results, best)]
     if len(cells) == 1:
         words.append("It is the only method that finished at this size.")
     if len(level) > 1:
@@ -117,54 +126,61 @@ def _at_size(comparison: Comparison, sparsity: float) -> AtSize:
     behind = [(cell, gap) for cell, gap in zip(ranking.cells, ranking.gaps, strict=True) if cell not in level]
     if behind:
         words.append(f"Next is {title(behind[0][0])}, {_distance(behind[0][1])}.")
-    words += [_size_of_best(comparison, cell) for cell in level if _off_target(cell)]
+    if unsure:
+        who = listed([title(cell) for cell in unsure])
+        words.append(f"Whether {who} {'differs' if len(unsure) == 1 else 'differ'} from it is not known: no interval.")
+    words += [_size_of_best(results, cell) for cell in level if _off_target(cell)]
     if reduced := [title(cell) for cell in ranking.cells if cell.reduced and cell not in level]:
         words.append(f"{listed(reduced)} searched less than the paper does, and might do better.")
     if best.reduced:
         words.append("It is best although its search was reduced.")
-    return AtSize(sparsity, level, " ".join(words))
+    return AtSize(sparsity, level, unsure, " ".join(words))
 
 
-def _best(comparison: Comparison, best: Cell) -> str:
-    values = listed([f"{number(best.perplexity(text))} on {text}" for text in comparison.texts])
-    over = ratio(comparison, best)
+def _best(results: Results, best: CellResult) -> str:
+    values = listed([f"{number(results.perplexity(best, text))} on {text}" for text in results.averaged_texts])
+    over = ratio(results, best)
     if over is None:
         return f"{title(best)} has the lowest perplexity: {values}."
-    mean = " on average" if len(comparison.texts) > 1 else ""
+    mean = " on average" if len(results.averaged_texts) > 1 else ""
     return f"{title(best)} has the lowest perplexity: {values}, {times(over)} the dense model's{mean}."
 
 
 def _distance(gap: Gap | None) -> str:
     if gap is None:
-        return "judged on other windows, so that the distance is not known"
+        return "at a distance that is not known"
     more = f"{times(math.exp(min(gap.difference, 700)))} the best one's perplexity"
     if gap.low is None or gap.high is None:
-        return f"{more} (no interval: the windows' losses are not there)"
+        return f"{more} (no interval)"
     return f"{more} (95 % interval {number(math.exp(gap.low))} to {number(math.exp(min(gap.high, 700)))})"
 
 
-def _off_target(cell: Cell) -> bool:
+def _off_target(cell: CellResult) -> bool:
     return cell.sparsity is not None and cell.removed is not None and abs(cell.removed - cell.sparsity) > SAME_SIZE
 
 
-def _size_of_best(comparison: Comparison, cell: Cell) -> str:
+def _size_of_best(results: Results, cell: CellResult) -> str:
     """One that removes whole blocks ends beside the size asked for; whether it is better is asked at its own size."""
     told = f"{title(cell)} removed {percent(cell.removed)} instead of {percent(cell.sparsity)}"
-    partner = comparison.partner(cell)
-    gap = loss_gap(partner, cell, comparison.texts) if partner else None
+    partner = results.partner(cell)
+    gap = loss_gap(partner, cell, results.averaged_texts) if partner else None
     if gap is None:
         return f"{told}, so it is not quite the same size as the others."
-    if gap.open:
+    over = f"{times(math.exp(min(gap.difference, 700)))} its perplexity"
+    if gap.apart is None:
+        return f"{told}; 2SSP at that same size has {over} (no interval: whether they differ is not known)."
+    if not gap.apart:
         return f"{told}; 2SSP at that same size is level with it."
-    word = "better" if gap.difference < 0 else "worse"
-    return f"{told}; 2SSP at that same size is {word}, {times(math.exp(min(gap.difference, 700)))} its perplexity."
+    return f"{told}; 2SSP at that same size is {'better' if gap.difference < 0 else 'worse'}, {over}."
 
 
 # --- over all sizes ---
 
 
-def _choices(comparison: Comparison) -> list[Choice]:
-    judged = [(cell, over) for cell in comparison.pruned if (over := ratio(comparison, cell)) and cell.parameters]
+def _choices(results: Results) -> list[Choice]:
+    """Of the methods at a size that was asked for: a 2SSP at another one's size is a size that only 2SSP was given."""
+    running = [cell for cell in results.pruned if not cell.matched_to and cell.parameters]
+    judged = [(cell, over) for cell in running if (over := ratio(results, cell))]
     found: list[Choice] = []
     for tolerance in TOLERANCES:
         within = [(cell.parameters or 0, over, cell) for cell, over in judged if over <= tolerance]
@@ -179,52 +195,57 @@ def _choices(comparison: Comparison) -> list[Choice]:
 # --- what the reader must know ---
 
 
-def _caveats(comparison: Comparison) -> list[str]:
-    checks: tuple[Callable[[Comparison], list[str]], ...] = (
+def _caveats(results: Results) -> list[str]:
+    checks: tuple[Callable[[Results], list[str]], ...] = (
         _unfinished, _reduced, _disagreement, _sizes_apart, _coverage,
     )  # fmt: skip
-    return [caveat for check in checks for caveat in check(comparison)]
+    return [caveat for check in checks for caveat in check(results)]
 
 
-def _unfinished(comparison: Comparison) -> list[str]:
+def _unfinished(results: Results) -> list[str]:
     told = [
-        f"{title(cell)} at {percent(comparison.size_of(cell))} failed and is not judged: {cell.error}"
-        for cell in comparison.cells
+        f"{title(cell)} at {percent(results.size_of(cell))} failed and is not judged: {cell.error}"
+        for cell in results.cells
         if cell.status == "failed" and not cell.matched_to
     ]
-    if missing := [cell.name for cell in comparison.cells if cell.status == "missing"]:
-        told.append(f"Not run yet: {', '.join(missing)}. The same command goes on where it stopped.")
-    if comparison.dense is None:
+    if missing := [cell.name for cell in results.missing]:
+        told.append(
+            f"Not there yet (running, or still to come): {', '.join(missing)}. If the comparison was stopped, the same "
+            "command goes on."
+        )
+    if results.dense is None:
         told.append("The dense model was not judged, so nothing is said relative to it.")
     return told
 
 
-def _reduced(comparison: Comparison) -> list[str]:
+def _reduced(results: Results) -> list[str]:
     told: dict[str, list[str]] = {}
-    for cell in comparison.pruned:
+    for cell in results.pruned:
         if cell.done and cell.reduced:
             note = (cell.data.get("notes") or {}).get("reduced") or "a smaller search than its paper's"
             told.setdefault(f"{title(cell)}: {note}", []).append(percent(cell.sparsity))
     return [f"{what} (at {listed(sizes)})" for what, sizes in told.items()]
 
 
-def _disagreement(comparison: Comparison) -> list[str]:
-    """Sizes at which no cell is among the best both by perplexity and by tasks."""
+def _disagreement(results: Results) -> list[str]:
+    """Sizes at which no cell can be best both by perplexity and by tasks, for all that the intervals tell."""
     told = []
-    for sparsity in comparison.sparsities:
-        cells = comparison.of_size(sparsity)
-        ours, theirs = by_loss(comparison, cells).level, by_accuracy(comparison, cells).level
-        if ours and theirs and not {cell.name for cell in ours} & {cell.name for cell in theirs}:
+    for sparsity in results.sparsities:
+        cells = results.of_size(sparsity)
+        rankings = by_loss(results, cells), by_accuracy(results, cells)
+        ours, theirs = ({*ranking.level, *ranking.unsure} for ranking in rankings)
+        if ours and theirs and not ours & theirs:
+            first, second = (title(ranking.cells[0]) for ranking in rankings)
             told.append(
-                f"At {percent(sparsity)} tasks and perplexity disagree: the former put {title(theirs[0])} first, the "
-                f"latter {title(ours[0])}. Decide by what the model is for."
+                f"At {percent(sparsity)} tasks and perplexity disagree: the former put {second} first, the latter "
+                f"{first}. Decide by what the model is for."
             )
     return told
 
 
-def _sizes_apart(comparison: Comparison) -> list[str]:
+def _sizes_apart(results: Results) -> list[str]:
     off: dict[str, list[str]] = {}
-    for cell in comparison.pruned:
+    for cell in results.pruned:
         if cell.done and not cell.matched_to and _off_target(cell):
             off.setdefault(title(cell), []).append(f"{percent(cell.removed)} for {percent(cell.sparsity)}")
     if not off:
@@ -236,19 +257,29 @@ def _sizes_apart(comparison: Comparison) -> list[str]:
     ]
 
 
-def _coverage(comparison: Comparison) -> list[str]:
+def _coverage(results: Results) -> list[str]:
     told = []
-    results = [result for cell in comparison.cells for result in cell.section("perplexity").values()]
-    windows = min((result.get("samples") or 0 for result in results), default=0)
-    if results and windows < FEW_WINDOWS:
+    windows = min((each.get("samples") or 0 for each in results.windows.values()), default=0)
+    if results.windows and windows < FEW_WINDOWS:
         told.append(f"Perplexity was taken on {windows} windows only; intervals from so few are rough.")
-    if len({result.get("length") for result in results}) > 1:
-        told.append("Texts were cut to different lengths; perplexities of different lengths are never compared.")
-    if not comparison.tasks:
+    if apart := [text for text in results.texts if text not in results.averaged_texts]:
+        told.append(
+            f"{listed(apart)} {'was' if len(apart) == 1 else 'were'} cut to windows of another length, and "
+            "perplexities of different lengths are never averaged: left out of the mean over texts, and of what is "
+            "said of a size."
+        )
+    for cell in results.cells:
+        if other := [text for text in cell.section("perplexity") if not results.loss(cell, text)]:
+            told.append(f"{cell.name} was judged on other windows of {listed(other)}; it is not compared there.")
+    if not results.tasks:
         told.append("No tasks were run. Perplexity alone does not tell what a model can still do.")
-    elif lacking := [cell.name for cell in comparison.pruned if cell.done and not cell.section("tasks")]:
+    elif lacking := [cell.name for cell in results.pruned if cell.done and not cell.section("tasks")]:
         told.append(f"Without tasks: {', '.join(lacking)}.")
-    told += [f"{task} is grey and in no average: {why}." for task, why in comparison.chance_tasks.items()]
-    if not any(cell.section("generation") for cell in comparison.pruned):
+    average = results.average
+    told += [
+        f"{task} is {'grey and ' if task in average.grey else ''}in no average: {why}."
+        for task, why in average.left_out.items()
+    ]
+    if not any(cell.section("generation") for cell in results.pruned):
         told.append("No text was generated. Generation can break before perplexity shows it.")
     return told

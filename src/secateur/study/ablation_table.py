@@ -6,13 +6,13 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from secateur.evaluation.averages import Average
 from secateur.evaluation.statistics import mean_and_sd
-from secateur.study.differences import Cells, grey_tasks, task_average
+from secateur.study.differences import CellFile, Cells, average_notes, average_of
 from secateur.study.folder import GridFolder, dumps
 from secateur.study.render import Column, Row, Table, as_json, comma_separated, latex, markdown
 
 NAME = "ablation-table"
-Cell = Mapping[str, Any]
 
 
 def write_ablation_table(folder: GridFolder) -> None:
@@ -31,8 +31,8 @@ def ablation_table(cells: Cells) -> Table:
     """Rows in the order of the cells: by ablation, sparsity and value, all seeds in one."""
     texts = list(dict.fromkeys(text for cell in cells.values() for text in cell["perplexity"]))
     tasks = list(dict.fromkeys(task for cell in cells.values() for task in cell["tasks"]))
-    grey = grey_tasks(cells)
-    measures: dict[str, Callable[[Cell], float | None]] = {}
+    average = average_of(cells)
+    measures: dict[str, Callable[[CellFile], float | None]] = {}
     columns = [
         Column("what", "ablation"),
         Column("value", "value"),
@@ -42,7 +42,7 @@ def ablation_table(cells: Cells) -> Table:
         Column("failed", "failed", "d", hidden=all(cell["status"] == "done" for cell in cells.values())),
     ]
 
-    def measure(key: str, title: str, form: str, value: Callable[[Cell], float | None], **more: Any) -> None:
+    def measure(key: str, title: str, form: str, value: Callable[[CellFile], float | None], **more: Any) -> None:
         measures[key] = value
         columns.append(Column(key, title, form, sd=f"{key}:sd", **more))
 
@@ -52,16 +52,20 @@ def ablation_table(cells: Cells) -> Table:
         measure(f"perplexity:{text}", f"perplexity, {text}", ".2f", found, better="low")
     for task in tasks:
         found = functools.partial(_in, "tasks", task, "value")
-        measure(f"task:{task}", task, ".1%", found, better="high", grey=task in grey)
-    if tasks:
-        measure("task_average", "task average", ".1%", lambda cell: task_average(cell, tasks, grey), better="high")
+        if average.is_share(task):
+            measure(f"task:{task}", task, ".1%", found, better="high", grey=task in average.grey)
+        else:
+            measure(f"task:{task}", f"{task}, {average.metrics[task]}", ".4g", found)
+    if average.tasks:
+        heading = f"average of {average.metric}"
+        measure("task_average", heading, ".1%", lambda cell: average.of(cell["tasks"]), better="high")
     measure("prune_cpu_s", "pruning, CPU s", ",.0f", lambda cell: (cell["prune"] or {}).get("cpu_s"))
     measure("forwards", "forwards", ",.0f", lambda cell: (cell["prune"] or {}).get("forwards"))
-    return Table(columns, _rows(cells, measures), group="group", notes=_notes(cells, grey))
+    return Table(columns, _rows(cells, measures), group="group", beside="matched_to", notes=_notes(cells, average))
 
 
-def _rows(cells: Cells, measures: Mapping[str, Callable[[Cell], float | None]]) -> list[Row]:
-    groups: dict[tuple[Any, ...], list[Cell]] = {}
+def _rows(cells: Cells, measures: Mapping[str, Callable[[CellFile], float | None]]) -> list[Row]:
+    groups: dict[tuple[Any, ...], list[CellFile]] = {}
     for cell in cells.values():
         if cell["ablation"] is None:
             groups.setdefault(("dense", "", cell["method"], None), []).append(cell)
@@ -71,6 +75,7 @@ def _rows(cells: Cells, measures: Mapping[str, Callable[[Cell], float | None]]) 
     rows: list[Row] = []
     for (what, value, method, sparsity), some in groups.items():
         row: dict[str, Any] = {"what": what, "value": value, "method": method, "sparsity": sparsity}
+        row["matched_to"] = some[0]["matched_to"]
         row |= {"group": f"{what} {sparsity}", "seeds": len(some), "failed": sum(c["status"] != "done" for c in some)}
         for key, measured in measures.items():
             row[key], row[f"{key}:sd"] = _spread([measured(cell) for cell in some])
@@ -78,14 +83,14 @@ def _rows(cells: Cells, measures: Mapping[str, Callable[[Cell], float | None]]) 
     return rows
 
 
-def _asked(cell: Cell, cells: Cells) -> float | None:
+def _asked(cell: CellFile, cells: Cells) -> float | None:
     """A matched cell belongs to the sparsity of the one that it stands beside."""
     other = cells.get(cell["matched_to"] or "", cell)
     sparsity: float | None = other["sparsity"]
     return sparsity
 
 
-def _in(part: str, name: str, key: str, cell: Cell) -> float | None:
+def _in(part: str, name: str, key: str, cell: CellFile) -> float | None:
     value: float | None = cell[part].get(name, {}).get(key)
     return value
 
@@ -95,9 +100,9 @@ def _spread(values: Sequence[float | None]) -> tuple[float | None, float | None]
     return mean_and_sd(there) if there else (None, None)
 
 
-def _notes(cells: Cells, grey: Mapping[str, str]) -> list[str]:
+def _notes(cells: Cells, average: Average) -> list[str]:
     notes = ["Mean ± standard deviation over seeds: draws of the calibration windows (seed 0: the first ones)."]
-    notes += [f"Left out of the average, {task}: {reason}." for task, reason in grey.items()]
+    notes += average_notes(average)
     seen: dict[str, str] = {}
     for name, cell in cells.items():
         for note in cell["notes"].values():

@@ -6,15 +6,17 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from secateur.evaluation.chance import at_chance
-from secateur.evaluation.statistics import is_binary, mcnemar, paired_bootstrap
+from secateur.evaluation.averages import Average, average_over
+from secateur.evaluation.statistics import DRAWS, is_binary, mcnemar, paired_bootstrap
 from secateur.study.cells import DENSE
+from secateur.study.folder import finite
 
-Cells = Mapping[str, Mapping[str, Any]]
+CellFile = Mapping[str, Any]  # what a cell.json holds
+Cells = Mapping[str, CellFile]
 SAME_SPARSITY, SAME_SIZE = "same sparsity asked", "same size"
 
 
-def differences(cells: Cells, base: str, *, seed: int = 0, draws: int = 10_000) -> list[dict[str, Any]]:
+def differences(cells: Cells, base: str, *, seed: int = 0, draws: int = DRAWS) -> list[dict[str, Any]]:
     """Each cell against the base method's at the same sparsity asked, and against 2SSP's at its own size.
 
     Args:
@@ -24,8 +26,8 @@ def differences(cells: Cells, base: str, *, seed: int = 0, draws: int = 10_000) 
     Returns:
         Entries with `cell`, `against`, `kind`, and `perplexity` by text: `difference` in nats per token with its 95%
         interval `low` to `high`, below 0 where the cell is better, and the `ratio` of the perplexities; `tasks` by
-        task: `difference` in the metric with its interval, above 0 where the cell is better, and McNemar's exact `p`
-        where answers are right or wrong.
+        task: `difference` in the `metric` with its interval, of an accuracy above 0 where the cell is better, and
+        McNemar's exact `p` where answers are right or wrong.
     """
     told = []
     for name, cell in cells.items():
@@ -44,7 +46,7 @@ def differences(cells: Cells, base: str, *, seed: int = 0, draws: int = 10_000) 
     return told
 
 
-def _others(name: str, cell: Mapping[str, Any], cells: Cells, base: str) -> list[tuple[str, Mapping[str, Any]]]:
+def _others(name: str, cell: CellFile, cells: Cells, base: str) -> list[tuple[str, CellFile]]:
     found = []
     for other in cells.values():
         if other["status"] != "done":
@@ -60,9 +62,7 @@ def _others(name: str, cell: Mapping[str, Any], cells: Cells, base: str) -> list
     return found
 
 
-def _perplexities(
-    cell: Mapping[str, Any], other: Mapping[str, Any], seed: int, draws: int
-) -> dict[str, dict[str, float | None]]:
+def _perplexities(cell: CellFile, other: CellFile, seed: int, draws: int) -> dict[str, dict[str, float | None]]:
     told: dict[str, dict[str, float | None]] = {}
     for text, mine in cell["perplexity"].items():
         theirs = other["perplexity"].get(text)
@@ -71,44 +71,33 @@ def _perplexities(
         found = paired_bootstrap(
             mine["window_nll"], theirs["window_nll"], mine["window_predictions"], seed=seed, draws=draws
         )
-        told[text] = {**_finite(found), "ratio": math.exp(found["difference"])}
+        told[text] = {**finite(found), "ratio": math.exp(found["difference"])}
     return told
 
 
-def _tasks(
-    cell: Mapping[str, Any], other: Mapping[str, Any], seed: int, draws: int
-) -> dict[str, dict[str, float | None]]:
-    told: dict[str, dict[str, float | None]] = {}
+def _tasks(cell: CellFile, other: CellFile, seed: int, draws: int) -> dict[str, dict[str, Any]]:
+    told: dict[str, dict[str, Any]] = {}
     for task, mine in cell["tasks"].items():
         theirs = other["tasks"].get(task)
-        if theirs is None:
+        if theirs is None or mine["value"] is None or theirs["value"] is None:  # a metric that came to NaN
             continue
         a, b = mine["per_document"], theirs["per_document"]
         if not a or not b:  # a metric of the whole, as a corpus' F1: nothing to pair
-            told[task] = {"difference": mine["value"] - theirs["value"], "low": None, "high": None, "p": None}
-            continue
-        binary = is_binary([*a, *b])
-        found = _finite(paired_bootstrap(a, b, seed=seed, draws=draws))
-        told[task] = {**found, "p": mcnemar(a, b) if binary else None}
+            found = {"difference": mine["value"] - theirs["value"], "low": None, "high": None, "p": None}
+        else:
+            found = finite(paired_bootstrap(a, b, seed=seed, draws=draws))
+            found["p"] = mcnemar(a, b) if is_binary([*a, *b]) else None
+        told[task] = {"metric": mine["metric"], **found}
     return told
 
 
-def _finite(found: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: value if math.isfinite(value) else None for name, value in found.items()}
-
-
-def grey_tasks(cells: Cells) -> dict[str, str]:
-    """Tasks that cannot tell models apart, with the reason: the dense model is at chance. None without a dense one."""
+def average_of(cells: Cells) -> Average:
+    """What the task average of a grid's cells is taken of; without a dense one no task is known to be at chance."""
     dense = cells.get(DENSE)
-    if dense is None:
-        return {}
-    reasons = {task: at_chance(result) for task, result in dense["tasks"].items()}
-    return {task: reason for task, reason in reasons.items() if reason is not None}
+    return average_over([cell["tasks"] for cell in cells.values()], dense["tasks"] if dense else {})
 
 
-def task_average(cell: Mapping[str, Any], tasks: list[str], grey: Mapping[str, str]) -> float | None:
-    """The mean over the tasks that are not grey; None if there is none, or the cell lacks one."""
-    counted = [task for task in tasks if task not in grey]
-    if not counted or any(task not in cell["tasks"] for task in counted):
-        return None
-    return sum(float(cell["tasks"][task]["value"]) for task in counted) / len(counted)
+def average_notes(average: Average) -> list[str]:
+    """What the task average is the mean of, and why other tasks are not in it."""
+    told = [f"Average of {average.metric}: the mean over {', '.join(average.tasks)}."] if average.tasks else []
+    return told + [f"Left out of the average, {task}: {why}." for task, why in average.left_out.items()]

@@ -10,11 +10,7 @@ from typing import Any
 
 from secateur.errors import CheckpointError, OutputError, OutputExistsError
 from secateur.folders import new_folder, resolved, write_file
-
-SCHEMA = 1
-INDEX = "compare.json"
-CELL = "cell.json"
-CELLS = "cells"
+from secateur.report.results import CELL, CELLS, INDEX
 
 
 class GridFolder:

@@ -18,8 +18,8 @@ from secateur.engine.tokens import Tokens
 from secateur.evaluation.asked import Judging
 from secateur.model.handle import Model
 from secateur.report.record import environment, public_arguments, public_facts, public_name
+from secateur.report.results import SCHEMA
 from secateur.study.cells import Cell
-from secateur.study.folder import SCHEMA
 from secateur.version import __version__
 
 _CPU = Path("/proc/cpuinfo")

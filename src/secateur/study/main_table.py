@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from secateur.evaluation.averages import Average, is_accuracy
 from secateur.study.cells import DENSE
-from secateur.study.differences import SAME_SIZE, Cells, differences, grey_tasks, task_average
+from secateur.study.differences import SAME_SIZE, CellFile, Cells, average_notes, average_of, differences
 from secateur.study.folder import GridFolder, dumps
 from secateur.study.render import Column, Row, Table, as_json, comma_separated, latex, markdown
 
 NAME = "main-table"
+SURE = 0.05  # a p below it tells two models apart, as an interval of 95 % without 0 does
 
 
 def write_main_table(folder: GridFolder, base: str) -> None:
@@ -23,7 +25,14 @@ def write_main_table(folder: GridFolder, base: str) -> None:
     sections = [f"# {title}", "", markdown(table)]
     if told:
         sections += [f"## Differences, base {base}", "", markdown(against)]
-    content = {**as_json(table), "base": base, "grey": grey_tasks(cells), "differences": told}
+    average = average_of(cells)
+    content = {
+        **as_json(table),
+        "base": base,
+        "grey": average.grey,
+        "average": {"metric": average.metric, "tasks": average.tasks, "left_out": average.left_out},
+        "differences": told,
+    }
     folder.write(f"{NAME}.md", "\n".join(sections))
     folder.write(f"{NAME}.csv", comma_separated(table))
     folder.write(f"{NAME}.json", dumps(content))
@@ -35,7 +44,7 @@ def main_table(cells: Cells, index: Mapping[str, Any]) -> Table:
     """A row per cell, in the index's order."""
     texts = list(dict.fromkeys(text for cell in cells.values() for text in cell["perplexity"]))
     tasks = list(dict.fromkeys(task for cell in cells.values() for task in cell["tasks"]))
-    grey = grey_tasks(cells)
+    average = average_of(cells)
     columns = [
         Column("name", "cell", hidden=True),
         Column("label", "method"),
@@ -50,10 +59,15 @@ def main_table(cells: Cells, index: Mapping[str, Any]) -> Table:
     ]
     columns += [Column(f"perplexity:{text}", f"perplexity, {text}", ".2f", "low") for text in texts]
     columns += [Column(f"nll_stderr:{text}", f"standard error of nll, {text}", ".4f", hidden=True) for text in texts]
-    columns += [Column(f"task:{task}", task, ".1%", "high", grey=task in grey) for task in tasks]
-    columns += [Column(f"task_stderr:{task}", f"standard error, {task}", ".1%", hidden=True) for task in tasks]
-    if tasks:
-        columns.append(Column("task_average", "task average", ".1%", "high"))
+    columns += [
+        Column(f"task:{task}", task, ".1%", "high", grey=task in average.grey)
+        if average.is_share(task)
+        else Column(f"task:{task}", f"{task}, {average.metrics[task]}", ".4g")
+        for task in tasks
+    ]
+    columns += [Column(f"task_stderr:{task}", f"standard error, {task}", hidden=True) for task in tasks]
+    if average.tasks:
+        columns.append(Column("task_average", f"average of {average.metric}", ".1%", "high"))
     columns += [
         Column("prune_cpu_s", "pruning, CPU s", ",.0f"),
         Column("prune_wall_s", "pruning, s", ",.0f", hidden=True),
@@ -63,18 +77,18 @@ def main_table(cells: Cells, index: Mapping[str, Any]) -> Table:
     ]
     if any(cell["inference"] for cell in cells.values()):
         columns += [
-            Column("prefill_ms", "prompt, ms", ",.1f", "low"),
-            Column("token_ms", "token, ms", ",.1f", "low"),
-            Column("dense_prefill_ms", "prompt, dense in the same run, ms", ",.1f", hidden=True),
-            Column("dense_token_ms", "token, dense in the same run, ms", ",.1f", hidden=True),
+            Column("prefill_ms", "prefill ms", ",.1f", "low"),
+            Column("token_ms", "ms per token", ",.1f", "low"),
+            Column("dense_prefill_ms", "prefill ms, dense in the same run", ",.1f", hidden=True),
+            Column("dense_token_ms", "ms per token, dense in the same run", ",.1f", hidden=True),
         ]
     failed = any(cell["status"] == "failed" for cell in cells.values())
     columns.append(Column("error", "error", hidden=not failed))
-    rows = [_row(cell, cells, texts, tasks, grey) for cell in cells.values()]
-    return Table(columns, rows, group="group", notes=_notes(cells, index, grey))
+    rows = [_row(cell, cells, texts, tasks, average) for cell in cells.values()]
+    return Table(columns, rows, group="group", beside="matched_to", notes=_notes(cells, index, average))
 
 
-def _row(cell: Mapping[str, Any], cells: Cells, texts: list[str], tasks: list[str], grey: Mapping[str, str]) -> Row:
+def _row(cell: CellFile, cells: Cells, texts: list[str], tasks: list[str], average: Average) -> Row:
     prune, pair = cell["prune"] or {}, cell["inference"] or {}
     timed, dense = pair.get("pruned", {}), pair.get("dense", {})
     achieved = cell["achieved"] or {}
@@ -92,7 +106,7 @@ def _row(cell: Mapping[str, Any], cells: Cells, texts: list[str], tasks: list[st
         "token_ms": timed.get("token_ms"),
         "dense_prefill_ms": dense.get("prefill_ms"),
         "dense_token_ms": dense.get("token_ms"),
-        "task_average": task_average(cell, tasks, grey),
+        "task_average": average.of(cell["tasks"]),
     }
     for text in texts:
         result = cell["perplexity"].get(text, {})
@@ -103,8 +117,10 @@ def _row(cell: Mapping[str, Any], cells: Cells, texts: list[str], tasks: list[st
     return row
 
 
-def _notes(cells: Cells, index: Mapping[str, Any], grey: Mapping[str, str]) -> list[str]:
-    notes = []
+def _notes(cells: Cells, index: Mapping[str, Any], average: Average) -> list[str]:
+    notes = [
+        "Bold: the best number among the methods at one sparsity asked; what the intervals say of it stands below."
+    ]
     taken = {
         (text, result["samples"], result["length"])
         for cell in cells.values()
@@ -119,9 +135,12 @@ def _notes(cells: Cells, index: Mapping[str, Any], grey: Mapping[str, str]) -> l
     for task, result in (dense or {"tasks": {}})["tasks"].items():
         shots = f", {result['fewshot']}-shot" if result.get("fewshot") is not None else ""
         notes.append(f"{task}: {result['metric']}{shots}, {result['documents']} documents.")
-    notes += [f"Left out of the average, {task}: {reason}." for task, reason in grey.items()]
+    notes += average_notes(average)
     if any(cell["matched_to"] for cell in cells.values()):
-        notes.append("A row 'at the size of' has as many parameters removed as that method really removed.")
+        notes.append(
+            "A row 'at the size of' has as many parameters removed as that method really removed. It is never bold: "
+            "compare it with that method only."
+        )
     first: dict[str, str] = {}  # cells of one method say the same at every sparsity
     for name, cell in cells.items():
         for note in cell["notes"].values():
@@ -159,16 +178,19 @@ def difference_table(told: list[dict[str, Any]]) -> Table:
                 )  # fmt: skip
     notes = (
         "A difference is the cell's value less that of what it is compared against: of the loss in nats per token "
-        "(below 0: the cell is better), or of the task's metric (above 0: the cell is better). Intervals: paired "
-        "bootstrap over windows or documents.",
+        "(below 0: the cell is better), or of the task's metric (of an accuracy above 0: the cell is better). "
+        "Intervals: paired bootstrap over windows or documents. Better: where the interval excludes 0; where answers "
+        f"are right or wrong, where McNemar's exact p is below {SURE:g}. Empty: not told apart, or not known.",
         *(["`same size`: 2SSP with as many parameters removed."] if any(e["kind"] == SAME_SIZE for e in told) else []),
     )
     return Table(columns, rows, notes=notes)
 
 
 def _better(each: Mapping[str, Any], found: Mapping[str, Any], *, lower: bool) -> str:
-    """Which of the two is better as far as the interval tells; "" where it holds 0."""
-    low, high = found["low"], found["high"]
-    if low is None or high is None or low <= 0 <= high:
+    """Which of the two is better as far as the test tells; "" where it does not, there is none, or it is not known
+    which way a metric is better."""
+    low, high, p = found["low"], found["high"], found.get("p")
+    sure = low is not None and high is not None and not low <= 0 <= high if p is None else p < SURE
+    if not sure or not is_accuracy(found.get("metric", "acc")):
         return ""
-    return str(each["cell"] if (high < 0) == lower else each["against"])
+    return str(each["cell"] if (found["difference"] < 0) == lower else each["against"])

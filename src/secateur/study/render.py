@@ -39,12 +39,14 @@ class Table:
 
     Attributes:
         group: the key within whose equal values the best is looked for.
+        beside: the key of what a row only stands beside; where it has a value, the row is not in the running.
         notes: sentences below it.
     """
 
     columns: Sequence[Column]
     rows: Sequence[Row]
     group: str | None = None
+    beside: str | None = None
     notes: Sequence[str] = field(default_factory=tuple)
 
     @property
@@ -57,7 +59,8 @@ class Table:
             return set()
         groups: dict[Any, list[int]] = {}
         for place, row in enumerate(self.rows):
-            if row.get(column.key) is not None and row.get(self.group) is not None:
+            running = self.beside is None or row.get(self.beside) is None
+            if running and row.get(column.key) is not None and row.get(self.group) is not None:
                 groups.setdefault(row[self.group], []).append(place)
         choose = min if column.better == "low" else max
         best: set[int] = set()

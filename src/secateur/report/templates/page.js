@@ -164,11 +164,11 @@
     show(id, traces, layout(axis(xTitle, xs, true), axis(yTitle, ys, log), { shapes }));
   }
 
-  function latency() {
+  function inference() {
     const cells = data.cells.filter((cell) => shown(cell) && !cell.matched && Object.keys(cell.speed).length);
     const methods = Object.fromEntries(data.methods.map((method) => [method.key, method]));
     const rows = cells.map((cell) => `${plain(methods[cell.method].name)}, ${percent(cell.size)}`);
-    const traces = [["prefill", "prompt", "circle"], ["token", "each further token", "circle-open"]].map(([kind, name, symbol]) => {
+    const traces = [["prefill", "prefill ms", "circle"], ["token", "ms per token", "circle-open"]].map(([kind, name, symbol]) => {
       const found = cells.map((cell, row) => [cell, row, cell.speed[kind]]).filter((entry) => entry[2]);
       return {
         name, mode: "markers", x: found.map((entry) => entry[2][0]), y: found.map((entry) => entry[1]),
@@ -178,16 +178,16 @@
         },
         marker: { symbol, size: 11, color: found.map((entry) => methods[entry[0].method].colour), line: { width: 2 * (kind === "token") } },
         hovertext: found.map(([cell, , [ratio, , , ms]]) =>
-          `<b>${plain(cell.label)}</b>, ${plain(cell.removed)} removed<br>${name}: ${round(ms)} ms, ${round(ratio)} of dense`),
+          `<b>${plain(cell.label)}</b>, ${plain(cell.removed)} removed<br>${name}: ${round(ms)}, ${round(ratio)}× dense`),
         hoverinfo: "text",
       };
     }).filter((trace) => trace.x.length);
     const lines = [{ type: "line", yref: "paper", y0: 0, y1: 1, x0: 1, x1: 1, line: { color: css("--soft"), dash: "dot", width: 1.3 } }];
-    document.getElementById("latency").classList.toggle("off", !data.cells.some((cell) => Object.keys(cell.speed).length));
-    const element = document.getElementById("plot-latency");
+    document.getElementById("inference").classList.toggle("off", !data.cells.some((cell) => Object.keys(cell.speed).length));
+    const element = document.getElementById("plot-inference");
     element.style.height = `${80 + 25 * rows.length}px`;
     const names = { tickvals: rows.map((_, row) => row), ticktext: rows, range: [rows.length - 0.4, -0.6], fixedrange: true };
-    show("plot-latency", traces, layout(axis("time over dense", [], false), { ...axis("", [], false), ...names }, {
+    show("plot-inference", traces, layout(axis("time, × dense", [], false), { ...axis("", [], false), ...names }, {
       shapes: lines, margin: { l: 40, r: 14, t: 30, b: 46 },
     }));
   }
@@ -212,8 +212,8 @@
     const form = state.text === ALL ? (value) => `${round(value)}×` : round;
     scatter("plot-size", (cell) => cell.parameters / 1e6, y, "parameters, millions", title, form, true);
     scatter("plot-time", (cell) => cell.wall_s, y, "pruning time, s", title, form, true);
-    scatter("plot-accuracy", (cell) => cell.parameters / 1e6, (cell) => cell.accuracy, "parameters, millions", "mean accuracy", percent, false);
-    latency();
+    scatter("plot-accuracy", (cell) => cell.parameters / 1e6, (cell) => cell.accuracy, "parameters, millions", `mean ${data.metric}`, percent, false);
+    inference();
     curves();
   }
 

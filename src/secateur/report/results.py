@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,20 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from secateur.errors import DataError
-from secateur.evaluation.chance import at_chance
+from secateur.evaluation.averages import Average, average_over
 
 SCHEMA, KIND = 1, "compare"
+INDEX, CELLS, CELL = "compare.json", "cells", "cell.json"
 DENSE = "dense"
-Z = 1.96  # standard errors on either side of a 95 % interval
+MISSING = "missing"
 
 
 @dataclass(frozen=True, eq=False)
-class Cell:
+class CellResult:
     """One method at one size: a row of the table.
 
     Attributes:
         name: the cell's folder.
-        data: what its cell.json holds; `status` is "missing" where there is none yet.
+        data: what its cell.json holds; nothing where there is none yet: then `status` is "missing", and no method or
+            size is known.
     """
 
     name: str
@@ -32,11 +35,11 @@ class Cell:
 
     @property
     def method(self) -> str:
-        return str(self.data.get("method") or self.name)
+        return str(self.data.get("method") or "")
 
     @property
     def label(self) -> str:
-        return str(self.data.get("label") or self.method)
+        return str(self.data.get("label") or self.method or self.name)
 
     @property
     def sparsity(self) -> float | None:
@@ -45,7 +48,7 @@ class Cell:
 
     @property
     def status(self) -> str:
-        return str(self.data.get("status", "missing"))
+        return str(self.data.get("status", MISSING))
 
     @property
     def done(self) -> bool:
@@ -83,26 +86,23 @@ class Cell:
     @property
     def wall_s(self) -> float | None:
         """What the pruning took."""
-        return finite((self.data.get("prune") or {}).get("wall_s"))
+        return finite_or_none((self.data.get("prune") or {}).get("wall_s"))
 
     def section(self, name: str) -> Mapping[str, Any]:
         """`perplexity`, `tasks`, `inference` or `generation`; empty where it was not measured."""
         return (self.data.get(name) or {}) if self.done else {}
 
-    def perplexity(self, text: str) -> float | None:
-        return finite(self.section("perplexity").get(text, {}).get("perplexity"))
-
 
 @dataclass(frozen=True)
-class Comparison:
-    """All cells of a compare folder, in the order of its table."""
+class Results:
+    """All cells that compare.json names, in the order of its table."""
 
     about: Mapping[str, Any]  # compare.json
-    cells: tuple[Cell, ...]
+    cells: tuple[CellResult, ...]
     folder: Path = field(default=Path())
 
     @cached_property
-    def dense(self) -> Cell | None:
+    def dense(self) -> CellResult | None:
         return next((cell for cell in self.cells if cell.method == DENSE and cell.done), None)
 
     @property
@@ -122,18 +122,19 @@ class Comparison:
         return self.model.get("hidden_size")
 
     @property
-    def pictured(self) -> list[Cell]:
+    def pictured(self) -> list[CellResult]:
         """The cells whose blocks are drawn beside the dense model's."""
         return [c for c in self.pruned if c.done and not c.matched_to and c.data.get("shape") and self.dense_shape]
 
     @cached_property
-    def pruned(self) -> tuple[Cell, ...]:
-        return tuple(cell for cell in self.cells if cell.method != DENSE)
+    def pruned(self) -> tuple[CellResult, ...]:
+        """Those that were made, whether they failed or not."""
+        return tuple(cell for cell in self.cells if cell.status != MISSING and cell.method != DENSE)
 
-    @cached_property
-    def texts(self) -> tuple[str, ...]:
-        """The texts of the perplexities, in the order of their first appearance."""
-        return tuple(dict.fromkeys(text for cell in self.cells for text in cell.section("perplexity")))
+    @property
+    def missing(self) -> list[CellResult]:
+        """Those that are not there yet: running, or still to come."""
+        return [cell for cell in self.cells if cell.status == MISSING]
 
     @cached_property
     def sparsities(self) -> list[float]:
@@ -144,20 +145,54 @@ class Comparison:
     def methods(self) -> list[str]:
         return list(dict.fromkeys(cell.method for cell in self.pruned))
 
+    # --- perplexity ---
+
+    @cached_property
+    def windows(self) -> dict[str, Mapping[str, Any]]:
+        """By text, the result whose windows all others must have: the dense model's, else the first cell's."""
+        found: dict[str, Mapping[str, Any]] = {}
+        for cell in ([self.dense] if self.dense else []) + list(self.cells):
+            for text, result in cell.section("perplexity").items():
+                found.setdefault(text, result)
+        return found
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The texts of the perplexities."""
+        return tuple(self.windows)
+
+    @cached_property
+    def averaged_texts(self) -> tuple[str, ...]:
+        """The texts that make the mean over texts: those cut to one length, that of most of them.
+
+        A token of a long window is predicted from more, so what pruning costs depends on the length too.
+        """
+        lengths = Counter(result.get("length") for result in self.windows.values())
+        length = max(lengths, key=lambda each: lengths[each], default=None)
+        return tuple(text for text, result in self.windows.items() if result.get("length") == length)
+
+    def loss(self, cell: CellResult, text: str) -> Mapping[str, Any]:
+        """A cell's result on a text; empty where it has none, or one over other windows than the rest."""
+        result: Mapping[str, Any] = cell.section("perplexity").get(text, {})
+        return result if result and same_windows(result, self.windows[text]) else {}
+
+    def perplexity(self, cell: CellResult, text: str) -> float | None:
+        return finite_or_none(self.loss(cell, text).get("perplexity"))
+
+    # --- tasks ---
+
     @cached_property
     def tasks(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(task for cell in self.cells for task in cell.section("tasks")))
 
     @cached_property
-    def chance_tasks(self) -> dict[str, str]:
-        """Tasks left out of averages, with the reason."""
-        results = self.dense.section("tasks") if self.dense else {}
-        told = {task: at_chance(result) for task, result in results.items()}
-        return {task: why for task, why in told.items() if why}
+    def average(self) -> Average:
+        """What the mean over tasks is taken of."""
+        return average_over(
+            [cell.section("tasks") for cell in self.cells], self.dense.section("tasks") if self.dense else {}
+        )
 
-    @cached_property
-    def counted_tasks(self) -> tuple[str, ...]:
-        return tuple(task for task in self.tasks if task not in self.chance_tasks)
+    # --- cells ---
 
     @property
     def model(self) -> Mapping[str, Any]:
@@ -168,34 +203,34 @@ class Comparison:
     def name(self) -> str:
         return str(self.model.get("name") or "a model without a name")
 
-    def cell(self, name: str) -> Cell | None:
+    def cell(self, name: str) -> CellResult | None:
         return next((cell for cell in self.cells if cell.name == name), None)
 
-    def size_of(self, cell: Cell) -> float | None:
+    def size_of(self, cell: CellResult) -> float | None:
         """The asked size that a cell is shown under: its own, or that of the cell it is matched to."""
         partner = self.cell(cell.matched_to) if cell.matched_to else None
         return partner.sparsity if partner else cell.sparsity
 
-    def of_size(self, sparsity: float) -> list[Cell]:
+    def of_size(self, sparsity: float) -> list[CellResult]:
         """The finished cells that were asked for a size."""
         return [c for c in self.pruned if c.done and c.sparsity == sparsity and not c.matched_to]
 
-    def partner(self, cell: Cell) -> Cell | None:
+    def partner(self, cell: CellResult) -> CellResult | None:
         """The finished 2SSP at this cell's achieved size."""
         return next((c for c in self.pruned if c.matched_to == cell.name and c.done), None)
 
 
-def read_comparison(folder: Path) -> Comparison:
-    """Read a compare folder.
+def read_results(folder: Path) -> Results:
+    """Read a compare folder: the cells that compare.json names, and no others.
 
-    A cell without a file is one that was not run yet: it is kept, with the status "missing".
+    A cell without a file is not there yet: it is kept, with the status "missing", and nothing is guessed of it.
 
     Raises:
         DataError: no compare folder, of another version, or a file in it is damaged.
     """
-    source = folder / "compare.json"
+    source = folder / INDEX
     if not source.is_file():
-        raise DataError(f"{folder} is no compare folder: it has no compare.json. `secateur compare` makes one.")
+        raise DataError(f"{folder} is no compare folder: it has no {INDEX}. `secateur compare` makes one.")
     about = _read(source)
     if about.get("schema") != SCHEMA:
         raise DataError(f"{source} has schema {about.get('schema')!r}; this secateur reads {SCHEMA}")
@@ -204,21 +239,19 @@ def read_comparison(folder: Path) -> Comparison:
     names = about.get("cells")
     if not isinstance(about.get("model"), dict) or not isinstance(names, list):
         raise DataError(f"{source} is damaged: it must have `model` (an object) and `cells` (a list of names)")
-    cells = [_read_cell(folder, str(name)) for name in names]
-    return Comparison(about, tuple(cells), folder)
+    return Results(about, tuple(_read_cell(folder, str(name)) for name in names), folder)
 
 
-def _read_cell(folder: Path, name: str) -> Cell:
+def _read_cell(folder: Path, name: str) -> CellResult:
     if Path(name).name != name:
-        raise DataError(f"{folder / 'compare.json'} is damaged: {name[:100]!r} is no name of a cell")
-    source = folder / "cells" / name / "cell.json"
-    if source.is_file():
-        return Cell(name, _read(source))
-    method, _, size = name.rpartition("-")
-    try:
-        return Cell(name, {"method": method, "sparsity": float(size)})
-    except ValueError:
-        return Cell(name, {"method": name})
+        raise DataError(f"{folder / INDEX} is damaged: {name[:100]!r} is no name of a cell")
+    source = folder / CELLS / name / CELL
+    if not source.is_file():
+        return CellResult(name, {})
+    data = _read(source)
+    if not data.get("method"):
+        raise DataError(f"{source} is damaged: it must name its `method`")
+    return CellResult(name, data)
 
 
 def _read(source: Path) -> dict[str, Any]:
@@ -231,6 +264,11 @@ def _read(source: Path) -> dict[str, Any]:
     return data
 
 
-def finite(value: Any) -> float | None:
+def same_windows(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two perplexities were taken over the same tokens, cut to windows of the same length."""
+    return all(one.get(key) == other.get(key) for key in ("length", "samples", "predictions", "fingerprint"))
+
+
+def finite_or_none(value: Any) -> float | None:
     """A number as it is; None for what is no finite number."""
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None

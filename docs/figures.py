@@ -1,0 +1,237 @@
+"""Fill the tables of the pages from what was measured and from the methods themselves (`make figures`).
+
+A page says where a table belongs and which it is:
+
+    <!-- table: figures 2ssp -->
+    ...
+    <!-- end -->
+
+What stands between the two is replaced. `options NAME` and `facts NAME` come from the method's registration;
+`figures NAME`, `overview`, `ablations NAME` and the tables of slimgpt_tables.py from the JSON files under docs/results,
+each of which is linked. A folder there was written by `secateur compare` or `secateur ablate`, or holds the cells of
+bench/methods.py or bench/slimgpt.py.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from os.path import relpath
+from pathlib import Path
+from typing import Any
+
+import torch
+from slimgpt_tables import SLIMGPT
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from secateur.methods import Method, get_method, methods
+from secateur.model.budget import Budget
+from secateur.model.handle import Model
+from secateur.run import work_forwards
+from secateur.study.ablation_table import ablation_table
+from secateur.study.folder import CELL, INDEX, GridFolder
+from secateur.study.main_table import main_table
+from secateur.study.render import Column, Table, markdown
+
+DOCS = Path(__file__).parent
+RESULTS = DOCS / "results"
+SPARSITIES = (0.25, 0.375, 0.5)
+_MARKED = re.compile(r"(<!-- table: (\w+) ?(\S*) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def demo_model() -> Model:
+    """SmolLM2-135M's shapes, without weights."""
+    config = LlamaConfig(
+        num_hidden_layers=30, hidden_size=576, intermediate_size=1536, num_attention_heads=9, num_key_value_heads=3,
+        vocab_size=49152, tie_word_embeddings=True, max_position_embeddings=8192,
+    )  # fmt: skip
+    with torch.device("meta"):
+        return Model(AutoModelForCausalLM.from_config(config), source={"name": "SmolLM2-135M-Instruct"})
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Cells that may be compared with each other: one model, one judgement.
+
+    Attributes:
+        kind: "compare" or "ablate".
+        cells: as `secateur compare` writes them, by name.
+        files: the file that each was read from.
+    """
+
+    kind: str
+    folder: Path
+    cells: dict[str, dict[str, Any]]
+    files: dict[str, Path]
+
+    def of(self, method: str) -> dict[str, dict[str, Any]]:
+        """The dense cell, the method's, and 2SSP's at the sizes that these really have."""
+        names = {name for name, cell in self.cells.items() if cell["method"] == method and not cell["matched_to"]}
+        return {
+            name: cell
+            for name, cell in self.cells.items()
+            if name in names or cell["method"] == "dense" or cell["matched_to"] in names
+        }
+
+    def table(self, cells: Mapping[str, Mapping[str, Any]]) -> str:
+        made = main_table(cells, {"cells": list(cells)}) if self.kind == "compare" else ablation_table(cells)
+        return markdown(made).strip()
+
+    def links(self, cells: Iterable[str], page: Path) -> str:
+        return f"Files: {', '.join(f'[{name}]({relpath(self.files[name], page.parent)})' for name in cells)}."
+
+
+def grids(results: Path = RESULTS) -> list[Grid]:
+    """All comparisons and ablations under a folder, by name, after the first, reduced table of all methods."""
+    found = []
+    folders = [path for path in results.iterdir() if path.is_dir()]
+    for folder in sorted(folders, key=lambda path: (path.name != "methods", path.name)):
+        if (folder / INDEX).is_file():
+            written = GridFolder(folder)
+            index = written.index() or {}
+            cells = written.cells(index["cells"])
+            files = {name: written.cell_path(name) / CELL for name in cells}
+            found.append(Grid(index.get("kind", "compare"), folder, cells, files))
+        elif folder.name == "methods":
+            files = {path.stem: path for path in sorted(folder.glob("*.json"))}
+            cells = {name: _as_compared(name, json.loads(path.read_text())) for name, path in files.items()}
+            found.append(Grid("compare", folder, dict(sorted(cells.items(), key=lambda each: _place(each[1]))), files))
+    return found
+
+
+def _as_compared(name: str, cell: dict[str, Any]) -> dict[str, Any]:
+    """A cell of bench/methods.py as `secateur compare` would have written it."""
+    dense = cell["method"] == "dense"
+    cost = cell.get("cost", {})
+    return {
+        "name": name, "label": cell["method"], "status": "done", "error": None, "matched_to": None, "notes": {},
+        "tasks": {}, "inference": None, "weight_bytes": None, "options": {}, "achieved": None, "parameters": None,
+        **cell,
+        "sparsity": None if dense else cell["sparsity"],
+        "perplexity": {cell["perplexity"]["text"]: cell["perplexity"]},
+        "prune": None if dense else cost | {key: cell[key] for key in ("forwards", "forwards_asked")},
+    }  # fmt: skip
+
+
+def _place(cell: Mapping[str, Any]) -> tuple[float, int]:
+    order = ["dense", "2ssp", "slimgpt", "slicegpt", "shortgpt", "window", "blockpruner", "evopress"]
+    return cell["sparsity"] or 0, order.index(cell["method"])
+
+
+def settings(method: Method, cells: Iterable[Mapping[str, Any]]) -> str:
+    """In words, the calibration and the options of a method's cells, as far as they are not its defaults."""
+    told = []
+    for cell in cells:
+        if cell["method"] != method.name or cell["matched_to"]:
+            continue
+        used = cell["calibration"]
+        windows = f"{used['samples']:,} windows of {used['length']:,} tokens of {used['name']}"
+        if (used["samples"], used["length"]) != (method.samples, method.length):
+            windows += f" (by default {method.samples:,} of {method.length:,})"
+        own = [
+            f"`{name}={value}`"
+            for name, value in cell["options"].items()
+            if name in method.options and value != method.options[name].default
+        ]
+        told.append(f"Calibrated on {windows}; {', '.join(own) or 'all options at their defaults'}.")
+    return " ".join(dict.fromkeys(told))
+
+
+def figures(name: str, page: Path) -> Iterator[str]:
+    """What was measured of a method, a table per comparison that has it."""
+    for grid in grids():
+        cells = grid.of(name)
+        if grid.kind == "compare" and any(cell["method"] == name for cell in cells.values()):
+            yield f"**{_title(grid)}.** {settings(get_method(name), cells.values())}"
+            yield grid.table(cells)
+            yield grid.links(cells, page)
+
+
+def ablations(name: str, page: Path) -> Iterator[str]:
+    """A method's ablations."""
+    found = [(grid, grid.of(name)) for grid in grids() if grid.kind == "ablate"]
+    for grid, cells in found:
+        if cells:
+            yield f"**{_title(grid)}**"
+            yield grid.table(cells)
+            yield grid.links(cells, page)
+    if not any(cells for _, cells in found):
+        yield "Not measured yet."
+
+
+def overview(_: str, page: Path) -> Iterator[str]:
+    """Everything that was compared, a table per comparison."""
+    for grid in grids():
+        if grid.kind == "compare":
+            report = grid.folder / "report.html"
+            yield f"**{_title(grid)}**" + (f" [The report]({relpath(report, page.parent)})" if report.is_file() else "")
+            yield grid.table(grid.cells)
+            said = {name: settings(method, grid.cells.values()) for name, method in methods().items()}
+            yield "\n".join(f"- {name}: {words}" for name, words in said.items() if words)
+            yield grid.links(grid.cells, page)
+
+
+def _title(grid: Grid) -> str:
+    kinds = {"compare": "Comparison", "ablate": "Ablation"}
+    words = "All methods, reduced settings" if grid.folder.name == "methods" else kinds[grid.kind]
+    return f"{words} (`docs/results/{grid.folder.name}`)"
+
+
+def foretold(_: str, __: Path) -> Iterator[str]:
+    """Full-length forwards that each method takes on the demo model with its defaults; arithmetic, nothing is run."""
+    model = demo_model()
+    layout = model.layout()
+    rows = []
+    for name, method in methods().items():
+        row = {"method": name, "calibration": f"{method.samples:,} x {method.length:,}"}
+        for sparsity in SPARSITIES:
+            cost = method.plan(model, Budget(sparsity), None, None, {}).cost
+            work = (cost.block_tokens, cost.head_tokens, len(layout.blocks), method.length)
+            row[str(sparsity)] = f"{work_forwards(*work, head=model.head_cost):,.0f}"
+            row[str(sparsity)] += f" ({cost.asked_tokens / (len(layout.blocks) * method.length):,.0f})"
+        rows.append(row)
+    columns = [Column("method", "method"), Column("calibration", "calibration by default")]
+    yield markdown(Table([*columns, *(Column(str(s), f"{s:.1%}") for s in SPARSITIES)], rows)).strip()
+
+
+def options(name: str, _: Path) -> Iterator[str]:
+    """A method's options, as `secateur prune --help` has them."""
+    rows = [
+        {"flag": f"`--{each.name.replace('_', '-')}`", "default": f"`{each.default_in_words}`", "help": each.help}
+        for each in get_method(name).options.values()
+    ]
+    columns = [Column("flag", "option"), Column("default", "default"), Column("help", "")]
+    yield markdown(Table(columns, rows)).strip()
+
+
+def facts(name: str, _: Path) -> Iterator[str]:
+    """What a method is, in five lines."""
+    method = get_method(name)
+    told = {
+        "removes": method.unit,
+        "paper": f"<{method.paper}>",
+        "calibration by default": f"{method.samples:,} window{'s' * (method.samples > 1)} of {method.length:,} tokens",
+        "costs": method.needs,
+        "edits": ", ".join(f"`{edit.__name__}`" for edit in method.edits),
+    }
+    yield "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in told.items())])
+
+
+TABLES: dict[str, Callable[[str, Path], Iterator[str]]] = {
+    table.__name__: table for table in (figures, overview, ablations, foretold, options, facts, *SLIMGPT)
+}
+
+
+def filled(page: Path) -> str:
+    """A page's text with its tables as they should be."""
+
+    def table(found: re.Match[str]) -> str:
+        start, kind, name, end = found.groups()
+        return f"{start}\n" + "\n\n".join(TABLES[kind](name, page)) + f"\n\n{end}"
+
+    return _MARKED.sub(table, page.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    for each in sorted(DOCS.rglob("*.md")):
+        each.write_text(filled(each), encoding="utf-8")

@@ -1,0 +1,1 @@
+"""The two engines, `walk` and `sweep`, and what they stand on: tokens and losses."""

@@ -1,0 +1,1 @@
+"""What methods share. No method imports another one."""

@@ -1,0 +1,1 @@
+"""Edits, and the only code that changes weights."""

@@ -1,0 +1,170 @@
+"""The docs: every page is in the navigation, every method has one, and no figure is behind what was measured."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from compare_folders import make_compare_folder
+from conftest import ROOT
+
+from secateur.methods import methods
+
+DOCS = ROOT / "docs"
+MEASURED = {page.relative_to(DOCS).as_posix() for page in DOCS.glob("results/*/*.md")}  # tables that compare wrote
+PAGES = sorted({page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")} - MEASURED)
+OURS = sorted(name for name, method in methods().items() if method.prune.__module__.startswith("secateur."))
+FORETOLD = {"claims.md", "methods/README.md"}  # searches are played through for them
+SECTIONS = ("How it works", "What it costs", "When to use it", "Our figures", "Published figures", "Options")
+
+
+@pytest.fixture
+def docs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Imports a module of docs/ by name."""
+    monkeypatch.syspath_prepend(DOCS)
+    before = set(sys.modules)
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", None) or "").startswith(str(DOCS)):
+            del sys.modules[name]
+
+
+def leaves(nav: Any) -> Iterator[str]:
+    if isinstance(nav, str):
+        yield nav
+    else:
+        for each in nav.values() if isinstance(nav, dict) else nav:
+            yield from leaves(each)
+
+
+def text(page: str) -> str:
+    return (DOCS / page).read_text(encoding="utf-8")
+
+
+def test_the_navigation_has_every_page_once() -> None:
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    assert sorted(leaves(nav)) == PAGES
+
+
+def test_a_broken_link_fails_the_build() -> None:
+    settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    assert settings["strict"] is True
+    assert {level for group in settings["validation"].values() for level in group.values()} == {"warn"}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_method_has_a_whole_page(name: str) -> None:
+    page = text(f"methods/{name}.md")
+    assert [section for section in SECTIONS if f"\n## {section}\n" not in page] == []
+    assert re.search(r"\n\$\$\n.+?\n\$\$\n", page, re.DOTALL), "no equation"
+    assert f"../images/methods/{name}.svg" in page
+    tables = re.findall(r"<!-- table: (\w+) ?(\S*) -->", page)
+    assert {("facts", name), ("figures", name), ("ablations", name), ("options", name)} <= set(tables)
+    assert {of for _, of in tables} <= {name, ""}, "another method's table"
+    assert methods()[name].paper in page
+
+
+WITH_TABLES = [page for page in PAGES if "<!-- table: " in text(page)]
+
+
+@pytest.mark.parametrize("page", [pytest.param(p, marks=[pytest.mark.slow] * (p in FORETOLD)) for p in WITH_TABLES])
+def test_no_table_is_behind(docs: Any, page: str) -> None:
+    assert docs("figures").filled(DOCS / page) == text(page), "renew it by `make figures`"
+
+
+def test_a_wrong_figure_does_not_stay(docs: Any, tmp_path: Path) -> None:
+    page, good = tmp_path / "x.md", docs("figures").filled(DOCS / "methods" / "2ssp.md")
+    measured = json.loads((DOCS / "results" / "methods" / "2ssp-0.25.json").read_text())["perplexity"]["perplexity"]
+    assert f"| {measured:.2f} |" in good
+    page.write_text(good.replace(f"| {measured:.2f} |", "| 12.34 |"))
+    filled = docs("figures").filled(page)
+    assert f"| {measured:.2f} |" in filled
+    assert "12.34" not in filled
+
+
+def test_every_method_has_its_own_picture_of_the_size_that_was_measured(docs: Any) -> None:
+    drawn = {name: text(f"images/methods/{name}.svg") for name in OURS}
+    assert len(set(drawn.values())) == len(OURS)
+    for name, picture in drawn.items():
+        cells = [
+            cell
+            for grid in docs("figures").grids()
+            for cell in grid.cells.values()
+            if cell["method"] == name and cell["sparsity"] == docs("draw_methods").SPARSITY
+        ]
+        assert any(f"{cell['achieved']['blocks']:.1%}" in picture for cell in cells)
+
+
+@pytest.mark.slow
+def test_the_pictures_are_those_of_the_cells(docs: Any) -> None:
+    draw = docs("draw_methods")
+    demo = docs("figures").demo_model()
+    for name, cell in draw.newest().items():
+        assert draw.draw(demo, cell) == text(f"images/methods/{name}.svg"), "renew it by `make figures`"
+
+
+@pytest.mark.slow
+def test_a_cell_that_does_not_add_up_is_not_drawn(docs: Any) -> None:
+    draw = docs("draw_methods")
+    grid = next(grid for grid in docs("figures").grids() if grid.folder.name == "methods")
+    with pytest.raises(ValueError, match="parameters"):
+        draw.pruned(docs("figures").demo_model(), grid.cells["2ssp-0.375"] | {"parameters": 94_685_761})
+
+
+def test_a_comparison_that_is_put_there_is_found(docs: Any, tmp_path: Path) -> None:
+    make_compare_folder(tmp_path / "main", windows=2, documents=2)
+    (grid,) = docs("figures").grids(tmp_path)
+    cells = grid.of("shortgpt")
+    assert {cell["method"] for cell in cells.values()} == {"dense", "shortgpt", "2ssp"}
+    assert all(cell["matched_to"] for cell in cells.values() if cell["method"] == "2ssp")
+    assert len(cells) == 1 + 3 + 3
+    table = grid.table(cells)
+    assert all(f"{cell['perplexity']['c4']['perplexity']:.2f}" in table for cell in cells.values())
+    assert all(path.is_file() for path in grid.files.values())
+
+
+def test_an_ablation_is_no_comparison(docs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = docs("figures")
+    monkeypatch.setattr(figures, "grids", lambda: [])
+    assert list(figures.ablations("2ssp", tmp_path / "x.md")) == ["Not measured yet."]
+    grid = figures.Grid("ablate", tmp_path, {}, {})
+    monkeypatch.setattr(figures, "grids", lambda: [grid])
+    grid.cells["2ssp-norm-l1"] = {"method": "2ssp", "matched_to": None}
+    assert list(figures.figures("2ssp", tmp_path / "x.md")) == []
+
+
+def test_equations_become_mathml(docs: Any) -> None:
+    pytest.importorskip("latex2mathml")
+    draw = docs("mathml").on_page_content
+    inline = draw(r'<p>a <span class="arithmatex">\(x &lt; y\)</span> b</p>')
+    assert re.fullmatch(r'<p>a <span class="arithmatex"><math [^>]*display="inline">.*</math></span> b</p>', inline)
+    assert "&lt;" in inline or "&#x0003C;" in inline
+    block = draw('<div class="arithmatex">\\[\n\\frac{1}{2}\n\\]</div>')
+    assert 'display="block"' in block
+    assert "<mfrac>" in block
+    assert draw("<p>2 $ and 3 $</p>") == "<p>2 $ and 3 $</p>"
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_no_command_of_an_equation_is_left_as_it_is(docs: Any, name: str) -> None:
+    pytest.importorskip("latex2mathml")
+    convert = docs("mathml").convert
+    page = re.sub(r"```.*?```|`[^`]*`", "", text(f"methods/{name}.md"), flags=re.DOTALL)
+    equations = re.findall(r"\$\$(.+?)\$\$|\$([^$\n]+)\$", page, re.DOTALL)
+    assert equations
+    for equation in equations:
+        drawn = re.sub(r"<[^>]+>", "", convert("".join(equation)))
+        assert "\\" not in drawn.replace("&#x0005C;", "\\"), equation
+
+
+def test_the_site_has_no_scripts_of_ours_and_no_fonts_of_others() -> None:
+    settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    assert settings["exclude_docs"].split() == ["*.py", "/results/*/*.md"]
+    assert settings["theme"]["font"] is False

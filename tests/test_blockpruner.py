@@ -89,6 +89,15 @@ def test_the_search_sees_its_windows_only() -> None:
         prune(model, Tokens.of(tokens.ids, weights), Budget(0.4))
 
 
+def test_a_search_on_less_than_the_repository_s_window_says_so() -> None:
+    model = tiny("llama")
+    small, full = Run(), Run()
+    prune(tiny("llama"), tiny_tokens(model, 3, 12), Budget(0.2), small, search_samples=2, search_length=9)
+    assert small.notes["reduced"] == "A reduced BlockPruner search: it judges on 18 tokens (in full 2,048)."
+    prune(model, tiny_tokens(model, 32, 64), Budget(0.1), full, search_samples=32)
+    assert "reduced" not in full.notes
+
+
 # --- where it stops ---
 
 

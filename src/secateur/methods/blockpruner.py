@@ -21,6 +21,8 @@ from secateur.surgery.edits import DropAttention, DropMLP, Edit
 
 logger = logging.getLogger(__name__)
 
+_WINDOW = 2048  # tokens that 2SSP's repository searches on
+
 BIBTEX = """@inproceedings{zhong2025blockpruner,
   title     = {{BlockPruner}: Fine-grained Pruning for Large Language Models},
   author    = {Longguang Zhong and Fanqi Wan and Ruijun Chen and Xiaojun Quan and Liangzhi Li},
@@ -126,7 +128,7 @@ def _edit(unit: Part) -> Edit:
     paper="https://arxiv.org/abs/2406.10594",
     unit="attention modules and MLPs",
     samples=1,
-    length=2048,
+    length=_WINDOW,
     bibtex=BIBTEX,
     foretell=_foretell,
     edits=(DropAttention, DropMLP),
@@ -147,7 +149,7 @@ def blockpruner(
     """Whole attention modules and MLPs, each time the one whose absence hurts the calibration's loss least.
 
     The paper searches on 256 samples of Alpaca; the default is the 2SSP repository's single window, and `--samples 256
-    --search-samples 256` are the paper's number.
+    --search-samples 256` are the paper's number. A search on less than that window says so in its record.
 
     Args:
         alternate: in turns an attention module and an MLP, as the 2SSP repository does; the paper takes whichever is
@@ -158,6 +160,8 @@ def blockpruner(
     """
     layout, search = model.layout(), tokens.first(search_samples, search_length)
     _check_reach(layout, budget, alternate)
+    if (there := search.samples * search.length) < _WINDOW:
+        run.note("reduced", f"A reduced BlockPruner search: it judges on {there:,} tokens (in full {_WINDOW:,}).")
     metric = dense_metric(model, search, criterion, run)
     place = 0
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from secateur.api import read_tokens
 from secateur.engine.tokens import Count, Tokens
-from secateur.errors import InvalidOptionError, SecateurError
+from secateur.errors import DataError, InvalidOptionError, SecateurError
 from secateur.model.budget import Budget, Convention
 from secateur.model.handle import Model
 from secateur.report.record import public_facts
@@ -84,22 +84,32 @@ class Matrices:
     """
 
     def __init__(self, model: Model, cells: Iterable[Cell], *, data: Path | None, cache: Path | None) -> None:
-        wanted: dict[tuple[str, int, Count], list[Calibration]] = {}
+        wanted: dict[tuple[str, int, Count], list[Cell]] = {}
         for cell in cells:
             if (each := cell.calibration) is not None:
-                wanted.setdefault((each.text, each.seed, each.count), []).append(each)
-        self._matrices = {
-            (text, seed, count): read_tokens(
-                model, text, purpose="calibration", samples=max(each.samples for each in some),
-                length=max(each.length for each in some), seed=seed, count=count, data=data, cache=cache,
-            )
-            for (text, seed, count), some in wanted.items()
-        }  # fmt: skip
+                wanted.setdefault((each.text, each.seed, each.count), []).append(cell)
+        self._matrices = {key: _matrix(model, some, data=data, cache=cache) for key, some in wanted.items()}
 
     def rows(self, wanted: Calibration) -> Tokens:
         whole = self._matrices[wanted.text, wanted.seed, wanted.count]
         cut = whole.first(wanted.samples, wanted.length)
         return replace(cut, source={**whole.source, "samples": wanted.samples, "length": wanted.length})
+
+
+def _matrix(model: Model, cells: Sequence[Cell], *, data: Path | None, cache: Path | None) -> Tokens:
+    """The tokens of cells that share text and seed: as many and as long windows as one of them needs."""
+    some = [cell.calibration for cell in cells if cell.calibration is not None]
+    samples, length = max(each.samples for each in some), max(each.length for each in some)
+    try:
+        return read_tokens(
+            model, some[0].text, purpose="calibration", samples=samples, length=length, seed=some[0].seed,
+            count=some[0].count, data=data, cache=cache,
+        )  # fmt: skip
+    except DataError as error:
+        most = dict.fromkeys(cell.method for cell in cells if cell.calibration and cell.calibration.samples == samples)
+        raise DataError(
+            f"{error} (the calibration of {', '.join(most)}; METHOD.samples is an option of each)"
+        ) from error
 
 
 def calibration_facts(tokens: Tokens) -> dict[str, Any]:

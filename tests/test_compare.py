@@ -121,8 +121,8 @@ def test_all_methods_see_the_first_rows_of_one_matrix(text: Path) -> None:
     assert torch.equal(short.ids, four.ids[:3, :12])
     assert two.source["samples"] == 2
     assert short.source["length"] == 12
-    with pytest.raises(DataError, match=r"windows.*calibration of greedy;"):
-        many = replace(cells[0], method="greedy", calibration=_rows(text, 10_000))
+    many = replace(cells[0], method="greedy", calibration=_rows(text, 10_000))
+    with pytest.raises(DataError, match=r"windows.* \(by greedy;"):
         Matrices(model, [cells[0], many], data=None, cache=None)
 
 

@@ -107,9 +107,7 @@ def _matrix(model: Model, cells: Sequence[Cell], *, data: Path | None, cache: Pa
         )  # fmt: skip
     except DataError as error:
         most = dict.fromkeys(cell.method for cell in cells if cell.calibration and cell.calibration.samples == samples)
-        raise DataError(
-            f"{error} (the calibration of {', '.join(most)}; METHOD.samples is an option of each)"
-        ) from error
+        raise DataError(f"{error} (by {', '.join(most)}; METHOD.samples sets one method's)") from error
 
 
 def calibration_facts(tokens: Tokens) -> dict[str, Any]:

@@ -71,6 +71,7 @@ class Pace:
         self._todo = {cell: dict.fromkeys(parts) for cell, parts in foretold.items() if cell not in there}
         self._timed: dict[Kind, tuple[float, float]] = {}  # seconds taken, seconds foretold
         self._now: _Running | None = None
+        self._took: dict[str, float] = {}  # by the parts of the cell that is made
         for cell, took in there.items():
             for part, seconds in took.items():
                 self._learn(cell, part, seconds)
@@ -79,7 +80,7 @@ class Pace:
     @contextmanager
     def cell(self, name: str) -> Iterator[dict[str, float]]:
         """A cell is made, or found made; gives a dictionary that its parts' seconds are put into."""
-        self._took: dict[str, float] = {}
+        self._took = {}
         try:
             yield self._took
         finally:

@@ -156,6 +156,7 @@ def test_the_first_block_drifts_more_the_more_it_loses(bench: Any, tmp_path: Pat
     assert 0 < firsts[0] < firsts[1] < firsts[2]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_memory_and_growth_run_in_their_own_processes(
     bench: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]

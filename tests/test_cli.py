@@ -394,6 +394,7 @@ def test_an_interrupted_run_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_interrupted_save_leaves_what_was_there(
     prune: Callable[..., Told], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -470,6 +471,7 @@ def test_evaluations_are_added_to_the_record(
     assert len(inspected["evaluations"]) == 2
 
 
+@pytest.mark.slow
 def test_tasks_stand_in_the_table_and_in_the_record(
     prune: Callable[..., Told], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

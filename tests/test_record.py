@@ -201,6 +201,7 @@ def test_what_is_public_is_named_in_full(source: dict[str, str]) -> None:
 # --- chains ---
 
 
+@pytest.mark.slow
 def test_records_chain_through_checkpoints(tmp_path: Path) -> None:
     model = tiny("llama")
     first = prune(model, sparsity=0.2, calibration=tokens_for(model))

@@ -135,6 +135,7 @@ def test_the_table_has_every_cell_and_bold_is_level_with_the_best(tmp_path: Path
     assert next(column for column in wanted if column.heading == "winogrande").grey
 
 
+@pytest.mark.slow
 def test_failed_and_missing_cells_stand_in_the_table_with_the_reason(tmp_path: Path) -> None:
     html = page(make_compare_folder(tmp_path, missing=["window-0.5"]))
     assert "failed: NumericalError: block 7 gave NaN &lt;after rotation&gt;" in html
@@ -191,6 +192,7 @@ def test_without_an_interval_a_question_mark_stands_by_all_but_the_best_number(t
     assert page(folder).count('class="unsure"') == 1
 
 
+@pytest.mark.slow
 def test_sections_without_data_are_not_there(tmp_path: Path) -> None:
     html = page(make_compare_folder(tmp_path, only_perplexity=True))
     assert 'id="samples"' not in html

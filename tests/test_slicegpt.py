@@ -270,6 +270,7 @@ def test_it_costs_and_leaves_what_was_foretold(family: str, options: dict[str, A
     assert pruning.after.parameters == parameters(model)
 
 
+@pytest.mark.slow
 def test_a_sliced_model_is_saved_and_sliced_and_pruned_again(tmp_path: Any) -> None:
     model = tiny("qwen3")
     tokens = tiny_tokens(model, 3, 8)

@@ -23,6 +23,7 @@ def compare(where: tuple[object, ...], *words: object) -> Told:
     return call("compare", *where, *QUICK, *words)
 
 
+@pytest.mark.slow
 def test_compare_writes_its_tables_and_is_done_once(where: tuple[object, ...], tmp_path: Path) -> None:
     words = ("--methods", "2ssp,shortgpt", "--sparsities", "0.25", "--matched", "--out", tmp_path / "out")
     told = compare(where, *words)

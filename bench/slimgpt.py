@@ -1,13 +1,13 @@
 """SlimGPT's experiments on one model: schedules and ablations (Tables 5, 6), calibration (Fig. 3), recovery (Fig. 5).
 
 Each cell is a JSON file that is written when it is done and not made again: interrupt as you like, and let two
-processes share the work by --only. Shares are of the blocks' parameters. C4 calibrates; WikiText-2's test text judges,
-in windows of 2,048 and of 128 tokens, which must not be compared with each other.
+processes share the work by --only. `make figures` writes the tables into the docs. Shares are of the blocks'
+parameters. C4 calibrates; WikiText-2's test text judges, in windows of 2,048 and of 128 tokens, which must not be
+compared with each other.
 
     python bench/slimgpt.py cells --data ../shared/data                (about 10 CPU-minutes a cell)
     python bench/slimgpt.py calibration --data ../shared/data
     python bench/slimgpt.py recovered --checkpoints DIR ... --data ../shared/data   (written by secateur recover)
-    python bench/slimgpt.py table
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ import argparse
 import itertools
 import json
 import logging
-import re
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,32 +51,34 @@ FIGURE3 = [(n, 256) for n in (16, 32, 64, 128)] + [(32, n) for n in (64, 128, 51
 LENGTHS = {128: 160, 2048: 20}  # windows of the judging text, by their length
 
 
-class Errors(logging.Handler):
-    """Collects what the solves log: by "block/kind", the loss by the quadratic model."""
+class Warnings(logging.Handler):
+    """Collects what the solves warn of."""
 
     def __init__(self) -> None:
-        super().__init__(logging.INFO)
-        self.found: dict[str, float] = {}
-        self.warnings: list[str] = []
+        super().__init__(logging.WARNING)
+        self.found: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno > logging.INFO:
-            self.warnings.append(record.getMessage())
-        elif told := re.match(r"slimgpt/(.+): .* error (.+)", record.getMessage()):
-            self.found[told[1]] = float(told[2])
+        self.found.append(record.getMessage())
 
 
 @contextmanager
-def listening() -> Iterator[Errors]:
-    logger, handler = logging.getLogger("secateur"), Errors()
-    before = logger.level
+def listening() -> Iterator[list[str]]:
+    logger, handler = logging.getLogger("secateur"), Warnings()
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
     try:
-        yield handler
+        yield handler.found
     finally:
         logger.removeHandler(handler)
-        logger.setLevel(before)
+
+
+def errors(run: Run, model: Model) -> dict[str, float]:
+    """By "block/kind", the loss by the quadratic model, from the run's journal."""
+    found = {}
+    for number, kind in itertools.product(model.numbers, ("heads", "neurons")):
+        with suppress(KeyError):  # nothing of it went
+            found[f"{number}/{kind}"] = run.store.get(f"slimgpt/{number}/{kind}")["error"]
+    return found
 
 
 def judged(model: Model, lengths: Sequence[int], options: argparse.Namespace) -> dict[str, Any]:
@@ -103,14 +104,15 @@ def cell(
     if sparsity:
         tokens = windows(model, "c4", samples, length, options, purpose="calibration")
         wall, cpu = time.perf_counter(), time.process_time()
-        with listening() as heard:
-            done = run_method(model, METHOD, tokens, Budget(sparsity), Run(), **settings)
+        run = Run()
+        with listening() as warnings:
+            done = run_method(model, METHOD, tokens, Budget(sparsity), run, **settings)
         took = Seconds(time.perf_counter() - wall, time.process_time() - cpu)
         left = [(block.shape.kv_heads, block.shape.width) for block in done.after.blocks.values()]
         made |= {
             "options": done.options, "calibration": {"text": "c4", "samples": tokens.samples, "length": tokens.length},
             "achieved": shares(done.before, done.after), "parameters": done.after.parameters, "left": left,
-            "wall_s": took.wall, "cpu_s": took.cpu, "errors": heard.found, "warnings": heard.warnings,
+            "wall_s": took.wall, "cpu_s": took.cpu, "errors": errors(run, model), "warnings": warnings,
         }  # fmt: skip
     made["perplexity"] = judged(model, lengths, options)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -141,35 +143,10 @@ def recovered(options: argparse.Namespace) -> None:
             made = told | {"machine": machine(), "perplexity": judged(model, tuple(LENGTHS), options)}
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
-    print("| recovered | held-out loss before | after | perplexity at 2,048 | at 128 |\n|---|---|---|---|---|")
-    for path in sorted(options.out.glob("recovered-*.json")):
-        found = json.loads(path.read_text())
-        losses, told = found["recovery"]["held_out_loss"], {n: p["perplexity"] for n, p in found["perplexity"].items()}
-        print(
-            f"| {path.stem.removeprefix('recovered-')} | {losses['before']:.3f} | {losses['after']:.3f} | "
-            f"{told['2048']:.2f} | {told['128']:.2f} |"
-        )
-
-
-def table(options: argparse.Namespace) -> None:
-    """The cells that are there, as Markdown."""
-    found = [json.loads(path.read_text()) for path in sorted(options.out.glob("*x*.json"))]
-    print("| variant | calibration | asked | achieved | perplexity at 2,048 | at 128 | CPU-s to prune |")
-    print("|---|---|---|---|---|---|---|")
-    names = ["dense", *VARIANTS]
-    for each in sorted(found, key=lambda c: (c["sparsity"], names.index(c["name"]), str(c.get("calibration")))):
-        told = {n: f"{p['perplexity']:.2f}" for n, p in each["perplexity"].items()}
-        if each["sparsity"]:
-            drawn = f"{each['calibration']['samples']} x {each['calibration']['length']}"
-            row = [drawn, f"{each['sparsity']:.0%}", f"{each['achieved']['blocks']:.2%}"]
-        else:
-            row = ["", "", ""]
-        cost = f"{each['cpu_s']:.0f}" if "cpu_s" in each else ""
-        print("| " + " | ".join([each["name"], *row, told.get("2048", ""), told.get("128", ""), cost]) + " |")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    works = {each.__name__: each for each in (cells, calibration, recovered, table)}
+    works = {each.__name__: each for each in (cells, calibration, recovered)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", choices=works)
     parser.add_argument("--only", nargs="+", choices=VARIANTS, help="these variants")

@@ -1,6 +1,7 @@
 """What SlimGPT's parts do inside a model: drift of errors (Fig. 2), choice of heads, growth with width.
 
-Each result is a JSON file that is not made again; delete it to make it anew. The texts are as in bench/slimgpt.py.
+Each result is a JSON file; those of drift and heads are not made again. The texts are as in bench/slimgpt.py, and `make
+figures` writes the tables into the docs.
 
     python bench/slimgpt_inside.py drift --data ../shared/data
     python bench/slimgpt_inside.py heads --samples 8 --data ../shared/data      (which error finds the cheapest heads)
@@ -12,9 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
 from collections.abc import Sequence
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +67,7 @@ def drift(options: argparse.Namespace) -> None:
     dense = load_model(options.model)
     tokens = windows(dense, "c4", options.samples, options.length, options, purpose="calibration")
     held = windows(dense, "wikitext2", 4, options.length, options, purpose="evaluation")
-    found: dict[str, Any] = {"machine": machine(), "share of the first block": {}}
+    found: dict[str, Any] = {"share of the first block": {}}
     power = {number: 0.0 for number in dense.numbers}
     models = {}
     for share in DRIFT:
@@ -92,8 +91,7 @@ def drift(options: argparse.Namespace) -> None:
             "error": [errors[share][n] / held.samples for n in dense.numbers],
             "relative": [errors[share][n] / power[n] for n in dense.numbers],
         }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write(path, found)
 
 
 def heads(options: argparse.Namespace) -> None:
@@ -102,25 +100,8 @@ def heads(options: argparse.Namespace) -> None:
     Once by KV groups, which is what a model with grouped queries can lose, and once by query heads, as if it had no
     groups: the paper's models have none, and more heads to choose from.
     """
-    path = options.out / "heads.json"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(taken_heads(options), indent=1) + "\n", encoding="utf-8")
-    rows = json.loads(path.read_text())["rows"]
-    kind = itemgetter("unit", "gone", "of")
-    print("| unit | gone | " + " | ".join(f"{e}: loss (same choice)" for e in ERRORS) + " |\n|---|---|---|---|---|")
-    for key, some in itertools.groupby(sorted(rows, key=kind), key=kind):
-        told, each_block = [], list(some)
-        for e in ERRORS:
-            # relative to the exact error's choice, block by block: the late blocks' losses would drown the others
-            more = [row[e]["loss"] / row["exact"]["loss"] for row in each_block]
-            same = sum(row[e]["stay"] == row["exact"]["stay"] for row in each_block)
-            told.append(f"{math.exp(sum(map(math.log, more)) / len(more)):.3f} ({same} of {len(more)})")
-        print(f"| {key[0]} | {key[1]} of {key[2]} | " + " | ".join(told) + " |")
-
-
-def taken_heads(options: argparse.Namespace) -> dict[str, Any]:
-    """By block, unit and number that goes: each error's choice and what it costs."""
+    if (options.out / "heads.json").exists():
+        return
     model = load_model(options.model)
     tokens = windows(model, "c4", options.samples, options.length, options, purpose="calibration")
     rows: list[dict[str, Any]] = []
@@ -137,7 +118,12 @@ def taken_heads(options: argparse.Namespace) -> dict[str, Any]:
                     {"block": visit.block.number, "unit": unit, "gone": gone, "of": groups}
                     | {e: {"loss": each.error, "stay": each.index.tolist()} for e, each in made.items()}
                 )
-    return {"machine": machine(), "samples": tokens.samples, "length": tokens.length, "rows": rows}
+    write(options.out / "heads.json", {"samples": tokens.samples, "length": tokens.length, "rows": rows})
+
+
+def write(path: Path, found: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"machine": machine(), **found}, indent=1) + "\n", encoding="utf-8")
 
 
 def growth(options: argparse.Namespace) -> None:
@@ -156,12 +142,7 @@ def growth(options: argparse.Namespace) -> None:
                 "cpu_s_per_block": median([each["cpu_s"] for each in took]) / 4,
             }
         )
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "growth.json").write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
-    print("| hidden | FFN width | peak MB above the weights | foretold | CPU-s per block |\n|---|---|---|---|---|")
-    for row in rows:
-        print(f"| {row['hidden']} | {row['width']} | {row['peak_mb']:.1f} | {row['foretold_mb']:.1f} | "
-              f"{row['cpu_s_per_block']:.3g} |")  # fmt: skip
+    write(options.out / "growth.json", {"rows": rows})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

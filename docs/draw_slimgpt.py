@@ -55,7 +55,7 @@ def losses(images: Path) -> None:
     for name, colour in (("log", BLUE), ("linear", GREEN), ("uniform", "#555555"), ("no-compensation", ORANGE)):
         if lost := relative_losses(name):
             axes.plot(lost, label=name, color=colour, marker="o", markersize=3)
-    axes.set(xlabel="block", ylabel="share of the FFN's output\nthat is lost", yscale="log")
+    axes.set(xlabel="block", ylabel="loss of the FFN's solve,\nof the dense output's square", yscale="log")
     axes.legend(frameon=False, ncols=2)
     figure.savefig(images / "slimgpt-losses.svg")
 

@@ -16,7 +16,7 @@ ORDER = (
     "dense", "log", "linear", "uniform", "log-decrease", "linear-decrease", "no-compensation", "group-paper",
     "group-128", "head-ordinary", "head-exact",
 )  # fmt: skip
-WIDTH = 576  # rows of the demo model's down projection: drift.json has means over them, the solves sums
+WIDTH = 576  # rows of the demo model's down projection: drift.json has means over them, the solves have sums
 
 
 def slimgpt(_: str, page: Path) -> Iterator[str]:
@@ -43,14 +43,14 @@ def slimgpt(_: str, page: Path) -> Iterator[str]:
 
 
 def relative_losses(name: str) -> list[float] | None:
-    """By block, the share of the FFN's output (its mean square) that the solve says is lost; None if not measured."""
+    """By block, what the FFN's solve lost, in units of the dense FFN's mean squared output; None if not measured."""
     file = CELLS / f"{name}-0.5-32x2048.json"
     if not file.exists():
         return None
     errors = json.loads(file.read_text())["errors"]
     drift = _drift()["0.5"]
     power = [WIDTH * error / share for error, share in zip(drift["error"], drift["relative"], strict=True)]
-    return [errors.get(f"{number}/neurons", 0.0) / whole for number, whole in enumerate(power)]
+    return [errors[f"{number}/neurons"] / whole for number, whole in enumerate(power)]
 
 
 def losses(_: str, __: Path) -> Iterator[str]:
@@ -76,12 +76,13 @@ def heads(_: str, page: Path) -> Iterator[str]:
         for error in ("grouped", "ordinary"):
             more = [block[error]["loss"] / block["exact"]["loss"] for block in blocks]
             row[error] = f"{math.exp(sum(map(math.log, more)) / len(more)) - 1:+.1%}"
-            row[f"same {error}"] = sum(block[error]["stay"] == block["exact"]["stay"] for block in blocks)
+            same = sum(block[error]["stay"] == block["exact"]["stay"] for block in blocks)
+            row[f"same {error}"] = f"{same} of {len(blocks)} blocks"
         rows.append(row)
     columns = [
         Column("unit", "unit"), Column("gone", "gone"), Column("grouped", "loss by grouped"),
-        Column("same grouped", "same choice, of 30"), Column("ordinary", "loss by ordinary"),
-        Column("same ordinary", "same choice, of 30"),
+        Column("same grouped", "same choice"), Column("ordinary", "loss by ordinary"),
+        Column("same ordinary", "same choice"),
     ]  # fmt: skip
     yield markdown(Table(columns, rows)).strip()
     yield f"File: [heads]({relpath(file, page.parent)})."

@@ -1,4 +1,4 @@
-"""What is minimised: the loss on labels, or the divergence from the dense model; logits in chunks, in float32."""
+"""What is minimised: the loss on labels, or the divergence from the dense model; logits in chunks, loss in float32."""
 
 from __future__ import annotations
 

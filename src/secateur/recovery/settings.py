@@ -28,8 +28,8 @@ class Settings:
         rank, alpha, dropout: of the LoRA adapters.
         held_out: rows never trained on; min(2000, 8 % of the rows) if None (the paper: 2000).
         eval_every: steps between two held-out losses; a quarter of all steps if None.
-        autocast: training's matrix products in bfloat16 (the paper trains in it), which is faster; weights, adapters
-            and held-out losses stay in their own dtype.
+        autocast: training's matrix products in bfloat16 (the paper trains in it), the logits' and the teacher's too,
+            which is faster; weights, adapters and held-out losses stay in their own dtype.
         template: how instructions are put: the Alpaca prompt, or the model's own chat template.
         seed: decides the held-out rows, the order, the adapters' first values and the dropout.
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
 
+from secateur.study.clocked import Clocked, Shared
 from secateur.study.pace import Pace, Standing
 
 METHODS = {"dense": "dense", **{f"{m}-{n}": m for n in range(4) for m in ("2ssp", "slimgpt")}}
@@ -31,7 +32,7 @@ class Simulated:
         self.there = there or {}
         self.todo = [name for name in METHODS if name not in self.there]
         self.end = sum(self.cost(name, part) for name in self.todo for part in FORETOLD[name])
-        self.pace = Pace(FORETOLD, METHODS, self.there, clock=lambda: self.now, show=self.note)
+        self.pace = Pace(FORETOLD, METHODS, self.there, {}, clock=lambda: self.now, show=self.note)
 
     def cost(self, name: str, part: str) -> float:
         return FORETOLD[name][part] * (PRUNE[METHODS[name]] if part == "prune" else TRUE[part])
@@ -130,3 +131,95 @@ def test_a_bar_that_goes_on_from_where_it_was_is_one_bar() -> None:
         with observer.progress("more than was foretold", 10, 8) as advance:
             advance(40)
         assert simulated.seen[-1][0].done == 1
+
+
+# --- prunings that take steps over ---
+
+ROUNDS = [60.0 - 2 * place for place in range(18)]  # seconds
+# By method, how the keys of its shared steps begin, and by sparsity the seconds of these and of those that are its own.
+SHARING: dict[str, tuple[str, list[tuple[list[float], list[float]]]]] = {
+    "2ssp": ("scores", [([150.0], [40.0] * 3), ([150.0], [40.0] * 5), ([150.0], [40.0] * 8)]),
+    "shortgpt": ("influence", [([100.0], [])] * 3),
+    "blockpruner": ("blockpruner/", [(ROUNDS[:count], []) for count in (10, 14, 18)]),
+}
+CELLS = [(method, place) for place in range(3) for method in SHARING]  # in a grid's order
+
+
+def alone(method: str, place: int) -> float:
+    shared, own = SHARING[method][1][place]
+    return sum(shared) + sum(own)
+
+
+class Pruned:
+    """Prunes with real shared stores, on a clock of its own; probed, everything was thought to be twice as fast."""
+
+    def __init__(self, there: dict[str, dict[str, float]]) -> None:
+        self.now, self.seen = 0.0, list[tuple[Standing, float]]()
+        self.todo = [(method, place) for method, place in CELLS if f"{method}-{place}" not in there]
+        stores = {method: Shared(beginning) for method, (beginning, _) in SHARING.items()}
+        self.shared = {f"{method}-{place}": stores[method] for method, place in CELLS}
+        self.pace = Pace(
+            {f"{m}-{n}": {"prune": alone(m, n) / 2, "perplexity": 5.0} for m, n in CELLS},
+            {f"{m}-{n}": m for m, n in CELLS}, there, self.shared,
+            clock=lambda: self.now, show=lambda standing: self.seen.append((standing, self.now)),
+        )  # fmt: skip
+        self.took = {f"{method}-{place}": self.cell(method, place) for method, place in self.todo}
+
+    def cell(self, method: str, place: int) -> dict[str, float]:
+        name = f"{method}-{place}"
+        shared, own = SHARING[method][1][place]
+        with self.pace.cell(name) as took:
+            with self.pace.part(name, "prune") as observer:
+                run = Clocked(0, shared=self.shared[name], observer=observer, clock=lambda: self.now)
+                run.expect(sum(shared) + sum(own), 0, head=0)
+                self.steps(run, SHARING[method][0], shared)
+                self.steps(run, "own/", own)
+            with self.pace.part(name, "perplexity"):
+                self.now += 10
+        return took
+
+    def steps(self, run: Clocked, beginning: str, seconds: Sequence[float]) -> None:
+        """A token through a block takes a second."""
+
+        def work(each: float) -> float:
+            with run.progress("a step", 2) as advance:
+                for _ in range(2):
+                    self.now += each / 2
+                    run.meter.block_tokens += int(each / 2)
+                    advance(1)
+            return each
+
+        for place, each in enumerate(seconds):
+            assert run.step(f"{beginning}{place}", lambda each=each: work(each)) == each
+
+    def misjudged(self) -> list[tuple[int, float, float]]:
+        """At every move: the finished cells, the time left as foretold, and as it was."""
+        return [(standing.finished, standing.left_s, self.now - now) for standing, now in self.seen]
+
+
+@pytest.fixture(scope="module")
+def sharing() -> Pruned:
+    return Pruned({})
+
+
+def test_what_is_taken_over_is_not_foretold_again(sharing: Pruned) -> None:
+    later = sum(alone(method, place) for method, place in CELLS[3:])
+    late = [told for told in sharing.misjudged() if told[0] >= 3]
+    assert late[0][2] < later / 2  # more is taken over than done
+    for _, left, real in late:
+        assert left == pytest.approx(real, rel=0.01, abs=1e-6)
+
+
+def test_a_pruning_that_takes_steps_over_reaches_its_end(sharing: Pruned) -> None:
+    for method, place in CELLS:
+        done = [s.done for s, _ in sharing.seen if (s.cell, s.part) == (f"{method}-{place}", "prune")]
+        assert done == sorted(done)
+        assert done[-1] == pytest.approx(1)
+    assert sharing.took["blockpruner-2"]["prune"] == pytest.approx(sum(ROUNDS))  # as if run alone
+
+
+@pytest.mark.parametrize("finished", range(3, 9))
+def test_after_a_restart_what_was_shared_is_done_again(sharing: Pruned, finished: int) -> None:
+    there = {f"{method}-{place}": sharing.took[f"{method}-{place}"] for method, place in CELLS[:finished]}
+    for _, left, real in Pruned(there).misjudged():
+        assert left == pytest.approx(real, rel=0.01, abs=1e-6)

@@ -21,8 +21,6 @@ Took = Mapping[str, float]  # seconds by part; under SHARED, of the pruning's th
 
 SHARED = "shared"
 
-_BY_ITSELF = 0.05  # of a part that must be done before its own progress counts
-
 
 @dataclass(frozen=True)
 class Standing:
@@ -124,7 +122,7 @@ class Pace:
         self._tell()
         try:
             yield self
-            self._took[name] = self._clock() - self._now.began + self._now.spared
+            self._took[name] = self._alone_s(self._now)
             self._learn(cell, name, self._took[name])
             if store.seconds:
                 self._took[SHARED] = store.seconds
@@ -153,20 +151,12 @@ class Pace:
         left = 0.0
         held: dict[Shared, float] = {}  # seconds of the steps that will be there by then
         for cell, part in self._to_come():
-            store, whole, now = self._store(cell, part), self._whole(cell, part), self._running(cell, part)
+            store, whole, now = self._store(cell, part), self._seconds(cell, part), self._running(cell, part)
             there = max(store.seconds, held.get(store, 0.0))
             done, spared = (now.done, now.to_spare) if now else (0.0, there)
             left += max((1 - done) * whole - spared, 0.0)
             held[store] = max(there, whole if store.is_series else self._once.get(store, 0.0))
         return left
-
-    def _whole(self, cell: str, part: str) -> float:
-        """Seconds that a part to come, or the running one from its beginning, takes if run alone."""
-        expected, now = self._seconds(cell, part), self._running(cell, part)
-        if now is None or now.done < _BY_ITSELF:
-            return expected
-        own = (self._clock() - now.began + now.spared) / now.done
-        return (1 - now.done) * expected + now.done * own  # the further it is, the more its own pace counts
 
     def _running(self, cell: str, part: str) -> _Running | None:
         return self._now if self._now and (self._now.cell, self._now.part) == (cell, part) else None
@@ -178,14 +168,30 @@ class Pace:
         return ((cell, part) for cell, parts in self._todo.items() for part in parts)
 
     def _seconds(self, cell: str, part: str) -> float:
-        timed = self._timed.get(self._kind(cell, part)) or self._timed.get((PERPLEXITY, ""), (1.0, 1.0))
-        return self._foretold[cell][part] * timed[0] / timed[1]
+        """Of the whole part, if run alone."""
+        return self._foretold[cell][part] * self._rate(self._kind(cell, part))
+
+    def _rate(self, kind: Kind) -> float:
+        """Seconds that a foretold one takes; a part that is run counts with what it took and what is expected of it."""
+        timed, now = self._timed.get(kind), self._now
+        taken, foretold = timed or self._timed.get((PERPLEXITY, ""), (1.0, 1.0))
+        rate = taken / foretold
+        if now is None or self._kind(now.cell, now.part) != kind or not (own := self._foretold_of(now.cell, now.part)):
+            return rate
+        taken, foretold = timed or (0.0, 0.0)
+        return (taken + self._alone_s(now) + (1 - now.done) * own * rate) / (foretold + own)
 
     def _learn(self, cell: str, part: str, seconds: float) -> None:
-        foretold = self._foretold.get(cell, {}).get(part, 0.0)
-        if foretold > 0:
+        if (foretold := self._foretold_of(cell, part)) > 0:
             taken, expected = self._timed.get(self._kind(cell, part), (0.0, 0.0))
             self._timed[self._kind(cell, part)] = (taken + seconds, expected + foretold)
+
+    def _alone_s(self, running: _Running) -> float:
+        """Seconds that a part took so far, as if run alone."""
+        return self._clock() - running.began + running.spared
+
+    def _foretold_of(self, cell: str, part: str) -> float:
+        return self._foretold.get(cell, {}).get(part, 0.0)
 
     def _kind(self, cell: str, part: str) -> Kind:
         return part, self._methods[cell] if part == PRUNE else ""

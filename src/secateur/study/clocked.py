@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import torch
 
+from secateur.forecast import Clock
 from secateur.run import MemoryStore, Observer, Run
 
 T = TypeVar("T")
@@ -18,12 +19,31 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class Shared(MemoryStore):
-    """The steps of one method's runs that hold at every sparsity, with what each took."""
+    """The steps of one method's runs that hold at every sparsity, with what each took.
+
+    Args:
+        beginning: of their keys. With a "/" at its end they are a series, of which a run asks the more, the more it
+            removes; without, it is one step, which each run asks.
+
+    Attributes:
+        spent: what each took.
+        spared_s: seconds that were spared so far by taking steps over.
+    """
 
     def __init__(self, beginning: str) -> None:
         super().__init__()
         self.beginning = beginning
         self.spent: dict[str, dict[str, float]] = {}
+        self.spared_s = 0.0
+
+    @property
+    def is_series(self) -> bool:
+        return self.beginning.endswith("/")
+
+    @property
+    def seconds(self) -> float:
+        """That the steps which are there took."""
+        return sum(each["wall_s"] for each in self.spent.values())
 
 
 class Clocked(Run):
@@ -32,11 +52,14 @@ class Clocked(Run):
     Args:
         shared: steps of earlier runs of the same method with the same options, calibration and seed; None if it has
             none that hold at every sparsity.
+        clock: seconds.
     """
 
-    def __init__(self, seed: int, *, shared: Shared | None, observer: Observer | None = None) -> None:
+    def __init__(
+        self, seed: int, *, shared: Shared | None, observer: Observer | None = None, clock: Clock = time.monotonic
+    ) -> None:
         super().__init__(seed, observer=observer)
-        self._shared = shared
+        self._shared, self._clock = shared, clock
         self._spared: list[dict[str, float]] = []
 
     def step(self, key: str, compute: Callable[[], T]) -> T:
@@ -53,7 +76,10 @@ class Clocked(Run):
                 shared.spent[key] = _difference(self._now(), began)
                 shared.put(key, result)
             else:
-                self._spared.append(shared.spent[key])
+                with self.progress(key, 1) as advance:
+                    self._spared.append(shared.spent[key])
+                    shared.spared_s += shared.spent[key]["wall_s"]
+                    advance(1)
             return result
 
         return super().step(key, taken_over)
@@ -68,8 +94,12 @@ class Clocked(Run):
         for each in self._spared:
             took |= {name: took[name] + value for name, value in each.items()}
 
+    def _work(self) -> float:
+        spared = sum(each["block_tokens"] + self._head * each["head_tokens"] for each in self._spared)
+        return super()._work() + spared
+
     def _now(self) -> dict[str, float]:
-        return {"wall_s": time.perf_counter(), "cpu_s": time.process_time(), **vars(self.meter)}
+        return {"wall_s": self._clock(), "cpu_s": time.process_time(), **vars(self.meter)}
 
 
 def _difference(after: dict[str, float], before: dict[str, float]) -> dict[str, float]:

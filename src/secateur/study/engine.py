@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from secateur.engine.tokens import Tokens
 from secateur.errors import Interrupted, InvalidOptionError, OutputBusyError, OutputExistsError, SecateurError
 from secateur.evaluation.asked import Judging
 from secateur.folders import claimed
@@ -100,7 +99,7 @@ class _Runner:
             grid.kind, dense, self.model_fingerprint, grid.judging, self.judges.texts, self.cells,
             arguments=grid.arguments, settings=grid.settings,
         )  # fmt: skip
-        self.shared: dict[str, Shared] = {}
+        self.shared = self._shared()
         self.refused: dict[str, str] = {}
         self._spare: Model | None = dense
 
@@ -132,7 +131,7 @@ class _Runner:
             {name: {part: work.seconds(speed) for part, work in each["parts"].items()} for name, each in told.items()},
             {cell.name: cell.method for cell in self.cells},
             {name: cell["seconds"] for name, cell in self._there().items() if cell["status"] == "done"},
-            clock=self.grid.clock, show=self.grid.shown,
+            self.shared, clock=self.grid.clock, show=self.grid.shown,
         )  # fmt: skip
 
     def _there(self) -> dict[str, dict[str, Any]]:
@@ -195,7 +194,7 @@ class _Runner:
         with ExitStack() as stack:
             with part(PRUNE) as observer:
                 model = self._load()
-                run = Clocked(seed, shared=self._shared(cell, tokens), observer=observer)
+                run = Clocked(seed, shared=self.shared.get(cell.name), observer=observer, clock=self.grid.clock)
                 result |= stack.enter_context(pruned(cell, model, tokens, run))
             if "reduced" in result["notes"]:
                 result["label"] += " (reduced search)"
@@ -208,13 +207,16 @@ class _Runner:
 
     # --- what cells share ---
 
-    def _shared(self, cell: Cell, tokens: Tokens) -> Shared | None:
-        """The steps that hold at every sparsity, of this method with these options and this calibration."""
-        known = methods().get(cell.method)
-        if known is None or known.shared is None:
-            return None
-        key = digest(cell.method, complete_options(cell), tokens.fingerprint())
-        return self.shared.setdefault(key, Shared(known.shared))
+    def _shared(self) -> dict[str, Shared]:
+        """By cell, the steps that it shares with all of the same method, options and calibration."""
+        stores: dict[str, Shared] = {}
+        by_cell = {}
+        for cell in self.cells:
+            known = methods().get(cell.method)
+            if known is not None and known.shared is not None and cell.calibration is not None:
+                key = digest(cell.method, complete_options(cell), self.matrices.rows(cell.calibration).fingerprint())
+                by_cell[cell.name] = stores.setdefault(key, Shared(known.shared))
+        return by_cell
 
     def _same(self, fingerprint: str) -> dict[str, Any] | None:
         """A finished cell of the same identity, which need not be made twice."""

@@ -2,6 +2,8 @@
 
 Before any has been timed, it is foretold from one probed block, and told to be a guess. What was foretold of a part, in
 probed seconds, is only used to compare parts of a kind: a cell that keeps half of the blocks takes about half.
+
+A pruning is foretold and timed as if it were run alone. What it will take over from those before it is then subtracted.
 """
 
 from __future__ import annotations
@@ -11,12 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from secateur.run import Advance
+from secateur.study.clocked import Shared
 from secateur.study.estimate import PERPLEXITY, PRUNE
 
 Kind = tuple[str, str]  # a part's name; of prunings, the method too
-Took = Mapping[str, float]  # seconds by part
+Took = Mapping[str, float]  # seconds by part; under SHARED, of the pruning's those of steps that others share
 
-_BY_ITSELF = 0.05  # of a part that must be done before its own progress counts
+SHARED = "shared"
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,22 @@ class _Running:
     part: str
     began: float
     bars: int
+    store: Shared
     closed: int = 0
     done: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._held, self._spared_before = self.store.seconds, self.store.spared_s
+
+    @property
+    def spared(self) -> float:
+        """Seconds that were spared so far by steps taken over."""
+        return self.store.spared_s - self._spared_before
+
+    @property
+    def to_spare(self) -> float:
+        """Seconds that still may be."""
+        return self._held - self.spared
 
 
 class Pace:
@@ -59,20 +76,26 @@ class Pace:
         foretold: by cell and part, seconds by one probed block.
         methods: of the cells.
         there: what the parts of finished cells took.
+        shared: of the cells that share steps, where these lie in this run; those that share have the same one.
         clock: seconds.
         show: is told of every move.
     """
 
     def __init__(
-        self, foretold: Mapping[str, Took], methods: Mapping[str, str], there: Mapping[str, Took], *,
-        clock: Callable[[], float], show: Callable[[Standing], None],
+        self, foretold: Mapping[str, Took], methods: Mapping[str, str], there: Mapping[str, Took],
+        shared: Mapping[str, Shared], *, clock: Callable[[], float], show: Callable[[Standing], None],
     ) -> None:  # fmt: skip
-        self._foretold, self._methods, self._clock, self._show = foretold, methods, clock, show
+        self._foretold, self._methods, self._shared = foretold, methods, shared
+        self._clock, self._show = clock, show
+        self._alone = Shared("")  # of parts that share nothing
         self._todo = {cell: dict.fromkeys(parts) for cell, parts in foretold.items() if cell not in there}
         self._timed: dict[Kind, tuple[float, float]] = {}  # seconds taken, seconds foretold
         self._now: _Running | None = None
         self._took: dict[str, float] = {}  # by the parts of the cell that is made
+        self._once: dict[Shared, float] = {}  # seconds that a shared step took in earlier runs
         for cell, took in there.items():
+            if cell in shared:
+                self._once[shared[cell]] = max(self._once.get(shared[cell], 0.0), took.get(SHARED, 0.0))
             for part, seconds in took.items():
                 self._learn(cell, part, seconds)
         self._began = clock()
@@ -94,12 +117,15 @@ class Pace:
         Args:
             bars: how many the part shows one after the other; each counts the same.
         """
-        self._now = _Running(cell, name, self._clock(), bars)
+        store = self._store(cell, name)
+        self._now = _Running(cell, name, self._clock(), bars, store)
         self._tell()
         try:
             yield self
-            self._took[name] = self._clock() - self._now.began
+            self._took[name] = self._alone_s(self._now)
             self._learn(cell, name, self._took[name])
+            if store.seconds:
+                self._took[SHARED] = store.seconds
         finally:
             self._now = None
             self._todo.get(cell, {}).pop(name, None)
@@ -122,29 +148,50 @@ class Pace:
 
     def left(self) -> float:
         """Seconds until all is done."""
-        return sum(self._left_of(cell, part) for cell, part in self._to_come())
+        left = 0.0
+        held: dict[Shared, float] = {}  # seconds of the steps that will be there by then
+        for cell, part in self._to_come():
+            store, whole, now = self._store(cell, part), self._seconds(cell, part), self._running(cell, part)
+            there = max(store.seconds, held.get(store, 0.0))
+            done, spared = (now.done, now.to_spare) if now else (0.0, there)
+            left += max((1 - done) * whole - spared, 0.0)
+            held[store] = max(there, whole if store.is_series else self._once.get(store, 0.0))
+        return left
 
-    def _left_of(self, cell: str, part: str) -> float:
-        expected, now = self._seconds(cell, part), self._now
-        if now is None or (now.cell, now.part) != (cell, part):
-            return expected
-        if now.done >= _BY_ITSELF:  # the further it is, the more its own pace counts
-            own = (self._clock() - now.began) / now.done
-            expected = (1 - now.done) * expected + now.done * own
-        return (1 - now.done) * expected
+    def _running(self, cell: str, part: str) -> _Running | None:
+        return self._now if self._now and (self._now.cell, self._now.part) == (cell, part) else None
+
+    def _store(self, cell: str, part: str) -> Shared:
+        return self._shared.get(cell, self._alone) if part == PRUNE else self._alone
 
     def _to_come(self) -> Iterable[tuple[str, str]]:
         return ((cell, part) for cell, parts in self._todo.items() for part in parts)
 
     def _seconds(self, cell: str, part: str) -> float:
-        timed = self._timed.get(self._kind(cell, part)) or self._timed.get((PERPLEXITY, ""), (1.0, 1.0))
-        return self._foretold[cell][part] * timed[0] / timed[1]
+        """Of the whole part, if run alone."""
+        return self._foretold[cell][part] * self._rate(self._kind(cell, part))
+
+    def _rate(self, kind: Kind) -> float:
+        """Seconds that a foretold one takes; a part that is run counts with what it took and what is expected of it."""
+        timed, now = self._timed.get(kind), self._now
+        taken, foretold = timed or self._timed.get((PERPLEXITY, ""), (1.0, 1.0))
+        rate = taken / foretold
+        if now is None or self._kind(now.cell, now.part) != kind or not (own := self._foretold_of(now.cell, now.part)):
+            return rate
+        taken, foretold = timed or (0.0, 0.0)
+        return (taken + self._alone_s(now) + (1 - now.done) * own * rate) / (foretold + own)
 
     def _learn(self, cell: str, part: str, seconds: float) -> None:
-        foretold = self._foretold.get(cell, {}).get(part, 0.0)
-        if foretold > 0:
+        if (foretold := self._foretold_of(cell, part)) > 0:
             taken, expected = self._timed.get(self._kind(cell, part), (0.0, 0.0))
             self._timed[self._kind(cell, part)] = (taken + seconds, expected + foretold)
+
+    def _alone_s(self, running: _Running) -> float:
+        """Seconds that a part took so far, as if run alone."""
+        return self._clock() - running.began + running.spared
+
+    def _foretold_of(self, cell: str, part: str) -> float:
+        return self._foretold.get(cell, {}).get(part, 0.0)
 
     def _kind(self, cell: str, part: str) -> Kind:
         return part, self._methods[cell] if part == PRUNE else ""

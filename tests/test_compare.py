@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import os
 import signal
@@ -39,6 +40,7 @@ from secateur.study.pace import Standing
 from secateur.study.presets import PRESETS
 
 Cells = Mapping[str, Mapping[str, Any]]
+WIDE = functools.partial(tiny, "llama", hidden_size=64, num_attention_heads=8, max_position_embeddings=4096)
 
 
 @pytest.fixture(scope="module")
@@ -481,11 +483,7 @@ def test_per_method_calibration_wins_over_the_common_one(text: Path) -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_feasible_settings_of_methods_that_exist(name: str) -> None:
     preset = PRESETS[name]
-    model = tiny("llama", hidden_size=64, num_attention_heads=8, max_position_embeddings=4096)
-    cells = Comparison(
-        methods=preset.methods, sparsities=preset.sparsities, of=preset.of, options=preset.options, preset=name,
-        calibration=preset.calibration, seed=preset.seed,
-    ).cells(model)  # fmt: skip
+    cells = Comparison.from_preset(name).cells(WIDE())
     by_name = {cell.name: cell for cell in cells}
     if name == "2ssp-paper":
         assert by_name["slicegpt-0.25"].options["dimension"] == 48
@@ -496,6 +494,26 @@ def test_presets_are_feasible_settings_of_methods_that_exist(name: str) -> None:
         assert by_name["slimgpt-0.2"].options == {"damping": 0.0, "first_ratio": 0.0625, "last_ratio": 0.25}
         assert by_name["slimgpt-0.25"].options == {"damping": 0.0}
         assert preset.judging.length == 128
+
+
+def test_what_is_given_wins_over_a_preset_and_a_preset_over_the_paper() -> None:
+    def samples(**given: Any) -> dict[str, int]:
+        cells = Comparison.from_preset("2ssp-paper", sparsities=["0.5"], **given).cells(WIDE())
+        return {cell.method: cell.calibration.samples for cell in cells if cell.calibration}
+
+    assert samples() == {
+        "2ssp": 32, "shortgpt": 256, "window": 256, "blockpruner": 1, "evopress": 64, "slicegpt": 256
+    }  # fmt: skip
+    given = samples(samples=8, options={"window": {"samples": 3}})
+    assert given == {"2ssp": 8, "shortgpt": 8, "window": 3, "blockpruner": 8, "evopress": 8, "slicegpt": 8}
+    wanted = Comparison.from_preset("2ssp-paper", methods=["shortgpt"], sparsities=["0.5"], length=64)
+    (cell,) = wanted.cells(WIDE())[1:]
+    assert cell.options["positions"] == "last"  # still the preset's, whose other methods were deselected
+    assert (cell.calibration.samples, cell.calibration.length) == (256, 64)  # type: ignore[union-attr]
+    usual = Comparison.from_preset(methods=[], sparsities=None, of=None)
+    assert usual == Comparison()
+    published = Comparison.from_preset("slimgpt-paper", seed=0)
+    assert (published.methods, published.of, published.seed) == (("slimgpt",), "model", 0)
 
 
 def test_block_wise_methods_are_those_that_drop_whole_modules() -> None:

@@ -63,6 +63,13 @@ def test_words_have_commas_or_are_repeated() -> None:
     assert words(None) == words("") == []
 
 
+def test_no_tasks_can_be_said() -> None:
+    published = Judging(tasks=("2ssp",))
+    assert [TaskOptions(tasks=given).applied(published).tasks for given in (None, [""], ["piqa"])] == [
+        ("2ssp",), (), ("piqa",)
+    ]  # fmt: skip
+
+
 def test_prompts_bring_how_they_are_continued() -> None:
     published = Judging(prompts=REFERENCE_PROMPTS, decodings=(REFERENCE,), rounds=9)
     for running, prompts, decodings in (
@@ -74,5 +81,7 @@ def test_prompts_bring_how_they_are_continued() -> None:
         judging = running.applied(published)
         assert (judging.prompts, judging.decodings, judging.rounds) == (prompts, decodings, 9)
     assert RunningOptions(inference=True, rounds=2).applied(published).rounds == 2
+    timed = Judging(inference=True)
+    assert [RunningOptions(inference=given).applied(timed).inference for given in (None, False)] == [True, False]
     with pytest.raises(InvalidOptionError, match="--generate"):
         RunningOptions(beams=True).applied(Judging())

@@ -76,7 +76,8 @@ class TaskOptions:
         list[str] | None,
         typer.Option(
             metavar="NAME,...",
-            help="Suites (2ssp, slimgpt), lm-eval's tasks, or paths of task files (.yaml); may be repeated.",
+            help="Suites (2ssp, slimgpt), lm-eval's tasks, or paths of task files (.yaml); may be repeated. "
+            '"" for none of those that a preset has.',
         ),
     ] = None
     limit: Annotated[int | None, typer.Option(help="Only the first so many documents of each task.")] = None
@@ -87,7 +88,8 @@ class TaskOptions:
 
     def applied(self, judging: Judging) -> Judging:
         """The judging with what was given."""
-        return _given(judging, tasks=tuple(words(self.tasks)) or None, limit=self.limit, fewshot=self.fewshot)
+        tasks = None if self.tasks is None else tuple(words(self.tasks))
+        return _given(judging, tasks=tasks, limit=self.limit, fewshot=self.fewshot)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +97,13 @@ class RunningOptions:
     """What it costs to run the model, and its text."""
 
     inference: Annotated[
-        bool, typer.Option("--inference", help="Time the prompt and each further token; count bytes and memory.")
-    ] = False
+        bool | None,
+        typer.Option(
+            "--inference/--no-inference",
+            help="Time the prompt and each further token; count bytes and memory.",
+            show_default="no",
+        ),
+    ] = None
     prompt_length: Annotated[
         int | None, typer.Option(help="--inference: tokens of the prompt.", show_default="256")
     ] = None
@@ -121,7 +128,7 @@ class RunningOptions:
     def applied(self, judging: Judging) -> Judging:
         """The judging with what was given. Prompts that were given replace others with how they are continued."""
         judging = _given(
-            judging, inference=self.inference or None, prompt_length=self.prompt_length, new_tokens=self.new_tokens,
+            judging, inference=self.inference, prompt_length=self.prompt_length, new_tokens=self.new_tokens,
             rounds=self.rounds, batch_size=self.batch_size,
         )  # fmt: skip
         given = self.generate or ()

@@ -16,7 +16,7 @@ from secateur.model.handle import Model
 from secateur.report.record import public_name
 from secateur.study import inverted
 from secateur.study.ablation_table import write_ablation_table
-from secateur.study.asked import CALIBRATION, calibration_of, parse_value, sparsities, split
+from secateur.study.asked import CALIBRATION, calibration_of, parse_value, sparsities, split, windows
 from secateur.study.cells import Cell, dense_cell
 from secateur.study.engine import Grid, run_grid
 from secateur.study.folder import GridFolder
@@ -160,7 +160,7 @@ class Ablation:
     def _cell(self, model: Model, name: str, value: Any, sparsity: float, seed: int) -> Cell:
         what = WHATS[name]
         method = get_method("2ssp") if what.varies == ORDER else self._method(what)
-        options = dict(self.options.get(method.name, {}))
+        options = {**windows(self.samples, self.length), **self.options.get(method.name, {})}
         text = self.calibration
         if what.varies == TEXT:
             text = str(value)
@@ -172,8 +172,7 @@ class Ablation:
             name=_name(name, shown, sparsity, seed), method=method.name, label=f"{method.name}, {name} {shown}",
             sparsity=sparsity, of=self.of, options=own,
             calibration=calibration_of(
-                method, text, given, samples=self.samples, length=self.length, seed=seed, count=self.count,
-                max_length=model.max_length,
+                method, text, given, seed=seed, count=self.count, max_length=model.max_length
             ),
             ablation={"what": name, "value": shown, "seed": seed},
         )  # fmt: skip

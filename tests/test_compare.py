@@ -230,6 +230,7 @@ def test_more_methods_may_be_added(text: Path, tmp_path: Path) -> None:
         ({"calibrate": 3}, "samples"),
         ({"calibrate": 3, "method": "shortgpt"}, "samples"),  # other cells, but in the same table
         ({"options": {"2ssp": {"norm": "l1"}}}, "2ssp-0.25"),
+        ({"options": {"2ssp": {"alpha": 3.0}}, "method": "shortgpt", "matched": True}, "2ssp-as-shortgpt-0.25"),
     ],
 )
 def test_a_folder_of_other_arguments_is_refused(
@@ -238,8 +239,9 @@ def test_a_folder_of_other_arguments_is_refused(
     fake_judges(monkeypatch)
     before = {path: path.read_bytes() for path in done[0].rglob("*.*") if path.is_file()}
     wanted = comparison(
-        text, change.pop("method", "2ssp"), samples=change.pop("calibrate", 2), options=change.pop("options", {})
-    )
+        text, change.pop("method", "2ssp"), samples=change.pop("calibrate", 2), options=change.pop("options", {}),
+        matched=change.pop("matched", False),
+    )  # fmt: skip
     with pytest.raises(OutputExistsError, match=match):
         compare(wanted, grid(done[0], text, **change))
     assert {path: path.read_bytes() for path in done[0].rglob("*.*") if path.is_file()} == before

@@ -22,7 +22,7 @@ from secateur.study.cells import DENSE, Cell, Matrices, check_names, in_words
 from secateur.study.clocked import Clocked, Shared
 from secateur.study.estimate import PRUNE, estimates, steps
 from secateur.study.folder import GridFolder, finite
-from secateur.study.index import differing, digest, make_index, united
+from secateur.study.index import differing, digest, make_index, unequal_terms, united
 from secateur.study.judges import Judges
 from secateur.study.pace import Pace, Standing
 from secateur.study.pruning import blank, complete_options, dense_facts, pruned
@@ -246,11 +246,19 @@ class _Runner:
                 f"{self.folder.path} was made with other arguments ({', '.join(names)} differ); choose another --out, "
                 "or give the same. Methods and sparsities may be added"
             )
+        earlier = self.folder.cells(old["cells"])
+        if names := unequal_terms(earlier.values(), self.cells):
+            raise OutputExistsError(
+                f"{self.folder.path} has cells of the same ablation that were made otherwise ({', '.join(names)} differ); "
+                "choose another --out, or give the same. Seeds, values and sparsities may be added"
+            )
         for cell in self.cells:
-            there = self.folder.cell(cell.name)
-            if there is None or there["status"] != "done" or cell.matched_to is not None:
+            there = earlier.get(cell.name)
+            if there is None or there["status"] != "done":
                 continue
-            if there["fingerprint"] != self._fingerprint(cell):
+            if cell.matched_to is not None and not earlier.get(cell.matched_to, {}).get("achieved"):
+                continue  # its size is not known before that one is made
+            if there["fingerprint"] != self._fingerprint(self._matched(cell)):
                 raise OutputExistsError(
                     f"{self.folder.cell_path(cell.name)} was made with other options or another calibration; choose "
                     "another --out, or give the same"

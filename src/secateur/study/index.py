@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -91,6 +91,22 @@ def differing(old: Mapping[str, Any], new: Mapping[str, Any], judging: Judging) 
 def _unequal_terms(had: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """What all cells of a comparison must share: calibrated otherwise, they would seem to be on equal terms."""
     return [name for name in _TERMS if name in had and json.dumps(had[name]) != json.dumps(wanted[name])]
+
+
+def unequal_terms(earlier: Iterable[Mapping[str, Any]], cells: Iterable[Cell]) -> list[str]:
+    """In what cells of one ablation of one method differ beside its value, sparsity and seed. Rows of such cells would
+    pass for a spread over seeds, or for the value's doing.
+
+    Args:
+        earlier: what the files of cells say.
+    """
+    terms = {(told["what"], told["of"]): told["terms"] for cell in cells if (told := cell.ablation)}
+    names: dict[str, None] = {}
+    for told in (cell.get("ablation") or {} for cell in earlier if cell["status"] == "done"):
+        had, wanted = told.get("terms", {}), terms.get((told.get("what"), told.get("of")))
+        if wanted is not None:
+            names |= {name: None for name in had if json.dumps(had[name]) != json.dumps(wanted.get(name))}
+    return list(names)
 
 
 def united(old: Sequence[str], new: Sequence[str]) -> list[str]:

@@ -34,7 +34,7 @@ from secateur.study.asked import parse_options, sparsities
 from secateur.study.cells import Cell, Matrices, check_names
 from secateur.study.clocked import Clocked, Shared
 from secateur.study.compare import is_block_wise
-from secateur.study.engine import Grid
+from secateur.study.engine import Grid, run_grid
 from secateur.study.folder import finite
 from secateur.study.pace import Standing
 from secateur.study.presets import PRESETS
@@ -109,6 +109,16 @@ def test_a_match_has_the_size_that_was_achieved_and_is_not_made_twice(done: tupl
     assert match["achieved"]["blocks"] == pytest.approx(0.25, abs=0.02)
     assert match["same_as"] == "2ssp-0.25"
     assert match["perplexity"] == cells["2ssp-0.25"]["perplexity"]
+
+
+def test_a_reduced_search_is_called_so_where_it_is_not_made_again(text: Path, tmp_path: Path) -> None:
+    def cells(model: Model) -> list[Cell]:
+        dense, cell = comparison(text, "evopress", options={"evopress": SEARCH}).cells(model)
+        return [dense, cell, replace(cell, name="again", label="again")]
+
+    again = run_grid(grid(tmp_path / "out", text), cells)["again"]
+    assert again["same_as"] == "evopress-0.25"
+    assert again["label"] == "again (reduced search)"
 
 
 def test_all_methods_see_the_first_rows_of_one_matrix(text: Path) -> None:
@@ -220,6 +230,29 @@ def test_more_methods_may_be_added(text: Path, tmp_path: Path) -> None:
     index = json.loads((tmp_path / "out/compare.json").read_text())
     assert set(index["cells"]) == {"dense", "shortgpt-0.25", "2ssp-0.5"}
     assert "shortgpt" in (tmp_path / "out/main-table.md").read_text()
+
+
+def test_all_commands_are_kept_and_each_cell_knows_its_machine(text: Path, tmp_path: Path) -> None:
+    for words in (["--methods", "shortgpt"], ["--methods", "window"], ["--methods", "shortgpt"]):
+        here = replace(grid(tmp_path / "out", text), arguments={"command": words})
+        cells = compare(comparison(text, words[1]), here)
+    index = json.loads((tmp_path / "out/compare.json").read_text())
+    assert index["commands"] == [["--methods", "shortgpt"], ["--methods", "window"]]
+    assert {(cell["machine"], str(cell["versions"])) for cell in cells.values()} == {
+        (index["machine"], str(index["versions"]))
+    }  # fmt: skip
+
+
+def test_a_folder_of_an_older_version_goes_on(text: Path, tmp_path: Path) -> None:
+    """Its cells have no times of their parts, and its index one command only."""
+    here = replace(grid(tmp_path / "out", text), arguments={"command": ["first"]})
+    compare(comparison(text, "shortgpt"), here)
+    for file, missing in (("compare.json", "commands"), ("cells/dense/cell.json", "seconds")):
+        path = tmp_path / "out" / file
+        path.write_text(json.dumps({key: each for key, each in json.loads(path.read_text()).items() if key != missing}))
+    cells = compare(comparison(text, "window"), replace(here, arguments={"command": ["second"]}))
+    assert [cell["status"] for cell in cells.values()] == ["done", "done"]
+    assert json.loads((tmp_path / "out/compare.json").read_text())["commands"] == [["first"], ["second"]]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from studies import fake_judges
 from test_cli import Told, _own_world, call, world  # noqa: F401  # fixtures
 
+from secateur.cli import grids
 from secateur.study import judges
 
 QUICK = ("--samples", 2, "--length", 24, "--eval-samples", 4, "--eval-length", 24)
@@ -65,6 +66,12 @@ def test_a_dry_run_writes_nothing_and_foretells_every_cell(
     assert not (tmp_path / "out").exists()
     shown = compare(where, *words)
     assert "Guessed: the windows of texts that are wanted whole, tasks, by their first documents" in shown.out
+
+
+def test_a_perplexity_that_is_no_number_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    perplexity = {"c4": {"perplexity": None}, "wikitext2": {"perplexity": 12.345}}
+    grids._tell({"name": "x", "status": "done", "prune": None, "perplexity": perplexity})
+    assert capsys.readouterr().err == "x: c4 not finite, wikitext2 12.35\n"
 
 
 @pytest.mark.slow

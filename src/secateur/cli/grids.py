@@ -168,10 +168,14 @@ def _tell(cell: Mapping[str, Any]) -> None:
     if cell["status"] == "failed":
         told = f"{cell['name']} failed: {cell['error']}"
     else:
-        losses = ", ".join(f"{text} {result['perplexity']:.2f}" for text, result in cell["perplexity"].items())
+        losses = ", ".join(f"{text} {_number(result['perplexity'])}" for text, result in cell["perplexity"].items())
         took = f" in {cell['prune']['wall_s']:,.0f} s" if cell["prune"] else ""
         told = f"{cell['name']}{took}: {losses}"
     err.print(told, markup=False, highlight=False)
+
+
+def _number(perplexity: float | None) -> str:
+    return "not finite" if perplexity is None else f"{perplexity:.2f}"
 
 
 def _show_rows(rows: Sequence[Mapping[str, Any]], unit: str, guessed: str) -> None:

@@ -132,9 +132,7 @@ class Ablation:
     def _method(self, what: What) -> Method:
         method = get_method(self.method or what.method)
         if what.varies == ORDER and method.name != what.method:
-            raise InvalidOptionError(
-                f"{method.name} has no order of rows and columns; that is a choice of {what.method}"
-            )
+            raise InvalidOptionError(f"{method.name} has no rows and columns to invert; that is {what.method}'s")
         if what.varies not in (ORDER, *_ANY) and what.varies not in method.options:
             raise InvalidOptionError(f"{method.name} has no {what.varies}; that is a choice of {what.method}")
         return method
@@ -170,8 +168,7 @@ class Ablation:
     def _cell(self, model: Model, name: str, value: Any, sparsity: float, seed: int) -> Cell:
         what = WHATS[name]
         method = self._method(what)
-        terms = self._terms(model, what, method)
-        options = {**windows(self.samples, self.length), **self.options.get(method.name, {})}
+        options = self._given(method)
         text = self.calibration
         if what.varies == TEXT:
             text = str(value)
@@ -186,7 +183,8 @@ class Ablation:
             calibration=calibration_of(
                 method, text, given, seed=seed, count=self.count, max_length=model.max_length
             ),
-            ablation={"what": name, "value": shown, "seed": seed, "of": method.name, "terms": terms},
+            ablation={"what": name, "value": shown, "seed": seed, "of": method.name,
+                      "terms": self._terms(model, what, method)},
         )  # fmt: skip
         if what.varies == ORDER and value in inverted.AMOUNTS:
             own = inverted.complete({**own, "amount": value})
@@ -195,10 +193,13 @@ class Ablation:
             return replace(cell, sparsity=None, matched_to=_name(named, inverted.PUBLISHED, sparsity, seed))
         return cell
 
+    def _given(self, method: Method) -> dict[str, Any]:
+        """Options, of the calibration too."""
+        return {**windows(self.samples, self.length), **self.options.get(method.name, {})}
+
     def _terms(self, model: Model, what: What, method: Method) -> dict[str, Any]:
         """What all cells of an ablation of one method have in common: all but the value, the sparsity and the seed."""
-        options = {**windows(self.samples, self.length), **self.options.get(method.name, {})}
-        own, given = split(method, options)
+        own, given = split(method, self._given(method))
         shape = calibration_of(
             method, self.calibration, given, seed=0, count=self.count, max_length=model.max_length
         )  # fmt: skip
@@ -206,9 +207,9 @@ class Ablation:
             "of": self.of, "count": self.count, TEXT: public_name(self.calibration), "samples": shape.samples,
             "length": shape.length, **{f"{method.name}.{name}": each for name, each in method.complete(own).items()},
         }  # fmt: skip
-        return {
-            name: value for name, value in terms.items() if name not in (what.varies, f"{method.name}.{what.varies}")
-        }
+        for varied in (what.varies, f"{method.name}.{what.varies}"):
+            terms.pop(varied, None)
+        return terms
 
 
 def _name(what: str, value: str, sparsity: float, seed: int) -> str:

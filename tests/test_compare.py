@@ -341,6 +341,7 @@ def test_an_unreachable_sparsity_fails_its_cell_and_its_match_only(text: Path, t
         ({"methods": ("2sssp",)}, UnknownNameError),
         ({"options": {"2ssp": {"alhpa": 2}}}, UnknownNameError),
         ({"options": {"window": {}}}, InvalidOptionError),  # not compared
+        ({"options": {"2ssp": {}}, "methods": ("slimgpt",), "matched": True}, InvalidOptionError),  # nor matched
         ({"of": "everything"}, InvalidOptionError),
         ({"sparsities": ("half",)}, InvalidOptionError),
         ({"base": "window"}, InvalidOptionError),
@@ -533,7 +534,7 @@ def test_presets_are_feasible_settings_of_methods_that_exist(name: str) -> None:
 
 def test_what_is_given_wins_over_a_preset_and_a_preset_over_the_paper() -> None:
     def samples(**given: Any) -> dict[str, int]:
-        cells = Comparison.from_preset("2ssp-paper", sparsities=["0.5"], **given).cells(WIDE())
+        cells = Comparison.from_preset("2ssp-paper", sparsities=["0.5"], matched=False, **given).cells(WIDE())
         return {cell.method: cell.calibration.samples for cell in cells if cell.calibration}
 
     assert samples() == {
@@ -542,13 +543,21 @@ def test_what_is_given_wins_over_a_preset_and_a_preset_over_the_paper() -> None:
     given = samples(samples=8, options={"window": {"samples": 3}})
     assert given == {"2ssp": 8, "shortgpt": 8, "window": 3, "blockpruner": 8, "evopress": 8, "slicegpt": 8}
     wanted = Comparison.from_preset("2ssp-paper", methods=["shortgpt"], sparsities=["0.5"], length=64)
-    (cell,) = wanted.cells(WIDE())[1:]
+    cell, match = wanted.cells(WIDE())[1:]
+    assert (match.name, match.calibration.length) == ("2ssp-as-shortgpt-0.5", 64)  # type: ignore[union-attr]
     assert cell.options["positions"] == "last"  # still the preset's, whose other methods were deselected
     assert (cell.calibration.samples, cell.calibration.length) == (256, 64)  # type: ignore[union-attr]
     usual = Comparison.from_preset(methods=[], sparsities=None, of=None)
     assert usual == Comparison()
     published = Comparison.from_preset("slimgpt-paper", seed=0)
     assert (published.methods, published.of, published.seed) == (("slimgpt",), "model", 0)
+
+
+def test_equal_budgets_are_shown_unless_they_are_not_wanted() -> None:
+    model = tiny("llama")
+    for more, expected in (({}, ["2ssp-as-shortgpt-0.25"]), ({"matched": False}, [])):
+        cells = Comparison(methods=("shortgpt", "slimgpt"), sparsities=(0.25,), length=24, **more).cells(model)
+        assert [cell.name for cell in cells if cell.matched_to] == expected
 
 
 def test_block_wise_methods_are_those_that_drop_whole_modules() -> None:

@@ -26,7 +26,7 @@ def compare(where: tuple[object, ...], *words: object) -> Told:
 
 @pytest.mark.slow
 def test_compare_writes_its_tables_and_is_done_once(where: tuple[object, ...], tmp_path: Path) -> None:
-    words = ("--methods", "2ssp,shortgpt", "--sparsities", "0.25", "--matched", "--out", tmp_path / "out")
+    words = ("--methods", "2ssp,shortgpt", "--sparsities", "0.25", "--out", tmp_path / "out")
     told = compare(where, *words)
     assert told.code == 0, told.err
     assert "| shortgpt | 0.25 |" in told.out
@@ -46,7 +46,8 @@ def test_compare_writes_its_tables_and_is_done_once(where: tuple[object, ...], t
 
 @pytest.mark.slow
 def test_a_failed_cell_shows_in_the_exit_code(where: tuple[object, ...], tmp_path: Path) -> None:
-    told = compare(where, "--methods", "2ssp,shortgpt", "--sparsities", "0.9", "--out", tmp_path / "out", "--json")
+    words = ("--methods", "2ssp,shortgpt", "--sparsities", "0.9", "--no-matched", "--out", tmp_path / "out", "--json")
+    told = compare(where, *words)
     assert told.code == 4
     assert list(told.json["failed"]) == ["shortgpt-0.9"]
     assert "1 of 3 cells failed" in told.err
@@ -56,7 +57,7 @@ def test_a_dry_run_writes_nothing_and_foretells_every_cell(
     where: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_judges(monkeypatch)
-    words = ("--sparsities", "0.25,0.9", "--matched", "--dry-run", "--tasks", "easy", "--eval-samples", 0)
+    words = ("--sparsities", "0.25,0.9", "--dry-run", "--tasks", "easy", "--eval-samples", 0)
     told = compare(where, *words, "--out", tmp_path / "out", "--json")
     assert told.code == 0, told.err
     cells = {cell["name"]: cell for cell in told.json["cells"]}

@@ -48,8 +48,9 @@ def compare(
     calibration: grids.CalibrationOptions,
     seed: Annotated[int | None, SEED] = None,
     matched: Annotated[
-        bool, typer.Option("--matched", help="Beside each block-wise method 2SSP at the size that it achieved.")
-    ] = False,
+        bool,
+        typer.Option("--matched/--no-matched", help="Beside each block-wise method 2SSP at the size that it achieved."),
+    ] = True,
     base: Annotated[
         str | None,
         typer.Option(help="The method that differences are taken to.", show_default="2ssp, else the first one"),

@@ -48,7 +48,7 @@ class Comparison:
     length: int | None = None
     seed: int = 0
     count: Count = "all"
-    matched: bool = False
+    matched: bool = True
     base: str | None = None
 
     @classmethod
@@ -100,7 +100,8 @@ class Comparison:
 
     def _check_options(self) -> None:
         names = method_names(self.methods)
-        if unused := sorted(set(self.options) - {*names, *([REFERENCE] if self.matched else [])}):
+        matched = self.matched and any(is_block_wise(get_method(name)) for name in names)
+        if unused := sorted(set(self.options) - {*names, *([REFERENCE] if matched else [])}):
             raise InvalidOptionError(f"options for {', '.join(unused)}, which is not compared")
 
     def _cell(self, model: Model, method: Method, sparsity: float) -> Cell:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from secateur.evaluation.averages import Average, average_over
-from secateur.evaluation.statistics import DRAWS, is_binary, mcnemar, paired_bootstrap
+from secateur.evaluation.statistics import DRAWS, difference, paired_bootstrap
 from secateur.study.cells import DENSE
 from secateur.study.folder import finite
 
@@ -90,8 +90,7 @@ def _tasks(cell: CellFile, other: CellFile, seed: int, draws: int) -> dict[str, 
         if not a or not b:  # a metric of the whole, as a corpus' F1: nothing to pair
             found = {"difference": mine["value"] - theirs["value"], "low": None, "high": None, "p": None}
         else:
-            found = finite(paired_bootstrap(a, b, seed=seed, draws=draws))
-            found["p"] = mcnemar(a, b) if is_binary([*a, *b]) else None
+            found = finite(difference([(a, b, None)], seed=seed, draws=draws))
         told[task] = {"metric": mine["metric"], **found}
     return told
 

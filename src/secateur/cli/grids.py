@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 import typer
@@ -58,6 +58,8 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Only list the cells wit
 class CalibrationOptions:
     """The calibration of all cells."""
 
+    PANEL: ClassVar[str] = "Calibration"
+
     calibration: Calibration = None
     samples: Samples = None
     length: Length = None
@@ -67,6 +69,8 @@ class CalibrationOptions:
 @dataclass(frozen=True, kw_only=True)
 class TextOptions:
     """The texts that the perplexity is taken on."""
+
+    PANEL: ClassVar[str] = "Judging: perplexity"
 
     texts: Annotated[
         str | None, typer.Option(help="Texts to take the perplexity on, commas between.", show_default="wikitext2")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import typer
 
@@ -41,8 +41,8 @@ Calibration = Annotated[
         show_default="c4",
     ),
 ]
-Samples = Annotated[int | None, typer.Option(help="Calibration windows.", show_default="each paper's number")]
-Length = Annotated[int | None, typer.Option(help="Tokens per window.", show_default="each paper's number")]
+Samples = Annotated[int | None, typer.Option(help="Calibration: windows.", show_default="each paper's number")]
+Length = Annotated[int | None, typer.Option(help="Calibration: tokens per window.", show_default="each paper's number")]
 Count = Annotated[str, typer.Option(help="Which tokens count: all, or only the responses in chat data.")]
 
 _REFERENCE = "2ssp"  # among prompts: the reference's, and its decoding
@@ -51,6 +51,8 @@ _REFERENCE = "2ssp"  # among prompts: the reference's, and its decoding
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions:
     """Where the model and the data come from."""
+
+    PANEL: ClassVar[str] = "Model and data"
 
     device: Device = None
     dtype: Dtype = "auto"
@@ -63,6 +65,8 @@ class SourceOptions:
 class OutputOptions:
     """What is told, and where."""
 
+    PANEL: ClassVar[str] = "Output"
+
     log_level: LogLevel = "warning"
     log_file: LogFile = None
     as_json: Json = False
@@ -71,6 +75,8 @@ class OutputOptions:
 @dataclass(frozen=True, kw_only=True)
 class TaskOptions:
     """Downstream tasks."""
+
+    PANEL: ClassVar[str] = "Judging: tasks"
 
     tasks: Annotated[
         list[str] | None,
@@ -95,6 +101,8 @@ class TaskOptions:
 @dataclass(frozen=True, kw_only=True)
 class RunningOptions:
     """What it costs to run the model, and its text."""
+
+    PANEL: ClassVar[str] = "Judging: running it"
 
     inference: Annotated[
         bool | None,

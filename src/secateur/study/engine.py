@@ -102,7 +102,8 @@ class _Runner:
         )  # fmt: skip
         self.shared: dict[str, Shared] = {}
         self.refused: dict[str, str] = {}
-        self._spare: Model | None = dense  # what `_load` gives first: it was read to look at, and is still whole
+        # Read to know the cells, looked at only, and so still whole: the first cell takes it and need not read it again.
+        self._spare: Model | None = dense
 
     def run(self) -> dict[str, dict[str, Any]]:
         self._check_there()

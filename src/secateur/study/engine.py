@@ -102,7 +102,8 @@ class _Runner:
         )  # fmt: skip
         self.shared: dict[str, Shared] = {}
         self.refused: dict[str, str] = {}
-        # Read to know the cells, looked at only, and so still whole: the first cell takes it and need not read it again.
+        # It was read to know the cells and only looked at, so it is still whole: the first cell takes it instead of
+        # reading gigabytes again.
         self._spare: Model | None = dense
 
     def run(self) -> dict[str, dict[str, Any]]:

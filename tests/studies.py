@@ -42,7 +42,8 @@ def grid(folder: Path, text: Path, *, load: Loads | None = None, more: Mapping[s
 
 
 def comparison(text: Path, *methods: str, **more: Any) -> Comparison:
-    settings = {"sparsities": (0.25,), "calibration": str(text), "samples": 2, "length": 24, **more}
+    """Without matches, unless they are asked for."""
+    settings = {"sparsities": (0.25,), "calibration": str(text), "samples": 2, "length": 24, "matched": False, **more}
     return Comparison(methods=methods or ("2ssp", "shortgpt"), **settings)
 
 

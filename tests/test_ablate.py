@@ -100,7 +100,7 @@ def test_every_ablation_runs_and_says_what_was_asked_and_achieved(name: str, tex
 
 def test_repeats_are_of_any_method(text: Path) -> None:
     cells = asked(text, "repeats", seeds=(0, 1, 2), method="shortgpt").cells(Loads()())[1:]
-    assert [cell.name for cell in cells] == [f"repeats-as_given-0.25-seed{seed}" for seed in range(3)]
+    assert [cell.name for cell in cells] == [f"shortgpt-repeats-as_given-0.25-seed{seed}" for seed in range(3)]
     assert {cell.method for cell in cells} == {"shortgpt"}
     assert [cell.calibration.seed for cell in cells if cell.calibration] == [0, 1, 2]
 
@@ -158,11 +158,55 @@ def test_every_ablation_is_of_options_that_its_method_has_and_begins_with_what_i
         ({"what": ("rows-columns",), "options": {"2ssp": {"attentions": 1}}}, InvalidOptionError),
         ({"what": ("norm",), "seeds": (1, 1)}, InvalidOptionError),
         ({"what": ("balance",), "sparsities": (0.99,)}, InvalidOptionError),
+        ({"what": ("rows-columns",), "method": "slimgpt"}, InvalidOptionError),
+        ({"options": {"slicegpt": {"samples": 3}}}, InvalidOptionError),  # not ablated
+        ({"method": "shortgpt", "what": ("repeats",), "options": {"2ssp": {"alpha": 2.0}}}, InvalidOptionError),
     ],
 )
 def test_what_cannot_be_ablated_is_refused(change: dict[str, Any], error: type[Exception], text: Path) -> None:
     with pytest.raises(error):
         replace(asked(text, "norm"), **change).cells(Loads()())
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"samples": 3}, "samples"),
+        ({"length": 16}, "length"),
+        ({"options": {"2ssp": {"samples": 3}}}, "samples"),
+        ({"options": {"2ssp": {"alpha": 2.0}}}, r"2ssp\.alpha"),
+        ({"of": "model"}, "of"),
+        ({"samples": 3, "seeds": (0,), "values": ("l1",)}, "samples"),  # another value, of the same table
+    ],
+)
+def test_rows_of_other_terms_are_refused(change: dict[str, Any], match: str, ablated: Path, text: Path) -> None:
+    """Averaged with those that are there, they would pass for a spread over seeds."""
+    before = {path: path.read_bytes() for path in ablated.rglob("*.json")}
+    with pytest.raises(OutputExistsError, match=rf"\({match} differ\)"):
+        ablate(replace(asked(text, "norm", values=("l2",), seeds=(3,)), **change), grid(ablated, text))
+    assert {path: path.read_bytes() for path in ablated.rglob("*.json")} == before
+
+
+@pytest.fixture(scope="module")
+def ablated(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small ablation, to which nothing is added."""
+    folder = tmp_path_factory.mktemp("ablated") / "out"
+    ablate(asked(text, "norm", values=("l2",), seeds=(0,)), grid(folder, text))
+    return folder
+
+
+def test_seeds_values_and_other_ablations_may_be_added(text: Path, tmp_path: Path) -> None:
+    for wanted in (
+        asked(text, "norm", values=("l2",), seeds=(0,)),
+        asked(text, "norm", values=("l2",), seeds=(3,), sparsities=(0.5,)),
+        asked(text, "repeats", method="shortgpt", samples=3, seeds=(0,)),  # of another ablation, on its own terms
+        asked(text, "repeats", method="window", seeds=(0,)),
+    ):
+        ablate(wanted, grid(tmp_path / "out", text))
+    rows = json.loads((tmp_path / "out/ablation-table.json").read_text())["rows"]
+    assert {(row["what"], row["method"]) for row in rows} == {
+        ("dense", "dense"), ("norm", "2ssp"), ("repeats", "shortgpt"), ("repeats", "window")
+    }  # fmt: skip
 
 
 def test_a_comparison_s_folder_is_not_an_ablation_s(text: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import os
 import signal
@@ -33,12 +34,13 @@ from secateur.study.asked import parse_options, sparsities
 from secateur.study.cells import Cell, Matrices, check_names
 from secateur.study.clocked import Clocked, Shared
 from secateur.study.compare import is_block_wise
-from secateur.study.engine import Grid
+from secateur.study.engine import Grid, run_grid
 from secateur.study.folder import finite
 from secateur.study.pace import Standing
 from secateur.study.presets import PRESETS
 
 Cells = Mapping[str, Mapping[str, Any]]
+WIDE = functools.partial(tiny, "llama", hidden_size=64, num_attention_heads=8, max_position_embeddings=4096)
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +109,16 @@ def test_a_match_has_the_size_that_was_achieved_and_is_not_made_twice(done: tupl
     assert match["achieved"]["blocks"] == pytest.approx(0.25, abs=0.02)
     assert match["same_as"] == "2ssp-0.25"
     assert match["perplexity"] == cells["2ssp-0.25"]["perplexity"]
+
+
+def test_a_reduced_search_is_called_so_where_it_is_not_made_again(text: Path, tmp_path: Path) -> None:
+    def cells(model: Model) -> list[Cell]:
+        dense, cell = comparison(text, "evopress", options={"evopress": SEARCH}).cells(model)
+        return [dense, cell, replace(cell, name="again", label="again")]
+
+    again = run_grid(grid(tmp_path / "out", text), cells)["again"]
+    assert again["same_as"] == "evopress-0.25"
+    assert again["label"] == "again (reduced search)"
 
 
 def test_all_methods_see_the_first_rows_of_one_matrix(text: Path) -> None:
@@ -220,6 +232,29 @@ def test_more_methods_may_be_added(text: Path, tmp_path: Path) -> None:
     assert "shortgpt" in (tmp_path / "out/main-table.md").read_text()
 
 
+def test_all_commands_are_kept_and_each_cell_knows_its_machine(text: Path, tmp_path: Path) -> None:
+    for words in (["--methods", "shortgpt"], ["--methods", "window"], ["--methods", "shortgpt"]):
+        here = replace(grid(tmp_path / "out", text), arguments={"command": words})
+        cells = compare(comparison(text, words[1]), here)
+    index = json.loads((tmp_path / "out/compare.json").read_text())
+    assert index["commands"] == [["--methods", "shortgpt"], ["--methods", "window"]]
+    assert {(cell["machine"], str(cell["versions"])) for cell in cells.values()} == {
+        (index["machine"], str(index["versions"]))
+    }  # fmt: skip
+
+
+def test_a_folder_of_an_older_version_goes_on(text: Path, tmp_path: Path) -> None:
+    """Its cells have no times of their parts, and its index one command only."""
+    here = replace(grid(tmp_path / "out", text), arguments={"command": ["first"]})
+    compare(comparison(text, "shortgpt"), here)
+    for file, missing in (("compare.json", "commands"), ("cells/dense/cell.json", "seconds")):
+        path = tmp_path / "out" / file
+        path.write_text(json.dumps({key: each for key, each in json.loads(path.read_text()).items() if key != missing}))
+    cells = compare(comparison(text, "window"), replace(here, arguments={"command": ["second"]}))
+    assert [cell["status"] for cell in cells.values()] == ["done", "done"]
+    assert json.loads((tmp_path / "out/compare.json").read_text())["commands"] == [["first"], ["second"]]
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [
@@ -228,6 +263,7 @@ def test_more_methods_may_be_added(text: Path, tmp_path: Path) -> None:
         ({"calibrate": 3}, "samples"),
         ({"calibrate": 3, "method": "shortgpt"}, "samples"),  # other cells, but in the same table
         ({"options": {"2ssp": {"norm": "l1"}}}, "2ssp-0.25"),
+        ({"options": {"2ssp": {"alpha": 3.0}}, "method": "shortgpt", "matched": True}, "2ssp-as-shortgpt-0.25"),
     ],
 )
 def test_a_folder_of_other_arguments_is_refused(
@@ -236,8 +272,9 @@ def test_a_folder_of_other_arguments_is_refused(
     fake_judges(monkeypatch)
     before = {path: path.read_bytes() for path in done[0].rglob("*.*") if path.is_file()}
     wanted = comparison(
-        text, change.pop("method", "2ssp"), samples=change.pop("calibrate", 2), options=change.pop("options", {})
-    )
+        text, change.pop("method", "2ssp"), samples=change.pop("calibrate", 2), options=change.pop("options", {}),
+        matched=change.pop("matched", False),
+    )  # fmt: skip
     with pytest.raises(OutputExistsError, match=match):
         compare(wanted, grid(done[0], text, **change))
     assert {path: path.read_bytes() for path in done[0].rglob("*.*") if path.is_file()} == before
@@ -304,6 +341,7 @@ def test_an_unreachable_sparsity_fails_its_cell_and_its_match_only(text: Path, t
         ({"methods": ("2sssp",)}, UnknownNameError),
         ({"options": {"2ssp": {"alhpa": 2}}}, UnknownNameError),
         ({"options": {"window": {}}}, InvalidOptionError),  # not compared
+        ({"options": {"2ssp": {}}, "methods": ("slimgpt",), "matched": True}, InvalidOptionError),  # nor matched
         ({"of": "everything"}, InvalidOptionError),
         ({"sparsities": ("half",)}, InvalidOptionError),
         ({"base": "window"}, InvalidOptionError),
@@ -481,11 +519,7 @@ def test_per_method_calibration_wins_over_the_common_one(text: Path) -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_feasible_settings_of_methods_that_exist(name: str) -> None:
     preset = PRESETS[name]
-    model = tiny("llama", hidden_size=64, num_attention_heads=8, max_position_embeddings=4096)
-    cells = Comparison(
-        methods=preset.methods, sparsities=preset.sparsities, of=preset.of, options=preset.options, preset=name,
-        calibration=preset.calibration, seed=preset.seed,
-    ).cells(model)  # fmt: skip
+    cells = Comparison.from_preset(name).cells(WIDE())
     by_name = {cell.name: cell for cell in cells}
     if name == "2ssp-paper":
         assert by_name["slicegpt-0.25"].options["dimension"] == 48
@@ -496,6 +530,34 @@ def test_presets_are_feasible_settings_of_methods_that_exist(name: str) -> None:
         assert by_name["slimgpt-0.2"].options == {"damping": 0.0, "first_ratio": 0.0625, "last_ratio": 0.25}
         assert by_name["slimgpt-0.25"].options == {"damping": 0.0}
         assert preset.judging.length == 128
+
+
+def test_what_is_given_wins_over_a_preset_and_a_preset_over_the_paper() -> None:
+    def samples(**given: Any) -> dict[str, int]:
+        cells = Comparison.from_preset("2ssp-paper", sparsities=["0.5"], matched=False, **given).cells(WIDE())
+        return {cell.method: cell.calibration.samples for cell in cells if cell.calibration}
+
+    assert samples() == {
+        "2ssp": 32, "shortgpt": 256, "window": 256, "blockpruner": 1, "evopress": 64, "slicegpt": 256
+    }  # fmt: skip
+    given = samples(samples=8, options={"window": {"samples": 3}})
+    assert given == {"2ssp": 8, "shortgpt": 8, "window": 3, "blockpruner": 8, "evopress": 8, "slicegpt": 8}
+    wanted = Comparison.from_preset("2ssp-paper", methods=["shortgpt"], sparsities=["0.5"], length=64)
+    cell, match = wanted.cells(WIDE())[1:]
+    assert (match.name, match.calibration.length) == ("2ssp-as-shortgpt-0.5", 64)  # type: ignore[union-attr]
+    assert cell.options["positions"] == "last"  # still the preset's, whose other methods were deselected
+    assert (cell.calibration.samples, cell.calibration.length) == (256, 64)  # type: ignore[union-attr]
+    usual = Comparison.from_preset(methods=[], sparsities=None, of=None)
+    assert usual == Comparison()
+    published = Comparison.from_preset("slimgpt-paper", seed=0)
+    assert (published.methods, published.of, published.seed) == (("slimgpt",), "model", 0)
+
+
+def test_equal_budgets_are_shown_unless_they_are_not_wanted() -> None:
+    model = tiny("llama")
+    for more, expected in (({}, ["2ssp-as-shortgpt-0.25"]), ({"matched": False}, [])):
+        cells = Comparison(methods=("shortgpt", "slimgpt"), sparsities=(0.25,), length=24, **more).cells(model)
+        assert [cell.name for cell in cells if cell.matched_to] == expected
 
 
 def test_block_wise_methods_are_those_that_drop_whole_modules() -> None:

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import inspect
 import typing
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from secateur.cli.ablate import ablate
+from secateur.cli.app import app
 from secateur.cli.compare import compare
 from secateur.cli.evaluate import evaluate
+from secateur.cli.grids import CalibrationOptions, TextOptions
 from secateur.cli.groups import grouped
 from secateur.cli.options import RunningOptions, SourceOptions, TaskOptions, words
 from secateur.errors import InvalidOptionError
 from secateur.evaluation.asked import Judging
 from secateur.evaluation.generation import REFERENCE, REFERENCE_PROMPTS
+from secateur.study.ablate import WHATS
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fruit:
+    PANEL: ClassVar[str] = "From the orchard"
+
     apples: Annotated[int, typer.Option(help="Red ones.")] = 2
     pears: Annotated[list[str] | None, typer.Option()] = None
 
@@ -42,7 +49,42 @@ def test_a_command_gets_its_groups_and_typer_their_fields() -> None:
     assert runner.invoke(app, ["market", "--pears", "a", "--quick", "--pears", "b", "--apples", "5"]).exit_code == 0
     assert told == [("market", Fruit(), False), ("market", Fruit(apples=5, pears=["a", "b"]), True)]
     assert runner.invoke(app, ["market", "--fruit", "5"]).exit_code == 2
-    assert "Red ones." in runner.invoke(app, ["--help"]).output
+    _, _, panel = runner.invoke(app, ["--help"]).output.partition(" From the orchard ")
+    assert "Red ones." in panel
+    assert "--quick" not in panel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unlikely:
+    PANEL: ClassVar[str] = "No default"
+    given: Annotated[int, typer.Option()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bare:
+    PANEL: ClassVar[str] = "No option"
+    given: int = 2
+
+
+@pytest.mark.parametrize("group", [Unlikely, Bare])
+def test_a_field_that_is_no_option_with_a_default_is_refused(group: type) -> None:
+    def command(*, some: Any) -> None:
+        """Nothing."""
+
+    command.__annotations__["some"] = group
+    with pytest.raises(TypeError, match=rf"{group.__name__}\.given"):
+        grouped(command)
+
+
+def test_help_lists_options_by_panel_and_ablations_by_line() -> None:
+    helped = functools.partial(CliRunner().invoke, app, terminal_width=100)
+    told = {name: helped([name, "--help"]).output for name in ("compare", "ablate")}
+    for shown in told.values():
+        places = [shown.index(f" {group.PANEL} ") for group in (CalibrationOptions, TextOptions, TaskOptions)]
+        assert places == sorted(places)
+        assert "Calibration: windows." in shown
+    lines = [line.strip() for line in told["ablate"].splitlines()]
+    assert all(any(line.startswith(f"- {name}: ") for line in lines) for name in WHATS)
 
 
 def test_commands_share_their_options_to_the_word() -> None:
@@ -53,14 +95,22 @@ def test_commands_share_their_options_to_the_word() -> None:
     every = [inspect.signature(command).parameters for command in (compare, ablate, evaluate)]
     for group, users in ((TaskOptions, every), (SourceOptions, every), (RunningOptions, [every[0], every[2]])):
         hints = typing.get_type_hints(group, include_extras=True)
-        for name, field in group.__dataclass_fields__.items():
-            found = [flag(user[name].annotation, user[name].default) for user in users]
-            assert found == [flag(hints[name], field.default)] * len(users)
+        for field in dataclasses.fields(group):
+            found = [flag(user[field.name].annotation, user[field.name].default) for user in users]
+            kind, option, default = flag(hints[field.name], field.default)
+            assert found == [(kind, {**option, "rich_help_panel": group.PANEL}, default)] * len(users)
 
 
 def test_words_have_commas_or_are_repeated() -> None:
     assert words(["a, b", "c,"]) == words("a,b,,c") == ["a", "b", "c"]
     assert words(None) == words("") == []
+
+
+def test_no_tasks_can_be_said() -> None:
+    published = Judging(tasks=("2ssp",))
+    assert [TaskOptions(tasks=given).applied(published).tasks for given in (None, [""], ["piqa"])] == [
+        ("2ssp",), (), ("piqa",)
+    ]  # fmt: skip
 
 
 def test_prompts_bring_how_they_are_continued() -> None:
@@ -74,5 +124,7 @@ def test_prompts_bring_how_they_are_continued() -> None:
         judging = running.applied(published)
         assert (judging.prompts, judging.decodings, judging.rounds) == (prompts, decodings, 9)
     assert RunningOptions(inference=True, rounds=2).applied(published).rounds == 2
+    timed = Judging(inference=True)
+    assert [RunningOptions(inference=given).applied(timed).inference for given in (None, False)] == [True, False]
     with pytest.raises(InvalidOptionError, match="--generate"):
         RunningOptions(beams=True).applied(Judging())

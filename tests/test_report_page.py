@@ -225,6 +225,19 @@ def test_the_command_is_given_as_it_was_with_quotes_where_needed(tmp_path: Path)
     assert told == ["secateur compare 'my model'", "--sparsities 0.25,0.5", "--matched", "--out 'x y'"]
 
 
+def test_all_commands_are_given_and_the_machine_of_a_cell_that_was_made_on_another(tmp_path: Path) -> None:
+    change = {"2ssp-0.25": {"machine": "a borrowed one", "versions": {"torch": "9.9"}}}
+    folder = make_compare_folder(tmp_path, methods=("2ssp",), sparsities=(0.25, 0.5), texts=("c4",), change=change)
+    about = json.loads((folder / "compare.json").read_text())
+    about["commands"] = [["compare", "m", "--sparsities", "0.25"], ["compare", "m", "--sparsities", "0.5"]]
+    (folder / "compare.json").write_text(json.dumps(about))
+    html = page(folder)
+    assert [code.split()[-1] for code in re.findall("<pre><code>(.*?)</code>", html, re.DOTALL)] == ["0.25", "0.5"]
+    assert html.count("<dt>machine</dt>") == 2
+    assert "<dd>a borrowed one</dd>" in html
+    assert "<dd>9.9</dd>" in html
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [

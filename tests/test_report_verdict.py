@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from compare_folders import make_compare_folder
 
-from secateur.report.compared import accuracy, by_loss, loss_gap, ratio
+from secateur.report.compared import accuracy, by_accuracy, by_loss, loss_gap, ratio
 from secateur.report.results import Results, read_results
 from secateur.report.verdict import Verdict, verdict
+from secateur.study.differences import differences
+from secateur.study.main_table import difference_table
 
 TWO = {"methods": ("2ssp", "slicegpt"), "sparsities": (0.25,), "texts": ("wikitext2",), "change": {}}
 
@@ -140,6 +142,25 @@ def test_windows_weigh_as_much_as_they_predict(tmp_path: Path) -> None:
     assert gap is not None
     assert gap.high == 1  # a sample of the two small windows only
     assert gap.low == 0
+
+
+def test_tasks_are_level_on_the_page_where_the_table_does_not_tell_them_apart(tmp_path: Path) -> None:
+    """Five answers of a hundred differ: the bootstrap's interval is without zero, McNemar's p is 0.06."""
+    folder = make_compare_folder(tmp_path, **TWO)
+    for name, right in (("dense", 60), ("2ssp-0.25", 50), ("slicegpt-0.25", 45)):
+        task = {"metric": "acc", "value": right / 100, "stderr": 0.05, "documents": 100, "chance": 0.25, "fewshot": 0,
+                "per_document": [1.0] * right + [0.0] * (100 - right)}  # fmt: skip
+        edit(folder, name, tasks={"piqa": task})
+    results = read_results(folder)
+    ranking = by_accuracy(results, results.of_size(0.25))
+    gap = ranking.gaps[1]
+    assert gap is not None
+    assert gap.high is not None
+    assert gap.high < 0
+    assert [cell.method for cell in ranking.level] == ["2ssp", "slicegpt"]
+    told = differences({cell.name: cell.data for cell in results.cells}, "2ssp")
+    better = {row["measure"]: row["better"] for row in difference_table(told).rows}
+    assert better["piqa"] == ""
 
 
 def test_times_without_a_spread_are_not_told_apart(tmp_path: Path) -> None:

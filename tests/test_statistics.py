@@ -9,7 +9,17 @@ import torch
 
 from secateur.errors import InvalidOptionError
 from secateur.evaluation.chance import at_chance
-from secateur.evaluation.statistics import is_binary, mcnemar, mean_and_sd, paired_bootstrap, stratified_bootstrap
+from secateur.evaluation.statistics import (
+    DRAWS,
+    difference,
+    is_binary,
+    mcnemar,
+    mcnemar_over,
+    mean_and_sd,
+    paired_bootstrap,
+    stratified_bootstrap,
+    told_apart,
+)
 
 
 def normal(*shape: int, seed: int) -> torch.Tensor:
@@ -75,6 +85,40 @@ def test_strata_weigh_the_same_and_their_errors_add_as_variances_do() -> None:
     alone = paired_bootstrap(*strata[0])
     assert stratified_bootstrap(strata[:1]) == alone
     assert stratified_bootstrap([strata[1], ([1.0], [0.5], None)])["low"] == -math.inf  # one unit says nothing
+
+
+FEW = ([1.0] * 5 + [0.0] * 95, [0.0] * 100)  # five answers differ, all to one side
+
+
+def test_one_rule_tells_models_apart() -> None:
+    """Of few differing answers a bootstrap is too sure: the table and the page both hold to McNemar's test."""
+    found = difference([(*FEW, None)])
+    assert found["low"] is not None
+    assert found["low"] > 0
+    assert found["p"] == pytest.approx(2 / 2**5)
+    assert told_apart(found["low"], found["high"], found["p"]) is False
+    assert told_apart(found["low"], found["high"]) is True  # of values that are no answers
+    assert told_apart(None, None, 0.01) is True
+    assert [told_apart(*edges) for edges in ((None, 1.0), (-1.0, 1.0), (0.5, 1.0))] == [None, False, True]
+    assert difference([(*FEW, [1.0] * 100)])["p"] is None  # losses of 0 and 1
+    assert difference([(*FEW, None), ([0.5, 1.0], [0.5, 0.0], None)])["p"] is None
+
+
+def test_mcnemar_over_tasks_is_the_pooled_test_where_all_are_of_one_size() -> None:
+    right = torch.randint(2, (2, 3, 60), generator=torch.Generator().manual_seed(0)).double()
+    right[0, :, :12] = 1.0
+    strata = [(a.tolist(), b.tolist()) for a, b in zip(*right, strict=True)]
+    pooled = mcnemar(right[0].flatten().tolist(), right[1].flatten().tolist())
+    assert 0.01 < pooled < 0.2
+    assert mcnemar_over(strata) == pytest.approx(pooled, abs=4 * math.sqrt(pooled / DRAWS))
+    assert mcnemar_over(strata) == mcnemar_over([(b, a) for a, b in strata])
+    assert mcnemar_over(strata[:1]) == mcnemar(*strata[0])
+    assert mcnemar_over([(a, a) for a, _ in strata]) == 1
+    big, small = ([1.0] * 10 + [0.0] * 990, [0.0] * 1000), ([0.0] * 5, [1.0] * 5)
+    assert mcnemar_over([big, small]) > 0.05  # the small task weighs as much: its five answers decide
+    for wrong in ([], [([0.5], [1.0]), ([1.0], [1.0])], [([1.0], [1.0]), ([1.0], [])]):
+        with pytest.raises(InvalidOptionError):
+            mcnemar_over(wrong)
 
 
 @pytest.mark.parametrize("copies", [1, 20])  # many that are alike are counted, not drawn one by one

@@ -9,6 +9,7 @@ import pytest
 from studies import fake_judges
 from test_cli import Told, _own_world, call, world  # noqa: F401  # fixtures
 
+from secateur.cli import grids
 from secateur.study import judges
 
 QUICK = ("--samples", 2, "--length", 24, "--eval-samples", 4, "--eval-length", 24)
@@ -25,7 +26,7 @@ def compare(where: tuple[object, ...], *words: object) -> Told:
 
 @pytest.mark.slow
 def test_compare_writes_its_tables_and_is_done_once(where: tuple[object, ...], tmp_path: Path) -> None:
-    words = ("--methods", "2ssp,shortgpt", "--sparsities", "0.25", "--matched", "--out", tmp_path / "out")
+    words = ("--methods", "2ssp,shortgpt", "--sparsities", "0.25", "--out", tmp_path / "out")
     told = compare(where, *words)
     assert told.code == 0, told.err
     assert "| shortgpt | 0.25 |" in told.out
@@ -45,7 +46,8 @@ def test_compare_writes_its_tables_and_is_done_once(where: tuple[object, ...], t
 
 @pytest.mark.slow
 def test_a_failed_cell_shows_in_the_exit_code(where: tuple[object, ...], tmp_path: Path) -> None:
-    told = compare(where, "--methods", "2ssp,shortgpt", "--sparsities", "0.9", "--out", tmp_path / "out", "--json")
+    words = ("--methods", "2ssp,shortgpt", "--sparsities", "0.9", "--no-matched", "--out", tmp_path / "out", "--json")
+    told = compare(where, *words)
     assert told.code == 4
     assert list(told.json["failed"]) == ["shortgpt-0.9"]
     assert "1 of 3 cells failed" in told.err
@@ -55,7 +57,7 @@ def test_a_dry_run_writes_nothing_and_foretells_every_cell(
     where: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_judges(monkeypatch)
-    words = ("--sparsities", "0.25,0.9", "--matched", "--dry-run", "--tasks", "easy", "--eval-samples", 0)
+    words = ("--sparsities", "0.25,0.9", "--dry-run", "--tasks", "easy", "--eval-samples", 0)
     told = compare(where, *words, "--out", tmp_path / "out", "--json")
     assert told.code == 0, told.err
     cells = {cell["name"]: cell for cell in told.json["cells"]}
@@ -65,6 +67,12 @@ def test_a_dry_run_writes_nothing_and_foretells_every_cell(
     assert not (tmp_path / "out").exists()
     shown = compare(where, *words)
     assert "Guessed: the windows of texts that are wanted whole, tasks, by their first documents" in shown.out
+
+
+def test_a_perplexity_that_is_no_number_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    perplexity = {"c4": {"perplexity": None}, "wikitext2": {"perplexity": 12.345}}
+    grids._tell({"name": "x", "status": "done", "prune": None, "perplexity": perplexity})
+    assert capsys.readouterr().err == "x: c4 not finite, wikitext2 12.35\n"
 
 
 @pytest.mark.slow

@@ -77,6 +77,18 @@ def test_differences_are_to_the_base_at_the_same_sparsity_and_to_the_match() -> 
     assert better["2ssp-0.25", "hard"] == ""
 
 
+def test_losses_that_are_no_numbers_or_too_far_apart_end_no_table() -> None:
+    def losses(value: float | None) -> dict[str, Any]:
+        text = {**CELLS["window-0.25"]["perplexity"]["wiki_text"], "window_nll": [value] * 4}
+        return {**CELLS, "window-0.25": {**CELLS["window-0.25"], "perplexity": {"wiki_text": text}}}
+
+    (broken, *_), (far, *_) = (differences(losses(value), "2ssp", draws=10) for value in (None, 1e4))
+    assert set(broken["perplexity"]["wiki_text"].values()) == {None}
+    assert far["perplexity"]["wiki_text"]["difference"] > 9000
+    assert far["perplexity"]["wiki_text"]["ratio"] is None
+    assert [row["better"] for row in difference_table([broken]).rows if row["measure"] == "nll, wiki_text"] == [""]
+
+
 def test_with_another_base_the_signs_turn() -> None:
     (one, *_), (other, *_) = differences(CELLS, "2ssp", draws=500), differences(CELLS, "window", draws=500)
     assert other["cell"] == "2ssp-0.25"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Annotated
 
 import typer
@@ -23,10 +24,7 @@ def ablate(
     *,
     what: Annotated[
         list[str],
-        typer.Option(
-            help="; ".join(f"{name}: {each.help} ({each.method})" for name, each in WHATS.items())
-            + ". May be repeated."
-        ),
+        typer.Option(metavar="NAME,...", help="What is ablated, of the names above; may be repeated."),
     ],
     out_dir: grids.OutDir = None,
     values: Annotated[
@@ -46,7 +44,7 @@ def ablate(
 ) -> None:
     """Vary one choice of a method at a time, repeated over seeds: mean and standard deviation.
 
-    The ablations of the 2SSP and SlimGPT papers. Restartable as `secateur compare` is.
+    The ablations of the 2SSP and SlimGPT papers. Restartable as `secateur compare` is. --what is one of:
     """
     start_logging(output.log_level, output.log_file)
     ablation = Ablation(
@@ -61,6 +59,10 @@ def ablate(
     with job.grid(out_dir) as grid:
         cells = run_ablation(ablation, grid)
     job.finish(cells, grid.folder, NAME)
+
+
+_LISTED = [f"- {name}: {each.help} ({each.method})" for name, each in WHATS.items()]
+ablate.__doc__ = "\n".join([inspect.cleandoc(ablate.__doc__ or ""), *_LISTED])
 
 
 def _seeds(text: str) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -48,8 +48,9 @@ def compare(
     calibration: grids.CalibrationOptions,
     seed: Annotated[int | None, SEED] = None,
     matched: Annotated[
-        bool, typer.Option("--matched", help="Beside each block-wise method 2SSP at the size that it achieved.")
-    ] = False,
+        bool,
+        typer.Option("--matched/--no-matched", help="Beside each block-wise method 2SSP at the size that it achieved."),
+    ] = True,
     base: Annotated[
         str | None,
         typer.Option(help="The method that differences are taken to.", show_default="2ssp, else the first one"),
@@ -68,24 +69,12 @@ def compare(
     """
     start_logging(output.log_level, output.log_file)
     published = get_preset(preset) if preset is not None else None
-    given = parse_options(option or ())
-    wanted: dict[str, Any] = {"calibration": grids.default_text(model, source), "options": given}
-    if published is not None:
-        merged = {name: {**published.options.get(name, {}), **given.get(name, {})} for name in
-                  {**published.options, **given}}  # fmt: skip
-        wanted = {
-            "methods": published.methods, "sparsities": published.sparsities, "of": published.of, "options": merged,
-            "calibration": published.calibration, "seed": published.seed,
-        }  # fmt: skip
-    asked = {
-        "methods": words(methods) or None, "sparsities": words(sparsities) or None, "of": of,
-        "calibration": calibration.calibration, "seed": seed, "base": base,
-    }  # fmt: skip
-    wanted |= {name: value for name, value in asked.items() if value is not None}
-    wanted["options"] = _of_the_compared(wanted["options"], given, wanted.get("methods"))
-    comparison = Comparison(
-        preset=preset, round_to=round_to, samples=calibration.samples, length=calibration.length,
-        count=calibration.count, matched=matched, **wanted,  # type: ignore[arg-type]  # checked there
+    usual = grids.default_text(model, source) if published is None else None
+    comparison = Comparison.from_preset(
+        preset, methods=words(methods), sparsities=words(sparsities), of=of, round_to=round_to,
+        options=parse_options(option or ()), calibration=calibration.calibration or usual,
+        samples=calibration.samples, length=calibration.length, seed=seed, count=calibration.count, matched=matched,
+        base=base,
     )  # fmt: skip
     judging = texts.applied(published.judging if published is not None else grids.JUDGING)
     job = grids.GridJob(model, source, running.applied(tasks.applied(judging)), output.as_json)
@@ -108,12 +97,3 @@ def _write_page(folder: Path) -> None:
         err.print(f"no page was made: {error}", markup=False, highlight=False)
     else:
         err.print(f"the report: {folder / PAGE}", markup=False, highlight=False)
-
-
-def _of_the_compared(
-    options: dict[str, dict[str, Any]], given: dict[str, dict[str, Any]], methods: Any
-) -> dict[str, dict[str, Any]]:
-    """A preset's options for methods that were deselected are left out; given ones are kept, to be refused."""
-    if methods is None or tuple(methods) == ("all",):
-        return options
-    return {name: each for name, each in options.items() if name in methods or name in given}

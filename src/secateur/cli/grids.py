@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 import typer
@@ -58,6 +58,8 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Only list the cells wit
 class CalibrationOptions:
     """The calibration of all cells."""
 
+    PANEL: ClassVar[str] = "Calibration"
+
     calibration: Calibration = None
     samples: Samples = None
     length: Length = None
@@ -67,6 +69,8 @@ class CalibrationOptions:
 @dataclass(frozen=True, kw_only=True)
 class TextOptions:
     """The texts that the perplexity is taken on."""
+
+    PANEL: ClassVar[str] = "Judging: perplexity"
 
     texts: Annotated[
         str | None, typer.Option(help="Texts to take the perplexity on, commas between.", show_default="wikitext2")
@@ -168,10 +172,14 @@ def _tell(cell: Mapping[str, Any]) -> None:
     if cell["status"] == "failed":
         told = f"{cell['name']} failed: {cell['error']}"
     else:
-        losses = ", ".join(f"{text} {result['perplexity']:.2f}" for text, result in cell["perplexity"].items())
+        losses = ", ".join(f"{text} {_number(result['perplexity'])}" for text, result in cell["perplexity"].items())
         took = f" in {cell['prune']['wall_s']:,.0f} s" if cell["prune"] else ""
         told = f"{cell['name']}{took}: {losses}"
     err.print(told, markup=False, highlight=False)
+
+
+def _number(perplexity: float | None) -> str:
+    return "not finite" if perplexity is None else f"{perplexity:.2f}"
 
 
 def _show_rows(rows: Sequence[Mapping[str, Any]], unit: str, guessed: str) -> None:

@@ -1,13 +1,16 @@
-"""Options by the group: a command takes a group as one argument, and typer sees a flag per field."""
+"""Options by the group: a command takes a group as one argument; typer sees a flag per field, in the group's panel."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import inspect
 import typing
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
+
+from typer.models import OptionInfo
 
 Command = Callable[..., None]
 
@@ -26,7 +29,13 @@ def declared(function: Command, parameters: Sequence[inspect.Parameter]) -> Comm
 
 
 def grouped(command: Command) -> Command:
-    """The command with the fields of its groups as flags. A group is a dataclass whose fields are options."""
+    """The command with the fields of its groups as flags.
+
+    A group is a dataclass whose fields are options, each with a default; its `PANEL` heads them in the help.
+
+    Raises:
+        TypeError: a field has no default, or is no option.
+    """
     groups: dict[str, Any] = {}
     parameters: list[inspect.Parameter] = []
     for parameter in inspect.signature(command, eval_str=True).parameters.values():
@@ -36,12 +45,7 @@ def grouped(command: Command) -> Command:
             continue
         groups[parameter.name] = group
         hints = typing.get_type_hints(group, include_extras=True)
-        parameters += [
-            inspect.Parameter(
-                field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
-            )
-            for field in dataclasses.fields(group)
-        ]
+        parameters += [_flag(group, field, hints[field.name]) for field in dataclasses.fields(group)]
 
     @functools.wraps(command)
     def call(**given: Any) -> None:
@@ -52,3 +56,15 @@ def grouped(command: Command) -> Command:
         command(**given, **made)
 
     return declared(call, parameters)
+
+
+def _flag(group: Any, field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
+    """A field as typer takes it; the option itself may stand in other commands, in no panel."""
+    kind, *metadata = typing.get_args(hint) or (hint,)
+    if field.default is dataclasses.MISSING or not metadata or not isinstance(metadata[0], OptionInfo):
+        raise TypeError(f"{group.__name__}.{field.name} must be an option with a default")
+    option = copy.copy(metadata[0])
+    option.rich_help_panel = group.PANEL
+    return inspect.Parameter(
+        field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=Annotated[kind, option]
+    )

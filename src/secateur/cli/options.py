@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import typer
 
@@ -41,8 +41,8 @@ Calibration = Annotated[
         show_default="c4",
     ),
 ]
-Samples = Annotated[int | None, typer.Option(help="Calibration windows.", show_default="each paper's number")]
-Length = Annotated[int | None, typer.Option(help="Tokens per window.", show_default="each paper's number")]
+Samples = Annotated[int | None, typer.Option(help="Calibration: windows.", show_default="each paper's number")]
+Length = Annotated[int | None, typer.Option(help="Calibration: tokens per window.", show_default="each paper's number")]
 Count = Annotated[str, typer.Option(help="Which tokens count: all, or only the responses in chat data.")]
 
 _REFERENCE = "2ssp"  # among prompts: the reference's, and its decoding
@@ -51,6 +51,8 @@ _REFERENCE = "2ssp"  # among prompts: the reference's, and its decoding
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions:
     """Where the model and the data come from."""
+
+    PANEL: ClassVar[str] = "Model and data"
 
     device: Device = None
     dtype: Dtype = "auto"
@@ -63,6 +65,8 @@ class SourceOptions:
 class OutputOptions:
     """What is told, and where."""
 
+    PANEL: ClassVar[str] = "Output"
+
     log_level: LogLevel = "warning"
     log_file: LogFile = None
     as_json: Json = False
@@ -72,11 +76,14 @@ class OutputOptions:
 class TaskOptions:
     """Downstream tasks."""
 
+    PANEL: ClassVar[str] = "Judging: tasks"
+
     tasks: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME,...",
-            help="Suites (2ssp, slimgpt), lm-eval's tasks, or paths of task files (.yaml); may be repeated.",
+            help="Suites (2ssp, slimgpt), lm-eval's tasks, or paths of task files (.yaml); may be repeated. "
+            '"" for none of those that a preset has.',
         ),
     ] = None
     limit: Annotated[int | None, typer.Option(help="Only the first so many documents of each task.")] = None
@@ -87,16 +94,24 @@ class TaskOptions:
 
     def applied(self, judging: Judging) -> Judging:
         """The judging with what was given."""
-        return _given(judging, tasks=tuple(words(self.tasks)) or None, limit=self.limit, fewshot=self.fewshot)
+        tasks = None if self.tasks is None else tuple(words(self.tasks))
+        return _given(judging, tasks=tasks, limit=self.limit, fewshot=self.fewshot)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunningOptions:
     """What it costs to run the model, and its text."""
 
+    PANEL: ClassVar[str] = "Judging: running it"
+
     inference: Annotated[
-        bool, typer.Option("--inference", help="Time the prompt and each further token; count bytes and memory.")
-    ] = False
+        bool | None,
+        typer.Option(
+            "--inference/--no-inference",
+            help="Time the prompt and each further token; count bytes and memory.",
+            show_default="no",
+        ),
+    ] = None
     prompt_length: Annotated[
         int | None, typer.Option(help="--inference: tokens of the prompt.", show_default="256")
     ] = None
@@ -121,7 +136,7 @@ class RunningOptions:
     def applied(self, judging: Judging) -> Judging:
         """The judging with what was given. Prompts that were given replace others with how they are continued."""
         judging = _given(
-            judging, inference=self.inference or None, prompt_length=self.prompt_length, new_tokens=self.new_tokens,
+            judging, inference=self.inference, prompt_length=self.prompt_length, new_tokens=self.new_tokens,
             rounds=self.rounds, batch_size=self.batch_size,
         )  # fmt: skip
         given = self.generate or ()

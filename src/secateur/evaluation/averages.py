@@ -7,17 +7,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from secateur.evaluation.chance import at_chance
+from secateur.evaluation.chance import ACCURACIES, at_chance
 
 TaskResults = Mapping[str, Mapping[str, Any]]  # a model's results by task, as `evaluation.tasks.run_tasks` gives them
-
-# Shares of right answers. Any other metric (a perplexity, an F1) has another unit or another zero.
-_ACCURACIES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match")
 
 
 def is_accuracy(metric: str) -> bool:
     """Whether a metric is a share of right answers."""
-    return metric in _ACCURACIES
+    return metric in ACCURACIES
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 STANDARD_ERRORS = 3.0  # above chance, for a task that can tell models apart
-_ACCURACIES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
+OF_CHOICES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")  # accuracies of choosing, which guessing reaches too
+ACCURACIES = (*OF_CHOICES, "exact_match")  # shares of right answers; other metrics have another unit or another zero
 
 
 def at_chance(dense: Mapping[str, Any]) -> str | None:
@@ -50,7 +51,7 @@ def chance_of(parts: Mapping[str, Any], documents: Mapping[str, Sequence[Any]], 
     first = next(iter(parts.values()))
     if first.OUTPUT_TYPE == "loglikelihood" and metric == "acc":
         return 0.0  # a whole text must be the likeliest one
-    if first.OUTPUT_TYPE != "multiple_choice" or metric not in _ACCURACIES:
+    if first.OUTPUT_TYPE != "multiple_choice" or metric not in OF_CHOICES:
         return None
     choices = [task.doc_to_choice(doc) for part, task in parts.items() for doc in documents[part]]
     if not first.multiple_target and not _all_same(choices):

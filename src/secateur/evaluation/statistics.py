@@ -17,11 +17,13 @@ from torch import Tensor
 from secateur.errors import InvalidOptionError
 from secateur.run import Run
 
-LEVEL = 0.95  # of the intervals
+SURE = 0.05  # a p below it tells two models apart, as an interval of `LEVEL` without 0 does
+LEVEL = 1 - SURE  # of the intervals
 DRAWS = 10_000  # bootstrap samples of every interval: tables, page and words rest on the same ones
 _CELLS_AT_ONCE = 2_000_000  # drawn indices held at once
 _ALIKE = 10  # units per distinct one, from which counting them is faster than drawing each
 
+Answers = tuple[Sequence[float], Sequence[float]]  # of two models to the questions of one task: 1 right, 0 wrong
 Pairs = tuple[Sequence[float], Sequence[float], Sequence[float] | None]  # a, b and the units' weights
 
 
@@ -140,6 +142,59 @@ def mcnemar(a: Sequence[float], b: Sequence[float]) -> float:
         term = term * (n - k + 1) // k
         tail += term
     return min(1.0, 2 * tail / 2**n)
+
+
+def mcnemar_over(strata: Sequence[Answers], *, seed: int = 0, draws: int = DRAWS) -> float:
+    """McNemar's test of the mean over several tasks, each of which weighs the same; of a single one the exact test.
+
+    Were the models equally good, each question on which they disagree would be a coin. So many coins are thrown for
+    each task; p is the share of throws whose mean difference is as large as the one that was found.
+
+    Raises:
+        InvalidOptionError: as `mcnemar`; or there is no task.
+    """
+    if len(strata) == 1:
+        return mcnemar(*strata[0])
+    if not strata or not all(is_binary([*a, *b]) for a, b in strata):
+        raise InvalidOptionError("McNemar's test takes answers that are right (1) or wrong (0), of one task at least")
+    generator = Run(seed).rng("mcnemar")
+    found, thrown = 0.0, torch.zeros(draws, dtype=torch.float64)
+    for a, b in strata:
+        _check_pairs(a, b)
+        signs = [x - y for x, y in zip(a, b, strict=True) if x != y]
+        coins = torch.full((draws,), float(len(signs)), dtype=torch.float64)
+        heads = torch.binomial(coins, torch.full_like(coins, 0.5), generator=generator)
+        found += sum(signs) / len(a)
+        thrown += (2 * heads - coins) / len(a)
+    as_large = int((thrown.abs() >= abs(found) - 1e-12).sum())  # sums of the same shares in another order
+    return (1 + as_large) / (1 + draws)
+
+
+def difference(strata: Sequence[Pairs], *, seed: int = 0, draws: int = DRAWS) -> dict[str, float | None]:
+    """All that is known of a difference, over one or several texts or tasks.
+
+    Returns:
+        `difference`, `low` and `high` of `stratified_bootstrap`, and `p`: of `mcnemar_over` where all units are
+        answers, right or wrong, without weights; else None.
+
+    Raises:
+        InvalidOptionError: as `stratified_bootstrap`.
+    """
+    found = stratified_bootstrap(strata, seed=seed, draws=draws)
+    answers = [(a, b) for a, b, weights in strata if weights is None and is_binary([*a, *b])]
+    p = mcnemar_over(answers, seed=seed, draws=draws) if len(answers) == len(strata) else None
+    return {**found, "p": p}
+
+
+def told_apart(low: float | None, high: float | None, p: float | None = None) -> bool | None:
+    """Whether two models differ as far as the data tell; None where they tell nothing. Tables and page ask here.
+
+    Answers that are right or wrong are McNemar's: where few of them differ, a bootstrap is too sure. All else is the
+    interval's.
+    """
+    if p is not None:
+        return p < SURE
+    return None if low is None or high is None else not low <= 0 <= high
 
 
 def is_binary(values: Sequence[float]) -> bool:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from secateur.evaluation.statistics import Pairs, stratified_bootstrap
+from secateur.evaluation import statistics
+from secateur.evaluation.statistics import Pairs, told_apart
 from secateur.report.results import CellResult, Results, finite_or_none, same_windows
 
 
@@ -16,19 +17,19 @@ from secateur.report.results import CellResult, Results, finite_or_none, same_wi
 class Gap:
     """The difference a - b of two cells with its 95 % interval, None where the data allow none.
 
-    Of perplexities it is the difference of losses in nats per token, of tasks that of the mean accuracy.
+    Of perplexities it is the difference of losses in nats per token, of tasks that of the mean accuracy; `p` is
+    McNemar's where all answers are right or wrong.
     """
 
     difference: float
     low: float | None
     high: float | None
+    p: float | None = None
 
     @property
     def apart(self) -> bool | None:
-        """Whether the two surely differ: False where the interval holds zero, None where there is no interval."""
-        if self.low is None or self.high is None:
-            return None
-        return not self.low <= 0 <= self.high
+        """Whether the two differ as far as the data tell: `statistics.told_apart`."""
+        return told_apart(self.low, self.high, self.p)
 
 
 @functools.lru_cache(maxsize=1024)  # words, table and plots ask for the same ones
@@ -82,8 +83,8 @@ def _gap(differences: Sequence[float], strata: Sequence[Pairs | None]) -> Gap | 
     known = [each for each in strata if each is not None]
     if len(known) < len(strata):
         return Gap(difference, None, None)
-    found = stratified_bootstrap(known)
-    return Gap(difference, finite_or_none(found["low"]), finite_or_none(found["high"]))
+    found = statistics.difference(known)
+    return Gap(difference, finite_or_none(found["low"]), finite_or_none(found["high"]), found["p"])
 
 
 def ratio(results: Results, cell: CellResult) -> float | None:
@@ -112,7 +113,7 @@ class Ranking:
 
     @property
     def level(self) -> tuple[CellResult, ...]:
-        """The one with the best number, and those whose interval to it holds zero."""
+        """The one with the best number, and those that the data do not tell from it."""
         return self.cells[:1] + tuple(cell for cell, gap in self._behind if gap and gap.apart is False)
 
     @property

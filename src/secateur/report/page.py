@@ -6,7 +6,7 @@ import base64
 import gzip
 import hashlib
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ def render(results: Results, said: Verdict, drawn: Mapping[str, Any]) -> str:
         rows=rows(results, wanted),
         removed=[(cell, Markup(svg)) for cell, svg in _removed(results)],
         samples=_samples(results),
-        command=_command(results),
+        commands=[_on_lines(words) for words in results.commands],
         figures=drawn,
         style=Markup(_own("page.css")),
         script=Markup(script),
@@ -136,9 +136,6 @@ def _facts(told: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
             yield f"{prefix}{key}", _words(value)
 
 
-def _command(results: Results) -> str:
-    """The command that made the folder, one option on a line; empty where it was made from Python."""
-    words = (results.about.get("arguments") or {}).get("command") or []
-    return (
-        " ".join(shlex.quote(str(word)) for word in ["secateur", *words]).replace(" --", " \\\n  --") if words else ""
-    )
+def _on_lines(words: Sequence[str]) -> str:
+    """A command, one option on a line."""
+    return " ".join(shlex.quote(str(word)) for word in ["secateur", *words]).replace(" --", " \\\n  --")

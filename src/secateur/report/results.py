@@ -145,6 +145,11 @@ class Results:
     def methods(self) -> list[str]:
         return list(dict.fromkeys(cell.method for cell in self.pruned))
 
+    @property
+    def commands(self) -> list[list[str]]:
+        """The commands that made the folder, in their order; none where it was made from Python."""
+        return commands_of(self.about)
+
     # --- perplexity ---
 
     @cached_property
@@ -240,6 +245,13 @@ def read_results(folder: Path) -> Results:
     if not isinstance(about.get("model"), dict) or not isinstance(names, list):
         raise DataError(f"{source} is damaged: it must have `model` (an object) and `cells` (a list of names)")
     return Results(about, tuple(_read_cell(folder, str(name)) for name in names), folder)
+
+
+def commands_of(about: Mapping[str, Any]) -> list[list[str]]:
+    """The commands that a compare.json names, in their order; an older one names the last only."""
+    last = (about.get("arguments") or {}).get("command")
+    found: list[list[str]] = about.get("commands") or ([last] if last else [])
+    return found
 
 
 def _read_cell(folder: Path, name: str) -> CellResult:

@@ -228,7 +228,7 @@ def _reduced(results: Results) -> list[str]:
 
 
 def _disagreement(results: Results) -> list[str]:
-    """Sizes at which no cell can be best both by perplexity and by tasks, for all that the intervals tell."""
+    """Sizes at which no cell can be best both by perplexity and by tasks, for all that the data tell."""
     told = []
     for sparsity in results.sparsities:
         cells = results.of_size(sparsity)

@@ -16,7 +16,7 @@ from secateur.model.handle import Model
 from secateur.report.record import public_name
 from secateur.study import inverted
 from secateur.study.ablation_table import write_ablation_table
-from secateur.study.asked import CALIBRATION, calibration_of, parse_value, sparsities, split
+from secateur.study.asked import CALIBRATION, calibration_of, parse_value, sparsities, split, windows
 from secateur.study.cells import Cell, dense_cell
 from secateur.study.engine import Grid, run_grid
 from secateur.study.folder import GridFolder
@@ -41,6 +41,7 @@ class What:
 
 
 TEXT, ORDER, NOTHING = "text", "order", ""
+PLAIN, MATCHED = "2ssp", "2ssp-matched"  # values of ORDER beside the amounts of the inverted one
 _ANY = (TEXT, NOTHING, *CALIBRATION)  # can be varied with any method
 WHATS: dict[str, What] = {
     "calibration-size": What(
@@ -62,7 +63,7 @@ WHATS: dict[str, What] = {
         method="2ssp", varies="attentions", values=(), help="attention modules that 2SSP removes: every feasible number"
     ),
     "rows-columns": What(
-        method="2ssp", varies=ORDER, values=("2ssp", "published", "equal", "2ssp-matched"),
+        method="2ssp", varies=ORDER, values=(PLAIN, *inverted.AMOUNTS, MATCHED),
         help="2SSP with rows and columns inverted, as published (it removes more than asked) and at equal size",
     ),
     "schedule": What(
@@ -115,19 +116,26 @@ class Ablation:
             raise InvalidOptionError("--values are those of one ablation; ask for one --what at a time")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise InvalidOptionError(f"seeds are whole numbers, each once; not {list(self.seeds)}")
-        made = [dense_cell()]
         for name in self.what:
             if name not in WHATS:
                 raise UnknownNameError.of("ablation", name, WHATS)
+        ablated = {self._method(WHATS[name]).name for name in self.what}
+        if unused := sorted(set(self.options) - ablated):
+            raise InvalidOptionError(f"options for {', '.join(unused)}, which is not ablated ({', '.join(ablated)} is)")
+        made = [dense_cell()]
+        for name in self.what:
             for sparsity in sparsities(self.sparsities, len(model.numbers)):
                 for value in self._values(model, name, sparsity):
                     made += [self._cell(model, name, value, sparsity, seed) for seed in self.seeds]
         return made
 
     def _method(self, what: What) -> Method:
-        if what.varies not in _ANY and self.method is not None and what.varies not in get_method(self.method).options:
-            raise InvalidOptionError(f"{self.method} has no {what.varies}; that is a choice of {what.method}")
-        return get_method(self.method or what.method)
+        method = get_method(self.method or what.method)
+        if what.varies == ORDER and method.name != what.method:
+            raise InvalidOptionError(f"{method.name} has no rows and columns to invert; that is {what.method}'s")
+        if what.varies not in (ORDER, *_ANY) and what.varies not in method.options:
+            raise InvalidOptionError(f"{method.name} has no {what.varies}; that is a choice of {what.method}")
+        return method
 
     def _values(self, model: Model, name: str, sparsity: float) -> list[Any]:
         what = WHATS[name]
@@ -159,8 +167,8 @@ class Ablation:
 
     def _cell(self, model: Model, name: str, value: Any, sparsity: float, seed: int) -> Cell:
         what = WHATS[name]
-        method = get_method("2ssp") if what.varies == ORDER else self._method(what)
-        options = dict(self.options.get(method.name, {}))
+        method = self._method(what)
+        options = self._given(method)
         text = self.calibration
         if what.varies == TEXT:
             text = str(value)
@@ -168,21 +176,40 @@ class Ablation:
             options[what.varies] = value
         own, given = split(method, options)
         shown = public_name(str(value)) if what.varies == TEXT else str(value)
+        named = name if method.name == what.method else f"{method.name}-{name}"
         cell = Cell(
-            name=_name(name, shown, sparsity, seed), method=method.name, label=f"{method.name}, {name} {shown}",
+            name=_name(named, shown, sparsity, seed), method=method.name, label=f"{method.name}, {name} {shown}",
             sparsity=sparsity, of=self.of, options=own,
             calibration=calibration_of(
-                method, text, given, samples=self.samples, length=self.length, seed=seed, count=self.count,
-                max_length=model.max_length,
+                method, text, given, seed=seed, count=self.count, max_length=model.max_length
             ),
-            ablation={"what": name, "value": shown, "seed": seed},
+            ablation={"what": name, "value": shown, "seed": seed, "of": method.name,
+                      "terms": self._terms(model, what, method)},
         )  # fmt: skip
-        if value in ("published", "equal") and what.varies == ORDER:
+        if what.varies == ORDER and value in inverted.AMOUNTS:
             own = inverted.complete({**own, "amount": value})
             return replace(cell, method=inverted.NAME, label=f"{inverted.NAME}, {name} {shown}", options=own)
-        if value == "2ssp-matched" and what.varies == ORDER:  # beside what the published one really removes
-            return replace(cell, sparsity=None, matched_to=_name(name, "published", sparsity, seed))
+        if what.varies == ORDER and value == MATCHED:  # beside what the published one really removes
+            return replace(cell, sparsity=None, matched_to=_name(named, inverted.PUBLISHED, sparsity, seed))
         return cell
+
+    def _given(self, method: Method) -> dict[str, Any]:
+        """Options, of the calibration too."""
+        return {**windows(self.samples, self.length), **self.options.get(method.name, {})}
+
+    def _terms(self, model: Model, what: What, method: Method) -> dict[str, Any]:
+        """What all cells of an ablation of one method have in common: all but the value, the sparsity and the seed."""
+        own, given = split(method, self._given(method))
+        shape = calibration_of(
+            method, self.calibration, given, seed=0, count=self.count, max_length=model.max_length
+        )  # fmt: skip
+        terms = {
+            "of": self.of, "count": self.count, TEXT: public_name(self.calibration), "samples": shape.samples,
+            "length": shape.length, **{f"{method.name}.{name}": each for name, each in method.complete(own).items()},
+        }  # fmt: skip
+        for varied in (what.varies, f"{method.name}.{what.varies}"):
+            terms.pop(varied, None)
+        return terms
 
 
 def _name(what: str, value: str, sparsity: float, seed: int) -> str:

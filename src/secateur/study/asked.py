@@ -104,14 +104,18 @@ def split(method: Method, given: Mapping[str, Any]) -> tuple[dict[str, Any], dic
     return own, {name: value for name, value in given.items() if name in CALIBRATION}
 
 
+def windows(samples: int | None, length: int | None) -> dict[str, int]:
+    """What was given of the calibration of all methods, as `split` gives a single one's."""
+    return {name: value for name, value in (("samples", samples), ("length", length)) if value is not None}
+
+
 def calibration_of(
-    method: Method, text: str, given: Mapping[str, int], *, samples: int | None, length: int | None, seed: int,
-    count: Any, max_length: int | None,
-) -> Calibration:  # fmt: skip
-    """A method's calibration: what was given for it, else for all, else its paper's.
+    method: Method, text: str, given: Mapping[str, int], *, seed: int, count: Any, max_length: int | None
+) -> Calibration:
+    """A method's calibration: of the shape that was given, else of its paper's.
 
     Raises:
         InvalidOptionError: too few or too long windows.
     """
-    shape = method.window_shape(max_length, given.get("samples", samples), given.get("length", length))
+    shape = method.window_shape(max_length, given.get("samples"), given.get("length"))
     return Calibration(text=text, samples=shape[0], length=shape[1], seed=seed, count=count)

@@ -12,7 +12,7 @@ from secateur.methods import Method, get_method
 from secateur.model.budget import Convention
 from secateur.model.handle import Model
 from secateur.report.record import public_name
-from secateur.study.asked import calibration_of, method_names, sparsities, split
+from secateur.study.asked import calibration_of, method_names, sparsities, split, windows
 from secateur.study.cells import Cell, dense_cell
 from secateur.study.engine import Grid, run_grid
 from secateur.study.folder import GridFolder
@@ -31,8 +31,8 @@ class Comparison:
         methods: names, or ("all",).
         sparsities: numbers, or the words of `asked.sparsities`.
         options: by method; `samples` and `length` there are those of its calibration.
-        preset: whose options by sparsity apply; given ones win.
-        calibration: a text's name or file; samples, length: the papers' of each method if None.
+        preset: whose options of methods apply; given ones win, `samples` and `length` too.
+        calibration: a text's name or file; samples, length: the preset's or the paper's of each method if None.
         matched: whether 2SSP stands beside each block-wise method, at the size that it achieved.
         base: the method that differences are taken to; 2ssp, or else the first one, if None.
     """
@@ -48,8 +48,25 @@ class Comparison:
     length: int | None = None
     seed: int = 0
     count: Count = "all"
-    matched: bool = False
+    matched: bool = True
     base: str | None = None
+
+    @classmethod
+    def from_preset(cls, preset: str | None = None, **given: Any) -> Comparison:
+        """What was given; else what a preset says, if there is one; else the defaults.
+
+        Args:
+            given: attributes by name. None and an empty list stand for what was not given.
+
+        Raises:
+            UnknownNameError: there is no such preset.
+        """
+        told: dict[str, Any] = {}
+        if preset is not None:
+            published = get_preset(preset)
+            told = {name: getattr(published, name) for name in ("methods", "sparsities", "of", "calibration", "seed")}
+        told |= {name: value for name, value in given.items() if value is not None and value != []}
+        return cls(preset=preset, **told)
 
     @property
     def base_method(self) -> str:
@@ -83,17 +100,17 @@ class Comparison:
 
     def _check_options(self) -> None:
         names = method_names(self.methods)
-        if unused := sorted(set(self.options) - {*names, *([REFERENCE] if self.matched else [])}):
+        matched = self.matched and any(is_block_wise(get_method(name)) for name in names)
+        if unused := sorted(set(self.options) - {*names, *([REFERENCE] if matched else [])}):
             raise InvalidOptionError(f"options for {', '.join(unused)}, which is not compared")
 
     def _cell(self, model: Model, method: Method, sparsity: float) -> Cell:
-        options, given = self._options(model, method, sparsity)
+        options, shape = self._options(model, method, sparsity)
         return Cell(
             name=f"{method.name}-{sparsity:.6g}", method=method.name, label=method.name, sparsity=sparsity, of=self.of,
             round_to=self.round_to, options=options,
             calibration=calibration_of(
-                method, self.calibration, given, samples=self.samples, length=self.length, seed=self.seed,
-                count=self.count, max_length=model.max_length,
+                method, self.calibration, shape, seed=self.seed, count=self.count, max_length=model.max_length
             ),
         )  # fmt: skip
 
@@ -107,10 +124,14 @@ class Comparison:
         )  # fmt: skip
 
     def _options(self, model: Model, method: Method, sparsity: float) -> tuple[dict[str, Any], dict[str, int]]:
+        """The method's own, and its calibration's shape: given for the method, given for all, the preset's."""
         published: Mapping[str, Any] = {}
         if self.preset is not None:
-            published = get_preset(self.preset).by_sparsity(method.name, sparsity, model.hidden_size)
-        return split(method, {**published, **self.options.get(method.name, {})})
+            preset = get_preset(self.preset)
+            by_sparsity = preset.by_sparsity(method.name, sparsity, model.hidden_size)
+            published = {**preset.options.get(method.name, {}), **by_sparsity}
+        for_all = windows(self.samples, self.length)
+        return split(method, {**published, **for_all, **self.options.get(method.name, {})})
 
 
 def is_block_wise(method: Method) -> bool:

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from secateur.evaluation.averages import Average, average_over
-from secateur.evaluation.statistics import DRAWS, is_binary, mcnemar, paired_bootstrap
+from secateur.evaluation.statistics import DRAWS, difference, paired_bootstrap
 from secateur.study.cells import DENSE
 from secateur.study.folder import finite
 
 CellFile = Mapping[str, Any]  # what a cell.json holds
 Cells = Mapping[str, CellFile]
+LARGEST = 700.0  # nats whose exponential is still a number
 SAME_SPARSITY, SAME_SIZE = "same sparsity asked", "same size"
 
 
@@ -25,7 +26,8 @@ def differences(cells: Cells, base: str, *, seed: int = 0, draws: int = DRAWS) -
 
     Returns:
         Entries with `cell`, `against`, `kind`, and `perplexity` by text: `difference` in nats per token with its 95%
-        interval `low` to `high`, below 0 where the cell is better, and the `ratio` of the perplexities; `tasks` by
+        interval `low` to `high`, below 0 where the cell is better, and the `ratio` of the perplexities, each None where
+        it is no number; `tasks` by
         task: `difference` in the `metric` with its interval, of an accuracy above 0 where the cell is better, and
         McNemar's exact `p` where answers are right or wrong.
     """
@@ -68,10 +70,13 @@ def _perplexities(cell: CellFile, other: CellFile, seed: int, draws: int) -> dic
         theirs = other["perplexity"].get(text)
         if theirs is None:
             continue
-        found = paired_bootstrap(
-            mine["window_nll"], theirs["window_nll"], mine["window_predictions"], seed=seed, draws=draws
-        )
-        told[text] = {**finite(found), "ratio": math.exp(found["difference"])}
+        losses = mine["window_nll"], theirs["window_nll"]
+        if any(loss is None for each in losses for loss in each):  # one that came to NaN
+            told[text] = {"difference": None, "low": None, "high": None, "ratio": None}
+            continue
+        found = paired_bootstrap(*losses, mine["window_predictions"], seed=seed, draws=draws)
+        ratio = math.exp(found["difference"]) if found["difference"] < LARGEST else None
+        told[text] = {**finite(found), "ratio": ratio}
     return told
 
 
@@ -85,8 +90,7 @@ def _tasks(cell: CellFile, other: CellFile, seed: int, draws: int) -> dict[str, 
         if not a or not b:  # a metric of the whole, as a corpus' F1: nothing to pair
             found = {"difference": mine["value"] - theirs["value"], "low": None, "high": None, "p": None}
         else:
-            found = finite(paired_bootstrap(a, b, seed=seed, draws=draws))
-            found["p"] = mcnemar(a, b) if is_binary([*a, *b]) else None
+            found = finite(difference([(a, b, None)], seed=seed, draws=draws))
         told[task] = {"metric": mine["metric"], **found}
     return told
 

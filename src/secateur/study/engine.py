@@ -21,7 +21,7 @@ from secateur.study.cells import DENSE, Cell, Matrices, check_names, in_words
 from secateur.study.clocked import Clocked, Shared
 from secateur.study.estimate import PRUNE, estimates, steps
 from secateur.study.folder import GridFolder, finite
-from secateur.study.index import differing, digest, make_index, united
+from secateur.study.index import continued, differing, digest, make_index, unequal_terms
 from secateur.study.judges import Judges
 from secateur.study.pace import Pace, Standing
 from secateur.study.pruning import blank, complete_options, dense_facts, pruned
@@ -101,6 +101,8 @@ class _Runner:
         )  # fmt: skip
         self.shared = self._shared()
         self.refused: dict[str, str] = {}
+        # It was read to know the cells and only looked at, so it is still whole: the first cell takes it instead of
+        # reading gigabytes again.
         self._spare: Model | None = dense
 
     def run(self) -> dict[str, dict[str, Any]]:
@@ -130,7 +132,7 @@ class _Runner:
         return Pace(
             {name: {part: work.seconds(speed) for part, work in each["parts"].items()} for name, each in told.items()},
             {cell.name: cell.method for cell in self.cells},
-            {name: cell["seconds"] for name, cell in self._there().items() if cell["status"] == "done"},
+            {name: cell.get("seconds", {}) for name, cell in self._there().items() if cell["status"] == "done"},
             self.shared, clock=self.grid.clock, show=self.grid.shown,
         )  # fmt: skip
 
@@ -164,14 +166,15 @@ class _Runner:
         return there is not None and there["status"] == "done"
 
     def _made(self, cell: Cell, pace: Pace) -> dict[str, Any]:
-        result = blank(cell)
+        result = {**blank(cell), **{key: self.index[key] for key in ("machine", "versions")}}
         try:
             cell = self._matched(cell)
             fingerprint = self._fingerprint(cell)
             result |= {"sparsity": cell.sparsity, "fingerprint": fingerprint}
             if (same := self._same(fingerprint)) is not None:
-                own = ("name", "label", "matched_to", "ablation", "created")
-                return {**same, **{key: result[key] for key in own}, "same_as": same["name"]}
+                own = ("name", "matched_to", "ablation", "created")
+                label = _labelled(cell.label, same["notes"])
+                return {**same, **{key: result[key] for key in own}, "label": label, "same_as": same["name"]}
             if cell.name in self.refused and cell.matched_to is None:
                 return {**result, "error": self.refused[cell.name]}
             self._fill(cell, result, pace)
@@ -196,8 +199,7 @@ class _Runner:
                 model = self._load()
                 run = Clocked(seed, shared=self.shared.get(cell.name), observer=observer, clock=self.grid.clock)
                 result |= stack.enter_context(pruned(cell, model, tokens, run))
-            if "reduced" in result["notes"]:
-                result["label"] += " (reduced search)"
+            result["label"] = _labelled(cell.label, result["notes"])
             self.judges.judge(model, functools.cache(self.grid.load), result, part, dense_samples=self._dense_samples())
 
     def _dense_samples(self) -> list[dict[str, Any]] | None:
@@ -248,18 +250,28 @@ class _Runner:
                 f"{self.folder.path} was made with other arguments ({', '.join(names)} differ); choose another --out, "
                 "or give the same. Methods and sparsities may be added"
             )
+        earlier = self.folder.cells(old["cells"])
+        if names := unequal_terms(earlier.values(), self.cells):
+            raise OutputExistsError(
+                f"{self.folder.path} has cells of the same ablation on other terms ({', '.join(names)} differ); choose "
+                "another --out, or give the same. Seeds, values and sparsities may be added"
+            )
         for cell in self.cells:
-            there = self.folder.cell(cell.name)
-            if there is None or there["status"] != "done" or cell.matched_to is not None:
+            there = earlier.get(cell.name)
+            if there is None or there["status"] != "done":
                 continue
-            if there["fingerprint"] != self._fingerprint(cell):
+            if cell.matched_to is not None and not earlier.get(cell.matched_to, {}).get("achieved"):
+                continue  # its size is not known before that one is made
+            if there["fingerprint"] != self._fingerprint(self._matched(cell)):
                 raise OutputExistsError(
                     f"{self.folder.cell_path(cell.name)} was made with other options or another calibration; choose "
                     "another --out, or give the same"
                 )
 
     def _write_index(self) -> None:
-        """With the cells of earlier runs, or of another process, after this one's."""
-        old = self.folder.index() or self.index
-        cells = united(old["cells"], self.index["cells"])
-        self.folder.write_index({**self.index, "created": old["created"], "cells": cells})
+        self.folder.write_index(continued(self.folder.index() or self.index, self.index))
+
+
+def _labelled(label: str, notes: Mapping[str, str]) -> str:
+    """With what nobody may overlook in a table."""
+    return f"{label} (reduced search)" if "reduced" in notes else label

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +18,7 @@ from secateur.engine.tokens import Tokens
 from secateur.evaluation.asked import Judging
 from secateur.model.handle import Model
 from secateur.report.record import environment, public_arguments, public_facts, public_name
-from secateur.report.results import SCHEMA
+from secateur.report.results import SCHEMA, commands_of
 from secateur.study.cells import Cell
 from secateur.version import __version__
 
@@ -47,7 +47,7 @@ def make_index(
     Args:
         settings: of the grid; they stand beside the judging's under `grid`.
     """
-    layout = dense.layout()
+    layout, given = dense.layout(), public_arguments(arguments)
     return {
         "schema": SCHEMA,
         "kind": kind,
@@ -60,7 +60,8 @@ def make_index(
             "hidden_size": layout.ends.hidden,
             "family": dense.family.model_type,
         },
-        "arguments": public_arguments(arguments),
+        "arguments": given,
+        "commands": commands_of({"arguments": given}),
         "settings": {**_public(judging), "grid": dict(settings)},
         "texts": {
             public_name(name): {**public_facts(tokens.source), "fingerprint": tokens.fingerprint()}
@@ -91,6 +92,34 @@ def differing(old: Mapping[str, Any], new: Mapping[str, Any], judging: Judging) 
 def _unequal_terms(had: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """What all cells of a comparison must share: calibrated otherwise, they would seem to be on equal terms."""
     return [name for name in _TERMS if name in had and json.dumps(had[name]) != json.dumps(wanted[name])]
+
+
+def unequal_terms(earlier: Iterable[Mapping[str, Any]], cells: Iterable[Cell]) -> list[str]:
+    """In what cells of one ablation of one method differ beside its value, sparsity and seed. Rows of such cells would
+    pass for a spread over seeds, or for the value's doing.
+
+    Args:
+        earlier: what the files of cells say.
+    """
+    terms = {(told["what"], told["of"]): told["terms"] for cell in cells if (told := cell.ablation)}
+    names: dict[str, None] = {}
+    for told in (cell.get("ablation") or {} for cell in earlier if cell["status"] == "done"):
+        had, wanted = told.get("terms", {}), terms.get((told.get("what"), told.get("of")))
+        if wanted is not None:
+            names |= {name: None for name in had if json.dumps(had[name]) != json.dumps(wanted.get(name))}
+    return list(names)
+
+
+def continued(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """The new index of a folder that has one: with the cells of earlier runs, or of another process, after the new
+    ones, and all commands, each once."""
+    commands = commands_of(old)
+    return {
+        **new,
+        "created": old["created"],
+        "commands": [*commands, *(command for command in commands_of(new) if command not in commands)],
+        "cells": united(old["cells"], new["cells"]),
+    }
 
 
 def united(old: Sequence[str], new: Sequence[str]) -> list[str]:

@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -39,9 +39,12 @@ from secateur.run import Run
 from secateur.solvers.greedy import greedy_cost, greedy_removal
 from secateur.surgery.edits import DropAttention, Edit
 
+PUBLISHED: Final = "published"
+EQUAL: Final = "equal"
 Amount = Literal["published", "equal"]
+AMOUNTS: tuple[Amount, ...] = (PUBLISHED, EQUAL)
 NAME = "2ssp-inverted"
-DEFAULTS: Mapping[str, Any] = {"amount": "published", "alpha": 1.5}  # its options
+DEFAULTS: Mapping[str, Any] = {"amount": PUBLISHED, "alpha": 1.5}  # its options
 
 
 @dataclass(frozen=True)
@@ -79,18 +82,18 @@ def plan(layout: Layout, budget: Budget, amount: Amount, *, alpha: float = 1.5) 
         InfeasibleBudgetError: nothing would stay of the FFNs, or the attention modules alone take more than is asked.
         InvalidOptionError: another amount; alpha not positive.
     """
-    if amount not in get_args(Amount):
-        raise InvalidOptionError(f"amount is one of {', '.join(get_args(Amount))}, not {amount!r}")
+    if amount not in AMOUNTS:
+        raise InvalidOptionError(f"amount is one of {', '.join(AMOUNTS)}, not {amount!r}")
     if not alpha > 0:
         raise InvalidOptionError(f"alpha must be positive, not {alpha}")
     share = budget.block_share(layout)
     count, hidden = attention_count(layout, share, alpha), layout.ends.hidden
     sizes = [block.attention + block.attention_norms for block in layout.blocks.values() if block.attention]
     wanted = share * layout.block_parameters
-    if amount == "equal" and count:
+    if amount == EQUAL and count:
         wanted -= count * sum(sizes) / len(sizes)
     per_direction = sum(_direction(block) for block in layout.blocks.values())
-    rate = wanted / (hidden * per_direction) if amount == "equal" else wanted / _ffn(layout)
+    rate = wanted / (hidden * per_direction) if amount == EQUAL else wanted / _ffn(layout)
     kept = math.floor(hidden * (1 - rate) + 0.5)
     if not 0 < kept <= hidden:
         raise InfeasibleBudgetError(
@@ -133,7 +136,7 @@ class InvertedResult:
 
 @contextmanager
 def inverted(
-    model: Model, tokens: Tokens, budget: Budget, run: Run, *, amount: Amount = "published", alpha: float = 1.5
+    model: Model, tokens: Tokens, budget: Budget, run: Run, *, amount: Amount = PUBLISHED, alpha: float = 1.5
 ) -> Iterator[InvertedResult]:
     """Prune `model` so for the time of the context. Attention modules are gone for good, FFNs whole again after.
 
@@ -228,7 +231,7 @@ def _muted(model: Model, number: int, norms: Tensor, kept: int) -> Iterator[None
 
 
 def foretell(
-    layout: Layout, samples: int, length: int, budget: Budget, *, amount: Amount = "published", alpha: float = 1.5
+    layout: Layout, samples: int, length: int, budget: Budget, *, amount: Amount = PUBLISHED, alpha: float = 1.5
 ) -> Cost:
     """As a method's: its cost, and the layout without as many attention modules."""
     made = plan(layout, budget, amount, alpha=alpha)

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from secateur.evaluation.averages import Average, is_accuracy
+from secateur.evaluation.statistics import SURE, told_apart
 from secateur.study.cells import DENSE
 from secateur.study.differences import SAME_SIZE, CellFile, Cells, average_notes, average_of, differences
 from secateur.study.folder import GridFolder, dumps
 from secateur.study.render import Column, Row, Table, as_json, comma_separated, latex, markdown
 
 NAME = "main-table"
-SURE = 0.05  # a p below it tells two models apart, as an interval of 95 % without 0 does
 
 
 def write_main_table(folder: GridFolder, base: str) -> None:
@@ -189,8 +189,6 @@ def difference_table(told: list[dict[str, Any]]) -> Table:
 def _better(each: Mapping[str, Any], found: Mapping[str, Any], *, lower: bool) -> str:
     """Which of the two is better as far as the test tells; "" where it does not, there is none, or it is not known
     which way a metric is better."""
-    low, high, p = found["low"], found["high"], found.get("p")
-    sure = low is not None and high is not None and not low <= 0 <= high if p is None else p < SURE
-    if not sure or not is_accuracy(found.get("metric", "acc")):
+    if not told_apart(found["low"], found["high"], found.get("p")) or not is_accuracy(found.get("metric", "acc")):
         return ""
     return str(each["cell"] if (found["difference"] < 0) == lower else each["against"])

@@ -29,6 +29,7 @@ from secateur.driver import run_method
 from secateur.evaluation.perplexity import perplexity
 from secateur.methods import get_method
 from secateur.model.budget import Budget, shares
+from secateur.model.checkpoint import RECORD
 from secateur.model.handle import Model
 from secateur.run import Run
 
@@ -138,9 +139,11 @@ def recovered(options: argparse.Namespace) -> None:
     for folder in options.checkpoints:
         path = options.out / f"recovered-{folder.name}.json"
         if not path.exists():
-            model = load_model(str(folder))
-            told = {key: model.record[key] for key in ("recovery", "cost")} if model.record else {}
-            made = told | {"machine": machine(), "perplexity": judged(model, tuple(LENGTHS), options)}
+            record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+            made = {
+                "machine": machine(), "recovery": record["recovery"], "cost": record["cost"],
+                "perplexity": judged(load_model(str(folder)), tuple(LENGTHS), options),
+            }  # fmt: skip
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
 

@@ -13,8 +13,11 @@ from typing import Any
 import pytest
 from models import tiny, tiny_tokens
 from oracles import edited
+from test_recover import QUICK, pruned_tiny
 
+import secateur
 from secateur.engine.sweep import Part, sweep
+from secateur.evaluation.perplexity import perplexity
 from secateur.model.handle import Model
 from secateur.run import Run
 from secateur.surgery.edits import DropAttention, DropBlock
@@ -131,6 +134,26 @@ def test_slimgpt_cells_are_made_once_and_tell_equal_sizes(
     assert found["log-0.5-2x16"]["errors"].keys() == found["no-compensation-0.5-2x16"]["errors"].keys() != set()
     monkeypatch.setattr(slimgpt, "run_method", None)  # nothing is made again
     slimgpt.main(["cells", *arguments, "--only", "log"])
+
+
+@pytest.mark.slow
+def test_recovered_checkpoints_are_judged_beside_their_losses(
+    bench: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rows = [{"instruction": f"say {letter}", "output": letter * 4} for letter in "abcdefghijkl"]
+    (tmp_path / "say.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    healed = secateur.recover(pruned_tiny(), tmp_path / "say.jsonl", max_steps=2, **QUICK)
+    secateur.save(healed, tmp_path / "healed")
+    slimgpt: ModuleType = bench("slimgpt")
+    monkeypatch.setattr(slimgpt, "LENGTHS", {8: 2})
+    monkeypatch.setattr(slimgpt, "windows", lambda model, *_, **__: tiny_tokens(model, 2, 8))
+    slimgpt.main(["recovered", "--checkpoints", str(tmp_path / "healed"), "--out", str(tmp_path)])
+    found = json.loads((tmp_path / "recovered-healed.json").read_text())
+    assert found["recovery"]["held_out_loss"] == healed.record["recovery"]["held_out_loss"]
+    assert (
+        found["perplexity"]["8"]["perplexity"]
+        == perplexity(healed.model, tiny_tokens(healed.model, 2, 8))["perplexity"]
+    )
 
 
 def test_the_exact_error_takes_the_cheapest_first_head(bench: Any, tmp_path: Path) -> None:

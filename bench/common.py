@@ -29,6 +29,7 @@ from secateur.run import Run
 
 MEGA = 1e6
 _MADE_UP = {"blocks": 8, "hidden": 256, "heads": 4, "kv_heads": 2, "width": 0, "vocab": 8192, "seed": 0}
+MODEL = "a name that secateur knows, or random:blocks=8,hidden=256,..."
 
 
 def made_up_config(name: str) -> LlamaConfig:
@@ -171,9 +172,26 @@ class Report:
 def parser(description: str | None) -> argparse.ArgumentParser:
     """A parser with the options that all benches have."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--model", default="demo", help="a name that secateur knows, or random:blocks=8,hidden=256,...")
+    made.add_argument("--model", default="demo", help=MODEL)
     made.add_argument("--json", type=Path, help="write the figures to this file too")
     return made
+
+
+def folder_parser(description: str | None, *, out: str, samples: int, length: str) -> argparse.ArgumentParser:
+    """A parser with the options of the benches that write a folder of results, a JSON file each."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--model", default="demo", help=MODEL)
+    made.add_argument("--data", type=Path, help="folder with the named texts")
+    made.add_argument("--out", type=Path, default=Path("docs/results") / out)
+    made.add_argument("--samples", type=int, default=samples)
+    made.add_argument("--length", type=int, default=2048, help=length)
+    return made
+
+
+def write(path: Path, found: Mapping[str, Any]) -> None:
+    """A result, with the machine that it was measured on."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"machine": machine(), **found}, indent=1) + "\n", encoding="utf-8")
 
 
 def _cell(value: Any) -> str:

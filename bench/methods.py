@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from common import calibration, load_model, machine
+from common import calibration, folder_parser, load_model, write
 
 from secateur.api import prepare, read_tokens, run_job
 from secateur.engine.tokens import Tokens
@@ -112,7 +112,6 @@ def cells(method: str, options: argparse.Namespace) -> None:
             continue
         model = load_model(options.model)
         cell: dict[str, Any] = {"method": method, "sparsity": sparsity, "threads": torch.get_num_threads()}
-        cell["machine"] = machine()
         if method != "dense":
             store = Inherited(store, SHARED.get(method))
             run = Clocked(store, spent)
@@ -137,8 +136,7 @@ def cells(method: str, options: argparse.Namespace) -> None:
             }  # fmt: skip
         judged = windows(model, "wikitext2", options.windows, options.length, options, purpose="evaluation")
         cell["perplexity"] = perplexity(model, judged)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(cell, indent=1) + "\n")
+        write(path, cell)
         print(f"{method} {sparsity:g}: perplexity {cell['perplexity']['perplexity']:.2f}", flush=True)
 
 
@@ -169,13 +167,8 @@ def table(folder: Path) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = folder_parser(__doc__, out="methods", samples=8, length="tokens per window, of calibration and judgement")
     parser.add_argument("--methods", default=",".join(SETTINGS))
-    parser.add_argument("--model", default="demo", help="a name that secateur knows, or random:blocks=8,hidden=256,...")
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("docs/results/methods"))
-    parser.add_argument("--samples", type=int, default=8)
-    parser.add_argument("--length", type=int, default=2048, help="tokens per window, of calibration and judgement")
     parser.add_argument("--windows", type=int, default=20)
     parser.add_argument("--table", action="store_true", help="only print the table of the cells that are there")
     options = parser.parse_args(arguments)

@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from common import Seconds, load_model, machine
+from common import Seconds, folder_parser, load_model, write
 from methods import windows
 
 from secateur.driver import run_method
@@ -101,7 +101,7 @@ def cell(
     if path.exists():
         return
     model = load_model(options.model)
-    made: dict[str, Any] = {"name": name, "sparsity": sparsity, "machine": machine()}
+    made: dict[str, Any] = {"name": name, "sparsity": sparsity}
     if sparsity:
         tokens = windows(model, "c4", samples, length, options, purpose="calibration")
         wall, cpu = time.perf_counter(), time.process_time()
@@ -116,8 +116,7 @@ def cell(
             "wall_s": took.wall, "cpu_s": took.cpu, "errors": errors(run, model), "warnings": warnings,
         }  # fmt: skip
     made["perplexity"] = judged(model, lengths, options)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    write(path, made)
     print(
         f"{path.name}: " + ", ".join(f"{n}: {p['perplexity']:.2f}" for n, p in made["perplexity"].items()), flush=True
     )
@@ -140,26 +139,17 @@ def recovered(options: argparse.Namespace) -> None:
         path = options.out / f"recovered-{folder.name}.json"
         if not path.exists():
             record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-            made = {
-                "machine": machine(), "recovery": record["recovery"], "cost": record["cost"],
-                "perplexity": judged(load_model(str(folder)), tuple(LENGTHS), options),
-            }  # fmt: skip
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+            perplexities = judged(load_model(str(folder)), tuple(LENGTHS), options)
+            write(path, {"recovery": record["recovery"], "cost": record["cost"], "perplexity": perplexities})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     works = {each.__name__: each for each in (cells, calibration, recovered)}
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = folder_parser(__doc__, out="slimgpt", samples=32, length="tokens per calibration window")
     parser.add_argument("work", choices=works)
     parser.add_argument("--only", nargs="+", choices=VARIANTS, help="these variants")
     parser.add_argument("--sparsities", nargs="+", type=float, default=SPARSITIES)
-    parser.add_argument("--model", default="demo", help="a name that secateur knows, or random:blocks=8,hidden=256,...")
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("docs/results/slimgpt"))
     parser.add_argument("--checkpoints", nargs="+", type=Path, default=[], help="folders that secateur recover wrote")
-    parser.add_argument("--samples", type=int, default=32)
-    parser.add_argument("--length", type=int, default=2048, help="tokens per calibration window")
     options = parser.parse_args(arguments)
     works[options.work](options)
 

@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from common import MEGA, load_model, machine, median
+from common import MEGA, folder_parser, load_model, median, write
 from memory import foretell, measure_afresh
 from methods import windows
 from torch import Tensor, nn
@@ -121,11 +119,6 @@ def heads(options: argparse.Namespace) -> None:
     write(options.out / "heads.json", {"samples": tokens.samples, "length": tokens.length, "rows": rows})
 
 
-def write(path: Path, found: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"machine": machine(), **found}, indent=1) + "\n", encoding="utf-8")
-
-
 def growth(options: argparse.Namespace) -> None:
     """Peak memory above the weights and processor time per block, by width, on made-up models, each in a process."""
     rows = []
@@ -147,13 +140,8 @@ def growth(options: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     works = {each.__name__: each for each in (drift, heads, growth)}
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = folder_parser(__doc__, out="slimgpt", samples=32, length="tokens per calibration window")
     parser.add_argument("work", choices=works)
-    parser.add_argument("--model", default="demo", help="a name that secateur knows, or random:blocks=8,hidden=256,...")
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("docs/results/slimgpt"))
-    parser.add_argument("--samples", type=int, default=32)
-    parser.add_argument("--length", type=int, default=2048, help="tokens per calibration window")
     options = parser.parse_args(arguments)
     works[options.work](options)
 

@@ -22,7 +22,7 @@ def declared(function: Command, parameters: Sequence[inspect.Parameter]) -> Comm
     def call(**given: Any) -> None:
         function(**given)
 
-    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # mypy knows no signature of one's own
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     del call.__wrapped__  # typer would look through to the bare signature
     return call

@@ -18,7 +18,7 @@ from secateur.model.handle import Model
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # positional and by keyword
 
 
-class Done(Exception):  # noqa: N818  # no error
+class Done(Exception):  # noqa: N818  # it says that enough was seen, and is no error
     """Ends a forward of which no more is wanted."""
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
+import sys
 import warnings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's client is imported
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +58,20 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, A
         report.outcome = "failed"
         report.longrepr = f"skipped, which SECATEUR_CI=1 forbids: {report.longrepr}"
     return report
+
+
+@contextmanager
+def importing(folder: Path) -> Iterator[Callable[[str], Any]]:
+    """Imports modules of a folder by name, as its scripts import each other; they are forgotten afterwards."""
+    before = set(sys.modules)
+    sys.path.insert(0, str(folder))
+    try:
+        yield importlib.import_module
+    finally:
+        sys.path.remove(str(folder))
+        for name in set(sys.modules) - before:
+            if str(getattr(sys.modules[name], "__file__", None) or "").startswith(str(folder)):
+                del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from conftest import ROOT, importing
 from models import tiny, tiny_tokens
 from oracles import edited
 from test_recover import QUICK, pruned_tiny
@@ -26,15 +26,10 @@ TINY = "random:blocks=3,hidden=32,vocab=97"
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def bench() -> Iterator[Any]:
     """Imports a bench by name."""
-    folder = Path(__file__).parents[1] / "bench"
-    monkeypatch.syspath_prepend(folder)
-    before = set(sys.modules)
-    yield importlib.import_module
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", None) or "").startswith(str(folder)):
-            del sys.modules[name]
+    with importing(ROOT / "bench") as by_name:
+        yield by_name
 
 
 @pytest.mark.parametrize("gone", [[], [DropAttention(0)], [DropAttention(2), DropAttention(5)], [DropBlock(1)]])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import re
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from compare_folders import make_compare_folder
-from conftest import ROOT
+from conftest import ROOT, importing
 
 from secateur.methods import methods
 
@@ -28,14 +27,10 @@ SECTIONS = ("How it works", "What it costs", "When to use it", "Our figures", "P
 
 
 @pytest.fixture
-def docs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def docs() -> Iterator[Any]:
     """Imports a module of docs/ by name."""
-    monkeypatch.syspath_prepend(DOCS)
-    before = set(sys.modules)
-    yield importlib.import_module
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", None) or "").startswith(str(DOCS)):
-            del sys.modules[name]
+    with importing(DOCS) as by_name:
+        yield by_name
 
 
 def leaves(nav: Any) -> Iterator[str]:

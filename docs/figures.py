@@ -28,6 +28,7 @@ from secateur.methods import Method, get_method, methods
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.run import work_forwards
+from secateur.study.ablation_table import NAME as ABLATION_TABLE
 from secateur.study.ablation_table import ablation_table
 from secateur.study.folder import CELL, INDEX, GridFolder
 from secateur.study.main_table import main_table
@@ -65,8 +66,11 @@ class Grid:
     files: dict[str, Path]
 
     def of(self, method: str) -> dict[str, dict[str, Any]]:
-        """The dense cell, the method's, and 2SSP's at the sizes that these really have."""
-        names = {name for name, cell in self.cells.items() if cell["method"] == method and not cell["matched_to"]}
+        """The dense cell, the method's or its ablations', and 2SSP's at the sizes that these really have; nothing if
+        the method is not there."""
+        names = {name for name, cell in self.cells.items() if _whose(cell) == method and not cell["matched_to"]}
+        if not names:
+            return {}
         return {
             name: cell
             for name, cell in self.cells.items()
@@ -78,7 +82,16 @@ class Grid:
         return markdown(made).strip()
 
     def links(self, cells: Iterable[str], page: Path) -> str:
-        return f"Files: {', '.join(f'[{name}]({relpath(self.files[name], page.parent)})' for name in cells)}."
+        """To the cells; of an ablation, which has one per seed, to the table: the cells lie beside it."""
+        files = {name: self.files[name] for name in cells}
+        if self.kind == "ablate":
+            files = {"table": self.folder / f"{ABLATION_TABLE}.json", "settings": self.folder / INDEX}
+        return f"Files: {', '.join(f'[{name}]({relpath(file, page.parent)})' for name, file in files.items())}."
+
+
+def _whose(cell: Mapping[str, Any]) -> str:
+    """The method that a cell tells of: that of an ablation may be tried in a variant that is no method."""
+    return str((cell.get("ablation") or {}).get("of") or cell["method"])
 
 
 def grids(results: Path = RESULTS) -> list[Grid]:
@@ -140,8 +153,7 @@ def settings(method: Method, cells: Iterable[Mapping[str, Any]]) -> str:
 def figures(name: str, page: Path) -> Iterator[str]:
     """What was measured of a method, a table per comparison that has it."""
     for grid in grids():
-        cells = grid.of(name)
-        if grid.kind == "compare" and any(cell["method"] == name for cell in cells.values()):
+        if grid.kind == "compare" and (cells := grid.of(name)):
             yield f"**{_title(grid)}.** {settings(get_method(name), cells.values())}"
             yield grid.table(cells)
             yield grid.links(cells, page)
@@ -149,13 +161,12 @@ def figures(name: str, page: Path) -> Iterator[str]:
 
 def ablations(name: str, page: Path) -> Iterator[str]:
     """A method's ablations."""
-    found = [(grid, grid.of(name)) for grid in grids() if grid.kind == "ablate"]
+    found = [(grid, cells) for grid in grids() if grid.kind == "ablate" and (cells := grid.of(name))]
     for grid, cells in found:
-        if cells:
-            yield f"**{_title(grid)}**"
-            yield grid.table(cells)
-            yield grid.links(cells, page)
-    if not any(cells for _, cells in found):
+        yield f"**{_title(grid)}**"
+        yield grid.table(cells)
+        yield grid.links(cells, page)
+    if not found:
         yield "Not measured yet."
 
 

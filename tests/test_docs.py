@@ -152,6 +152,19 @@ def test_an_ablation_is_no_comparison(docs: Any, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(figures, "grids", lambda: [grid])
     grid.cells["2ssp-norm-l1"] = {"method": "2ssp", "matched_to": None}
     assert list(figures.figures("2ssp", tmp_path / "x.md")) == []
+    grid.cells["dense"] = {"method": "dense", "matched_to": None}
+    assert list(figures.ablations("slimgpt", tmp_path / "x.md")) == ["Not measured yet."]
+
+
+def test_an_ablation_has_all_its_variants(docs: Any, tmp_path: Path) -> None:
+    cells = {
+        "dense": {"method": "dense", "matched_to": None, "ablation": None},
+        "plain": {"method": "2ssp", "matched_to": None, "ablation": {"of": "2ssp"}},
+        "inverted": {"method": "2ssp-inverted", "matched_to": None, "ablation": {"of": "2ssp"}},
+        "matched": {"method": "2ssp", "matched_to": "inverted", "ablation": {"of": "2ssp"}},
+        "other": {"method": "slimgpt", "matched_to": None, "ablation": {"of": "slimgpt"}},
+    }
+    assert list(docs("figures").Grid("ablate", tmp_path, cells, {}).of("2ssp")) == list(cells)[:4]
 
 
 def test_equations_become_mathml(docs: Any) -> None:

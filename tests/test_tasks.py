@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import json
 import logging
 import os
@@ -223,12 +224,13 @@ def test_all_facts_of_a_result(model: Model, data: Path) -> None:
     result = run_tasks(model, ["boolq"], data=data)["boolq"]
     assert set(result) == {
         "task", "metric", "value", "stderr", "documents", "chance", "fewshot", "fewshot_split", "per_document",
-        "truncated", "source",
+        "truncated", "source", "harness",
     }  # fmt: skip
     assert (result["task"], result["metric"], result["fewshot"], result["truncated"]) == ("boolq", "acc", 0, 0)
     assert result["chance"] == 4 / 5  # the answer is yes four times of five
     assert result["value"] == sum(result["per_document"]) / 5
     assert result["source"]["source"] == "data folder"
+    assert result["harness"] == f"lm_eval {importlib.metadata.version('lm_eval')}"  # its prompts and answers may change
     assert str(data) not in json.dumps(result)  # records are published
 
 

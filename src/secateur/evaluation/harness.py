@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import importlib.metadata
 import io
 import itertools
 import logging
@@ -49,6 +50,11 @@ def require_lm_eval() -> ModuleType:
         except ImportError as error:
             raise MissingExtraError.of(error.name or "lm_eval", "tasks", "judging by tasks") from error
     return lm_eval
+
+
+def named_version() -> str:
+    """What judged, for records: figures of other versions may differ."""
+    return f"lm_eval {importlib.metadata.version('lm_eval')}"
 
 
 @contextlib.contextmanager

@@ -87,7 +87,7 @@ def run_tasks(
         the metric is no mean), `documents`, `chance` (see `chance.chance_level`; None where there is none),
         `fewshot`, `fewshot_split` ("" without), `per_document` (in the documents' order; empty if the metric has no
         number per document), `truncated` (sequences that lost their beginning, being longer than the model's
-        positions), `source` (of the rows).
+        positions), `source` (of the rows), `harness` (lm-eval's version).
 
     Raises:
         UnknownNameError, InvalidOptionError, DataError, FetchError, MissingExtraError: before anything is run.
@@ -285,6 +285,7 @@ def _judge(model: Model, plan: Planned, batch_size: int, run: Run) -> dict[str, 
         "per_document": numbers if len(numbers) == len(outcomes) else [],
         "truncated": results["truncated"],
         "source": plan.source,
+        "harness": harness.named_version(),
     }
 
 

@@ -134,7 +134,8 @@ def _notes(cells: Cells, index: Mapping[str, Any], average: Average) -> list[str
     dense = cells.get(DENSE)
     for task, result in (dense or {"tasks": {}})["tasks"].items():
         shots = f", {result['fewshot']}-shot" if result.get("fewshot") is not None else ""
-        notes.append(f"{task}: {result['metric']}{shots}, {result['documents']} documents.")
+        by = f", by {result['harness']}" if "harness" in result else ""
+        notes.append(f"{task}: {result['metric']}{shots}, {result['documents']} documents{by}.")
     notes += average_notes(average)
     if any(cell["matched_to"] for cell in cells.values()):
         notes.append(

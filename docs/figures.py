@@ -15,7 +15,7 @@ bench/methods.py or bench/slimgpt.py.
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os.path import relpath
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from secateur.methods import Method, get_method, methods
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
+from secateur.report.page import on_lines
+from secateur.report.results import commands_of
 from secateur.run import work_forwards
 from secateur.study.ablation_table import NAME as ABLATION_TABLE
 from secateur.study.ablation_table import ablation_table
@@ -58,12 +60,14 @@ class Grid:
         kind: "compare" or "ablate".
         cells: as `secateur compare` writes them, by name.
         files: the file that each was read from.
+        commands: that made the folder, without `secateur`.
     """
 
     kind: str
     folder: Path
     cells: dict[str, dict[str, Any]]
     files: dict[str, Path]
+    commands: list[list[str]] = field(default_factory=list)
 
     def of(self, method: str) -> dict[str, dict[str, Any]]:
         """The dense cell, the method's or its ablations', and 2SSP's at the sizes that these really have; nothing if
@@ -104,7 +108,7 @@ def grids(results: Path = RESULTS) -> list[Grid]:
             index = written.index() or {}
             cells = written.cells(index["cells"])
             files = {name: written.cell_path(name) / CELL for name in cells}
-            found.append(Grid(index.get("kind", "compare"), folder, cells, files))
+            found.append(Grid(index.get("kind", "compare"), folder, cells, files, commands_of(index)))
         elif folder.name == "methods":
             files = {path.stem: path for path in sorted(folder.glob("*.json"))}
             cells = {name: _as_compared(name, json.loads(path.read_text())) for name, path in files.items()}
@@ -166,6 +170,7 @@ def ablations(name: str, page: Path) -> Iterator[str]:
         yield f"**{_title(grid)}**"
         yield grid.table(cells)
         yield grid.links(cells, page)
+        yield from made_by(grid)
     if not found:
         yield "Not measured yet."
 
@@ -180,6 +185,13 @@ def overview(_: str, page: Path) -> Iterator[str]:
             said = {name: settings(method, grid.cells.values()) for name, method in methods().items()}
             yield "\n".join(f"- {name}: {words}" for name, words in said.items() if words)
             yield grid.links(grid.cells, page)
+            yield from made_by(grid)
+
+
+def made_by(grid: Grid) -> Iterator[str]:
+    """The commands that made a folder; their paths are named by their last part only."""
+    if grid.commands:
+        yield "```console\n" + "\n".join(f"$ {on_lines(words)}" for words in grid.commands) + "\n```"
 
 
 def _title(grid: Grid) -> str:

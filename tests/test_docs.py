@@ -142,6 +142,7 @@ def test_a_comparison_that_is_put_there_is_found(docs: Any, tmp_path: Path) -> N
     table = grid.table(cells)
     assert all(f"{cell['perplexity']['c4']['perplexity']:.2f}" in table for cell in cells.values())
     assert all(path.is_file() for path in grid.files.values())
+    assert "".join(docs("figures").made_by(grid)).startswith("```console\n$ secateur compare")
 
 
 def test_an_ablation_is_no_comparison(docs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,7 +79,7 @@ def render(results: Results, said: Verdict, drawn: Mapping[str, Any]) -> str:
         rows=rows(results, wanted),
         removed=[(cell, Markup(svg)) for cell, svg in _removed(results)],
         samples=_samples(results),
-        commands=[_on_lines(words) for words in results.commands],
+        commands=[on_lines(words) for words in results.commands],
         figures=drawn,
         style=Markup(_own("page.css")),
         script=Markup(script),
@@ -136,6 +136,6 @@ def _facts(told: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
             yield f"{prefix}{key}", _words(value)
 
 
-def _on_lines(words: Sequence[str]) -> str:
+def on_lines(words: Sequence[str]) -> str:
     """A command, one option on a line."""
     return " ".join(shlex.quote(str(word)) for word in ["secateur", *words]).replace(" --", " \\\n  --")

@@ -18,6 +18,7 @@ SCHEMA, KIND = 1, "compare"
 INDEX, CELLS, CELL = "compare.json", "cells", "cell.json"
 DENSE = "dense"
 MISSING = "missing"
+_AGAIN = "A cell's folder may be taken away: the command that made it makes it again."
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,7 +237,7 @@ def read_results(folder: Path) -> Results:
     source = folder / INDEX
     if not source.is_file():
         raise DataError(f"{folder} is no compare folder: it has no {INDEX}. `secateur compare` makes one.")
-    about = _read(source)
+    about = read_object(source)
     if about.get("schema") != SCHEMA:
         raise DataError(f"{source} has schema {about.get('schema')!r}; this secateur reads {SCHEMA}")
     if about.get("kind", KIND) != KIND:
@@ -260,20 +261,25 @@ def _read_cell(folder: Path, name: str) -> CellResult:
     source = folder / CELLS / name / CELL
     if not source.is_file():
         return CellResult(name, {})
-    data = _read(source)
+    data = read_object(source)
     if not data.get("method"):
         raise DataError(f"{source} is damaged: it must name its `method`")
     return CellResult(name, data)
 
 
-def _read(source: Path) -> dict[str, Any]:
+def read_object(file: Path) -> dict[str, Any]:
+    """A file of the folder.
+
+    Raises:
+        DataError: it is damaged.
+    """
     try:
-        data = json.loads(source.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{source} cannot be read: {error}") from error
-    if not isinstance(data, dict):
-        raise DataError(f"{source} is damaged: it must hold a JSON object")
-    return data
+        raise DataError(f"{file} cannot be read: {error}. {_AGAIN}") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{file} is damaged: it must hold a JSON object. {_AGAIN}")
+    return found
 
 
 def same_windows(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from secateur.errors import CheckpointError, OutputError, OutputExistsError
+from secateur.errors import OutputError, OutputExistsError
 from secateur.folders import new_folder, resolved, write_file
-from secateur.report.results import CELL, CELLS, INDEX
+from secateur.report.results import CELL, CELLS, INDEX, read_object
 
 
 class GridFolder:
@@ -29,12 +29,12 @@ class GridFolder:
         """What `compare.json` says; None if there is none.
 
         Raises:
-            CheckpointError: it is damaged.
+            DataError: it is damaged.
             OutputExistsError: the folder holds something else.
         """
         file = self.path / INDEX
         if file.is_file():
-            return _read(file)
+            return read_object(file)
         there = {each.name for each in self.path.iterdir()} if self.path.is_dir() else set()
         if any(not name.startswith(".") for name in there - {CELLS}):  # another process may have begun just now
             raise OutputExistsError(f"{self.path} holds something that is no comparison; choose another --out")
@@ -57,7 +57,7 @@ class GridFolder:
     def cell(self, name: str) -> dict[str, Any] | None:
         """A cell's file; None if it has not been made."""
         file = self.cell_path(name) / CELL
-        return _read(file) if file.is_file() else None
+        return read_object(file) if file.is_file() else None
 
     def cells(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Those of the cells that are there, in this order."""
@@ -92,13 +92,3 @@ def _dump(value: Any, indent: str) -> str:
         entries = [f"{inner}{json.dumps(key)}: {_dump(each, inner)}" for key, each in value.items()]
         return "{\n" + ",\n".join(entries) + f"\n{indent}}}"
     return json.dumps(value, ensure_ascii=False)
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} is damaged: {error}; take it away, and it is made again") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{file} is damaged: no JSON object; take it away, and it is made again")
-    return found

@@ -77,8 +77,10 @@ def main_table(cells: Cells, index: Mapping[str, Any]) -> Table:
     ]
     if any(cell["inference"] for cell in cells.values()):
         columns += [
-            Column("prefill_ms", "prefill ms", ",.1f", "low"),
-            Column("token_ms", "ms per token", ",.1f", "low"),
+            Column("prefill_ratio", "prefill, × dense", ".2f"),
+            Column("token_ratio", "ms per token, × dense", ".2f"),
+            Column("prefill_ms", "prefill ms", ",.1f", hidden=True),
+            Column("token_ms", "ms per token", ",.1f", hidden=True),
             Column("dense_prefill_ms", "prefill ms, dense in the same run", ",.1f", hidden=True),
             Column("dense_token_ms", "ms per token, dense in the same run", ",.1f", hidden=True),
         ]
@@ -102,6 +104,8 @@ def _row(cell: CellFile, cells: Cells, texts: list[str], tasks: list[str], avera
         "prune_cpu_s": prune.get("cpu_s"),
         "prune_wall_s": prune.get("wall_s"),
         **{key: prune.get(key) for key in ("forwards", "forwards_asked", "peak_memory_bytes")},
+        "prefill_ratio": _over(timed.get("prefill_ms"), dense.get("prefill_ms")),
+        "token_ratio": _over(timed.get("token_ms"), dense.get("token_ms")),
         "prefill_ms": timed.get("prefill_ms"),
         "token_ms": timed.get("token_ms"),
         "dense_prefill_ms": dense.get("prefill_ms"),
@@ -117,30 +121,34 @@ def _row(cell: CellFile, cells: Cells, texts: list[str], tasks: list[str], avera
     return row
 
 
+def _over(value: float | None, dense: float | None) -> float | None:
+    return value / dense if value is not None and dense else None
+
+
 def _notes(cells: Cells, index: Mapping[str, Any], average: Average) -> list[str]:
     notes = [
         "Bold: the best number among the methods at one sparsity asked; what the intervals say of it stands below."
     ]
-    taken = {
-        (text, result["samples"], result["length"])
+    texts = {
+        text: f"{result['samples']} windows of {result['length']:,} tokens"
         for cell in cells.values()
         for text, result in cell["perplexity"].items()
     }
-    if taken:
-        listed = "; ".join(
-            f"{text} over {samples} windows of {length} tokens" for text, samples, length in sorted(taken)
-        )
-        notes.append(f"Perplexity: {listed}. Lower is better; not to be compared across lengths.")
-    dense = cells.get(DENSE)
-    for task, result in (dense or {"tasks": {}})["tasks"].items():
-        shots = f", {result['fewshot']}-shot" if result.get("fewshot") is not None else ""
-        by = f", by {result['harness']}" if "harness" in result else ""
-        notes.append(f"{task}: {result['metric']}{shots}, {result['documents']} documents{by}.")
+    if texts:
+        notes.append(f"Perplexity: {_alike(texts)}. Lower is better; not to be compared across lengths.")
+    dense = cells.get(DENSE, {"tasks": {}, "inference": None})
+    if dense["tasks"]:
+        notes.append(f"Tasks: {_alike({task: _asked(result) for task, result in dense['tasks'].items()})}.")
     notes += average_notes(average)
     if any(cell["matched_to"] for cell in cells.values()):
         notes.append(
             "A row 'at the size of' has as many parameters removed as that method really removed. It is never bold: "
             "compare it with that method only."
+        )
+    if any(cell["inference"] for cell in cells.values()):
+        notes.append(
+            "× dense: medians over the dense model's, timed in turn with it in one run. The dense row is against "
+            "itself: so far off one is chance."
         )
     first: dict[str, str] = {}  # cells of one method say the same at every sparsity
     for name, cell in cells.items():
@@ -151,6 +159,20 @@ def _notes(cells: Cells, index: Mapping[str, Any], average: Average) -> list[str
     if missing := [name for name in index["cells"] if name not in cells]:
         notes.append(f"Not there yet: {', '.join(missing)}.")
     return notes
+
+
+def _asked(result: Mapping[str, Any]) -> str:
+    shots = f", {result['fewshot']}-shot" if result.get("fewshot") is not None else ""
+    by = f", by {result['harness']}" if "harness" in result else ""
+    return f"{result['metric']}{shots}, {result['documents']} documents{by}"
+
+
+def _alike(facts: Mapping[str, str]) -> str:
+    """Names with what is said of them; those of which the same is said, together."""
+    groups: dict[str, list[str]] = {}
+    for name, fact in facts.items():
+        groups.setdefault(fact, []).append(name)
+    return "; ".join(f"{', '.join(names)} ({fact})" for fact, names in groups.items())
 
 
 def difference_table(told: list[dict[str, Any]]) -> Table:

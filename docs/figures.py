@@ -33,7 +33,7 @@ from secateur.run import work_forwards
 from secateur.study.ablation_table import NAME as ABLATION_TABLE
 from secateur.study.ablation_table import ablation_table
 from secateur.study.folder import CELL, INDEX, GridFolder
-from secateur.study.main_table import main_table
+from secateur.study.main_table import DIFFERENCES, main_table
 from secateur.study.render import Column, Table, markdown
 
 DOCS = Path(__file__).parent
@@ -86,8 +86,11 @@ class Grid:
         return markdown(made).strip()
 
     def links(self, cells: Iterable[str], page: Path) -> str:
-        """To the cells; of an ablation, which has one per seed, to the table: the cells lie beside it."""
+        """To the cells, and to what tells them apart; of an ablation, which has a cell per seed, to the table: they lie
+        beside it."""
         files = {name: self.files[name] for name in cells}
+        if (told := self.folder / DIFFERENCES).is_file():
+            files["differences, with intervals"] = told
         if self.kind == "ablate":
             files = {"table": self.folder / f"{ABLATION_TABLE}.json", "settings": self.folder / INDEX}
         return f"Files: {', '.join(f'[{name}]({relpath(file, page.parent)})' for name, file in files.items())}."

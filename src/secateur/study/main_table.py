@@ -12,7 +12,7 @@ from secateur.study.differences import SAME_SIZE, CellFile, Cells, average_notes
 from secateur.study.folder import GridFolder, dumps
 from secateur.study.render import Column, Row, Table, as_json, comma_separated, latex, markdown
 
-NAME = "main-table"
+NAME, DIFFERENCES = "main-table", "differences.csv"
 
 
 def write_main_table(folder: GridFolder, base: str) -> None:
@@ -37,7 +37,7 @@ def write_main_table(folder: GridFolder, base: str) -> None:
     folder.write(f"{NAME}.csv", comma_separated(table))
     folder.write(f"{NAME}.json", dumps(content))
     folder.write(f"{NAME}.tex", latex(table, caption=title))
-    folder.write("differences.csv", comma_separated(against))
+    folder.write(DIFFERENCES, comma_separated(against))
 
 
 def main_table(cells: Cells, index: Mapping[str, Any]) -> Table:

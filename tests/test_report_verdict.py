@@ -236,6 +236,7 @@ def test_choices_are_the_smallest_within_each_tolerance(tmp_path: Path) -> None:
 
 def test_failed_and_missing_cells_are_said_and_not_judged(tmp_path: Path) -> None:
     results, words = said(tmp_path, missing=["window-0.5"])
+    assert words.headline.endswith(f" 1 of {len(results.cells)} cells is still to come.")
     assert any("SliceGPT at 50\u00a0% failed" in caveat and "block 7" in caveat for caveat in words.caveats)
     assert any(caveat.startswith("Not there yet (running, or still to come): window-0.5") for caveat in words.caveats)
     judged = by_loss(results, results.of_size(0.5)).cells

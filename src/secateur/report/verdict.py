@@ -65,7 +65,7 @@ def verdict(results: Results) -> Verdict:
     sizes = [_at_size(results, sparsity) for sparsity in results.sparsities]
     known = [each for each in sizes if each.level]
     return Verdict(
-        headline=_headline(known),
+        headline=_headline(known) + _to_come(results),
         cost=_cost(results, known),
         sizes=tuple(sizes),
         choices=tuple(_choices(results)),
@@ -93,6 +93,12 @@ def _headline(sizes: Sequence[AtSize]) -> str:
         who = names[0] if len(names) == 1 else f"{listed(names)} (level)"
         clauses.append(f"{who} at {listed(shares)}")
     return f"{'Lowest' if unsure else 'Best by'} perplexity: {'; '.join(clauses)}.{remark}"
+
+
+def _to_come(results: Results) -> str:
+    """So that nobody takes the best of a few for the best of all."""
+    number = len(results.missing)
+    return f" {number} of {len(results.cells)} cells {'are' if number > 1 else 'is'} still to come." if number else ""
 
 
 def _cost(results: Results, sizes: Sequence[AtSize]) -> str:

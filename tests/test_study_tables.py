@@ -189,7 +189,8 @@ def test_the_main_table_says_what_failed_what_is_missing_and_what_is_best() -> N
 
 def test_times_are_told_over_the_dense_models_of_the_same_run() -> None:
     other = {}
-    for slow, (name, each) in enumerate(CELLS.items(), start=1):  # the machine is busier with each cell
+    done = {name: each for name, each in CELLS.items() if each["status"] == "done"}
+    for slow, (name, each) in enumerate(done.items(), start=1):  # the machine is busier with each cell
         dense = {"prefill_ms": 100.0 * slow, "token_ms": 10.0 * slow}
         pruned = {key: 0.75 * value for key, value in dense.items()}
         other[name] = {**each, "inference": {"dense": dense, "pruned": pruned}}

@@ -7,6 +7,8 @@ from typing import Any
 
 from secateur.evaluation.averages import Average, is_accuracy
 from secateur.evaluation.statistics import SURE, told_apart
+from secateur.report.figures import speed
+from secateur.report.results import CellResult
 from secateur.study.cells import DENSE
 from secateur.study.differences import SAME_SIZE, CellFile, Cells, average_notes, average_of, differences
 from secateur.study.folder import GridFolder, dumps
@@ -93,6 +95,7 @@ def main_table(cells: Cells, index: Mapping[str, Any]) -> Table:
 def _row(cell: CellFile, cells: Cells, texts: list[str], tasks: list[str], average: Average) -> Row:
     prune, pair = cell["prune"] or {}, cell["inference"] or {}
     timed, dense = pair.get("pruned", {}), pair.get("dense", {})
+    speeds = {kind: speed(CellResult(cell["name"], cell), kind) for kind in ("prefill", "token")}
     achieved = cell["achieved"] or {}
     row = {key: cell[key] for key in ("name", "label", "method", "status", "matched_to", "sparsity")}
     row |= {
@@ -104,8 +107,7 @@ def _row(cell: CellFile, cells: Cells, texts: list[str], tasks: list[str], avera
         "prune_cpu_s": prune.get("cpu_s"),
         "prune_wall_s": prune.get("wall_s"),
         **{key: prune.get(key) for key in ("forwards", "forwards_asked", "peak_memory_bytes")},
-        "prefill_ratio": _over(timed.get("prefill_ms"), dense.get("prefill_ms")),
-        "token_ratio": _over(timed.get("token_ms"), dense.get("token_ms")),
+        **{f"{kind}_ratio": found and found.ratio for kind, found in speeds.items()},
         "prefill_ms": timed.get("prefill_ms"),
         "token_ms": timed.get("token_ms"),
         "dense_prefill_ms": dense.get("prefill_ms"),
@@ -121,10 +123,6 @@ def _row(cell: CellFile, cells: Cells, texts: list[str], tasks: list[str], avera
     return row
 
 
-def _over(value: float | None, dense: float | None) -> float | None:
-    return value / dense if value is not None and dense else None
-
-
 def _notes(cells: Cells, index: Mapping[str, Any], average: Average) -> list[str]:
     notes = [
         "Bold: the best number among the methods at one sparsity asked; what the intervals say of it stands below."
@@ -136,7 +134,7 @@ def _notes(cells: Cells, index: Mapping[str, Any], average: Average) -> list[str
     }
     if texts:
         notes.append(f"Perplexity: {_alike(texts)}. Lower is better; not to be compared across lengths.")
-    dense = cells.get(DENSE, {"tasks": {}, "inference": None})
+    dense = cells.get(DENSE, {"tasks": {}})
     if dense["tasks"]:
         notes.append(f"Tasks: {_alike({task: _asked(result) for task, result in dense['tasks'].items()})}.")
     notes += average_notes(average)

@@ -33,7 +33,9 @@ class Loads:
 
 @functools.cache
 def _tokenizer() -> Any:
-    return tiny_tokenizer()
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = "<|im_end|>"  # lm-eval needs one
+    return tokenizer
 
 
 def grid(folder: Path, text: Path, *, load: Loads | None = None, more: Mapping[str, Any] | None = None) -> Grid:

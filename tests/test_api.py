@@ -35,6 +35,7 @@ from secateur.surgery.edits import DropBlock, Edit, from_json
 def model_with_tokenizer(family: str = "llama") -> Model:
     model = tiny(family)
     model.tokenizer = tiny_tokenizer()
+    model.tokenizer.eos_token = "<|im_end|>"  # lm-eval needs one
     return model
 
 
@@ -280,6 +281,23 @@ def test_pruning_again_chains_the_records(tmp_path: Path) -> None:
 
 
 # --- evaluated ---
+
+
+def test_what_a_model_cannot_be_put_through_is_refused_before_any_work(
+    texts: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unwanted(*_: Any, **__: Any) -> None:
+        raise AssertionError("work began")
+
+    monkeypatch.setattr(secateur.judging, "perplexity", unwanted)
+    model, other = model_with_tokenizer(), tiny("llama")
+    asked = {"texts": (str(texts[0]),), "length": 16}
+    with pytest.raises(InvalidOptionError, match="new tokens; the model's positions end"):
+        secateur.evaluate(model, Judging(**asked, inference=True, new_tokens=9000))
+    with pytest.raises(DataError, match="the prompt is empty"):
+        secateur.evaluate(model, Judging(**asked, prompts=("",)))
+    with pytest.raises(InvalidOptionError, match="another tokenizer"):
+        secateur.evaluate(model, Judging(**asked, prompts=("a",)), against=other)
 
 
 def test_two_models_are_judged_on_the_same_tokens(texts: tuple[Path, Path]) -> None:

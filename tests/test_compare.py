@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,17 @@ from studies import SEARCH, Loads, comparison, fake_judges, grid, no_times
 import secateur
 from secateur.api import prepare, run_job
 from secateur.engine.tokens import Tokens
-from secateur.errors import DataError, Interrupted, InvalidOptionError, OutputError, OutputExistsError, UnknownNameError
+from secateur.errors import (
+    DataError,
+    Interrupted,
+    InvalidOptionError,
+    OutputError,
+    OutputExistsError,
+    SecateurError,
+    UnknownNameError,
+)
 from secateur.evaluation import generation as written
+from secateur.evaluation.generation import Decoding
 from secateur.evaluation.perplexity import perplexity
 from secateur.folders import claimed
 from secateur.methods import get_method, methods
@@ -116,7 +126,7 @@ def test_a_reduced_search_is_called_so_where_it_is_not_made_again(text: Path, tm
         dense, cell = comparison(text, "evopress", options={"evopress": SEARCH}).cells(model)
         return [dense, cell, replace(cell, name="again", label="again")]
 
-    again = run_grid(grid(tmp_path / "out", text), cells)["again"]
+    again = run_grid(grid(tmp_path / "out", text), cells, lambda: None)["again"]
     assert again["same_as"] == "evopress-0.25"
     assert again["label"] == "again (reduced search)"
 
@@ -169,6 +179,8 @@ def test_a_stopped_run_goes_on_and_gives_the_same_table(
     first = {path.parent.name: path.stat().st_mtime_ns for path in (tmp_path / "out/cells").glob("*/cell.json")}
     assert 0 < len(first) < 6
     assert not list((tmp_path / "out/cells").glob(".*"))  # nothing half-written, no claim
+    with (tmp_path / "out/main-table.csv").open() as file:  # what is finished can be looked at
+        assert {row["name"] for row in csv.DictReader(file)} == first.keys()
     cells = compare(wanted, replace(here, told=lambda cell: told.append(cell["name"])))
     now = {path.parent.name: path.stat().st_mtime_ns for path in (tmp_path / "out/cells").glob("*/cell.json")}
     assert now.keys() == cells.keys()
@@ -298,6 +310,20 @@ def test_a_cell_that_another_process_makes_is_left_to_it(text: Path, tmp_path: P
     assert list(cells) == ["dense", "shortgpt-0.25"]
     assert "Not there yet: 2ssp-0.25" in (tmp_path / "out/main-table.md").read_text()
     assert list(compare(comparison(text), grid(tmp_path / "out", text))) == ["dense", "2ssp-0.25", "shortgpt-0.25"]
+
+
+def test_a_match_waits_for_a_cell_that_another_process_makes(text: Path, tmp_path: Path) -> None:
+    wanted = comparison(text, matched=True)
+    here, shortgpt = grid(tmp_path / "out", text), tmp_path / "out/cells/shortgpt-0.25"
+    with claimed(shortgpt):
+        assert list(compare(wanted, here)) == ["dense", "2ssp-0.25"]
+    told: list[str] = []
+    with ExitStack() as stack:
+        stack.enter_context(claimed(shortgpt))
+        more = comparison(text, "2ssp", "shortgpt", "window", matched=True)
+        cells = compare(more, replace(here, told=lambda cell: (told.append(cell["name"]), stack.close())[0]))
+    assert told == ["window-0.25", "2ssp-as-window-0.25", "shortgpt-0.25", "2ssp-as-shortgpt-0.25"]
+    assert all(cell["status"] == "done" for cell in cells.values())
 
 
 # --- failures ---
@@ -569,11 +595,39 @@ def test_block_wise_methods_are_those_that_drop_whole_modules() -> None:
 def test_a_grid_without_a_judge_is_refused() -> None:
     with pytest.raises(InvalidOptionError, match="judge"):
         Grid(load=Loads(), folder=Path("out"), judging=Judging(inference=True))
-    with pytest.raises(InvalidOptionError, match="limit"):
-        Judging(limit=0)
+    for name in ("limit", "length", "prompt_length", "new_tokens", "rounds", "batch_size"):
+        with pytest.raises(InvalidOptionError, match=f"{name} must be at least 1, not 0"):
+            Judging(**{name: 0})
     cell = Cell(name="x", method="2ssp", label="x")
     with pytest.raises(InvalidOptionError, match="twice: x"):
         check_names([cell, cell])
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"inference": True, "new_tokens": 9000}, "9000 new tokens; the model's positions end"),
+        ({"prompts": ("",)}, "prompt is empty"),
+        ({"prompts": ("a b c",), "decodings": (Decoding(name="short", max_length=2),)}, "'short' ends at 2"),
+    ],
+)
+def test_what_the_model_cannot_be_put_through_is_refused_before_the_first_cell(
+    tmp_path: Path, text: Path, more: dict[str, Any], told: str
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(SecateurError, match=told):
+        compare(comparison(text), grid(out, text, more=more))
+    assert not out.exists()
+
+
+def test_tasks_need_a_tokenizer_before_the_first_cell(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_judges(monkeypatch)
+    asked = Grid(load=lambda: tiny("llama"), folder=tmp_path / "out", judging=Judging(tasks=("easy",)))
+    with pytest.raises(DataError, match="no tokenizer, so it cannot be given tasks"):
+        compare(comparison(text), asked)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_json_table_is_the_csv_table(done: tuple[Path, Cells]) -> None:

@@ -47,7 +47,8 @@ def evaluate(
 
     Raises:
         InvalidOptionError, UnknownNameError: a condition that is none, or asks for a figure that cannot be told;
-            fidelity without a model to be faithful to. Before any work, as are errors on texts.
+            fidelity without a model to be faithful to. Before any work, as are errors on texts, and those of
+            `Judging.check`.
     """
     run = run or Run()
     conditions = [parse(each) for each in fail_if]
@@ -68,7 +69,11 @@ def evaluate(
         if against is None:
             raise InvalidOptionError("fidelity compares with the dense model; give it as --against (`against`)")
         require_same_vocabulary(model, against, "fidelity")
+    if judging.prompts and against is not None:
+        require_same_vocabulary(model, against, "greedy agreement")
     models = {"model": model} | ({"against": against} if against else {})
+    for each in models.values():
+        judging.check(each)
 
     def read(each: Model, text: str, count: Count | None) -> Tokens:
         return read_tokens(

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from secateur.errors import InvalidOptionError
-from secateur.evaluation.generation import Decoding
+from secateur.evaluation.generation import GREEDY, Decoding, check_prompt
+from secateur.evaluation.inference import longest_prompt
+from secateur.evaluation.tasks import check_tokenizer
+from secateur.model.handle import Model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +44,25 @@ class Judging:
     decodings: tuple[Decoding, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("samples", "limit"):
+        for name in ("samples", "limit", "length", "prompt_length", "new_tokens", "rounds", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InvalidOptionError(f"{name} must be at least 1, not {value}")
         if self.decodings and not self.prompts:
             raise InvalidOptionError("there is no prompt to continue; give one as --generate (`prompts`)")
+
+    def check(self, model: Model) -> None:
+        """Refuse what this model cannot be put through, which would else be found after hours; reads no weights.
+
+        Raises:
+            InvalidOptionError: more new tokens than the model has positions.
+            DataError: tasks or prompts for a model without a tokenizer that fits; an empty prompt, or one too long for
+                a decoding's limit or the model's positions.
+        """
+        if self.tasks:
+            check_tokenizer(model)
+        if self.inference:
+            longest_prompt(model, self.new_tokens, self.prompt_length)
+        for prompt in self.prompts:
+            for decoding in (GREEDY, *self.decodings):
+                check_prompt(model, prompt, decoding)

@@ -71,8 +71,8 @@ def generate(model: Model, prompt: str, decoding: Decoding = GREEDY) -> Continua
         DataError: the model has no tokenizer, or another model's; the prompt is empty, or too long for the decoding's
             limit or the model's positions.
     """
-    ids = _encode(model, prompt)
-    room = _room(model, decoding, ids.shape[1])
+    ids, room = check_prompt(model, prompt, decoding)
+    ids = ids.to(model.device)
     ends = _ends(model, decoding)
     pads = (model.tokenizer.pad_token_id, *ends) if model.tokenizer is not None else ()
     settings = GenerationConfig(
@@ -98,6 +98,16 @@ def generate(model: Model, prompt: str, decoding: Decoding = GREEDY) -> Continua
     new = new[: found[0] + 1] if found else new  # the best beam may be shorter than the longest, and padded
     assert model.tokenizer is not None  # narrows the type; `_encode` refused
     return Continuation(ids[0].cpu(), new, str(model.tokenizer.decode(new, skip_special_tokens=True)), bool(found))
+
+
+def check_prompt(model: Model, prompt: str, decoding: Decoding) -> tuple[Tensor, int]:
+    """A prompt's ids with the tokenizer's special tokens, (1, length), and how many tokens may follow.
+
+    Raises:
+        DataError: as `generate`.
+    """
+    ids = _encode(model, prompt)
+    return ids, _room(model, decoding, ids.shape[1])
 
 
 def generation(
@@ -201,10 +211,10 @@ def _agreement(model: Model, dense: Model, prompt: Tensor, new: Tensor) -> Tenso
 
 
 def _encode(model: Model, prompt: str) -> Tensor:
-    """A prompt's ids with the tokenizer's special tokens, (1, length), on the model's device."""
+    """A prompt's ids with the tokenizer's special tokens, (1, length)."""
     if model.tokenizer is None:
         raise DataError("the model has no tokenizer, so it cannot be given text")
-    ids: Tensor = model.tokenizer(prompt, return_tensors="pt")["input_ids"].to(model.device)
+    ids: Tensor = model.tokenizer(prompt, return_tensors="pt")["input_ids"]
     if not ids.numel():
         raise DataError("the prompt is empty")
     if (highest := int(ids.max())) >= model.vocab_size:

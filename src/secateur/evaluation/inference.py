@@ -45,14 +45,11 @@ def inference(
     Raises:
         InvalidOptionError: a number below one; more new tokens than a model's positions.
     """
-    for value in (prompt_length, new_tokens, rounds, batch_size):
+    for name, value in (("rounds", rounds), ("batch_size", batch_size)):
         if value < 1:
-            raise InvalidOptionError(
-                "prompt length, new tokens, rounds and batch size must be at least 1, not "
-                f"{prompt_length}, {new_tokens}, {rounds} and {batch_size}"
-            )
+            raise InvalidOptionError(f"{name} must be at least 1, not {value}")
     run = run or Run()
-    prompt_length = min(_room(model, new_tokens, prompt_length) for model in models.values())
+    prompt_length = min(longest_prompt(model, new_tokens, prompt_length) for model in models.values())
     vocabulary = min(model.vocab_size for model in models.values())
     prompt = torch.randint(vocabulary, (batch_size, prompt_length), generator=run.rng("inference"))
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
@@ -97,8 +94,15 @@ def kv_bytes_per_token(model: Model) -> int:
     return 2 * numbers * model.dtype.itemsize
 
 
-def _room(model: Model, new_tokens: int, prompt_length: int) -> int:
-    """The longest prompt, up to the one that is asked for, that leaves positions for the new tokens."""
+def longest_prompt(model: Model, new_tokens: int, prompt_length: int) -> int:
+    """The longest prompt, up to `prompt_length` tokens, that leaves positions for the new tokens.
+
+    Raises:
+        InvalidOptionError: a number below one; more new tokens than a model's positions.
+    """
+    for name, value in (("prompt_length", prompt_length), ("new_tokens", new_tokens)):
+        if value < 1:
+            raise InvalidOptionError(f"{name} must be at least 1, not {value}")
     if model.max_length is None:
         return prompt_length
     if new_tokens >= model.max_length:

@@ -125,12 +125,21 @@ def judge_tasks(
     """Run what `plan_tasks` gave; `run_tasks` in two steps. Returns and errors are its."""
     if batch_size < 1:
         raise InvalidOptionError(f"a batch has at least 1 sequence; not {batch_size}")
+    check_tokenizer(model)
+    run = run or Run()
+    return {each.name: _judge(model, each, batch_size, run) for each in plan}
+
+
+def check_tokenizer(model: Model) -> None:
+    """Refuse a model that lm-eval cannot give text to.
+
+    Raises:
+        DataError: there is no tokenizer, or none of its tokens begins or ends a text.
+    """
     if model.tokenizer is None:
         raise DataError("the model has no tokenizer, so it cannot be given tasks")
     if model.tokenizer.bos_token_id is None and model.tokenizer.eos_token_id is None:
         raise DataError("lm-eval needs a tokenizer with a token that begins or ends a text (bos or eos); this has none")
-    run = run or Run()
-    return {each.name: _judge(model, each, batch_size, run) for each in plan}
 
 
 def estimated_tokens(plan: Sequence[Planned]) -> float:

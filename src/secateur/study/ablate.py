@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -218,8 +219,8 @@ def _name(what: str, value: str, sparsity: float, seed: int) -> str:
 
 
 def ablate(ablation: Ablation, grid: Grid) -> dict[str, dict[str, Any]]:
-    """Run what is missing of an ablation and write `ablation-table.md`, `.csv`, `.json` and `.tex`: mean and standard
-    deviation over the seeds.
+    """Run what is missing of an ablation and write `ablation-table.md`, `.csv`, `.json` and `.tex` after each cell:
+    mean and standard deviation over the seeds.
 
     Returns:
         The cells of this ablation by name; failed ones have `status` "failed" and an `error`.
@@ -228,6 +229,5 @@ def ablate(ablation: Ablation, grid: Grid) -> dict[str, dict[str, Any]]:
         As `run_grid` and `Ablation.cells`.
     """
     settings = {**asdict(ablation), "calibration": public_name(ablation.calibration)}
-    cells = run_grid(replace(grid, kind="ablate", settings=settings), ablation.cells)
-    write_ablation_table(GridFolder(grid.folder))
-    return cells
+    write_tables = functools.partial(write_ablation_table, GridFolder(grid.folder))
+    return run_grid(replace(grid, kind="ablate", settings=settings), ablation.cells, write_tables)

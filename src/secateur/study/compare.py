@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -140,8 +141,8 @@ def is_block_wise(method: Method) -> bool:
 
 
 def compare(comparison: Comparison, grid: Grid) -> dict[str, dict[str, Any]]:
-    """Run what is missing of a comparison and write its tables: `main-table.md`, `.csv`, `.json` and `.tex`, and
-    `differences.csv`, of all cells in the folder.
+    """Run what is missing of a comparison and write its tables after each cell: `main-table.md`, `.csv`, `.json` and
+    `.tex`, and `differences.csv`, of all cells in the folder.
 
     Returns:
         The cells of this comparison by name, in the table's order; failed ones have `status` "failed" and an `error`.
@@ -151,6 +152,5 @@ def compare(comparison: Comparison, grid: Grid) -> dict[str, dict[str, Any]]:
     """
     base = comparison.base_method
     settings = {**asdict(comparison), "calibration": public_name(comparison.calibration), "base": base}
-    cells = run_grid(replace(grid, kind="compare", settings=settings), comparison.cells)
-    write_main_table(GridFolder(grid.folder), base)
-    return cells
+    write_tables = functools.partial(write_main_table, GridFolder(grid.folder), base)
+    return run_grid(replace(grid, kind="compare", settings=settings), comparison.cells, write_tables)

@@ -64,15 +64,19 @@ class Grid:
             raise InvalidOptionError("nothing to judge by: give at least one text or task")
 
 
-def run_grid(grid: Grid, make_cells: Callable[[Model], Sequence[Cell]]) -> dict[str, dict[str, Any]]:
+def run_grid(
+    grid: Grid, make_cells: Callable[[Model], Sequence[Cell]], write_tables: Callable[[], None]
+) -> dict[str, dict[str, Any]]:
     """Run the cells that are not there yet; a cell that failed is tried again.
 
     One cell's failure is written into its file and does not end the run. What is wrong with the grid itself (an unknown
     method or text, a folder made with other settings) is refused before anything is run. A second process may work on
-    the same folder: a cell that another one is making is left to it.
+    the same folder: a cell that another one is making, and one that is matched to it, is left for later, and if it is
+    not there by the end, to the other one.
 
     Args:
         make_cells: the cells, for the dense model; the dense one first, a matched cell after what it is matched to.
+        write_tables: of what is in the folder; called after each cell, so that a killed run has its tables too.
 
     Returns:
         By name, what is in the folder of this grid's cells, in their order.
@@ -81,12 +85,14 @@ def run_grid(grid: Grid, make_cells: Callable[[Model], Sequence[Cell]]) -> dict[
         OutputExistsError: the folder, or one of its cells, was made with other arguments.
         Whatever is wrong with the arguments.
     """
-    return _Runner(grid, make_cells).run()
+    return _Runner(grid, make_cells, write_tables).run()
 
 
 class _Runner:
-    def __init__(self, grid: Grid, make_cells: Callable[[Model], Sequence[Cell]]) -> None:
-        self.grid, self.folder = grid, GridFolder(grid.folder)
+    def __init__(
+        self, grid: Grid, make_cells: Callable[[Model], Sequence[Cell]], write_tables: Callable[[], None]
+    ) -> None:
+        self.grid, self.folder, self.write_tables = grid, GridFolder(grid.folder), write_tables
         self.folder.index()  # refuses what is no grid's folder, before gigabytes are read
         self.judges = Judges(grid.judging, data=grid.data, cache=grid.cache)
         dense = grid.load()
@@ -111,15 +117,26 @@ class _Runner:
         missing = [cell for cell in self.cells if not self._is_done(cell.name)]
         if missing:
             pace = self._pace()
-        for cell in missing:
-            try:
-                self._one(cell, pace)
-            except KeyboardInterrupt:
-                raise Interrupted(
-                    f"interrupted in {cell.name}; finished cells are whole, and the same command goes on from there"
-                ) from None
+        left = missing
+        while left:  # what another process made impossible for now may be possible after the others
+            busy = [cell for cell in left if not self._tried(cell, pace)]
+            if len(busy) == len(left):
+                break
+            left = busy
         self._write_index()
+        self.write_tables()
         return self._there()
+
+    def _tried(self, cell: Cell, pace: Pace) -> bool:
+        """Make a cell, unless another process is making it, or the one that it is matched to."""
+        if cell.matched_to is not None and self.folder.cell(cell.matched_to) is None:
+            return False
+        try:
+            return self._one(cell, pace)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"interrupted in {cell.name}; finished cells are whole, and the same command goes on from there"
+            ) from None
 
     def _pace(self) -> Pace:
         """What the cells will take; also notes which are refused."""
@@ -147,19 +164,21 @@ class _Runner:
 
     # --- one cell ---
 
-    def _one(self, cell: Cell, pace: Pace) -> None:
-        """Make a cell, unless it is there."""
+    def _one(self, cell: Cell, pace: Pace) -> bool:
+        """Make a cell, unless it is there; False if another process is making it."""
         with pace.cell(cell.name) as seconds:
             try:
                 with claimed(self.folder.cell_path(cell.name)):
                     if self._is_done(cell.name):  # by another process, meanwhile
-                        return
+                        return True
                     made = self._made(cell, pace)
                     self.folder.write_cell({**made, "seconds": finite(seconds)})
             except OutputBusyError:
                 logger.info("%s is being made by another process", cell.name)
-                return
-            self.grid.told(made)
+                return False
+        self.write_tables()
+        self.grid.told(made)
+        return True
 
     def _is_done(self, name: str) -> bool:
         there = self.folder.cell(name)

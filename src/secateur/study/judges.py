@@ -28,7 +28,7 @@ class Part(Protocol):
 
 class Judges:
     """What all cells of a grid are judged by. Its tasks are read at once, since an unknown one or a missing extra is to
-    be said before gigabytes are loaded; `read` reads the texts.
+    be said before gigabytes are loaded; `read` reads the texts and refuses what the model cannot be put through.
 
     Attributes:
         texts: windows by name.
@@ -46,7 +46,12 @@ class Judges:
         return estimated_tokens(self._plan)
 
     def read(self, dense: Model) -> None:
-        """Read the texts, with the dense model's tokenizer."""
+        """Read the texts, with the dense model's tokenizer.
+
+        Raises:
+            As `Judging.check` and `read_tokens`.
+        """
+        self.judging.check(dense)
         self.texts = {
             name: read_tokens(
                 dense, name, purpose="evaluation", length=self.judging.length, samples=self.judging.samples,

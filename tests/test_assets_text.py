@@ -81,12 +81,25 @@ def test_chat_lines_become_conversations(tmp_path: Path) -> None:
     assert json.loads(json.dumps(dict(text.provenance))) == text.provenance
 
 
+def test_instructions_are_documents_of_prompt_and_output(tmp_path: Path) -> None:
+    rows: list[dict[str, str]] = [
+        {"instruction": "Add.", "input": "1 and 2", "output": "3"}, {"instruction": "Say hello.", "output": "Hello!"},
+    ]  # fmt: skip
+    content = plain(read(write(tmp_path / "a.jsonl", lines(*rows))))
+    one, two = content.split("\n\nBelow is an instruction")
+    assert one.endswith("### Instruction:\nAdd.\n\n### Input:\n1 and 2\n\n### Response:\n3")
+    assert two.endswith("### Instruction:\nSay hello.\n\n### Response:\nHello!")
+    with_text = [{**row, "text": "whole"} for row in rows]  # as Stanford's own files have it
+    assert plain(read(write(tmp_path / "b.jsonl", lines(*with_text)))) == "whole\n\nwhole"
+
+
 def test_parquet_gives_what_json_lines_give(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     for name, rows in {
         "t": [{"text": "one", "n": 1}, {"text": "two", "n": 2}],
         "m": [{"messages": CHAT}],
+        "i": [{"instruction": "one", "input": "", "output": "two", "n": 1}],
     }.items():
         parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
         table, flat = (
@@ -101,6 +114,7 @@ def test_parquet_gives_what_json_lines_give(tmp_path: Path) -> None:
     ("rows", "says"),
     [
         ([{"content": "x"}], "'text'"),
+        ([{"input": "x", "output": "y"}], "'instruction'"),
         ([{"text": "one"}, {"text": None}], "row 2"),
         ([{"messages": [{"role": "user"}]}], "row 1"),
         ([{"text": "one", "messages": CHAT}], "both"),
@@ -134,6 +148,7 @@ def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: py
         ("a.json", b'{\n "text": "a"\n}\n', "line 1.*every line"),
         ("a.json", b'[{"text": "a"}]', "line 1.*array.*every line"),
         ("a.jsonl", b'{"text": "a"}\n{"body": "b"}\n', "line 2.*neither"),
+        ("a.jsonl", b'{"instruction": "a"}\n', "line 1 has the fields instruction"),
         ("a.jsonl", b'{"text": "a", "messages": []}\n', "line 1.*both"),
         ("a.jsonl", b'{"text": "a"}\n{"messages": [{"role": "user", "content": "b"}]}\n', "line 2.*mix"),
         ("a.jsonl", b'{"text": 3}\n', "line 1.*string"),

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from secateur.assets.catalog import KNOWN_TEXTS
-from secateur.assets.local import _decode, _read_bytes, _string
+from secateur.assets.local import _decode, _read_bytes
+from secateur.assets.rows import INSTRUCTION_FORM, Instruction, instruction
 from secateur.assets.text import Text
 from secateur.assets.texts import read_text
 from secateur.errors import DataError
@@ -18,16 +19,6 @@ ALPACA_LICENCE = "CC BY-NC 4.0 (Stanford Alpaca data): non-commercial use only"
 _LICENCE_BY_SHA256 = {  # of files that are known, whatever they are called
     "39fbf2b9cb05fd6c733c22ba68d34263995b260f4a056a39065f1d0f8774920c": ALPACA_LICENCE,
 }
-_FORM = '{"instruction": "...", "input": "...", "output": "..."}'
-
-
-@dataclass(frozen=True, kw_only=True)
-class Instruction:
-    """One row in the Alpaca form; `input` may be empty."""
-
-    instruction: str
-    input: str
-    output: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +47,7 @@ def read_training(name: str, *, data: Path | None = None, cache: Path | None = N
     first = next(rows, None)
     if first is None or not (isinstance(first[1], dict) and "instruction" in first[1]):
         return read_text(name, purpose="calibration", data=data, cache=cache)
-    read = tuple(_instruction(row, where) for where, row in (first, *rows))
+    read = tuple(instruction(row, where) for where, row in (first, *rows))
     sha256 = hashlib.sha256(content).hexdigest()
     facts = {"source": "file", "path": str(path.absolute()), "sha256": sha256, "documents": str(len(read))}
     return Instructions(name=name, rows=read, provenance=facts)
@@ -89,13 +80,6 @@ def _rows(content: bytes, path: Path) -> Iterator[tuple[str, object]]:
             try:
                 yield where, json.loads(line)
             except (json.JSONDecodeError, RecursionError) as error:
-                raise DataError(f"{where}: not JSON ({error}); every line must be one object, {_FORM}.") from None
-
-
-def _instruction(row: object, where: str) -> Instruction:
-    if not isinstance(row, dict) or not {"instruction", "output"} <= row.keys():
-        found = f"the fields {', '.join(map(str, row))}" if isinstance(row, dict) else "no object"
-        raise DataError(f"{where} has {found}; every row must be {_FORM} (without `input` is fine).")
-    given = {**row, "input": row.get("input") or ""}
-    fields = {key: _string(given[key], f"'{key}'", where) for key in ("instruction", "input", "output")}
-    return Instruction(**fields)
+                raise DataError(
+                    f"{where}: not JSON ({error}); every line must be one object, {INSTRUCTION_FORM}."
+                ) from None

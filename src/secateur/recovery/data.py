@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from secateur.assets import Text
-from secateur.assets.instructions import Instruction, Instructions
+from secateur.assets.instructions import Instructions
+from secateur.assets.rows import Instruction, alpaca_prompt
 from secateur.engine.chat import counted, render_conversation, response_spans
 from secateur.engine.tokens import tokenize
 from secateur.errors import DataError
@@ -21,9 +22,6 @@ from secateur.recovery.settings import Settings, Template
 from secateur.run import Run
 
 IGNORED = -100  # the label of a token on which there is no loss
-
-_TASK = "Below is an instruction that describes a task"
-_ANSWER = "Write a response that appropriately completes the request.\n\n### Instruction:\n"
 
 
 @dataclass(frozen=True)
@@ -59,16 +57,6 @@ class Examples:
             digest.update(row.ids.numpy().tobytes())
             digest.update(row.labels.numpy().tobytes())
         return digest.hexdigest()
-
-
-def alpaca_prompt(row: Instruction) -> str:
-    """The prompt of Stanford Alpaca, which the response follows."""
-    if row.input:
-        return (
-            f"{_TASK}, paired with an input that provides further context. {_ANSWER}{row.instruction}\n\n"
-            f"### Input:\n{row.input}\n\n### Response:\n"
-        )
-    return f"{_TASK}. {_ANSWER}{row.instruction}\n\n### Response:\n"
 
 
 def make_examples(read: Instructions | Text, tokenizer: PreTrainedTokenizerBase, settings: Settings) -> Examples:

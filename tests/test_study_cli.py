@@ -10,6 +10,7 @@ from studies import fake_judges
 from test_cli import Told, _own_world, call, world  # noqa: F401  # fixtures
 
 from secateur.cli import grids
+from secateur.cli.options import SourceOptions
 from secateur.study import judges
 
 QUICK = ("--samples", 2, "--length", 24, "--eval-samples", 4, "--eval-length", 24)
@@ -22,6 +23,14 @@ def where(world: dict[str, Path]) -> tuple[object, ...]:  # noqa: F811
 
 def compare(where: tuple[object, ...], *words: object) -> Told:
     return call("compare", *where, *QUICK, *words)
+
+
+def test_the_demo_model_needs_no_hub_for_its_texts(tmp_path: Path) -> None:
+    def texts(model: str, source: SourceOptions) -> tuple[str, ...]:
+        return grids.default_text(model, source), *grids.default_judging(model, source).texts
+
+    assert texts("demo", SourceOptions()) == ("demo", "demo")
+    assert texts("demo", SourceOptions(data=tmp_path)) == texts("model", SourceOptions()) == ("c4", "wikitext2")
 
 
 @pytest.mark.slow

@@ -52,7 +52,9 @@ def ablate(
         options=parse_options(option or ()), calibration=calibration.calibration or grids.default_text(model, source),
         samples=calibration.samples, length=calibration.length, count=calibration.count,  # type: ignore[arg-type]  # checked there
     )  # fmt: skip
-    job = grids.GridJob(model, source, tasks.applied(texts.applied(grids.JUDGING)), output.as_json)
+    job = grids.GridJob(
+        model, source, tasks.applied(texts.applied(grids.default_judging(model, source))), output.as_json
+    )
     if dry_run:
         job.show_estimates(ablation.cells)
         return

@@ -76,7 +76,7 @@ def compare(
         samples=calibration.samples, length=calibration.length, seed=seed, count=calibration.count, matched=matched,
         base=base,
     )  # fmt: skip
-    judging = texts.applied(published.judging if published is not None else grids.JUDGING)
+    judging = texts.applied(published.judging if published is not None else grids.default_judging(model, source))
     job = grids.GridJob(model, source, running.applied(tasks.applied(judging)), output.as_json)
     if dry_run:
         job.show_estimates(comparison.cells)

@@ -29,7 +29,6 @@ from secateur.study.engine import Grid
 from secateur.study.estimate import GENERATION, INFERENCE, PARTS, PERPLEXITY, PRUNE, TASKS, Work, estimates, steps
 from secateur.study.judges import Judges
 
-JUDGING = Judging(texts=("wikitext2",), samples=20)  # unless something else is said
 SPARSITIES = (
     "Numbers between 0 and 1 with commas between; `paper` is 0.25,0.375,0.5, `every-block` every number of blocks."
 )
@@ -73,7 +72,8 @@ class TextOptions:
     PANEL: ClassVar[str] = "Judging: perplexity"
 
     texts: Annotated[
-        str | None, typer.Option(help="Texts to take the perplexity on, commas between.", show_default="wikitext2")
+        str | None,
+        typer.Option(help="Texts to take the perplexity on, commas between.", show_default="wikitext2; demo for demo"),
     ] = None
     eval_samples: Annotated[
         int | None, typer.Option(help="First windows of each text; 0 for all.", show_default="20")
@@ -91,7 +91,16 @@ class TextOptions:
 
 def default_text(model: str, source: SourceOptions) -> str:
     """The calibration text where none is named."""
-    return "demo" if model == "demo" and source.data is None else "c4"
+    return "demo" if _needs_no_hub(model, source) else "c4"
+
+
+def default_judging(model: str, source: SourceOptions) -> Judging:
+    """What a grid is judged by where nothing is named."""
+    return Judging(texts=("demo" if _needs_no_hub(model, source) else "wikitext2",), samples=20)
+
+
+def _needs_no_hub(model: str, source: SourceOptions) -> bool:
+    return model == "demo" and source.data is None
 
 
 @dataclass(frozen=True)

@@ -4,5 +4,6 @@ from secateur.evaluation.asked import Judging
 from secateur.study.ablate import Ablation, ablate
 from secateur.study.cells import Calibration, Cell
 from secateur.study.compare import Comparison, compare
+from secateur.study.engine import Grid
 
-__all__ = ["Ablation", "Calibration", "Cell", "Comparison", "Judging", "ablate", "compare"]
+__all__ = ["Ablation", "Calibration", "Cell", "Comparison", "Grid", "Judging", "ablate", "compare"]

@@ -91,8 +91,10 @@ class Ablation:
         what: names from WHATS.
         values: in place of a single ablation's own; as text, read as the option reads it.
         method: in place of each ablation's own.
+        sparsities: as `Comparison` has them; of: whose parameters they are shares of.
         seeds: repeats: 0 is the calibration text's first windows, any other a draw.
         options: of the method, by name, the same in all cells; `samples` and `length` are the calibration's.
+        calibration, samples, length, count: as `Comparison` has them.
     """
 
     what: Sequence[str]

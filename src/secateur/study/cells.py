@@ -37,6 +37,9 @@ class Cell:
         method: a registered one, one that exists in memory only, or "dense".
         label: shown in tables.
         sparsity: None for the dense model, and for a matched cell until the cell that it is matched to is there.
+        of, round_to: as `Budget` has them.
+        options: the method's, as given; defaults fill the rest.
+        calibration: None for the dense model.
         matched_to: the name of the cell whose achieved size this one is to have.
         ablation: in an ablation: `what`, `value` and `seed`.
     """
@@ -106,8 +109,11 @@ def _matrix(model: Model, cells: Sequence[Cell], *, data: Path | None, cache: Pa
             count=some[0].count, data=data, cache=cache,
         )  # fmt: skip
     except DataError as error:
-        most = dict.fromkeys(cell.method for cell in cells if cell.calibration and cell.calibration.samples == samples)
-        raise DataError(f"{error} (by {', '.join(most)}; METHOD.samples sets one method's)") from error
+        wanted = {cell.method: cell.calibration.samples for cell in cells if cell.calibration is not None}
+        asked = ", ".join(f"{method} {wanted[method]}" for method in sorted(wanted, key=lambda name: -wanted[name]))
+        raise DataError(
+            f"{error}. Windows asked for: {asked}; --samples sets all methods', METHOD.samples one's"
+        ) from error
 
 
 def calibration_facts(tokens: Tokens) -> dict[str, Any]:

@@ -30,10 +30,14 @@ class Comparison:
 
     Attributes:
         methods: names, or ("all",).
-        sparsities: numbers, or the words of `asked.sparsities`.
+        sparsities: numbers between 0 and 1, "paper" (25, 37.5 and 50 %) or "every-block".
+        of: whose parameters a sparsity is a share of.
+        round_to: FFN widths are multiples of it.
         options: by method; `samples` and `length` there are those of its calibration.
         preset: whose options of methods apply; given ones win, `samples` and `length` too.
         calibration: a text's name or file; samples, length: the preset's or the paper's of each method if None.
+        seed: of the calibration's draw; 0 takes the text's first windows.
+        count: "all" tokens of the calibration, or of chat data "responses" only.
         matched: whether 2SSP stands beside each block-wise method, at the size that it achieved.
         base: the method that differences are taken to; 2ssp, or else the first one, if None.
     """

@@ -37,11 +37,15 @@ class Grid:
 
     Attributes:
         load: gives the dense model afresh; a pruned one is never made whole again.
+        folder: of the grid; made if need be, continued if it is there.
+        judging: what each cell is judged by.
         kind: "compare" or "ablate"; a folder is of one kind.
         arguments: as given, for the record.
         settings: more that the tables need to know, as the base of differences.
+        data, cache: where texts and tasks are read from and kept.
         told: hears of each cell as it is finished.
         shown: hears how far the whole grid is, often.
+        clock: seconds; parts are timed by it.
 
     Raises:
         InvalidOptionError: there is neither a text nor a task to judge by.

@@ -144,7 +144,7 @@ def test_all_methods_see_the_first_rows_of_one_matrix(text: Path) -> None:
     assert two.source["samples"] == 2
     assert short.source["length"] == 12
     many = replace(cells[0], method="greedy", calibration=_rows(text, 10_000))
-    with pytest.raises(DataError, match="are needed.*Windows asked for: greedy 10000, x 2; --samples sets all"):
+    with pytest.raises(DataError, match=r"are needed.*Windows asked for: greedy 10000, x 2; --samples sets all"):
         Matrices(model, [cells[0], many], data=None, cache=None)
 
 

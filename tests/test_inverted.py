@@ -15,7 +15,8 @@ from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.run import Run
-from secateur.study.inverted import complete, direction_norms, foretell, inverted, plan
+from secateur.study.inverted import AMOUNTS, complete, direction_norms, foretell, inverted, plan
+from secateur.study.inverted import removed as foretold
 
 
 def smollm2() -> Layout:
@@ -40,6 +41,10 @@ def test_as_published_it_removes_56_7_percent_of_smollm2_when_asked_for_50() -> 
     layout = smollm2()
     assert removed(layout, Budget(0.5), "published") == pytest.approx(0.567, abs=0.001)
     assert removed(layout, Budget(0.5), "equal") == pytest.approx(0.5, abs=0.001)
+    for amount in AMOUNTS:  # as a dry run foretells it
+        assert foretold(layout, Budget(0.5), amount=amount)["blocks"] == pytest.approx(
+            removed(layout, Budget(0.5), amount)
+        )
     assert plan(layout, Budget(0.5), "equal").attentions == attention_count(layout, 0.5, 1.5) == 8
 
 
@@ -52,6 +57,7 @@ def test_muting_equals_ffns_that_really_lack_the_directions(family: str) -> None
     norms = direction_norms(model, tokens, Run())
     with inverted(model, tokens, budget, Run()) as result:
         muted = logits(model, tokens.ids)
+    assert result.achieved(whole.layout()) == pytest.approx(foretold(whole.layout(), budget))
     gone = {n for n, block in result.after.blocks.items() if not block.attention}
     assert len(gone) == result.plan.attentions
     for number in whole.numbers:  # zero what a smaller FFN would not have

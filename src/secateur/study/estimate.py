@@ -15,7 +15,7 @@ from secateur.model.budget import shares
 from secateur.model.handle import Model
 from secateur.study.cells import DENSE, Cell, in_words
 from secateur.study.index import digest
-from secateur.study.pruning import complete_options, foretell
+from secateur.study.pruning import complete_options, foretell, removed
 
 WINDOWS = 150  # of a text whose windows were not counted
 
@@ -88,9 +88,9 @@ def _estimate(cell: Cell, model: Model, judged: Callable[[float], dict[str, Work
         cost = foretell(cell, model)
     except SecateurError as error:
         return {"refused": in_words(error), "parts": {}}
-    gone = shares(model.layout(), cost.after)
     pruning = Work(cost.block_tokens, cost.head_tokens)
-    return {"removed": gone[cell.of], "parts": {PRUNE: pruning} | judged(1 - gone["blocks"])}
+    kept = 1 - shares(model.layout(), cost.after)["blocks"]
+    return {"removed": removed(cell, model, cost)[cell.of], "parts": {PRUNE: pruning} | judged(kept)}
 
 
 def _judging(model: Model, judging: Judging, text_tokens: int, task_tokens: float, kept: float) -> dict[str, Work]:

@@ -119,13 +119,23 @@ class InvertedResult:
 
     Attributes:
         after: the layout without the attention modules; the FFNs in it are whole, since they are only muted.
-        parameters, block_parameters: of the model without what is muted.
     """
 
     plan: InvertedPlan
     after: Layout
-    parameters: int
-    block_parameters: int
+
+    @property
+    def muted(self) -> int:
+        """Parameters of the directions that are not kept."""
+        return (self.plan.hidden - self.plan.kept) * sum(_direction(block) for block in self.after.blocks.values())
+
+    @property
+    def parameters(self) -> int:
+        return self.after.parameters - self.muted
+
+    @property
+    def block_parameters(self) -> int:
+        return self.after.block_parameters - self.muted
 
     def achieved(self, before: Layout) -> dict[str, float]:
         return {
@@ -157,8 +167,7 @@ def inverted(
                 stack.enter_context(_muted(model, number, norms[str(number)], made.kept))
         search = _attentions_only(made.attentions)
         after = run_method(model, search, tokens, budget, run).after
-        gone = (made.hidden - made.kept) * sum(_direction(block) for block in after.blocks.values())
-        yield InvertedResult(made, after, after.parameters - gone, after.block_parameters - gone)
+        yield InvertedResult(made, after)
 
 
 def direction_norms(model: Model, tokens: Tokens, run: Run) -> dict[str, Tensor]:
@@ -230,15 +239,19 @@ def _muted(model: Model, number: int, norms: Tensor, kept: int) -> Iterator[None
             handle.remove()
 
 
+def removed(layout: Layout, budget: Budget, *, amount: Amount = PUBLISHED, alpha: float = 1.5) -> dict[str, float]:
+    """The shares that will be gone, of the blocks and of the model."""
+    made = plan(layout, budget, amount, alpha=alpha)
+    return InvertedResult(made, _without_attentions(layout, made.attentions)).achieved(layout)
+
+
 def foretell(
     layout: Layout, samples: int, length: int, budget: Budget, *, amount: Amount = PUBLISHED, alpha: float = 1.5
 ) -> Cost:
     """As a method's: its cost, and the layout without as many attention modules."""
     made = plan(layout, budget, amount, alpha=alpha)
     there = [number for number, block in layout.blocks.items() if block.attention]
-    after = layout
-    for number in there[: made.attentions]:
-        after = after.with_block(number, after.blocks[number].without_attention())
+    after = _without_attentions(layout, made.attentions)
     blocks = len(layout.blocks)
     search = greedy_cost(
         range(len(there), len(there) - made.attentions, -1), blocks=blocks, samples=1, length=length, criterion="ppl",
@@ -246,6 +259,13 @@ def foretell(
     )  # fmt: skip
     walked = samples * length * blocks
     return replace(search, block_tokens=search.block_tokens + walked, asked_tokens=search.asked_tokens + walked)
+
+
+def _without_attentions(layout: Layout, count: int) -> Layout:
+    """Without the first ones: which ones go changes no number, as long as blocks are alike."""
+    for number in [number for number, block in layout.blocks.items() if block.attention][:count]:
+        layout = layout.with_block(number, layout.blocks[number].without_attention())
+    return layout
 
 
 def _attentions_only(count: int) -> Method:

@@ -51,7 +51,7 @@ def _slimgpt(method: str, sparsity: float, hidden: int) -> Options:
 
 
 PRESETS: dict[str, Preset] = {
-    # The 2SSP repository: 32 windows for 2SSP, 256 for the depth and width methods, one window for BlockPruner's search; EvoPress's own 64.
+    # The 2SSP repository: 32 windows for 2SSP, 256 for the depth and width methods, one for BlockPruner.
     "2ssp-paper": Preset(
         methods=("2ssp", "shortgpt", "window", "blockpruner", "evopress", "slicegpt"),
         sparsities=("paper",),

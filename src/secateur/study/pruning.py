@@ -9,7 +9,7 @@ from typing import Any
 from secateur.api import prepare, run_job
 from secateur.engine.tokens import Tokens
 from secateur.methods import Cost, get_method
-from secateur.model.budget import Budget
+from secateur.model.budget import Budget, shares
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.run import work_forwards
@@ -51,6 +51,13 @@ def foretell(cell: Cell, model: Model) -> Cost:
     if cell.method == inverted.NAME:
         return inverted.foretell(model.layout(), samples, length, budget_of(cell), **inverted.complete(cell.options))
     return get_method(cell.method).plan(model, budget_of(cell), samples, length, cell.options).cost
+
+
+def removed(cell: Cell, model: Model, cost: Cost) -> dict[str, float]:
+    """The shares of the blocks' and of the model's parameters that will be gone, as far as they are known before."""
+    if cell.method == inverted.NAME:  # what it mutes is still in the layout
+        return inverted.removed(model.layout(), budget_of(cell), **inverted.complete(cell.options))
+    return shares(model.layout(), cost.after)
 
 
 @contextmanager

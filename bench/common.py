@@ -71,6 +71,13 @@ def calibration(model: Model, samples: int, length: int, text: str = "demo") -> 
     return Tokens.of(torch.randint(5, model.vocab_size, (samples, length), generator=generator))
 
 
+def windows(model: Model, text: str, samples: int, length: int, options: argparse.Namespace, *, purpose: Any) -> Tokens:
+    """So many windows of a text; random ids where the model has no tokenizer."""
+    if model.tokenizer is None:
+        return calibration(model, samples, min(length, options.length))
+    return read_tokens(model, text, purpose=purpose, samples=samples, length=length, data=options.data)
+
+
 @torch.no_grad()
 def whole(model: Model, tokens: Tokens, variant: Variant, metric: loss.Metric, run: Run) -> float:
     """The mean loss without these parts, where every token counts: mute them, run the whole model, a window at a time,

@@ -22,8 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from common import Seconds, folder_parser, load_model, write
-from methods import windows
+from common import Seconds, folder_parser, load_model, windows, write
 
 from secateur.driver import run_method
 from secateur.evaluation.perplexity import perplexity

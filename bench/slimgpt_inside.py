@@ -16,9 +16,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from common import MEGA, folder_parser, load_model, median, write
+from common import MEGA, folder_parser, load_model, median, windows, write
 from memory import foretell, measure_afresh
-from methods import windows
 from torch import Tensor, nn
 
 from secateur.engine.walk import walk

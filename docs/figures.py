@@ -9,10 +9,9 @@ A page says where a table belongs and which it is:
 What stands between the two is replaced. `options NAME` and `facts NAME` come from the method's registration;
 `figures NAME`, `overview`, `ablations NAME` and the tables of slimgpt_tables.py from the JSON files under docs/results,
 each of which is linked. A folder there was written by `secateur compare` or `secateur ablate`, or holds the cells of
-bench/methods.py or bench/slimgpt.py.
+bench/slimgpt.py.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -102,40 +101,15 @@ def _whose(cell: Mapping[str, Any]) -> str:
 
 
 def grids(results: Path = RESULTS) -> list[Grid]:
-    """All comparisons and ablations under a folder, by name, after the first, reduced table of all methods."""
+    """All comparisons and ablations under a folder, by name."""
     found = []
-    folders = [path for path in results.iterdir() if path.is_dir()]
-    for folder in sorted(folders, key=lambda path: (path.name != "methods", path.name)):
-        if (folder / INDEX).is_file():
-            written = GridFolder(folder)
-            index = written.index() or {}
-            cells = written.cells(index["cells"])
-            files = {name: written.cell_path(name) / CELL for name in cells}
-            found.append(Grid(index.get("kind", "compare"), folder, cells, files, commands_of(index)))
-        elif folder.name == "methods":
-            files = {path.stem: path for path in sorted(folder.glob("*.json"))}
-            cells = {name: _as_compared(name, json.loads(path.read_text())) for name, path in files.items()}
-            found.append(Grid("compare", folder, dict(sorted(cells.items(), key=lambda each: _place(each[1]))), files))
+    for file in sorted(results.glob(f"*/{INDEX}")):
+        written = GridFolder(file.parent)
+        index = written.index() or {}
+        cells = written.cells(index["cells"])
+        files = {name: written.cell_path(name) / CELL for name in cells}
+        found.append(Grid(index.get("kind", "compare"), file.parent, cells, files, commands_of(index)))
     return found
-
-
-def _as_compared(name: str, cell: dict[str, Any]) -> dict[str, Any]:
-    """A cell of bench/methods.py as `secateur compare` would have written it."""
-    dense = cell["method"] == "dense"
-    cost = cell.get("cost", {})
-    return {
-        "name": name, "label": cell["method"], "status": "done", "error": None, "matched_to": None, "notes": {},
-        "tasks": {}, "inference": None, "weight_bytes": None, "options": {}, "achieved": None, "parameters": None,
-        **cell,
-        "sparsity": None if dense else cell["sparsity"],
-        "perplexity": {cell["perplexity"]["text"]: cell["perplexity"]},
-        "prune": None if dense else cost | {key: cell[key] for key in ("forwards", "forwards_asked")},
-    }  # fmt: skip
-
-
-def _place(cell: Mapping[str, Any]) -> tuple[float, int]:
-    order = ["dense", "2ssp", "slimgpt", "slicegpt", "shortgpt", "window", "blockpruner", "evopress"]
-    return cell["sparsity"] or 0, order.index(cell["method"])
 
 
 def settings(method: Method, cells: Iterable[Mapping[str, Any]]) -> str:
@@ -191,6 +165,22 @@ def overview(_: str, page: Path) -> Iterator[str]:
             yield from made_by(grid)
 
 
+def perplexities(name: str, page: Path) -> Iterator[str]:
+    """A comparison's perplexities on all texts, in short: a row per method, a column per sparsity."""
+    grid = next(grid for grid in grids() if grid.folder.name == name)
+    done = [cell for cell in grid.cells.values() if cell["status"] == "done" and not cell["matched_to"]]
+    asked = sorted({cell["sparsity"] for cell in done if cell["sparsity"]})
+    rows: dict[str, dict[str, Any]] = {}
+    for cell in done:
+        told = " / ".join(f"{each['perplexity']:.1f}" for each in cell["perplexity"].values())
+        for sparsity in [cell["sparsity"]] if cell["sparsity"] else asked:
+            rows.setdefault(cell["label"], {"method": cell["label"]})[str(sparsity)] = told
+    columns = [Column("method", "method"), *(Column(str(each), f"{each:.1%}") for each in asked)]
+    yield markdown(Table(columns, list(rows.values()))).strip()
+    whole = relpath(RESULTS / "README.md", page.parent)
+    yield f"Texts: {', '.join(done[0]['perplexity'])}. [The whole table]({whole})."
+
+
 def made_by(grid: Grid) -> Iterator[str]:
     """The commands that made a folder; their paths are named by their last part only."""
     if grid.commands:
@@ -199,8 +189,7 @@ def made_by(grid: Grid) -> Iterator[str]:
 
 def _title(grid: Grid) -> str:
     kinds = {"compare": "Comparison", "ablate": "Ablation"}
-    words = "All methods, reduced settings" if grid.folder.name == "methods" else kinds[grid.kind]
-    return f"{words} (`docs/results/{grid.folder.name}`)"
+    return f"{kinds[grid.kind]} (`docs/results/{grid.folder.name}`)"
 
 
 def foretold(_: str, __: Path) -> Iterator[str]:
@@ -244,7 +233,7 @@ def facts(name: str, _: Path) -> Iterator[str]:
 
 
 TABLES: dict[str, Callable[[str, Path], Iterator[str]]] = {
-    table.__name__: table for table in (figures, overview, ablations, foretold, options, facts, *SLIMGPT)
+    table.__name__: table for table in (figures, overview, perplexities, ablations, foretold, options, facts, *SLIMGPT)
 }
 
 

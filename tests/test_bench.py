@@ -88,32 +88,6 @@ def test_a_bench_runs(
         assert "| " + " | ".join(table[0]) + " |" in shown
 
 
-def test_methods_make_each_cell_once_and_count_the_head(
-    bench: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    methods: ModuleType = bench("methods")
-    monkeypatch.setattr(methods, "SPARSITIES", (0.34, 0.5))
-    monkeypatch.setattr(methods, "SETTINGS", {"dense": {}, "2ssp": {"attentions": 1}, "blockpruner": {}})
-    arguments = ["--model", TINY, "--samples", "2", "--length", "16", "--windows", "1", "--out", str(tmp_path)]
-    methods.main(arguments)
-    found = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
-    assert set(found) == {"dense-0", *(f"{name}-{s}" for name in ("2ssp", "blockpruner") for s in (0.34, 0.5))}
-    model = bench("common").load_model(TINY)
-    for name, cell in found.items():
-        assert "torch" in cell["machine"]
-        if name != "dense-0":
-            cost, whole = cell["cost"], (3 + model.head_cost) * 16
-            spent = (cost["block_tokens"] + model.head_cost * cost["head_tokens"]) / whole
-            assert cell["forwards"] == pytest.approx(spent)
-            cell.pop("machine")  # as cells of before have none
-            (tmp_path / f"{name}.json").write_text(json.dumps(cell))
-    shown = capsys.readouterr().out.rpartition("| method |")[2]
-    monkeypatch.setattr(methods, "cells", None)  # nothing is made again
-    methods.main([*arguments, "--table"])
-    assert capsys.readouterr().out.rpartition("| method |")[2] == shown
-    assert all(f"| {name} |" in shown for name in ("dense", "2ssp", "blockpruner"))
-
-
 def test_slimgpt_cells_are_made_once_and_tell_equal_sizes(
     bench: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -80,6 +80,10 @@ def test_models_take_turns_on_the_same_prompts(monkeypatch: pytest.MonkeyPatch) 
     assert report["b"]["token_ms"] == 5000  # of 4, 5, 8, for two tokens twice as long
     assert report["b"]["token_ms_iqr"] == 4000
     assert report["a"]["throughput_tokens_s"] == pytest.approx(4 * 2 / (3 * 6))
+    assert report["a"]["prefill_ms_rounds"] == [3000, 6000, 7000]  # in the order of the rounds, not of the calls
+    assert report["b"]["prefill_ms_rounds"] == [4000, 5000, 8000]
+    assert report["b"]["token_ms_rounds"] == [4000, 5000, 8000]
+    assert report["a"]["throughput_tokens_s_rounds"] == [round(8 / (3 * n), 3) for n in (3, 6, 7)]
 
 
 def test_the_spread_of_one_round_is_not_known() -> None:

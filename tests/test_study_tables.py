@@ -196,9 +196,26 @@ def test_times_are_told_over_the_dense_models_of_the_same_run() -> None:
         other[name] = {**each, "inference": {"dense": dense, "pruned": pruned}}
     table = main_table(other, INDEX)
     assert {row["prefill_ratio"] for row in table.rows} == {row["token_ratio"] for row in table.rows} == {0.75}
+    assert "in one run; median over median." in markdown(table)
     shown = [column.key for column in table.shown]
     assert "prefill_ratio" in shown
     assert "prefill_ms" not in shown  # it compares hours, not models
+
+
+def test_times_whose_rounds_are_stored_are_told_in_pairs() -> None:
+    def timed(*values: float) -> dict[str, Any]:
+        return {"prefill_ms": values[1], "token_ms": values[1], "prefill_ms_rounds": values, "token_ms_rounds": values}
+
+    pair = {"dense": timed(4.0, 8.0, 16.0), "pruned": timed(2.0, 4.0, 16.0)}
+    stored = {name: {**each, "inference": pair} for name, each in CELLS.items()}
+    table = main_table(stored, INDEX)
+    assert [row["token_ratio"] for row in table.rows] == [
+        None if row["status"] == "failed" else 0.5 for row in table.rows
+    ]
+    assert "in one run; the median of the ratios round by round." in markdown(table)
+    old = {"dense": {"token_ms": 8.0}, "pruned": {"token_ms": 4.0}}
+    mixed = markdown(main_table({**stored, "dense": {**CELLS["dense"], "inference": old}}, INDEX))
+    assert "round by round, where they are stored, else median over median." in mixed
 
 
 def test_csv_and_json_have_the_same_numbers() -> None:

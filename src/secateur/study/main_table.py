@@ -145,8 +145,8 @@ def _notes(cells: Cells, index: Mapping[str, Any], average: Average) -> list[str
         )
     if any(cell["inference"] for cell in cells.values()):
         notes.append(
-            "× dense: medians over the dense model's, timed in turn with it in one run. The dense row is against "
-            "itself: so far off one is chance."
+            f"× dense: the time over the dense model's, timed in turn with it in one run; {_how(cells)}. The dense row "
+            "is against itself: so far off one is chance."
         )
     first: dict[str, str] = {}  # cells of one method say the same at every sparsity
     for name, cell in cells.items():
@@ -157,6 +157,14 @@ def _notes(cells: Cells, index: Mapping[str, Any], average: Average) -> list[str
     if missing := [name for name in index["cells"] if name not in cells]:
         notes.append(f"Not there yet: {', '.join(missing)}.")
     return notes
+
+
+def _how(cells: Cells) -> str:
+    stored = ["token_ms_rounds" in cell["inference"]["dense"] for cell in cells.values() if cell["inference"]]
+    paired, unpaired = "the median of the ratios round by round", "median over median"
+    if all(stored):
+        return paired
+    return f"{paired}, where they are stored, else {unpaired}" if any(stored) else unpaired
 
 
 def _asked(result: Mapping[str, Any]) -> str:

@@ -200,4 +200,6 @@ def _generation(draw: random.Random, harm: float) -> dict[str, Any]:
         for prompt in ("Who is Albert Einstein?", "The theory of relativity")
         for settings in ({"beams": 5, "no_repeat_ngram": 3, "new_tokens": 128}, {"greedy": True, "new_tokens": 128})
     ]  # fmt: skip
-    return {"samples": samples, "figures": {"greedy_agreement": math.exp(-harm), "distinct_1": 0.5, "ended_share": 0.5}}
+    return {"samples": samples, "figures": {
+        "greedy_agreement": math.exp(-harm), "common_prefix_tokens": 40 * math.exp(-3 * harm), "distinct_1": 0.5,
+        "distinct_2": 0.7, "distinct_3": 0.8, "ended_share": 0.5}}  # fmt: skip

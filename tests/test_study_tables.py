@@ -218,6 +218,29 @@ def test_times_whose_rounds_are_stored_are_told_in_pairs() -> None:
     assert "round by round, where they are stored, else median over median." in mixed
 
 
+def test_what_running_and_generating_gave_is_in_the_files_of_numbers_only() -> None:
+    def timed(n: float) -> dict[str, Any]:
+        return {"throughput_tokens_s": 10.0 * n, "throughput_tokens_s_rounds": [9.0 * n, 10.0 * n], "token_ms": 4.0,
+                "kv_bytes_per_token": 512, "peak_memory_bytes": 7_000_000, "peak_memory_by": "a counter"}  # fmt: skip
+
+    figures = {"greedy_agreement": 0.75, "distinct_2": 0.5, "ended_share": 0.25, "common_prefix_tokens": 3.5}
+    more = {"inference": {"pruned": timed(1.5), "dense": timed(1)}, "generation": {"samples": [], "figures": figures}}
+    table = main_table({**CELLS, "window-0.25": {**CELLS["window-0.25"], **more}}, INDEX)
+    rows = {row["name"]: row for row in csv.DictReader(io.StringIO(comma_separated(table)))}
+    found, other = rows["window-0.25"], rows["2ssp-0.25"]
+    told = {"throughput_ratio": "1.5", "throughput_low": "1.5", "throughput_tokens_s": "15.0", "token_ratio": "1.0",
+            "token_low": "", "dense_throughput_tokens_s": "10.0", "kv_bytes_per_token": "512",
+            "running_peak_memory_bytes": "7000000", "running_peak_memory_by": "a counter",
+            "generation:greedy_agreement": "0.75", "generation:distinct_2": "0.5", "generation:distinct_1": "",
+            "generation:ended_share": "0.25", "generation:common_prefix_tokens": "3.5"}  # fmt: skip
+    assert {key: found[key] for key in told} == told
+    assert {other[key] for key in told} == {""}
+    shown = {column.key for column in table.shown}
+    assert shown & set(told) == {"token_ratio"}
+    bare = {column.key for column in main_table(CELLS, INDEX).columns}
+    assert not bare & set(told)  # where nothing was measured, there is no column
+
+
 def test_csv_and_json_have_the_same_numbers() -> None:
     table = main_table(CELLS, INDEX)
     told = json.loads(json.dumps(as_json(table)))

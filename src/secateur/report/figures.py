@@ -12,7 +12,7 @@ from secateur.report.compared import accuracy, loss_gap
 from secateur.report.looks import looks, method_name, percent
 from secateur.report.results import CellResult, Results, finite_or_none
 
-_TIMED = {"prefill": "prefill_ms", "token": "token_ms", "throughput": "throughput_tokens_s"}
+TIMED = {"prefill": "prefill_ms", "token": "token_ms", "throughput": "throughput_tokens_s"}  # by kind: its key
 Z = 1.96  # standard errors on either side of a 95 % interval
 ALL = "*"  # all texts together: the geometric mean of perplexity over the dense model's
 
@@ -117,7 +117,7 @@ def speed(cell: CellResult, kind: str) -> Timing | None:
     Args:
         kind: "prefill" (the whole prompt), "token" (each further one) or "throughput" (the higher, the faster).
     """
-    both, key = cell.section("inference"), _TIMED[kind]
+    both, key = cell.section("inference"), TIMED[kind]
     ours, theirs = both.get("pruned") or {}, both.get("dense") or {}
     value, dense = finite_or_none(ours.get(key)), finite_or_none(theirs.get(key))
     if value is None or not dense:

@@ -1,16 +1,26 @@
-"""The page's main table: what stands in it, in words and as numbers to sort by."""
+"""The page's tables: what stands in them, in words and as numbers to sort by."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from secateur.evaluation.memory import COUNTER
 from secateur.report.compared import Ranking, accuracy, by_accuracy, by_loss, ratio
 from secateur.report.figures import speed, title
 from secateur.report.looks import count, listed, number, percent, seconds, times
 from secateur.report.results import DENSE, CellResult, Results, finite_or_none
 
 Formatted = Callable[[float], str]
+GENERATED = {  # the figures of generated text, of `evaluation.generation`
+    "greedy_agreement": "agreement with dense",
+    "common_prefix_tokens": "tokens before it differs",
+    "distinct_1": "distinct tokens",
+    "distinct_2": "distinct pairs",
+    "distinct_3": "distinct triples",
+    "ended_share": "ended by itself",
+}
 
 
 @dataclass(frozen=True)
@@ -86,7 +96,48 @@ def columns(results: Results) -> list[PageColumn]:
         PageColumn("weights", lambda cell: finite_or_none(cell.data.get("weight_bytes")), _megabytes),
         *(_task(results, task) for task in results.tasks),
     ]  # fmt: skip
+    return _known(results, found)
+
+
+def running(results: Results) -> list[PageColumn]:
+    """Of the table of what running a model costs; none where that was not measured."""
+    if not any(cell.section("inference") for cell in results.cells):
+        return []
+    return _known(results, [
+        PageColumn("weights", lambda cell: finite_or_none(cell.data.get("weight_bytes")), _megabytes),
+        PageColumn("KV cache per token", lambda cell: _ran(cell, "kv_bytes_per_token"), _kilobytes,
+                   "what the KV cache of one sequence grows by with each token"),
+        PageColumn("throughput, × dense", lambda cell: _time(cell, "throughput"), times,
+                   "new tokens per second, the prompt's time included, over the dense model's in the same run"),
+        PageColumn("peak memory", _device_peak, _megabytes,
+                   "weights and the most beside them, by torch's counter on the device"),
+    ])  # fmt: skip
+
+
+def generated(results: Results) -> list[PageColumn]:
+    """Of the table of generated text; none where none was generated."""
+    return _known(results, [
+        PageColumn(name, functools.partial(_generated, key), number if key.endswith("_tokens") else percent)
+        for key, name in GENERATED.items()
+    ])  # fmt: skip
+
+
+def _known(results: Results, found: list[PageColumn]) -> list[PageColumn]:
     return [each for each in found if any(each.value(cell) is not None for cell in results.cells if cell.done)]
+
+
+def _ran(cell: CellResult, key: str) -> float | None:
+    return finite_or_none((cell.section("inference").get("pruned") or {}).get(key))
+
+
+def _device_peak(cell: CellResult) -> float | None:
+    """Of accelerators only: of a CPU it is what could be seen of it, and stands in main-table.csv."""
+    by = (cell.section("inference").get("pruned") or {}).get("peak_memory_by")
+    return _ran(cell, "peak_memory_bytes") if by == COUNTER else None
+
+
+def _generated(key: str, cell: CellResult) -> float | None:
+    return finite_or_none((cell.section("generation").get("figures") or {}).get(key))
 
 
 def _time(cell: CellResult, kind: str) -> float | None:
@@ -96,6 +147,10 @@ def _time(cell: CellResult, kind: str) -> float | None:
 
 def _megabytes(size: float) -> str:
     return f"{number(size / 1e6)}\u00a0MB"
+
+
+def _kilobytes(size: float) -> str:
+    return f"{number(size / 1e3)}\u00a0kB"
 
 
 def _perplexity(results: Results, text: str) -> PageColumn:

@@ -7,14 +7,37 @@ from typing import Any
 
 from secateur.evaluation.averages import Average, is_accuracy
 from secateur.evaluation.statistics import SURE, told_apart
-from secateur.report.figures import speed
+from secateur.report.figures import TIMED, speed
 from secateur.report.results import CellResult
+from secateur.report.table import GENERATED
 from secateur.study.cells import DENSE
 from secateur.study.differences import SAME_SIZE, CellFile, Cells, average_notes, average_of, differences
 from secateur.study.folder import GridFolder, dumps
 from secateur.study.render import Column, Row, Table, as_json, comma_separated, latex, markdown
 
 NAME, DIFFERENCES = "main-table", "differences.csv"
+_RUNNING = [
+    Column("prefill_ratio", "prefill, × dense", ".2f"),
+    Column("token_ratio", "ms per token, × dense", ".2f"),
+    Column("throughput_ratio", "throughput, × dense", hidden=True),
+    *(
+        Column(f"{kind}_{edge}", f"{name}, × dense, {quartile} quartile", hidden=True)
+        for kind, name in (("prefill", "prefill"), ("token", "ms per token"), ("throughput", "throughput"))
+        for edge, quartile in (("low", "lower"), ("high", "upper"))
+    ),
+    *(
+        Column(f"{whose}{key}", f"{name}{remark}", hidden=True)
+        for whose, remark in (("", ""), ("dense_", ", dense in the same run"))
+        for key, name in (
+            ("prefill_ms", "prefill ms"),
+            ("token_ms", "ms per token"),
+            ("throughput_tokens_s", "new tokens per second"),
+        )
+    ),
+    Column("kv_bytes_per_token", "KV cache, bytes per token", hidden=True),
+    Column("running_peak_memory_bytes", "peak memory while running, bytes", hidden=True),
+    Column("running_peak_memory_by", "peak memory while running, how measured", hidden=True),
+]
 
 
 def write_main_table(folder: GridFolder, base: str) -> None:
@@ -78,13 +101,10 @@ def main_table(cells: Cells, index: Mapping[str, Any]) -> Table:
         Column("peak_memory_bytes", "peak memory, bytes", ",d", hidden=True),
     ]
     if any(cell["inference"] for cell in cells.values()):
+        columns += _RUNNING
+    if any(cell.get("generation") for cell in cells.values()):
         columns += [
-            Column("prefill_ratio", "prefill, × dense", ".2f"),
-            Column("token_ratio", "ms per token, × dense", ".2f"),
-            Column("prefill_ms", "prefill ms", ",.1f", hidden=True),
-            Column("token_ms", "ms per token", ",.1f", hidden=True),
-            Column("dense_prefill_ms", "prefill ms, dense in the same run", ",.1f", hidden=True),
-            Column("dense_token_ms", "ms per token, dense in the same run", ",.1f", hidden=True),
+            Column(f"generation:{key}", f"{title}, greedy text", hidden=True) for key, title in GENERATED.items()
         ]
     failed = any(cell["status"] == "failed" for cell in cells.values())
     columns.append(Column("error", "error", hidden=not failed))
@@ -93,10 +113,7 @@ def main_table(cells: Cells, index: Mapping[str, Any]) -> Table:
 
 
 def _row(cell: CellFile, cells: Cells, texts: list[str], tasks: list[str], average: Average) -> Row:
-    prune, pair = cell["prune"] or {}, cell["inference"] or {}
-    timed, dense = pair.get("pruned", {}), pair.get("dense", {})
-    speeds = {kind: speed(CellResult(cell["name"], cell), kind) for kind in ("prefill", "token")}
-    achieved = cell["achieved"] or {}
+    prune, achieved = cell["prune"] or {}, cell["achieved"] or {}
     row = {key: cell[key] for key in ("name", "label", "method", "status", "matched_to", "sparsity")}
     row |= {
         # a matched cell belongs to the sparsity of the one that it stands beside
@@ -107,19 +124,30 @@ def _row(cell: CellFile, cells: Cells, texts: list[str], tasks: list[str], avera
         "prune_cpu_s": prune.get("cpu_s"),
         "prune_wall_s": prune.get("wall_s"),
         **{key: prune.get(key) for key in ("forwards", "forwards_asked", "peak_memory_bytes")},
-        **{f"{kind}_ratio": found and found.ratio for kind, found in speeds.items()},
-        "prefill_ms": timed.get("prefill_ms"),
-        "token_ms": timed.get("token_ms"),
-        "dense_prefill_ms": dense.get("prefill_ms"),
-        "dense_token_ms": dense.get("token_ms"),
+        **_running(cell),
         "task_average": average.of(cell["tasks"]),
     }
+    generated = (cell.get("generation") or {}).get("figures", {})
+    row |= {f"generation:{key}": generated.get(key) for key in GENERATED}
     for text in texts:
         result = cell["perplexity"].get(text, {})
         row |= {f"perplexity:{text}": result.get("perplexity"), f"nll_stderr:{text}": result.get("nll_stderr")}
     for task in tasks:
         result = cell["tasks"].get(task, {})
         row |= {f"task:{task}": result.get("value"), f"task_stderr:{task}": result.get("stderr")}
+    return row
+
+
+def _running(cell: CellFile) -> Row:
+    """What running it costs: the cell's own figures, and those over the dense model's of the same run."""
+    pair = cell["inference"] or {}
+    ours, dense = pair.get("pruned", {}), pair.get("dense", {})
+    row = {key: ours.get(key) for key in (*TIMED.values(), "kv_bytes_per_token")}
+    row |= {f"dense_{key}": dense.get(key) for key in TIMED.values()}
+    row |= {f"running_{key}": ours.get(key) for key in ("peak_memory_bytes", "peak_memory_by")}
+    for kind in TIMED:
+        found = speed(CellResult(cell["name"], cell), kind)
+        row |= {f"{kind}_{part}": found and getattr(found, part) for part in ("ratio", "low", "high")}
     return row
 
 

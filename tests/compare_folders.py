@@ -124,7 +124,7 @@ def _cell(
         "achieved": {"blocks": achieved, "model": achieved * IN_BLOCKS / PARAMETERS},
         "parameters": parameters, "weight_bytes": 2 * parameters,
         "prune": {"wall_s": wall * draw.uniform(0.8, 1.3), "cpu_s": wall, "forwards": 50.0, "forwards_asked": 75.0,
-                  "peak_memory_bytes": 900_000_000},
+                  "peak_device_memory_bytes": None},
         "curve": [[n, 3.4 + 0.6 * math.exp(-n / 8)] for n in range(30)] if method == "evopress" else None,
         "shape": _shape(draw, method, achieved),
         "perplexity": {text: _perplexity(draw, text, harm, common[text]) for text in common},

@@ -241,6 +241,19 @@ def test_what_running_and_generating_gave_is_in_the_files_of_numbers_only() -> N
     assert not bare & set(told)  # where nothing was measured, there is no column
 
 
+def test_the_peak_while_pruning_is_a_devices_and_no_processs() -> None:
+    def told(**prune: Any) -> str:
+        table = main_table({"window-0.25": {**CELLS["window-0.25"], "prune": prune}}, INDEX)
+        (row,) = csv.DictReader(io.StringIO(comma_separated(table)))
+        titles = {column.key: column.title for column in table.columns}
+        assert titles["prune_peak_device_memory_mb"] == "peak device memory while pruning, MB"
+        return row["prune_peak_device_memory_mb"]
+
+    assert told(peak_device_memory_bytes=12_500_000) == "12.5"
+    assert told(peak_device_memory_bytes=None) == ""
+    assert told(peak_memory_bytes=3_880_361_984) == ""  # an older cell's, of the whole process on a CPU
+
+
 def test_csv_and_json_have_the_same_numbers() -> None:
     table = main_table(CELLS, INDEX)
     told = json.loads(json.dumps(as_json(table)))

@@ -98,7 +98,7 @@ def main_table(cells: Cells, index: Mapping[str, Any]) -> Table:
         Column("prune_wall_s", "pruning, s", ",.0f", hidden=True),
         Column("forwards", "forwards", ",.0f"),
         Column("forwards_asked", "forwards asked", ",.0f", hidden=True),
-        Column("peak_memory_bytes", "peak memory, bytes", ",d", hidden=True),
+        Column("prune_peak_device_memory_mb", "peak device memory while pruning, MB", hidden=True),
     ]
     if any(cell["inference"] for cell in cells.values()):
         columns += _RUNNING
@@ -114,6 +114,7 @@ def main_table(cells: Cells, index: Mapping[str, Any]) -> Table:
 
 def _row(cell: CellFile, cells: Cells, texts: list[str], tasks: list[str], average: Average) -> Row:
     prune, achieved = cell["prune"] or {}, cell["achieved"] or {}
+    peak = prune.get("peak_device_memory_bytes")
     row = {key: cell[key] for key in ("name", "label", "method", "status", "matched_to", "sparsity")}
     row |= {
         # a matched cell belongs to the sparsity of the one that it stands beside
@@ -123,7 +124,8 @@ def _row(cell: CellFile, cells: Cells, texts: list[str], tasks: list[str], avera
         **{key: cell[key] for key in ("parameters", "weight_bytes", "error")},
         "prune_cpu_s": prune.get("cpu_s"),
         "prune_wall_s": prune.get("wall_s"),
-        **{key: prune.get(key) for key in ("forwards", "forwards_asked", "peak_memory_bytes")},
+        **{key: prune.get(key) for key in ("forwards", "forwards_asked")},
+        "prune_peak_device_memory_mb": None if peak is None else peak / 1e6,
         **_running(cell),
         "task_average": average.of(cell["tasks"]),
     }

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from secateur.evaluation.averages import Average
 from secateur.evaluation.memory import COUNTER
-from secateur.report.compared import Ranking, accuracy, by_accuracy, by_loss, ratio
+from secateur.report.compared import Ranking, accuracy, bold, by_accuracy, by_loss, ratio
 from secateur.report.figures import speed, title
 from secateur.report.looks import count, listed, number, percent, seconds, times
 from secateur.report.results import DENSE, CellResult, Results, finite_or_none
@@ -41,7 +42,7 @@ class PageColumn:
     hint: str = ""
     text: str | None = None
     grey: bool = False
-    rank: Callable[[list[CellResult]], Ranking] | None = None
+    rank: Callable[[Sequence[CellResult]], Ranking] | None = None
 
 
 @dataclass(frozen=True)
@@ -171,26 +172,28 @@ def _task(results: Results, task: str) -> PageColumn:
         task, lambda cell: finite_or_none(cell.section("tasks").get(task, {}).get("value")),
         percent if average.is_share(task) else number, f"{hint}; in no average: {why}" if why else hint,
         grey=task in average.grey,
+        rank=functools.partial(by_accuracy, results, tasks=[task]) if can_be_best(average, task) else None,
     )  # fmt: skip
+
+
+def can_be_best(average: Average, task: str) -> bool:
+    """Whether a task tells models apart, and it is known which way it is better."""
+    return average.is_share(task) and task not in average.grey
 
 
 def rows(results: Results, wanted: list[PageColumn]) -> list[PageRow]:
     """One row per cell, in the comparison's order.
 
-    Bold are the best of each size that was asked for and all that are level with them; a 2SSP at another method's size
-    is not in the running.
+    What is bold, `compared.bold` says.
     """
-    rankings = [
-        [column.rank(results.of_size(size)) for size in results.sparsities] if column.rank else [] for column in wanted
-    ]
-    best = [{cell for ranking in each for cell in ranking.level} for each in rankings]
-    unsure = [{cell for ranking in each for cell in ranking.unsure} for each in rankings]
+    nobody: frozenset[CellResult] = frozenset()
+    marked = [bold(results, column.rank) if column.rank else (nobody, nobody) for column in wanted]
     made: list[PageRow] = []
     last: float | None = None
     for cell in results.cells:
         entries = [
-            _entry(cell, column, best=cell in best[place], unsure=cell in unsure[place])
-            for place, column in enumerate(wanted)
+            _entry(cell, column, best=cell in best, unsure=cell in unsure)
+            for column, (best, unsure) in zip(wanted, marked, strict=True)
         ]
         size = results.size_of(cell)
         made.append(PageRow(cell, title(cell), size, size not in (None, last), entries))

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from secateur.evaluation.averages import Average, is_accuracy
 from secateur.evaluation.statistics import SURE, told_apart
+from secateur.report.compared import bold, by_accuracy, by_loss
 from secateur.report.figures import TIMED, speed
-from secateur.report.results import CellResult
-from secateur.report.table import GENERATED
+from secateur.report.results import CellResult, Results
+from secateur.report.table import GENERATED, can_be_best
 from secateur.study.cells import DENSE
 from secateur.study.differences import SAME_SIZE, CellFile, Cells, average_notes, average_of, differences
 from secateur.study.folder import GridFolder, dumps
 from secateur.study.render import Column, Row, Table, as_json, comma_separated, latex, markdown
 
 NAME, DIFFERENCES = "main-table", "differences.csv"
+BOLD = (
+    "Bold: the best number among the methods at one sparsity asked, and every number that is level with it, the 95% "
+    f"interval of the paired difference holding 0 (of right and wrong answers, McNemar's p being {SURE:g} or more); "
+    "where there is no interval, the best number alone."
+)
 _RUNNING = [
     Column("prefill_ratio", "prefill, × dense", ".2f"),
     Column("token_ratio", "ms per token, × dense", ".2f"),
@@ -109,7 +116,22 @@ def main_table(cells: Cells, index: Mapping[str, Any]) -> Table:
     failed = any(cell["status"] == "failed" for cell in cells.values())
     columns.append(Column("error", "error", hidden=not failed))
     rows = [_row(cell, cells, texts, tasks, average) for cell in cells.values()]
-    return Table(columns, rows, group="group", beside="matched_to", notes=_notes(cells, index, average))
+    best = _bold(cells, texts, average)
+    return Table(columns, rows, group="group", bold=best, notes=_notes(cells, index, average, any(best.values())))
+
+
+def _bold(cells: Cells, texts: Sequence[str], average: Average) -> dict[str, list[int]]:
+    """Places of the rows that are bold, by the column's key; which, `report.compared.bold` says."""
+    results = Results({"model": {}}, tuple(CellResult(name, cell) for name, cell in cells.items()))
+    ranks = {f"perplexity:{text}": partial(by_loss, results, texts=[text]) for text in texts}
+    ranks |= {
+        f"task:{task}": partial(by_accuracy, results, tasks=[task])
+        for task in average.metrics
+        if can_be_best(average, task)
+    }
+    ranks["task_average"] = partial(by_accuracy, results, tasks=average.tasks)
+    best = {key: bold(results, rank)[0] for key, rank in ranks.items()}
+    return {key: [n for n, cell in enumerate(results.cells) if cell in found] for key, found in best.items()}
 
 
 def _row(cell: CellFile, cells: Cells, texts: list[str], tasks: list[str], average: Average) -> Row:
@@ -153,10 +175,8 @@ def _running(cell: CellFile) -> Row:
     return row
 
 
-def _notes(cells: Cells, index: Mapping[str, Any], average: Average) -> list[str]:
-    notes = [
-        "Bold: the best number among the methods at one sparsity asked; what the intervals say of it stands below."
-    ]
+def _notes(cells: Cells, index: Mapping[str, Any], average: Average, any_bold: bool) -> list[str]:
+    notes = [BOLD] if any_bold else []
     texts = {
         text: f"{result['samples']} windows of {result['length']:,} tokens"
         for cell in cells.values()

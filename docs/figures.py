@@ -59,6 +59,7 @@ class Grid:
         kind: "compare" or "ablate".
         cells: as `secateur compare` writes them, by name.
         files: the file that each was read from.
+        missing: names of the cells that the folder's index has and that are not there yet.
         commands: that made the folder, without `secateur`.
     """
 
@@ -66,6 +67,7 @@ class Grid:
     folder: Path
     cells: dict[str, dict[str, Any]]
     files: dict[str, Path]
+    missing: list[str] = field(default_factory=list)
     commands: list[list[str]] = field(default_factory=list)
 
     def of(self, method: str) -> dict[str, dict[str, Any]]:
@@ -80,9 +82,15 @@ class Grid:
             if name in names or cell["method"] == "dense" or cell["matched_to"] in names
         }
 
-    def table(self, cells: Mapping[str, Mapping[str, Any]]) -> str:
-        made = main_table(cells, {"cells": list(cells)}) if self.kind == "compare" else ablation_table(cells)
-        return markdown(made).strip()
+    def missing_of(self, method: str) -> list[str]:
+        """The method's own, and 2SSP's at their sizes, by the names that `secateur compare` gives them."""
+        return [name for name in self.missing if re.fullmatch(rf"(2ssp-as-)?{re.escape(method)}-[\d.e-]+", name)]
+
+    def table(self, cells: Mapping[str, Mapping[str, Any]], missing: Iterable[str] = ()) -> str:
+        """A table of some cells, which says what else belongs there and is not there yet."""
+        if self.kind == "compare":
+            return markdown(main_table(cells, {"cells": [*cells, *missing]})).strip()
+        return markdown(ablation_table(cells)).strip()
 
     def links(self, cells: Iterable[str], page: Path) -> str:
         """To the cells, and to what tells them apart; of an ablation, which has a cell per seed, to the table: they lie
@@ -108,7 +116,8 @@ def grids(results: Path = RESULTS) -> list[Grid]:
         index = written.index() or {}
         cells = written.cells(index["cells"])
         files = {name: written.cell_path(name) / CELL for name in cells}
-        found.append(Grid(index.get("kind", "compare"), file.parent, cells, files, commands_of(index)))
+        missing = [name for name in index["cells"] if name not in cells]
+        found.append(Grid(index.get("kind", "compare"), file.parent, cells, files, missing, commands_of(index)))
     return found
 
 
@@ -136,7 +145,7 @@ def figures(name: str, page: Path) -> Iterator[str]:
     for grid in grids():
         if grid.kind == "compare" and (cells := grid.of(name)):
             yield f"**{_title(grid)}.** {settings(get_method(name), cells.values())}"
-            yield grid.table(cells)
+            yield grid.table(cells, grid.missing_of(name))
             yield grid.links(cells, page)
 
 
@@ -158,7 +167,7 @@ def overview(_: str, page: Path) -> Iterator[str]:
         if grid.kind == "compare":
             report = grid.folder / "report.html"
             yield f"**{_title(grid)}**" + (f" [The report]({relpath(report, page.parent)})" if report.is_file() else "")
-            yield grid.table(grid.cells)
+            yield grid.table(grid.cells, grid.missing)
             said = {name: settings(method, grid.cells.values()) for name, method in methods().items()}
             yield "\n".join(f"- {name}: {words}" for name, words in said.items() if words)
             yield grid.links(grid.cells, page)

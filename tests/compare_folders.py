@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import math
 import random
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from secateur.evaluation.memory import COUNTER
 
 BLOCKS, WIDTH, KV_HEADS, HIDDEN = 30, 1536, 3, 576
 PARAMETERS, IN_BLOCKS = 134_515_008, 106_203_456
@@ -121,7 +124,7 @@ def _cell(
         "achieved": {"blocks": achieved, "model": achieved * IN_BLOCKS / PARAMETERS},
         "parameters": parameters, "weight_bytes": 2 * parameters,
         "prune": {"wall_s": wall * draw.uniform(0.8, 1.3), "cpu_s": wall, "forwards": 50.0, "forwards_asked": 75.0,
-                  "peak_memory_bytes": 900_000_000},
+                  "peak_device_memory_bytes": None},
         "curve": [[n, 3.4 + 0.6 * math.exp(-n / 8)] for n in range(30)] if method == "evopress" else None,
         "shape": _shape(draw, method, achieved),
         "perplexity": {text: _perplexity(draw, text, harm, common[text]) for text in common},
@@ -171,12 +174,19 @@ def _task(draw: random.Random, task: str, harm: float, answers: Sequence[float])
 
 
 def _inference(draw: random.Random, achieved: float) -> dict[str, Any]:
-    def timed(share: float) -> dict[str, float]:
+    busy = [draw.uniform(1, 1.5) for _ in range(5)]  # the machine, by round
+
+    def timed(share: float) -> dict[str, Any]:
+        measured = {
+            "prefill_ms": [410 * share * each for each in busy],
+            "token_ms": [38 * (0.2 + 0.8 * share) * each * draw.uniform(0.99, 1.01) for each in busy],
+            "throughput_tokens_s": [26 / share / each for each in busy],
+        }
         return {
-            "prefill_ms": 410 * share, "prefill_ms_iqr": 12.0,
-            "token_ms": 38 * (0.2 + 0.8 * share), "token_ms_iqr": 1.5,
-            "throughput_tokens_s": 26 / share, "weight_bytes": 269_000_000 * share,
-            "kv_bytes_per_token": 23_040, "peak_memory_bytes": 800_000_000,
+            **{name: statistics.median(values) for name, values in measured.items()},
+            **{f"{name}_rounds": values for name, values in measured.items()},
+            "prefill_ms_iqr": 80.0, "token_ms_iqr": 8.0, "weight_bytes": 269_000_000 * share,
+            "kv_bytes_per_token": 23_040, "peak_memory_bytes": 800_000_000, "peak_memory_by": COUNTER,
         }  # fmt: skip
 
     return {"dense": timed(1.0), "pruned": timed((1 - achieved * 0.85) * draw.uniform(0.96, 1.06))}
@@ -190,4 +200,6 @@ def _generation(draw: random.Random, harm: float) -> dict[str, Any]:
         for prompt in ("Who is Albert Einstein?", "The theory of relativity")
         for settings in ({"beams": 5, "no_repeat_ngram": 3, "new_tokens": 128}, {"greedy": True, "new_tokens": 128})
     ]  # fmt: skip
-    return {"samples": samples, "figures": {"greedy_agreement": math.exp(-harm), "distinct_1": 0.5, "ended_share": 0.5}}
+    return {"samples": samples, "figures": {
+        "greedy_agreement": math.exp(-harm), "common_prefix_tokens": 40 * math.exp(-3 * harm), "distinct_1": 0.5,
+        "distinct_2": 0.7, "distinct_3": 0.8, "ended_share": 0.5}}  # fmt: skip

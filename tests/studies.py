@@ -52,7 +52,7 @@ def comparison(text: Path, *methods: str, **more: Any) -> Comparison:
 def no_times(table: str) -> list[list[str]]:
     """A CSV table without the columns that no two runs have in common."""
     rows = [line.split(",") for line in table.splitlines()]
-    timed = ("prune_cpu_s", "prune_wall_s", "prune_cpu_s:sd", "peak_memory_bytes")
+    timed = ("prune_cpu_s", "prune_wall_s", "prune_cpu_s:sd")
     kept = [place for place, name in enumerate(rows[0]) if name not in timed]
     return [[row[place] for place in kept] for row in rows]
 

@@ -145,6 +145,26 @@ def test_a_comparison_that_is_put_there_is_found(docs: Any, tmp_path: Path) -> N
     assert "".join(docs("figures").made_by(grid)).startswith("```console\n$ secateur compare")
 
 
+def test_tables_of_an_unfinished_comparison_say_what_is_not_there_yet(
+    docs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = ["2ssp-0.5", "shortgpt-0.5", "2ssp-as-shortgpt-0.5"]
+    folder = make_compare_folder(
+        tmp_path / "main", methods=("2ssp", "shortgpt"), windows=2, documents=2, change={}, missing=missing
+    )
+    figures = docs("figures")
+    found = figures.grids(tmp_path)
+    monkeypatch.setattr(figures, "grids", lambda: found)
+    page = folder / "x.md"
+
+    def told(tables: Iterator[str]) -> list[str]:
+        return re.findall(r"^Not there yet: (.*)\.$", "\n\n".join(tables), re.MULTILINE)
+
+    assert told(figures.overview("", page)) == [", ".join(missing)]
+    assert told(figures.figures("shortgpt", page)) == ["shortgpt-0.5, 2ssp-as-shortgpt-0.5"]
+    assert told(figures.figures("2ssp", page)) == ["2ssp-0.5"]
+
+
 def test_an_ablation_is_no_comparison(docs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures = docs("figures")
     monkeypatch.setattr(figures, "grids", lambda: [])

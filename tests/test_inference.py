@@ -13,7 +13,7 @@ from transformers import DynamicCache
 
 from secateur.errors import InvalidOptionError
 from secateur.evaluation.inference import inference, kv_bytes_per_token, weight_bytes
-from secateur.evaluation.memory import TENSORS, peak_tensor_memory
+from secateur.evaluation.memory import COUNTER, TENSORS, device_peak, peak_tensor_memory
 from secateur.model.handle import Model
 from secateur.run import Run
 
@@ -80,6 +80,10 @@ def test_models_take_turns_on_the_same_prompts(monkeypatch: pytest.MonkeyPatch) 
     assert report["b"]["token_ms"] == 5000  # of 4, 5, 8, for two tokens twice as long
     assert report["b"]["token_ms_iqr"] == 4000
     assert report["a"]["throughput_tokens_s"] == pytest.approx(4 * 2 / (3 * 6))
+    assert report["a"]["prefill_ms_rounds"] == [3000, 6000, 7000]  # in the order of the rounds, not of the calls
+    assert report["b"]["prefill_ms_rounds"] == [4000, 5000, 8000]
+    assert report["b"]["token_ms_rounds"] == [4000, 5000, 8000]
+    assert report["a"]["throughput_tokens_s_rounds"] == [round(8 / (3 * n), 3) for n in (3, 6, 7)]
 
 
 def test_the_spread_of_one_round_is_not_known() -> None:
@@ -139,6 +143,39 @@ def test_memory_grows_with_the_prompt_and_the_batch() -> None:
         for length, batch in ((8, 1), (32, 1), (32, 2))
     ]
     assert peaks[0] < peaks[1] < peaks[2]
+
+
+def test_of_a_cpu_no_device_tells_a_peak() -> None:
+    with device_peak(tiny("llama")) as told:
+        torch.ones(10**6)
+    assert told == [None]
+
+
+class Counters:
+    """Of a GPU: what is allocated on it, and the most since the last reset."""
+
+    def __init__(self, allocated: int) -> None:
+        self.allocated = self.peak = allocated
+
+    def take(self, size: int) -> None:
+        self.allocated += size
+        self.peak = max(self.peak, self.allocated)
+
+
+def test_a_devices_peak_begins_anew_and_leaves_out_what_was_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, device, model = Counters(10**9), torch.device("cuda", 0), tiny("llama")
+    gpu.take(10**8)
+    gpu.take(-(10**8))  # an earlier cell's
+    monkeypatch.setattr("secateur.evaluation.memory._devices", lambda model: {device})
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: gpu.allocated)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: gpu.peak)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: setattr(gpu, "peak", gpu.allocated))
+    with device_peak(model) as told:
+        gpu.take(5000)
+        gpu.take(-4000)
+    weights = sum(each.nbytes for each in [*model.hf.parameters(), *model.hf.buffers()])
+    assert told == [weights + 5000]
+    assert peak_tensor_memory(model, lambda: gpu.take(70)) == (weights + 70, COUNTER)
 
 
 @pytest.mark.cuda

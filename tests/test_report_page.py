@@ -19,6 +19,7 @@ from compare_folders import BLOCKS, make_compare_folder
 from test_cli import call
 
 from secateur.errors import DataError, MissingExtraError
+from secateur.evaluation.memory import TENSORS
 from secateur.report.blocks import lanes, picture
 from secateur.report.figures import ALL, figures
 from secateur.report.page import render, write_report
@@ -192,10 +193,59 @@ def test_without_an_interval_a_question_mark_stands_by_all_but_the_best_number(t
     assert page(folder).count('class="unsure"') == 1
 
 
+def small(html: str, section: str) -> tuple[list[str], dict[str, list[str]]]:
+    """A small table's headings, and its rows by their title."""
+    table = re.search(rf'<section id="{section}">.*?<table class="small figures">(.*?)</table>', html, re.DOTALL)
+    assert table is not None
+    rows = {
+        " ".join(re.sub("<[^>]*>", "", name).split()[1:]): re.findall("<td[^>]*>(.*?)</td>", row)
+        for name, row in re.findall('<th scope="row">(.*?)</th>(.*?)</tr>', table[1], re.DOTALL)
+    }
+    return re.findall('<th class="n"[^>]*>(.*?)</th>', table[1]), rows
+
+
+def test_what_running_takes_and_what_was_generated_stand_in_small_tables(tmp_path: Path) -> None:
+    folder = make_compare_folder(tmp_path, methods=("2ssp", "shortgpt"), sparsities=(0.25,), texts=("c4",), change={})
+    file = folder / "cells" / "2ssp-0.25" / "cell.json"
+    cell = json.loads(file.read_text())
+    cell["inference"]["pruned"] |= {
+        "kv_bytes_per_token": 19_984, "peak_memory_bytes": 123_000_000, "throughput_tokens_s_rounds": [13.0, 26, 52],
+    }  # fmt: skip
+    cell["inference"]["dense"]["throughput_tokens_s_rounds"] = [10.0, 20, 20]
+    cell["generation"]["figures"] = {"greedy_agreement": 0.42, "distinct_2": 0.9, "common_prefix_tokens": 4.5}
+    cell["weight_bytes"] = 200_000_000
+    file.write_text(json.dumps(cell))
+    html = page(folder)
+    headings, rows = small(html, "running")
+    assert headings == ["weights", "KV cache per token", "throughput, × dense", "peak memory"]
+    assert rows["2SSP 25 %"] == ["200\u00a0MB", "20.0\u00a0kB", "1.30×", "123\u00a0MB"]
+    assert set(rows) == {"Dense", "2SSP 25 %", "ShortGPT 25 %", "2SSP at the size of ShortGPT 25 %"}
+    headings, rows = small(html, "samples")
+    assert headings == ["agreement with dense", "tokens before it differs", "distinct tokens", "distinct pairs",
+                        "distinct triples", "ended by itself"]  # fmt: skip
+    assert rows["2SSP 25 %"] == ["42\u00a0%", "4.50", "–", "90\u00a0%", "–", "–"]
+
+
+def test_a_cpus_peak_memory_is_not_on_the_page_and_unmeasured_rows_are_not_there(tmp_path: Path) -> None:
+    folder = make_compare_folder(tmp_path, methods=("2ssp",), sparsities=(0.25, 0.5), texts=("c4",), change={})
+    for file in (folder / "cells").glob("*/cell.json"):
+        cell = json.loads(file.read_text())
+        cell["inference"]["pruned"]["peak_memory_by"] = TENSORS
+        if cell["name"] == "2ssp-0.5":
+            cell |= {"status": "failed", "generation": None}
+        file.write_text(json.dumps(cell))
+    html = page(folder)
+    for section in ("running", "samples"):
+        headings, rows = small(html, section)
+        assert "peak memory" not in headings
+        assert set(rows) == {"Dense", "2SSP 25 %"}
+
+
 @pytest.mark.slow
 def test_sections_without_data_are_not_there(tmp_path: Path) -> None:
     html = page(make_compare_folder(tmp_path, only_perplexity=True))
     assert 'id="samples"' not in html
+    assert 'id="running"' not in html
     assert "mean accuracy" not in html.split('id="plots"')[0]
     assert 'id="removed"' in html
 

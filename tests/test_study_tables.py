@@ -6,14 +6,18 @@ import csv
 import io
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+from compare_folders import make_compare_folder
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import PROPERTY
 
 from secateur.evaluation.averages import average_over
+from secateur.report.results import read_results
+from secateur.report.table import columns, rows
 from secateur.study.differences import average_of, differences
 from secateur.study.main_table import difference_table, main_table
 from secateur.study.render import Column, Table, as_json, comma_separated, escape_latex, latex, markdown
@@ -187,6 +191,76 @@ def test_the_main_table_says_what_failed_what_is_missing_and_what_is_best() -> N
     assert len({line.replace(r"\|", "").count("|") for line in text.splitlines() if line.startswith("|")}) == 1
 
 
+def bold_of(table: Table, key: str) -> set[str]:
+    """The cells whose number is bold, by what Markdown and LaTeX say."""
+    place = [column.key for column in table.shown].index(key)
+    label = [column.key for column in table.shown].index("label")
+    lines = [line.strip("| ").split(" | ") for line in markdown(table).splitlines() if line.startswith("| ")][1:]
+    found = {line[label] for line in lines if line[place].strip("*") != line[place] and "**" in line[place]}
+    body = latex(table, caption="").split(r"\midrule", 1)[1].split(r"\bottomrule")[0].replace(r"\midrule", "")
+    rows = [line.strip().removesuffix(r" \\").split(" & ") for line in body.strip().splitlines() if line.strip()]
+    assert {row[label] for row in rows if r"\textbf" in row[place]} == found
+    return found
+
+
+def rivals(**more: Any) -> dict[str, dict[str, Any]]:
+    """Three methods at one size: two whose difference changes sign from window to window, and one far off."""
+    made = (
+        cell("dense", "dense", None, [1.0, 2.0, 3.0, 4.0], 80),
+        cell("2ssp-0.25", "2ssp", 0.25, [1.5, 2.4, 3.5, 4.4], 70),
+        cell("slimgpt-0.25", "slimgpt", 0.25, [1.4, 2.5, 3.4, 4.6], 68),
+        cell("window-0.25", "window", 0.25, [2.5, 3.5, 4.5, 5.5], 30),
+    )
+    return {each["name"]: {**each, **more.get(each["method"], {})} for each in made}
+
+
+def test_bold_is_the_best_and_all_that_is_level_with_it() -> None:
+    table = main_table(rivals(), INDEX)
+    for key in ("perplexity:wiki_text", "task:easy", "task_average"):
+        assert bold_of(table, key) == {"2ssp-0.25", "slimgpt-0.25"}, key
+    assert bold_of(table, "task:hard") == set()  # it is grey
+    assert table.notes[0].startswith("Bold: the best number among the methods at one sparsity asked, and every number")
+    assert "below" not in table.notes[0]
+
+
+def test_where_no_interval_is_known_the_lowest_alone_is_bold() -> None:
+    def silent(name: str) -> dict[str, Any]:
+        text = rivals()[name]["perplexity"]["wiki_text"]
+        return {"perplexity": {"wiki_text": {**text, "window_nll": []}}}
+
+    alone = {"2ssp": silent("2ssp-0.25"), "slimgpt": silent("slimgpt-0.25"), "window": silent("window-0.25")}
+    assert bold_of(main_table(rivals(**alone), INDEX), "perplexity:wiki_text") == {"2ssp-0.25"}
+    bench = {"slimgpt": {"perplexity": {"wiki_text": {"perplexity": 1.5, "nll": 0.4, "samples": 4, "length": 8}}}}
+    assert bold_of(main_table(rivals(**bench), INDEX), "perplexity:wiki_text") == {"slimgpt-0.25"}
+
+
+def test_a_failed_cell_is_never_bold_though_its_numbers_are_shown() -> None:
+    low = {"wiki_text": {**CELLS["dense"]["perplexity"]["wiki_text"], "perplexity": 1.25}}
+    failed = {"window": {"status": "failed", "error": "e", "perplexity": low}}
+    table = main_table(rivals(**failed), INDEX)
+    assert "| 1.25 |" in markdown(table)
+    assert bold_of(table, "perplexity:wiki_text") == {"2ssp-0.25", "slimgpt-0.25"}
+    only = {**failed, "slimgpt": {"status": "failed", "error": "e"}}
+    table = main_table(rivals(**only), INDEX)  # the one that is left is the best of nothing
+    assert bold_of(table, "perplexity:wiki_text") == set()
+    assert not any(note.startswith("Bold") for note in table.notes)
+
+
+def test_table_and_page_print_the_same_numbers_bold(tmp_path: Path) -> None:
+    results = read_results(make_compare_folder(tmp_path))
+    table = main_table({each.name: each.data for each in results.cells}, results.about)
+    wanted = columns(results)
+    mean = f"mean {results.average.metric}"
+    keys = {column.key: column.key.partition(":")[2] for column in table.columns if column.better}
+    keys["task_average"] = mean
+    assert set(keys.values()) == {*results.texts, *results.tasks, mean}
+    for key, heading in keys.items():
+        place = [column.heading for column in wanted].index(heading)
+        on_page = {row.cell.name for row in rows(results, wanted) if row.entries[place].best}
+        assert {results.cells[n].name for n in table.bold.get(key, [])} == on_page, key
+        assert on_page or wanted[place].grey
+
+
 def test_times_are_told_over_the_dense_models_of_the_same_run() -> None:
     other = {}
     done = {name: each for name, each in CELLS.items() if each["status"] == "done"}
@@ -196,9 +270,62 @@ def test_times_are_told_over_the_dense_models_of_the_same_run() -> None:
         other[name] = {**each, "inference": {"dense": dense, "pruned": pruned}}
     table = main_table(other, INDEX)
     assert {row["prefill_ratio"] for row in table.rows} == {row["token_ratio"] for row in table.rows} == {0.75}
+    assert "in one run; median over median." in markdown(table)
     shown = [column.key for column in table.shown]
     assert "prefill_ratio" in shown
     assert "prefill_ms" not in shown  # it compares hours, not models
+
+
+def test_times_whose_rounds_are_stored_are_told_in_pairs() -> None:
+    def timed(*values: float) -> dict[str, Any]:
+        return {"prefill_ms": values[1], "token_ms": values[1], "prefill_ms_rounds": values, "token_ms_rounds": values}
+
+    pair = {"dense": timed(4.0, 8.0, 16.0), "pruned": timed(2.0, 4.0, 16.0)}
+    stored = {name: {**each, "inference": pair} for name, each in CELLS.items()}
+    table = main_table(stored, INDEX)
+    assert [row["token_ratio"] for row in table.rows] == [
+        None if row["status"] == "failed" else 0.5 for row in table.rows
+    ]
+    assert "in one run; the median of the ratios round by round." in markdown(table)
+    old = {"dense": {"token_ms": 8.0}, "pruned": {"token_ms": 4.0}}
+    mixed = markdown(main_table({**stored, "dense": {**CELLS["dense"], "inference": old}}, INDEX))
+    assert "round by round, where they are stored, else median over median." in mixed
+
+
+def test_what_running_and_generating_gave_is_in_the_files_of_numbers_only() -> None:
+    def timed(n: float) -> dict[str, Any]:
+        return {"throughput_tokens_s": 10.0 * n, "throughput_tokens_s_rounds": [9.0 * n, 10.0 * n], "token_ms": 4.0,
+                "kv_bytes_per_token": 512, "peak_memory_bytes": 7_000_000, "peak_memory_by": "a counter"}  # fmt: skip
+
+    figures = {"greedy_agreement": 0.75, "distinct_2": 0.5, "ended_share": 0.25, "common_prefix_tokens": 3.5}
+    more = {"inference": {"pruned": timed(1.5), "dense": timed(1)}, "generation": {"samples": [], "figures": figures}}
+    table = main_table({**CELLS, "window-0.25": {**CELLS["window-0.25"], **more}}, INDEX)
+    rows = {row["name"]: row for row in csv.DictReader(io.StringIO(comma_separated(table)))}
+    found, other = rows["window-0.25"], rows["2ssp-0.25"]
+    told = {"throughput_ratio": "1.5", "throughput_low": "1.5", "throughput_tokens_s": "15.0", "token_ratio": "1.0",
+            "token_low": "", "dense_throughput_tokens_s": "10.0", "kv_bytes_per_token": "512",
+            "running_peak_memory_bytes": "7000000", "running_peak_memory_by": "a counter",
+            "generation:greedy_agreement": "0.75", "generation:distinct_2": "0.5", "generation:distinct_1": "",
+            "generation:ended_share": "0.25", "generation:common_prefix_tokens": "3.5"}  # fmt: skip
+    assert {key: found[key] for key in told} == told
+    assert {other[key] for key in told} == {""}
+    shown = {column.key for column in table.shown}
+    assert shown & set(told) == {"token_ratio"}
+    bare = {column.key for column in main_table(CELLS, INDEX).columns}
+    assert not bare & set(told)  # where nothing was measured, there is no column
+
+
+def test_the_peak_while_pruning_is_a_devices_and_no_processs() -> None:
+    def told(**prune: Any) -> str:
+        table = main_table({"window-0.25": {**CELLS["window-0.25"], "prune": prune}}, INDEX)
+        (row,) = csv.DictReader(io.StringIO(comma_separated(table)))
+        titles = {column.key: column.title for column in table.columns}
+        assert titles["prune_peak_device_memory_mb"] == "peak device memory while pruning, MB"
+        return row["prune_peak_device_memory_mb"]
+
+    assert told(peak_device_memory_bytes=12_500_000) == "12.5"
+    assert told(peak_device_memory_bytes=None) == ""
+    assert told(peak_memory_bytes=3_880_361_984) == ""  # an older cell's, of the whole process on a CPU
 
 
 def test_csv_and_json_have_the_same_numbers() -> None:

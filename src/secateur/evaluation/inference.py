@@ -13,6 +13,7 @@ from torch import Tensor
 
 from secateur.errors import InvalidOptionError
 from secateur.evaluation.memory import peak_tensor_memory
+from secateur.evaluation.statistics import quartiles
 from secateur.model.handle import Model
 from secateur.run import Run
 
@@ -38,9 +39,10 @@ def inference(
     Returns:
         Per model, medians over the rounds: `prefill_ms` for the whole prompts, `token_ms` for one further token of
         each, both with `_iqr` (the interquartile range; None for one round); `throughput_tokens_s`, new tokens of all
-        prompts per second, the prompts' time included. Then `weight_bytes`; `kv_bytes_per_token` of one sequence, as
-        long as no sliding window is full; `peak_memory_bytes` (see `memory.peak_tensor_memory`) with `peak_memory_by`,
-        how it was measured; and the arguments.
+        prompts per second, the prompts' time included. Each of the three with `_rounds`: its value in every round, to
+        three decimals; in one round the models were timed right after each other. Then `weight_bytes`;
+        `kv_bytes_per_token` of one sequence, as long as no sliding window is full; `peak_memory_bytes` (see
+        `memory.peak_tensor_memory`) with `peak_memory_by`, how it was measured; and the arguments.
 
     Raises:
         InvalidOptionError: a number below one; more new tokens than a model's positions.
@@ -130,19 +132,16 @@ def _now(model: Model) -> float:
 
 
 def _summary(times: Sequence[tuple[float, float]], new_tokens: int, batch_size: int) -> dict[str, Any]:
-    prefill = [1000 * first for first, _ in times]
-    token = [1000 * rest / new_tokens for _, rest in times]
-    return {
-        "prefill_ms": statistics.median(prefill),
-        "prefill_ms_iqr": _iqr(prefill),
-        "token_ms": statistics.median(token),
-        "token_ms_iqr": _iqr(token),
-        "throughput_tokens_s": statistics.median(batch_size * new_tokens / (first + rest) for first, rest in times),
+    measured = {
+        "prefill_ms": [1000 * first for first, _ in times],
+        "token_ms": [1000 * rest / new_tokens for _, rest in times],
+        "throughput_tokens_s": [batch_size * new_tokens / (first + rest) for first, rest in times],
     }
-
-
-def _iqr(values: Sequence[float]) -> float | None:
-    if len(values) < 2:
-        return None
-    low, _, high = statistics.quantiles(values, n=4)
-    return high - low
+    told: dict[str, Any] = {}
+    for name, values in measured.items():
+        told[name] = statistics.median(values)
+        if name.endswith("_ms"):
+            edges = quartiles(values)
+            told[f"{name}_iqr"] = edges and edges[1] - edges[0]
+        told[f"{name}_rounds"] = [round(value, 3) for value in values]
+    return told

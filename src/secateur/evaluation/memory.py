@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,19 +23,41 @@ def peak_tensor_memory(model: Model, work: Callable[[], object]) -> tuple[int, s
     Other models that are loaded do not count. On CUDA torch's own counter tells. A CPU has none, and the process's
     memory holds all models: there every tensor is counted from the operation that makes it until it is gone.
     """
-    weights = {id(p): p for p in [*model.hf.parameters(), *model.hf.buffers()]}.values()
-    size = sum(tensor.nbytes for tensor in weights)
-    devices = {tensor.device for tensor in weights if tensor.device.type == "cuda"}
-    if not devices:
+    if not _devices(model):
+        weights = _weights(model)
         living = _Living({tensor.untyped_storage()._cdata for tensor in weights if not tensor.is_meta})
         with living:
             work()
-        return size + living.peak, TENSORS
+        return sum(tensor.nbytes for tensor in weights) + living.peak, TENSORS
+    with device_peak(model) as told:
+        work()
+    assert told[0] is not None  # narrows the type; there are devices
+    return told[0], COUNTER
+
+
+@contextmanager
+def device_peak(model: Model) -> Iterator[list[int | None]]:
+    """Gives a list that holds, after the context, what `peak_tensor_memory` tells of CUDA; None where there is none.
+
+    What else was on the devices before does not count, nor what was used there earlier: the counters begin anew.
+    """
+    told: list[int | None] = []
+    devices = _devices(model)
+    size = sum(tensor.nbytes for tensor in _weights(model))
     before = {device: torch.cuda.memory_allocated(device) for device in devices}
     for device in devices:
         torch.cuda.reset_peak_memory_stats(device)
-    work()
-    return size + sum(torch.cuda.max_memory_allocated(device) - before[device] for device in devices), COUNTER
+    yield told
+    beside = sum(torch.cuda.max_memory_allocated(device) - there for device, there in before.items())
+    told.append(size + beside if devices else None)
+
+
+def _weights(model: Model) -> list[torch.Tensor]:
+    return list({id(each): each for each in [*model.hf.parameters(), *model.hf.buffers()]}.values())
+
+
+def _devices(model: Model) -> set[torch.device]:
+    return {tensor.device for tensor in _weights(model) if tensor.device.type == "cuda"}
 
 
 class _Living(TorchDispatchMode):

@@ -206,6 +206,14 @@ def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
+def quartiles(values: Sequence[float]) -> tuple[float, float] | None:
+    """The first and the third, never beyond the values themselves; None of a single value."""
+    if len(values) < 2:
+        return None
+    low, _, high = statistics.quantiles(values, n=4)
+    return max(low, min(values)), min(high, max(values))
+
+
 def _check_pairs(a: Sequence[float], b: Sequence[float]) -> None:
     if len(a) != len(b) or not len(a):
         raise InvalidOptionError(f"paired values are of the same units, at least one, not {len(a)} and {len(b)}")

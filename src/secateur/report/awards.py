@@ -66,7 +66,7 @@ def _accuracy(results: Results, cells: Sequence[CellResult]) -> Award | None:
 
 
 def _speed(cells: Sequence[CellResult], kind: str) -> Award | None:
-    """Two are level if the ranges of their quartiles touch; where one has no range, it is not known."""
+    """Two are level if the ranges of their ratios' quartiles touch; where one has no range, it is not known."""
     found = [(timing, cell) for cell in cells if (timing := speed(cell, kind))]
     if not found:
         return None

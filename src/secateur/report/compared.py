@@ -138,14 +138,36 @@ def by_loss(results: Results, cells: Sequence[CellResult], texts: Sequence[str] 
     return _rank(cells, mean, lambda a, b: loss_gap(a, b, chosen))
 
 
-def by_accuracy(results: Results, cells: Sequence[CellResult]) -> Ranking:
-    """Rank by the mean over the tasks that count; cells that lack one are left out."""
+def by_accuracy(results: Results, cells: Sequence[CellResult], tasks: Sequence[str] | None = None) -> Ranking:
+    """Rank by the mean accuracy over tasks (those that count if None); cells that lack one are left out."""
+    chosen = results.average.tasks if tasks is None else tuple(tasks)
 
     def shortfall(cell: CellResult) -> float | None:
-        mean = accuracy(results, cell)
-        return None if mean is None else -mean
+        found = [cell.section("tasks").get(task, {}) for task in chosen]
+        values = [finite_or_none(each.get("value")) for each in found]
+        known = [value for value in values if value is not None]
+        alike = all(
+            each.get("metric") == results.average.metrics.get(task) for each, task in zip(found, chosen, strict=True)
+        )
+        return -sum(known) / len(chosen) if chosen and alike and len(known) == len(chosen) else None
 
-    return _rank(cells, shortfall, lambda a, b: accuracy_gap(a, b, results.average.tasks))
+    return _rank(cells, shortfall, lambda a, b: accuracy_gap(a, b, chosen))
+
+
+def bold(
+    results: Results, rank: Callable[[Sequence[CellResult]], Ranking]
+) -> tuple[frozenset[CellResult], frozenset[CellResult]]:
+    """Whom every table prints bold in a column, and of whom it is not known whether they should be.
+
+    Bold are, of each size that was asked for, the best and all that the intervals do not tell from it; without an
+    interval the best alone. A failed cell is in no ranking, nor is a 2SSP at another method's size; one that is alone
+    at its size is the best of nothing.
+    """
+    found = [ranking for size in results.sparsities if len((ranking := rank(results.of_size(size))).cells) > 1]
+    return (
+        frozenset(cell for ranking in found for cell in ranking.level),
+        frozenset(cell for ranking in found for cell in ranking.unsure),
+    )
 
 
 def _rank(

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import statistics
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from secateur.evaluation.statistics import quartiles
 from secateur.report.compared import accuracy, loss_gap
 from secateur.report.looks import looks, method_name, percent
 from secateur.report.results import CellResult, Results, finite_or_none
 
+TIMED = {"prefill": "prefill_ms", "token": "token_ms", "throughput": "throughput_tokens_s"}  # by kind: its key
 Z = 1.96  # standard errors on either side of a 95 % interval
 ALL = "*"  # all texts together: the geometric mean of perplexity over the dense model's
 
@@ -90,37 +94,57 @@ def _speed(cell: CellResult, kind: str) -> list[float] | None:
     if timing is None:
         return None
     low, high = (timing.ratio if edge is None else edge for edge in (timing.low, timing.high))
-    return [timing.ratio, low, high, timing.ms]
+    return [timing.ratio, low, high, timing.value]
 
 
 class Timing(NamedTuple):
-    """A median time relative to the dense model's, timed in turn with it.
+    """What was timed, relative to the dense model timed in turn with it.
 
     Attributes:
-        low, high: half the range of the quartiles on each side; None where it is not known.
-        ms: the time itself.
+        low, high: the range of the ratio's quartiles; None where it is not known.
+        value: the cell's own median, in ms or in tokens per second.
     """
 
     ratio: float
     low: float | None
     high: float | None
-    ms: float
+    value: float
 
 
 def speed(cell: CellResult, kind: str) -> Timing | None:
-    """A cell's time.
+    """What was timed of a cell; None where it was not.
 
     Args:
-        kind: "prefill" (the whole prompt) or "token" (each further one).
+        kind: "prefill" (the whole prompt), "token" (each further one) or "throughput" (the higher, the faster).
     """
-    both = cell.section("inference")
-    ours = both.get("pruned") or {}
-    theirs = both.get("dense") or {}
-    ms, dense_ms = finite_or_none(ours.get(f"{kind}_ms")), finite_or_none(theirs.get(f"{kind}_ms"))
-    if ms is None or not dense_ms:
+    both, key = cell.section("inference"), TIMED[kind]
+    ours, theirs = both.get("pruned") or {}, both.get("dense") or {}
+    value, dense = finite_or_none(ours.get(key)), finite_or_none(theirs.get(key))
+    if value is None or not dense:
         return None
-    spread, ratio = finite_or_none(ours.get(f"{kind}_ms_iqr")), ms / dense_ms
-    if spread is None:
-        return Timing(ratio, None, None, ms)
-    margin = spread / 2 / dense_ms
-    return Timing(ratio, ratio - margin, ratio + margin, ms)
+    return Timing(*_over_dense(ours, theirs, key), value)
+
+
+def _over_dense(
+    ours: Mapping[str, Any], theirs: Mapping[str, Any], key: str
+) -> tuple[float, float | None, float | None]:
+    """A ratio and the range of its quartiles, in one of two ways.
+
+    Where the rounds are stored: median and quartiles of the ratios round by round. In each round the models run right
+    after each other, so that what slows down both cancels.
+
+    Where they are not, as in cells made before they were: median over median. The range is from the lower quartile over
+    the dense model's upper one to the upper one over its lower one: nobody knows which rounds belong together. A
+    quartile is taken as half the stored range from the median; the range is not known where one has no range, or the
+    dense model's lower quartile would be below 0.
+    """
+    one, other = (each.get(f"{key}_rounds") or [] for each in (ours, theirs))
+    if one and len(one) == len(other) and all(other):
+        ratios = [value / dense for value, dense in zip(one, other, strict=True)]
+        return statistics.median(ratios), *(quartiles(ratios) or (None, None))
+    value, dense = ours[key], theirs[key]
+    spreads = [finite_or_none(each.get(f"{key}_iqr")) for each in (ours, theirs)]
+    if spreads[0] is None or spreads[1] is None or spreads[1] >= 2 * dense:
+        return value / dense, None, None
+    half, dense_half = spreads[0] / 2, spreads[1] / 2
+    return value / dense, max(0.0, value - half) / (dense + dense_half), (value + half) / (dense - dense_half)

@@ -18,7 +18,7 @@ from secateur.report.figures import figures, title
 from secateur.report.looks import count, looks, percent, times
 from secateur.report.plots import save_plots
 from secateur.report.results import CellResult, Results, read_results
-from secateur.report.table import columns, rows
+from secateur.report.table import PageColumn, PageRow, columns, generated, rows, running
 from secateur.report.verdict import Verdict, verdict
 
 PAGE, PLOTS = "report.html", "plots"
@@ -77,6 +77,8 @@ def render(results: Results, said: Verdict, drawn: Mapping[str, Any]) -> str:
         looks=looks(results.methods),
         columns=wanted,
         rows=rows(results, wanted),
+        running=_measured(results, running(results)),
+        generated=_measured(results, generated(results)),
         removed=[(cell, Markup(svg)) for cell, svg in _removed(results)],
         samples=_samples(results),
         commands=[on_lines(words) for words in results.commands],
@@ -87,6 +89,12 @@ def render(results: Results, said: Verdict, drawn: Mapping[str, Any]) -> str:
         f"script-src {_allowed(script)} {_allowed(plotly)}",
         plotly=base64.b64encode(gzip.compress(plotly.encode(), mtime=0)).decode(),
     )
+
+
+def _measured(results: Results, wanted: list[PageColumn]) -> tuple[list[PageColumn], list[PageRow]]:
+    """A table's columns, and its rows but for those of which nothing was measured."""
+    found = rows(results, wanted)
+    return wanted, [row for row in found if any(entry.sort is not None for entry in row.entries)]
 
 
 def _own(name: str) -> str:

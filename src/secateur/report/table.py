@@ -1,16 +1,27 @@
-"""The page's main table: what stands in it, in words and as numbers to sort by."""
+"""The page's tables: what stands in them, in words and as numbers to sort by."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from secateur.report.compared import Ranking, accuracy, by_accuracy, by_loss, ratio
+from secateur.evaluation.averages import Average
+from secateur.evaluation.memory import COUNTER
+from secateur.report.compared import Ranking, accuracy, bold, by_accuracy, by_loss, ratio
 from secateur.report.figures import speed, title
 from secateur.report.looks import count, listed, number, percent, seconds, times
 from secateur.report.results import DENSE, CellResult, Results, finite_or_none
 
 Formatted = Callable[[float], str]
+GENERATED = {  # the figures of generated text, of `evaluation.generation`
+    "greedy_agreement": "agreement with dense",
+    "common_prefix_tokens": "tokens before it differs",
+    "distinct_1": "distinct tokens",
+    "distinct_2": "distinct pairs",
+    "distinct_3": "distinct triples",
+    "ended_share": "ended by itself",
+}
 
 
 @dataclass(frozen=True)
@@ -31,7 +42,7 @@ class PageColumn:
     hint: str = ""
     text: str | None = None
     grey: bool = False
-    rank: Callable[[list[CellResult]], Ranking] | None = None
+    rank: Callable[[Sequence[CellResult]], Ranking] | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,48 @@ def columns(results: Results) -> list[PageColumn]:
         PageColumn("weights", lambda cell: finite_or_none(cell.data.get("weight_bytes")), _megabytes),
         *(_task(results, task) for task in results.tasks),
     ]  # fmt: skip
+    return _known(results, found)
+
+
+def running(results: Results) -> list[PageColumn]:
+    """Of the table of what running a model costs; none where that was not measured."""
+    if not any(cell.section("inference") for cell in results.cells):
+        return []
+    return _known(results, [
+        PageColumn("weights", lambda cell: finite_or_none(cell.data.get("weight_bytes")), _megabytes),
+        PageColumn("KV cache per token", lambda cell: _ran(cell, "kv_bytes_per_token"), _kilobytes,
+                   "what the KV cache of one sequence grows by with each token"),
+        PageColumn("throughput, × dense", lambda cell: _time(cell, "throughput"), times,
+                   "new tokens per second, the prompt's time included, over the dense model's in the same run"),
+        PageColumn("peak memory", _device_peak, _megabytes,
+                   "weights and the most beside them, by torch's counter on the device"),
+    ])  # fmt: skip
+
+
+def generated(results: Results) -> list[PageColumn]:
+    """Of the table of generated text; none where none was generated."""
+    return _known(results, [
+        PageColumn(name, functools.partial(_generated, key), number if key.endswith("_tokens") else percent)
+        for key, name in GENERATED.items()
+    ])  # fmt: skip
+
+
+def _known(results: Results, found: list[PageColumn]) -> list[PageColumn]:
     return [each for each in found if any(each.value(cell) is not None for cell in results.cells if cell.done)]
+
+
+def _ran(cell: CellResult, key: str) -> float | None:
+    return finite_or_none((cell.section("inference").get("pruned") or {}).get(key))
+
+
+def _device_peak(cell: CellResult) -> float | None:
+    """Of accelerators only: of a CPU it is what could be seen of it, and stands in main-table.csv."""
+    by = (cell.section("inference").get("pruned") or {}).get("peak_memory_by")
+    return _ran(cell, "peak_memory_bytes") if by == COUNTER else None
+
+
+def _generated(key: str, cell: CellResult) -> float | None:
+    return finite_or_none((cell.section("generation").get("figures") or {}).get(key))
 
 
 def _time(cell: CellResult, kind: str) -> float | None:
@@ -96,6 +148,10 @@ def _time(cell: CellResult, kind: str) -> float | None:
 
 def _megabytes(size: float) -> str:
     return f"{number(size / 1e6)}\u00a0MB"
+
+
+def _kilobytes(size: float) -> str:
+    return f"{number(size / 1e3)}\u00a0kB"
 
 
 def _perplexity(results: Results, text: str) -> PageColumn:
@@ -116,26 +172,28 @@ def _task(results: Results, task: str) -> PageColumn:
         task, lambda cell: finite_or_none(cell.section("tasks").get(task, {}).get("value")),
         percent if average.is_share(task) else number, f"{hint}; in no average: {why}" if why else hint,
         grey=task in average.grey,
+        rank=functools.partial(by_accuracy, results, tasks=[task]) if can_be_best(average, task) else None,
     )  # fmt: skip
+
+
+def can_be_best(average: Average, task: str) -> bool:
+    """Whether a task tells models apart, and it is known which way it is better."""
+    return average.is_share(task) and task not in average.grey
 
 
 def rows(results: Results, wanted: list[PageColumn]) -> list[PageRow]:
     """One row per cell, in the comparison's order.
 
-    Bold are the best of each size that was asked for and all that are level with them; a 2SSP at another method's size
-    is not in the running.
+    What is bold, `compared.bold` says.
     """
-    rankings = [
-        [column.rank(results.of_size(size)) for size in results.sparsities] if column.rank else [] for column in wanted
-    ]
-    best = [{cell for ranking in each for cell in ranking.level} for each in rankings]
-    unsure = [{cell for ranking in each for cell in ranking.unsure} for each in rankings]
+    nobody: frozenset[CellResult] = frozenset()
+    marked = [bold(results, column.rank) if column.rank else (nobody, nobody) for column in wanted]
     made: list[PageRow] = []
     last: float | None = None
     for cell in results.cells:
         entries = [
-            _entry(cell, column, best=cell in best[place], unsure=cell in unsure[place])
-            for place, column in enumerate(wanted)
+            _entry(cell, column, best=cell in best, unsure=cell in unsure)
+            for column, (best, unsure) in zip(wanted, marked, strict=True)
         ]
         size = results.size_of(cell)
         made.append(PageRow(cell, title(cell), size, size not in (None, last), entries))

@@ -61,7 +61,7 @@ def ablation_table(cells: Cells) -> Table:
         measure("task_average", heading, ".1%", lambda cell: average.of(cell["tasks"]), better="high")
     measure("prune_cpu_s", "pruning, CPU s", ",.0f", lambda cell: (cell["prune"] or {}).get("cpu_s"))
     measure("forwards", "forwards", ",.0f", lambda cell: (cell["prune"] or {}).get("forwards"))
-    return Table(columns, _rows(cells, measures), group="group", beside="matched_to", notes=_notes(cells, average))
+    return Table(columns, _rows(cells, measures), group="group", notes=_notes(cells, average))
 
 
 def _rows(cells: Cells, measures: Mapping[str, Callable[[CellFile], float | None]]) -> list[Row]:

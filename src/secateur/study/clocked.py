@@ -5,17 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TypeVar
-
-import torch
 
 from secateur.forecast import Clock
 from secateur.run import MemoryStore, Observer, Run
 
 T = TypeVar("T")
-
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class Shared(MemoryStore):
@@ -104,30 +99,3 @@ class Clocked(Run):
 
 def _difference(after: dict[str, float], before: dict[str, float]) -> dict[str, float]:
     return {name: value - before[name] for name, value in after.items()}
-
-
-@contextmanager
-def peak_memory(device: torch.device) -> Iterator[list[int | None]]:
-    """Gives a list that holds, after the context, the most memory in use during it, in bytes.
-
-    Of a GPU what torch took there; else the process's resident memory, Python and libraries included. None where the
-    system does not tell (it is Linux that does).
-    """
-    told: list[int | None] = []
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        yield told
-        told.append(torch.cuda.max_memory_allocated(device))
-        return
-    try:
-        _CLEAR.write_text("5")  # the high-water mark is the level of now
-        known = True
-    except OSError:
-        known = False
-    yield told
-    told.append(_high_water() if known else None)
-
-
-def _high_water() -> int | None:
-    line = next((line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM")), None)
-    return int(line.split()[1]) * 1024 if line else None

@@ -2,19 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from secateur.evaluation.averages import Average, is_accuracy
 from secateur.evaluation.statistics import SURE, told_apart
-from secateur.report.figures import speed
-from secateur.report.results import CellResult
+from secateur.report.compared import bold, by_accuracy, by_loss
+from secateur.report.figures import TIMED, speed
+from secateur.report.results import CellResult, Results
+from secateur.report.table import GENERATED, can_be_best
 from secateur.study.cells import DENSE
 from secateur.study.differences import SAME_SIZE, CellFile, Cells, average_notes, average_of, differences
 from secateur.study.folder import GridFolder, dumps
 from secateur.study.render import Column, Row, Table, as_json, comma_separated, latex, markdown
 
 NAME, DIFFERENCES = "main-table", "differences.csv"
+BOLD = (
+    "Bold: the best number among the methods at one sparsity asked, and every number that is level with it, the 95% "
+    f"interval of the paired difference holding 0 (of right and wrong answers, McNemar's p being {SURE:g} or more); "
+    "where there is no interval, the best number alone."
+)
+_RUNNING = [
+    Column("prefill_ratio", "prefill, × dense", ".2f"),
+    Column("token_ratio", "ms per token, × dense", ".2f"),
+    Column("throughput_ratio", "throughput, × dense", hidden=True),
+    *(
+        Column(f"{kind}_{edge}", f"{name}, × dense, {quartile} quartile", hidden=True)
+        for kind, name in (("prefill", "prefill"), ("token", "ms per token"), ("throughput", "throughput"))
+        for edge, quartile in (("low", "lower"), ("high", "upper"))
+    ),
+    *(
+        Column(f"{whose}{key}", f"{name}{remark}", hidden=True)
+        for whose, remark in (("", ""), ("dense_", ", dense in the same run"))
+        for key, name in (
+            ("prefill_ms", "prefill ms"),
+            ("token_ms", "ms per token"),
+            ("throughput_tokens_s", "new tokens per second"),
+        )
+    ),
+    Column("kv_bytes_per_token", "KV cache, bytes per token", hidden=True),
+    Column("running_peak_memory_bytes", "peak memory while running, bytes", hidden=True),
+    Column("running_peak_memory_by", "peak memory while running, how measured", hidden=True),
+]
 
 
 def write_main_table(folder: GridFolder, base: str) -> None:
@@ -75,28 +105,38 @@ def main_table(cells: Cells, index: Mapping[str, Any]) -> Table:
         Column("prune_wall_s", "pruning, s", ",.0f", hidden=True),
         Column("forwards", "forwards", ",.0f"),
         Column("forwards_asked", "forwards asked", ",.0f", hidden=True),
-        Column("peak_memory_bytes", "peak memory, bytes", ",d", hidden=True),
+        Column("prune_peak_device_memory_mb", "peak device memory while pruning, MB", hidden=True),
     ]
     if any(cell["inference"] for cell in cells.values()):
+        columns += _RUNNING
+    if any(cell.get("generation") for cell in cells.values()):
         columns += [
-            Column("prefill_ratio", "prefill, × dense", ".2f"),
-            Column("token_ratio", "ms per token, × dense", ".2f"),
-            Column("prefill_ms", "prefill ms", ",.1f", hidden=True),
-            Column("token_ms", "ms per token", ",.1f", hidden=True),
-            Column("dense_prefill_ms", "prefill ms, dense in the same run", ",.1f", hidden=True),
-            Column("dense_token_ms", "ms per token, dense in the same run", ",.1f", hidden=True),
+            Column(f"generation:{key}", f"{title}, greedy text", hidden=True) for key, title in GENERATED.items()
         ]
     failed = any(cell["status"] == "failed" for cell in cells.values())
     columns.append(Column("error", "error", hidden=not failed))
     rows = [_row(cell, cells, texts, tasks, average) for cell in cells.values()]
-    return Table(columns, rows, group="group", beside="matched_to", notes=_notes(cells, index, average))
+    best = _bold(cells, texts, average)
+    return Table(columns, rows, group="group", bold=best, notes=_notes(cells, index, average, any(best.values())))
+
+
+def _bold(cells: Cells, texts: Sequence[str], average: Average) -> dict[str, list[int]]:
+    """Places of the rows that are bold, by the column's key; which, `report.compared.bold` says."""
+    results = Results({"model": {}}, tuple(CellResult(name, cell) for name, cell in cells.items()))
+    ranks = {f"perplexity:{text}": partial(by_loss, results, texts=[text]) for text in texts}
+    ranks |= {
+        f"task:{task}": partial(by_accuracy, results, tasks=[task])
+        for task in average.metrics
+        if can_be_best(average, task)
+    }
+    ranks["task_average"] = partial(by_accuracy, results, tasks=average.tasks)
+    best = {key: bold(results, rank)[0] for key, rank in ranks.items()}
+    return {key: [n for n, cell in enumerate(results.cells) if cell in found] for key, found in best.items()}
 
 
 def _row(cell: CellFile, cells: Cells, texts: list[str], tasks: list[str], average: Average) -> Row:
-    prune, pair = cell["prune"] or {}, cell["inference"] or {}
-    timed, dense = pair.get("pruned", {}), pair.get("dense", {})
-    speeds = {kind: speed(CellResult(cell["name"], cell), kind) for kind in ("prefill", "token")}
-    achieved = cell["achieved"] or {}
+    prune, achieved = cell["prune"] or {}, cell["achieved"] or {}
+    peak = prune.get("peak_device_memory_bytes")
     row = {key: cell[key] for key in ("name", "label", "method", "status", "matched_to", "sparsity")}
     row |= {
         # a matched cell belongs to the sparsity of the one that it stands beside
@@ -106,14 +146,13 @@ def _row(cell: CellFile, cells: Cells, texts: list[str], tasks: list[str], avera
         **{key: cell[key] for key in ("parameters", "weight_bytes", "error")},
         "prune_cpu_s": prune.get("cpu_s"),
         "prune_wall_s": prune.get("wall_s"),
-        **{key: prune.get(key) for key in ("forwards", "forwards_asked", "peak_memory_bytes")},
-        **{f"{kind}_ratio": found and found.ratio for kind, found in speeds.items()},
-        "prefill_ms": timed.get("prefill_ms"),
-        "token_ms": timed.get("token_ms"),
-        "dense_prefill_ms": dense.get("prefill_ms"),
-        "dense_token_ms": dense.get("token_ms"),
+        **{key: prune.get(key) for key in ("forwards", "forwards_asked")},
+        "prune_peak_device_memory_mb": None if peak is None else peak / 1e6,
+        **_running(cell),
         "task_average": average.of(cell["tasks"]),
     }
+    generated = (cell.get("generation") or {}).get("figures", {})
+    row |= {f"generation:{key}": generated.get(key) for key in GENERATED}
     for text in texts:
         result = cell["perplexity"].get(text, {})
         row |= {f"perplexity:{text}": result.get("perplexity"), f"nll_stderr:{text}": result.get("nll_stderr")}
@@ -123,10 +162,21 @@ def _row(cell: CellFile, cells: Cells, texts: list[str], tasks: list[str], avera
     return row
 
 
-def _notes(cells: Cells, index: Mapping[str, Any], average: Average) -> list[str]:
-    notes = [
-        "Bold: the best number among the methods at one sparsity asked; what the intervals say of it stands below."
-    ]
+def _running(cell: CellFile) -> Row:
+    """What running it costs: the cell's own figures, and those over the dense model's of the same run."""
+    pair = cell["inference"] or {}
+    ours, dense = pair.get("pruned", {}), pair.get("dense", {})
+    row = {key: ours.get(key) for key in (*TIMED.values(), "kv_bytes_per_token")}
+    row |= {f"dense_{key}": dense.get(key) for key in TIMED.values()}
+    row |= {f"running_{key}": ours.get(key) for key in ("peak_memory_bytes", "peak_memory_by")}
+    for kind in TIMED:
+        found = speed(CellResult(cell["name"], cell), kind)
+        row |= {f"{kind}_{part}": found and getattr(found, part) for part in ("ratio", "low", "high")}
+    return row
+
+
+def _notes(cells: Cells, index: Mapping[str, Any], average: Average, any_bold: bool) -> list[str]:
+    notes = [BOLD] if any_bold else []
     texts = {
         text: f"{result['samples']} windows of {result['length']:,} tokens"
         for cell in cells.values()
@@ -145,8 +195,8 @@ def _notes(cells: Cells, index: Mapping[str, Any], average: Average) -> list[str
         )
     if any(cell["inference"] for cell in cells.values()):
         notes.append(
-            "× dense: medians over the dense model's, timed in turn with it in one run. The dense row is against "
-            "itself: so far off one is chance."
+            f"× dense: the time over the dense model's, timed in turn with it in one run; {_how(cells)}. The dense row "
+            "is against itself: so far off one is chance."
         )
     first: dict[str, str] = {}  # cells of one method say the same at every sparsity
     for name, cell in cells.items():
@@ -157,6 +207,14 @@ def _notes(cells: Cells, index: Mapping[str, Any], average: Average) -> list[str
     if missing := [name for name in index["cells"] if name not in cells]:
         notes.append(f"Not there yet: {', '.join(missing)}.")
     return notes
+
+
+def _how(cells: Cells) -> str:
+    stored = ["token_ms_rounds" in cell["inference"]["dense"] for cell in cells.values() if cell["inference"]]
+    paired, unpaired = "the median of the ratios round by round", "median over median"
+    if all(stored):
+        return paired
+    return f"{paired}, where they are stored, else {unpaired}" if any(stored) else unpaired
 
 
 def _asked(result: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from secateur.api import prepare, run_job
 from secateur.engine.tokens import Tokens
+from secateur.evaluation.memory import device_peak
 from secateur.methods import Cost, get_method
 from secateur.model.budget import Budget, shares
 from secateur.model.handle import Model
@@ -15,7 +16,7 @@ from secateur.model.layout import Layout
 from secateur.run import work_forwards
 from secateur.study import inverted
 from secateur.study.cells import DENSE, Cell, calibration_facts
-from secateur.study.clocked import Clocked, peak_memory
+from secateur.study.clocked import Clocked
 from secateur.study.index import now
 
 Facts = dict[str, Any]
@@ -76,7 +77,7 @@ def _by_method(cell: Cell, model: Model, tokens: Tokens, run: Clocked) -> Iterat
         model, cell.method, sparsity=budget_of(cell).sparsity, of=cell.of, round_to=cell.round_to, calibration=tokens,
         seed=run.seed, **cell.options,
     )  # fmt: skip
-    with run.clocked() as took, peak_memory(model.device) as peak:
+    with run.clocked() as took, device_peak(model) as peak:
         done = run_job(job, run=run)
     before, after = done.pruning.before, done.pruning.after
     yield {
@@ -94,7 +95,7 @@ def _by_method(cell: Cell, model: Model, tokens: Tokens, run: Clocked) -> Iterat
 def _in_memory(cell: Cell, model: Model, tokens: Tokens, run: Clocked) -> Iterator[Facts]:
     before, head = model.layout(), model.head_cost
     with ExitStack() as stack:
-        with run.clocked() as took, peak_memory(model.device) as peak:
+        with run.clocked() as took, device_peak(model) as peak:
             result = stack.enter_context(inverted.inverted(model, tokens, budget_of(cell), run, **cell.options))
         prune = _measured(took, peak[0], len(before.blocks), tokens.length, head)
         yield {**_inverted_facts(result, before, cell, model), "prune": prune}
@@ -106,7 +107,7 @@ def _measured(took: Mapping[str, float], peak: int | None, blocks: int, length: 
         "cpu_s": round(took["cpu_s"], 3),
         "forwards": round(work_forwards(took["block_tokens"], took["head_tokens"], blocks, length, head=head), 2),
         "forwards_asked": round(took["asked_tokens"] / (blocks * length), 2),
-        "peak_memory_bytes": peak,
+        "peak_device_memory_bytes": peak,
     }
 
 

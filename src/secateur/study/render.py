@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ class Column:
     Attributes:
         key: of the rows' values.
         form: how Markdown and LaTeX show a number.
-        better: "low" or "high" where the best of a group is set in bold.
+        better: whether the low or the high numbers are the better ones, where that is known.
         sd: the key of a standard deviation that is shown behind the value.
         grey: says nothing; shown, but not to be read.
         hidden: in the files of numbers only.
@@ -38,37 +38,20 @@ class Table:
     """Rows of values by key; None where there is none.
 
     Attributes:
-        group: the key within whose equal values the best is looked for.
-        beside: the key of what a row only stands beside; where it has a value, the row is not in the running.
+        group: the key whose equal values belong together.
+        bold: places of the rows whose number is set in bold, by the column's key.
         notes: sentences below it.
     """
 
     columns: Sequence[Column]
     rows: Sequence[Row]
     group: str | None = None
-    beside: str | None = None
+    bold: Mapping[str, Collection[int]] = field(default_factory=dict)
     notes: Sequence[str] = field(default_factory=tuple)
 
     @property
     def shown(self) -> list[Column]:
         return [column for column in self.columns if not column.hidden]
-
-    def best(self, column: Column) -> set[int]:
-        """Places of the rows that have a group's best value; none where a group has one value only."""
-        if column.better is None or column.grey or self.group is None:
-            return set()
-        groups: dict[Any, list[int]] = {}
-        for place, row in enumerate(self.rows):
-            running = self.beside is None or row.get(self.beside) is None
-            if running and row.get(column.key) is not None and row.get(self.group) is not None:
-                groups.setdefault(row[self.group], []).append(place)
-        choose = min if column.better == "low" else max
-        best: set[int] = set()
-        for places in groups.values():
-            value = choose(self.rows[place][column.key] for place in places)
-            if len(places) > 1:
-                best |= {place for place in places if self.rows[place][column.key] == value}
-        return best
 
 
 def markdown(table: Table) -> str:
@@ -76,14 +59,13 @@ def markdown(table: Table) -> str:
         "| " + " | ".join(_escape_markdown(column.title) for column in table.shown) + " |",
         "|" + "".join("---|" if not column.form else "---:|" for column in table.shown),
     ]
-    best = {column.key: table.best(column) for column in table.shown}
     for place, row in enumerate(table.rows):
         shown = []
         for column in table.shown:
             text = _escape_markdown(_text(column, row))
             if text and column.grey:
                 text = f"*{text}*"
-            elif place in best[column.key]:
+            elif text and place in table.bold.get(column.key, ()):
                 text = f"**{text}**"
             shown.append(text)
         lines.append("| " + " | ".join(shown) + " |")
@@ -111,7 +93,6 @@ def as_json(table: Table) -> dict[str, Any]:
 
 def latex(table: Table, *, caption: str) -> str:
     """A `table` for booktabs and xcolor."""
-    best = {column.key: table.best(column) for column in table.shown}
     body = []
     for place, row in enumerate(table.rows):
         shown = []
@@ -119,7 +100,7 @@ def latex(table: Table, *, caption: str) -> str:
             text = escape_latex(_text(column, row)).replace("±", r"$\pm$")
             if text and column.grey:
                 text = rf"\textcolor{{gray}}{{{text}}}"
-            elif place in best[column.key]:
+            elif text and place in table.bold.get(column.key, ()):
                 text = rf"\textbf{{{text}}}"
             shown.append(text)
         body.append(" & ".join(shown) + r" \\")

@@ -250,7 +250,7 @@ def test_all_commands_are_given_and_the_machine_of_a_cell_that_was_made_on_anoth
             lambda folder: (folder / "compare.json").write_text('{"schema": 1, "model": {}, "cells": ["../x"]}'),
             "no name",
         ),
-        (lambda folder: (folder / "compare.json").write_text('{"schema": 1, "kind": "ablate"}'), "no comparison"),
+        (lambda folder: (folder / "compare.json").write_text('{"schema": 1, "kind": "x"}'), "neither a comparison nor"),
         (lambda folder: (folder / "cells" / "2ssp-0.25" / "cell.json").write_bytes(b"\xff"), "cannot be read"),
     ],
 )

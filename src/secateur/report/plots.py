@@ -10,12 +10,13 @@ from typing import Any
 
 from secateur.errors import MissingExtraError
 from secateur.report.blocks import lanes
-from secateur.report.figures import title
+from secateur.report.figures import ALL, title
 from secateur.report.looks import INK, looks, percent
 from secateur.report.results import Results
 
 _DPI = 160
 PANEL = (4.8, 3.9)  # inches
+DASHES = ("solid", "dashed", "dotted")  # of the sizes, where the colour is the method's; the page has the same
 
 
 def save_plots(results: Results, figures: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -63,11 +64,14 @@ def _drawn(results: Results, figures: Mapping[str, Any]) -> Iterator[tuple[str, 
         ("perplexity-size", "parameters", "parameters, millions"),
         ("perplexity-time", "wall_s", "pruning time, s"),
     ):
-        texts = [text for text in figures["texts"] if _has(figures, x, text)]
+        views = [ALL, *figures["texts"]] if figures["start"] == ALL else figures["texts"]  # as the page has them
+        texts = [text for text in views if _has(figures, x, text)]
         if texts:
             yield name, _panels(figures, x, label, texts)
     if any(cell["accuracy"] for cell in figures["cells"]):
         yield "accuracy-size", _panels(figures, "parameters", "parameters, millions", [None])
+    if curves := [cell for cell in figures["cells"] if len(cell["curve"]) > 1 and not cell["matched"]]:
+        yield "search-curve", _curves(figures, curves)
     if any(cell["speed"] for cell in figures["cells"]):
         yield "inference", _inference(figures)
     if results.pictured:
@@ -86,7 +90,7 @@ def new_figure(columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
 
 
 def _panels(figures: Mapping[str, Any], x: str, label: str, texts: Sequence[str | None]) -> Any:
-    """A panel per text, or one of the mean accuracy where the text is None."""
+    """A panel per text or for all of them, or one of the mean accuracy where the text is None."""
     figure, axes = new_figure(len(texts), PANEL)
     scale = 1e6 if x == "parameters" else 1.0
     for axis, text in zip(axes, texts, strict=True):
@@ -108,9 +112,13 @@ def _panels(figures: Mapping[str, Any], x: str, label: str, texts: Sequence[str 
         if text is not None:
             axis.set_yscale("log")
             set_ticks(axis.yaxis, [point[1] for point in values])
-        axis.set(xlabel=label, ylabel=f"mean {figures['metric']}" if text is None else "perplexity", title=text or "")
+        axis.set(xlabel=label, ylabel=_named(figures, text), title="all texts" if text == ALL else text or "")
     add_legend(figure, axes[0])
     return figure
+
+
+def _named(figures: Mapping[str, Any], text: str | None) -> str:
+    return f"mean {figures['metric']}" if text is None else "perplexity over dense" if text == ALL else "perplexity"
 
 
 def _y(cell: Mapping[str, Any], text: str | None) -> list[float] | None:
@@ -161,6 +169,21 @@ def round_numbers(low: float, high: float) -> list[float]:
 def add_legend(figure: Any, axis: Any) -> None:
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False, fontsize=9)
+
+
+def _curves(figures: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> Any:
+    """The best of each search, by generation: a colour per method, a dash per size."""
+    colours = {method["key"]: method["colour"] for method in figures["methods"]}
+    figure, axes = new_figure(1, (6.2, 3.9))
+    for cell in cells:
+        dash = DASHES[figures["sparsities"].index(cell["size"]) % len(DASHES)]
+        axes[0].plot(
+            *zip(*cell["curve"], strict=True), color=colours[cell["method"]], linewidth=1.8, linestyle=dash,
+            label=f"{cell['label']}, {percent(cell['size'])}",
+        )  # fmt: skip
+    axes[0].set(xlabel="generation", ylabel="loss, nats")
+    add_legend(figure, axes[0])
+    return figure
 
 
 def _inference(figures: Mapping[str, Any]) -> Any:

@@ -89,6 +89,27 @@ def test_a_value_alone_has_its_spread_and_one_without_a_default_no_winner(tmp_pa
     assert told.headline.startswith("Nothing can be held against a default")
 
 
+def test_a_value_alone_stands_beside_the_default_of_another_ablation(tmp_path: Path) -> None:
+    only: Choices = {
+        ("norm", "2ssp"): ("2ssp.norm", {"l2": 0.32, "l1": 0.31}),
+        ("stage1-only", "2ssp"): ("2ssp.stage1_only", {"True": 0.5}),
+    }  # fmt: skip
+    results = read_results(make_ablation_folder(tmp_path / "a", choices=only, **FEW))
+    alone = ablation_verdict(results).said[1]
+    assert alone.text.startswith("The default, False, has the lowest perplexity")
+    assert "Next is True: +" in alone.text
+    plot = ablation_figures(results)["plots"][1]
+    assert [(value["shown"], value["default"]) for value in plot["values"]] == [("False", True), ("True", False)]
+    norm, stage = (plot["lines"][0]["points"] for plot in ablation_figures(results)["plots"])
+    assert stage[0]["y"] == norm[0]["y"]  # it is norm l2's
+    assert any("False, is taken from norm" in caveat for caveat in ablation_verdict(results).caveats)
+    for file in (results.folder / "cells").glob("norm*/cell.json"):  # not quite the same pruning
+        cell = json.loads(file.read_text())
+        cell["ablation"]["terms"]["2ssp.alpha"] = 3.0
+        file.write_text(json.dumps(cell))
+    assert len(ablation_verdict(read_results(results.folder)).said[1].group.values) == 1
+
+
 def test_a_value_of_another_size_is_not_in_the_running(tmp_path: Path) -> None:
     order: Choices = {("rows-columns", "2ssp"): ("", {"2ssp": 0.32, "published": 0.2, "equal": 0.4})}
     larger = {"achieved": {"blocks": 0.31, "model": 0.2}, "method": "2ssp-inverted"}

@@ -133,6 +133,13 @@ def test_the_default_is_the_methods_own(name: str) -> None:
         assert own == what.method
 
 
+def test_no_default_is_guessed_of_cells_of_another_version_or_method() -> None:
+    told = ablation_cells(NORM, seeds=(0,))[1]["ablation"]
+    assert own_default(told) == "l2"
+    assert own_default({**told, "terms": {name: 1 for name in told["terms"] if name != "2ssp.alpha"}}) is None
+    assert own_default({**told, "of": "of-another-package"}) is None
+
+
 def _term(name: str) -> str:
     what = WHATS[name]
     if what.varies in (NOTHING, ORDER):

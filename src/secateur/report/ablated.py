@@ -38,6 +38,7 @@ class Value:
         cells: the finished ones, by seed.
         failed: how many are not.
         matched_to: the cell at whose achieved size its first one was made.
+        taken_from: the ablation that its cells are of, where they are another one's.
     """
 
     shown: str
@@ -45,6 +46,7 @@ class Value:
     cells: Mapping[int, CellResult]
     failed: int
     matched_to: str | None
+    taken_from: str | None = None
 
 
 @dataclass(frozen=True)
@@ -78,17 +80,47 @@ def groups(results: Results) -> list[Group]:
     for cell in results.pruned:
         if told := cell.data.get("ablation"):
             found.setdefault((told["what"], told["of"], results.size_of(cell)), []).append(cell)
-    return [_group(*key, cells) for key, cells in found.items()]
+    return [_group(*key, _values(cells), own_default(cells[0].data["ablation"])) for key, cells in found.items()]
 
 
-def _group(what: str, of: str, sparsity: float | None, cells: Sequence[CellResult]) -> Group:
+def beside_the_default(results: Results, group: Group) -> Group:
+    """A value that is alone, beside its method's default from another ablation of the folder: the same pruning, but for
+    the one choice. The group itself where it has more values, or there is none."""
+    value = group.values[0]
+    if len(group.values) > 1 or group.own in (None, value.shown) or not value.cells:
+        return group
+    first = next(iter(value.cells.values())).data["ablation"]
+    wanted = _settings({**first, "value": group.own})
+    found = [
+        cell for cell in results.pruned
+        if cell.done and cell.method == group.of and not cell.matched_to and cell.sparsity == group.sparsity
+        and wanted and _settings(cell.data.get("ablation") or {}) == wanted
+        and cell.data["ablation"]["seed"] in value.cells
+    ]  # fmt: skip
+    if not found:
+        return group
+    default = _value(str(group.own), found, found[0].data["ablation"]["what"])
+    return _group(group.what, group.of, group.sparsity, (default, value), group.own)
+
+
+def _settings(told: Mapping[str, Any]) -> dict[str, str]:
+    """The whole calibration and all options of a cell of an ablation; nothing where they are not known."""
+    varied = _varied(told)
+    if varied is None or len(varied) != 1:
+        return {}
+    return {name: str(each) for name, each in {**told["terms"], varied[0][0]: told["value"]}.items()}
+
+
+def _values(cells: Sequence[CellResult]) -> tuple[Value, ...]:
     by_value: dict[str, list[CellResult]] = {}
     for cell in cells:
         by_value.setdefault(str(cell.data["ablation"]["value"]), []).append(cell)
-    values = tuple(_value(shown, some) for shown, some in by_value.items())
+    return tuple(_value(shown, some) for shown, some in by_value.items())
+
+
+def _group(what: str, of: str, sparsity: float | None, values: tuple[Value, ...], own: str | None) -> Group:
     finished = [set(value.cells) for value in values if value.cells]
     seeds = sorted(set.intersection(*finished)) if finished else []
-    own = own_default(cells[0].data["ablation"])
     return Group(
         what, of, sparsity, values, own, next((v for v in values if v.shown == own and v.cells), None), tuple(seeds),
         sum(map(len, finished)) - len(seeds) * len(finished),
@@ -102,27 +134,34 @@ def left_out_in_words(group: Group) -> str:
     )
 
 
-def _value(shown: str, cells: Sequence[CellResult]) -> Value:
+def _value(shown: str, cells: Sequence[CellResult], taken_from: str | None = None) -> Value:
     done = {cell.data["ablation"]["seed"]: cell for cell in cells if cell.done}
-    return Value(shown, cells[0].method, done, len(cells) - len(done), cells[0].matched_to)
+    return Value(shown, cells[0].method, done, len(cells) - len(done), cells[0].matched_to, taken_from)
 
 
 def own_default(told: Mapping[str, Any]) -> str | None:
     """What the ablated choice is in the method by itself; None where the model or the budget decides.
 
     Args:
-        told: a cell's `ablation`. Its `terms` name the whole calibration and all options, but what is varied.
+        told: a cell's `ablation`.
+    """
+    varied = _varied(told)
+    if varied == []:  # an ablation of no option: the method as it is has its name
+        return str(told["of"])
+    return str(varied[0][1]) if varied and len(varied) == 1 and varied[0][1] is not None else None
+
+
+def _varied(told: Mapping[str, Any]) -> list[tuple[str, Any]] | None:
+    """What is varied, and what it is in the method by itself: what the `terms` lack, which name the whole calibration
+    and all options but that. More than one of a cell that an earlier version made; None where the method is not known.
     """
     try:
-        method = get_method(told["of"])
+        method = get_method(told.get("of", ""))
     except UnknownNameError:  # of a package that is not here
         return None
     options = {f"{method.name}.{name}": option.default for name, option in method.options.items()}
     own = {"text": TEXT, "samples": method.samples, "length": method.length, **options}
-    varied = [value for name, value in own.items() if name not in told.get("terms", {})]
-    if not varied:  # an ablation of no option: the method as it is has its name
-        return method.name
-    return str(varied[0]) if len(varied) == 1 and varied[0] is not None else None
+    return [(name, value) for name, value in own.items() if name not in told.get("terms", {})]
 
 
 # --- what is measured ---

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from secateur.report.ablated import Group, Measure, Value, against, groups, measures, spread
+from secateur.report.ablated import Group, Measure, Value, against, beside_the_default, groups, measures, spread
 from secateur.report.ablated_words import AblationVerdict, deviation, difference_in_words, shown
 from secateur.report.html import make_html
 from secateur.report.looks import method_name, number, percent, seconds, size_looks
@@ -30,7 +30,7 @@ def ablation_figures(results: Results) -> dict[str, Any]:
         `points` have `value` (its place), `y` (by measure: mean, sd or None, `each` by seed), `against` and `hollow`.
     """
     known = measures(results)
-    found = groups(results)
+    found = [beside_the_default(results, group) for group in groups(results)]
     looks = size_looks(sizes := sorted({group.sparsity for group in found}, key=lambda each: each or 0.0))
     together: dict[tuple[str, str], list[Group]] = {}
     for group in found:
@@ -144,7 +144,7 @@ def ablation_columns(results: Results) -> list[AblationColumn]:
 def ablation_rows(results: Results, wanted: Sequence[AblationColumn]) -> list[AblationRow]:
     return [
         AblationRow(group, value, place == 0, [column.entry(group, value) for column in wanted])
-        for group in groups(results)
+        for group in (beside_the_default(results, each) for each in groups(results))
         for place, value in enumerate(group.values)
     ]
 

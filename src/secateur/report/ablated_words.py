@@ -6,7 +6,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from secateur.report.ablated import ALL, Against, Group, Measure, Value, between, groups, left_out_in_words, measures
+from secateur.report.ablated import (
+    ALL,
+    Against,
+    Group,
+    Measure,
+    Value,
+    beside_the_default,
+    between,
+    groups,
+    left_out_in_words,
+    measures,
+)
 from secateur.report.ablated import spread as over_seeds
 from secateur.report.looks import listed, method_name, number, percent, times
 from secateur.report.results import Results
@@ -67,7 +78,7 @@ class AblationVerdict:
 def ablation_verdict(results: Results) -> AblationVerdict:
     """By perplexity over the dense model's, all texts together; without a dense model by the first other measure."""
     measure = next(iter(measures(results)), None)
-    said = tuple(_said(group, measure) for group in groups(results))
+    said = tuple(_said(beside_the_default(results, group), measure) for group in groups(results))
     return AblationVerdict(_headline(said, measure) + to_come(results), said, tuple(_caveats(results, said)))
 
 
@@ -202,6 +213,10 @@ def _gap(gap: Against | None, measure: Measure) -> str:
 
 def _caveats(results: Results, said: Sequence[Said]) -> list[str]:
     told = unfinished(results)
+    told += [
+        f"{each.title}: the default, {value.shown}, is taken from {value.taken_from}: the same pruning."
+        for each in said for value in each.group.values if value.taken_from
+    ]  # fmt: skip
     told += [left_out_in_words(each.group) for each in said if each.group.left_out]
     counts = sorted({len(each.group.seeds) for each in said} - {0})
     if counts and counts[0] == 1:

@@ -52,6 +52,18 @@ def test_plots_are_drawn_without_a_complaint_or_a_request(browser: Any, folder: 
     assert wide <= seen
 
 
+def test_every_word_has_its_label_and_the_default_its_name(browser: Any, tmp_path: Path) -> None:
+    words = ("log", "linear", "uniform", "log-decrease", "linear-decrease")
+    choices = {("schedule", "slimgpt"): ("slimgpt.ratio", {word: 0.3 + 0.01 * len(word) for word in words})}
+    write_report(make_ablation_folder(tmp_path, choices=choices, sparsities=(0.5,), texts=("c4",), tasks=False))
+    for width in (1280, 390):
+        open_page(browser, tmp_path, width=width)
+        labels = browser.execute_script(
+            "return [...document.querySelectorAll('#plot-0 .xtick text')].map((label) => label.textContent)"
+        )
+        assert labels == ["logdefault", *words[1:]]
+
+
 def test_a_size_and_a_measure_can_be_chosen(browser: Any, folder: Path) -> None:
     open_page(browser, folder)
     everywhere = shown(browser, "#table tbody tr")

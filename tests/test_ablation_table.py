@@ -10,15 +10,23 @@ from typing import Any
 
 import pytest
 from ablation_folders import Choices, ablation_cells
+from studies import Loads
 
 from secateur.evaluation.statistics import interval_of_mean, paired_bootstrap
+from secateur.methods import get_method
+from secateur.model.handle import Model
 from secateur.report.ablated import own_default
-from secateur.study.ablate import NOTHING, ORDER, WHATS
+from secateur.study.ablate import NOTHING, ORDER, TEXT, WHATS, Ablation
 from secateur.study.ablation_table import ablation_table
 from secateur.study.render import as_json, comma_separated, latex, markdown
 
 NORM: Choices = {("norm", "2ssp"): ("2ssp.norm", {"l2": 0.32, "l1": 0.30})}
 PPL, AGAINST = "perplexity:c4", "against:perplexity:c4"
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return Loads()()
 
 
 def cells_of(choices: Choices = NORM, **more: Any) -> dict[str, dict[str, Any]]:
@@ -121,30 +129,30 @@ def test_without_the_default_among_the_values_the_column_is_empty() -> None:
 
 
 @pytest.mark.parametrize("name", WHATS)
-def test_the_default_is_the_methods_own(name: str) -> None:
-    what = WHATS[name]
-    cell = ablation_cells({(name, what.method): (_term(name), {"x": 0.1})}, seeds=(0,))[1]
-    own = own_default(cell["ablation"])
-    if what.varies == NOTHING or name == "balance":
-        assert own not in [str(value) for value in what.values]
+def test_the_default_is_the_methods_own(name: str, model: Model) -> None:
+    what, values = WHATS[name], {"calibration-length": ("16", "32")}.get(name, ())
+    cells = Ablation(what=(name,), values=values, sparsities=(0.25,), length=16).cells(model)[1:]
+    found = {own_default(cell.ablation or {}) for cell in cells}
+    method = get_method(what.method)
+    if what.varies in ("samples", "length"):
+        assert found == {str(getattr(method, what.varies))}
+    elif what.varies in (NOTHING, ORDER):
+        assert found == {method.name}
+    elif what.varies == TEXT:
+        assert found == {"c4"}
     else:
-        assert own in [str(value) for value in what.values]
-    if what.varies == ORDER:
-        assert own == what.method
+        own = method.options[what.varies].default
+        assert found == {None if own is None else str(own)}
+    if name not in ("balance", "calibration-length", "repeats"):
+        assert found <= {cell.ablation["value"] for cell in cells if cell.ablation}
 
 
 def test_no_default_is_guessed_of_cells_of_another_version_or_method() -> None:
     told = ablation_cells(NORM, seeds=(0,))[1]["ablation"]
     assert own_default(told) == "l2"
-    assert own_default({**told, "terms": {name: 1 for name in told["terms"] if name != "2ssp.alpha"}}) is None
+    lacking = {name: value for name, value in told["terms"].items() if name not in ("samples", "length", "2ssp.norm")}
+    assert own_default({**told, "terms": lacking, "value": "32"}) is None  # of samples, or of length?
     assert own_default({**told, "of": "of-another-package"}) is None
-
-
-def _term(name: str) -> str:
-    what = WHATS[name]
-    if what.varies in (NOTHING, ORDER):
-        return ""
-    return what.varies if what.varies in ("text", "samples", "length") else f"{what.method}.{what.varies}"
 
 
 def test_the_interval_of_a_mean_is_students() -> None:

@@ -154,12 +154,18 @@ def own_default(told: Mapping[str, Any]) -> str | None:
 def _varied(told: Mapping[str, Any]) -> list[tuple[str, Any]] | None:
     """What is varied, and what it is in the method by itself: what the `terms` lack, which name the whole calibration
     and all options but that. More than one of a cell that an earlier version made; None where the method is not known.
+
+    An option that would not take the value is not what is varied: the order of rows and columns is no option, though
+    2SSP has one of that name.
     """
     try:
         method = get_method(told.get("of", ""))
     except UnknownNameError:  # of a package that is not here
         return None
-    options = {f"{method.name}.{name}": option.default for name, option in method.options.items()}
+    options = {
+        f"{method.name}.{name}": option.default for name, option in method.options.items()
+        if option.accepts(option.parse(told["value"]))
+    }  # fmt: skip
     own = {"text": TEXT, "samples": method.samples, "length": method.length, **options}
     return [(name, value) for name, value in own.items() if name not in told.get("terms", {})]
 

@@ -12,12 +12,15 @@
   /* A name that leaves the plot its room: a text's may be any file's. */
   const cut = (name) => (name.length <= 24 ? name : `${name.slice(0, 23)}…`);
 
+  /* Words break where they may: plotly leaves out labels that would touch. */
+  const label = (value, plot) => (plot.numbers ? value.shown : plain(cut(value.shown)).replaceAll("-", "-<br>"));
+
   /* The values themselves are the ticks. */
   function across(plot, element) {
     const values = ticked(plot.values, element.clientWidth < 420 ? 6 : 12);
     const shared = {
       ...axis(plain(cut(plot.what)), [], false), tickvals: values.map((value) => value.x),
-      ticktext: values.map((value) => plain(cut(value.shown)) + (value.default ? "<br><b>default</b>" : "")),
+      ticktext: values.map((value) => label(value, plot) + (value.default ? "<br><b>default</b>" : "")),
     };
     if (!plot.numbers) return { ...shared, range: [-0.6, plot.values.length - 0.4] };
     return plot.log ? { ...shared, type: "log" } : shared;

@@ -54,12 +54,14 @@ def test_plots_are_drawn_without_a_complaint_or_a_request(browser: Any, folder: 
 
 def test_every_word_has_its_label_and_the_default_its_name(browser: Any, tmp_path: Path) -> None:
     words = ("log", "linear", "uniform", "log-decrease", "linear-decrease")
-    choices = {("schedule", "slimgpt"): ("slimgpt.ratio", {word: 0.3 + 0.01 * len(word) for word in words})}
+    ratios = {word: 0.3 + 0.01 * len(word) for word in words}
+    choices = {("schedule", "slimgpt"): ("slimgpt.ratio", ratios), ("norm", "2ssp"): CHOICES["norm", "2ssp"]}  # abreast
     write_report(make_ablation_folder(tmp_path, choices=choices, sparsities=(0.5,), texts=("c4",), tasks=False))
-    for width in (1280, 390):
+    for width in (1100, 390):
         open_page(browser, tmp_path, width=width)
         labels = browser.execute_script(
-            "return [...document.querySelectorAll('#plot-0 .xtick text')].map((label) => label.textContent)"
+            """return [...document.querySelectorAll('#plot-0 .xtick text')]
+            .filter((each) => each.checkVisibility({ opacityProperty: true })).map((each) => each.textContent);"""
         )
         assert labels == ["logdefault", *words[1:]]
 

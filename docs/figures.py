@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from secateur.methods import Method, get_method, methods
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
-from secateur.report.page import on_lines
+from secateur.report.html import on_lines
 from secateur.report.results import commands_of
 from secateur.run import work_forwards
 from secateur.study.ablation_table import NAME as ABLATION_TABLE

@@ -92,6 +92,24 @@ def test_plots_are_drawn_without_a_complaint_or_a_request(browser: Any, folder: 
     assert wide <= seen  # a phone need not scroll sideways, but for tables in their own frames
 
 
+def test_axes_are_what_the_captions_say(browser: Any, folder: Path) -> None:
+    open_page(browser, folder)
+    found = {
+        plot: browser.execute_script(
+            """const figure = document.getElementById(arguments[0]), { xaxis, yaxis } = figure._fullLayout;
+            return [xaxis.type, yaxis.type, figure.closest("figure").querySelector("figcaption").textContent];""",
+            f"plot-{plot}",
+        )
+        for plot in ("size", "time", "accuracy", "curve")
+    }
+    assert {plot: types[:2] for plot, types in found.items()} == {
+        "size": ["log", "log"], "time": ["log", "log"], "accuracy": ["log", "linear"], "curve": ["linear", "linear"],
+    }  # fmt: skip
+    assert all("both axes logarithmic" in found[plot][2] for plot in ("size", "time"))
+    assert "accuracy on a plain one" in found["accuracy"][2]
+    assert "both axes plain" in found["curve"][2]
+
+
 def test_both_schemes_are_what_they_say(browser: Any, folder: Path) -> None:
     def ground() -> float:
         colour = browser.execute_script("return getComputedStyle(document.body).backgroundColor")

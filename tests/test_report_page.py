@@ -300,7 +300,7 @@ def test_all_commands_are_given_and_the_machine_of_a_cell_that_was_made_on_anoth
             lambda folder: (folder / "compare.json").write_text('{"schema": 1, "model": {}, "cells": ["../x"]}'),
             "no name",
         ),
-        (lambda folder: (folder / "compare.json").write_text('{"schema": 1, "kind": "ablate"}'), "no comparison"),
+        (lambda folder: (folder / "compare.json").write_text('{"schema": 1, "kind": "x"}'), "neither a comparison nor"),
         (lambda folder: (folder / "cells" / "2ssp-0.25" / "cell.json").write_bytes(b"\xff"), "cannot be read"),
     ],
 )
@@ -354,10 +354,10 @@ def test_infinite_perplexities_are_left_out_of_plots(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_plots_are_written_as_png_and_svg_and_the_same_again(tmp_path: Path) -> None:
-    results = read_results(make_compare_folder(tmp_path / "x", methods=("2ssp", "slicegpt", "shortgpt")))
+    results = read_results(make_compare_folder(tmp_path / "x", methods=("2ssp", "slicegpt", "evopress"), change={}))
     drawn = figures(results)
     first, second = (save_plots(results, drawn, tmp_path / name) for name in "ab")
-    names = {"perplexity-size", "perplexity-time", "accuracy-size", "inference", "removed"}
+    names = {"perplexity-size", "perplexity-time", "accuracy-size", "search-curve", "inference", "removed"}
     assert {path.name for path in first} == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
     for one, other in zip(first, second, strict=True):
         assert one.read_bytes() == other.read_bytes()
@@ -369,6 +369,32 @@ def test_plots_are_written_as_png_and_svg_and_the_same_again(tmp_path: Path) -> 
                 assert all(method["colour"].lower() in colours for method in drawn["methods"])
         else:
             assert one.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("texts", [("c4", "demo"), ("c4",)])
+def test_the_files_have_each_view_of_the_page_and_the_captions_say_their_axes(
+    tmp_path: Path, texts: tuple[str, ...]
+) -> None:
+    folder = make_compare_folder(tmp_path, methods=("2ssp", "evopress"), sparsities=(0.25,), texts=texts, change={})
+    results = read_results(folder)
+    save_plots(results, figures(results), tmp_path / "plots")
+    for name in ("perplexity-size", "perplexity-time"):
+        svg = (tmp_path / "plots" / f"{name}.svg").read_text()
+        shown = re.findall(">(all texts|c4|demo|perplexity over dense|perplexity)</text>", svg)
+        each = [word for text in texts for word in ("perplexity", text)]
+        assert sorted(shown) == sorted(each + ["perplexity over dense", "all texts"] * (len(texts) > 1))
+    curve = (tmp_path / "plots" / "search-curve.svg").read_text()
+    assert re.search(">generation</text>", curve)
+    assert re.search(">EvoPress, 25\u00a0%</text>", curve)
+    captions = dict(re.findall(r"<figcaption>([^<]+?) <span>([^<]+)</span></figcaption><div class=.plot", page(folder)))
+    assert {caption: told.split("; ")[-1] for caption, told in captions.items()} == {
+        "Perplexity against size": "both axes logarithmic",
+        "Perplexity against pruning time": "both axes logarithmic",
+        "Mean accuracy on tasks against size": "size on a logarithmic axis, accuracy on a plain one",
+        "Best of the search, by generation": "a colour per method, a dash per size",
+    }
+    assert "both axes plain" in captions["Best of the search, by generation"]
 
 
 @pytest.mark.slow

@@ -140,6 +140,10 @@ def test_ablate_spreads_over_seeds(where: tuple[object, ...], tmp_path: Path) ->
     told = call("ablate", *where, *QUICK, *words)
     assert told.code == 0, told.err
     assert "| norm | l1 | 2ssp | 0.25 | 2 |" in told.out
+    assert (tmp_path / "out/report.html").is_file()
+    assert {path.stem for path in (tmp_path / "out/plots").iterdir()} == {
+        "ablation-norm-2ssp", "ablation-stage1-only-2ssp"
+    }  # fmt: skip
     again = call("ablate", *where, *QUICK, *words, "--json")
     assert len(again.json["rows"]) == 1 + 4
     told = call("ablate", *where, *QUICK, "--what", "norm", "--seeds", "-1", "--dry-run")

@@ -60,7 +60,10 @@ def ablate(
         return
     with job.grid(out_dir) as grid:
         cells = run_ablation(ablation, grid)
-    job.finish(cells, grid.folder, NAME)
+    try:
+        job.finish(cells, grid.folder, NAME)
+    finally:
+        grids.write_page(grid.folder)
 
 
 _LISTED = [f"- {name}: {each.help} ({each.method})" for name, each in WHATS.items()]

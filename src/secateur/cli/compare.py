@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from secateur.cli import grids
 from secateur.cli.groups import grouped
-from secateur.cli.guard import err, start_logging
+from secateur.cli.guard import start_logging
 from secateur.cli.options import (
     OF,
     SEED,
@@ -21,8 +20,6 @@ from secateur.cli.options import (
     TaskOptions,
     words,
 )  # fmt: skip
-from secateur.errors import SecateurError
-from secateur.report.page import PAGE, write_report
 from secateur.study.asked import parse_options
 from secateur.study.compare import Comparison
 from secateur.study.compare import compare as run_comparison
@@ -86,14 +83,4 @@ def compare(
     try:
         job.finish(cells, grid.folder, NAME)
     finally:
-        _write_page(grid.folder)
-
-
-def _write_page(folder: Path) -> None:
-    """The page and plots of what is there; without their extra the tables stand alone."""
-    try:
-        write_report(folder)
-    except SecateurError as error:
-        err.print(f"no page was made: {error}", markup=False, highlight=False)
-    else:
-        err.print(f"the report: {folder / PAGE}", markup=False, highlight=False)
+        grids.write_page(grid.folder)

@@ -18,11 +18,12 @@ from rich.table import Table
 from secateur.cli.guard import EXIT_FAILED, err, out
 from secateur.cli.options import Calibration, Count, Length, Samples, SourceOptions, words
 from secateur.cli.progress import in_words, standing_shown
-from secateur.errors import InvalidOptionError
+from secateur.errors import InvalidOptionError, SecateurError
 from secateur.evaluation.asked import Judging
 from secateur.forecast import Speed, hollow_model, probe
 from secateur.model.handle import Model
 from secateur.model.load import check_device, load
+from secateur.report.page import PAGE, write_report
 from secateur.run import work_forwards
 from secateur.study.cells import Cell
 from secateur.study.engine import Grid
@@ -232,3 +233,13 @@ def _guessed(judging: Judging) -> str:
         *(["tasks, by their first documents"] if judging.tasks else []),
     ]
     return f" Guessed: {', '.join(guessed)}." if guessed else ""
+
+
+def write_page(folder: Path) -> None:
+    """The page and plots of what is there; without their extra the tables stand alone."""
+    try:
+        write_report(folder)
+    except SecateurError as error:
+        err.print(f"no page was made: {error}", markup=False, highlight=False)
+    else:
+        err.print(f"the report: {folder / PAGE}", markup=False, highlight=False)

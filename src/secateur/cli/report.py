@@ -8,19 +8,20 @@ from typing import Annotated
 import typer
 
 from secateur.cli.guard import out
-from secateur.report.looks import percent
 from secateur.report.page import PAGE, write_report
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `secateur compare` made.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A folder that `secateur compare` or `secateur ablate` made.")
+    ],
 ) -> None:
-    """Make the page (report.html) and the plots (plots/) of a comparison, anew where they are there already.
+    """Make the page (report.html) and the plots (plots/) of a comparison or an ablation, anew where they are there.
 
-    Needs no model, only the folder: after a change of secateur, or while the comparison still runs.
+    Needs no model, only the folder: after a change of secateur, or while the command still runs.
     """
     said = write_report(folder)
-    for line in (said.headline, said.cost, "", *(f"{percent(each.sparsity)}: {each.text}" for each in said.sizes)):
+    for line in said.lines:
         out.print(line, markup=False, highlight=False)
     for caveat in said.caveats:
         out.print(f"- {caveat}", markup=False, highlight=False)

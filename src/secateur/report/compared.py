@@ -39,8 +39,39 @@ def loss_gap(a: CellResult, b: CellResult, texts: tuple[str, ...]) -> Gap | None
     A window weighs as much as it has predictions; every text weighs the same, whatever its number of windows. The
     exponent is a ratio of perplexities.
     """
-    differences: list[float] = []
-    strata: list[Pairs | None] = []
+    differences = _losses(a, b, texts)
+    if not differences:
+        return None
+    both = [(a.section("perplexity")[text], b.section("perplexity")[text]) for text in texts]
+    return _gap(
+        differences,
+        [_pairs(x.get("window_nll"), y.get("window_nll"), x.get("window_predictions") or []) for x, y in both],
+    )
+
+
+def loss_difference(a: CellResult, b: CellResult, texts: tuple[str, ...]) -> float | None:
+    """That of `loss_gap`, without the work for an interval."""
+    return _mean(_losses(a, b, texts))
+
+
+@functools.lru_cache(maxsize=1024)
+def accuracy_gap(a: CellResult, b: CellResult, tasks: tuple[str, ...]) -> Gap | None:
+    """The difference of the mean over tasks; None if a task is not measured in both in the same way."""
+    differences = _accuracies(a, b, tasks)
+    if not differences:
+        return None
+    both = [(a.section("tasks")[task], b.section("tasks")[task]) for task in tasks]
+    return _gap(differences, [_pairs(x.get("per_document"), y.get("per_document"), None) for x, y in both])
+
+
+def accuracy_difference(a: CellResult, b: CellResult, tasks: tuple[str, ...]) -> float | None:
+    """That of `accuracy_gap`, without the work for an interval."""
+    return _mean(_accuracies(a, b, tasks))
+
+
+def _losses(a: CellResult, b: CellResult, texts: tuple[str, ...]) -> list[float] | None:
+    """The difference on each text."""
+    found: list[float] = []
     for text in texts:
         one, other = a.section("perplexity").get(text), b.section("perplexity").get(text)
         if not one or not other or not same_windows(one, other):
@@ -48,23 +79,26 @@ def loss_gap(a: CellResult, b: CellResult, texts: tuple[str, ...]) -> Gap | None
         losses = finite_or_none(one.get("nll")), finite_or_none(other.get("nll"))
         if losses[0] is None or losses[1] is None:
             return None
-        differences.append(losses[0] - losses[1])
-        strata.append(_pairs(one.get("window_nll"), other.get("window_nll"), one.get("window_predictions") or []))
-    return _gap(differences, strata)
+        found.append(losses[0] - losses[1])
+    return found
 
 
-@functools.lru_cache(maxsize=1024)
-def accuracy_gap(a: CellResult, b: CellResult, tasks: tuple[str, ...]) -> Gap | None:
-    """The difference of the mean over tasks; None if a task is not measured in both in the same way."""
-    differences: list[float] = []
-    strata: list[Pairs | None] = []
+def _accuracies(a: CellResult, b: CellResult, tasks: tuple[str, ...]) -> list[float] | None:
+    """The difference at each task."""
+    found: list[float] = []
     for task in tasks:
         one, other = a.section("tasks").get(task), b.section("tasks").get(task)
         if not one or not other or any(one.get(key) != other.get(key) for key in ("metric", "fewshot", "documents")):
             return None
-        differences.append(one["value"] - other["value"])
-        strata.append(_pairs(one.get("per_document"), other.get("per_document"), None))
-    return _gap(differences, strata)
+        values = finite_or_none(one["value"]), finite_or_none(other["value"])
+        if values[0] is None or values[1] is None:
+            return None
+        found.append(values[0] - values[1])
+    return found
+
+
+def _mean(differences: Sequence[float] | None) -> float | None:
+    return sum(differences) / len(differences) if differences else None
 
 
 def _pairs(ours: Any, theirs: Any, weights: Any) -> Pairs | None:
@@ -76,9 +110,7 @@ def _pairs(ours: Any, theirs: Any, weights: Any) -> Pairs | None:
     return ours, theirs, weights
 
 
-def _gap(differences: Sequence[float], strata: Sequence[Pairs | None]) -> Gap | None:
-    if not differences:
-        return None
+def _gap(differences: Sequence[float], strata: Sequence[Pairs | None]) -> Gap:
     difference = sum(differences) / len(differences)
     known = [each for each in strata if each is not None]
     if len(known) < len(strata):

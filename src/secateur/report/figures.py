@@ -21,15 +21,16 @@ def figures(results: Results) -> dict[str, Any]:
     """What the plots show, in plain JSON.
 
     Returns:
-        `texts`, `metric` (of `accuracy`), `sparsities`, `methods` (key, name, colour, glyph, symbol, marker), `dense`
-        and `cells`; each cell has `y`, by text: [value, low, high] with a 95 % interval (the value itself where none is
-        known), `accuracy` of the same form or None, and `speed`, by kind: [ratio to dense, low, high, milliseconds], of
-        the same form.
+        `texts`, `start` (the one shown first), `metric` (of `accuracy`), `sparsities`, `methods` (key, name, colour,
+        glyph, symbol, marker), `dense` and `cells`; each cell has `y`, by text: [value, low, high] with a 95 % interval
+        (the value itself where none is known), `accuracy` of the same form or None, and `speed`, by kind: [ratio to
+        dense, low, high, milliseconds], of the same form.
     """
     pruned = [_cell(results, cell) for cell in results.pruned if cell.done]
     found = looks(results.methods)
     return {
         "texts": list(results.texts),
+        "start": ALL if len(results.texts) > 1 else next(iter(results.texts), None),
         "metric": results.average.metric,
         "sparsities": results.sparsities,
         "methods": [{"key": key, **vars(look)} for key, look in found.items()],

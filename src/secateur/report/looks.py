@@ -67,6 +67,15 @@ def looks(methods: Iterable[str]) -> dict[str, Look]:
     return found
 
 
+def size_looks(sizes: Sequence[float | None]) -> list[Look]:
+    """One look per size, for plots of a single method: the same colours, since they can be told apart."""
+    colours = [colour for _, colour in _KNOWN.values()]
+    return [
+        Look(percent(size), colours[place % len(colours)], *_MARKERS[place % len(_MARKERS)])
+        for place, size in enumerate(sizes)
+    ]
+
+
 def method_name(method: str) -> str:
     """As people write it: 2SSP for 2ssp."""
     return "Dense" if method == "dense" else _KNOWN.get(method, (method, ""))[0]

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from secateur.errors import MissingExtraError
 from secateur.report.blocks import lanes
-from secateur.report.figures import title
+from secateur.report.figures import ALL, title
 from secateur.report.looks import INK, looks, percent
 from secateur.report.results import Results
 
 _DPI = 160
-_PANEL = (4.8, 3.9)  # inches
+PANEL = (4.8, 3.9)  # inches
+DASHES = ("solid", "dashed", "dotted")  # of the sizes, where the colour is the method's; the page has the same
 
 
 def save_plots(results: Results, figures: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -25,6 +26,15 @@ def save_plots(results: Results, figures: Mapping[str, Any], folder: Path) -> li
         results: what was removed is read from it.
         figures: its numbers, as `secateur.report.figures.figures` gives them.
         folder: made if need be.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    return save(_drawn(results, figures), folder)
+
+
+def save(drawn: Iterable[tuple[str, Any]], folder: Path) -> list[Path]:
+    """Write figures by name, all in one style; they are drawn one by one.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -42,7 +52,7 @@ def save_plots(results: Results, figures: Mapping[str, Any], folder: Path) -> li
     }  # fmt: skip
     with rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a name in a script that the font has not
-        for name, figure in _drawn(results, figures):
+        for name, figure in drawn:
             for path, metadata in ((folder / f"{name}.png", None), (folder / f"{name}.svg", {"Date": None})):
                 figure.savefig(path, dpi=_DPI, metadata=metadata, bbox_inches="tight")
                 written.append(path)
@@ -54,11 +64,14 @@ def _drawn(results: Results, figures: Mapping[str, Any]) -> Iterator[tuple[str, 
         ("perplexity-size", "parameters", "parameters, millions"),
         ("perplexity-time", "wall_s", "pruning time, s"),
     ):
-        texts = [text for text in figures["texts"] if _has(figures, x, text)]
+        views = [ALL, *figures["texts"]] if figures["start"] == ALL else figures["texts"]  # as the page has them
+        texts = [text for text in views if _has(figures, x, text)]
         if texts:
             yield name, _panels(figures, x, label, texts)
     if any(cell["accuracy"] for cell in figures["cells"]):
         yield "accuracy-size", _panels(figures, "parameters", "parameters, millions", [None])
+    if curves := [cell for cell in figures["cells"] if len(cell["curve"]) > 1 and not cell["matched"]]:
+        yield "search-curve", _curves(figures, curves)
     if any(cell["speed"] for cell in figures["cells"]):
         yield "inference", _inference(figures)
     if results.pictured:
@@ -69,7 +82,7 @@ def _has(figures: Mapping[str, Any], x: str, text: str) -> bool:
     return any(cell[x] and text in cell["y"] for cell in figures["cells"])
 
 
-def _figure(columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+def new_figure(columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
     from matplotlib.figure import Figure  # no pyplot: it keeps figures and a backend for the whole process
 
     figure = Figure(figsize=(size[0] * columns, size[1]), layout="constrained")
@@ -77,8 +90,8 @@ def _figure(columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
 
 
 def _panels(figures: Mapping[str, Any], x: str, label: str, texts: Sequence[str | None]) -> Any:
-    """A panel per text, or one of the mean accuracy where the text is None."""
-    figure, axes = _figure(len(texts), _PANEL)
+    """A panel per text or for all of them, or one of the mean accuracy where the text is None."""
+    figure, axes = new_figure(len(texts), PANEL)
     scale = 1e6 if x == "parameters" else 1.0
     for axis, text in zip(axes, texts, strict=True):
         values = []
@@ -95,13 +108,17 @@ def _panels(figures: Mapping[str, Any], x: str, label: str, texts: Sequence[str 
                 axis.plot(dense[x] / scale, y[0], marker="*", markersize=12, color=INK, zorder=3)
                 values.append((dense[x] / scale, *y))
         axis.set_xscale("log")
-        _ticks(axis.xaxis, [point[0] for point in values])
+        set_ticks(axis.xaxis, [point[0] for point in values])
         if text is not None:
             axis.set_yscale("log")
-            _ticks(axis.yaxis, [point[1] for point in values])
-        axis.set(xlabel=label, ylabel=f"mean {figures['metric']}" if text is None else "perplexity", title=text or "")
-    _legend(figure, axes[0])
+            set_ticks(axis.yaxis, [point[1] for point in values])
+        axis.set(xlabel=label, ylabel=_named(figures, text), title="all texts" if text == ALL else text or "")
+    add_legend(figure, axes[0])
     return figure
+
+
+def _named(figures: Mapping[str, Any], text: str | None) -> str:
+    return f"mean {figures['metric']}" if text is None else "perplexity over dense" if text == ALL else "perplexity"
 
 
 def _y(cell: Mapping[str, Any], text: str | None) -> list[float] | None:
@@ -127,7 +144,7 @@ def _line(axis: Any, points: Sequence[Sequence[float]], method: Mapping[str, Any
     )  # fmt: skip
 
 
-def _ticks(axis: Any, values: Sequence[float]) -> None:
+def set_ticks(axis: Any, values: Sequence[float]) -> None:
     """Round numbers as people write them; a log axis of less than a decade has hardly any by itself."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
@@ -149,15 +166,30 @@ def round_numbers(low: float, high: float) -> list[float]:
     return [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-def _legend(figure: Any, axis: Any) -> None:
+def add_legend(figure: Any, axis: Any) -> None:
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False, fontsize=9)
+
+
+def _curves(figures: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> Any:
+    """The best of each search, by generation: a colour per method, a dash per size."""
+    colours = {method["key"]: method["colour"] for method in figures["methods"]}
+    figure, axes = new_figure(1, (6.2, 3.9))
+    for cell in cells:
+        dash = DASHES[figures["sparsities"].index(cell["size"]) % len(DASHES)]
+        axes[0].plot(
+            *zip(*cell["curve"], strict=True), color=colours[cell["method"]], linewidth=1.8, linestyle=dash,
+            label=f"{cell['label']}, {percent(cell['size'])}",
+        )  # fmt: skip
+    axes[0].set(xlabel="generation", ylabel="loss, nats")
+    add_legend(figure, axes[0])
+    return figure
 
 
 def _inference(figures: Mapping[str, Any]) -> Any:
     cells = [cell for cell in figures["cells"] if cell["speed"] and not cell["matched"]]
     colours = {method["key"]: method["colour"] for method in figures["methods"]}
-    figure, axes = _figure(2, (4.6, 0.9 + 0.26 * len(cells)))
+    figure, axes = new_figure(2, (4.6, 0.9 + 0.26 * len(cells)))
     for axis, (kind, heading) in zip(axes, (("prefill", "prefill ms"), ("token", "ms per token")), strict=True):
         for row, cell in enumerate(cells):
             if kind in cell["speed"]:
@@ -175,7 +207,7 @@ def _inference(figures: Mapping[str, Any]) -> Any:
 def _removed(results: Results) -> Any:
     """A row of columns per cell: attention, FFN, and the stream's width where it changed; what is gone is pale."""
     cells, known = results.pictured, looks(results.methods)
-    figure, axes = _figure(1, (8.0, 0.8 + 0.5 * len(cells)))
+    figure, axes = new_figure(1, (8.0, 0.8 + 0.5 * len(cells)))
     axis = axes[0]
     for row, cell in enumerate(cells):
         drawn = lanes(cell.data["shape"], results.dense_shape, results.hidden_size)

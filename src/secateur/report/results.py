@@ -1,4 +1,4 @@
-"""A compare folder as Python: what `secateur compare` left, read and checked."""
+"""A compare folder as Python: what `secateur compare` or `secateur ablate` left, read and checked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from typing import Any
 from secateur.errors import DataError
 from secateur.evaluation.averages import Average, average_over
 
-SCHEMA, KIND = 1, "compare"
+SCHEMA = 1
+COMPARE, ABLATE = "compare", "ablate"  # kinds of folders
 INDEX, CELLS, CELL = "compare.json", "cells", "cell.json"
 DENSE = "dense"
 MISSING = "missing"
@@ -105,6 +106,11 @@ class Results:
     @cached_property
     def dense(self) -> CellResult | None:
         return next((cell for cell in self.cells if cell.method == DENSE and cell.done), None)
+
+    @property
+    def kind(self) -> str:
+        """COMPARE or ABLATE: the command that made the folder."""
+        return str(self.about.get("kind", COMPARE))
 
     @property
     def whose(self) -> str:
@@ -236,12 +242,12 @@ def read_results(folder: Path) -> Results:
     """
     source = folder / INDEX
     if not source.is_file():
-        raise DataError(f"{folder} is no compare folder: it has no {INDEX}. `secateur compare` makes one.")
+        raise DataError(f"{folder} is no compare folder: it has no {INDEX}. `secateur compare` or `ablate` makes one.")
     about = read_object(source)
     if about.get("schema") != SCHEMA:
         raise DataError(f"{source} has schema {about.get('schema')!r}; this secateur reads {SCHEMA}")
-    if about.get("kind", KIND) != KIND:
-        raise DataError(f"{folder} is no comparison but of the kind {about['kind']!r}; its tables lie in it")
+    if about.get("kind", COMPARE) not in (COMPARE, ABLATE):
+        raise DataError(f"{folder} is neither a comparison nor an ablation but of the kind {about['kind']!r}")
     names = about.get("cells")
     if not isinstance(about.get("model"), dict) or not isinstance(names, list):
         raise DataError(f"{source} is damaged: it must have `model` (an object) and `cells` (a list of names)")

@@ -60,12 +60,17 @@ class Verdict:
     measures: tuple[Measure, ...]
     caveats: tuple[str, ...]
 
+    @property
+    def lines(self) -> list[str]:
+        """What a terminal is told."""
+        return [self.headline, self.cost, "", *(f"{percent(each.sparsity)}: {each.text}" for each in self.sizes)]
+
 
 def verdict(results: Results) -> Verdict:
     sizes = [_at_size(results, sparsity) for sparsity in results.sparsities]
     known = [each for each in sizes if each.level]
     return Verdict(
-        headline=_headline(known) + _to_come(results),
+        headline=_headline(known) + to_come(results),
         cost=_cost(results, known),
         sizes=tuple(sizes),
         choices=tuple(_choices(results)),
@@ -95,7 +100,7 @@ def _headline(sizes: Sequence[AtSize]) -> str:
     return f"{'Lowest' if unsure else 'Best by'} perplexity: {'; '.join(clauses)}.{remark}"
 
 
-def _to_come(results: Results) -> str:
+def to_come(results: Results) -> str:
     """So that nobody takes the best of a few for the best of all."""
     number = len(results.missing)
     return f" {number} of {len(results.cells)} cells {'are' if number > 1 else 'is'} still to come." if number else ""
@@ -203,12 +208,12 @@ def _choices(results: Results) -> list[Choice]:
 
 def _caveats(results: Results) -> list[str]:
     checks: tuple[Callable[[Results], list[str]], ...] = (
-        _unfinished, _reduced, _disagreement, _sizes_apart, _coverage,
+        unfinished, _reduced, _disagreement, _sizes_apart, _coverage,
     )  # fmt: skip
     return [caveat for check in checks for caveat in check(results)]
 
 
-def _unfinished(results: Results) -> list[str]:
+def unfinished(results: Results) -> list[str]:
     told = [
         f"{title(cell)} at {percent(results.size_of(cell))} failed and is not judged: {cell.error}"
         for cell in results.cells
@@ -216,8 +221,8 @@ def _unfinished(results: Results) -> list[str]:
     ]
     if missing := [cell.name for cell in results.missing]:
         told.append(
-            f"Not there yet (running, or still to come): {', '.join(missing)}. If the comparison was stopped, the same "
-            "command goes on."
+            f"Not there yet (running, or still to come): {', '.join(missing)}. If the command was stopped, give it "
+            "again: it goes on."
         )
     if results.dense is None:
         told.append("The dense model was not judged, so nothing is said relative to it.")

@@ -1,18 +1,31 @@
-"""The table of an ablation: a row per value, the mean over seeds with its standard deviation."""
+"""The table of an ablation: a row per value, its mean and spread over seeds, and what it does against the default."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from secateur.evaluation.averages import Average
-from secateur.evaluation.statistics import mean_and_sd
-from secateur.study.differences import CellFile, Cells, average_notes, average_of
+from secateur.report.ablated import (
+    ALL,
+    Against,
+    Group,
+    Measure,
+    Value,
+    against,
+    groups,
+    left_out_in_words,
+    measures,
+    spread,
+)
+from secateur.report.results import CellResult, Results, finite_or_none
+from secateur.study.cells import DENSE
+from secateur.study.differences import Cells, average_notes
 from secateur.study.folder import GridFolder, dumps
 from secateur.study.render import Column, Row, Table, as_json, comma_separated, latex, markdown
 
 NAME = "ablation-table"
+_Value = Callable[[CellResult], float | None]
 
 
 def write_ablation_table(folder: GridFolder) -> None:
@@ -28,11 +41,14 @@ def write_ablation_table(folder: GridFolder) -> None:
 
 
 def ablation_table(cells: Cells) -> Table:
-    """Rows in the order of the cells: by ablation, sparsity and value, all seeds in one."""
-    texts = list(dict.fromkeys(text for cell in cells.values() for text in cell["perplexity"]))
-    tasks = list(dict.fromkeys(task for cell in cells.values() for task in cell["tasks"]))
-    average = average_of(cells)
-    measures: dict[str, Callable[[CellFile], float | None]] = {}
+    """The dense row, then by ablation, method, sparsity and value in the order of the cells, all seeds in one.
+
+    Nothing is bold: the lowest mean may be so by chance. What a value does is said against the default, paired by seed.
+    """
+    results = Results({"model": {}}, tuple(CellResult(name, cell) for name, cell in cells.items()))
+    average = results.average
+    shown: dict[str, _Value] = {}
+    compared = [measure for measure in measures(results) if measure.key != ALL]
     columns = [
         Column("what", "ablation"),
         Column("value", "value"),
@@ -42,66 +58,106 @@ def ablation_table(cells: Cells) -> Table:
         Column("failed", "failed", "d", hidden=all(cell["status"] == "done" for cell in cells.values())),
     ]
 
-    def measure(key: str, title: str, form: str, value: Callable[[CellFile], float | None], **more: Any) -> None:
-        measures[key] = value
+    def measured(key: str, title: str, form: str, value: _Value, **more: Any) -> None:
+        shown[key] = value
         columns.append(Column(key, title, form, sd=f"{key}:sd", **more))
 
-    measure("achieved", "removed", ".2%", lambda cell: (cell["achieved"] or {}).get(cell["of"]))
-    for text in texts:
-        found = functools.partial(_in, "perplexity", text, "perplexity")
-        measure(f"perplexity:{text}", f"perplexity, {text}", ".2f", found, better="low")
-    for task in tasks:
-        found = functools.partial(_in, "tasks", task, "value")
-        if average.is_share(task):
-            measure(f"task:{task}", task, ".1%", found, better="high", grey=task in average.grey)
-        else:
-            measure(f"task:{task}", f"{task}, {average.metrics[task]}", ".4g", found)
-    if average.tasks:
-        heading = f"average of {average.metric}"
-        measure("task_average", heading, ".1%", lambda cell: average.of(cell["tasks"]), better="high")
-    measure("prune_cpu_s", "pruning, CPU s", ",.0f", lambda cell: (cell["prune"] or {}).get("cpu_s"))
-    measure("forwards", "forwards", ",.0f", lambda cell: (cell["prune"] or {}).get("forwards"))
-    return Table(columns, _rows(cells, measures), group="group", notes=_notes(cells, average))
+    measured("achieved", "removed", ".2%", lambda cell: cell.removed)
+    for measure in compared:
+        if measure.relative:
+            measured(measure.key, measure.title, ".2f", measure.of)
+            columns += _against_columns(measure)
+    for task in results.tasks:
+        form, title = (".1%", task) if average.is_share(task) else (".4g", f"{task}, {average.metrics[task]}")
+        measured(f"task:{task}", title, form, _task(task), grey=task in average.grey)
+    for measure in compared:
+        if not measure.relative:
+            measured("task_average", f"average of {average.metric}", ".1%", measure.of)
+            columns += _against_columns(measure)
+    for key, title, name in (("prune_cpu_s", "pruning, CPU s", "cpu_s"), ("forwards", "forwards", "forwards")):
+        measured(key, title, ",.0f", _cost(name))
+    found = groups(results)
+    rows = [_row(group, value, shown, compared) for group in found for value in group.values]
+    if results.dense:
+        rows.insert(0, _dense_row(results.dense, shown))
+    return Table(columns, rows, group="group", notes=_notes(cells, found, average))
 
 
-def _rows(cells: Cells, measures: Mapping[str, Callable[[CellFile], float | None]]) -> list[Row]:
-    groups: dict[tuple[Any, ...], list[CellFile]] = {}
-    for cell in cells.values():
-        if cell["ablation"] is None:
-            groups.setdefault(("dense", "", cell["method"], None), []).append(cell)
-            continue
-        told = cell["ablation"]
-        groups.setdefault((told["what"], told["value"], cell["method"], _asked(cell, cells)), []).append(cell)
-    rows: list[Row] = []
-    for (what, value, method, sparsity), some in groups.items():
-        row: dict[str, Any] = {"what": what, "value": value, "method": method, "sparsity": sparsity}
-        row["matched_to"] = some[0]["matched_to"]
-        row |= {"group": f"{what} {sparsity}", "seeds": len(some), "failed": sum(c["status"] != "done" for c in some)}
-        for key, measured in measures.items():
-            row[key], row[f"{key}:sd"] = _spread([measured(cell) for cell in some])
-        rows.append(row)
-    return rows
+def _task(task: str) -> _Value:
+    return lambda cell: finite_or_none(cell.section("tasks").get(task, {}).get("value"))
 
 
-def _asked(cell: CellFile, cells: Cells) -> float | None:
-    """A matched cell belongs to the sparsity of the one that it stands beside."""
-    other = cells.get(cell["matched_to"] or "", cell)
-    sparsity: float | None = other["sparsity"]
-    return sparsity
+def _cost(name: str) -> _Value:
+    return lambda cell: finite_or_none((cell.data["prune"] or {}).get(name))
 
 
-def _in(part: str, name: str, key: str, cell: CellFile) -> float | None:
-    value: float | None = cell[part].get(name, {}).get(key)
-    return value
+# --- against the default ---
 
 
-def _spread(values: Sequence[float | None]) -> tuple[float | None, float | None]:
-    there = [value for value in values if value is not None]
-    return mean_and_sd(there) if there else (None, None)
+def _against_columns(measure: Measure) -> list[Column]:
+    """In words for readers; its numbers in the files of numbers."""
+    key = f"against:{measure.key}"
+    title = f"{measure.title}, against the default"
+    hidden = [Column(f"{key}:{edge}", f"{title}, {edge}", ".4g", hidden=True) for edge in ("low", "high")]
+    return [
+        Column(f"{key}:shown", title, "s"),
+        Column(key, title, ".4g", sd=f"{key}:sd", hidden=True),
+        *hidden,
+    ]
 
 
-def _notes(cells: Cells, average: Average) -> list[str]:
-    notes = ["Mean ± standard deviation over seeds: draws of the calibration windows (seed 0: the first ones)."]
+def _against_row(group: Group, value: Value, measure: Measure) -> Row:
+    found, key = against(group, value, measure), f"against:{measure.key}"
+    if found is None:
+        return {f"{key}:shown": "default" if value is group.default else None}
+    return {
+        key: found.difference, f"{key}:sd": found.sd, f"{key}:low": found.low, f"{key}:high": found.high,
+        f"{key}:shown": in_words(found, measure),
+    }  # fmt: skip
+
+
+def in_words(found: Against, measure: Measure) -> str:
+    """+1.20% ± 0.31, or with the interval of one seed: +1.20% (+0.40 to +2.00)."""
+    unit = "%" if measure.relative else " points"
+    text = f"{100 * found.difference:+.2f}{unit}"
+    if found.sd is not None:
+        return f"{text} ± {100 * found.sd:.2f}"
+    if found.low is None or found.high is None:
+        return text
+    return f"{text} ({100 * found.low:+.2f} to {100 * found.high:+.2f})"
+
+
+# --- rows and notes ---
+
+
+def _row(group: Group, value: Value, shown: Mapping[str, _Value], compared: list[Measure]) -> Row:
+    row: dict[str, Any] = {
+        "what": group.what, "value": value.shown, "method": value.method, "sparsity": group.sparsity,
+        "matched_to": value.matched_to, "group": f"{group.what} {group.of} {group.sparsity}",
+        "seeds": len(group.seeds) if value.cells else 0, "failed": value.failed,
+    }  # fmt: skip
+    for key, of in shown.items():
+        row[key], row[f"{key}:sd"] = spread(group, value, of) or (None, None)
+    for measure in compared:
+        row |= _against_row(group, value, measure)
+    return row
+
+
+def _dense_row(dense: CellResult, shown: Mapping[str, _Value]) -> Row:
+    row: dict[str, Any] = {"what": DENSE, "value": "", "method": DENSE, "sparsity": None, "matched_to": None}
+    row |= {"group": DENSE, "seeds": 1, "failed": 0}
+    return row | {key: of(dense) for key, of in shown.items()} | {f"{key}:sd": None for key in shown}
+
+
+def _notes(cells: Cells, found: list[Group], average: Average) -> list[str]:
+    notes = [
+        "Mean ± standard deviation over seeds: draws of the calibration windows (seed 0: the first ones).",
+        "Against the default: the difference to the method's own default with the same seed, ± its standard deviation "
+        "over seeds; of one seed, with the 95 % interval of a paired bootstrap over windows or documents. Relative for "
+        "perplexity. Empty where the default is not among the values. Nothing is bold: the best of many values may be "
+        "so by chance.",
+    ]
+    notes += [left_out_in_words(group) for group in found if group.left_out]
     notes += average_notes(average)
     seen: dict[str, str] = {}
     for name, cell in cells.items():

@@ -43,7 +43,8 @@ def make_ablation_folder(
     """Write an ablation's folder and return it.
 
     Args:
-        noise: of a seed's effect on a value, in nats; what a draw does to all values alike is five times it.
+        noise: of a seed's effect on a value, in nats; what a draw does to all values alike differs by five times it from one to
+            the next.
         change: by cell: what stands in its file instead.
         missing: cells that are named and have no file.
     """
@@ -74,7 +75,7 @@ def ablation_cells(
     cells = [{**_cell(draw, "dense", "dense", None, 0.0, common, answers), "ablation": None, "of": "blocks"}]
     for (what, of), (varies, harms) in choices.items():
         for sparsity in sparsities:
-            drawn = {seed: draw.gauss(0, 5 * noise) for seed in seeds}
+            drawn = {seed: 5 * noise * (place - (len(seeds) - 1) / 2) for place, seed in enumerate(seeds)}
             for value, harm in harms.items():
                 for seed in seeds:
                     named = what if of == "2ssp" else f"{of}-{what}"

@@ -43,15 +43,14 @@ def loss(cell: Mapping[str, Any]) -> float:
 
 def test_a_value_is_held_against_the_default_seed_by_seed() -> None:
     """What a draw does to all values alike is no spread of the difference."""
-    cells = cells_of()
+    seeds = range(8)
+    cells = cells_of(seeds=seeds, windows=200)
     rows = rows_of(cells)
     row = rows["norm", "2ssp", "l1"]
-    relative = [
-        math.expm1(loss(cells[f"norm-l1-0.25-seed{s}"]) - loss(cells[f"norm-l2-0.25-seed{s}"])) for s in (0, 1, 2)
-    ]
+    relative = [math.expm1(loss(cells[f"norm-l1-0.25-seed{s}"]) - loss(cells[f"norm-l2-0.25-seed{s}"])) for s in seeds]
     assert row[AGAINST] == pytest.approx(statistics.fmean(relative))
     assert row[f"{AGAINST}:sd"] == pytest.approx(statistics.stdev(relative))
-    assert row[f"{AGAINST}:sd"] < 0.5 * row[f"{PPL}:sd"] / row[PPL]
+    assert row[f"{AGAINST}:sd"] < 0.6 * row[f"{PPL}:sd"] / row[PPL]
     assert (row[f"{AGAINST}:low"], row[f"{AGAINST}:high"]) == pytest.approx(interval_of_mean(relative))
     assert row["against:accuracy"] == pytest.approx(row["task_average"] - rows["norm", "2ssp", "l2"]["task_average"])
     default = rows["norm", "2ssp", "l2"]

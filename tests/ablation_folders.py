@@ -43,8 +43,8 @@ def make_ablation_folder(
     """Write an ablation's folder and return it.
 
     Args:
-        noise: of a seed's effect on a value, in nats; what a draw does to all values alike differs by five times it from
-            one to the next.
+        noise: of a seed's effect on a value, in nats; what a draw does to all values alike differs by five times it
+            from one to the next.
         change: by cell: what stands in its file instead.
         missing: cells that are named and have no file.
     """

@@ -94,6 +94,15 @@ def prune(world: dict[str, Path], tmp_path: Path) -> Callable[..., Told]:
     return run
 
 
+def write_ending_model(folder: Path) -> Path:
+    """One whose tokenizer has a token that ends a text, as lm-eval needs."""
+    write_model(folder)
+    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (path := folder / file).exists():
+            path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token": "<|im_end|>"}))
+    return folder
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -475,10 +484,7 @@ def test_evaluations_are_added_to_the_record(
 def test_tasks_stand_in_the_table_and_in_the_record(
     prune: Callable[..., Told], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    data, dense, out = write_rows(tmp_path / "data"), write_model(tmp_path / "dense"), tmp_path / "out"
-    for file in ("tokenizer_config.json", "special_tokens_map.json"):
-        if (path := dense / file).exists():
-            path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token": "<|im_end|>"}))
+    data, dense, out = write_rows(tmp_path / "data"), write_ending_model(tmp_path / "dense"), tmp_path / "out"
     assert prune("--attentions", 1, model=dense).code == 0
     words = ("eval", out, "--tasks", "winogrande, copa", "--tasks", "arc_easy", "--data", data)
     shown = call(*words, "--against", dense)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from studies import fake_judges
-from test_cli import Told, _own_world, call, world  # noqa: F401  # fixtures
+from test_cli import Told, _own_world, call, world, write_ending_model  # noqa: F401  # fixtures
 
 from secateur.cli import grids
 from secateur.cli.options import SourceOptions
@@ -98,6 +98,7 @@ def test_a_preset_sets_all_and_what_is_said_wins(
     where: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_judges(monkeypatch)
+    model = write_ending_model(tmp_path / "model")
     words = (
         "--preset",
         "2ssp-paper",
@@ -108,7 +109,18 @@ def test_a_preset_sets_all_and_what_is_said_wins(
         "--option",
         "shortgpt.samples=3",
     )
-    told = compare(where, *words, "--tasks", "easy", "--limit", 20, "--out", tmp_path / "out")
+    told = compare(
+        (model, *where[1:]),
+        *preset,
+        "--sparsities",
+        "0.25",
+        "--tasks",
+        "easy",
+        "--limit",
+        20,
+        "--out",
+        tmp_path / "out",
+    )
     assert told.code == 0, told.err
     cell = json.loads((tmp_path / "out/cells/shortgpt-0.25/cell.json").read_text())
     assert cell["options"]["positions"] == "last"  # the preset's

@@ -16,7 +16,7 @@ from secateur.errors import InvalidOptionError, OutputExistsError, UnknownNameEr
 from secateur.methods import get_method
 from secateur.study import Ablation, Comparison, ablate, compare
 from secateur.study.ablate import NOTHING, ORDER, TEXT, WHATS
-from secateur.study.asked import CALIBRATION
+from secateur.study.words import CALIBRATION
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from secateur.errors import (
     SecateurError,
     UnknownNameError,
 )
-from secateur.evaluation.asked import Judging
+from secateur.evaluation.judging import Judging
 from secateur.methods import registry
 from secateur.model.handle import Model
 from secateur.run import Run

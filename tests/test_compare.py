@@ -40,7 +40,6 @@ from secateur.folders import claimed
 from secateur.methods import get_method, methods
 from secateur.model.handle import Model
 from secateur.study import Calibration, Comparison, Judging, compare, judges
-from secateur.study.asked import parse_options, sparsities
 from secateur.study.cells import Cell, Matrices, check_names
 from secateur.study.clocked import Clocked, Shared
 from secateur.study.compare import is_block_wise
@@ -48,6 +47,7 @@ from secateur.study.engine import Grid, run_grid
 from secateur.study.folder import finite
 from secateur.study.pace import Standing
 from secateur.study.presets import PRESETS
+from secateur.study.words import parse_options, sparsities
 
 Cells = Mapping[str, Mapping[str, Any]]
 WIDE = functools.partial(tiny, "llama", hidden_size=64, num_attention_heads=8, max_position_embeddings=4096)

@@ -10,8 +10,8 @@ from models import tiny
 from oracles import write_texts
 from studies import comparison
 
-from secateur.evaluation.asked import Judging
 from secateur.evaluation.generation import REFERENCE
+from secateur.evaluation.judging import Judging
 from secateur.methods import get_method
 from secateur.model.budget import Budget
 from secateur.study.estimate import GENERATION, INFERENCE, PERPLEXITY, PRUNE, TASKS, estimates, steps

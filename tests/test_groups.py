@@ -21,8 +21,8 @@ from secateur.cli.grids import CalibrationOptions, TextOptions
 from secateur.cli.groups import grouped
 from secateur.cli.options import RunningOptions, SourceOptions, TaskOptions, words
 from secateur.errors import InvalidOptionError
-from secateur.evaluation.asked import Judging
 from secateur.evaluation.generation import REFERENCE, REFERENCE_PROMPTS
+from secateur.evaluation.judging import Judging
 from secateur.study.ablate import WHATS
 
 

@@ -99,16 +99,7 @@ def test_a_preset_sets_all_and_what_is_said_wins(
 ) -> None:
     fake_judges(monkeypatch)
     model = write_ending_model(tmp_path / "model")
-    words = (
-        "--preset",
-        "2ssp-paper",
-        "--methods",
-        "shortgpt",
-        "--sparsities",
-        "0.25",
-        "--option",
-        "shortgpt.samples=3",
-    )
+    preset = ("--preset", "2ssp-paper", "--methods", "shortgpt", "--option", "shortgpt.samples=3")
     told = compare(
         (model, *where[1:]),
         *preset,

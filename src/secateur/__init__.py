@@ -6,7 +6,7 @@ Importing it makes transformers' Auto classes load the checkpoints that stock ar
 from secateur.api import Pruned, prune, save
 from secateur.engine.tokens import Tokens
 from secateur.errors import SecateurError
-from secateur.evaluation.asked import Judging
+from secateur.evaluation.judging import Judging
 from secateur.healing import Recovered, recover
 from secateur.judging import evaluate
 from secateur.model.budget import Budget

@@ -9,11 +9,11 @@ from typing import Any
 from secateur.api import read_tokens
 from secateur.engine.tokens import Count, Tokens
 from secateur.errors import InvalidOptionError
-from secateur.evaluation.asked import Judging
 from secateur.evaluation.fidelity import fidelity
 from secateur.evaluation.gate import check, failures, known_names, parse
 from secateur.evaluation.generation import generation
 from secateur.evaluation.inference import inference, weight_bytes
+from secateur.evaluation.judging import Judging
 from secateur.evaluation.perplexity import perplexity
 from secateur.evaluation.tasks import judge_tasks, plan_tasks
 from secateur.model.handle import Model, require_same_vocabulary

@@ -15,7 +15,7 @@ from secateur.errors import InvalidOptionError
 from secateur.study.ablate import WHATS, Ablation
 from secateur.study.ablate import ablate as run_ablation
 from secateur.study.ablation_table import NAME
-from secateur.study.asked import parse_options
+from secateur.study.words import parse_options
 
 
 @grouped

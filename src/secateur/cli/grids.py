@@ -19,7 +19,7 @@ from secateur.cli.guard import EXIT_FAILED, err, out
 from secateur.cli.options import Calibration, Count, Length, Samples, SourceOptions, words
 from secateur.cli.progress import in_words, standing_shown
 from secateur.errors import InvalidOptionError, SecateurError
-from secateur.evaluation.asked import Judging
+from secateur.evaluation.judging import Judging
 from secateur.forecast import Speed, hollow_model, probe
 from secateur.model.handle import Model
 from secateur.model.load import check_device, load

@@ -17,10 +17,10 @@ from secateur.model.handle import Model
 from secateur.report.record import public_name
 from secateur.study import inverted
 from secateur.study.ablation_table import write_ablation_table
-from secateur.study.asked import CALIBRATION, calibration_of, parse_value, sparsities, split, windows
 from secateur.study.cells import Cell, dense_cell
 from secateur.study.engine import Grid, run_grid
 from secateur.study.folder import GridFolder
+from secateur.study.words import CALIBRATION, calibration_of, parse_value, sparsities, split, windows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class What:
     help: str
 
 
-TEXT, ORDER, NOTHING = "text", "order", ""
+TEXT, ORDER, NOTHING = "text", "rows-columns", ""
 PLAIN, MATCHED = "2ssp", "2ssp-matched"  # values of ORDER beside the amounts of the inverted one
 _ANY = (TEXT, NOTHING, *CALIBRATION)  # can be varied with any method
 WHATS: dict[str, What] = {

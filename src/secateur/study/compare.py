@@ -13,12 +13,12 @@ from secateur.methods import Method, get_method
 from secateur.model.budget import Convention
 from secateur.model.handle import Model
 from secateur.report.record import public_name
-from secateur.study.asked import calibration_of, method_names, sparsities, split, windows
 from secateur.study.cells import Cell, dense_cell
 from secateur.study.engine import Grid, run_grid
 from secateur.study.folder import GridFolder
 from secateur.study.main_table import write_main_table
 from secateur.study.presets import get_preset
+from secateur.study.words import calibration_of, method_names, sparsities, split, windows
 from secateur.surgery.edits import DropAttention, DropBlock, DropMLP
 
 REFERENCE = "2ssp"  # which can have any size, and stands beside those that cannot

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.errors import Interrupted, InvalidOptionError, OutputBusyError, OutputExistsError, SecateurError
-from secateur.evaluation.asked import Judging
+from secateur.evaluation.judging import Judging
 from secateur.folders import claimed
 from secateur.forecast import Clock, timed
 from secateur.methods import methods

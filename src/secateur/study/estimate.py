@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from secateur.errors import SecateurError
-from secateur.evaluation.asked import Judging
 from secateur.evaluation.generation import GREEDY
+from secateur.evaluation.judging import Judging
 from secateur.forecast import Speed
 from secateur.model.budget import shares
 from secateur.model.handle import Model

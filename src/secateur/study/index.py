@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from secateur.engine.tokens import Tokens
-from secateur.evaluation.asked import Judging
+from secateur.evaluation.judging import Judging
 from secateur.model.handle import Model
 from secateur.report.record import environment, public_arguments, public_facts, public_name
 from secateur.report.results import SCHEMA, commands_of

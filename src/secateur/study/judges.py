@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 from secateur.api import read_tokens
 from secateur.engine.tokens import Tokens
-from secateur.evaluation.asked import Judging
 from secateur.evaluation.generation import generation
 from secateur.evaluation.inference import inference
+from secateur.evaluation.judging import Judging
 from secateur.evaluation.perplexity import perplexity_by_window
 from secateur.evaluation.tasks import Planned, estimated_tokens, judge_tasks, plan_tasks
 from secateur.model.handle import Model

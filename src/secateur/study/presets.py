@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from secateur.errors import UnknownNameError
-from secateur.evaluation.asked import Judging
 from secateur.evaluation.generation import REFERENCE, REFERENCE_PROMPTS
+from secateur.evaluation.judging import Judging
 from secateur.model.budget import Convention
 
 Options = Mapping[str, Any]

@@ -327,6 +327,19 @@ def test_a_match_waits_for_a_cell_that_another_process_makes(text: Path, tmp_pat
     assert all(cell["status"] == "done" for cell in cells.values())
 
 
+def test_a_cell_like_one_that_another_process_makes_waits_to_be_copied(text: Path, tmp_path: Path) -> None:
+    out, wanted = tmp_path / "out", comparison(text, "shortgpt", "window", matched=True)
+    (first, second), names = ("2ssp-as-shortgpt-0.25", "2ssp-as-window-0.25"), []
+    compare(replace(wanted, matched=False), grid(out, text))
+    identity = compare(wanted, grid(tmp_path / "other", text))[first]["fingerprint"]
+    with ExitStack() as stack:
+        stack.enter_context(claimed(out / "cells" / identity))  # as a process that makes the first has it
+        assert list(compare(wanted, grid(out, text))) == ["dense", "shortgpt-0.25", "window-0.25"]
+    cells = compare(wanted, replace(grid(out, text), told=lambda cell: names.append(cell["name"])))
+    assert names == [first, second]
+    assert (cells[first].get("same_as"), cells[second].get("same_as")) == (None, first)
+
+
 # --- failures ---
 
 

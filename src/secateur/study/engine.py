@@ -75,8 +75,8 @@ def run_grid(
 
     One cell's failure is written into its file and does not end the run. What is wrong with the grid itself (an unknown
     method or text, a folder made with other settings) is refused before anything is run. A second process may work on
-    the same folder: a cell that another one is making, and one that is matched to it, is left for later, and if it is
-    not there by the end, to the other one.
+    the same folder: a cell that another one is making, one like it, and one that is matched to it, are left for later,
+    and what is not there by the end to the other process.
 
     Args:
         make_cells: the cells, for the dense model; the dense one first, a matched cell after what it is matched to.
@@ -169,10 +169,11 @@ class _Runner:
     # --- one cell ---
 
     def _one(self, cell: Cell, pace: Pace) -> bool:
-        """Make a cell, unless it is there; False if another process is making it."""
+        """Make a cell, unless it is there; False if another process is making it, or one of the same identity, which
+        can be copied then."""
         with pace.cell(cell.name) as seconds:
             try:
-                with claimed(self.folder.cell_path(cell.name)):
+                with claimed(self.folder.cell_path(cell.name)), claimed(self.folder.cell_path(self._identity(cell))):
                     if self._is_done(cell.name):  # by another process, meanwhile
                         return True
                     made = self._made(cell, pace)
@@ -260,6 +261,13 @@ class _Runner:
     def _fingerprint(self, cell: Cell) -> str:
         tokens = self.matrices.rows(cell.calibration).fingerprint() if cell.calibration else None
         return digest(self.index["judged_by"], {**cell.identity, "options": complete_options(cell)}, tokens)
+
+    def _identity(self, cell: Cell) -> str:
+        """The name by which what the cell is, is claimed."""
+        try:
+            return self._fingerprint(self._matched(cell))
+        except SecateurError:  # of a match whose partner failed; the cell will say so
+            return f"{cell.name}-alone"
 
     # --- the folder ---
 

@@ -228,7 +228,7 @@ def ablate(ablation: Ablation, grid: Grid) -> dict[str, dict[str, Any]]:
         The cells of this ablation by name; failed ones have `status` "failed" and an `error`.
 
     Raises:
-        As `run_grid` and `Ablation.cells`.
+        SecateurError: as `run_grid` and `Ablation.cells` say.
     """
     settings = {**asdict(ablation), "calibration": public_name(ablation.calibration)}
     write_tables = functools.partial(write_ablation_table, GridFolder(grid.folder))

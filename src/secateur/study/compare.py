@@ -152,7 +152,7 @@ def compare(comparison: Comparison, grid: Grid) -> dict[str, dict[str, Any]]:
         The cells of this comparison by name, in the table's order; failed ones have `status` "failed" and an `error`.
 
     Raises:
-        As `run_grid` and `Comparison.cells`.
+        SecateurError: as `run_grid` and `Comparison.cells` say.
     """
     base = comparison.base_method
     settings = {**asdict(comparison), "calibration": public_name(comparison.calibration), "base": base}

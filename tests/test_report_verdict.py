@@ -12,7 +12,7 @@ from compare_folders import make_compare_folder
 
 from secateur.report.compared import accuracy, by_accuracy, by_loss, loss_gap, ratio
 from secateur.report.results import Results, read_results
-from secateur.report.verdict import Verdict, verdict
+from secateur.report.verdict import SAME_SIZE, Verdict, verdict
 from secateur.study.differences import differences
 from secateur.study.main_table import difference_table
 
@@ -229,9 +229,23 @@ def test_choices_are_the_smallest_within_each_tolerance(tmp_path: Path) -> None:
         assert not choice.cell.matched_to
         running = [cell for cell in results.pruned if not cell.matched_to]
         within = [cell for cell in running if (ratio(results, cell) or 1e9) <= choice.tolerance]
-        assert choice.cell.parameters == min(cell.parameters or 0 for cell in within)
+        least = min(cell.parameters or 0 for cell in within)
+        assert (choice.cell.parameters or 0) <= least * (1 + SAME_SIZE)
+        assert choice.ratio == min(
+            ratio(results, cell) or 1e9 for cell in within if (cell.parameters or 0) <= least * (1 + SAME_SIZE)
+        )
     sizes = [choice.cell.parameters or 0 for choice in words.choices]
     assert sizes == sorted(sizes, reverse=True)
+
+
+def test_a_few_parameters_do_not_make_the_smaller_choice(tmp_path: Path) -> None:
+    """Methods meet a size to within a neuron; who is a neuron below is not the one to take."""
+    _, words = said(tmp_path, **TWO, harms={"2ssp": 0.1, "slicegpt": 0.2})
+    size = words.choices[-1].cell.parameters or 0
+    for fewer, wanted in ((1, "2ssp-0.25"), (size // 10, "slicegpt-0.25")):
+        edit(tmp_path, "2ssp-0.25", parameters=size)
+        edit(tmp_path, "slicegpt-0.25", parameters=size - fewer)
+        assert verdict(read_results(tmp_path)).choices[-1].cell.name == wanted
 
 
 def test_failed_and_missing_cells_are_said_and_not_judged(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from secateur.report.looks import listed, method_name, number, percent, times
 from secateur.report.results import CellResult, Results
 
 TOLERANCES = (1.05, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0)  # perplexity over the dense model's
-SAME_SIZE = 0.005  # of the blocks' parameters: what counts as the size that was asked for
+SAME_SIZE = 0.005  # of the parameters: what counts as the same size
 FEW_WINDOWS = 10
 
 
@@ -34,7 +34,8 @@ class AtSize:
 
 @dataclass(frozen=True)
 class Choice:
-    """The smallest model within a tolerance: perplexity at most `tolerance` times the dense model's."""
+    """The smallest model within a tolerance: perplexity at most `tolerance` times the dense model's. Of models that are
+    as small, but for SAME_SIZE, the best."""
 
     tolerance: float
     cell: CellResult
@@ -194,10 +195,12 @@ def _choices(results: Results) -> list[Choice]:
     judged = [(cell, over) for cell in running if (over := ratio(results, cell))]
     found: list[Choice] = []
     for tolerance in TOLERANCES:
-        within = [(cell.parameters or 0, over, cell) for cell, over in judged if over <= tolerance]
+        within = [(cell, over) for cell, over in judged if over <= tolerance]
         if not within:
             continue
-        _, over, cell = min(within, key=lambda each: each[:2])
+        smallest = min(cell.parameters or 0 for cell, _ in within)
+        alike = [(cell, over) for cell, over in within if (cell.parameters or 0) <= smallest * (1 + SAME_SIZE)]
+        cell, over = min(alike, key=lambda each: each[1])
         if not found or found[-1].cell is not cell:
             found.append(Choice(tolerance, cell, over))
     return found

@@ -306,9 +306,12 @@ def test_a_folder_with_other_things_in_it_is_refused(text: Path, tmp_path: Path)
 
 
 def test_a_cell_that_another_process_makes_is_left_to_it(text: Path, tmp_path: Path) -> None:
+    told: list[Standing] = []
     with claimed(tmp_path / "out/cells/2ssp-0.25"):
-        cells = compare(comparison(text), grid(tmp_path / "out", text))
+        cells = compare(comparison(text), replace(grid(tmp_path / "out", text), shown=told.append))
     assert list(cells) == ["dense", "shortgpt-0.25"]
+    assert (told[-1].finished, told[-1].cells) == (2, 3)  # what is not made here is not finished
+    assert told[-1].left_s > 0
     assert "Not there yet: 2ssp-0.25" in (tmp_path / "out/main-table.md").read_text()
     assert list(compare(comparison(text), grid(tmp_path / "out", text))) == ["dense", "2ssp-0.25", "shortgpt-0.25"]
 

@@ -171,16 +171,16 @@ class _Runner:
     def _one(self, cell: Cell, pace: Pace) -> bool:
         """Make a cell, unless it is there; False if another process is making it, or one of the same identity, which
         can be copied then."""
-        with pace.cell(cell.name) as seconds:
-            try:
-                with claimed(self.folder.cell_path(cell.name)), claimed(self.folder.cell_path(self._identity(cell))):
-                    if self._is_done(cell.name):  # by another process, meanwhile
-                        return True
-                    made = self._made(cell, pace)
-                    self.folder.write_cell({**made, "seconds": finite(seconds)})
-            except OutputBusyError:
-                logger.info("%s is being made by another process", cell.name)
-                return False
+        claims = [self.folder.cell_path(name) for name in (cell.name, self._identity(cell))]
+        try:
+            with claimed(claims[0]), claimed(claims[1]), pace.cell(cell.name) as seconds:
+                if self._is_done(cell.name):  # by another process, meanwhile
+                    return True
+                made = self._made(cell, pace)
+                self.folder.write_cell({**made, "seconds": finite(seconds)})
+        except OutputBusyError:
+            logger.info("%s is being made by another process", cell.name)
+            return False
         self.write_tables()
         self.grid.told(made)
         return True

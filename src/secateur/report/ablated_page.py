@@ -6,11 +6,12 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any
 
 from secateur.report.ablated import Group, Measure, Value, against, beside_the_default, groups, measures, spread
-from secateur.report.ablated_words import AblationVerdict, deviation, difference_in_words, shown
+from secateur.report.ablated_words import AblationVerdict, deviation, difference_in_words, shown, typeset
 from secateur.report.html import make_html
 from secateur.report.looks import method_name, number, percent, seconds, size_looks
 from secateur.report.results import CellResult, Results, finite_or_none
@@ -95,7 +96,7 @@ def _point(group: Group, value: Value, place: int, known: Sequence[Measure]) -> 
             each = {str(seed): measure.of(value.cells[seed]) for seed in group.seeds}
             y[measure.key] = {"mean": found.mean, "sd": found.sd, "each": each}
         if gap := against(group, value, measure):
-            told[measure.key] = difference_in_words(gap, measure)
+            told[measure.key] = typeset(difference_in_words(gap, measure))
     return {"value": place, "y": y, "against": told, "hollow": bool(value.matched_to)}
 
 
@@ -128,12 +129,11 @@ def ablation_columns(results: Results) -> list[AblationColumn]:
         found += [
             _mean(
                 measure.title, "mean and standard deviation over seeds", measure.of,
-                lambda value, measure=measure: shown(value, measure),  # type: ignore[misc]
-                lambda sd, measure=measure: deviation(sd, measure), measure.key,  # type: ignore[misc]
+                partial(shown, measure=measure), partial(deviation, measure=measure), measure.key,
             ),
             AblationColumn(
                 "against default", f"{measure.title}: difference to the method's own default, paired by seed",
-                measure.key, lambda group, value, measure=measure: _against(group, value, measure),  # type: ignore[misc]
+                measure.key, partial(_against, measure=measure),
             ),
         ]  # fmt: skip
     found.append(_mean("pruning, CPU", "of the pruning itself", _cost("cpu_s"), seconds, seconds))
@@ -175,7 +175,7 @@ def _against(group: Group, value: Value, measure: Measure) -> Entry:
     found = against(group, value, measure)
     if found is None:
         return Entry("default" if value is group.default else "–", None)
-    words = difference_in_words(found, measure)
+    words = typeset(difference_in_words(found, measure))
     return Entry(words, found.difference, best=bool(found.apart), unsure=found.apart is None)
 
 

@@ -177,20 +177,27 @@ def _spread(mean: float, sd: float | None, group: Group, measure: Measure) -> st
     return f", ± {deviation(sd, measure)} over {len(group.seeds)} seeds ({percent(sd / mean)} of it)"
 
 
-def _signed(share: float) -> str:
-    return f"{100 * share:+.2f}".replace("-", "\u2212") + f"{_NBSP}%"
-
-
 def difference_in_words(gap: Against, measure: Measure) -> str:
-    """The table's entry: with the spread over seeds, or the interval of a single one."""
-    text = _points(gap.difference, measure)
+    """A table's entry: +1.20% ± 0.31 with the spread over seeds, +1.20% (+0.40 to +2.00) with the interval of one."""
+    text = _signed(gap.difference, measure)
     if gap.sd is not None:
         return f"{text} ± {100 * gap.sd:.2f}"
-    return text if gap.low is None or gap.high is None else f"{text} ({_interval(gap, measure)})"
+    if gap.low is None or gap.high is None:
+        return text
+    return f"{text} ({100 * gap.low:+.2f} to {100 * gap.high:+.2f})"
+
+
+def _signed(difference: float, measure: Measure) -> str:
+    return f"{100 * difference:+.2f}{'%' if measure.relative else ' points'}"
+
+
+def typeset(text: str) -> str:
+    """As a page has it, where there is a minus sign and no line begins with a unit."""
+    return text.replace("-", "\u2212").replace("%", f"{_NBSP}%").replace(" points", f"{_NBSP}points")
 
 
 def _points(difference: float, measure: Measure) -> str:
-    return _signed(difference) if measure.relative else _signed(difference).removesuffix("%") + "points"
+    return typeset(_signed(difference, measure))
 
 
 def _interval(gap: Against, measure: Measure) -> str:

@@ -8,7 +8,6 @@ from typing import Any
 from secateur.evaluation.averages import Average
 from secateur.report.ablated import (
     ALL,
-    Against,
     Group,
     Measure,
     Value,
@@ -18,6 +17,7 @@ from secateur.report.ablated import (
     measures,
     spread,
 )
+from secateur.report.ablated_words import difference_in_words
 from secateur.report.results import CellResult, Results, finite_or_none
 from secateur.study.cells import DENSE
 from secateur.study.differences import Cells, average_notes
@@ -112,19 +112,8 @@ def _against_row(group: Group, value: Value, measure: Measure) -> Row:
         return {f"{key}:shown": "default" if value is group.default else None}
     return {
         key: found.difference, f"{key}:sd": found.sd, f"{key}:low": found.low, f"{key}:high": found.high,
-        f"{key}:shown": in_words(found, measure),
+        f"{key}:shown": difference_in_words(found, measure),
     }  # fmt: skip
-
-
-def in_words(found: Against, measure: Measure) -> str:
-    """+1.20% ± 0.31, or with the interval of one seed: +1.20% (+0.40 to +2.00)."""
-    unit = "%" if measure.relative else " points"
-    text = f"{100 * found.difference:+.2f}{unit}"
-    if found.sd is not None:
-        return f"{text} ± {100 * found.sd:.2f}"
-    if found.low is None or found.high is None:
-        return text
-    return f"{text} ({100 * found.low:+.2f} to {100 * found.high:+.2f})"
 
 
 # --- rows and notes ---

@@ -20,10 +20,9 @@ import transformers
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import secateur
-from secateur.api import read_tokens
 from secateur.engine import loss
 from secateur.engine.sweep import Variant, muted
-from secateur.engine.tokens import Tokens
+from secateur.engine.tokens import Tokens, read_tokens
 from secateur.model.handle import Model
 from secateur.run import Run
 

@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from common import MEGA, Report, calibration, load_model, made_up_config, parser
 
-from secateur.driver import run_method
 from secateur.forecast import forecast
 from secateur.methods import get_method
 from secateur.model.budget import Budget
+from secateur.pruning import run_method
 from secateur.run import Run
 
 STATUS = Path("/proc/self/status")

@@ -24,12 +24,12 @@ from typing import Any
 
 from common import Seconds, folder_parser, load_model, windows, write
 
-from secateur.driver import run_method
-from secateur.evaluation.perplexity import perplexity
+from secateur.judge.perplexity import perplexity
 from secateur.methods import get_method
 from secateur.model.budget import Budget, shares
 from secateur.model.checkpoint import RECORD
 from secateur.model.handle import Model
+from secateur.pruning import run_method
 from secateur.run import Run
 
 METHOD = get_method("slimgpt")

@@ -6,9 +6,9 @@ from typing import Any
 
 from figures import DOCS, demo_model, grids
 
+from secateur.grid.pruning import shape
 from secateur.model.handle import Model
 from secateur.report.blocks import lanes, picture
-from secateur.study.pruning import shape
 
 SPARSITY = 0.375
 

@@ -14,7 +14,7 @@ matplotlib.use("svg")
 from matplotlib import pyplot as plt
 from slimgpt_tables import relative_losses
 
-from secateur.solvers.schedule import ratios as shares
+from secateur.solvers.ratios import ratios as shares
 
 BLUE, ORANGE, GREEN, PINK, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9"
 SHAPES = {"log": BLUE, "linear": GREEN, "uniform": "#555555", "log-decrease": ORANGE, "linear-decrease": PINK}

@@ -23,17 +23,17 @@ import torch
 from slimgpt_tables import SLIMGPT
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from secateur.grid.ablation_table import NAME as ABLATION_TABLE
+from secateur.grid.ablation_table import ablation_table
+from secateur.grid.folder import CELL, INDEX, GridFolder
+from secateur.grid.main_table import DIFFERENCES, main_table
+from secateur.grid.render import Column, Table, markdown
 from secateur.methods import Method, get_method, methods
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.report.html import on_lines
 from secateur.report.results import commands_of
 from secateur.run import work_forwards
-from secateur.study.ablation_table import NAME as ABLATION_TABLE
-from secateur.study.ablation_table import ablation_table
-from secateur.study.folder import CELL, INDEX, GridFolder
-from secateur.study.main_table import DIFFERENCES, main_table
-from secateur.study.render import Column, Table, markdown
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS / "results"

@@ -9,7 +9,7 @@ from os.path import relpath
 from pathlib import Path
 from typing import Any
 
-from secateur.study.render import Column, Table, markdown
+from secateur.grid.render import Column, Table, markdown
 
 CELLS = Path(__file__).parent / "results" / "slimgpt"
 ORDER = (

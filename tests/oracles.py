@@ -19,8 +19,8 @@ from torch import Tensor
 
 from secateur.engine.sweep import Part
 from secateur.engine.tokens import Tokens
+from secateur.hf import quiet_transformers
 from secateur.model.handle import Model
-from secateur.quiet import quiet_transformers
 from secateur.run import Advance
 from secateur.surgery.apply import apply
 from secateur.surgery.edits import DropAttention, DropBlock, DropMLP, Edit, KeepHeads, KeepNeurons

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from models import tiny, tiny_tokenizer
 
+from secateur.grid import Comparison, Judging, judges
+from secateur.grid.run import Grid
 from secateur.model.handle import Model
-from secateur.study import Comparison, Judging, judges
-from secateur.study.engine import Grid
 
 SEARCH = {"generations": 2, "offspring": 4, "initial": 4, "initial_tokens": 24, "selection_tokens": "24,48"}
 

@@ -13,10 +13,10 @@ from oracles import write_texts
 from studies import Loads, grid
 
 from secateur.errors import InvalidOptionError, OutputExistsError, UnknownNameError
+from secateur.grid import Ablation, Comparison, ablate, compare
+from secateur.grid.ablate import NOTHING, ORDER, TEXT, WHATS
+from secateur.grid.words import CALIBRATION
 from secateur.methods import get_method
-from secateur.study import Ablation, Comparison, ablate, compare
-from secateur.study.ablate import NOTHING, ORDER, TEXT, WHATS
-from secateur.study.words import CALIBRATION
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,7 @@ from models import HIDDEN, VOCABULARY, parameters, tiny, tiny_tokenizer, tiny_to
 from oracles import Watcher, edited, mean_kl, mean_nll, write_texts
 
 import secateur
-from secateur.api import already_there, prepare, read_tokens, run_job
-from secateur.engine.tokens import Tokens
+from secateur.engine.tokens import Tokens, read_tokens
 from secateur.errors import (
     DataError,
     InfeasibleBudgetError,
@@ -24,9 +23,10 @@ from secateur.errors import (
     SecateurError,
     UnknownNameError,
 )
-from secateur.evaluation.judging import Judging
+from secateur.judge.judging import Judging
 from secateur.methods import registry
 from secateur.model.handle import Model
+from secateur.pruning import already_there, prepare, run_job
 from secateur.run import Run
 from secateur.surgery.apply import apply
 from secateur.surgery.edits import DropBlock, Edit, from_json
@@ -154,7 +154,7 @@ def test_progress_of_the_whole_run_reaches_its_end() -> None:
     model, watcher = tiny("llama", num_hidden_layers=8), Watcher()
     run = Run(observer=watcher)
     job = prepare(model, sparsity=0.5, calibration=tiny_tokens(model, 3, 8), attentions=1)
-    cost = secateur.api.get_method("2ssp").foretell(model.layout(), 3, 8, job.budget, **job.options)
+    cost = secateur.pruning.get_method("2ssp").foretell(model.layout(), 3, 8, job.budget, **job.options)
     run.expect(cost.block_tokens, cost.head_tokens, head=0.5)
     run_job(job, run=run)
     (walk, total, after_walk), (search, same, end) = watcher.shown
@@ -289,7 +289,7 @@ def test_what_a_model_cannot_be_put_through_is_refused_before_any_work(
     def unwanted(*_: Any, **__: Any) -> None:
         raise AssertionError("work began")
 
-    monkeypatch.setattr(secateur.judging, "perplexity", unwanted)
+    monkeypatch.setattr(secateur.judge.evaluate, "perplexity", unwanted)
     model, other = model_with_tokenizer(), tiny("llama")
     asked = {"texts": (str(texts[0]),), "length": 16}
     with pytest.raises(InvalidOptionError, match="new tokens; the model's positions end"):
@@ -371,8 +371,8 @@ def test_the_gates_mean_over_tasks_leaves_out_what_is_at_chance_for_the_dense_mo
         return {task: {**common, "value": values[each is dense]} for task, values in right.items()}
 
     plan = tuple(types.SimpleNamespace(name=task) for task in right)
-    monkeypatch.setattr("secateur.judging.plan_tasks", lambda *_, **__: plan)
-    monkeypatch.setattr("secateur.judging.judge_tasks", judged)
+    monkeypatch.setattr("secateur.judge.evaluate.plan_tasks", lambda *_, **__: plan)
+    monkeypatch.setattr("secateur.judge.evaluate.judge_tasks", judged)
     (failed,) = secateur.evaluate(model, Judging(tasks=("x",)), against=dense, fail_if=["tasks<0.7"])["failed"]
     assert failed == {"condition": "tasks<0.7", "figure": "tasks", "value": 0.6}
     with pytest.raises(SecateurError, match="give it as --against"):

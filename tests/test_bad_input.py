@@ -23,14 +23,15 @@ from test_cli import Told, call, contents
 
 import secateur
 from secateur import folders, load
-from secateur.api import prepare, read_tokens, run_job, save
 from secateur.cli import prune as prune_command
+from secateur.engine.tokens import read_tokens
 from secateur.errors import CheckpointError, DataError, NumericalError, OutputError, OutputExistsError, SecateurError
-from secateur.evaluation.generation import generate
 from secateur.folders import claimed, new_folder
+from secateur.judge.generation import generate
 from secateur.model.checkpoint import SUMS
 from secateur.model.checkpoint import save as save_checkpoint
 from secateur.model.handle import Model, require_finite
+from secateur.pruning import prepare, run_job, save
 
 
 @pytest.fixture

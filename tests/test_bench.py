@@ -17,7 +17,7 @@ from test_recover import QUICK, pruned_tiny
 
 import secateur
 from secateur.engine.sweep import Part, sweep
-from secateur.evaluation.perplexity import perplexity
+from secateur.judge.perplexity import perplexity
 from secateur.model.handle import Model
 from secateur.run import Run
 from secateur.surgery.edits import DropAttention, DropBlock

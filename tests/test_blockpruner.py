@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from models import NO_ENDS, tiny, tiny_tokens
 from oracles import PROPERTY, edit_facts, edited, lopsided, mean_kl, mean_nll, weighted, without
 
-from secateur.driver import Pruning, run_method
 from secateur.engine.sweep import Part
 from secateur.engine.tokens import Tokens
 from secateur.errors import DataError, InfeasibleBudgetError, InvalidOptionError
@@ -21,6 +20,7 @@ from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.layout import BlockLayout, Layout
 from secateur.model.modeling_secateur import Shape
+from secateur.pruning import Pruning, run_method
 from secateur.run import Run
 from secateur.surgery.edits import DropAttention, DropMLP, Edit
 

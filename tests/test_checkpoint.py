@@ -33,11 +33,11 @@ from transformers import AutoModelForCausalLM
 
 from secateur import load
 from secateur.errors import CheckpointError, FetchError, InvalidOptionError, OutputExistsError, UnsupportedModelError
+from secateur.hf import quiet_transformers
 from secateur.model import modeling_secateur
 from secateur.model.checkpoint import RECORD, SUMS, save, tier
 from secateur.model.handle import Model
 from secateur.model.modeling_secateur import FAMILIES, classes, width_of
-from secateur.quiet import quiet_transformers
 from secateur.surgery.edits import DropAttention, DropBlock, DropMLP, KeepHeads, KeepNeurons
 
 SOURCE = Path(modeling_secateur.__file__)

@@ -22,7 +22,6 @@ from oracles import edit_facts, write_texts
 from studies import SEARCH, Loads, comparison, fake_judges, grid, no_times
 
 import secateur
-from secateur.api import prepare, run_job
 from secateur.engine.tokens import Tokens
 from secateur.errors import (
     DataError,
@@ -33,21 +32,22 @@ from secateur.errors import (
     SecateurError,
     UnknownNameError,
 )
-from secateur.evaluation import generation as written
-from secateur.evaluation.generation import Decoding
-from secateur.evaluation.perplexity import perplexity
 from secateur.folders import claimed
+from secateur.grid import Calibration, Comparison, Judging, compare, judges
+from secateur.grid.cells import Cell, Matrices, check_names
+from secateur.grid.clocked import Clocked, Shared
+from secateur.grid.compare import is_block_wise
+from secateur.grid.folder import finite
+from secateur.grid.pace import Standing
+from secateur.grid.presets import PRESETS
+from secateur.grid.run import Grid, run_grid
+from secateur.grid.words import parse_options, sparsities
+from secateur.judge import generation as written
+from secateur.judge.generation import Decoding
+from secateur.judge.perplexity import perplexity
 from secateur.methods import get_method, methods
 from secateur.model.handle import Model
-from secateur.study import Calibration, Comparison, Judging, compare, judges
-from secateur.study.cells import Cell, Matrices, check_names
-from secateur.study.clocked import Clocked, Shared
-from secateur.study.compare import is_block_wise
-from secateur.study.engine import Grid, run_grid
-from secateur.study.folder import finite
-from secateur.study.pace import Standing
-from secateur.study.presets import PRESETS
-from secateur.study.words import parse_options, sparsities
+from secateur.pruning import prepare, run_job
 
 Cells = Mapping[str, Mapping[str, Any]]
 WIDE = functools.partial(tiny, "llama", hidden_size=64, num_attention_heads=8, max_position_embeddings=4096)
@@ -206,7 +206,7 @@ import os, signal, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
 from studies import comparison, grid
-from secateur.study import compare, judges
+from secateur.grid import compare, judges
 real, seen = judges.perplexity_by_window, []
 def kill(*args, **kwargs):
     seen.append(1)

@@ -10,11 +10,11 @@ from models import tiny
 from oracles import write_texts
 from studies import comparison
 
-from secateur.evaluation.generation import REFERENCE
-from secateur.evaluation.judging import Judging
+from secateur.grid.estimate import GENERATION, INFERENCE, PERPLEXITY, PRUNE, TASKS, estimates, steps
+from secateur.judge.generation import REFERENCE
+from secateur.judge.judging import Judging
 from secateur.methods import get_method
 from secateur.model.budget import Budget
-from secateur.study.estimate import GENERATION, INFERENCE, PERPLEXITY, PRUNE, TASKS, estimates, steps
 
 MANY = Judging(
     texts=("a", "b"), length=10, tasks=("piqa",), inference=True, prompt_length=8, new_tokens=4, rounds=2, batch_size=3,

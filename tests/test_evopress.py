@@ -20,7 +20,6 @@ from torch import Tensor
 
 from secateur import prune as api_prune
 from secateur import save
-from secateur.driver import Pruning, run_method
 from secateur.engine.sweep import Part, Variant
 from secateur.engine.tokens import Tokens
 from secateur.errors import InfeasibleBudgetError, InvalidOptionError, NumericalError
@@ -28,6 +27,7 @@ from secateur.methods import get_method
 from secateur.methods.evopress import plan, reduced, search_space
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
+from secateur.pruning import Pruning, run_method
 from secateur.run import MemoryStore, Run
 from secateur.solvers import evolution
 from secateur.solvers.evolution import Selection, Space, Sweeps, WindowLosses, evolve

@@ -14,7 +14,7 @@ from oracles import Watcher, mean_kl, mean_nll, standing, weighted
 
 from secateur.engine.tokens import Tokens
 from secateur.errors import InvalidOptionError, NumericalError
-from secateur.evaluation.fidelity import fidelity
+from secateur.judge.fidelity import fidelity
 from secateur.model.handle import Model
 from secateur.run import Run
 
@@ -32,7 +32,7 @@ def test_it_equals_a_loop_by_hand(family: str, chunk: int | None, monkeypatch: p
     """Also where logits come three predictions at a time."""
     dense, model = standing(family), standing(family, "lopsided")
     if chunk:
-        monkeypatch.setattr("secateur.evaluation.fidelity.LOGIT_BYTES", chunk * 2 * 4 * model.vocab_size)
+        monkeypatch.setattr("secateur.judge.fidelity.LOGIT_BYTES", chunk * 2 * 4 * model.vocab_size)
     tokens = weighted(tiny_tokens(model, 3, 9))
     result = fidelity(model, dense, tokens)
     assert result["loss"] == pytest.approx(mean_nll(model, tokens), rel=1e-6)
@@ -82,7 +82,7 @@ def test_only_what_counts_reaches_the_head_and_little_of_it_at_once(monkeypatch:
     weights = torch.zeros(3, 12)
     weights[0, 4:] = weights[2, 7] = 1
     rows: list[int] = []
-    monkeypatch.setattr("secateur.evaluation.fidelity.LOGIT_BYTES", 3 * 2 * 4 * model.vocab_size)
+    monkeypatch.setattr("secateur.judge.fidelity.LOGIT_BYTES", 3 * 2 * 4 * model.vocab_size)
     for each in (model, dense):
         each.hf.lm_head.register_forward_hook(lambda _, args, out: rows.append(out.shape[0]))
     fidelity(model, dense, Tokens.of(tiny_tokens(model, 3, 12).ids, weights), run=run, label="own")

@@ -23,11 +23,11 @@ from secateur.errors import (
     UnsupportedModelError,
 )
 from secateur.forecast import Speed, forecast, hollow_model, timed
+from secateur.grid.estimate import Work
 from secateur.methods import Cost, get_method
 from secateur.model.budget import Budget
 from secateur.model.checkpoint import save
 from secateur.model.layout import Layout
-from secateur.study.estimate import Work
 
 METHOD = get_method("2ssp")
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from oracles import PROPERTY
 
 from secateur.errors import InvalidOptionError, UnknownNameError
-from secateur.evaluation.gate import Condition, check, failures, known_names, parse
+from secateur.judge.gate import Condition, check, failures, known_names, parse
 
 NAMES = st.from_regex(r"[A-Za-z0-9_.:/-]+", fullmatch=True)
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)

@@ -21,9 +21,9 @@ from secateur.cli.grids import CalibrationOptions, TextOptions
 from secateur.cli.groups import grouped
 from secateur.cli.options import RunningOptions, SourceOptions, TaskOptions, words
 from secateur.errors import InvalidOptionError
-from secateur.evaluation.generation import REFERENCE, REFERENCE_PROMPTS
-from secateur.evaluation.judging import Judging
-from secateur.study.ablate import WHATS
+from secateur.grid.ablate import WHATS
+from secateur.judge.generation import REFERENCE, REFERENCE_PROMPTS
+from secateur.judge.judging import Judging
 
 
 @dataclass(frozen=True, kw_only=True)

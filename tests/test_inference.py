@@ -12,8 +12,8 @@ from oracles import Watcher, standing
 from transformers import DynamicCache
 
 from secateur.errors import InvalidOptionError
-from secateur.evaluation.inference import inference, kv_bytes_per_token, weight_bytes
-from secateur.evaluation.memory import COUNTER, TENSORS, device_peak, peak_tensor_memory
+from secateur.judge.inference import inference, kv_bytes_per_token, weight_bytes
+from secateur.judge.memory import COUNTER, TENSORS, device_peak, peak_tensor_memory
 from secateur.model.handle import Model
 from secateur.run import Run
 
@@ -66,7 +66,7 @@ def test_models_take_turns_on_the_same_prompts(monkeypatch: pytest.MonkeyPatch) 
         calls.append((name, tuple(prompt.flatten().tolist()), new_tokens))
         return float(len(calls)), 2 * float(len(calls))
 
-    monkeypatch.setattr("secateur.evaluation.inference._once", once)
+    monkeypatch.setattr("secateur.judge.inference._once", once)
     watcher = Watcher()
     report = inference(
         models, prompt_length=6, new_tokens=2, rounds=3, batch_size=4, run=Run(observer=watcher)
@@ -166,7 +166,7 @@ def test_a_devices_peak_begins_anew_and_leaves_out_what_was_there(monkeypatch: p
     gpu, device, model = Counters(10**9), torch.device("cuda", 0), tiny("llama")
     gpu.take(10**8)
     gpu.take(-(10**8))  # an earlier cell's
-    monkeypatch.setattr("secateur.evaluation.memory._devices", lambda model: {device})
+    monkeypatch.setattr("secateur.judge.memory._devices", lambda model: {device})
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: gpu.allocated)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: gpu.peak)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: setattr(gpu, "peak", gpu.allocated))

@@ -10,13 +10,13 @@ from models import logits, tiny, tiny_tokens
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from secateur.errors import InfeasibleBudgetError, InvalidOptionError
+from secateur.grid.inverted import AMOUNTS, complete, direction_norms, foretell, inverted, plan
+from secateur.grid.inverted import removed as foretold
 from secateur.methods.two_ssp import attention_count
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.run import Run
-from secateur.study.inverted import AMOUNTS, complete, direction_norms, foretell, inverted, plan
-from secateur.study.inverted import removed as foretold
 
 
 def smollm2() -> Layout:

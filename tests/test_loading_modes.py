@@ -21,10 +21,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from secateur import load
+from secateur.hf import quiet_transformers
 from secateur.model import modeling_secateur
 from secateur.model.checkpoint import save
 from secateur.model.modeling_secateur import FAMILIES
-from secateur.quiet import quiet_transformers
 
 pytestmark = pytest.mark.slow  # a process for each way, each of which imports torch
 MODELING = Path(modeling_secateur.__file__)

@@ -16,7 +16,6 @@ from oracles import edit_facts, edited, lopsided
 from torch import Tensor
 
 import secateur
-from secateur.driver import Pruning, run_method
 from secateur.engine.tokens import Tokens
 from secateur.errors import InfeasibleBudgetError, InvalidOptionError, UnsupportedEditError
 from secateur.methods import Method, get_method, methods
@@ -24,6 +23,7 @@ from secateur.methods.slicegpt import sliced
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
+from secateur.pruning import Pruning, run_method
 from secateur.run import MemoryStore, Run
 from secateur.surgery.apply import apply
 from secateur.surgery.edits import Edit, from_json, to_json

@@ -14,11 +14,11 @@ from studies import comparison, grid
 from torch import Tensor
 
 from secateur.engine.tokens import Tokens
+from secateur.grid import compare
+from secateur.grid.clocked import Clocked, Shared
+from secateur.grid.pace import Pace, Standing
 from secateur.model.handle import Model
 from secateur.solvers import greedy
-from secateur.study import compare
-from secateur.study.clocked import Clocked, Shared
-from secateur.study.pace import Pace, Standing
 
 METHODS = {"dense": "dense", **{f"{m}-{n}": m for n in range(4) for m in ("2ssp", "slimgpt")}}
 KEPT = {"dense": 1.0, **{name: 0.8 - 0.1 * int(name[-1]) for name in METHODS if name != "dense"}}

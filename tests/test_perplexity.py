@@ -15,7 +15,7 @@ from oracles import Watcher, mean_nll, standing, weighted
 
 from secateur.engine.tokens import Tokens
 from secateur.errors import InvalidOptionError, NumericalError
-from secateur.evaluation.perplexity import perplexity, perplexity_by_window, ratio
+from secateur.judge.perplexity import perplexity, perplexity_by_window, ratio
 from secateur.run import Run
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from secateur.cli import progress
 from secateur.cli.progress import in_words, standing_in_words, standing_shown
-from secateur.study.pace import Standing
+from secateur.grid.pace import Standing
 
 AT = Standing(
     cell="2ssp-0.25", part="generation", done=0.4, finished=3, cells=33, elapsed_s=100.0, left_s=300.0,

@@ -16,16 +16,16 @@ from models import logits, parameters, random, tiny, tiny_in, tiny_tokens
 import secateur
 from secateur import Budget, Model, Tokens, load, prune, save
 from secateur.assets.catalog import DEMO_TEXT
+from secateur.card import card
 from secateur.cli.inspect import inspect
 from secateur.cli.prune import _show
-from secateur.driver import Pruning
 from secateur.errors import CheckpointError, OutputExistsError
 from secateur.methods import get_method
 from secateur.model.checkpoint import RECORD, tier
 from secateur.model.checkpoint import save as save_checkpoint
 from secateur.model.load import read_record
-from secateur.report.card import card
-from secateur.report.record import append_evaluation, dump, identity, make_record, public_name, remarks
+from secateur.pruning import Pruning
+from secateur.record import append_evaluation, dump, identity, make_record, public_name, remarks
 from secateur.surgery.apply import apply
 from secateur.surgery.edits import DropAttention, DropBlock, Edit, KeepNeurons, from_json
 

@@ -16,7 +16,7 @@ from test_cli import Told, _own_world, call, contents  # noqa: F401  # a fixture
 import secateur
 from secateur import folders
 from secateur.cli import recover as cli
-from secateur.recovery import trainer
+from secateur.heal import trainer
 from secateur.run import Advance
 
 pytestmark = pytest.mark.slow  # several seconds each for its imports and its processes

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 import secateur
-from secateur.api import prepare, read_tokens, run_job
-from secateur.evaluation.perplexity import perplexity
+from secateur.engine.tokens import read_tokens
+from secateur.judge.perplexity import perplexity
+from secateur.pruning import prepare, run_job
 from secateur.run import MemoryStore, Run
 
 SHARED = Path(__file__).parents[2] / "shared"

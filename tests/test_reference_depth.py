@@ -10,10 +10,11 @@ import pytest
 import torch
 
 import secateur
-from secateur.api import prepare, read_tokens, run_job
-from secateur.evaluation.perplexity import perplexity
+from secateur.engine.tokens import read_tokens
+from secateur.judge.perplexity import perplexity
 from secateur.methods.shortgpt import influence_of_cosine
 from secateur.methods.window import angle
+from secateur.pruning import prepare, run_job
 from secateur.run import MemoryStore, Run
 from secateur.solvers.similarity import span_distances
 

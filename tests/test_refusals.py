@@ -19,10 +19,10 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImage
 from secateur import load
 from secateur.errors import CheckpointError, FetchError, SecateurError, UnsupportedModelError
 from secateur.forecast import hollow_model
+from secateur.hf import quiet_transformers
 from secateur.model.handle import Model
 from secateur.model.modeling_secateur import FAMILIES
 from secateur.model.refusals import Description, base_model, refuse_architecture
-from secateur.quiet import quiet_transformers
 
 EXPERTS = "mixture of experts"
 STATE = "linear attention, recurrence or state space"

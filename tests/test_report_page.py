@@ -19,7 +19,7 @@ from compare_folders import BLOCKS, make_compare_folder
 from test_cli import call
 
 from secateur.errors import DataError, MissingExtraError
-from secateur.evaluation.memory import TENSORS
+from secateur.judge.memory import TENSORS
 from secateur.report.blocks import lanes, picture
 from secateur.report.figures import ALL, figures
 from secateur.report.page import render, write_report

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import PROPERTY
 
-from secateur.evaluation.statistics import quartiles
+from secateur.judge.statistics import quartiles
 from secateur.report.figures import Timing, speed
 from secateur.report.results import CellResult
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from compare_folders import make_compare_folder
 
+from secateur.grid.differences import differences
+from secateur.grid.main_table import difference_table
 from secateur.report.compared import accuracy, by_accuracy, by_loss, loss_gap, ratio
 from secateur.report.results import Results, read_results
 from secateur.report.verdict import SAME_SIZE, Verdict, verdict
-from secateur.study.differences import differences
-from secateur.study.main_table import difference_table
 
 TWO = {"methods": ("2ssp", "slicegpt"), "sparsities": (0.25,), "texts": ("wikitext2",), "change": {}}
 

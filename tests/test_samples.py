@@ -16,7 +16,7 @@ from oracles import PROPERTY, Watcher, edited, lopsided
 from transformers import GenerationConfig
 
 from secateur.errors import DataError, InvalidOptionError
-from secateur.evaluation.generation import (
+from secateur.judge.generation import (
     GREEDY,
     REFERENCE,
     REFERENCE_PROMPTS,

@@ -23,8 +23,6 @@ from oracles import PROPERTY, activations, lopsided, standing, weighted
 from test_stream import difference, low_rank
 from torch import Tensor
 
-from secateur.api import prepare, prune, save
-from secateur.driver import Pruning, run_method
 from secateur.engine.tokens import Tokens
 from secateur.errors import InfeasibleBudgetError, InvalidOptionError, NumericalError, UnsupportedEditError
 from secateur.methods import get_method
@@ -32,6 +30,7 @@ from secateur.methods.slicegpt import plan, sliced, slicegpt
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.load import load
+from secateur.pruning import Pruning, prepare, prune, run_method, save
 from secateur.run import MemoryStore, Run
 from secateur.solvers.pca import principal_basis
 from secateur.surgery.apply import apply

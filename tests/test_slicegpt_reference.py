@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import secateur
-from secateur.api import prepare, read_tokens, run_job
-from secateur.evaluation.perplexity import perplexity
+from secateur.engine.tokens import read_tokens
+from secateur.judge.perplexity import perplexity
+from secateur.pruning import prepare, run_job
 
 SHARED = Path(__file__).parents[2] / "shared"
 pytestmark = [

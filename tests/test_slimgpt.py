@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from models import NO_ENDS, tiny, tiny_closed, tiny_tokens
 from oracles import PROPERTY, activations, edit_facts, edited
 
-from secateur.driver import Pruning, run_method
 from secateur.engine.tokens import Tokens
 from secateur.errors import InfeasibleBudgetError, InvalidOptionError
 from secateur.methods import get_method
@@ -22,10 +21,11 @@ from secateur.model.budget import Budget, shares
 from secateur.model.handle import Model
 from secateur.model.layout import BlockLayout, Layout
 from secateur.model.modeling_secateur import Shape
+from secateur.pruning import Pruning, run_method
 from secateur.run import Run
 from secateur.solvers.moments import SecondMoment
 from secateur.solvers.obs import group_sizes, prune_groups
-from secateur.solvers.schedule import curve, ratios
+from secateur.solvers.ratios import curve, ratios
 from secateur.surgery.edits import KeepHeads, KeepNeurons
 
 METHOD = get_method("slimgpt")

@@ -13,7 +13,6 @@ from models import tiny, tiny_in, tiny_tokens
 from oracles import PROPERTY, activations, edited, lopsided, standing, weighted
 from torch import Tensor
 
-from secateur.driver import run_method
 from secateur.engine.tokens import Tokens
 from secateur.errors import DataError, InfeasibleBudgetError, NumericalError
 from secateur.methods import get_method
@@ -21,6 +20,7 @@ from secateur.methods.shortgpt import block_influence, influence_of_cosine, leas
 from secateur.methods.window import angle, mean_angles, window_lengths
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
+from secateur.pruning import run_method
 from secateur.run import Run
 from secateur.solvers.similarity import span_distances
 from secateur.surgery.apply import apply

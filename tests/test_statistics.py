@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from secateur.errors import InvalidOptionError
-from secateur.evaluation.chance import at_chance
-from secateur.evaluation.statistics import (
+from secateur.judge.chance import at_chance
+from secateur.judge.statistics import (
     DRAWS,
     difference,
     is_binary,

@@ -11,7 +11,7 @@ from test_cli import Told, _own_world, call, world, write_ending_model  # noqa: 
 
 from secateur.cli import grids
 from secateur.cli.options import SourceOptions
-from secateur.study import judges
+from secateur.grid import judges
 
 QUICK = ("--samples", 2, "--length", 24, "--eval-samples", 4, "--eval-length", 24)
 

@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import PROPERTY
 
-from secateur.evaluation.averages import average_over
+from secateur.grid.differences import average_of, differences
+from secateur.grid.main_table import difference_table, main_table
+from secateur.grid.render import Column, Table, as_json, comma_separated, escape_latex, latex, markdown
+from secateur.judge.averages import average_over
 from secateur.report.results import read_results
 from secateur.report.table import columns, rows
-from secateur.study.differences import average_of, differences
-from secateur.study.main_table import difference_table, main_table
-from secateur.study.render import Column, Table, as_json, comma_separated, escape_latex, latex, markdown
 
 NASTY = r"50 % of $x_1$ & {a\b} ~ #1 ^2 <p> | *x*"
 

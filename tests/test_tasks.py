@@ -33,10 +33,10 @@ from secateur.errors import (
     SecateurError,
     UnknownNameError,
 )
-from secateur.evaluation import harness
-from secateur.evaluation.chance import at_chance, chance_level
-from secateur.evaluation.suites import OFFLINE, SUITES
-from secateur.evaluation.tasks import estimated_tokens, judge_tasks, plan_tasks, run_tasks, spread, task_names
+from secateur.judge import harness
+from secateur.judge.chance import at_chance, chance_level
+from secateur.judge.suites import OFFLINE, SUITES
+from secateur.judge.tasks import estimated_tokens, judge_tasks, plan_tasks, run_tasks, spread, task_names
 from secateur.model.checkpoint import save
 from secateur.model.handle import Model
 from secateur.run import Run

@@ -14,7 +14,6 @@ from models import FAMILY_NAMES, NO_ENDS, tiny, tiny_tokens
 from oracles import PROPERTY, activations, edit_facts, edited, lopsided, mean_kl, mean_nll, standing, weighted
 from torch import Tensor, nn
 
-from secateur.driver import Pruning, run_method
 from secateur.engine.tokens import Tokens
 from secateur.errors import DataError, InfeasibleBudgetError, InvalidOptionError, NumericalError, UnknownNameError
 from secateur.methods import get_method
@@ -23,6 +22,7 @@ from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.layout import BlockLayout, Layout
 from secateur.model.modeling_secateur import Shape
+from secateur.pruning import Pruning, run_method
 from secateur.run import MemoryStore, Run
 from secateur.surgery.apply import apply, predict
 from secateur.surgery.edits import DropAttention, Edit, KeepNeurons

@@ -3,15 +3,15 @@
 Importing it makes transformers' Auto classes load the checkpoints that stock architectures cannot hold.
 """
 
-from secateur.api import Pruned, prune, save
 from secateur.engine.tokens import Tokens
 from secateur.errors import SecateurError
-from secateur.evaluation.judging import Judging
-from secateur.healing import Recovered, recover
-from secateur.judging import evaluate
+from secateur.heal.recover import Recovered, recover
+from secateur.judge.evaluate import evaluate
+from secateur.judge.judging import Judging
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.load import load, register
+from secateur.pruning import Pruned, prune, save
 from secateur.run import Run
 from secateur.version import __version__
 

@@ -17,13 +17,13 @@ from secateur.engine.blocks import BlockInputs, head_logits, run_block
 from secateur.engine.loss import LOGIT_BYTES
 from secateur.engine.sweep import activation_bytes, sweep_bytes
 from secateur.errors import SecateurError
+from secateur.hf import quiet_transformers
 from secateur.methods import Cost, Method, methods
 from secateur.model.budget import Budget, shares
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.model.load import check_device, check_dtype, explained, read_config
 from secateur.model.modeling_secateur import PER_BLOCK_LISTS, plain_config, shapes_from
-from secateur.quiet import quiet_transformers
 from secateur.run import work_forwards
 
 _PROBE_HEAD_TOKENS = 128

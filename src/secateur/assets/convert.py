@@ -96,7 +96,7 @@ def _quiet() -> Iterator[None]:
     """
     import transformers.modeling_gguf_pytorch_utils as loader
 
-    from secateur.quiet import quiet_transformers
+    from secateur.hf import quiet_transformers
 
     tqdm = getattr(loader, "tqdm", None)
     if tqdm is not None:

@@ -12,10 +12,10 @@ from secateur.cli.groups import grouped
 from secateur.cli.guard import start_logging
 from secateur.cli.options import ModelName, OfShare, OutputOptions, SourceOptions, TaskOptions, words
 from secateur.errors import InvalidOptionError
-from secateur.study.ablate import WHATS, Ablation
-from secateur.study.ablate import ablate as run_ablation
-from secateur.study.ablation_table import NAME
-from secateur.study.words import parse_options
+from secateur.grid.ablate import WHATS, Ablation
+from secateur.grid.ablate import ablate as run_ablation
+from secateur.grid.ablation_table import NAME
+from secateur.grid.words import parse_options
 
 
 @grouped

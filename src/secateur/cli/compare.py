@@ -20,11 +20,11 @@ from secateur.cli.options import (
     TaskOptions,
     words,
 )  # fmt: skip
-from secateur.study.compare import Comparison
-from secateur.study.compare import compare as run_comparison
-from secateur.study.main_table import NAME
-from secateur.study.presets import PRESETS, get_preset
-from secateur.study.words import parse_options
+from secateur.grid.compare import Comparison
+from secateur.grid.compare import compare as run_comparison
+from secateur.grid.main_table import NAME
+from secateur.grid.presets import PRESETS, get_preset
+from secateur.grid.words import parse_options
 
 
 @grouped

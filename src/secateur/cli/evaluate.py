@@ -17,9 +17,9 @@ from secateur.cli.judged import show
 from secateur.cli.options import ModelName, OutputOptions, RunningOptions, SourceOptions, TaskOptions
 from secateur.cli.progress import Bars
 from secateur.errors import CheckpointError, InvalidOptionError
-from secateur.evaluation.judging import Judging
+from secateur.judge.judging import Judging
 from secateur.model.load import load
-from secateur.report.record import append_evaluation
+from secateur.record import append_evaluation
 from secateur.run import Run
 
 

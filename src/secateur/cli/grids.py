@@ -19,16 +19,16 @@ from secateur.cli.guard import EXIT_FAILED, err, out
 from secateur.cli.options import Calibration, Count, Length, Samples, SourceOptions, words
 from secateur.cli.progress import in_words, standing_shown
 from secateur.errors import InvalidOptionError, SecateurError
-from secateur.evaluation.judging import Judging
 from secateur.forecast import Speed, hollow_model, probe
+from secateur.grid.cells import Cell
+from secateur.grid.estimate import GENERATION, INFERENCE, PARTS, PERPLEXITY, PRUNE, TASKS, Work, estimates, steps
+from secateur.grid.judges import Judges
+from secateur.grid.run import Grid
+from secateur.judge.judging import Judging
 from secateur.model.handle import Model
 from secateur.model.load import check_device, load
 from secateur.report.page import PAGE, write_report
 from secateur.run import work_forwards
-from secateur.study.cells import Cell
-from secateur.study.engine import Grid
-from secateur.study.estimate import GENERATION, INFERENCE, PARTS, PERPLEXITY, PRUNE, TASKS, Work, estimates, steps
-from secateur.study.judges import Judges
 
 SPARSITIES = (
     "Numbers between 0 and 1 with commas between; `paper` is 0.25,0.375,0.5, `every-block` every number of blocks."

@@ -12,7 +12,7 @@ from rich.table import Table
 from secateur.cli.guard import out
 from secateur.cli.tasks import task_rows
 from secateur.errors import InvalidOptionError
-from secateur.evaluation.perplexity import ratio
+from secateur.judge.perplexity import ratio
 
 Judged = Mapping[str, Any]
 Value = float | None

@@ -9,8 +9,8 @@ from typing import Annotated, ClassVar
 
 import typer
 
-from secateur.evaluation.generation import REFERENCE, REFERENCE_PROMPTS
-from secateur.evaluation.judging import Judging
+from secateur.judge.generation import REFERENCE, REFERENCE_PROMPTS
+from secateur.judge.judging import Judging
 
 ModelName = Annotated[
     str, typer.Argument(metavar="MODEL", help="A model folder, a hub id, or `demo` (SmolLM2-135M-Instruct).")

@@ -16,9 +16,9 @@ from rich.progress import (
 )  # fmt: skip
 
 from secateur.cli.guard import err
+from secateur.grid.estimate import GENERATION, INFERENCE, PRUNE
+from secateur.grid.pace import Kind, Standing
 from secateur.run import Advance
-from secateur.study.estimate import GENERATION, INFERENCE, PRUNE
-from secateur.study.pace import Kind, Standing
 
 _LINE_EVERY_S = 15.0
 _STANDING_EVERY_S = 60.0

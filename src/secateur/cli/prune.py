@@ -14,7 +14,6 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from secateur.api import Job, Pruned, already_there, prepare, read_tokens, run_job, save
 from secateur.cli.groups import declared
 from secateur.cli.guard import err, out, start_logging
 from secateur.cli.options import (
@@ -36,7 +35,7 @@ from secateur.cli.options import (
     Samples,
 )  # fmt: skip
 from secateur.cli.progress import Bars
-from secateur.engine.tokens import Tokens
+from secateur.engine.tokens import Tokens, read_tokens
 from secateur.errors import InvalidOptionError
 from secateur.folders import claimed, require_space, resolved
 from secateur.forecast import forecast, hollow_model
@@ -45,7 +44,8 @@ from secateur.model.budget import Budget
 from secateur.model.checkpoint import RECORD, check_output
 from secateur.model.handle import require_positions
 from secateur.model.load import load
-from secateur.report.record import remarks
+from secateur.pruning import Job, Pruned, already_there, prepare, run_job, save
+from secateur.record import remarks
 from secateur.run import Run
 
 

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from secateur.api import already_there, save
 from secateur.cli.guard import err, out, start_logging
 from secateur.cli.options import (
     CacheDir,
@@ -26,10 +25,11 @@ from secateur.cli.options import (
 from secateur.cli.progress import Bars
 from secateur.cli.prune import check_inputs_survive
 from secateur.folders import claimed, require_space, resolved
-from secateur.healing import forget_run, prepare_recovery, run_folder, run_recovery
+from secateur.heal import Settings, require_extra
+from secateur.heal.recover import forget_run, prepare_recovery, run_folder, run_recovery
 from secateur.model.checkpoint import RECORD, check_output
 from secateur.model.load import load
-from secateur.recovery import Settings, require_extra
+from secateur.pruning import already_there, save
 from secateur.run import Run
 
 _TRAINING = "Training"

@@ -8,7 +8,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from secateur.evaluation.chance import STANDARD_ERRORS, at_chance
+from secateur.judge.chance import STANDARD_ERRORS, at_chance
 
 
 def task_rows(table: Table, columns: Sequence[Mapping[str, Any]]) -> list[str]:

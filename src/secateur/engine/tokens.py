@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from secateur.assets import Text
+from secateur.assets import Purpose, Text, read_text
 from secateur.engine.chat import render_chat
 from secateur.errors import DataError, InvalidOptionError
+from secateur.model.handle import Model, require_positions
 from secateur.run import Run
 
 Count = Literal["all", "responses"]
@@ -145,6 +147,53 @@ def tokenize(
     if not tokens.weights[:, 1:].any():
         raise DataError(f"the windows taken from '{text.name}' have no token of a response; take more or longer ones")
     return tokens
+
+
+def read_tokens(
+    model: Model,
+    name: str,
+    *,
+    purpose: Purpose,
+    length: int,
+    samples: int | None = None,
+    seed: int = 0,
+    count: Count | None = "all",
+    data: Path | None = None,
+    cache: Path | None = None,
+) -> Tokens:
+    """Windows of a text for a model.
+
+    Args:
+        name: c4, wikitext2, fineweb-edu, demo, or a .txt, .jsonl or .parquet file.
+        purpose: "calibration" or "evaluation": which split of a named text.
+        length, samples, seed, count: see `secateur.engine.tokens.tokenize`. If count is None, of chat data responses
+            count, of plain text all.
+        data: folder with the named texts, for machines without a hub.
+
+    Raises:
+        DataError: the text is missing, unreadable or too short; the model has no tokenizer, or another model's.
+        InvalidOptionError: windows longer than the model's positions.
+    """
+    if model.tokenizer is None:
+        raise DataError("the model has no tokenizer; give `Tokens` instead of a text")
+    require_positions(model.max_length, length)
+    text = read_text(name, purpose=purpose, data=data, cache=cache)
+    count = count or ("all" if text.conversations is None else "responses")
+    tokens = tokenize(text, model.tokenizer, length=length, samples=samples, seed=seed, count=count)
+    if (highest := int(tokens.ids.max())) >= model.vocab_size:
+        raise DataError(
+            f"the tokenizer does not fit the model: it gives token id {highest} for '{name}', and the model's "
+            f"vocabulary has {model.vocab_size}. Put the model's own tokenizer beside its weights"
+        )
+    return tokens
+
+
+def check_tokens(model: Model, tokens: Tokens) -> None:
+    low, high = int(tokens.ids.min()), int(tokens.ids.max())
+    if low < 0 or high >= model.vocab_size:
+        raise InvalidOptionError(f"token ids from {low} to {high} do not fit the vocabulary of {model.vocab_size}")
+    if not (torch.isfinite(tokens.weights).all() and (tokens.weights >= 0).all() and tokens.weights.any()):
+        raise InvalidOptionError("the tokens' weights must be finite and not negative, and some above 0")
 
 
 def _encode(text: str, tokenizer: PreTrainedTokenizerBase) -> Tensor:

@@ -17,10 +17,10 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from secateur.errors import CheckpointError, InvalidOptionError, OutputError, OutputExistsError
 from secateur.folders import disk_full_as_oserror, new_folder, resolved
+from secateur.hf import quiet_transformers
 from secateur.model.handle import Model
 from secateur.model.modeling_secateur import MODEL_FOR_CAUSAL_LM_MAPPING, plain_config
 from secateur.model.refusals import Description
-from secateur.quiet import quiet_transformers
 
 Tier = Literal["A", "B"]
 RECORD = "secateur.json"

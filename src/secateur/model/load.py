@@ -24,6 +24,7 @@ from secateur.errors import (
     SecateurError,
     UnsupportedModelError,
 )
+from secateur.hf import quiet_transformers
 from secateur.model.checkpoint import RECORD, verify_weights
 from secateur.model.handle import Model, require_family
 from secateur.model.modeling_secateur import all_classes
@@ -35,7 +36,6 @@ from secateur.model.refusals import (
     refuse_files,
     refuse_unknown_type,
 )
-from secateur.quiet import quiet_transformers
 
 # What a record must have: all that this package reads of it by name, some of it hours after it was loaded. A dict
 # stands for an object with these entries, a list of one for a list of such.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from secateur.errors import UnknownNameError
-from secateur.evaluation.statistics import interval_of_mean, mean_and_sd, told_apart
+from secateur.judge.statistics import interval_of_mean, mean_and_sd, told_apart
 from secateur.methods import get_method
 from secateur.report.compared import (
     Gap,

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from secateur.evaluation import statistics
-from secateur.evaluation.statistics import Pairs, told_apart
+from secateur.judge import statistics
+from secateur.judge.statistics import Pairs, told_apart
 from secateur.report.results import CellResult, Results, finite_or_none, same_windows
 
 

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from secateur.evaluation.statistics import quartiles
+from secateur.judge.statistics import quartiles
 from secateur.report.compared import accuracy, loss_gap
 from secateur.report.looks import looks, method_name, percent
 from secateur.report.results import CellResult, Results, finite_or_none

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.errors import DataError
-from secateur.evaluation.averages import Average, average_over
+from secateur.judge.averages import Average, average_over
 
 SCHEMA = 1
 COMPARE, ABLATE = "compare", "ablate"  # kinds of folders

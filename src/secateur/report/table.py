@@ -6,8 +6,8 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from secateur.evaluation.averages import Average
-from secateur.evaluation.memory import COUNTER
+from secateur.judge.averages import Average
+from secateur.judge.memory import COUNTER
 from secateur.report.compared import Ranking, accuracy, bold, by_accuracy, by_loss, ratio
 from secateur.report.figures import speed, title
 from secateur.report.looks import count, listed, number, percent, seconds, times

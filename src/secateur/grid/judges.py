@@ -1,0 +1,101 @@
+"""How a cell's model is judged: the one place where a grid meets the parts of `evaluation`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+from secateur.engine.tokens import Tokens, read_tokens
+from secateur.grid.estimate import GENERATION, INFERENCE, PERPLEXITY, TASKS
+from secateur.judge.generation import generation
+from secateur.judge.inference import inference
+from secateur.judge.judging import Judging
+from secateur.judge.perplexity import perplexity_by_window
+from secateur.judge.tasks import Planned, estimated_tokens, judge_tasks, plan_tasks
+from secateur.model.handle import Model
+from secateur.record import public_name
+from secateur.run import Observer, Run
+
+
+class Part(Protocol):
+    """Opens a part of a cell; gives what shows its progress."""
+
+    def __call__(self, name: str, *, bars: int = 1) -> AbstractContextManager[Observer]: ...
+
+
+class Judges:
+    """What all cells of a grid are judged by. Its tasks are read at once, since an unknown one or a missing extra is to
+    be said before gigabytes are loaded; `read` reads the texts and refuses what the model cannot be put through.
+
+    Attributes:
+        texts: windows by name.
+    """
+
+    def __init__(self, judging: Judging, *, data: Path | None, cache: Path | None) -> None:
+        self.judging, self._data, self._cache = judging, data, cache
+        self.texts: dict[str, Tokens] = {}
+        self._plan: Sequence[Planned] = plan_tasks(
+            judging.tasks, metric=judging.metric, limit=judging.limit, fewshot=judging.fewshot, data=data, cache=cache
+        )
+
+    def task_tokens(self) -> float:
+        """About how many tokens the tasks are."""
+        return estimated_tokens(self._plan)
+
+    def read(self, dense: Model) -> None:
+        """Read the texts, with the dense model's tokenizer.
+
+        Raises:
+            As `Judging.check` and `read_tokens`.
+        """
+        self.judging.check(dense)
+        self.texts = {
+            name: read_tokens(
+                dense, name, purpose="evaluation", length=self.judging.length, samples=self.judging.samples,
+                data=self._data, cache=self._cache,
+            )
+            for name in self.judging.texts
+        }  # fmt: skip
+
+    def judge(
+        self, model: Model, dense: Callable[[], Model], result: dict[str, Any], part: Part, *,
+        dense_samples: Sequence[Mapping[str, Any]] | None,
+    ) -> None:  # fmt: skip
+        """Fill in a cell's judgements; what is there before one fails stays.
+
+        Args:
+            dense: gives the dense model, the same at each call, or the model itself if it is that one.
+            dense_samples: the dense model's samples of text, where they are known.
+        """
+        judging = self.judging
+        if self.texts:
+            with part(PERPLEXITY, bars=len(self.texts)) as observer:
+                result["perplexity"] = _perplexities(model, self.texts, Run(observer=observer))
+        if self._plan:
+            with part(TASKS, bars=len(self._plan)) as observer:
+                result["tasks"] = judge_tasks(model, self._plan, run=Run(observer=observer))
+        if judging.inference:
+            with part(INFERENCE) as observer:
+                result["inference"] = inference(
+                    {"dense": dense(), "pruned": model}, prompt_length=judging.prompt_length,
+                    new_tokens=judging.new_tokens, rounds=judging.rounds, batch_size=judging.batch_size,
+                    run=Run(observer=observer),
+                )  # fmt: skip
+        if judging.prompts:
+            with part(GENERATION) as observer:
+                other = dense()
+                result["generation"] = generation(
+                    model, judging.prompts, dense=None if other is model else other, dense_samples=dense_samples,
+                    decodings=judging.decodings, run=Run(observer=observer),
+                )  # fmt: skip
+
+
+def _perplexities(model: Model, texts: Mapping[str, Tokens], run: Run) -> dict[str, dict[str, Any]]:
+    """By text (a file by its name only): perplexity, and each window's own loss."""
+    found = {}
+    for name, tokens in texts.items():
+        result = perplexity_by_window(model, tokens, run=run, label=f"perplexity on {name}")
+        found[public_name(name)] = {**result, "text": public_name(name)}
+    return found

@@ -1,0 +1,179 @@
+"""Rows of token ids with labels: what a recovery trains on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from secateur.assets import Text
+from secateur.assets.instructions import Instructions
+from secateur.assets.rows import Instruction, alpaca_prompt
+from secateur.engine.chat import counted, render_conversation, response_spans
+from secateur.engine.tokens import tokenize
+from secateur.errors import DataError
+from secateur.heal.settings import Settings, Template
+from secateur.run import Run
+
+IGNORED = -100  # the label of a token on which there is no loss
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row.
+
+    Attributes:
+        ids: (length,), int64.
+        labels: (length,): the id itself where its prediction counts, else IGNORED; the first token is never predicted.
+    """
+
+    ids: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Rows to train on, rows held out, and what they are.
+
+    Attributes:
+        facts: name, form, numbers of rows; goes into records.
+    """
+
+    train: tuple[Example, ...] = field(repr=False)
+    held_out: tuple[Example, ...] = field(repr=False)
+    facts: Mapping[str, Any]
+
+    def fingerprint(self) -> str:
+        """sha256 over ids and labels, in order."""
+        digest = hashlib.sha256(f"{len(self.train)} {len(self.held_out)}".encode())
+        for row in (*self.train, *self.held_out):
+            digest.update(str(len(row.ids)).encode())
+            digest.update(row.ids.numpy().tobytes())
+            digest.update(row.labels.numpy().tobytes())
+        return digest.hexdigest()
+
+
+def make_examples(read: Instructions | Text, tokenizer: PreTrainedTokenizerBase, settings: Settings) -> Examples:
+    """Tokenize a data set and hold rows out, drawn by the seed.
+
+    Instructions: the loss counts the response and the end-of-text token after it. Conversations: what the assistant
+    says. Plain text: windows of `max_length` tokens, all counted. Longer rows are cut at their end; a row of which no
+    counted token is left goes, and so does an instruction without an output.
+
+    Raises:
+        DataError: too few rows; nothing counted in any; a tokenizer that cannot tell where its tokens lie.
+    """
+    length = settings.max_length
+    if isinstance(read, Instructions):
+        form, given = f"instructions, {settings.template} template", len(read.rows)
+        rows = _instructions(read.rows, tokenizer, settings.template)
+    elif read.conversations is not None:
+        form, given = "conversations", len(read.conversations)
+        rows = [_conversation(each, tokenizer, row) for row, each in enumerate(read.conversations)]
+    else:
+        windows = tokenize(read, tokenizer, length=length).ids
+        form, given = "plain text, windows", len(windows)
+        rows = [(ids, torch.ones(length, dtype=torch.bool)) for ids in windows]
+    usable = [row for row in (_example(ids, counts, length) for ids, counts in rows) if row is not None]
+    if not usable:
+        raise DataError(
+            f"'{read.name}': no row has a counted token within {length} tokens; prompts are longer than that, or "
+            "there are no responses. Raise max_length, or bring other data"
+        )
+    if len(usable) < 2:
+        raise DataError(f"'{read.name}' gives one row of {length} tokens; at least 2 are needed, one to hold out")
+    order = torch.randperm(len(usable), generator=Run(settings.seed).rng("held out")).tolist()
+    some = settings.held_out_of(len(usable))
+    facts = {
+        "name": PurePath(read.name).name if len(PurePath(read.name).parts) > 1 else read.name,
+        "form": form,
+        **{key: read.provenance[key] for key in ("sha256", "text_sha256", "revision") if key in read.provenance},
+        "rows": given,
+        "dropped": given - len(usable),
+        "cut": sum(len(ids) > length for ids, _ in rows),
+        "train": len(usable) - some,
+        "held_out": some,
+        "train_tokens": sum(len(usable[row].ids) for row in order[some:]),
+        "counted_tokens": sum(int((usable[row].labels != IGNORED).sum()) for row in order[some:]),
+    }
+    return Examples(
+        train=tuple(usable[row] for row in sorted(order[some:])),
+        held_out=tuple(usable[row] for row in sorted(order[:some])),
+        facts=facts,
+    )
+
+
+def collate(rows: Sequence[Example], pad: int = 0) -> dict[str, Tensor]:
+    """Rows as one batch, filled up at their ends: input_ids and labels, (rows, longest).
+
+    No attention mask is needed: attention is causal, so no token sees what fills up behind it.
+    """
+    ids = [row.ids for row in rows]
+    labels = [row.labels for row in rows]
+    return {
+        "input_ids": torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=pad),
+        "labels": torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORED),
+    }
+
+
+def _example(ids: Tensor, counts: Tensor, length: int) -> Example | None:
+    """The row cut to `length`, None if nothing in it counts."""
+    ids, counts = ids[:length], counts[:length].clone()
+    counts[:1] = False
+    if not counts.any():
+        return None
+    return Example(ids.clone(), torch.where(counts, ids, IGNORED))
+
+
+def _instructions(
+    rows: Iterable[Instruction], tokenizer: PreTrainedTokenizerBase, template: Template
+) -> list[tuple[Tensor, Tensor]]:
+    told = (row for row in rows if row.output.strip())
+    if template == "chat":
+        return [_conversation(_as_chat(row), tokenizer, number) for number, row in enumerate(told)]
+    start = tokenizer("", verbose=False)["input_ids"]  # what the tokenizer begins a text with, if anything
+    begin = [tokenizer.bos_token_id] if tokenizer.bos_token_id in start else []
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    encoded = []
+    for row in told:
+        prompt = alpaca_prompt(row)
+        text = prompt + row.output
+        ids, counts = _encode(text, [(len(prompt), len(text))], tokenizer)
+        encoded.append(
+            (
+                torch.tensor(begin + ids + end),
+                torch.tensor([False] * len(begin) + counts + [True] * len(end)),
+            )
+        )
+    return encoded
+
+
+def _as_chat(row: Instruction) -> list[dict[str, str]]:
+    asked = f"{row.instruction}\n\n{row.input}" if row.input else row.instruction
+    return [{"role": "user", "content": asked}, {"role": "assistant", "content": row.output}]
+
+
+def _conversation(
+    messages: Sequence[dict[str, str]], tokenizer: PreTrainedTokenizerBase, row: int
+) -> tuple[Tensor, Tensor]:
+    if not tokenizer.chat_template:
+        raise DataError("the tokenizer has no chat template, which conversations (and template 'chat') need")
+    text = render_conversation(tokenizer, messages, row)
+    ids, counts = _encode(text, response_spans(tokenizer, messages, text, row), tokenizer)
+    return torch.tensor(ids), torch.tensor(counts)
+
+
+def _encode(
+    text: str, spans: Sequence[tuple[int, int]], tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[int], list[bool]]:
+    """Ids without special tokens, and whether each lies inside one of the character spans."""
+    if not tokenizer.is_fast:
+        raise DataError(f"{type(tokenizer).__name__} cannot tell where its tokens lie in the text; a fast one can")
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    return encoded["input_ids"], counted(encoded["offset_mapping"], spans)

@@ -1,0 +1,101 @@
+"""The record of a recovery, and the card of a checkpoint whatever was done last."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from secateur.card import card, recovered_card
+from secateur.errors import UnknownNameError
+from secateur.methods import Method, get_method
+from secateur.model.checkpoint import tier
+from secateur.model.handle import Model
+from secateur.record import FORMAT, environment, public_arguments, public_facts, size
+from secateur.version import __version__
+
+Curve = Sequence[tuple[int, float]]
+
+
+def make_recovery_record(
+    model: Model,
+    *,
+    model_fingerprint: str,
+    fingerprint: str,
+    settings: Mapping[str, Any],
+    data: Mapping[str, Any],
+    teacher: Mapping[str, Any] | None,
+    steps: int,
+    resumed_at: int | None,
+    training: Curve,
+    held_out: Curve,
+    adapted: int,
+    seconds: float,
+    arguments: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Describe a finished recovery of `model`. It has no edits, so a record with a `recovery` is not replayed by edits.
+
+    Args:
+        model_fingerprint: of the model before; fingerprint: of the job.
+        teacher: the source of the model that was learned from, None where labels were.
+        training, held_out: (step, loss per counted token); the last of `held_out` is the merged model's.
+        adapted: linear maps with an adapter.
+    """
+    layout = size(model.layout(), model)
+    return {
+        "secateur": __version__,
+        "format": FORMAT,
+        "fingerprint": fingerprint,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "method": "lora",
+        "seed": settings["seed"],
+        "tier": tier(model),
+        "model": {**public_facts(model.source), "family": model.family.model_type, "fingerprint": model_fingerprint},
+        "arguments": public_arguments(arguments or {}),
+        "environment": environment(model),
+        "cost": {"seconds": round(seconds, 1)},
+        "before": layout,
+        "after": layout,
+        "recovery": {
+            "objective": "labels" if teacher is None else "distillation",
+            "teacher": public_facts(teacher) if teacher is not None else None,
+            "data": dict(data),
+            "settings": dict(settings),
+            "adapted_maps": adapted,
+            "steps": steps,
+            "resumed_at": resumed_at,
+            "held_out_loss": {
+                "before": held_out[0][1],
+                "after": held_out[-1][1],
+                "curve": [[step, round(loss, 6)] for step, loss in held_out],
+            },
+            "training_loss": [[step, round(loss, 6)] for step, loss in training],
+        },
+        "evaluations": [],
+        "edits": [],
+        "parents": model.parents,
+    }
+
+
+def render_card(record: Mapping[str, Any]) -> str:
+    """The card of a record, be it of a pruning or of a recovery.
+
+    Raises:
+        UnknownNameError: the record is of a pruning by a method that is not installed.
+    """
+    if "recovery" not in record:
+        return card(record, get_method(record["method"]))
+    chain = [*record["parents"], record]
+    last = next((place for place in reversed(range(len(chain))) if "recovery" not in chain[place]), None)
+    if last is None:
+        return recovered_card(record)
+    pruned = {**chain[last], "parents": chain[:last], "tier": record["tier"], "recoveries": chain[last + 1 :]}
+    return card(pruned, _method(pruned["method"]))
+
+
+def _method(name: str) -> Method | None:
+    """The method, None for one of another package that is not there now."""
+    try:
+        return get_method(name)
+    except UnknownNameError:
+        return None

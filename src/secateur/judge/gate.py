@@ -1,0 +1,137 @@
+"""The gate: conditions such as `kl>0.1`, on which a judgement fails."""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from secateur.errors import InvalidOptionError, UnknownNameError
+from secateur.judge.averages import average_over
+
+_OPERATORS: dict[str, Callable[[float, float], bool]] = {
+    ">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt
+}  # fmt: skip
+_CONDITION = re.compile(r"\s*([^\s<>=]+)\s*(>=|<=|>|<)\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*", re.ASCII)
+
+# By the part of a judgement: the name of a figure in conditions, and its key there.
+_BY_TEXT = {
+    "perplexity": {"ppl": "perplexity"},
+    "fidelity": {"kl": "kl", "loss": "loss", "top1": "top1_agreement"},
+}
+_OF_GENERATION = ("greedy_agreement", "common_prefix_tokens", "distinct_1", "distinct_2", "distinct_3", "ended_share")
+_TASKS = "tasks"  # the mean over them, see `averages`
+
+
+@dataclass(frozen=True)
+class Condition:
+    """NAME OP NUMBER: what must not hold of a figure."""
+
+    name: str
+    operator: str
+    bound: float
+
+    def __str__(self) -> str:
+        return f"{self.name}{self.operator}{self.bound:g}"
+
+    def holds(self, value: float) -> bool:
+        return _OPERATORS[self.operator](value, self.bound)
+
+
+def parse(text: str) -> Condition:
+    """Read one condition; the names are not checked here.
+
+    Raises:
+        InvalidOptionError: it is none.
+    """
+    found = _CONDITION.fullmatch(text)
+    if found is None or not math.isfinite(float(found[3])):
+        raise InvalidOptionError(f"{text!r} is no condition; one is NAME OP NUMBER with OP >, >=, < or <=, as kl>0.1")
+    name, sign, bound = found.groups()
+    return Condition(name, sign, float(bound))
+
+
+def known_names(
+    *, perplexity: Iterable[str] = (), fidelity: Iterable[str] = (), tasks: Iterable[str] = (), generation: bool = False
+) -> list[str]:
+    """The names that conditions may use where this is asked for.
+
+    `ppl` is every text's; `ppl:wikitext2` is one text's, by the last part of its name. `tasks` is the mean over the
+    tasks that tell models apart, and a task's own name stands for its value.
+    """
+    names = [
+        name
+        for part, texts in (("perplexity", list(perplexity)), ("fidelity", list(fidelity)))
+        for short in (_BY_TEXT[part] if texts else ())
+        for name in (short, *(f"{short}:{_label(text)}" for text in texts))
+    ]
+    tasks = list(tasks)
+    return [*names, *((_TASKS, *tasks) if tasks else ()), *(_OF_GENERATION if generation else ())]
+
+
+def check(conditions: Sequence[Condition], names: Iterable[str], *, dense: bool) -> None:
+    """Refuse what could not be told, before any work.
+
+    Args:
+        dense: whether the dense model is judged beside.
+
+    Raises:
+        UnknownNameError: a name that is not there, with those that are.
+        InvalidOptionError: nothing is judged, or the mean over tasks is asked for without the dense model.
+    """
+    names = list(names)
+    for condition in conditions:
+        if condition.name not in names:
+            if not names:
+                raise InvalidOptionError(f"'{condition}' has no figure to look at; ask for one, as --fidelity FILE")
+            raise UnknownNameError.of("figure", condition.name, names)
+        if condition.name == _TASKS and not dense:
+            raise InvalidOptionError(
+                f"'{condition}' is of the mean over the tasks at which the dense model is above chance; give it as "
+                "--against (`against`), or put conditions on single tasks"
+            )
+
+
+def failures(
+    judged: Mapping[str, Any], conditions: Sequence[Condition], dense: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """The conditions that hold of a model's judgement (its part of what `evaluate` returns).
+
+    A figure that is asked about and not there, as an agreement without a dense model, cannot pass: its value is None.
+
+    Args:
+        dense: the dense model's part, which says what tasks are in their mean.
+
+    Returns:
+        `condition`, `figure` and `value`, for each figure of that name of which it holds.
+    """
+    figures = list(_figures(judged, dense or {}))
+    failed = []
+    for condition in conditions:
+        for short, full, value in figures:
+            if condition.name in (short, full) and (value is None or condition.holds(value)):
+                failed.append({"condition": str(condition), "figure": full, "value": value})
+    return failed
+
+
+def _figures(judged: Mapping[str, Any], dense: Mapping[str, Any]) -> Iterator[tuple[str, str, float | None]]:
+    """Short name, full name and value."""
+    for part, keys in _BY_TEXT.items():
+        for result in judged.get(part, ()):
+            for short, key in keys.items():
+                yield short, f"{short}:{_label(str(result['text']))}", result[key]
+    if tasks := judged.get("tasks"):
+        yield _TASKS, _TASKS, average_over([tasks], dense["tasks"]).of(tasks) if "tasks" in dense else None
+        for name, result in tasks.items():
+            yield name, name, result["value"]
+    if generation := judged.get("generation"):
+        for name in _OF_GENERATION:
+            yield name, name, generation["figures"][name]
+
+
+def _label(text: str) -> str:
+    return PurePath(text).name

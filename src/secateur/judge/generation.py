@@ -1,0 +1,241 @@
+"""Samples of a model's text, and figures that show when generation breaks, which it does before perplexity does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from secateur.errors import DataError
+from secateur.hf import quiet_transformers
+from secateur.model.handle import Model, require_same_vocabulary
+from secateur.run import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How text is continued. The fields but `name` and `end` are transformers' own; nothing is ever drawn.
+
+    Attributes:
+        max_new_tokens: without the prompt; max_length: with it. None is no limit but the other one's.
+        end: whose end-of-text token ends a text: the model's own settings' (chat models may have several), or the
+            tokenizer's alone.
+    """
+
+    name: str
+    max_new_tokens: int | None = None
+    max_length: int | None = None
+    num_beams: int = 1
+    no_repeat_ngram_size: int = 0
+    early_stopping: bool = False
+    end: Literal["model", "tokenizer"] = "model"
+
+    def record(self) -> dict[str, Any]:
+        """All that decides the text, for records."""
+        return {**asdict(self), "do_sample": False, "repetition_penalty": 1.0, "length_penalty": 1.0}
+
+
+GREEDY = Decoding(name="greedy", max_new_tokens=128)
+
+# What `--evaluate_qualitative` of 2SSP's reference does. Its 128 tokens count the prompt. It leaves open whether to
+# draw, which some models' own settings would; here that is off.
+REFERENCE = Decoding(
+    name="2ssp", max_length=128, num_beams=5, no_repeat_ngram_size=3, early_stopping=True, end="tokenizer"
+)
+REFERENCE_PROMPTS = ("Who is Albert Einstein?", "The theory of relativity")
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What came after a prompt.
+
+    Attributes:
+        prompt_ids: (prompt,), with the tokenizer's special tokens; ids: (new,), with the end-of-text token if any.
+        ended: by itself, before a limit.
+    """
+
+    prompt_ids: Tensor
+    ids: Tensor
+    text: str
+    ended: bool
+
+
+def generate(model: Model, prompt: str, decoding: Decoding = GREEDY) -> Continuation:
+    """Continue `prompt`, which is taken as it is, without a chat template; shorter where the model's positions end.
+
+    Raises:
+        DataError: the model has no tokenizer, or another model's; the prompt is empty, or too long for the decoding's
+            limit or the model's positions.
+    """
+    ids, room = check_prompt(model, prompt, decoding)
+    ids = ids.to(model.device)
+    ends = _ends(model, decoding)
+    pads = (model.tokenizer.pad_token_id, *ends) if model.tokenizer is not None else ()
+    settings = GenerationConfig(
+        max_new_tokens=room,
+        num_beams=decoding.num_beams,
+        no_repeat_ngram_size=decoding.no_repeat_ngram_size,
+        early_stopping=decoding.early_stopping,
+        eos_token_id=ends or None,
+        pad_token_id=next((i for i in pads if i is not None), 0),
+        do_sample=False,
+        repetition_penalty=1.0,
+        length_penalty=1.0,
+    )
+    own = model.hf.generation_config  # else its entries would fill what is not set here
+    model.hf.generation_config = GenerationConfig()
+    try:
+        with torch.inference_mode(), quiet_transformers():
+            output = model.hf.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+    finally:
+        model.hf.generation_config = own
+    new = output[0, ids.shape[1] :].cpu()
+    found = [place for place, token in enumerate(new.tolist()) if token in ends]
+    new = new[: found[0] + 1] if found else new  # the best beam may be shorter than the longest, and padded
+    assert model.tokenizer is not None  # narrows the type; `_encode` refused
+    return Continuation(ids[0].cpu(), new, str(model.tokenizer.decode(new, skip_special_tokens=True)), bool(found))
+
+
+def check_prompt(model: Model, prompt: str, decoding: Decoding) -> tuple[Tensor, int]:
+    """A prompt's ids with the tokenizer's special tokens, (1, length), and how many tokens may follow.
+
+    Raises:
+        DataError: as `generate`.
+    """
+    ids = _encode(model, prompt)
+    return ids, _room(model, decoding, ids.shape[1])
+
+
+def generation(
+    model: Model,
+    prompts: Sequence[str] = REFERENCE_PROMPTS,
+    *,
+    dense: Model | None = None,
+    dense_samples: Sequence[Mapping[str, Any]] | None = None,
+    decodings: Sequence[Decoding] = (REFERENCE,),
+    greedy: Decoding = GREEDY,
+    run: Run | None = None,
+    label: str = "generation",
+) -> dict[str, Any]:
+    """Continue prompts greedily, and by other decodings; judge the greedy text.
+
+    Args:
+        dense: the model that the pruned one is compared with.
+        dense_samples: the dense model's `samples` for these prompts, where they are known; else they are generated.
+        decodings: further ones; by default the 2SSP reference's.
+
+    Returns:
+        `samples`: `prompt`, `text`, `tokens` (the new ids), `ended` and `settings` for each prompt and decoding.
+        `figures`, of the greedy texts: `distinct_1`, `distinct_2`, `distinct_3` (distinct n-grams of tokens among all,
+        of all texts together; None where there are none), `ended_share`, `new_tokens` (the mean); and, None without
+        `dense`, `greedy_agreement` (the share of places in the dense model's greedy texts where both models, given what
+        stands before, find the same token most probable) and `common_prefix_tokens` (how far, on average, the model
+        agrees from the start).
+
+    Raises:
+        DataError: see `generate`; no prompt.
+        InvalidOptionError: the dense model has another vocabulary.
+    """
+    if not prompts:
+        raise DataError("no prompt is given")
+    if dense is not None:
+        require_same_vocabulary(model, dense, "greedy agreement")
+    asked = [(prompt, decoding) for prompt in prompts for decoding in (greedy, *decodings)]
+    told: list[Continuation] = []
+    samples: list[dict[str, Any]] = []
+    with (run or Run()).progress(label, len(asked) + len(prompts) * (dense is not None)) as done:
+        for prompt, decoding in asked:
+            made = generate(model, prompt, decoding)
+            if decoding is greedy:
+                told.append(made)
+            samples.append(_sample(prompt, made, decoding))
+            done(1)
+        figures = _figures(told)
+        if dense is not None:
+            known = {s["prompt"]: s["tokens"] for s in dense_samples or () if s["settings"] == greedy.record()}
+            agreed = []
+            for prompt, made in zip(prompts, told, strict=True):
+                new = torch.tensor(known[prompt]) if prompt in known else generate(dense, prompt, greedy).ids
+                agreed.append(_agreement(model, dense, made.prompt_ids, new))
+                done(1)
+            figures["greedy_agreement"] = float(torch.cat(agreed).double().mean())
+            prefixes = [int(each.long().cumprod(dim=0).sum()) for each in agreed]
+            figures["common_prefix_tokens"] = sum(prefixes) / len(prefixes)
+    return {"samples": samples, "figures": figures}
+
+
+def distinct(texts: Sequence[Sequence[int]], n: int) -> float | None:
+    """Distinct n-grams of tokens as a share of all, over all texts together; None where there are none."""
+    grams = [tuple(text[at : at + n]) for text in texts for at in range(len(text) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else None
+
+
+def _sample(prompt: str, made: Continuation, decoding: Decoding) -> dict[str, Any]:
+    return {
+        "prompt": prompt,
+        "text": made.text,
+        "tokens": made.ids.tolist(),
+        "ended": made.ended,
+        "settings": decoding.record(),
+    }
+
+
+def _figures(told: Sequence[Continuation]) -> dict[str, Any]:
+    bodies = [made.ids[: len(made.ids) - made.ended].tolist() for made in told]  # without the token that ends
+    return {
+        **{f"distinct_{n}": distinct(bodies, n) for n in (1, 2, 3)},
+        "ended_share": sum(made.ended for made in told) / len(told),
+        "new_tokens": sum(map(len, bodies)) / len(bodies),
+        "greedy_agreement": None,
+        "common_prefix_tokens": None,
+    }
+
+
+@torch.inference_mode()
+def _agreement(model: Model, dense: Model, prompt: Tensor, new: Tensor) -> Tensor:
+    """Whether both models pick the same token at each place of the dense model's text, (new,) bool.
+
+    Both read the text as a whole. The dense model's own picks are not taken from how it was generated: rounding differs
+    with and without a cache, and a tie would count as a disagreement.
+    """
+    ids = torch.cat([prompt, new])[None, :-1]
+    picks = [
+        each.hf(input_ids=ids.to(each.device), use_cache=False, logits_to_keep=len(new)).logits[0].argmax(dim=-1).cpu()
+        for each in (model, dense)
+    ]
+    return picks[0] == picks[1]
+
+
+def _encode(model: Model, prompt: str) -> Tensor:
+    """A prompt's ids with the tokenizer's special tokens, (1, length)."""
+    if model.tokenizer is None:
+        raise DataError("the model has no tokenizer, so it cannot be given text")
+    ids: Tensor = model.tokenizer(prompt, return_tensors="pt")["input_ids"]
+    if not ids.numel():
+        raise DataError("the prompt is empty")
+    if (highest := int(ids.max())) >= model.vocab_size:
+        raise DataError(f"the tokenizer does not fit the model: token id {highest}, vocabulary {model.vocab_size}")
+    return ids
+
+
+def _room(model: Model, decoding: Decoding, length: int) -> int:
+    """How many tokens may follow a prompt of `length`."""
+    limits = {"the model's positions end": model.max_length, f"'{decoding.name}' ends": decoding.max_length}
+    there = {what: limit for what, limit in limits.items() if limit is not None}
+    for what, limit in there.items():
+        if length >= limit:
+            raise DataError(f"the prompt has {length} tokens; {what} at {limit}")
+    rooms = [limit - length for limit in there.values()]
+    return min(rooms if decoding.max_new_tokens is None else [*rooms, decoding.max_new_tokens])
+
+
+def _ends(model: Model, decoding: Decoding) -> list[int]:
+    """The ids that end a text."""
+    own = model.hf.generation_config.eos_token_id if decoding.end == "model" else None
+    if own is None:
+        own = model.tokenizer.eos_token_id if model.tokenizer is not None else None
+    return [own] if isinstance(own, int) else list(own or ())

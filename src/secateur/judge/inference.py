@@ -1,0 +1,147 @@
+"""What running a model costs: the prompt's time, each further token's, throughput, and bytes."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from secateur.errors import InvalidOptionError
+from secateur.judge.memory import peak_tensor_memory
+from secateur.judge.statistics import quartiles
+from secateur.model.handle import Model
+from secateur.run import Run
+
+
+def inference(
+    models: Mapping[str, Model],
+    *,
+    prompt_length: int = 256,
+    new_tokens: int = 16,
+    rounds: int = 5,
+    batch_size: int = 1,
+    run: Run | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Time the models in turn in one run, so that a change of the machine's speed hits all alike.
+
+    Args:
+        models: by the name under which each is reported.
+        prompt_length: tokens of the (random) prompts; fewer where the models' positions end.
+        new_tokens: tokens generated after each, greedily, with the KV cache.
+        rounds: measured rounds after one to warm up, in which memory is measured. Every other one goes backwards.
+        batch_size: prompts at once.
+
+    Returns:
+        Per model, medians over the rounds: `prefill_ms` for the whole prompts, `token_ms` for one further token of
+        each, both with `_iqr` (the interquartile range; None for one round); `throughput_tokens_s`, new tokens of all
+        prompts per second, the prompts' time included. Each of the three with `_rounds`: its value in every round, to
+        three decimals; in one round the models were timed right after each other. Then `weight_bytes`;
+        `kv_bytes_per_token` of one sequence, as long as no sliding window is full; `peak_memory_bytes` (see
+        `memory.peak_tensor_memory`) with `peak_memory_by`, how it was measured; and the arguments.
+
+    Raises:
+        InvalidOptionError: a number below one; more new tokens than a model's positions.
+    """
+    for name, value in (("rounds", rounds), ("batch_size", batch_size)):
+        if value < 1:
+            raise InvalidOptionError(f"{name} must be at least 1, not {value}")
+    run = run or Run()
+    prompt_length = min(longest_prompt(model, new_tokens, prompt_length) for model in models.values())
+    vocabulary = min(model.vocab_size for model in models.values())
+    prompt = torch.randint(vocabulary, (batch_size, prompt_length), generator=run.rng("inference"))
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
+    peaks: dict[str, tuple[int, str]] = {}
+    with run.progress("inference", (rounds + 1) * len(models)) as done:
+        for name, model in models.items():
+            peaks[name] = peak_tensor_memory(model, partial(_once, model, prompt, new_tokens))
+            done(1)
+        for number in range(rounds):
+            names = list(models)
+            for name in reversed(names) if number % 2 else names:
+                times[name].append(_once(models[name], prompt, new_tokens))
+                done(1)
+    return {
+        name: {
+            **_summary(times[name], new_tokens, batch_size),
+            "weight_bytes": weight_bytes(model),
+            "kv_bytes_per_token": kv_bytes_per_token(model),
+            "peak_memory_bytes": peaks[name][0],
+            "peak_memory_by": peaks[name][1],
+            "prompt_length": prompt_length,
+            "new_tokens": new_tokens,
+            "rounds": rounds,
+            "batch_size": batch_size,
+        }
+        for name, model in models.items()
+    }
+
+
+def weight_bytes(model: Model) -> int:
+    """The bytes of all weights, at the model's dtype."""
+    return model.layout().parameters * model.dtype.itemsize
+
+
+def kv_bytes_per_token(model: Model) -> int:
+    """What the KV cache of one sequence grows by with each token, in bytes.
+
+    A removed attention keeps its place there with one number for the keys and one for the values.
+    """
+    blocks = model.layout().blocks.values()
+    numbers = sum(block.shape.kv_heads * block.head_dim or 1 for block in blocks)
+    return 2 * numbers * model.dtype.itemsize
+
+
+def longest_prompt(model: Model, new_tokens: int, prompt_length: int) -> int:
+    """The longest prompt, up to `prompt_length` tokens, that leaves positions for the new tokens.
+
+    Raises:
+        InvalidOptionError: a number below one; more new tokens than a model's positions.
+    """
+    for name, value in (("prompt_length", prompt_length), ("new_tokens", new_tokens)):
+        if value < 1:
+            raise InvalidOptionError(f"{name} must be at least 1, not {value}")
+    if model.max_length is None:
+        return prompt_length
+    if new_tokens >= model.max_length:
+        raise InvalidOptionError(f"{new_tokens} new tokens; the model's positions end at {model.max_length}")
+    return min(prompt_length, model.max_length - new_tokens)
+
+
+@torch.inference_mode()
+def _once(model: Model, prompt: Tensor, new_tokens: int) -> tuple[float, float]:
+    """Seconds for the prompts (batch, length), and seconds for all further tokens."""
+    ids = prompt.to(model.device)
+    start = _now(model)
+    output = model.hf(input_ids=ids, use_cache=True, logits_to_keep=1)
+    middle = _now(model)
+    for _ in range(new_tokens):
+        ids = output.logits[:, -1:].argmax(dim=-1)
+        output = model.hf(input_ids=ids, use_cache=True, past_key_values=output.past_key_values)
+    return middle - start, _now(model) - middle
+
+
+def _now(model: Model) -> float:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    return time.perf_counter()
+
+
+def _summary(times: Sequence[tuple[float, float]], new_tokens: int, batch_size: int) -> dict[str, Any]:
+    measured = {
+        "prefill_ms": [1000 * first for first, _ in times],
+        "token_ms": [1000 * rest / new_tokens for _, rest in times],
+        "throughput_tokens_s": [batch_size * new_tokens / (first + rest) for first, rest in times],
+    }
+    told: dict[str, Any] = {}
+    for name, values in measured.items():
+        told[name] = statistics.median(values)
+        if name.endswith("_ms"):
+            edges = quartiles(values)
+            told[f"{name}_iqr"] = edges and edges[1] - edges[0]
+        told[f"{name}_rounds"] = [round(value, 3) for value in values]
+    return told

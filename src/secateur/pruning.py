@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from secateur.card import render_card
 from secateur.engine.tokens import Count, Tokens, check_tokens, read_tokens
 from secateur.errors import CheckpointError, OutputExistsError
 from secateur.folders import resolved
-from secateur.heal.record import render_card
 from secateur.judge.perplexity import perplexity
 from secateur.methods import Method, get_method
 from secateur.model.budget import Budget, Convention

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path, PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors
 import torch
@@ -25,9 +25,11 @@ from secateur.model.checkpoint import RECORD, tier
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.model.load import read_record
-from secateur.pruning import Pruning
 from secateur.surgery.edits import to_json
 from secateur.version import __version__
+
+if TYPE_CHECKING:
+    from secateur.pruning import Pruning
 
 FORMAT = 1
 _BY_TEXT = ("perplexity", "fidelity")  # parts of an evaluation with one entry per text

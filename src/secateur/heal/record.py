@@ -6,9 +6,6 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from secateur.card import card, recovered_card
-from secateur.errors import UnknownNameError
-from secateur.methods import Method, get_method
 from secateur.model.checkpoint import tier
 from secateur.model.handle import Model
 from secateur.record import FORMAT, environment, public_arguments, public_facts, size
@@ -75,27 +72,3 @@ def make_recovery_record(
         "edits": [],
         "parents": model.parents,
     }
-
-
-def render_card(record: Mapping[str, Any]) -> str:
-    """The card of a record, be it of a pruning or of a recovery.
-
-    Raises:
-        UnknownNameError: the record is of a pruning by a method that is not installed.
-    """
-    if "recovery" not in record:
-        return card(record, get_method(record["method"]))
-    chain = [*record["parents"], record]
-    last = next((place for place in reversed(range(len(chain))) if "recovery" not in chain[place]), None)
-    if last is None:
-        return recovered_card(record)
-    pruned = {**chain[last], "parents": chain[:last], "tier": record["tier"], "recoveries": chain[last + 1 :]}
-    return card(pruned, _method(pruned["method"]))
-
-
-def _method(name: str) -> Method | None:
-    """The method, None for one of another package that is not there now."""
-    try:
-        return get_method(name)
-    except UnknownNameError:
-        return None

@@ -18,7 +18,7 @@ from secateur.methods import Method, get_method
 from secateur.model.budget import Budget, Convention
 from secateur.model.checkpoint import RECORD, Tier
 from secateur.model.checkpoint import save as save_checkpoint
-from secateur.model.handle import Model, require_finite
+from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.model.load import read_record
 from secateur.record import dump, identity, make_record, public_name
@@ -138,7 +138,6 @@ def prepare(
         samples, length = tokens.samples, tokens.length
         check_tokens(model, tokens)
     plan = get_method(method).plan(model, budget, samples, length, options)
-    require_finite(model)
     if not isinstance(calibration, Tokens):
         name = calibration or ("demo" if model.source.get("asked") == "demo" else "c4")
         tokens = read_tokens(

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import pytest
 from models import tiny, tiny_tokens
 
-from secateur.errors import InvalidOptionError, UnknownNameError
+from secateur.errors import InvalidOptionError, NameTakenError, UnknownNameError
 from secateur.methods import Cost, Method, get_method, method, methods, registry
 from secateur.model.budget import Budget
 from secateur.pruning import run_method
@@ -23,6 +23,7 @@ from secateur.surgery.edits import DropBlock, Edit
 def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers is forgotten after it."""
     monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+    monkeypatch.setattr(registry, "_TRIED", set())
 
 
 def no_cost(layout: Any, samples: int, length: int, budget: Budget, **options: Any) -> Cost:
@@ -191,7 +192,7 @@ def test_other_packages_add_methods_by_an_entry_point(monkeypatch: pytest.Monkey
         method("plugged", **FACTS)(drop_last)
 
     def installed(*, group: str) -> list[Any]:
-        return [SimpleNamespace(name="plugged", load=load)] if group == "secateur.methods" else []
+        return [SimpleNamespace(name="plugged", value="p:m", load=load)] if group == "secateur.methods" else []
 
     assert "plugged" not in methods()
     monkeypatch.setattr(registry, "entry_points", installed)
@@ -219,20 +220,50 @@ def test_another_packages_method_is_found_by_its_name_alone(monkeypatch: pytest.
         get_method("pluged")
 
 
-@pytest.mark.usefixtures("own_registry")
-def test_somebody_elses_broken_package_is_told_and_left_out(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def load() -> None:
-        raise ImportError("no module named 'gone'")
+def _gone() -> None:
+    raise ImportError("no module named 'gone'")
 
+
+def _stops() -> None:
+    raise SystemExit
+
+
+def _takes_our_name() -> None:
+    method("2ssp", **FACTS)(drop_last)
+
+
+def _unreadable() -> None:
+    def unreadable(model: Any, tokens: Any, budget: Any, run: Any, *, count: "Nowhere" = 1) -> Iterator[Edit]:  # type: ignore[name-defined]  # noqa: F821, UP037  # it is what is tried
+        """Do it.
+
+        Args:
+            count: how many.
+        """
+        yield DropBlock(0)
+
+    method("broken", **FACTS)(unreadable)
+
+
+@pytest.mark.usefixtures("own_registry")
+@pytest.mark.parametrize("load", [_gone, _stops, _takes_our_name, _unreadable])
+def test_somebody_elses_broken_package_is_told_and_left_out(
+    load: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ours = dict(registry._METHODS)
     broken = SimpleNamespace(name="broken", value="gone:method", load=load)
     monkeypatch.setattr(registry, "entry_points", lambda *, group: [broken])
     monkeypatch.setattr(logging.getLogger("secateur"), "propagate", True)
     with caplog.at_level(logging.WARNING):
-        assert "2ssp" in methods()
-    assert "broken" not in methods()
-    assert "the method 'broken' of gone:method cannot be loaded: no module named 'gone'" in caplog.text
+        assert methods() == methods() == ours
+    assert [record.args[1] for record in caplog.records if record.args] == ["gone:method"]  # told once
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_a_name_is_given_once() -> None:
+    with pytest.raises(NameTakenError):
+        method("2ssp", **FACTS)(drop_last)
+    register()
+    register()  # a notebook's cell that runs again
 
 
 @pytest.mark.usefixtures("own_registry")

@@ -38,6 +38,10 @@ class UnknownNameError(SecateurError):
         return cls(f"unknown {kind} '{name}'.{hint} Known: {', '.join(names)}.")
 
 
+class NameTakenError(SecateurError):
+    """A method or family of that name is registered already."""
+
+
 class InvalidOptionError(SecateurError):
     """An option's value is out of its range or of the wrong kind."""
 

@@ -9,10 +9,10 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from secateur.errors import InvalidOptionError, UnknownNameError
+from secateur.errors import InvalidOptionError, NameTakenError, UnknownNameError
 from secateur.model.budget import Budget
 from secateur.model.handle import Model, require_positions
 from secateur.solvers.cost import Cost
@@ -170,6 +170,7 @@ class Method:
 
 
 _METHODS: dict[str, Method] = {}
+_TRIED: set[str] = set()  # entry points of other packages: each is loaded once
 
 
 def method(
@@ -189,9 +190,12 @@ def method(
 
     Raises:
         ValueError: it has no docstring, or an option that this does not document.
+        NameTakenError: another method has the name. (A cell of a notebook may run again: it replaces its own.)
     """
 
     def register(prune: Prune) -> Prune:
+        if (other := _METHODS.get(name)) and _home(other.prune) != _home(prune):
+            raise NameTakenError(f"the method '{name}' is {other.prune.__module__}'s; name yours otherwise")
         if not inspect.getdoc(prune):
             raise ValueError(f"method '{name}' has no docstring; its first line is its summary")
         keyword_only = [p.name for p in inspect.signature(prune).parameters.values() if p.kind is p.KEYWORD_ONLY]
@@ -206,15 +210,25 @@ def method(
 def methods() -> dict[str, Method]:
     """All methods by name, those of other packages included (entry point group `secateur.methods`)."""
     for entry in entry_points(group="secateur.methods"):
-        if entry.name in _METHODS:
-            continue
-        try:
-            entry.load()
-        except Exception as error:  # somebody else's package must not break ours
-            logging.getLogger(__name__).warning(
-                "the method '%s' of %s cannot be loaded: %s", entry.name, entry.value, error
-            )
+        if entry.value not in _TRIED:
+            _TRIED.add(entry.value)
+            _load_plugin(entry)
     return dict(sorted(_METHODS.items()))
+
+
+def _load_plugin(entry: EntryPoint) -> None:
+    """Somebody else's package must not break ours: whatever it does is told, and it is left out."""
+    before = dict(_METHODS)
+    try:
+        entry.load()
+        for name in _METHODS.keys() - before.keys():
+            _METHODS[name].options  # noqa: B018  # its annotations must be readable
+    except (Exception, SystemExit) as error:
+        _METHODS.clear()
+        _METHODS.update(before)
+        logging.getLogger(__name__).warning(
+            "the method '%s' of %s cannot be used: %s", entry.name, entry.value, error or type(error).__name__
+        )
 
 
 def get_method(name: str) -> Method:
@@ -226,6 +240,10 @@ def get_method(name: str) -> Method:
     if name not in _METHODS and name not in methods():  # looking for other packages' takes a while
         raise UnknownNameError.of("method", name, _METHODS)
     return _METHODS[name]
+
+
+def _home(prune: Prune) -> tuple[str, str]:
+    return prune.__module__, prune.__qualname__
 
 
 def _kinds(annotation: Any) -> tuple[Any, ...]:

@@ -160,8 +160,9 @@ class Model:
         self.rebases = []
 
     def fingerprint(self) -> str:
-        """sha256 over the names, dtypes, shapes and bytes of all weights, those of a block by itself. Each block is read
-        once, and found to be made of numbers on the way.
+        """sha256 over the names, dtypes, shapes and bytes of all weights, block by block.
+
+        Each block is read once, and found to be made of numbers on the way.
 
         Raises:
             NumericalError: a weight is NaN or Inf; names the block and the tensor.
@@ -191,7 +192,7 @@ def _digest(state: Mapping[str, Tensor], where: str) -> bytes:
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """A tensor's bytes in its own order, whatever its dtype; one on the CPU is not copied if it is contiguous."""
-    return memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def hollow(config: PreTrainedConfig, dtype: torch.dtype, source: Mapping[str, Any]) -> Model:

@@ -15,10 +15,11 @@ MODELING = "model/modeling_secateur.py"
 
 # From the bottom up. A file may import from lower layers and from its own folder.
 LAYERS: tuple[set[str], ...] = (
-    {"errors", "version"},
+    {"errors", "version", "signatures"},
     {"run", "folders", "hf"},
     {"assets"},
     {"model"},
+    {"auto"},
     {"surgery"},
     {"engine"},
     {"solvers"},

@@ -304,8 +304,9 @@ def test_a_record_without_what_others_read_is_damaged(tmp_path: Path, monkeypatc
     save_checkpoint(model, tmp_path / "m")
     asked: set[str] = set()
     watched = Watched(record, asked)
-    monkeypatch.setattr("secateur.cli.inspect.record_of", lambda *_: watched)
-    inspect(str(tmp_path / "m"))
+    with monkeypatch.context() as patch:
+        patch.setattr("secateur.model.load.record_of", lambda *_: watched)
+        inspect(str(tmp_path / "m"))
     _show(watched, tmp_path)
     card({**recorded(tiny("llama"), DropBlock(0)), "parents": [watched]}, get_method("2ssp"))
     read = {path.removeprefix(".parents") for path in asked}

@@ -23,14 +23,6 @@ from secateur.cli.options import (
     Revision,
 )  # fmt: skip
 from secateur.cli.progress import Bars
-from secateur.cli.prune import check_inputs_survive
-from secateur.folders import claimed, require_space, resolved
-from secateur.heal import Settings, require_extra
-from secateur.heal.recover import forget_run, prepare_recovery, run_folder, run_recovery
-from secateur.model.checkpoint import RECORD, check_output
-from secateur.model.load import load
-from secateur.pruning import already_there, save
-from secateur.run import Run
 
 _TRAINING = "Training"
 
@@ -112,6 +104,15 @@ def recover(
 
     Interrupted, it says where it stands; the same command goes on from there. The defaults are SlimGPT's.
     """
+    from secateur.cli.prune import check_inputs_survive
+    from secateur.folders import claimed, require_space, resolved
+    from secateur.heal import Settings, require_extra
+    from secateur.heal.recover import forget_run, prepare_recovery, run_folder, run_recovery
+    from secateur.model.checkpoint import RECORD, check_output
+    from secateur.model.load import load
+    from secateur.pruning import already_there, save
+    from secateur.run import Run
+
     start_logging(log_level, log_file)
     require_extra()
     settings: dict[str, Any] = {

@@ -27,7 +27,6 @@ from secateur.errors import (
 from secateur.hf import quiet_transformers
 from secateur.model.checkpoint import RECORD, verify_weights
 from secateur.model.handle import Model, require_family
-from secateur.model.modeling_secateur import all_classes
 from secateur.model.refusals import (
     Description,
     pickle_only,
@@ -65,13 +64,6 @@ _OF_A_PRUNING = {
 }
 _OF_A_RECOVERY = {"cost": {"seconds": _NUMBER}, "recovery": dict}
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-
-
-def register() -> None:
-    """Make transformers' Auto classes load tier-B checkpoints; done by `import secateur`."""
-    for config_class, model_class in all_classes():
-        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-        AutoModelForCausalLM.register(config_class, model_class, exist_ok=True)
 
 
 def load(

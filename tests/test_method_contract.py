@@ -309,7 +309,7 @@ def test_a_pruned_model_is_pruned_again_by_any_method(first: str, second: str, c
     pruned = secateur.prune(model, second, sparsity=0.4, calibration=tokens_for(model), **SETTINGS[second].options)
     gone = before.block_parameters - model.layout().block_parameters
     assert abs(gone - 0.4 * before.block_parameters) <= unit
-    assert [parent["method"] for parent in pruned.record["parents"]] == [first]
+    assert [parent.method for parent in pruned.record.parents] == [first]
 
 
 @EVERY

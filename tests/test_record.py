@@ -67,7 +67,7 @@ def test_a_record_is_enough_to_make_the_model_again(family: str, tmp_path: Path)
         round_to=record["sparsity"]["round_to"], seed=record["seed"], calibration=tokens_for(model),
         **record["options"],
     )  # fmt: skip
-    assert repeated.record["fingerprint"] == record["fingerprint"]
+    assert repeated.record.fingerprint == record["fingerprint"]
     assert once_more.fingerprint() == again.fingerprint()
 
 
@@ -215,7 +215,7 @@ def test_records_chain_through_checkpoints(tmp_path: Path) -> None:
     record = read_record(tmp_path / "third")
     assert record is not None
     chain = [*record["parents"], record]
-    assert [each["fingerprint"] for each in chain] == [each.record["fingerprint"] for each in (first, second, third)]
+    assert [each["fingerprint"] for each in chain] == [each.record.fingerprint for each in (first, second, third)]
     assert not any("parents" in each for each in record["parents"])
     for earlier, later in itertools.pairwise(chain):
         assert earlier["after"] == later["before"]
@@ -235,16 +235,16 @@ def test_records_chain_within_a_session(tmp_path: Path) -> None:
     tokens = tokens_for(model)
     first = prune(model, sparsity=0.2, calibration=tokens)
     second = prune(model, sparsity=0.1, calibration=tokens, stage1_only=True)
-    assert [each["fingerprint"] for each in second.record["parents"]] == [first.record["fingerprint"]]
-    assert first.record["parents"] == []
+    assert [each["fingerprint"] for each in second.record.parents] == [first.record.fingerprint]
+    assert first.record.parents == []
     assert [each["fingerprint"] for each in model.parents] == [
-        first.record["fingerprint"],
-        second.record["fingerprint"],
+        first.record.fingerprint,
+        second.record.fingerprint,
     ]
     save(second, tmp_path / "second")
     assert [each["fingerprint"] for each in load(str(tmp_path / "second")).parents] == [
-        first.record["fingerprint"],
-        second.record["fingerprint"],
+        first.record.fingerprint,
+        second.record.fingerprint,
     ]
 
 

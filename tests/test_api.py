@@ -55,7 +55,8 @@ def test_the_record_says_all_that_is_needed_to_repeat_the_run(texts: tuple[Path,
     before = model.fingerprint()
     sizes = parameters(model)
     pruned = secateur.prune(model, sparsity=0.5, calibration=str(texts[0]), samples=4, length=16, seed=3, norm="l1")
-    record = json.loads(json.dumps(pruned.record, allow_nan=False))
+    record = pruned.record
+    json.dumps(record.to_json(), allow_nan=False)
     assert record.method == "2ssp"
     assert record.options == {
         "alpha": 1.5, "norm": "l1", "attentions": None, "stage1_only": False, "criterion": "ppl", "search_samples": 1,
@@ -63,15 +64,15 @@ def test_the_record_says_all_that_is_needed_to_repeat_the_run(texts: tuple[Path,
     }  # fmt: skip
     assert record.seed == 3
     asked = record.sparsity
-    assert (asked.asked, asked["of"], asked["round_to"]) == (0.5, "blocks", 1)
-    assert asked["achieved"]["blocks"] == pytest.approx(0.5, abs=0.01)
-    assert asked["achieved"]["model"] == pytest.approx(1 - parameters(model) / sizes)
+    assert (asked.asked, asked.of, asked.round_to) == (0.5, "blocks", 1)
+    assert asked.achieved.blocks == pytest.approx(0.5, abs=0.01)
+    assert asked.achieved.model == pytest.approx(1 - parameters(model) / sizes)
     assert record.model["fingerprint"] == before != model.fingerprint()
     assert (record.model["name"], record.model["family"]) == ("tiny-llama", "llama")
     used = record.calibration
     assert (used["samples"], used["length"], used["seed"], used["count"]) == (4, 16, 3, "all")
     assert used["path"] == used["name"] == texts[0].name  # the record is published, and the rest is private
-    assert str(texts[0].parent) not in json.dumps(record)
+    assert str(texts[0].parent) not in json.dumps(record.to_json())
     assert len(used["fingerprint"]) == len(used["sha256"]) == len(record.fingerprint) == 64
     environment = record.environment
     assert environment["torch"] == torch.__version__
@@ -90,7 +91,7 @@ def test_the_record_says_all_that_is_needed_to_repeat_the_run(texts: tuple[Path,
 
 def test_the_records_edits_give_the_same_weights() -> None:
     model = tiny("qwen2")
-    record = json.loads(json.dumps(small(model, attentions=2).record))
+    record = small(model, attentions=2).record
     other = tiny("qwen2")
     for entry in record.edits:
         apply(other, from_json(entry))
@@ -144,9 +145,9 @@ def test_texts_are_measured_before_and_after() -> None:
     pruned = run_job(prepare(model, sparsity=0.5, calibration=tiny_tokens(model, 3, 8)), run=run, measure_on=held_out)
     measured = pruned.record.perplexity
     for each, tokens in zip(measured, held_out.values(), strict=True):
-        assert each["before"] == pytest.approx(torch.tensor(mean_nll(dense, tokens)).exp().item(), rel=1e-5)
-        assert each["after"] == each["perplexity"]
-        assert each["after"] == pytest.approx(torch.tensor(mean_nll(model, tokens)).exp().item(), rel=1e-5)
+        assert each.before == pytest.approx(torch.tensor(mean_nll(dense, tokens)).exp().item(), rel=1e-5)
+        assert each.after == each.perplexity
+        assert each.after == pytest.approx(torch.tensor(mean_nll(model, tokens)).exp().item(), rel=1e-5)
     plain = small(tiny("llama"))
     assert pruned.record.cost.block_tokens == plain.record.cost.block_tokens  # the method's own work
 
@@ -236,7 +237,7 @@ def test_what_is_saved_is_what_was_pruned(family: str, tmp_path: Path) -> None:
     assert loaded.fingerprint() == model.fingerprint()
     assert loaded.layout() == model.layout()
     record = json.loads((tmp_path / "out" / "secateur.json").read_text())
-    assert record == json.loads(json.dumps(pruned.record))
+    assert record == json.loads(json.dumps(pruned.record.to_json()))
     card = (tmp_path / "out" / "README.md").read_text()
     for fact in (f"{record['before']['parameters']:,}", f"{record['after']['parameters']:,}", "sandri2025ssp"):
         assert fact in card
@@ -311,8 +312,8 @@ def test_two_models_are_judged_on_the_same_tokens(texts: tuple[Path, Path]) -> N
         assert each["parameters"] == parameters(judged)
         assert each["weight_bytes"] == 4 * parameters(judged)
         tokens = read_tokens(judged, str(texts[0]), purpose="evaluation", length=16, samples=5)
-        assert each["perplexity"][0]["nll"] == pytest.approx(mean_nll(judged, tokens), rel=1e-6)
-        assert each["perplexity"][0]["text"] == str(texts[0])
+        assert each.perplexity[0]["nll"] == pytest.approx(mean_nll(judged, tokens), rel=1e-6)
+        assert each.perplexity[0]["text"] == str(texts[0])
         assert [sample["prompt"] for sample in each["generation"]["samples"]] == ["and then"]
     json.dumps(report, allow_nan=False)
     assert report["model"]["generation"]["figures"]["greedy_agreement"] is not None
@@ -406,12 +407,10 @@ def test_bad_requests_are_refused_before_any_work(
 def test_edits_of_a_pruned_model_count_blocks_as_they_are_now() -> None:
     model = tiny("llama")
     record = small(model, attentions=2).record
-    gone = [entry["block"] for entry in record["edits"] if entry["edit"] == "DropAttention"]
+    gone = [entry["block"] for entry in record.edits if entry["edit"] == "DropAttention"]
     again = secateur.prune(model, sparsity=0.2, calibration=tiny_tokens(model, 2, 8), attentions=1).record
-    assert again["edits"][-1]["block"] not in gone
-    assert (
-        edited(tiny("llama"), *(from_json(e) for e in [*record["edits"], *again["edits"]])).layout() == model.layout()
-    )
+    assert again.edits[-1]["block"] not in gone
+    assert edited(tiny("llama"), *(from_json(e) for e in [*record.edits, *again.edits])).layout() == model.layout()
 
 
 def test_blocks_that_went_are_not_counted_by_the_next_pruning(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -312,8 +312,8 @@ def test_two_models_are_judged_on_the_same_tokens(texts: tuple[Path, Path]) -> N
         assert each["parameters"] == parameters(judged)
         assert each["weight_bytes"] == 4 * parameters(judged)
         tokens = read_tokens(judged, str(texts[0]), purpose="evaluation", length=16, samples=5)
-        assert each.perplexity[0]["nll"] == pytest.approx(mean_nll(judged, tokens), rel=1e-6)
-        assert each.perplexity[0]["text"] == str(texts[0])
+        assert each["perplexity"][0]["nll"] == pytest.approx(mean_nll(judged, tokens), rel=1e-6)
+        assert each["perplexity"][0]["text"] == str(texts[0])
         assert [sample["prompt"] for sample in each["generation"]["samples"]] == ["and then"]
     json.dumps(report, allow_nan=False)
     assert report["model"]["generation"]["figures"]["greedy_agreement"] is not None

@@ -19,7 +19,7 @@ from secateur.methods import Method, get_method
 from secateur.model.budget import Budget, Convention, shares
 from secateur.model.checkpoint import tier
 from secateur.model.facts import environment, origin, sizes
-from secateur.model.handle import Model, require_finite
+from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.record import (
     Cost,
@@ -148,7 +148,6 @@ def prepare(
         samples, length = tokens.samples, tokens.length
         check_tokens(model, tokens)
     plan = get_method(method).plan(model, budget, samples, length, options)
-    require_finite(model)
     if not isinstance(calibration, Tokens):
         name = calibration or ("demo" if model.source.get("asked") == "demo" else "c4")
         tokens = read_tokens(

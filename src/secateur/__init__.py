@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from secateur.model.budget import Budget
     from secateur.model.handle import Model
     from secateur.model.load import load
-    from secateur.pruning import Pruned, prune, save
+    from secateur.output import save
+    from secateur.pruning import Pruned, prune
     from secateur.run import Run
 
 _HOMES = {
@@ -35,7 +36,7 @@ _HOMES = {
     "load": "model.load",
     "prune": "pruning",
     "recover": "heal.recover",
-    "save": "pruning",
+    "save": "output",
 }
 
 auto.register_beside_transformers()

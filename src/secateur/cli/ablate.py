@@ -15,7 +15,7 @@ from secateur.errors import InvalidOptionError
 from secateur.grid.ablate import WHATS, Ablation
 from secateur.grid.ablate import ablate as run_ablation
 from secateur.grid.ablation_table import NAME
-from secateur.grid.words import parse_options
+from secateur.grid.cells import parse_options
 
 
 @grouped
@@ -56,7 +56,7 @@ def ablate(
         model, source, tasks.applied(texts.applied(grids.default_judging(model, source))), output.as_json
     )
     if dry_run:
-        job.show_estimates(ablation.cells)
+        job.show_estimates(ablation)
         return
     with job.grid(out_dir) as grid:
         cells = run_ablation(ablation, grid)

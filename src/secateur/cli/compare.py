@@ -20,11 +20,11 @@ from secateur.cli.options import (
     TaskOptions,
     words,
 )  # fmt: skip
+from secateur.grid.cells import parse_options
 from secateur.grid.compare import Comparison
 from secateur.grid.compare import compare as run_comparison
 from secateur.grid.main_table import NAME
 from secateur.grid.presets import PRESETS, get_preset
-from secateur.grid.words import parse_options
 
 
 @grouped
@@ -76,7 +76,7 @@ def compare(
     judging = texts.applied(published.judging if published is not None else grids.default_judging(model, source))
     job = grids.GridJob(model, source, running.applied(tasks.applied(judging)), output.as_json)
     if dry_run:
-        job.show_estimates(comparison.cells)
+        job.show_estimates(comparison)
         return
     with job.grid(out_dir) as grid:
         cells = run_comparison(comparison, grid)

@@ -16,8 +16,7 @@ from rich.progress import (
 )  # fmt: skip
 
 from secateur.cli.guard import err
-from secateur.grid.estimate import GENERATION, INFERENCE, PRUNE
-from secateur.grid.pace import Kind, Standing
+from secateur.grid.pace import GENERATION, INFERENCE, PRUNE, Kind, Standing
 from secateur.run import Advance
 
 _LINE_EVERY_S = 15.0

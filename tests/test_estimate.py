@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from models import tiny
 from oracles import write_texts
+from secateur.grid.estimate import GENERATION, INFERENCE, PERPLEXITY, PRUNE, TASKS, estimates, steps
 from studies import comparison
 
-from secateur.grid.estimate import GENERATION, INFERENCE, PERPLEXITY, PRUNE, TASKS, estimates, steps
 from secateur.judge.generation import REFERENCE
 from secateur.judge.judging import Judging
 from secateur.methods import get_method

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import FAMILY_NAMES, NO_ENDS, parameters, tiny, tiny_tokens
+from models import FAMILY_NAMES, parameters, tiny, tiny_tokens
 from oracles import write_model
 
 import secateur
@@ -23,10 +23,9 @@ from secateur.errors import (
     UnsupportedModelError,
 )
 from secateur.forecast import Speed, forecast, hollow_model, timed
-from secateur.methods import Cost, get_method
+from secateur.methods import get_method
 from secateur.model.budget import Budget
 from secateur.model.checkpoint import save
-from secateur.model.layout import Layout
 
 METHOD = get_method("2ssp")
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 from oracles import write_texts
+from secateur.grid.clocked import Clocked, Shared
 from studies import comparison, grid
 from torch import Tensor
 
 from secateur.engine.tokens import Tokens
 from secateur.grid import compare
-from secateur.grid.clocked import Clocked, Shared
 from secateur.grid.pace import Pace, Standing
 from secateur.model.handle import Model
 from secateur.solvers import greedy

@@ -178,7 +178,7 @@ def environment(model: Model) -> dict[str, Any]:
     """Versions, threads and device: what else may move a last digit."""
     return {
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "transformers": transformers.__version__,
         "safetensors": safetensors.__version__,
         "threads": torch.get_num_threads(),

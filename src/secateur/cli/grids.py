@@ -21,7 +21,7 @@ from secateur.cli.progress import in_words, standing_shown
 from secateur.errors import InvalidOptionError, SecateurError
 from secateur.forecast import hollow_model, probe
 from secateur.grid.judges import Judges
-from secateur.grid.pace import GENERATION, INFERENCE, PARTS, PERPLEXITY, PRUNE, TASKS, Foretold, Judged, foretell
+from secateur.grid.pace import GENERATION, INFERENCE, PARTS, PERPLEXITY, PRUNE, TASKS, Foretold, foretell, sequences
 from secateur.grid.run import Asked, Grid
 from secateur.judge.judging import Judging
 from secateur.model.handle import Model
@@ -151,13 +151,12 @@ class GridJob:
         where = self.source
         hollow = hollow_model(self.model, dtype=where.dtype, revision=where.revision, cache=where.cache_dir)
         cells = asked.cells(hollow)
-        task_tokens = Judges(self.judging, data=where.data, cache=where.cache_dir).task_tokens()
-        judged = Judged.of(self.judging, [self.judging.samples] * len(self.judging.texts), task_tokens)
+        judges = Judges(self.judging, data=where.data, cache=where.cache_dir)
         device = check_device(None if where.device == "auto" else where.device)
         clock = time.process_time if device == "cpu" else time.perf_counter
         length = min(self.judging.length, hollow.max_length or self.judging.length)
-        speed = probe(hollow, length, device, steps=judged.sequences, clock=clock)
-        foretold = foretell(cells, hollow, judged, speed)
+        speed = probe(hollow, length, device, steps=sequences(self.judging), clock=clock)
+        foretold = foretell(cells, hollow, self.judging, judges.tokens(), speed)
         unit = "CPU seconds" if device == "cpu" else "seconds"
         if self.as_json:
             rows = [_row(name, cell) for name, cell in foretold.items()]

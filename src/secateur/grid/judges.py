@@ -23,6 +23,8 @@ from secateur.record import public_name
 from secateur.report.results import InferencePair
 from secateur.run import Observer, Run
 
+WINDOWS = 150
+
 
 class Part(Protocol):
     """Opens a part of a cell; gives what shows its progress."""
@@ -45,9 +47,11 @@ class Judges:
             judging.tasks, metric=judging.metric, limit=judging.limit, fewshot=judging.fewshot, data=data, cache=cache
         )
 
-    def task_tokens(self) -> float:
-        """About how many tokens the tasks are."""
-        return estimated_tokens(self._plan)
+    def tokens(self) -> dict[str, float]:
+        """About how many the texts and the tasks are; WINDOWS of a text that was not read and is wanted whole."""
+        asked = self.judging
+        windows = [text.samples for text in self.texts.values()] or [asked.samples or WINDOWS] * len(asked.texts)
+        return {PERPLEXITY: asked.length * sum(windows), TASKS: estimated_tokens(self._plan)}
 
     def read(self, dense: Model) -> None:
         """Read the texts, with the dense model's tokenizer.

@@ -9,7 +9,7 @@ what it will take over from those before it is then subtracted.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -26,7 +26,6 @@ from secateur.run import Advance, work_forwards
 
 PRUNE, PERPLEXITY, TASKS, INFERENCE, GENERATION = "prune", "perplexity", "tasks", "inference", "generation"
 PARTS = (PRUNE, PERPLEXITY, TASKS, INFERENCE, GENERATION)  # of a cell, in the order in which they are run
-WINDOWS = 150  # of a text whose windows were not counted
 
 Kind = tuple[str, str]  # a part's name; of prunings, the method too
 Seconds = Mapping[str, float]  # by part
@@ -40,7 +39,7 @@ class Foretold:
     """What is known of a cell before it is run.
 
     Attributes:
-        parts: seconds by part, in the order in which they are run; none of a cell that will not be made.
+        parts: seconds by part; none of a cell that will not be made.
         forwards: of the pruning, of one window of the perplexity's length.
         removed: the share that will be gone.
         refused: why it cannot be made.
@@ -58,60 +57,27 @@ class Foretold:
         return sum(self.parts.values())
 
 
-@dataclass(frozen=True, kw_only=True)
-class Judged:
-    """What every cell's judging is.
-
-    Attributes:
-        text_tokens, task_tokens: of all windows of all texts, and of all documents.
-    """
-
-    judging: Judging
-    text_tokens: float
-    task_tokens: float
-
-    @classmethod
-    def of(cls, judging: Judging, windows: Iterable[int | None], task_tokens: float) -> Judged:
-        """Args: windows: of each text; None where they were not counted."""
-        counted = sum(WINDOWS if n is None else n for n in windows)
-        return cls(judging=judging, text_tokens=counted * judging.length, task_tokens=task_tokens)
-
-    @property
-    def beams(self) -> Counter[int]:
-        """Tokens generated, by the number of sequences at once."""
-        tokens = Counter[int]()
-        for decoding in (GREEDY, *self.judging.decodings) if self.judging.prompts else ():
-            each = decoding.max_new_tokens or decoding.max_length or 0
-            tokens[decoding.num_beams] += each * len(self.judging.prompts)
-        return tokens
-
-    @property
-    def sequences(self) -> set[int]:
-        """The numbers of sequences that are generated for at once: of what `Speed.steps` is needed."""
-        return {*self.beams, *([self.judging.batch_size] if self.judging.inference else [])}
-
-    def parts(self, blocks: int, kept: float, speed: Speed) -> dict[str, float]:
-        """Seconds by part, of a model that has a share `kept` of its blocks' parameters: about what a token costs."""
-        asked, here = self.judging, blocks * kept
-        parts = {}
-        for part, tokens in ((PERPLEXITY, self.text_tokens), (TASKS, self.task_tokens)):
-            if tokens:
-                parts[part] = speed.seconds(tokens * here, tokens)
-        if asked.inference:
-            rounds, both = asked.rounds + 1, blocks + here  # dense and pruned
-            prompt, new = rounds * asked.batch_size * asked.prompt_length, rounds * asked.new_tokens
-            single = speed.steps[asked.batch_size]
-            parts[INFERENCE] = speed.seconds(prompt * both, 0) + single.seconds(new * both, 2 * new)
-        if asked.prompts:
-            parts[GENERATION] = sum(speed.steps[n].seconds(each * here, each) for n, each in self.beams.items())
-        return parts
+def generated(judging: Judging) -> Counter[int]:
+    """Tokens that will be generated one by one, by the number of sequences at once."""
+    tokens = Counter[int]()
+    for decoding in (GREEDY, *judging.decodings) if judging.prompts else ():
+        tokens[decoding.num_beams] += (decoding.max_new_tokens or decoding.max_length or 0) * len(judging.prompts)
+    return tokens
 
 
-def foretell(cells: Sequence[Cell], model: Model, judged: Judged, speed: Speed) -> dict[str, Foretold]:
+def sequences(judging: Judging) -> set[int]:
+    """The numbers of sequences at once, of which `Speed.steps` is needed."""
+    return {*generated(judging), *([judging.batch_size] if judging.inference else [])}
+
+
+def foretell(
+    cells: Sequence[Cell], model: Model, judging: Judging, tokens: Mapping[str, float], speed: Speed
+) -> dict[str, Foretold]:
     """By cell, what it will take.
 
     Args:
         model: the dense one; it may be a hollow one.
+        tokens: of all texts (PERPLEXITY), and of all tasks (TASKS).
     """
     known: dict[str, Foretold] = {}
     first: dict[str, str] = {}  # the cell of an identity
@@ -123,7 +89,7 @@ def foretell(cells: Sequence[Cell], model: Model, judged: Judged, speed: Speed) 
                 continue
             cell = replace(cell, sparsity=other.removed)
         try:
-            foretold = _foretell(cell, model, judged, speed)
+            foretold = _foretell(cell, model, judging, tokens, speed)
         except SecateurError as error:
             foretold = Foretold(refused=str(error))
         same = first.setdefault(identity(cell, "", repr(cell.calibration)), cell.name)
@@ -133,19 +99,33 @@ def foretell(cells: Sequence[Cell], model: Model, judged: Judged, speed: Speed) 
     return known
 
 
-def _foretell(cell: Cell, model: Model, judged: Judged, speed: Speed) -> Foretold:
-    blocks = len(model.numbers)
+def _foretell(cell: Cell, model: Model, judging: Judging, tokens: Mapping[str, float], speed: Speed) -> Foretold:
     if cell.method == DENSE:
-        return Foretold(removed=0.0, parts=judged.parts(blocks, 1.0, speed))
+        return Foretold(removed=0.0, parts=_judging(model, judging, tokens, 1.0, speed))
     cost = cost_of(cell, model)
-    kept = 1 - shares(model.layout(), cost.after)["blocks"]
+    kept, length = 1 - shares(model.layout(), cost.after)["blocks"], min(judging.length, model.max_length or 2**31)
+    blocks, pruning = len(model.numbers), (cost.block_tokens, cost.head_tokens)
     return Foretold(
-        removed=removed(cell, model, cost),
-        forwards=work_forwards(
-            cost.block_tokens, cost.head_tokens, blocks, judged.judging.length, head=model.head_cost
-        ),
-        parts={PRUNE: speed.seconds(cost.block_tokens, cost.head_tokens), **judged.parts(blocks, kept, speed)},
-    )
+        removed=removed(cell, model, cost), forwards=work_forwards(*pruning, blocks, length, head=model.head_cost),
+        parts={PRUNE: speed.seconds(*pruning), **_judging(model, judging, tokens, kept, speed)},
+    )  # fmt: skip
+
+
+def _judging(
+    model: Model, judging: Judging, tokens: Mapping[str, float], kept: float, speed: Speed
+) -> dict[str, float]:
+    """Args: kept: the share of its blocks' parameters that a model has: about what a token costs."""
+    blocks = len(model.numbers)
+    parts = {part: speed.seconds(blocks * kept * n, n) for part, n in tokens.items() if n}
+    if judging.inference:
+        rounds, both = judging.rounds + 1, blocks * (1 + kept)  # dense and pruned
+        prompt, new = rounds * judging.batch_size * judging.prompt_length, rounds * judging.new_tokens
+        step = speed.steps[judging.batch_size]
+        parts[INFERENCE] = speed.seconds(prompt * both, 0) + step.seconds(new * both, 2 * new)
+    if judging.prompts:
+        steps = generated(judging).items()
+        parts[GENERATION] = sum(speed.steps[beams].seconds(blocks * kept * n, n) for beams, n in steps)
+    return parts
 
 
 # --- while it runs ---
@@ -176,7 +156,8 @@ class Standing:
 
 @dataclass
 class _Running:
-    """The part that is being run; `to_spare` are the seconds of shared steps that lay there when it began."""
+    """The part that is being run. `to_spare` is what its shared steps' `spared_s` comes to if it takes over all that
+    lay there when it began; `closed` are the bars that are full."""
 
     cell: str
     part: str
@@ -233,7 +214,7 @@ class Pace:
             bars: how many the part shows one after the other; each counts the same.
         """
         store = self._store(cell, name)
-        self._now = _Running(cell, name, self._time(store), store.seconds + store.spared_s, bars)
+        self._now = _Running(cell, name, self._time(store), store.spared_s + store.seconds, bars)
         self._tell()
         try:
             yield self
@@ -259,20 +240,6 @@ class Pace:
         if running is not None:
             running.closed = min(running.closed + 1, running.bars - 1)
 
-    def left(self) -> float:
-        """Seconds until all is done."""
-        left, now = 0.0, self._now
-        held: dict[Shared, float] = {}  # seconds of the steps that will lie there by then
-        for cell, part in self._to_come():
-            store, whole = self._store(cell, part), self._foretold[cell][part] * self._rate(self._kind(cell, part))
-            lies = max(store.seconds, held.get(store, 0.0))
-            if now is not None and (now.cell, now.part) == (cell, part):
-                left += max((1 - now.done) * whole - (now.to_spare - store.spared_s), 0.0)
-            else:
-                left += max(whole - lies, 0.0)
-            held[store] = max(lies, whole if store.is_series else 0.0)
-        return left
-
     def _store(self, cell: str, part: str) -> Shared:
         return self._shared.get(cell, self._alone) if part == PRUNE else self._alone
 
@@ -280,27 +247,41 @@ class Pace:
         """Seconds on a clock that runs as if all were computed that is taken over."""
         return self._clock() + store.spared_s
 
-    def _to_come(self) -> Iterator[tuple[str, str]]:
-        return ((cell, part) for cell, parts in self._todo.items() for part in parts)
-
-    def _rate(self, kind: Kind) -> float:
-        """Seconds that a foretold one takes. A part that is being run counts, with what it took and what is still
-        expected of it; a kind that was never timed is as fast as perplexity."""
-        taken, foretold = self._timed.get(kind) or self._timed.get((PERPLEXITY, ""), (1.0, 1.0))
-        rate, now = taken / foretold, self._now
-        if now is None or self._kind(now.cell, now.part) != kind or not (own := self._foretold[now.cell].get(now.part)):
-            return rate
-        so_far = self._time(self._store(now.cell, now.part)) - now.began
-        taken, foretold = self._timed.get(kind, (0.0, 0.0))
-        return (taken + so_far + (1 - now.done) * own * rate) / (foretold + own)
+    def _kind(self, cell: str, part: str) -> Kind:
+        return part, self._methods[cell] if part == PRUNE else ""
 
     def _learn(self, cell: str, part: str, seconds: float) -> None:
         if (foretold := self._foretold[cell].get(part, 0.0)) > 0:
             taken, expected = self._timed.get(self._kind(cell, part), (0.0, 0.0))
             self._timed[self._kind(cell, part)] = (taken + seconds, expected + foretold)
 
-    def _kind(self, cell: str, part: str) -> Kind:
-        return part, self._methods[cell] if part == PRUNE else ""
+    def _rate(self, kind: Kind) -> float:
+        """Seconds that a foretold one takes. A part that is being run counts, with what it took and what is still
+        expected of it; a kind that was never timed is as fast as perplexity."""
+        taken, foretold = self._timed.get(kind) or self._timed.get((PERPLEXITY, ""), (1.0, 1.0))
+        rate, now = taken / foretold, self._now
+        if now is None or self._kind(now.cell, now.part) != kind or not self._foretold[now.cell].get(now.part):
+            return rate
+        so_far, own = self._time(self._store(now.cell, now.part)) - now.began, self._foretold[now.cell][now.part]
+        taken, foretold = self._timed.get(kind, (0.0, 0.0))
+        return (taken + so_far + (1 - now.done) * own * rate) / (foretold + own)
+
+    def _left(self) -> float:
+        """Seconds until all is done."""
+        left, now = 0.0, self._now
+        lying: dict[Shared, float] = {}  # seconds of the steps that will lie there by then
+        for cell, part in self._to_come():
+            store, whole = self._store(cell, part), self._foretold[cell][part] * self._rate(self._kind(cell, part))
+            there = max(store.seconds, lying.get(store, 0.0))
+            if now is not None and (now.cell, now.part) == (cell, part):
+                left += max((1 - now.done) * whole - (now.to_spare - store.spared_s), 0.0)
+            else:
+                left += max(whole - there, 0.0)
+            lying[store] = max(there, whole) if store.is_series else there
+        return left
+
+    def _to_come(self) -> Iterator[tuple[str, str]]:
+        return ((cell, part) for cell, parts in self._todo.items() for part in parts)
 
     def _tell(self) -> None:
         now = self._now
@@ -308,7 +289,7 @@ class Pace:
         self._show(
             Standing(
                 now.cell if now else "", now.part if now else "", now.done if now else 0.0,
-                len(self._foretold) - len(self._todo), len(self._foretold), self._clock() - self._began, self.left(),
+                len(self._foretold) - len(self._todo), len(self._foretold), self._clock() - self._began, self._left(),
                 tuple(kind for kind in kinds if kind not in self._timed),
             )
         )  # fmt: skip

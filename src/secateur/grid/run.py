@@ -19,7 +19,7 @@ from secateur.forecast import Clock, timed
 from secateur.grid.cells import Cell, Matrices, check_names
 from secateur.grid.folder import GridFolder, make_index, now
 from secateur.grid.judges import Judges
-from secateur.grid.pace import PRUNE, Judged, Pace, Standing, foretell
+from secateur.grid.pace import PRUNE, Pace, Standing, foretell, sequences
 from secateur.grid.pruning import Fields, Shared, SharingRun, complete_options, dense_fields, digest, identity, pruned
 from secateur.judge.judging import Judging
 from secateur.judge.results import Sample
@@ -151,10 +151,8 @@ class _Runner:
         """What the cells will take; also notes which are refused."""
         judging, dense = self.grid.judging, self._load()
         self._spare = dense
-        windows = [tokens.samples for tokens in self.judges.texts.values()]
-        judged = Judged.of(judging, windows, self.judges.task_tokens())
-        speed = timed(dense, min(judging.length, dense.max_length or judging.length), steps=judged.sequences)
-        foretold = foretell(self.cells, dense, judged, speed)
+        speed = timed(dense, min(judging.length, dense.max_length or judging.length), steps=sequences(judging))
+        foretold = foretell(self.cells, dense, judging, self.judges.tokens(), speed)
         self.refused = {name: cell.refused for name, cell in foretold.items() if cell.refused is not None}
         return Pace(
             {name: cell.parts for name, cell in foretold.items()},

@@ -1,48 +1,32 @@
-"""What `compare` and `ablate` share: their options, a dry run, a run that shows how far it is, the end."""
+"""What `compare` and `ablate` share: their defaults, a dry run, a run that shows how far it is."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, ClassVar
 
 import torch
 import typer
 from rich.table import Table
 
 from secateur.cli.guard import EXIT_FAILED, err, out
-from secateur.cli.options import Calibration, Count, Length, Samples, SourceOptions, words
+from secateur.cli.options import SourceOptions
 from secateur.cli.progress import in_words, standing_shown
 from secateur.errors import InvalidOptionError, SecateurError
 from secateur.forecast import hollow_model, probe
 from secateur.grid.judges import Judges
 from secateur.grid.pace import GENERATION, INFERENCE, PARTS, PERPLEXITY, PRUNE, TASKS, Foretold, foretell, sequences
-from secateur.grid.run import Asked, Grid
+from secateur.grid.run import Asked, Grid, run_grid
 from secateur.judge.judging import Judging
-from secateur.model.handle import Model
 from secateur.model.load import check_device, load
 from secateur.report.page import PAGE, write_report
 from secateur.report.results import CellResult
 
-SPARSITIES = (
-    "Numbers between 0 and 1 with commas between; `paper` is 0.25,0.375,0.5, `every-block` every number of blocks."
-)
-
-OutDir = Annotated[Path | None, typer.Option("--out", help="Folder of the grid; a run that was stopped goes on there.")]
-MethodOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--option",
-        metavar="METHOD.NAME=VALUE",
-        help="An option of one method, as evopress.generations=4; `samples` and `length` are its calibration's. "
-        "May be repeated.",
-    ),
-]
 _HEADINGS = {  # of a dry run's columns, and what they are
     PRUNE: ("pruning", ""),
     PERPLEXITY: ("texts", "perplexity"),
@@ -50,43 +34,6 @@ _HEADINGS = {  # of a dry run's columns, and what they are
     INFERENCE: ("timing", "prefill and time per token"),
     GENERATION: ("writing", "generated text"),
 }
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only list the cells with what their parts would take.")]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CalibrationOptions:
-    """The calibration of all cells."""
-
-    PANEL: ClassVar[str] = "Calibration"
-
-    calibration: Calibration = None
-    samples: Samples = None
-    length: Length = None
-    count: Count = "all"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextOptions:
-    """The texts that the perplexity is taken on."""
-
-    PANEL: ClassVar[str] = "Judging: perplexity"
-
-    texts: Annotated[
-        str | None,
-        typer.Option(help="Texts to take the perplexity on, commas between.", show_default="wikitext2; demo for demo"),
-    ] = None
-    eval_samples: Annotated[
-        int | None, typer.Option(help="First windows of each text; 0 for all.", show_default="20")
-    ] = None
-    eval_length: Annotated[int | None, typer.Option(help="Tokens per window of each text.", show_default="2048")] = None
-
-    def applied(self, judging: Judging) -> Judging:
-        """The judging with what was given."""
-        if self.texts is not None:
-            judging = replace(judging, texts=tuple(words(self.texts)))
-        if self.eval_samples is not None:
-            judging = replace(judging, samples=self.eval_samples or None)
-        return judging if self.eval_length is None else replace(judging, length=self.eval_length)
 
 
 def default_text(model: str, source: SourceOptions) -> str:
@@ -112,36 +59,35 @@ class GridJob:
     judging: Judging
     as_json: bool
 
-    @contextmanager
-    def grid(self, out_dir: Path | None) -> Iterator[Grid]:
-        """The grid; while the context is open, it is shown how far it is, with a line per finished cell.
+    def run(self, asked: Asked, folder: Path | None, *, dry_run: bool) -> None:
+        """Run the grid, with a line per finished cell, print its table and make its page; leave with a code that says
+        whether cells failed.
 
         Raises:
             InvalidOptionError: no folder was named.
         """
-        if out_dir is None:
+        if dry_run:
+            return self.show_estimates(asked)
+        if folder is None:
             raise InvalidOptionError("--out DIR is missing: the folder of the grid (or ask for --dry-run)")
-        with standing_shown() as shown:
-            yield Grid(
-                load=self._load, folder=out_dir, judging=self.judging, arguments={"command": sys.argv[1:]},
-                data=self.source.data, cache=self.source.cache_dir, told=_tell, shown=shown,
-            )  # fmt: skip
-
-    def _load(self) -> Model:
         where = self.source
-        return load(
-            self.model, device=where.device, dtype=where.dtype, revision=where.revision, cache=where.cache_dir
-        )  # fmt: skip
-
-    def finish(self, cells: Mapping[str, CellResult], folder: Path, table: str) -> None:
-        """Print the table and leave with a code that says whether cells failed."""
+        with standing_shown() as shown:
+            dense = partial(
+                load, self.model, device=where.device, dtype=where.dtype, revision=where.revision, cache=where.cache_dir
+            )
+            grid = Grid(
+                load=dense, folder=folder, judging=self.judging, arguments={"command": sys.argv[1:]}, data=where.data,
+                cache=where.cache_dir, told=_tell, shown=shown,
+            )  # fmt: skip
+            cells = run_grid(grid, asked)
         failed = {name: cell.error for name, cell in cells.items() if not cell.done}
-        content = json.loads((folder / f"{table}.json").read_text(encoding="utf-8"))
+        content = json.loads((folder / f"{asked.table}.json").read_text(encoding="utf-8"))
         if self.as_json:
             print(json.dumps({"out": str(folder), "failed": failed, **content}))
         else:
-            out.print((folder / f"{table}.md").read_text(encoding="utf-8"), markup=False, highlight=False)
-            out.print(f"written to {folder}: {table}.md, .csv, .json and .tex", markup=False, highlight=False)
+            out.print((folder / f"{asked.table}.md").read_text(encoding="utf-8"), markup=False, highlight=False)
+            out.print(f"written to {folder}: {asked.table}.md, .csv, .json and .tex", markup=False, highlight=False)
+        _write_page(folder)
         if failed:
             err.print(f"{len(failed)} of {len(cells)} cells failed; the same command tries them again", highlight=False)
             raise typer.Exit(EXIT_FAILED)
@@ -221,7 +167,7 @@ def _guessed(judging: Judging) -> str:
     return f" Guessed: {', '.join(guessed)}." if guessed else ""
 
 
-def write_page(folder: Path) -> None:
+def _write_page(folder: Path) -> None:
     """The page and plots of what is there; without their extra the tables stand alone."""
     try:
         write_report(folder)

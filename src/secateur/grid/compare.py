@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from secateur.errors import InvalidOptionError
 from secateur.grid.cells import Cell, Options, Terms, dense_cell, read_sparsities
-from secateur.grid.main_table import write_main_table
+from secateur.grid.main_table import NAME, write_main_table
 from secateur.grid.presets import get_preset
 from secateur.grid.raw import RawFolder
 from secateur.grid.run import Grid, run_grid
@@ -40,6 +40,9 @@ class Comparison(Terms):
         base: the method that differences are taken to; 2ssp, or else the first one, if None.
     """
 
+    kind: ClassVar[str] = COMPARE
+    table: ClassVar[str] = NAME
+
     methods: Sequence[str] = ("all",)
     sparsities: Sequence[str | float] = ("paper",)
     round_to: int = 1
@@ -65,10 +68,6 @@ class Comparison(Terms):
             attributes = {name: getattr(published, name) for name in names}
         attributes |= {name: value for name, value in given.items() if value is not None and value != []}
         return cls(preset=preset, **attributes)
-
-    @property
-    def kind(self) -> str:
-        return COMPARE
 
     @property
     def settings(self) -> Mapping[str, object]:
@@ -156,5 +155,4 @@ def compare(comparison: Comparison, grid: Grid) -> dict[str, CellResult]:
     Raises:
         SecateurError: as `run_grid` and `Comparison.cells` say.
     """
-    comparison.base_method  # noqa: B018  # refuses what is none of the methods, before gigabytes are read
     return run_grid(grid, comparison)

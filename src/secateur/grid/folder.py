@@ -18,8 +18,9 @@ from secateur.folders import new_folder, resolved, write_file
 from secateur.grid.cells import Cell
 from secateur.grid.pruning import digest
 from secateur.judge.judging import Judging
+from secateur.model.facts import environment
 from secateur.model.handle import Model
-from secateur.record import environment, public_arguments, public_facts, public_name
+from secateur.record import public_arguments, public_facts, public_name
 from secateur.report.results import (
     CELL,
     CELLS,

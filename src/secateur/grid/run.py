@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from msgspec import structs
 
@@ -33,11 +33,15 @@ Load = Callable[[], Model]  # the dense model, afresh at each call
 
 
 class Asked(Protocol):
-    """What a grid is of: a `Comparison` or an `Ablation`."""
+    """What a grid is of: a `Comparison` or an `Ablation`.
 
-    @property
-    def kind(self) -> str:
-        """A folder is of one kind."""
+    Attributes:
+        kind: a folder is of one kind.
+        table: the name of its main table's files.
+    """
+
+    kind: ClassVar[str]
+    table: ClassVar[str]
 
     @property
     def settings(self) -> Mapping[str, object]:
@@ -104,7 +108,8 @@ def run_grid(grid: Grid, asked: Asked) -> dict[str, CellResult]:
 class _Runner:
     def __init__(self, grid: Grid, asked: Asked) -> None:
         self.grid, self.asked, self.folder = grid, asked, GridFolder(grid.folder)
-        self.folder.index()  # refuses what is no grid's folder, before gigabytes are read
+        self.folder.index()  # refuses what is no grid's folder, before gigabytes are read; so do the settings
+        settings = asked.settings
         self.judges = Judges(grid.judging, data=grid.data, cache=grid.cache)
         dense = grid.load()
         self.cells = list(asked.cells(dense))
@@ -113,7 +118,7 @@ class _Runner:
         self.matrices = Matrices(dense, self.cells, data=grid.data, cache=grid.cache)
         self.index = make_index(
             asked.kind, dense, grid.judging, self.judges.texts, self.cells, arguments=grid.arguments,
-            settings=asked.settings,
+            settings=settings,
         )  # fmt: skip
         self.shared = self._shared()
         self.refused: dict[str, str] = {}

@@ -27,8 +27,8 @@ from common import Seconds, folder_parser, load_model, windows, write
 from secateur.judge.perplexity import perplexity
 from secateur.methods import get_method
 from secateur.model.budget import Budget, shares
-from secateur.model.checkpoint import RECORD
 from secateur.model.handle import Model
+from secateur.model.sums import RECORD
 from secateur.pruning import run_method
 from secateur.run import Run
 

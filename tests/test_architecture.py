@@ -23,6 +23,7 @@ LAYERS: tuple[set[str], ...] = (
     {"engine"},
     {"solvers"},
     {"methods"},
+    {"export"},
     {"record", "card"},
     {"judge"},
     {"pruning", "forecast"},

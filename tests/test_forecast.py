@@ -22,11 +22,11 @@ from secateur.errors import (
     UnknownNameError,
     UnsupportedModelError,
 )
+from secateur.export import save
 from secateur.forecast import Speed, forecast, hollow_model, timed
 from secateur.grid.estimate import Work
 from secateur.methods import Cost, get_method
 from secateur.model.budget import Budget
-from secateur.model.checkpoint import save
 from secateur.model.layout import Layout
 
 METHOD = get_method("2ssp")

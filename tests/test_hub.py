@@ -17,7 +17,7 @@ from test_cli import call
 import secateur
 from secateur import load, prune
 from secateur.errors import CheckpointError
-from secateur.model.checkpoint import RECORD, SUMS
+from secateur.model.sums import RECORD, SUMS
 from secateur.pruning import save
 
 COMMITS = ("1" * 40, "2" * 40)

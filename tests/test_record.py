@@ -20,9 +20,9 @@ from secateur.card import card
 from secateur.cli.inspect import inspect
 from secateur.cli.prune import _show
 from secateur.errors import CheckpointError, OutputExistsError
+from secateur.export import RECORD, tier
+from secateur.export import save as save_checkpoint
 from secateur.methods import get_method
-from secateur.model.checkpoint import RECORD, tier
-from secateur.model.checkpoint import save as save_checkpoint
 from secateur.model.load import read_record
 from secateur.pruning import Pruning
 from secateur.record import append_evaluation, dump, identity, make_record, public_name, remarks

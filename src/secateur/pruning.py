@@ -12,12 +12,12 @@ from typing import Any, Protocol
 from secateur.card import render_card
 from secateur.engine.tokens import Count, Tokens, check_tokens, read_tokens
 from secateur.errors import CheckpointError, OutputExistsError
+from secateur.export import RECORD, Tier
+from secateur.export import save as save_checkpoint
 from secateur.folders import resolved
 from secateur.judge.perplexity import perplexity
 from secateur.methods import Method, get_method
 from secateur.model.budget import Budget, Convention
-from secateur.model.checkpoint import RECORD, Tier
-from secateur.model.checkpoint import save as save_checkpoint
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.model.load import read_record

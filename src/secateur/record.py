@@ -19,9 +19,9 @@ import transformers
 
 from secateur.assets.local import SUFFIXES
 from secateur.engine.tokens import Tokens
+from secateur.export import RECORD, tier
 from secateur.folders import write_file
 from secateur.model.budget import Budget, shares
-from secateur.model.checkpoint import RECORD, tier
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.model.load import read_record

@@ -13,9 +13,9 @@ from rich.table import Table
 from secateur.cli.guard import out
 from secateur.cli.options import CacheDir, Json, ModelName, Revision
 from secateur.forecast import hollow_model
-from secateur.model.checkpoint import SUMS, verify_weights
 from secateur.model.load import describe, record_of
 from secateur.model.modeling_secateur import PREFIX, Shape
+from secateur.model.sums import SUMS, verify_weights
 
 
 def inspect(

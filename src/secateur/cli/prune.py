@@ -37,11 +37,11 @@ from secateur.cli.options import (
 from secateur.cli.progress import Bars
 from secateur.engine.tokens import Tokens, read_tokens
 from secateur.errors import InvalidOptionError
+from secateur.export import RECORD, check_output
 from secateur.folders import claimed, require_space, resolved
 from secateur.forecast import forecast, hollow_model
 from secateur.methods import Option, get_method, methods
 from secateur.model.budget import Budget
-from secateur.model.checkpoint import RECORD, check_output
 from secateur.model.handle import require_positions
 from secateur.model.load import load
 from secateur.pruning import Job, Pruned, already_there, prepare, run_job, save

@@ -24,10 +24,10 @@ from secateur.cli.options import (
 )  # fmt: skip
 from secateur.cli.progress import Bars
 from secateur.cli.prune import check_inputs_survive
+from secateur.export import RECORD, check_output
 from secateur.folders import claimed, require_space, resolved
 from secateur.heal import Settings, require_extra
 from secateur.heal.recover import forget_run, prepare_recovery, run_folder, run_recovery
-from secateur.model.checkpoint import RECORD, check_output
 from secateur.model.load import load
 from secateur.pruning import already_there, save
 from secateur.run import Run

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from secateur.model.checkpoint import tier
+from secateur.export import tier
 from secateur.model.handle import Model
 from secateur.record import FORMAT, environment, public_arguments, public_facts, size
 from secateur.version import __version__

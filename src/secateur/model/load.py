@@ -25,7 +25,6 @@ from secateur.errors import (
     UnsupportedModelError,
 )
 from secateur.hf import quiet_transformers
-from secateur.model.checkpoint import RECORD, verify_weights
 from secateur.model.handle import Model, require_family
 from secateur.model.modeling_secateur import all_classes
 from secateur.model.refusals import (
@@ -36,6 +35,7 @@ from secateur.model.refusals import (
     refuse_files,
     refuse_unknown_type,
 )
+from secateur.model.sums import RECORD, verify_weights
 
 # What a record must have: all that this package reads of it by name, some of it hours after it was loaded. A dict
 # stands for an object with these entries, a list of one for a list of such.

@@ -28,8 +28,8 @@ from secateur.judge.perplexity import perplexity
 from secateur.methods import get_method
 from secateur.model.budget import Budget, shares
 from secateur.model.handle import Model
-from secateur.model.sums import RECORD
 from secateur.pruning import run_method
+from secateur.record import RECORD
 from secateur.run import Run
 
 METHOD = get_method("slimgpt")

@@ -39,7 +39,8 @@ from secateur.model import modeling_secateur
 from secateur.model.handle import Model
 from secateur.model.modeling_secateur import FAMILIES, classes, width_of
 from secateur.model.refusals import Description
-from secateur.model.sums import RECORD, SUMS, verify_weights
+from secateur.model.sums import SUMS, verify_weights
+from secateur.record import RECORD
 from secateur.surgery.edits import DropAttention, DropBlock, DropMLP, KeepHeads, KeepNeurons
 
 SOURCE = Path(modeling_secateur.__file__)

@@ -7,16 +7,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any
 
 import torch
 import typer
 from rich.table import Table
 
 from secateur.cli.guard import EXIT_FAILED, err, out
-from secateur.cli.options import Calibration, Count, Length, Samples, SourceOptions, words
+from secateur.cli.options import SourceOptions
 from secateur.cli.progress import in_words, standing_shown
 from secateur.errors import InvalidOptionError, SecateurError
 from secateur.forecast import Speed, hollow_model, probe
@@ -30,20 +30,6 @@ from secateur.model.load import check_device, load
 from secateur.report.page import PAGE, write_report
 from secateur.run import work_forwards
 
-SPARSITIES = (
-    "Numbers between 0 and 1 with commas between; `paper` is 0.25,0.375,0.5, `every-block` every number of blocks."
-)
-
-OutDir = Annotated[Path | None, typer.Option("--out", help="Folder of the grid; a run that was stopped goes on there.")]
-MethodOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--option",
-        metavar="METHOD.NAME=VALUE",
-        help="An option of one method, as evopress.generations=4; `samples` and `length` are its calibration's. "
-        "May be repeated.",
-    ),
-]
 _HEADINGS = {  # of a dry run's columns, and what they are
     PRUNE: ("pruning", ""),
     PERPLEXITY: ("texts", "perplexity"),
@@ -51,43 +37,6 @@ _HEADINGS = {  # of a dry run's columns, and what they are
     INFERENCE: ("timing", "prefill and time per token"),
     GENERATION: ("writing", "generated text"),
 }
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only list the cells with what their parts would take.")]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CalibrationOptions:
-    """The calibration of all cells."""
-
-    PANEL: ClassVar[str] = "Calibration"
-
-    calibration: Calibration = None
-    samples: Samples = None
-    length: Length = None
-    count: Count = "all"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextOptions:
-    """The texts that the perplexity is taken on."""
-
-    PANEL: ClassVar[str] = "Judging: perplexity"
-
-    texts: Annotated[
-        str | None,
-        typer.Option(help="Texts to take the perplexity on, commas between.", show_default="wikitext2; demo for demo"),
-    ] = None
-    eval_samples: Annotated[
-        int | None, typer.Option(help="First windows of each text; 0 for all.", show_default="20")
-    ] = None
-    eval_length: Annotated[int | None, typer.Option(help="Tokens per window of each text.", show_default="2048")] = None
-
-    def applied(self, judging: Judging) -> Judging:
-        """The judging with what was given."""
-        if self.texts is not None:
-            judging = replace(judging, texts=tuple(words(self.texts)))
-        if self.eval_samples is not None:
-            judging = replace(judging, samples=self.eval_samples or None)
-        return judging if self.eval_length is None else replace(judging, length=self.eval_length)
 
 
 def default_text(model: str, source: SourceOptions) -> str:

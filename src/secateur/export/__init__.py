@@ -16,7 +16,8 @@ from secateur.export import native, stock
 from secateur.folders import disk_full_as_oserror, new_folder, resolved
 from secateur.hf import quiet_transformers
 from secateur.model.handle import Model
-from secateur.model.sums import RECORD, write_sums
+from secateur.model.sums import write_sums
+from secateur.record import RECORD
 
 Tier = Literal["A", "B"]
 

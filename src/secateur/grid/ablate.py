@@ -6,7 +6,10 @@ import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from secateur.engine.tokens import Count
 from secateur.errors import InvalidOptionError, SecateurError, UnknownNameError
@@ -22,65 +25,23 @@ from secateur.model.budget import Budget, Convention
 from secateur.model.handle import Model
 from secateur.record import public_name
 
+TEXT, ORDER, NOTHING = "text", "rows-columns", ""
+MATCHED = "2ssp-matched"  # a value of ORDER beside 2ssp and the amounts of the inverted one
+_ANY = (TEXT, NOTHING, *CALIBRATION)  # can be varied with any method
 
-@dataclass(frozen=True, kw_only=True)
-class What:
-    """A choice that can be ablated.
 
-    Attributes:
-        method: whose choice it is, unless another is asked for.
-        varies: an option of the method; `samples`, `length` or `text` of its calibration; or nothing.
-        values: that are tried if none are given; the papers', the method's own among them.
-        given: options of the calibration beside.
-    """
+class What(msgspec.Struct, frozen=True):
+    """A choice that can be ablated: a row of ablations.toml, which says what the fields are."""
 
     method: str
     varies: str
     values: tuple[Any, ...]
-    given: Mapping[str, int] = field(default_factory=dict)
     help: str
 
 
-TEXT, ORDER, NOTHING = "text", "rows-columns", ""
-PLAIN, MATCHED = "2ssp", "2ssp-matched"  # values of ORDER beside the amounts of the inverted one
-_ANY = (TEXT, NOTHING, *CALIBRATION)  # can be varied with any method
-WHATS: dict[str, What] = {
-    "calibration-size": What(
-        method="2ssp", varies="samples", values=(2, 4, 8, 16, 32, 64, 128, 256), help="windows of the calibration"
-    ),
-    "calibration-source": What(
-        method="2ssp", varies=TEXT, values=("c4", "wikitext2", "fineweb-edu"), help="the calibration's text"
-    ),
-    "calibration-length": What(
-        method="slimgpt", varies="length", values=(64, 128, 256, 512, 1024, 2048), help="tokens per window"
-    ),
-    "repeats": What(
-        method="2ssp", varies=NOTHING, values=("as given",), help="nothing but the draw of the calibration"
-    ),
-    "stage1-only": What(method="2ssp", varies="stage1_only", values=(False, True), help="2SSP without its stage 2"),
-    "norm": What(method="2ssp", varies="norm", values=("l2", "l1"), help="2SSP's norm of activations"),
-    "alpha": What(method="2ssp", varies="alpha", values=(0.5, 1.0, 1.5, 2.0, 3.0), help="2SSP's equation 5"),
-    "balance": What(
-        method="2ssp", varies="attentions", values=(), help="attention modules that 2SSP removes: every feasible number"
-    ),
-    "rows-columns": What(
-        method="2ssp", varies=ORDER, values=(PLAIN, *inverted.AMOUNTS, MATCHED),
-        help="2SSP with rows and columns inverted, as published (it removes more than asked) and at equal size",
-    ),
-    "schedule": What(
-        method="slimgpt", varies="ratio", values=("log", "linear", "uniform", "log-decrease", "linear-decrease"),
-        help="SlimGPT's ratios over the blocks",
-    ),
-    "groups": What(
-        method="slimgpt", varies="group", values=("released", "paper", 128), help="FFN neurons that go at a time"
-    ),
-    "head-error": What(
-        method="slimgpt", varies="head_error", values=("grouped", "ordinary", "exact"), help="how SlimGPT judges heads"
-    ),
-    "compensation": What(
-        method="slimgpt", varies="compensate", values=(True, False), help="whether SlimGPT's columns make up for others"
-    ),
-}  # fmt: skip
+WHATS = msgspec.toml.decode(
+    (Path(__file__).parent / "ablations.toml").read_bytes(), type=dict[str, What]
+)  # its own file, since the command's help lists them
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from msgspec import structs
+
 from secateur.engine.tokens import Tokens
 from secateur.grid import inverted
 from secateur.grid.cells import DENSE, Cell, calibration_facts
@@ -82,7 +84,7 @@ def _by_method(cell: Cell, model: Model, tokens: Tokens, run: Clocked) -> Iterat
     before, after = done.pruning.before, done.pruning.after
     yield {
         "options": dict(done.pruning.options),
-        "achieved": done.record["sparsity"]["achieved"],
+        "achieved": structs.asdict(done.record.achieved),
         "parameters": after.parameters,
         "weight_bytes": after.parameters * model.dtype.itemsize,
         **_notes(run.notes),

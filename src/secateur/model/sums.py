@@ -10,7 +10,6 @@ from pathlib import Path
 from secateur.errors import CheckpointError
 from secateur.model.refusals import Description
 
-RECORD = "secateur.json"
 SUMS = "SHA256SUMS"  # as `sha256sum -c` reads it
 
 

@@ -23,10 +23,10 @@ from secateur.errors import (
     UnknownNameError,
     UnsupportedModelError,
 )
+from secateur.export import save
 from secateur.forecast import Speed, forecast, hollow_model, timed
 from secateur.methods import get_method
 from secateur.model.budget import Budget
-from secateur.model.checkpoint import save
 
 METHOD = get_method("2ssp")
 

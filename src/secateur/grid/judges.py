@@ -7,12 +7,15 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
+from msgspec import convert, to_builtins
+
 from secateur.engine.tokens import Tokens, read_tokens
 from secateur.grid.estimate import GENERATION, INFERENCE, PERPLEXITY, TASKS
 from secateur.judge.generation import generation
 from secateur.judge.inference import inference
 from secateur.judge.judging import Judging
 from secateur.judge.perplexity import perplexity_by_window
+from secateur.judge.results import Sample
 from secateur.judge.tasks import Planned, estimated_tokens, judge_tasks, plan_tasks
 from secateur.model.handle import Model
 from secateur.record import public_name
@@ -75,21 +78,24 @@ class Judges:
                 result["perplexity"] = _perplexities(model, self.texts, Run(observer=observer))
         if self._plan:
             with part(TASKS, bars=len(self._plan)) as observer:
-                result["tasks"] = judge_tasks(model, self._plan, run=Run(observer=observer))
+                result["tasks"] = to_builtins(judge_tasks(model, self._plan, run=Run(observer=observer)))
         if judging.inference:
             with part(INFERENCE) as observer:
-                result["inference"] = inference(
+                times = inference(
                     {"dense": dense(), "pruned": model}, prompt_length=judging.prompt_length,
                     new_tokens=judging.new_tokens, rounds=judging.rounds, batch_size=judging.batch_size,
                     run=Run(observer=observer),
                 )  # fmt: skip
+                result["inference"] = to_builtins(times)
         if judging.prompts:
             with part(GENERATION) as observer:
                 other = dense()
-                result["generation"] = generation(
-                    model, judging.prompts, dense=None if other is model else other, dense_samples=dense_samples,
-                    decodings=judging.decodings, run=Run(observer=observer),
+                text = generation(
+                    model, judging.prompts, dense=None if other is model else other,
+                    dense_samples=convert(dense_samples or [], list[Sample]), decodings=judging.decodings,
+                    run=Run(observer=observer),
                 )  # fmt: skip
+                result["generation"] = to_builtins(text)
 
 
 def _perplexities(model: Model, texts: Mapping[str, Tokens], run: Run) -> dict[str, dict[str, Any]]:

@@ -25,6 +25,7 @@ LAYERS: tuple[set[str], ...] = (
     {"engine"},
     {"solvers"},
     {"methods"},
+    {"export"},
     {"card"},
     {"judge", "output"},
     {"pruning", "forecast"},

@@ -33,6 +33,7 @@ from secateur.errors import (
     SecateurError,
     UnknownNameError,
 )
+from secateur.export import save
 from secateur.judge import harness
 from secateur.judge.averages import at_chance, chance_level
 from secateur.judge.results import TaskResult
@@ -46,7 +47,6 @@ from secateur.judge.tasks import (
     spread,
     task_names,
 )
-from secateur.model.checkpoint import save
 from secateur.model.handle import Model
 from secateur.run import Run
 

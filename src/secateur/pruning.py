@@ -14,10 +14,10 @@ from typing import Any
 
 from secateur.engine.tokens import Count, Tokens, check_tokens, read_tokens
 from secateur.errors import CheckpointError
+from secateur.export import tier
 from secateur.judge.perplexity import perplexity
 from secateur.methods import Method, get_method
 from secateur.model.budget import Budget, Convention, shares
-from secateur.model.checkpoint import tier
 from secateur.model.facts import environment, origin, sizes
 from secateur.model.handle import Model
 from secateur.model.layout import Layout

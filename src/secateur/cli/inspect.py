@@ -30,9 +30,9 @@ def inspect(
 ) -> None:
     """Show what a model is made of and, if secateur pruned it, how. Loads no weights."""
     from secateur.forecast import hollow_model
-    from secateur.model.checkpoint import SUMS, verify_weights
     from secateur.model.load import describe, record_of
     from secateur.model.modeling_secateur import PREFIX
+    from secateur.model.sums import SUMS, verify_weights
 
     hollow = hollow_model(model, revision=revision, cache=cache_dir)
     layout = hollow.layout()

@@ -24,7 +24,6 @@ from secateur.errors import (
     UnsupportedModelError,
 )
 from secateur.hf import quiet_transformers
-from secateur.model.checkpoint import verify_weights
 from secateur.model.handle import Model, require_family
 from secateur.model.refusals import (
     Description,
@@ -34,6 +33,7 @@ from secateur.model.refusals import (
     refuse_files,
     refuse_unknown_type,
 )
+from secateur.model.sums import verify_weights
 from secateur.record import RECORD, Record, read_record
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")

@@ -35,7 +35,7 @@ from secateur.errors import (
 )
 from secateur.folders import claimed
 from secateur.grid import Calibration, Comparison, Grid, Judging, compare, judges
-from secateur.grid.cells import Cell, Matrices, check_names, parse_options, read_sparsities
+from secateur.grid.cells import Cell, Matrices, parse_options, read_sparsities
 from secateur.grid.compare import is_block_wise
 from secateur.grid.pace import Standing
 from secateur.grid.presets import PRESETS
@@ -592,9 +592,6 @@ def test_a_grid_without_a_judge_is_refused() -> None:
     for name in ("limit", "length", "prompt_length", "new_tokens", "rounds", "batch_size"):
         with pytest.raises(InvalidOptionError, match=f"{name} must be at least 1, not 0"):
             Judging(**{name: 0})
-    cell = Cell(name="x", method="2ssp", label="x")
-    with pytest.raises(InvalidOptionError, match="twice: x"):
-        check_names([cell, cell])
 
 
 @pytest.mark.parametrize(

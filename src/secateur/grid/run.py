@@ -16,10 +16,10 @@ from msgspec import structs
 from secateur.errors import Interrupted, InvalidOptionError, OutputBusyError, OutputExistsError, SecateurError
 from secateur.folders import claimed
 from secateur.forecast import Clock, timed
-from secateur.grid.cells import Cell, Matrices, check_names
+from secateur.grid.cells import Cell, Matrices
 from secateur.grid.folder import GridFolder, make_index, now
 from secateur.grid.judges import Judges
-from secateur.grid.pace import PRUNE, Foretold, Pace, Standing, foretell, sequences
+from secateur.grid.pace import PRUNE, Foretold, Pace, Standing, foretell, parts_of, sequences
 from secateur.grid.pruning import (
     Fields,
     Shared,
@@ -123,7 +123,9 @@ class _Runner:
         self.judges = Judges(grid.judging, data=grid.data, cache=grid.cache)
         dense = grid.load()
         self.cells = list(asked.cells(dense))
-        check_names(self.cells)
+        names = [cell.name for cell in self.cells]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise InvalidOptionError(f"asked for twice: {', '.join(twice)}")
         self.judges.read(dense)
         self.matrices = Matrices(dense, self.cells, data=grid.data, cache=grid.cache)
         self.index = make_index(
@@ -168,11 +170,11 @@ class _Runner:
         length = min(judging.length, self._spare.max_length or judging.length)
         speed = timed(self._spare, length, steps=sequences(judging))
         self.foretold = foretell(self.cells, self._spare, judging, self.judges.tokens(), speed)
+        cells = [(cell, self.foretold[cell.name], self.shared.get(cell.name)) for cell in self.cells]
         return Pace(
-            {name: cell.parts for name, cell in self.foretold.items()},
-            {cell.name: cell.method for cell in self.cells},
+            {cell.name: parts_of(cell, foretold, shared) for cell, foretold, shared in cells},
             {name: cell.seconds for name, cell in self._there().items() if cell.done},
-            self.shared, clock=self.grid.clock, show=self.grid.shown,
+            clock=self.grid.clock, show=self.grid.shown,
         )  # fmt: skip
 
     # --- one cell ---

@@ -13,17 +13,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
+from secateur.engine.tokens import Tokens
 from secateur.errors import SecateurError
 from secateur.forecast import Speed
 from secateur.grid.cells import Cell
 from secateur.grid.pruning import CellPlan, Shared, identity, plan_cell
 from secateur.judge.generation import GREEDY
-from secateur.judge.judging import Judging
+from secateur.judge.judging import GENERATION, INFERENCE, PERPLEXITY, TASKS, Judge, Judging
 from secateur.model.handle import Model
 from secateur.report.results import DENSE
 from secateur.run import Advance
 
-PRUNE, PERPLEXITY, TASKS, INFERENCE, GENERATION = "prune", "perplexity", "tasks", "inference", "generation"
+PRUNE = "prune"
+WINDOWS = 150  # of a text that is wanted whole and was not read
 PARTS = (PRUNE, PERPLEXITY, TASKS, INFERENCE, GENERATION)  # of a cell, in the order in which they are run
 
 Kind = tuple[str, str]  # a part's name; of prunings, the method too
@@ -67,6 +69,14 @@ def generated(judging: Judging) -> Counter[int]:
 def sequences(judging: Judging) -> set[int]:
     """The numbers of sequences at once, of which `Speed.steps` is needed."""
     return {*generated(judging), *([judging.batch_size] if judging.inference else [])}
+
+
+def tokens_of(judge: Judge, texts: Mapping[str, Tokens] | None) -> dict[str, float]:
+    """About how many the texts and the tasks are; Args: texts: None where they were not read."""
+    asked = judge.judging
+    guessed = asked.length * (asked.samples or WINDOWS) * len(asked.texts)
+    read = guessed if texts is None else sum(tokens.ids.numel() for tokens in texts.values())
+    return {PERPLEXITY: read, TASKS: judge.task_tokens()}
 
 
 def foretell(

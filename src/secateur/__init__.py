@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from secateur.judge.evaluate import evaluate
     from secateur.judge.judging import Judging
     from secateur.model.budget import Budget
+    from secateur.model.families import Family, register_family
     from secateur.model.handle import Model
     from secateur.model.load import load
     from secateur.output import save
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Budget": "model.budget",
+    "Family": "model.families",
     "Judging": "judge.judging",
     "Model": "model.handle",
     "Pruned": "pruning",
@@ -36,6 +38,7 @@ _HOMES = {
     "load": "model.load",
     "prune": "pruning",
     "recover": "heal.recover",
+    "register_family": "model.families",
     "save": "output",
 }
 
@@ -43,6 +46,7 @@ auto.register_beside_transformers()
 
 __all__ = [
     "Budget",
+    "Family",
     "Judging",
     "Model",
     "Pruned",
@@ -55,6 +59,7 @@ __all__ = [
     "load",
     "prune",
     "recover",
+    "register_family",
     "save",
 ]
 

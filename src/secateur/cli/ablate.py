@@ -58,9 +58,7 @@ def ablate(
     """
     from secateur.cli import grids
     from secateur.grid.ablate import Ablation
-    from secateur.grid.ablate import ablate as run_ablation
-    from secateur.grid.ablation_table import NAME
-    from secateur.grid.words import parse_options
+    from secateur.grid.cells import parse_options
 
     start_logging(output.log_level, output.log_file)
     ablation = Ablation(
@@ -68,18 +66,8 @@ def ablate(
         options=parse_options(option or ()), calibration=calibration.calibration or grids.default_text(model, source),
         samples=calibration.samples, length=calibration.length, count=calibration.count,  # type: ignore[arg-type]  # checked there
     )  # fmt: skip
-    job = grids.GridJob(
-        model, source, tasks.applied(texts.applied(grids.default_judging(model, source))), output.as_json
-    )
-    if dry_run:
-        job.show_estimates(ablation.cells)
-        return
-    with job.grid(out_dir) as grid:
-        cells = run_ablation(ablation, grid)
-    try:
-        job.finish(cells, grid.folder, NAME)
-    finally:
-        grids.write_page(grid.folder)
+    judging = tasks.applied(texts.applied(grids.default_judging(model, source)))
+    grids.GridJob(model, source, judging, output.as_json).run(ablation, out_dir, dry_run=dry_run)
 
 
 class _What(msgspec.Struct):

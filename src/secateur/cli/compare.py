@@ -67,11 +67,9 @@ def compare(
     was, and more methods or sparsities may be added to the same DIR. Two processes may work on one DIR.
     """
     from secateur.cli import grids
+    from secateur.grid.cells import parse_options
     from secateur.grid.compare import Comparison
-    from secateur.grid.compare import compare as run_comparison
-    from secateur.grid.main_table import NAME
     from secateur.grid.presets import get_preset
-    from secateur.grid.words import parse_options
 
     start_logging(output.log_level, output.log_file)
     published = get_preset(preset) if preset is not None else None
@@ -84,12 +82,4 @@ def compare(
     )  # fmt: skip
     judging = texts.applied(published.judging if published is not None else grids.default_judging(model, source))
     job = grids.GridJob(model, source, running.applied(tasks.applied(judging)), output.as_json)
-    if dry_run:
-        job.show_estimates(comparison.cells)
-        return
-    with job.grid(out_dir) as grid:
-        cells = run_comparison(comparison, grid)
-    try:
-        job.finish(cells, grid.folder, NAME)
-    finally:
-        grids.write_page(grid.folder)
+    job.run(comparison, out_dir, dry_run=dry_run)

@@ -855,6 +855,9 @@ def __getattr__(name: str) -> Any:
     stock = name.removeprefix("Secateur")
     for names in (CONFIG_MAPPING_NAMES, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
         for model_type in (each for each, cls in names.items() if cls == stock != name):
-            if CONFIG_MAPPING[model_type].model_type == model_type:  # some types borrow another one's classes
+            config_class = CONFIG_MAPPING[model_type]
+            if (
+                MODEL_FOR_CAUSAL_LM_MAPPING[config_class].config_class is config_class
+            ):  # else it borrows another's class
                 return next(cls for cls in classes(model_type) if cls.__name__ == name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

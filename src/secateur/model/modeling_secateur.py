@@ -855,9 +855,8 @@ def __getattr__(name: str) -> Any:
     stock = name.removeprefix("Secateur")
     for names in (CONFIG_MAPPING_NAMES, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
         for model_type in (each for each, cls in names.items() if cls == stock != name):
-            config_class = CONFIG_MAPPING[model_type]
-            if (
-                MODEL_FOR_CAUSAL_LM_MAPPING[config_class].config_class is config_class
-            ):  # else it borrows another's class
+            config: Any = CONFIG_MAPPING[model_type]
+            model: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(config, None)
+            if model and config.model_type == model_type and model.config_class is config:  # none that is borrowed
                 return next(cls for cls in classes(model_type) if cls.__name__ == name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,8 +15,7 @@ from secateur.version import __version__
 if TYPE_CHECKING:
     from secateur.engine.tokens import Tokens
     from secateur.heal.recover import Recovered, recover
-    from secateur.judge.evaluate import evaluate
-    from secateur.judge.judging import Judging
+    from secateur.judge.judging import Judging, evaluate
     from secateur.model.budget import Budget
     from secateur.model.families import Family, register_family
     from secateur.model.handle import Model
@@ -34,7 +33,7 @@ _HOMES = {
     "Recovered": "heal.recover",
     "Run": "run",
     "Tokens": "engine.tokens",
-    "evaluate": "judge.evaluate",
+    "evaluate": "judge.judging",
     "load": "model.load",
     "prune": "pruning",
     "recover": "heal.recover",

@@ -146,7 +146,7 @@ def recover_to(
         What `recover` raises.
     """
     require_extra()
-    output.check(source.name, teacher and teacher.name, request.data)
+    output.check(source.name, teacher.name if teacher else None, request.data)
     job = prepare_recovery(request, source.load(), teacher.load() if teacher else None)
     with output.claimed():
         if (record := output.holds(job.fingerprint)) is not None:

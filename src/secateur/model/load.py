@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +199,20 @@ def _tokenizer(location: str, revision: str | None) -> PreTrainedTokenizerBase |
         logging.getLogger(__name__).warning("%s has no tokenizer: %s", location, _first_line(error))
         return None
     return tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A model by name, and how it is to be loaded; see `load`."""
+
+    name: str
+    device: str | None = None
+    dtype: str = "auto"
+    revision: str | None = None
+    cache: Path | None = None
+
+    def load(self) -> Model:
+        return load(self.name, device=self.device, dtype=self.dtype, revision=self.revision, cache=self.cache)
 
 
 def check_dtype(dtype: str) -> None:

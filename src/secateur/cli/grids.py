@@ -20,8 +20,9 @@ from secateur.cli.options import SourceOptions
 from secateur.cli.progress import in_words, standing_shown
 from secateur.errors import InvalidOptionError, SecateurError
 from secateur.forecast import hollow_model, probe
+from secateur.grid.cells import Asked
 from secateur.grid.pace import PARTS, PRUNE, Foretold, foretell, sequences, tokens_of
-from secateur.grid.run import Asked, Grid, run_grid
+from secateur.grid.run import Grid, run_grid
 from secateur.judge.judging import GENERATION, INFERENCE, PERPLEXITY, TASKS, Judge, Judging
 from secateur.model.handle import Model
 from secateur.model.load import check_device, load

@@ -15,7 +15,7 @@ from typing import Any
 from secateur.engine.tokens import Count, Tokens, check_tokens, read_tokens
 from secateur.errors import CheckpointError
 from secateur.export import tier
-from secateur.judge.perplexity import perplexity
+from secateur.judge.perplexity import before_and_after, perplexity
 from secateur.methods import Method, get_method
 from secateur.model.budget import Budget, Convention, shares
 from secateur.model.facts import environment, origin, sizes
@@ -23,13 +23,11 @@ from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.record import (
     Cost,
-    MeasuredPerplexity,
     Record,
     Shares,
     Sparsity,
     public_arguments,
     public_facts,
-    public_name,
 )
 from secateur.run import Run
 from secateur.surgery.apply import apply, predict, require_edits
@@ -228,10 +226,8 @@ def run_job(
     )
     record = make_record(job, pruning, cost, arguments=arguments, notes=run.notes)
     for name, tokens in texts.items():
-        after = perplexity(job.model, tokens, run=judge)
-        after["text"] = public_name(str(after["text"]))
-        measured = {**after, "before": dense[name]["perplexity"], "after": after["perplexity"]}
-        record.perplexity = [*(record.perplexity or ()), MeasuredPerplexity(**measured)]
+        after = before_and_after(dense[name], perplexity(job.model, tokens, run=judge))
+        record.perplexity = [*(record.perplexity or ()), after]
     job.model.edited()  # a further pruning starts from here
     job.model.parents = [*job.model.parents, record.alone]
     return Pruned(job.model, pruning, record)

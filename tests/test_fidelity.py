@@ -71,8 +71,9 @@ def test_windows_add_up_and_give_the_standard_error() -> None:
     result = fidelity(model, dense, tokens)
     assert result.window_predictions == [7, 7, 7]
     for key, window in (("loss", "window_nll"), ("kl", "window_kl"), ("top1_agreement", "window_top1")):
-        assert statistics.mean(getattr(result, window)) == pytest.approx(getattr(result, key))
-        assert statistics.stdev(getattr(result, window)) / math.sqrt(3) == pytest.approx(getattr(result, f"{key}_stderr"))
+        values, error = getattr(result, window), getattr(result, f"{key}_stderr")
+        assert statistics.mean(values) == pytest.approx(getattr(result, key))
+        assert statistics.stdev(values) / math.sqrt(3) == pytest.approx(error)
     assert fidelity(model, dense, tokens.first(1)).kl_stderr is None
 
 

@@ -25,7 +25,7 @@ from secateur.methods import get_method
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.run import Run
-from secateur.solvers.moments import SecondMoment
+from secateur.engine.moments import SecondMoment
 from secateur.solvers.obs import GroupError, prune_groups
 from secateur.surgery.apply import apply
 

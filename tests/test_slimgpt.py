@@ -23,7 +23,7 @@ from secateur.model.layout import BlockLayout, Layout
 from secateur.model.modeling_secateur import Shape
 from secateur.pruning import Pruning, run_method
 from secateur.run import Run
-from secateur.solvers.moments import SecondMoment
+from secateur.engine.moments import SecondMoment
 from secateur.solvers.obs import group_sizes, prune_groups
 from secateur.solvers.ratios import curve, ratios
 from secateur.surgery.edits import KeepHeads, KeepNeurons

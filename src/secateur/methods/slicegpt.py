@@ -18,7 +18,7 @@ from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.run import Run
-from secateur.solvers.moments import SecondMoment
+from secateur.engine.moments import SecondMoment
 from secateur.solvers.pca import basis_bytes, principal_basis
 from secateur.surgery.edits import CentreEmbedding, Edit, FoldNorms, Rebase, UntieHead
 

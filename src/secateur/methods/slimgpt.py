@@ -19,7 +19,7 @@ from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.layout import BlockLayout, Layout
 from secateur.run import Run
-from secateur.solvers.moments import SecondMoment
+from secateur.engine.moments import SecondMoment
 from secateur.solvers.obs import GroupError, Kept, group_sizes, prune_bytes, prune_groups
 from secateur.solvers.ratios import Shape, ratios
 from secateur.surgery.edits import Edit, KeepHeads, KeepNeurons, keep

@@ -32,7 +32,7 @@ from secateur.methods import Method, get_method, methods
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.report.html import on_lines
-from secateur.report.results import commands_of
+from secateur.report.results_before import commands_of
 from secateur.run import work_forwards
 
 DOCS = Path(__file__).parent

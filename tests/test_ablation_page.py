@@ -16,7 +16,7 @@ from secateur.report.ablated_page import ablation_figures, render_ablation
 from secateur.report.ablated_plots import save_ablation_plots, ticked
 from secateur.report.ablated_words import AblationVerdict, ablation_verdict
 from secateur.report.page import write_report
-from secateur.report.results import read_results
+from secateur.report.results_before import read_results
 
 NORM: Choices = {("norm", "2ssp"): ("2ssp.norm", {"l2": 0.32, "l1": 0.22})}
 LEVEL: Choices = {("norm", "2ssp"): ("2ssp.norm", {"l2": 0.32, "l1": 0.32})}

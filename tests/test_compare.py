@@ -37,7 +37,6 @@ from secateur.grid import Calibration, Comparison, Judging, compare, judges
 from secateur.grid.cells import Cell, Matrices, check_names
 from secateur.grid.clocked import Clocked, Shared
 from secateur.grid.compare import is_block_wise
-from secateur.grid.folder import finite
 from secateur.grid.pace import Standing
 from secateur.grid.presets import PRESETS
 from secateur.grid.run import Grid, run_grid
@@ -48,6 +47,7 @@ from secateur.judge.perplexity import perplexity
 from secateur.methods import get_method, methods
 from secateur.model.handle import Model
 from secateur.pruning import prepare, run_job
+from secateur.report.results import finite
 
 Cells = Mapping[str, Mapping[str, Any]]
 WIDE = functools.partial(tiny, "llama", hidden_size=64, num_attention_heads=8, max_position_embeddings=4096)

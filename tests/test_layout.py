@@ -10,7 +10,9 @@ from models import (
     BLOCKS,
     FAMILY_NAMES,
     LAYOUTS,
+    REBASABLE,
     STOCK_LAYOUTS,
+    STREAM_LAYOUTS,
     apply_all,
     layouts,
     logits,
@@ -88,6 +90,24 @@ def test_the_real_layout_is_the_predicted_one(family: str, closed: bool, data: s
         assert stated == [block.shape for block in predicted.blocks.values()]
     if not closed:
         assert torch.isfinite(logits(model, tiny_tokens(model, 1, 8).ids)).all()
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_a_hollow_twin_is_the_model_without_weights(family: str) -> None:
+    for name in (*LAYOUTS, *(STREAM_LAYOUTS if family in REBASABLE else ())):
+        model = tiny_in(name, family)
+        twin = model.hollow()
+        assert all(parameter.is_meta for parameter in twin.hf.parameters())
+        assert not any(parameter.is_meta for parameter in model.hf.parameters())
+        assert (twin.layout(), twin.numbers, twin.source) == (model.layout(), model.numbers, model.source), name
+        assert (twin.dtype, twin.vocab_size, twin.head_cost) == (model.dtype, model.vocab_size, model.head_cost)
+        further: list[Edit] = [DropBlock(model.numbers[0])] if len(model.numbers) > 1 else []
+        if (block := model.layout().blocks[model.numbers[-1]]).mlp:
+            further.append(KeepNeurons(model.numbers[-1], tuple(range(0, block.shape.width, 2))))
+        before = model.layout()
+        apply_all(twin, further)
+        assert model.layout() == before  # they share nothing
+        assert twin.layout() == apply_all(model, further).layout() == twin.hollow().layout(), name
 
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)

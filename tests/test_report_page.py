@@ -24,7 +24,7 @@ from secateur.report.blocks import lanes, picture
 from secateur.report.figures import ALL, figures
 from secateur.report.page import render, write_report
 from secateur.report.plots import save_plots
-from secateur.report.results import read_results
+from secateur.report.results_before import read_results
 from secateur.report.table import columns, rows
 from secateur.report.verdict import verdict
 

@@ -11,7 +11,7 @@ from oracles import PROPERTY
 
 from secateur.judge.statistics import quartiles
 from secateur.report.figures import Timing, speed
-from secateur.report.results import CellResult
+from secateur.report.results_before import CellResult
 
 SECONDS = st.floats(0.01, 1e4)
 

@@ -13,7 +13,7 @@ from compare_folders import make_compare_folder
 from secateur.grid.differences import differences
 from secateur.grid.main_table import difference_table
 from secateur.report.compared import accuracy, by_accuracy, by_loss, loss_gap, ratio
-from secateur.report.results import Results, read_results
+from secateur.report.results_before import Results, read_results
 from secateur.report.verdict import SAME_SIZE, Verdict, verdict
 
 TWO = {"methods": ("2ssp", "slicegpt"), "sparsities": (0.25,), "texts": ("wikitext2",), "change": {}}

@@ -19,7 +19,7 @@ from secateur.grid.differences import average_of, differences
 from secateur.grid.main_table import difference_table, main_table
 from secateur.grid.render import Column, Table, as_json, comma_separated, escape_latex, latex, markdown
 from secateur.judge.averages import average_over
-from secateur.report.results import read_results
+from secateur.report.results_before import read_results
 from secateur.report.table import columns, rows
 
 NASTY = r"50 % of $x_1$ & {a\b} ~ #1 ^2 <p> | *x*"

@@ -20,7 +20,7 @@ from secateur.errors import SecateurError
 from secateur.hf import quiet_transformers
 from secateur.methods import Cost, Method, methods
 from secateur.model.budget import Budget, shares
-from secateur.model.handle import Model
+from secateur.model.handle import Model, hollow
 from secateur.model.layout import Layout
 from secateur.model.load import check_device, check_dtype, explained, read_config
 from secateur.model.modeling_secateur import PER_BLOCK_LISTS, plain_config, shapes_from
@@ -132,10 +132,9 @@ def hollow_model(
     check_dtype(dtype)
     config, about = read_config(location, revision)
     kind = getattr(torch, dtype) if dtype != "auto" else (config.dtype or torch.float32)
-    with explained(location), torch.device("meta"), quiet_transformers():
-        hf = AutoModelForCausalLM.from_config(config, dtype=kind)
     told = {"name": name, "model_type": config.model_type, "location": location, "revision": about.revision}
-    return Model(hf, source=told)
+    with explained(location):
+        return hollow(config, kind, told)
 
 
 def probe(

@@ -7,7 +7,7 @@ from typing import Any
 
 from secateur.grid.cells import DENSE
 from secateur.grid.differences import Cells, average_notes
-from secateur.grid.folder import GridFolder, dumps
+from secateur.grid.folder import GridFolder
 from secateur.grid.render import Column, Row, Table, as_json, comma_separated, latex, markdown
 from secateur.judge.averages import Average
 from secateur.report.ablated import (
@@ -22,7 +22,8 @@ from secateur.report.ablated import (
     spread,
 )
 from secateur.report.ablated_words import difference_in_words
-from secateur.report.results import CellResult, Results, finite_or_none
+from secateur.report.results import dumps
+from secateur.report.results_before import CellResult, Results, finite_or_none
 
 NAME = "ablation-table"
 _Value = Callable[[CellResult], float | None]

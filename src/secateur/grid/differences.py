@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from secateur.grid.cells import DENSE
-from secateur.grid.folder import finite
 from secateur.judge.averages import Average, average_over
 from secateur.judge.statistics import DRAWS, difference, paired_bootstrap
+from secateur.report.results import finite
 
 CellFile = Mapping[str, Any]  # what a cell.json holds
 Cells = Mapping[str, CellFile]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from secateur.errors import OutputError, OutputExistsError
 from secateur.folders import new_folder, resolved, write_file
-from secateur.report.results import CELL, CELLS, INDEX, read_object
+from secateur.report.results import CELL, CELLS, INDEX, dumps
+from secateur.report.results_before import read_object
 
 
 class GridFolder:
@@ -68,27 +67,3 @@ class GridFolder:
         """Write a cell, whole or not at all. One that is there has failed, or it would not have been made again."""
         with new_folder(self.cell_path(str(cell["name"])), overwrite=True) as partial:
             (partial / CELL).write_text(dumps(cell), encoding="utf-8")
-
-
-def dumps(value: Any) -> str:
-    """JSON of one entry per line, without NaN and Inf, which are no JSON: they become null. Short lists of numbers
-    (a window's loss each) stay on one line."""
-    return _dump(finite(value), "") + "\n"
-
-
-def finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): finite(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(each) for each in value]
-    return value
-
-
-def _dump(value: Any, indent: str) -> str:
-    inner = indent + " "
-    if isinstance(value, dict) and value:
-        entries = [f"{inner}{json.dumps(key)}: {_dump(each, inner)}" for key, each in value.items()]
-        return "{\n" + ",\n".join(entries) + f"\n{indent}}}"
-    return json.dumps(value, ensure_ascii=False)

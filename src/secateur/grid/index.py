@@ -19,7 +19,8 @@ from secateur.grid.cells import Cell
 from secateur.judge.judging import Judging
 from secateur.model.handle import Model
 from secateur.record import environment, public_arguments, public_facts, public_name
-from secateur.report.results import SCHEMA, commands_of
+from secateur.report.results import SCHEMA
+from secateur.report.results_before import commands_of
 from secateur.version import __version__
 
 _CPU = Path("/proc/cpuinfo")

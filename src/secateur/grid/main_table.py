@@ -8,13 +8,14 @@ from typing import Any
 
 from secateur.grid.cells import DENSE
 from secateur.grid.differences import SAME_SIZE, CellFile, Cells, average_notes, average_of, differences
-from secateur.grid.folder import GridFolder, dumps
+from secateur.grid.folder import GridFolder
 from secateur.grid.render import Column, Row, Table, as_json, comma_separated, latex, markdown
 from secateur.judge.averages import Average, is_accuracy
 from secateur.judge.statistics import SURE, told_apart
 from secateur.report.compared import bold, by_accuracy, by_loss
 from secateur.report.figures import TIMED, speed
-from secateur.report.results import CellResult, Results
+from secateur.report.results import dumps
+from secateur.report.results_before import CellResult, Results
 from secateur.report.table import GENERATED, can_be_best
 
 NAME, DIFFERENCES = "main-table", "differences.csv"

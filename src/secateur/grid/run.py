@@ -17,7 +17,7 @@ from secateur.forecast import Clock, timed
 from secateur.grid.cells import DENSE, Cell, Matrices, check_names, in_words
 from secateur.grid.clocked import Clocked, Shared
 from secateur.grid.estimate import PRUNE, estimates, steps
-from secateur.grid.folder import GridFolder, finite
+from secateur.grid.folder import GridFolder
 from secateur.grid.index import continued, differing, digest, make_index, unequal_terms
 from secateur.grid.judges import Judges
 from secateur.grid.pace import Pace, Standing
@@ -25,6 +25,7 @@ from secateur.grid.pruning import blank, complete_options, dense_facts, pruned
 from secateur.judge.judging import Judging
 from secateur.methods import methods
 from secateur.model.handle import Model
+from secateur.report.results import finite
 
 logger = logging.getLogger(__name__)
 

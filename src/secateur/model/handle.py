@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from secateur.errors import InvalidEditError, InvalidOptionError, NumericalError, UnsupportedModelError
+from secateur.hf import quiet_transformers
 from secateur.model.layout import Layout
 from secateur.model.modeling_secateur import (
     FAMILIES,
@@ -119,6 +120,13 @@ class Model:
     def layout(self) -> Layout:
         return Layout.of(self)
 
+    def hollow(self) -> Model:
+        """A twin without weights (all on `meta`): the same layout, block numbers, tokenizer and source."""
+        twin = hollow(copy.deepcopy(self.hf.config), self.dtype, self.source)
+        twin.tokenizer, twin.parents = self.tokenizer, list(self.parents)
+        twin.numbers, twin.edits_applied = list(self.numbers), self.edits_applied
+        return twin
+
     def forget_block(self, number: int) -> None:
         """Take a block out of the model; for `surgery.apply` only."""
         drop_block(self.hf, self.family, self.position(number))
@@ -141,6 +149,12 @@ class Model:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
+
+
+def hollow(config: PreTrainedConfig, dtype: torch.dtype, source: Mapping[str, Any]) -> Model:
+    """The model that a stock or saved configuration describes, without weights (on `meta`)."""
+    with torch.device("meta"), quiet_transformers():
+        return Model(AutoModelForCausalLM.from_config(config, dtype=dtype), source=source)
 
 
 def require_family(config: Any) -> Family:

@@ -20,7 +20,7 @@ from secateur.report.compared import (
     loss_gap,
 )  # fmt: skip
 from secateur.report.looks import listed, percent
-from secateur.report.results import CellResult, Results
+from secateur.report.results_before import CellResult, Results
 
 ALL = "*"  # all texts together: the geometric mean of perplexity over the dense model's
 ACCURACY = "accuracy"  # the mean over the tasks that count

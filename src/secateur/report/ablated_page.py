@@ -14,7 +14,7 @@ from secateur.report.ablated import Group, Measure, Value, against, beside_the_d
 from secateur.report.ablated_words import AblationVerdict, deviation, difference_in_words, shown, typeset
 from secateur.report.html import make_html
 from secateur.report.looks import method_name, number, percent, seconds, size_looks
-from secateur.report.results import CellResult, Results, finite_or_none
+from secateur.report.results_before import CellResult, Results, finite_or_none
 from secateur.report.table import Entry
 
 _DECADE = 10.0  # from this ratio on an axis is logarithmic

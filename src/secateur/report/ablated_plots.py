@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.report.plots import PANEL, add_legend, new_figure, save, set_ticks
-from secateur.report.results import Results
+from secateur.report.results_before import Results
 
 
 def save_ablation_plots(results: Results, figures: Mapping[str, Any], folder: Path) -> list[Path]:

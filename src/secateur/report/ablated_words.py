@@ -20,7 +20,7 @@ from secateur.report.ablated import (
 )
 from secateur.report.ablated import spread as over_seeds
 from secateur.report.looks import listed, method_name, number, percent, times
-from secateur.report.results import Results
+from secateur.report.results_before import Results
 from secateur.report.verdict import SAME_SIZE, to_come, unfinished
 
 _NAMED = 4  # of what is better, in the headline

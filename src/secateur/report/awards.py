@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from secateur.report.compared import accuracy, by_accuracy, by_loss, ratio
 from secateur.report.figures import speed
 from secateur.report.looks import percent, seconds, times
-from secateur.report.results import CellResult, Results
+from secateur.report.results_before import CellResult, Results
 
 
 @dataclass(frozen=True)

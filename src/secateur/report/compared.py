@@ -10,7 +10,7 @@ from typing import Any
 
 from secateur.judge import statistics
 from secateur.judge.statistics import Pairs, told_apart
-from secateur.report.results import CellResult, Results, finite_or_none, same_windows
+from secateur.report.results_before import CellResult, Results, finite_or_none, same_windows
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from secateur.judge.statistics import quartiles
 from secateur.report.compared import accuracy, loss_gap
 from secateur.report.looks import looks, method_name, percent
-from secateur.report.results import CellResult, Results, finite_or_none
+from secateur.report.results_before import CellResult, Results, finite_or_none
 
 TIMED = {"prefill": "prefill_ms", "token": "token_ms", "throughput": "throughput_tokens_s"}  # by kind: its key
 Z = 1.96  # standard errors on either side of a 95 % interval

@@ -13,7 +13,7 @@ from typing import Any
 from secateur.errors import MissingExtraError
 from secateur.report.figures import title
 from secateur.report.looks import count, looks, method_name, percent, times
-from secateur.report.results import Results
+from secateur.report.results_before import Results
 
 
 def make_html(template: str, script: str, results: Results, figures: Mapping[str, Any], **more: Any) -> str:

@@ -16,7 +16,8 @@ from secateur.report.figures import figures
 from secateur.report.html import in_words, make_html
 from secateur.report.looks import looks
 from secateur.report.plots import save_plots
-from secateur.report.results import ABLATE, CellResult, Results, read_results
+from secateur.report.results import ABLATE
+from secateur.report.results_before import CellResult, Results, read_results
 from secateur.report.table import PageColumn, PageRow, columns, generated, rows, running
 from secateur.report.verdict import Verdict, verdict
 

@@ -12,7 +12,7 @@ from secateur.errors import MissingExtraError
 from secateur.report.blocks import lanes
 from secateur.report.figures import ALL, title
 from secateur.report.looks import INK, looks, percent
-from secateur.report.results import Results
+from secateur.report.results_before import Results
 
 _DPI = 160
 PANEL = (4.8, 3.9)  # inches

@@ -1,18 +1,19 @@
-"""A compare folder as Python: what `secateur compare` or `secateur ablate` left, read and checked."""
+"""The files of a compare folder, typed: compare.json and each cell's cell.json, as `secateur compare` or `ablate`
+writes and every reader reads them. What an older file has not, has its default."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType, field
 
 from secateur.errors import DataError
-from secateur.judge.averages import Average, average_over
+from secateur.judge.results import Facts, Generation, Inference, Perplexity, Scalar, TaskResult
 
 SCHEMA = 1
 COMPARE, ABLATE = "compare", "ablate"  # kinds of folders
@@ -22,277 +23,261 @@ MISSING = "missing"
 _AGAIN = "A cell's folder may be taken away: the command that made it makes it again."
 
 
-@dataclass(frozen=True, eq=False)
-class CellResult:
-    """One method at one size: a row of the table.
+class Shape(Struct, frozen=True, kw_only=True):
+    """What one block of the dense model has now; a removed one has nothing left.
 
     Attributes:
-        name: the cell's folder.
-        data: what its cell.json holds; nothing where there is none yet: then `status` is "missing", and no method or
-            size is known.
+        width: of its FFN.
+        sites: widths of the residual stream where it enters, between attention and MLP, and where it leaves; only
+            where it was rebased.
     """
 
-    name: str
-    data: Mapping[str, Any]
+    block: int
+    width: int
+    kv_heads: int
+    query_heads: int
+    attention: bool
+    mlp: bool
+    sites: list[int] | UnsetType = UNSET
 
-    @property
-    def method(self) -> str:
-        return str(self.data.get("method") or "")
 
-    @property
-    def label(self) -> str:
-        return str(self.data.get("label") or self.method or self.name)
+class Shares(Struct, frozen=True, kw_only=True):
+    """Of parameters: the blocks', and the whole model's."""
 
-    @property
-    def sparsity(self) -> float | None:
-        """The share that was asked for, of what `of` says; None for the dense model."""
-        return self.data.get("sparsity")
+    blocks: float | None = None
+    model: float | None = None
 
-    @property
-    def status(self) -> str:
-        return str(self.data.get("status", MISSING))
+
+class PruneCost(Struct, frozen=True, kw_only=True):
+    """What the pruning took; forwards are of the whole model over one window of the calibration.
+
+    Attributes:
+        forwards_asked: those that the method asked for, shared ones too.
+        peak_device_memory_bytes: None where no device counts; peak_memory_bytes: of the process, in older files.
+    """
+
+    wall_s: float | None = None
+    cpu_s: float | None = None
+    forwards: float | None = None
+    forwards_asked: float | None = None
+    peak_device_memory_bytes: int | UnsetType | None = UNSET
+    peak_memory_bytes: int | UnsetType | None = UNSET
+
+
+class InferencePair(Struct, frozen=True, kw_only=True):
+    """The cell's model and the dense one, timed in turn in one run."""
+
+    dense: Inference = Inference()
+    pruned: Inference = Inference()
+
+
+class AblationTerms(Struct, frozen=True, kw_only=True):
+    """Of which ablation a cell is, and of which value and seed.
+
+    Attributes:
+        of: the method.
+        terms: what all cells of it have in common: the calibration, and all options but the one that varies.
+    """
+
+    what: str
+    of: str
+    value: str
+    seed: int
+    terms: dict[str, Any] = field(default_factory=dict)
+
+
+class CellResult(Struct, frozen=True, kw_only=True, eq=False):
+    """One method at one size, pruned and judged: cell.json, and a row of the table.
+
+    Attributes:
+        name: of the cell's folder.
+        status: "done", "failed", or MISSING where there is no file yet; then no method or size is known.
+        sparsity: the share that was asked for, of what `of` says; None for the dense model.
+        of: "blocks" or "model": whose parameters shares are of.
+        error: why it failed.
+        notes: what must be said of it; "reduced": its search was smaller than its paper's.
+        curve: the search's loss in nats by generation.
+        perplexity: by text; tasks: by task.
+        matched_to: the cell at whose achieved size this 2SSP was made.
+        same_as: the cell of the same identity that it was copied from.
+        fingerprint: of all that decides its figures.
+        seconds: by part.
+    """
+
+    name: str = ""
+    method: str = ""
+    label: str = ""
+    sparsity: float | None = None
+    of: str = "blocks"
+    status: str = MISSING
+    error: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    calibration: Facts | None = None
+    achieved: Shares | None = None
+    parameters: int | None = None
+    weight_bytes: int | None = None
+    prune: PruneCost | None = None
+    curve: list[tuple[int, float | None]] | None = None
+    shape: list[Shape] | None = None
+    perplexity: dict[str, Perplexity] = field(default_factory=dict)
+    tasks: dict[str, TaskResult] = field(default_factory=dict)
+    inference: InferencePair | None = None
+    generation: Generation | None = None
+    matched_to: str | None = None
+    ablation: AblationTerms | None = None
+    created: str = ""
+    machine: str = ""
+    versions: dict[str, Scalar] = field(default_factory=dict)
+    fingerprint: str | None = None
+    dense_shape: list[Shape] | UnsetType = UNSET
+    same_as: str | UnsetType = UNSET
+    seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def done(self) -> bool:
         return self.status == "done"
 
     @property
-    def error(self) -> str:
-        """Why it failed."""
-        return str(self.data.get("error") or "no reason given")
+    def shown(self) -> str:
+        """What tables call it."""
+        return self.label or self.method or self.name
 
     @property
     def reduced(self) -> bool:
         """Whether its search was smaller than its paper's."""
-        return "reduced" in self.label.casefold() or "reduced" in (self.data.get("notes") or {})
-
-    @property
-    def matched_to(self) -> str | None:
-        """The block-wise cell at whose achieved size this 2SSP was made."""
-        return self.data.get("matched_to")
-
-    @property
-    def parameters(self) -> int | None:
-        return self.data.get("parameters")
+        return "reduced" in self.label.casefold() or "reduced" in self.notes
 
     @property
     def removed(self) -> float | None:
         """The share that is really gone, of what the sparsity is a share of."""
-        return (self.data.get("achieved") or {}).get(self.of)
-
-    @property
-    def of(self) -> str:
-        """'blocks' or 'model': whose parameters shares are of."""
-        return str(self.data.get("of") or "blocks")
+        if self.achieved is None:
+            return None
+        return self.achieved.model if self.of == "model" else self.achieved.blocks
 
     @property
     def wall_s(self) -> float | None:
         """What the pruning took."""
-        return finite_or_none((self.data.get("prune") or {}).get("wall_s"))
-
-    def section(self, name: str) -> Mapping[str, Any]:
-        """`perplexity`, `tasks`, `inference` or `generation`; empty where it was not measured."""
-        return (self.data.get(name) or {}) if self.done else {}
+        return self.prune.wall_s if self.prune else None
 
 
-@dataclass(frozen=True)
-class Results:
-    """All cells that compare.json names, in the order of its table."""
+class ModelFacts(Struct, frozen=True, kw_only=True):
+    """The dense model; hidden_size: the width of its residual stream."""
 
-    about: Mapping[str, Any]  # compare.json
-    cells: tuple[CellResult, ...]
-    folder: Path = field(default=Path())
-
-    @cached_property
-    def dense(self) -> CellResult | None:
-        return next((cell for cell in self.cells if cell.method == DENSE and cell.done), None)
-
-    @property
-    def kind(self) -> str:
-        """COMPARE or ABLATE: the command that made the folder."""
-        return str(self.about.get("kind", COMPARE))
-
-    @property
-    def whose(self) -> str:
-        """Of which parameters the sizes are shares."""
-        grid = (self.about.get("settings") or {}).get("grid") or {}
-        return "all parameters" if grid.get("of") == "model" else "the blocks' parameters"
-
-    @property
-    def dense_shape(self) -> list[Mapping[str, Any]]:
-        """The dense model's blocks; empty where they are not told."""
-        return (self.dense.data.get("shape") if self.dense else None) or []
-
-    @property
-    def hidden_size(self) -> int | None:
-        """The width of the dense model's residual stream."""
-        return self.model.get("hidden_size")
-
-    @property
-    def pictured(self) -> list[CellResult]:
-        """The cells whose blocks are drawn beside the dense model's."""
-        return [c for c in self.pruned if c.done and not c.matched_to and c.data.get("shape") and self.dense_shape]
-
-    @cached_property
-    def pruned(self) -> tuple[CellResult, ...]:
-        """Those that were made, whether they failed or not."""
-        return tuple(cell for cell in self.cells if cell.status != MISSING and cell.method != DENSE)
-
-    @property
-    def missing(self) -> list[CellResult]:
-        """Those that are not there yet: running, or still to come."""
-        return [cell for cell in self.cells if cell.status == MISSING]
-
-    @cached_property
-    def sparsities(self) -> list[float]:
-        """The sizes that were asked for; a cell matched to another one's size asks for none of its own."""
-        return sorted({c.sparsity for c in self.pruned if c.sparsity is not None and not c.matched_to})
-
-    @cached_property
-    def methods(self) -> list[str]:
-        return list(dict.fromkeys(cell.method for cell in self.pruned))
-
-    @property
-    def commands(self) -> list[list[str]]:
-        """The commands that made the folder, in their order; none where it was made from Python."""
-        return commands_of(self.about)
-
-    # --- perplexity ---
-
-    @cached_property
-    def windows(self) -> dict[str, Mapping[str, Any]]:
-        """By text, the result whose windows all others must have: the dense model's, else the first cell's."""
-        found: dict[str, Mapping[str, Any]] = {}
-        for cell in ([self.dense] if self.dense else []) + list(self.cells):
-            for text, result in cell.section("perplexity").items():
-                found.setdefault(text, result)
-        return found
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """The texts of the perplexities."""
-        return tuple(self.windows)
-
-    @cached_property
-    def averaged_texts(self) -> tuple[str, ...]:
-        """The texts that make the mean over texts: those cut to one length, that of most of them.
-
-        A token of a long window is predicted from more, so what pruning costs depends on the length too.
-        """
-        lengths = Counter(result.get("length") for result in self.windows.values())
-        length = max(lengths, key=lambda each: lengths[each], default=None)
-        return tuple(text for text, result in self.windows.items() if result.get("length") == length)
-
-    def loss(self, cell: CellResult, text: str) -> Mapping[str, Any]:
-        """A cell's result on a text; empty where it has none, or one over other windows than the rest."""
-        result: Mapping[str, Any] = cell.section("perplexity").get(text, {})
-        return result if result and same_windows(result, self.windows[text]) else {}
-
-    def perplexity(self, cell: CellResult, text: str) -> float | None:
-        return finite_or_none(self.loss(cell, text).get("perplexity"))
-
-    # --- tasks ---
-
-    @cached_property
-    def tasks(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(task for cell in self.cells for task in cell.section("tasks")))
-
-    @cached_property
-    def average(self) -> Average:
-        """What the mean over tasks is taken of."""
-        return average_over(
-            [cell.section("tasks") for cell in self.cells], self.dense.section("tasks") if self.dense else {}
-        )
-
-    # --- cells ---
-
-    @property
-    def model(self) -> Mapping[str, Any]:
-        about: Mapping[str, Any] = self.about["model"]
-        return about
-
-    @property
-    def name(self) -> str:
-        return str(self.model.get("name") or "a model without a name")
-
-    def cell(self, name: str) -> CellResult | None:
-        return next((cell for cell in self.cells if cell.name == name), None)
-
-    def size_of(self, cell: CellResult) -> float | None:
-        """The asked size that a cell is shown under: its own, or that of the cell it is matched to."""
-        partner = self.cell(cell.matched_to) if cell.matched_to else None
-        return partner.sparsity if partner else cell.sparsity
-
-    def of_size(self, sparsity: float) -> list[CellResult]:
-        """The finished cells that were asked for a size."""
-        return [c for c in self.pruned if c.done and c.sparsity == sparsity and not c.matched_to]
-
-    def partner(self, cell: CellResult) -> CellResult | None:
-        """The finished 2SSP at this cell's achieved size."""
-        return next((c for c in self.pruned if c.matched_to == cell.name and c.done), None)
+    name: str | None = None
+    fingerprint: str = ""
+    parameters: int | None = None
+    block_parameters: int | None = None
+    blocks: int | None = None
+    hidden_size: int | None = None
+    family: str = ""
 
 
-def read_results(folder: Path) -> Results:
-    """Read a compare folder: the cells that compare.json names, and no others.
+class Index(Struct, frozen=True, kw_only=True):
+    """compare.json: the model, the judging, the machine, the cells in the table's order.
 
-    A cell without a file is not there yet: it is kept, with the status "missing", and nothing is guessed of it.
+    Attributes:
+        kind: COMPARE or ABLATE: the command that made the folder.
+        arguments: of the last command; commands: all, in their order, each once; none where it was made from Python.
+        settings: the judging's, and under `grid` the grid's own.
+        texts: by name, where each came from and its fingerprint.
+        judged_by: sha256 of all that the cells must have in common.
+        cells: names.
+    """
+
+    schema: int = SCHEMA
+    kind: str = COMPARE
+    model: ModelFacts
+    arguments: dict[str, Any] = field(default_factory=dict)
+    commands: list[list[str]] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    texts: dict[str, Facts] = field(default_factory=dict)
+    machine: str = ""
+    versions: dict[str, Scalar] = field(default_factory=dict)
+    created: str = ""
+    judged_by: str = ""
+    cells: list[str]
+
+
+# --- reading ---
+
+_Read = TypeVar("_Read", bound=Struct)
+
+
+class _Head(Struct):
+    """What decides whether the rest can be read."""
+
+    schema: int | None = None
+    kind: str = COMPARE
+
+
+def read_index(folder: Path) -> Index:
+    """A folder's compare.json.
 
     Raises:
-        DataError: no compare folder, of another version, or a file in it is damaged.
+        DataError: there is none, or it is of another version, or damaged; the part is named.
     """
     source = folder / INDEX
     if not source.is_file():
         raise DataError(f"{folder} is no compare folder: it has no {INDEX}. `secateur compare` or `ablate` makes one.")
-    about = read_object(source)
-    if about.get("schema") != SCHEMA:
-        raise DataError(f"{source} has schema {about.get('schema')!r}; this secateur reads {SCHEMA}")
-    if about.get("kind", COMPARE) not in (COMPARE, ABLATE):
-        raise DataError(f"{folder} is neither a comparison nor an ablation but of the kind {about['kind']!r}")
-    names = about.get("cells")
-    if not isinstance(about.get("model"), dict) or not isinstance(names, list):
-        raise DataError(f"{source} is damaged: it must have `model` (an object) and `cells` (a list of names)")
-    return Results(about, tuple(_read_cell(folder, str(name)) for name in names), folder)
+    head = _read(source, _Head)
+    if head.schema != SCHEMA:
+        raise DataError(f"{source} has schema {head.schema!r}; this secateur reads {SCHEMA}")
+    if head.kind not in (COMPARE, ABLATE):
+        raise DataError(f"{folder} is neither a comparison nor an ablation but of the kind {head.kind!r}")
+    index = _read(source, Index)
+    for name in index.cells:
+        if Path(name).name != name:
+            raise DataError(f"{source} is damaged: {name[:100]!r} is no name of a cell")
+    return index
 
 
-def commands_of(about: Mapping[str, Any]) -> list[list[str]]:
-    """The commands that a compare.json names, in their order; an older one names the last only."""
-    last = (about.get("arguments") or {}).get("command")
-    found: list[list[str]] = about.get("commands") or ([last] if last else [])
-    return found
-
-
-def _read_cell(folder: Path, name: str) -> CellResult:
-    if Path(name).name != name:
-        raise DataError(f"{folder / INDEX} is damaged: {name[:100]!r} is no name of a cell")
-    source = folder / CELLS / name / CELL
-    if not source.is_file():
-        return CellResult(name, {})
-    data = read_object(source)
-    if not data.get("method"):
-        raise DataError(f"{source} is damaged: it must name its `method`")
-    return CellResult(name, data)
-
-
-def read_object(file: Path) -> dict[str, Any]:
-    """A file of the folder.
+def read_cell(folder: Path, name: str) -> CellResult | None:
+    """A cell's file; None if it has not been made.
 
     Raises:
-        DataError: it is damaged.
+        DataError: it is damaged; the part is named.
     """
+    source = folder / CELLS / name / CELL
+    if not source.is_file():
+        return None
+    cell = _read(source, CellResult)
+    if not cell.method:
+        raise DataError(f"{source} is damaged: it must name its `method`")
+    return cell
+
+
+def _read(file: Path, kind: type[_Read]) -> _Read:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file} cannot be read: {error}. {_AGAIN}") from error
-    if not isinstance(found, dict):
-        raise DataError(f"{file} is damaged: it must hold a JSON object. {_AGAIN}")
-    return found
+        return msgspec.json.decode(file.read_bytes(), type=kind)
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror or error}. {_AGAIN}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # a ValidationError says at which part
+        raise DataError(f"{file} is damaged: {error}. {_AGAIN}") from error
 
 
-def same_windows(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two perplexities were taken over the same tokens, cut to windows of the same length."""
-    return all(one.get(key) == other.get(key) for key in ("length", "samples", "predictions", "fingerprint"))
+# --- writing ---
 
 
-def finite_or_none(value: Any) -> float | None:
-    """A number as it is; None for what is no finite number."""
-    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+def dumps(value: Struct | Mapping[str, Any]) -> str:
+    """JSON of one entry per line, without NaN and Inf, which are no JSON: they become null. Short lists of numbers
+    (a window's loss each) stay on one line."""
+    return _dump(finite(msgspec.to_builtins(value)), "") + "\n"
+
+
+def finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(each) for each in value]
+    return value
+
+
+def _dump(value: Any, indent: str) -> str:
+    inner = indent + " "
+    if isinstance(value, dict) and value:
+        entries = [f"{inner}{json.dumps(key)}: {_dump(each, inner)}" for key, each in value.items()]
+        return "{\n" + ",\n".join(entries) + f"\n{indent}}}"
+    return json.dumps(value, ensure_ascii=False)

@@ -11,7 +11,8 @@ from secateur.judge.memory import COUNTER
 from secateur.report.compared import Ranking, accuracy, bold, by_accuracy, by_loss, ratio
 from secateur.report.figures import speed, title
 from secateur.report.looks import count, listed, number, percent, seconds, times
-from secateur.report.results import DENSE, CellResult, Results, finite_or_none
+from secateur.report.results import DENSE
+from secateur.report.results_before import CellResult, Results, finite_or_none
 
 Formatted = Callable[[float], str]
 GENERATED = {  # the figures of generated text, of `evaluation.generation`

@@ -10,7 +10,7 @@ from secateur.report.awards import Measure, measures
 from secateur.report.compared import Gap, by_accuracy, by_loss, loss_gap, ratio
 from secateur.report.figures import title
 from secateur.report.looks import listed, method_name, number, percent, times
-from secateur.report.results import CellResult, Results
+from secateur.report.results_before import CellResult, Results
 
 TOLERANCES = (1.05, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0)  # perplexity over the dense model's
 SAME_SIZE = 0.005  # of the parameters: what counts as the same size

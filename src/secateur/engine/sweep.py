@@ -161,9 +161,7 @@ def sample_sweep(
         for start in range(0, tokens.samples, samples_at_once):
             ids = tokens.ids[start : start + samples_at_once]
             for group in groups:
-                finals = propagate(
-                    model, ids, group, run=run, rows_at_once=rows_at_once, versions=versions, done=done
-                )
+                finals = propagate(model, ids, group, run=run, rows_at_once=rows_at_once, versions=versions, done=done)
                 for place in range(len(ids)):
                     hidden = [finals[variant][place] for variant in group]
                     losses = sample_losses(model, hidden, tokens, start + place, metric, run)
@@ -285,10 +283,18 @@ def _work(model: Model, groups: Sequence[Sequence[Variant]]) -> int:
     """Block-forwards per sample: the distinct states that each block produces, dropped blocks apart."""
     total, blocks = 0, model.layout().blocks
     for group in groups:
+        actions = [_by_block(variant) for variant in group]
+        states = [0] * len(group)  # equal numbers: equal prefixes
         for number in model.numbers:
-            reached = {_upto(variant, number) for variant in group}
-            total += sum(_runs(variant & {Part(number, "block")}, blocks[number].shape) for variant in reached)
+            shape, outputs = blocks[number].shape, dict[tuple[int, Variant], int]()
+            for place, action in enumerate(actions):
+                states[place] = outputs.setdefault((states[place], action.get(number, DENSE)), len(outputs))
+            total += sum(_runs(action, shape) for _, action in outputs)
     return total
+
+
+def _by_block(variant: Variant) -> dict[int, Variant]:
+    return {part.block: frozenset(other for other in variant if other.block == part.block) for part in variant}
 
 
 def _row_bytes(model: Model, length: int) -> int:

@@ -134,7 +134,7 @@ class _Rehearsed(_Stream):
     def __init__(self, model: Model, tokens: Tokens, batch_size: int, run: Any) -> None:
         super().__init__(model, tokens, batch_size, run)
         self.rehearsal = run
-        self._batch = min(batch_size, tokens.samples)
+        self._activation_bytes = min(batch_size, tokens.samples) * activation_bytes(model, tokens.length)
         self._held = 0.0
 
     def through(self, block: Block, taps: dict[str, Look], *, keep: bool) -> None:
@@ -145,7 +145,7 @@ class _Rehearsed(_Stream):
             x = torch.rand(shape, generator=self.rehearsal.rng("made-up states", block.number, tap))
             taps[tap](x, torch.ones(shape[:2]))
         if keep or taps.keys() != {"block_in"}:
-            with self.rehearsal.holding(self._batch * activation_bytes(self.model, self.tokens.length)):
+            with self.rehearsal.holding(self._activation_bytes):
                 self.count(self.tokens.ids.numel())
 
     def moment(self, block: Block, tap: Tap, dtype: torch.dtype, weigh: Weigh | None, *, keep: bool) -> SecondMoment:
@@ -230,8 +230,8 @@ class Visit:
     def second_moment(
         self, tap: Tap, dtype: torch.dtype = torch.float64, *, weigh: Weigh | None = None, advance: bool = False
     ) -> SecondMoment:
-        """The sum of w x x^T over all calibration tokens at a tap. Asked for again before an edit, it is not taken again:
-        so a method and a filter that want the same cost one look.
+        """The sum of w x x^T over all calibration tokens at a tap. Asked for again before an edit, it is not taken
+        again: so a method and a filter that want the same cost one look.
 
         Args:
             weigh: weights of the tokens from states and weights, (batch, length, features) and (batch, length).
@@ -252,9 +252,9 @@ class Visit:
     def finish(self) -> None:
         """A visit that only observed is advanced, while its block is open; one that did not look is caught up with
         when somebody looks further on."""
-        if self._looked and not self._left and self.block.number in self._stream.model.numbers:
-            if len(self._stream.ahead) > 1:  # nothing comes after the last block
-                self.advance()
+        there = self.block.number in self._stream.model.numbers
+        if self._looked and not self._left and there and len(self._stream.ahead) > 1:  # nothing comes after the last
+            self.advance()
 
     def _reach(self) -> None:
         if self._left:

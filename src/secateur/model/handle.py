@@ -63,7 +63,7 @@ class Model:
         # For hidden states that are held elsewhere: (site, site, matrix), X <- X @ matrix takes those that wait at the
         # first site to the second. A `Rebase` stays where it is, `DropBlock` leads on to what comes after.
         self.rebases: list[tuple[int, int, torch.Tensor | None]] = []
-        # Walks under way: each says of the place of an edit (a block's number, None for the embedding) why it cannot be.
+        # Walks under way: each says why an edit at a place (a block's number, None for the embedding) cannot be.
         self.guards: list[Callable[[int | None], str | None]] = []
         _adopt(self.hf)
         self.hf.eval()

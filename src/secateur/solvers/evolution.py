@@ -186,7 +186,14 @@ class WindowLosses:
     """
 
     def __init__(
-        self, sweeper: Sweeper, tokens: Tokens, *, key: str, windows: Windows, criterion: Criterion, asked: Sequence[int]
+        self,
+        sweeper: Sweeper,
+        tokens: Tokens,
+        *,
+        key: str,
+        windows: Windows,
+        criterion: Criterion,
+        asked: Sequence[int],
     ) -> None:
         self._sweeper, self._tokens, self._run = sweeper, tokens, sweeper.run
         self._key, self._windows, self._criterion = key, windows, criterion

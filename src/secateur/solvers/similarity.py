@@ -56,9 +56,7 @@ def span_distances(
     windows = tokens.samples if order == "blocks" else min(tokens.samples, max(1, group_bytes // window_bytes))
     kept_bytes = windows * window_bytes * (sums.longest + 1) / (1 if positions == "all" else tokens.length)
     run.hold(kept_bytes)
-    for visit in walk(
-        model, Tokens(tokens.ids, weights), order=order, run=run, group_bytes=group_bytes, label=label
-    ):
+    for visit in walk(model, Tokens(tokens.ids, weights), order=order, run=run, group_bytes=group_bytes, label=label):
         sums.visit(visit.block)
         visit.advance(block_in=sums.enter, block_out=sums.leave)
     run.hold(-kept_bytes)

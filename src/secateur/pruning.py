@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,7 +26,7 @@ from secateur.methods import Method, get_method
 from secateur.model.budget import Budget, Convention
 from secateur.model.checkpoint import RECORD, Tier
 from secateur.model.checkpoint import save as save_checkpoint
-from secateur.model.handle import Model, require_finite
+from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.model.load import read_record
 from secateur.record import dump, make_record, public_name
@@ -237,7 +237,7 @@ class Job:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of all that decides the outcome; on one kind of device, two jobs of one identity give the same model."""
+        """sha256 of all that decides the outcome; on one kind of device, jobs of one identity give the same model."""
         request = self.plan.request
         parts = [
             self.model_fingerprint, self.tokens.fingerprint(), request.method, dict(self.plan.options),
@@ -255,7 +255,6 @@ def prepare(planned: Plan, model: Model) -> Job:
         DataError: the calibration cannot be read, is too short, or the tokenizer is another model's.
     """
     request, tokens = planned.request, planned.request.calibration
-    require_finite(model)
     if not isinstance(tokens, Tokens):
         name = tokens or ("demo" if model.source.get("asked") == "demo" else "c4")
         tokens = read_tokens(

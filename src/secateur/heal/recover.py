@@ -32,7 +32,7 @@ from secateur.heal import (
 )
 from secateur.heal.record import make_recovery_record
 from secateur.hf import quiet_transformers
-from secateur.model.handle import Model, require_finite
+from secateur.model.handle import Model
 from secateur.run import Run
 from secateur.version import __version__
 
@@ -233,7 +233,6 @@ def _check_model(model: Model, settings: Settings) -> None:
             f"CUDA_VISIBLE_DEVICES={model.device.index} and use --device cuda"
         )
     targets(model)
-    require_finite(model)
 
 
 @contextmanager

@@ -20,7 +20,9 @@ from torch import Tensor
 from secateur.engine.sweep import Part
 from secateur.engine.tokens import Tokens
 from secateur.hf import quiet_transformers
+from secateur.model.budget import Budget
 from secateur.model.handle import Model
+from secateur.pruning import Plan, Request, plan
 from secateur.run import Advance
 from secateur.surgery.apply import apply
 from secateur.surgery.edits import DropAttention, DropBlock, DropMLP, Edit, KeepHeads, KeepNeurons
@@ -177,3 +179,14 @@ def write_texts(folder: Path) -> tuple[Path, Path]:
     ]
     chat.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return plain, chat
+
+
+def planned(model: Model, method: str, budget: Budget, samples: int, length: int, **options: Any) -> Plan:
+    """The plan of a pruning on so many windows."""
+    return plan(
+        Request(
+            method=method, sparsity=budget.sparsity, of=budget.of, round_to=budget.round_to, options=options,
+            samples=samples, length=length,
+        ),
+        model,
+    )  # fmt: skip

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from models import tiny, tiny_closed, tiny_tokens
-from oracles import PROPERTY, edit_facts, lopsided, mean_kl, mean_nll, standing, weighted, without
+from oracles import PROPERTY, edit_facts, lopsided, mean_kl, mean_nll, planned, standing, weighted, without
 from torch import Tensor
 
 from secateur import prune as api_prune
@@ -30,7 +30,7 @@ from secateur.model.handle import Model
 from secateur.pruning import Pruning, run_method
 from secateur.run import MemoryStore, Run
 from secateur.solvers import evolution
-from secateur.solvers.evolution import Selection, Space, Sweeps, WindowLosses, evolve
+from secateur.solvers.evolution import Selection, Space, WindowLosses, evolve
 from secateur.surgery.apply import predict
 from secateur.surgery.edits import DropAttention, DropBlock, DropMLP
 
@@ -435,14 +435,14 @@ def test_impossible_constants_are_refused_before_anything_happens(wrong: dict[st
         prune(model, tiny_tokens(model, 4, 8), Budget(0.5), run, **wrong)
     assert run.meter.block_tokens == 0
     with pytest.raises(InvalidOptionError):  # and foretold
-        METHOD.foretell(model.layout(), 4, 8, Budget(0.5), **METHOD.complete({**SMALL, **wrong}))
+        planned(model, METHOD.name, Budget(0.5), 4, 8, **{**SMALL, **wrong})
 
 
 @pytest.mark.parametrize("sparsity", [0.1, 0.9])
 @pytest.mark.parametrize("units", ["modules", "blocks"])
 def test_no_block_and_all_blocks_are_refused(sparsity: float, units: str) -> None:
     with pytest.raises(InfeasibleBudgetError, match=r"0\.25 \(1 block\) to 0\.75 \(3 of them\) can be reached"):
-        METHOD.foretell(tiny("llama").layout(), 64, 2048, Budget(sparsity), **METHOD.complete({"units": units}))
+        planned(tiny("llama"), METHOD.name, Budget(sparsity), 64, 2048, units=units)
 
 
 def test_where_blocks_lack_modules_the_share_is_of_those_there() -> None:
@@ -497,38 +497,7 @@ def test_record_and_card_tell_of_a_reduced_search_and_its_curve(tmp_path: Path) 
 # --- foretold ---
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("units", "windows", "criterion"),
-    [("modules", "drawn", "kl"), ("blocks", "first", "kl"), ("modules", "first", "ppl")],
-)
-def test_a_search_costs_about_what_was_foretold(units: str, windows: str, criterion: str) -> None:
-    model, run = tiny("llama", num_hidden_layers=10), Run()
-    chosen = METHOD.complete({**SMALL, "units": units, "windows": windows, "criterion": criterion, "generations": 8})
-    cost = METHOD.foretell(model.layout(), 8, 8, Budget(0.5), **chosen)
-    pruning = prune(model, tiny_tokens(model, 8, 8), Budget(0.5), run, **chosen)
-    # how often the parent stays is not known, nor where its children part from it
-    assert run.meter.block_tokens == pytest.approx(cost.block_tokens, rel=0.2)
-    assert run.meter.head_tokens == pytest.approx(cost.head_tokens, rel=0.2)
-    assert pruning.after.parameters == cost.after.parameters
 
 
-def test_a_long_search_is_foretold_from_its_beginning() -> None:
-    layout = standing("llama").layout()
-    costs = [
-        METHOD.foretell(layout, 8, 8, Budget(0.5), **METHOD.complete({**SMALL, "generations": generations}))
-        for generations in (30, 60, 120)
-    ]
-    first, second = (b.block_tokens - a.block_tokens for a, b in itertools.pairwise(costs))
-    assert 0 < first < second < 3 * first
 
 
-def test_the_first_draw_is_foretold_exactly() -> None:
-    model, run = tiny("llama", num_hidden_layers=8), Run(0)
-    chosen = METHOD.complete({**SMALL, "generations": 1, "offspring": 1, "survivors": "1", "selection_tokens": "64",
-                              "windows": "first", "initial_tokens": 64})  # fmt: skip
-    cost = METHOD.foretell(model.layout(), 8, 8, Budget(0.5), **chosen)
-    prune(model, tiny_tokens(model, 8, 8), Budget(0.5), run, **chosen)
-    child = 8 * 8 * 8  # only where the one child leaves its parent's prefix may differ; never more than a forward
-    assert abs(run.meter.block_tokens - cost.block_tokens) <= child
-    assert run.meter.head_tokens == cost.head_tokens

@@ -73,15 +73,6 @@ def test_the_dtype_decides_the_bytes(tmp_path: Path) -> None:
     assert told["auto"]["disk_bytes"] == told["float32"]["disk_bytes"] == 2 * told["bfloat16"]["disk_bytes"]
 
 
-def test_what_a_method_keeps_counts_in_its_precision(tmp_path: Path) -> None:
-    folder, method = str(without_weights(write_model(tmp_path / "model"))), get_method("slimgpt")
-    peaks = [
-        forecast(folder, method, Budget(0.4), samples=3, length=8, rounding="carry", precision=precision)
-        for precision in ("float32", "float64")
-    ]
-    cost = method.foretell(tiny("llama").layout(), 3, 8, Budget(0.4), **method.complete({"rounding": "carry"}))
-    assert cost.extra_bytes > 0
-    assert peaks[1]["peak_memory_bytes"] - peaks[0]["peak_memory_bytes"] == cost.extra_bytes
 
 
 def test_the_papers_windows_if_none_are_given(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from models import tiny, tiny_tokens
 
 from secateur.errors import InvalidOptionError, NameTakenError, UnknownNameError
-from secateur.methods import Cost, Method, get_method, method, methods, registry
+from secateur.methods import Method, get_method, method, methods, registry
 from secateur.model.budget import Budget
 from secateur.pruning import run_method
 from secateur.run import Run
@@ -26,12 +26,8 @@ def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_TRIED", set())
 
 
-def no_cost(layout: Any, samples: int, length: int, budget: Budget, **options: Any) -> Cost:
-    return Cost(0, 0, 0, 0, layout)
-
-
 FACTS: dict[str, Any] = {
-    "paper": "p", "unit": "blocks", "samples": 3, "length": 4, "bibtex": "@b", "foretell": no_cost,
+    "paper": "p", "unit": "blocks", "samples": 3, "length": 4, "bibtex": "@b",
     "edits": (DropBlock,),
 }  # fmt: skip
 

@@ -232,11 +232,3 @@ def test_closed_blocks_and_a_replay() -> None:
     assert again.meter.block_tokens == 0
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_it_costs_what_was_foretold(family: str) -> None:
-    model, run, budget = tiny(family), Run(), Budget(0.4)
-    before = model.layout()
-    prune(model, tiny_tokens(model, 3, 8), budget, run)
-    cost = METHOD.foretell(before, 3, 8, budget, **METHOD.complete({}))
-    assert cost.block_tokens == run.meter.block_tokens
-    assert cost.after == model.layout()

@@ -31,7 +31,8 @@ from secateur.judge.generation import generate
 from secateur.model.checkpoint import SUMS
 from secateur.model.checkpoint import save as save_checkpoint
 from secateur.model.handle import Model
-from secateur.pruning import prepare, run_job, save
+from secateur.output import save
+from secateur.pruning import prepare, run_job
 
 
 @pytest.fixture
@@ -256,7 +257,7 @@ def test_an_input_whose_name_is_no_utf8_can_be_recorded(model_folder: Path, tmp_
     text.write_text("and then the old dog saw a bird " * 40)
     told = prune(model_folder, tmp_path / "out", "--calibration", text)
     assert told.code == 0, told.err
-    assert load(str(tmp_path / "out")).parents[0]["calibration"]["name"] == "caf\udce9.txt"
+    assert load(str(tmp_path / "out")).parents[0].calibration["name"] == "caf\udce9.txt"
     told = prune(model_folder, tmp_path / "other", "--calibration", text, "--samples", 4000)
     assert told.code == 3
     assert "caf\\udce9.txt" in told.err

@@ -198,5 +198,3 @@ def test_a_model_that_lacks_modules_is_pruned_further() -> None:
 
 
 # --- what it takes ---
-
-

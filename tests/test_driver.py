@@ -106,7 +106,8 @@ def test_filters_compose_and_may_change_edits() -> None:
             assert block.has_attention
             weight = block.mlp_out.weight
             assert torch.equal(weight, torch.full_like(weight, 0 if number == 2 else number))
-    assert model.fingerprint() == edited(tiny("qwen3"), *pruning.edits).fingerprint()
+    with pytest.raises(InvalidEditError, match="only names its weight"):  # what is kept of an edit has no bytes
+        edited(tiny("qwen3"), *pruning.edits)
 
 
 def test_without_filters_the_methods_edits_are_taken_as_they_are() -> None:

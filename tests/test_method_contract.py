@@ -256,7 +256,7 @@ def test_the_cost_is_what_was_rehearsed(name: str, options: dict[str, Any], shap
     assert foretold.before == pruning.before
     assert abs(pruning.after.parameters - foretold.after.parameters) <= SETTINGS[name].unit(pruning.before)
     searched = run.meter.head_tokens > 0  # which parts go, and so which prefixes are shared, is not known
-    spread = SETTINGS[name].spread if searched else 1.0
+    spread = (1.4 if shape != "dense" else SETTINGS[name].spread) if searched else 1.0
     for count in ("block_tokens", "head_tokens", "asked_tokens"):
         ran, expected = getattr(run.meter, count), getattr(foretold.meter, count)
         assert expected / spread <= ran <= expected * spread
@@ -303,8 +303,8 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Mod
 @ONCE
 def test_a_record_is_replayed_and_a_checkpoint_is_the_model(name: str, chain: Any) -> None:
     model, record, folder = chain(name)
-    assert record["cost"]["forwards_asked"] > 0
-    edits = record["edits"]
+    assert record.cost.forwards_asked > 0
+    edits = record.edits
     if not any(isinstance(value, dict) for edit in edits for value in edit.values()):  # tensors are only named
         replayed = apply_all(tiny("llama"), map(from_json, edits))
         assert replayed.fingerprint() == model.fingerprint()
@@ -330,7 +330,7 @@ def test_a_pruned_model_is_pruned_again_by_any_method(first: str, second: str, c
     pruned = secateur.prune(model, second, sparsity=0.4, calibration=tokens_for(model), **SETTINGS[second].options)
     gone = before.block_parameters - model.layout().block_parameters
     assert abs(gone - 0.4 * before.block_parameters) <= unit
-    assert [parent["method"] for parent in pruned.record["parents"]] == [first]
+    assert [parent.method for parent in pruned.record.parents] == [first]
 
 
 @EVERY

@@ -462,7 +462,7 @@ def test_the_held_out_loss_falls_and_nothing_else_changes(data: Path) -> None:
     shared = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
     use_cache = model.hf.config.use_cache
     result = recover(model, data, epochs=2, eval_every=5, **QUICK)
-    losses = result.record["recovery"]["held_out_loss"]
+    losses = result.record.recovery.held_out_loss
     assert losses["after"] < 0.8 * losses["before"]
     assert [step for step, _ in losses["curve"]] == [0, 5, 10, 15, 20]
     assert losses["curve"][0][1] == pytest.approx(losses["before"], abs=1e-5)
@@ -489,14 +489,14 @@ def test_the_held_out_loss_is_the_saved_models(data: Path, tmp_path: Path) -> No
         weights = (row.labels != IGNORED).float()[None]
         total += mean_nll(loaded, Tokens.of(row.ids[None], weights)) * float(weights.sum())
         count += float(weights.sum())
-    assert result.record["recovery"]["held_out_loss"]["after"] == pytest.approx(total / count, rel=1e-5)
+    assert result.record.recovery.held_out_loss.after == pytest.approx(total / count, rel=1e-5)
 
 
 def test_distillation_brings_the_model_nearer_to_the_dense_one(data: Path) -> None:
     dense, model = with_tokenizer(tiny("llama", num_hidden_layers=2)), pruned_tiny()
     fingerprint = dense.fingerprint()
     result = recover(model, data, distill=dense, max_steps=8, **QUICK)
-    told = result.record["recovery"]
+    told = result.record.recovery
     assert told["held_out_loss"]["after"] < 0.9 * told["held_out_loss"]["before"]
     assert (told["objective"], told["teacher"]["fingerprint"]) == ("distillation", fingerprint)
     assert dense.fingerprint() == fingerprint
@@ -519,10 +519,10 @@ def test_checkpoints_of_every_method_heal(method: str, data: Path, tmp_path: Pat
     loaded = load(str(tmp_path / "pruned"))
     layout = loaded.layout()
     healed = recover(loaded, data, max_steps=4, **QUICK)
-    assert save(healed, tmp_path / "healed") == healed.record["parents"][0]["tier"]
+    assert save(healed, tmp_path / "healed") == healed.record.parents[0]["tier"]
     again = load(str(tmp_path / "healed"))
     assert again.layout() == layout
-    losses = healed.record["recovery"]["held_out_loss"]
+    losses = healed.record.recovery.held_out_loss
     assert losses["after"] < losses["before"]
     ids = torch.arange(5, 25)[None]
     torch.testing.assert_close(logits(again, ids), logits(loaded, ids))
@@ -598,12 +598,12 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(data: Path, tmp_path: Path) 
     assert 5 < step < 10
     result = recover(model, data, checkpoints=folder, **settings)
     assert model.fingerprint() == whole.fingerprint()
-    told, steady_told = result.record["recovery"], steady.record["recovery"]
+    told, steady_told = result.record.recovery, steady.record.recovery
     assert (told["resumed_at"], steady_told["resumed_at"]) == (step, None)
     assert told["held_out_loss"] == steady_told["held_out_loss"]
     assert [step for step, _ in told["training_loss"]] == list(range(1, 11))
     assert told["training_loss"] == steady_told["training_loss"]
-    assert result.record["fingerprint"] == steady.record["fingerprint"]
+    assert result.record.fingerprint == steady.record.fingerprint
     again = pruned_tiny()  # all is trained, and was not written
     assert recover(again, data, checkpoints=folder, **settings).record["recovery"]["resumed_at"] == 10
     assert again.fingerprint() == whole.fingerprint()
@@ -688,9 +688,9 @@ def test_record_and_card_tell_of_the_recovery(data: Path, tmp_path: Path) -> Non
     assert save(healed, tmp_path / "healed") == "B"
     record = secateur.model.load.read_record(tmp_path / "healed")
     assert record == healed.record
-    assert [each["fingerprint"] for each in record["parents"]] == [first.record["fingerprint"]]
+    assert [each["fingerprint"] for each in record["parents"]] == [first.record.fingerprint]
     assert record["model"]["fingerprint"] == fingerprint
-    assert record["before"] == record["after"] == first.record["after"]
+    assert record["before"] == record["after"] == first.record.after
     told = record["recovery"]
     assert (told["data"]["licence"], told["data"]["licence_known_by"]) == ("MIT", "given")
     assert (told["data"]["name"], told["data"]["rows"], told["data"]["train"], told["data"]["held_out"]) == (
@@ -706,7 +706,7 @@ def test_record_and_card_tell_of_the_recovery(data: Path, tmp_path: Path) -> Non
         "licence of the data: MIT",
         "trust_remote_code",
         f"{told['held_out_loss']['after']:.4f} after",
-        first.record["model"]["name"].rpartition("/")[2],
+        first.record.model["name"].rpartition("/")[2],
     ):
         assert fact in text  # fmt: skip
     third = prune(load(str(tmp_path / "healed")), sparsity=0.1, calibration=Tokens.of(torch.arange(5, 77).view(3, 24)),

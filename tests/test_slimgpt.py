@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from models import NO_ENDS, tiny, tiny_closed, tiny_tokens
 from oracles import PROPERTY, activations, edit_facts, edited
 
+from secateur.engine.moments import SecondMoment
 from secateur.engine.tokens import Tokens
 from secateur.errors import InfeasibleBudgetError, InvalidOptionError
 from secateur.methods import get_method
@@ -23,7 +24,6 @@ from secateur.model.layout import BlockLayout, Layout
 from secateur.model.modeling_secateur import Shape
 from secateur.pruning import Pruning, run_method
 from secateur.run import Run
-from secateur.engine.moments import SecondMoment
 from secateur.solvers.obs import group_sizes, prune_groups
 from secateur.solvers.ratios import curve, ratios
 from secateur.surgery.edits import KeepHeads, KeepNeurons
@@ -230,5 +230,3 @@ def test_closed_blocks_and_a_replay() -> None:
     again = Run(store=run.store)
     assert outcome(tiny("llama"), tokens, run=again) == opened
     assert again.meter.block_tokens == 0
-
-

@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from models import tiny, tiny_in, tiny_tokens
-from oracles import PROPERTY, activations, edited, lopsided, standing, weighted
+from models import tiny, tiny_tokens
+from oracles import PROPERTY, activations, edited, lopsided, planned, standing, weighted
 from torch import Tensor
 
 from secateur.engine.tokens import Tokens
@@ -23,7 +23,6 @@ from secateur.model.handle import Model
 from secateur.pruning import run_method
 from secateur.run import Run
 from secateur.solvers.similarity import span_distances
-from secateur.surgery.apply import apply
 from secateur.surgery.edits import DropBlock, Edit
 
 
@@ -213,7 +212,3 @@ def tiny_layout(blocks: int) -> Any:
 
 
 # --- what it takes ---
-
-
-
-

@@ -11,7 +11,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from models import FAMILY_NAMES, NO_ENDS, tiny, tiny_tokens
-from oracles import PROPERTY, activations, edit_facts, edited, lopsided, mean_kl, mean_nll, standing, weighted
+from oracles import PROPERTY, activations, edit_facts, edited, lopsided, mean_kl, mean_nll, planned, standing, weighted
 from torch import Tensor, nn
 
 from secateur.engine.tokens import Tokens
@@ -512,12 +512,6 @@ def test_a_pruned_model_can_be_pruned_again(family: str) -> None:
 
 
 # --- foretold ---
-
-
-
-
-
-
 
 
 def test_the_search_gets_by_without_the_heads_of_stage_1() -> None:

@@ -11,7 +11,8 @@ from secateur.judge.judging import Judging
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.load import load, register
-from secateur.pruning import Pruned, prune, save
+from secateur.output import save
+from secateur.pruning import Pruned, prune
 from secateur.run import Run
 from secateur.version import __version__
 

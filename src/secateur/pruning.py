@@ -11,28 +11,38 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from secateur.card import render_card
 from secateur.engine.tokens import Count, Tokens, check_tokens, read_tokens
-from secateur.errors import CheckpointError, OutputExistsError
-from secateur.folders import resolved
+from secateur.errors import CheckpointError
+from secateur.judge.judging import Judging
 from secateur.judge.perplexity import perplexity
 from secateur.methods import Method, get_method
-from secateur.model.budget import Budget, Convention
-from secateur.model.checkpoint import RECORD, Tier
-from secateur.model.checkpoint import save as save_checkpoint
-from secateur.model.handle import Model
+from secateur.model.budget import Budget, Convention, shares
+from secateur.model.checkpoint import tier
+from secateur.model.facts import environment, origin, sizes
+from secateur.model.handle import Model, require_positions
 from secateur.model.layout import Layout
-from secateur.model.load import read_record
-from secateur.record import dump, make_record, public_name
-from secateur.run import Meter, Rehearsal, Run
+from secateur.model.load import Source, check_device
+from secateur.output import Output
+from secateur.record import (
+    Cost,
+    MeasuredPerplexity,
+    Record,
+    Shares,
+    Sparsity,
+    public_arguments,
+    public_facts,
+    public_name,
+)
+from secateur.run import Meter, Observer, Rehearsal, Run
 from secateur.surgery.apply import apply, predict, require_edits
-from secateur.surgery.edits import Edit, named
+from secateur.surgery.edits import Edit, named, to_json
 from secateur.version import __version__
 
 
@@ -128,8 +138,8 @@ class Plan:
 
 
 def plan(request: Request, model: Model, *, device: str | None = None) -> Plan:
-    """Check all of a pruning that needs no weights, and rehearse it: the method runs on a hollow twin of the model, with
-    engines that count instead of computing.
+    """Check all of a pruning that needs no weights, and rehearse it: the method runs on a hollow twin of the model,
+    with engines that count instead of computing.
 
     Args:
         model: it may be a hollow one.
@@ -142,6 +152,7 @@ def plan(request: Request, model: Model, *, device: str | None = None) -> Plan:
     """
     method, budget, tokens = get_method(request.method), request.budget, request.calibration
     options = method.complete(request.options)
+    _require_edits(model, method, request.filters)
     if isinstance(tokens, Tokens):
         check_tokens(model, tokens)
         samples, length = method.window_shape(model.max_length, tokens.samples, tokens.length)
@@ -190,7 +201,7 @@ def run_method(
         CheckpointError: the real model is not what the edits predict (a bug; nothing should be saved).
     """
     complete = method.complete(options)
-    require_edits(model.family, *method.edits, *(kind for filtering in filters for kind in filtering.edits))
+    _require_edits(model, method, filters)
     before = predicted = model.layout()
     stream = method.prune(model, tokens, budget, run, **complete)
     for filtering in filters:
@@ -205,6 +216,10 @@ def run_method(
     if after != predicted:
         raise CheckpointError("the pruned model's layout is not the one that its edits predict; please report this")
     return Pruning(method.name, complete, budget, edits, before, after)
+
+
+def _require_edits(model: Model, method: Method, filters: Sequence[Filter]) -> None:
+    require_edits(model.family, *method.edits, *(kind for filtering in filters for kind in filtering.edits))
 
 
 def _place(edit: Edit) -> str:
@@ -223,7 +238,7 @@ class Pruned:
 
     model: Model
     pruning: Pruning
-    record: dict[str, Any] = field(repr=False)
+    record: Record = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -306,66 +321,112 @@ def run_job(
     pruning = run_method(
         model, planned.method, job.tokens, request.budget, run, filters=request.filters, **planned.options
     )
-    blocks = len(pruning.before.blocks)
-    cost = {
-        "seconds": round(time.monotonic() - start, 1),
-        "block_tokens": run.meter.block_tokens,
-        "head_tokens": run.meter.head_tokens,
-        "forwards": round(run.meter.forwards(blocks, job.tokens.length, head=head), 2),
-        "forwards_asked": round(run.meter.forwards_asked(blocks, job.tokens.length), 2),
-    }
-    record = make_record(
-        model, pruning, job.tokens, model_fingerprint=job.model_fingerprint, seed=request.seed, cost=cost,
-        arguments=arguments, notes=run.notes,
-    )  # fmt: skip
-    record["fingerprint"] = job.fingerprint
+    blocks, length = len(pruning.before.blocks), job.tokens.length
+    cost = Cost(
+        seconds=round(time.monotonic() - start, 1),
+        block_tokens=run.meter.block_tokens,
+        head_tokens=run.meter.head_tokens,
+        forwards=round(run.meter.forwards(blocks, length, head=head), 2),
+        forwards_asked=round(run.meter.forwards_asked(blocks, length), 2),
+    )
+    record = _record(job, pruning, cost, run.notes, arguments or {})
     for name, tokens in texts.items():
         after = perplexity(model, tokens, run=judge)
         after["text"] = public_name(str(after["text"]))
-        record["perplexity"].append({**after, "before": dense[name]["perplexity"], "after": after["perplexity"]})
+        measured = {**after, "before": dense[name]["perplexity"], "after": after["perplexity"]}
+        record.perplexity = [*(record.perplexity or ()), MeasuredPerplexity(**measured)]
     model.edited()  # a further pruning starts from here
-    model.parents = [*model.parents, {key: value for key, value in record.items() if key != "parents"}]
+    model.parents = [*model.parents, record.alone]
     return Pruned(model, pruning, record)
 
 
-class Result(Protocol):
-    """What `save` writes: `Pruned`, or `Recovered`."""
+def _record(job: Job, pruning: Pruning, cost: Cost, notes: Mapping[str, Any], arguments: Mapping[str, Any]) -> Record:
+    """Describe what a finished run did to the job's model."""
+    model, budget, filters = job.model, pruning.budget, job.plan.request.filters
+    return Record(
+        secateur=__version__,
+        fingerprint=job.fingerprint,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        method=pruning.method,
+        options=pruning.options,
+        filters={filtering.name: dict(filtering.options) for filtering in filters} or None,
+        seed=job.plan.request.seed,
+        sparsity=Sparsity(
+            asked=budget.sparsity,
+            of=budget.of,
+            round_to=budget.round_to,
+            achieved=Shares(**shares(pruning.before, pruning.after)),
+        ),
+        tier=tier(model),
+        model=origin(model, job.model_fingerprint),
+        calibration={**public_facts(job.tokens.source), "fingerprint": job.tokens.fingerprint()},
+        arguments=public_arguments(arguments),
+        environment=environment(model),
+        cost=cost,
+        before=sizes(pruning.before, model),
+        after=sizes(pruning.after, model),
+        perplexity=[],
+        evaluations=[],
+        notes=dict(notes),
+        edits=[to_json(edit) for edit in pruning.edits],
+        parents=model.parents,
+    )
 
-    @property
-    def model(self) -> Model: ...
 
-    @property
-    def record(self) -> dict[str, Any]: ...
+@dataclass(frozen=True)
+class Outcome:
+    """What a folder holds in the end.
+
+    Attributes:
+        was_there: by an earlier run of the same job; nothing was done.
+    """
+
+    record: Record
+    was_there: bool
 
 
-class Identified(Protocol):
-    """A job whose outcome has an identity."""
+def prune_to(
+    request: Request,
+    source: Source,
+    output: Output,
+    *,
+    judging: Judging | None = None,
+    observer: Observer | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> Outcome:
+    """Prune a model that is known by name and write a smaller checkpoint, whole or not at all.
 
-    @property
-    def fingerprint(self) -> str: ...
+    All that can be refused is refused before gigabytes are read, and all else before the work.
 
-
-def save(result: Result, folder: str | Path, *, overwrite: bool = False, max_shard_size: str = "5GB") -> Tier:
-    """Write a checkpoint with record and card, whole or not at all; return its tier.
+    Args:
+        judging: of which the texts are measured before and after.
+        arguments: goes into the record as given.
 
     Raises:
-        OutputExistsError: the folder exists and `overwrite` is off.
+        OutputExistsError, OutputBusyError, OutputError: the folder holds something else, another process is about to
+            write it, or it cannot be written.
+        What `plan`, `prepare` and `run_job` raise.
     """
-    files = {RECORD: dump(result.record), "README.md": render_card(result.record)}
-    return save_checkpoint(result.model, Path(folder), files=files, overwrite=overwrite, max_shard_size=max_shard_size)
-
-
-def already_there(job: Identified, folder: Path) -> dict[str, Any] | None:
-    """The record of `folder` if it already holds this very job's result; None if there is nothing.
-
-    Raises:
-        OutputExistsError: it holds something else.
-    """
-    folder = resolved(folder)
-    if not folder.exists():
-        return None
-    record = read_record(folder) if folder.is_dir() else None
-    if record is not None and record.get("fingerprint") == job.fingerprint:
-        return record
-    what = "another pruning or recovery" if record else "something that secateur did not write"
-    raise OutputExistsError(f"{folder} exists and holds {what}; choose another --out, or give --overwrite")
+    judging = judging or Judging()
+    text = request.calibration if isinstance(request.calibration, str) else None
+    output.check(source.name, text, *judging.texts)
+    with output.claimed():
+        hollow = source.hollow()
+        device = check_device(None if source.device == "auto" else source.device)
+        planned = plan(request, hollow, device=torch.device(device).type)
+        if judging.texts:
+            require_positions(hollow.max_length, judging.length)
+        job = prepare(planned, source.load())
+        if (record := output.holds(job.fingerprint)) is not None:
+            return Outcome(record, was_there=True)
+        output.require_space(planned.after.parameters * job.model.dtype.itemsize)
+        texts = {
+            name: read_tokens(
+                job.model, name, purpose="evaluation", length=judging.length, samples=judging.samples,
+                data=request.data, cache=request.cache,
+            )
+            for name in judging.texts
+        }  # fmt: skip
+        pruned = run_job(job, run=Run(request.seed, observer=observer), measure_on=texts, arguments=arguments)
+        output.write(pruned)
+        return Outcome(pruned.record, was_there=False)

@@ -19,16 +19,16 @@ from secateur.cli.guard import EXIT_FAILED, err, out
 from secateur.cli.options import Calibration, Count, Length, Samples, SourceOptions, words
 from secateur.cli.progress import in_words, standing_shown
 from secateur.errors import InvalidOptionError, SecateurError
-from secateur.forecast import Speed, hollow_model, probe
+from secateur.forecast import Speed, probe
 from secateur.grid.cells import Cell
 from secateur.grid.estimate import GENERATION, INFERENCE, PARTS, PERPLEXITY, PRUNE, TASKS, Work, estimates, steps
 from secateur.grid.judges import Judges
 from secateur.grid.run import Grid
 from secateur.judge.judging import Judging
 from secateur.model.handle import Model
-from secateur.model.load import check_device, load
+from secateur.model.load import Source, check_device, load
 from secateur.report.page import PAGE, write_report
-from secateur.run import work_forwards
+from secateur.run import Meter
 
 SPARSITIES = (
     "Numbers between 0 and 1 with commas between; `paper` is 0.25,0.375,0.5, `every-block` every number of blocks."
@@ -150,7 +150,7 @@ class GridJob:
     def show_estimates(self, make_cells: Callable[[Model], Sequence[Cell]]) -> None:
         """List the cells with what their parts would take, from the configuration alone and one timed block."""
         where = self.source
-        hollow = hollow_model(self.model, dtype=where.dtype, revision=where.revision, cache=where.cache_dir)
+        hollow = Source(name=self.model, dtype=where.dtype, revision=where.revision, cache=where.cache_dir).hollow()
         cells = make_cells(hollow)
         judges = Judges(self.judging, data=where.data, cache=where.cache_dir)
         windows = dict.fromkeys(self.judging.texts, self.judging.samples)
@@ -171,9 +171,8 @@ class GridJob:
 def _row(name: str, foretold: Mapping[str, Any], speed: Speed, hollow: Model, length: int) -> dict[str, Any]:
     parts = {part: work.seconds(speed) for part, work in foretold["parts"].items()}
     pruning = foretold["parts"].get(PRUNE, Work())
-    spent = work_forwards(
-        pruning.block_tokens, pruning.head_tokens, len(hollow.numbers), length, head=hollow.head_cost
-    )  # fmt: skip
+    meter = Meter(int(pruning.block_tokens), int(pruning.head_tokens))
+    spent = meter.forwards(len(hollow.numbers), length, head=hollow.head_cost)
     told = {key: foretold.get(key) for key in ("refused", "same_as", "removed")}
     return {"name": name, **told, "forwards": spent, "parts": parts, "seconds": sum(parts.values())}
 

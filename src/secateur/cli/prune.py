@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,18 +35,14 @@ from secateur.cli.options import (
     Samples,
 )  # fmt: skip
 from secateur.cli.progress import Bars
-from secateur.engine.tokens import Tokens, read_tokens
 from secateur.errors import InvalidOptionError
-from secateur.folders import claimed, require_space, resolved
-from secateur.forecast import forecast, hollow_model
+from secateur.forecast import Forecast, forecast
+from secateur.judge.judging import Judging
 from secateur.methods import Option, get_method, methods
-from secateur.model.budget import Budget
-from secateur.model.checkpoint import RECORD, check_output
-from secateur.model.handle import require_positions
-from secateur.model.load import load
-from secateur.pruning import Job, Pruned, already_there, prepare, run_job, save
-from secateur.record import remarks
-from secateur.run import Run
+from secateur.model.load import Source
+from secateur.output import Output
+from secateur.pruning import Request, prune_to
+from secateur.record import Record
 
 
 def _prune(
@@ -85,49 +81,27 @@ def _prune(
     Options below "Method options" are those of the methods named beside them.
     """
     start_logging(log_level, log_file)
-    options = _method_options(method, given)
-    budget = Budget(sparsity, of=of, round_to=round_to)  # type: ignore[arg-type]  # checked there
+    request = Request(
+        sparsity=sparsity, method=method, of=of, round_to=round_to, options=_method_options(method, given),  # type: ignore[arg-type]  # checked there
+        calibration=calibration, samples=samples, length=length, seed=seed, count=count, data=data, cache=cache_dir,  # type: ignore[arg-type]  # checked there
+    )  # fmt: skip
+    source = Source(name=model, device=device, dtype=dtype, revision=revision, cache=cache_dir)
     if dry_run:
-        _show_forecast(
-            forecast(
-                model, get_method(method), budget, samples=samples, length=length, device=device, dtype=dtype,
-                revision=revision, cache=cache_dir, **options,
-            ),
-            as_json,
-        )  # fmt: skip
+        _show_forecast(forecast(request, source), as_json)
         return
     if out_dir is None:
         raise InvalidOptionError("--out DIR is missing: the folder to write (or ask for --dry-run)")
-    if overwrite or not (resolved(out_dir) / RECORD).is_file():  # one that is there may be this very result
-        check_output(out_dir, overwrite=overwrite, max_shard_size=max_shard_size)
-    check_inputs_survive(out_dir, [model, calibration, *(perplexity_on or ())])
-    with claimed(out_dir):
-        hollow = hollow_model(model, dtype=dtype, revision=revision, cache=cache_dir)  # before gigabytes are read
-        get_method(method).plan(hollow, budget, samples, length, options)
-        if perplexity_on:
-            require_positions(hollow.max_length, eval_length)
-        loaded = load(model, device=device, dtype=dtype, revision=revision, cache=cache_dir)
-        job = prepare(
-            loaded, method, sparsity=sparsity, of=of, round_to=round_to, calibration=calibration, samples=samples,  # type: ignore[arg-type]  # checked there
-            length=length, seed=seed, count=count, data=data, cache=cache_dir, **options,  # type: ignore[arg-type]  # checked there
-        )  # fmt: skip
-        record = None if overwrite else already_there(job, out_dir)
-        if record is not None:
-            told = f"{out_dir} already holds this result; `secateur eval` measures it"
-            err.print(told, markup=False, highlight=False)
-        else:
-            texts = {
-                text: read_tokens(
-                    loaded, text, purpose="evaluation", length=eval_length, samples=eval_samples, data=data,
-                    cache=cache_dir,
-                )
-                for text in perplexity_on or ()
-            }  # fmt: skip
-            pruned = _run_with_bar(job, texts, out_dir)
-            save(pruned, out_dir, overwrite=overwrite, max_shard_size=max_shard_size)
-            record = pruned.record
+    judging = Judging(texts=tuple(perplexity_on or ()), length=eval_length, samples=eval_samples)
+    outcome = prune_to(
+        request, source, Output(out_dir, overwrite, max_shard_size), judging=judging, observer=Bars(),
+        arguments={"command": sys.argv[1:]},
+    )  # fmt: skip
+    record = outcome.record
+    if outcome.was_there:
+        told = f"{out_dir} already holds this result; `secateur eval` measures it"
+        err.print(told, markup=False, highlight=False)
     if as_json:
-        print(json.dumps({"out": str(out_dir), **{k: v for k, v in record.items() if k not in ("edits", "parents")}}))
+        print(json.dumps({"out": str(out_dir), **record.summary()}))
     else:
         _show(record, out_dir)
 
@@ -172,25 +146,8 @@ def _method_options(method: str, given: dict[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-def check_inputs_survive(out_dir: Path, inputs: Sequence[str | None]) -> None:
-    """Refuse a folder whose replacement would take away what the run reads."""
-    target = resolved(out_dir)
-    for name in inputs:
-        if name and os.path.exists(name) and target in (Path(name).resolve(), *Path(name).resolve().parents):
-            raise InvalidOptionError(f"--out {out_dir} holds {name}, which this run reads; choose another folder")
-
-
-def _run_with_bar(job: Job, texts: dict[str, Tokens], out_dir: Path) -> Pruned:
-    run = Run(job.seed, observer=Bars())
-    tokens, layout = job.tokens, job.model.layout()
-    cost = get_method(job.method).foretell(layout, tokens.samples, tokens.length, job.budget, **job.options)
-    require_space(out_dir, cost.after.parameters * job.model.dtype.itemsize)
-    run.expect(cost.block_tokens, cost.head_tokens, head=job.model.head_cost)
-    return run_job(job, run=run, measure_on=texts, arguments={"command": sys.argv[1:]})
-
-
-def _show(record: dict[str, Any], folder: Path) -> None:
-    before, after = record["before"], record["after"]
+def _show(record: Record, folder: Path) -> None:
+    before, after = record.before, record.after
     table = Table("", "before", "after", "", box=None, pad_edge=False)
 
     def row(name: str, old: float, new: float, form: str = ",.0f", unit: str = "") -> None:
@@ -198,43 +155,44 @@ def _show(record: dict[str, Any], folder: Path) -> None:
             escape(name), f"{old:{form}}{unit}", f"{new:{form}}{unit}", f"{new / old - 1:+.1%}" if old else ""
         )
 
-    row("parameters", before["parameters"], after["parameters"])
-    row("weights", before["weight_bytes"] / 1e6, after["weight_bytes"] / 1e6, ",.1f", " MB")
-    row("blocks", before["blocks"], after["blocks"])
-    row("attention modules", before["attentions"], after["attentions"])
-    row("KV heads", before["kv_heads"], after["kv_heads"])
-    row("FFN neurons", before["neurons"], after["neurons"])
-    if after["stream_width"] != before["stream_width"]:
-        row("hidden width", before["stream_width"], after["stream_width"])
-    for each in record["perplexity"]:
-        row(f"perplexity, {Path(str(each['text'])).name}", each["before"], each["after"], ".2f")
-    achieved, cost = record["sparsity"]["achieved"], record["cost"]
+    row("parameters", before.parameters, after.parameters)
+    row("weights", before.weight_bytes / 1e6, after.weight_bytes / 1e6, ",.1f", " MB")
+    row("blocks", before.blocks, after.blocks)
+    row("attention modules", before.attentions, after.attentions)
+    row("KV heads", before.kv_heads, after.kv_heads)
+    row("FFN neurons", before.neurons, after.neurons)
+    if after.stream_width != before.stream_width:
+        row("hidden width", before.stream_width, after.stream_width)
+    for text in record.perplexity or ():
+        row(f"perplexity, {Path(text.text).name}", text.before, text.after, ".2f")
+    achieved, cost = record.achieved, record.cost
     out.print(table)
-    for remark in remarks(record):
+    for remark in record.remarks:
         out.print(remark, highlight=False, markup=False)
     out.print(
-        f"{record['method']}: {achieved['blocks']:.2%} of the blocks' parameters removed ({achieved['model']:.2%} of "
-        f"all) in {cost['seconds']:.0f} s, {_forwards(cost)}\n"
-        f"written to {folder} (tier {record['tier']})",
+        f"{record.method}: {achieved.blocks:.2%} of the blocks' parameters removed ({achieved.model:.2%} of all) in "
+        f"{cost.seconds:.0f} s, {_forwards(cost.forwards or 0, cost.forwards_asked or 0)}\n"
+        f"written to {folder} (tier {record.tier})",
         highlight=False,
         markup=False,
     )
 
 
-def _show_forecast(foretold: dict[str, Any], as_json: bool) -> None:
+def _show_forecast(foretold: Forecast, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(foretold))
+        print(json.dumps(asdict(foretold)))
         return
-    parameters = foretold["parameters"]
+    parameters = foretold.parameters
     out.print(
-        f"{foretold['method']} on {foretold['model']}, {foretold['samples']} x {foretold['length']} tokens: "
+        f"{foretold.method} on {foretold.model}, {foretold.samples} x {foretold.length} tokens: "
         f"{parameters['before']:,} -> {parameters['after']:,} parameters\n"
-        f"peak memory {foretold['peak_memory_bytes'] / 1e9:.2f} GB beyond Python and torch, "
-        f"disk {foretold['disk_bytes'] / 1e9:.2f} GB\n"
-        f"{_forwards(foretold)}, about {foretold['seconds']:.0f} s by one probed block",
+        f"peak memory {foretold.peak_memory_bytes / 1e9:.2f} GB beyond Python and torch, "
+        f"disk {foretold.disk_bytes / 1e9:.2f} GB\n"
+        f"{_forwards(foretold.forwards, foretold.forwards_asked)}, "
+        f"about {foretold.seconds:.0f} s by one probed block",
         highlight=False,
     )
 
 
-def _forwards(cost: Mapping[str, Any]) -> str:
-    return f"{cost['forwards']:.1f} full-length forwards (of {cost['forwards_asked']:.1f} asked for)"
+def _forwards(done: float, asked: float) -> str:
+    return f"{done:.1f} full-length forwards (of {asked:.1f} asked for)"

@@ -225,26 +225,24 @@ class Visit:
         """As `observe`, but the outputs replace the inputs and go on to the next block. Once per visit, and last."""
         self._reach()
         self._stream.through(self.block, taps, keep=True)
-        self._leave()
+        self._stream.left()
+        self._left = True
 
     def second_moment(
-        self, tap: Tap, dtype: torch.dtype = torch.float64, *, weigh: Weigh | None = None, advance: bool = False
+        self, tap: Tap, dtype: torch.dtype = torch.float64, *, weigh: Weigh | None = None
     ) -> SecondMoment:
         """The sum of w x x^T over all calibration tokens at a tap. Asked for again before an edit, it is not taken
         again: so a method and a filter that want the same cost one look.
 
         Args:
             weigh: weights of the tokens from states and weights, (batch, length, features) and (batch, length).
-            advance: leave the block by the same pass, as `advance` does.
         """
         if self._edits != self._stream.model.edits_applied:
             self._moments, self._edits = {}, self._stream.model.edits_applied
-        if weigh is None and not advance and (tap, dtype) in self._moments:
+        if weigh is None and (tap, dtype) in self._moments:
             return self._moments[tap, dtype]
         self._reach()
-        moment = self._stream.moment(self.block, tap, dtype, weigh, keep=advance)
-        if advance:
-            self._leave()
+        moment = self._stream.moment(self.block, tap, dtype, weigh, keep=False)
         if weigh is None:
             self._moments[tap, dtype] = moment
         return moment
@@ -261,10 +259,6 @@ class Visit:
             raise SecateurError(f"block {self.block.number} has been left: `advance` comes last")
         self._looked = True
         self._stream.reach(self.block.number)
-
-    def _leave(self) -> None:
-        self._stream.left()
-        self._left = True
 
 
 @contextmanager
@@ -310,7 +304,6 @@ def walk(
     run: Run | None = None,
     batch_size: int = 1,
     group_bytes: int = GROUP_BYTES,
-    dense: bool = False,
     label: str = "walk",
 ) -> Iterator[Visit]:
     """Visit the blocks in order, each with the hidden states that really enter it.
@@ -321,8 +314,6 @@ def walk(
             group of windows through all blocks before the next; for methods that only look.
         batch_size: windows per forward.
         group_bytes: of hidden states at once, in order "samples".
-        dense: what is edited behind the walk is not fed in: where each block is left (`advance`) before it is edited,
-            the states are those of the dense model.
 
     Yields:
         Visits. What a method does not look at is run only if something later is.
@@ -338,7 +329,7 @@ def walk(
         for start in range(0, tokens.samples, size):
             part = Tokens(tokens.ids[start : start + size], tokens.weights[start : start + size])
             stream = kind(model, part, batch_size, run)
-            check = _guard(stream, order, dense)
+            check = _guard(stream, order)
             model.guards.append(check)
             try:
                 yield from _walk(stream, done)
@@ -348,13 +339,13 @@ def walk(
                 stream.close()
 
 
-def _guard(stream: _Stream, order: Order, dense: bool) -> Callable[[int | None], str | None]:
+def _guard(stream: _Stream, order: Order) -> Callable[[int | None], str | None]:
     """Says why an edit at a place cannot be while the walk is under way; None if it can."""
 
     def refused(place: int | None) -> str | None:
         if order == "samples":
             return "an edit inside a walk over samples: the next group would see another model"
-        if not stream.started or not (stream.passed(place) if not dense else place is None):
+        if not stream.passed(place):
             return None
         what = "the embedding" if place is None else f"block {place}"
         where = f"block {stream.ahead[0]}" if stream.ahead else "the end"
@@ -379,15 +370,14 @@ def _walk(stream: _Stream, done: Advance) -> Iterator[Visit]:
 class Follower:
     """Statistics at the blocks that edits come for, ascending: for filters.
 
-    Where the method's own walk stands at the block, they are taken there, before the edit. Else by one walk of the
-    follower's own, of the dense stream, which leaves each block by the pass that takes its statistics: a pruning with
-    a filter then costs one more forward of each window, not one per edit.
+    Where the method's own walk stands at the block, they are taken there, before the edit. Else from states of the
+    follower's own, which go on through each block as it is before its edit, by the pass that takes its statistics: a
+    pruning with a filter then costs one more forward of each window, not one per edit.
     """
 
     def __init__(self, model: Model, tokens: Tokens, run: Run) -> None:
         self._model, self._run = model, run
-        self._walk = walk(model, tokens, run=run, dense=True, label="statistics")
-        self._own: Visit | None = None
+        self._stream = (_Rehearsed if run.rehearses else _Stream)(model, tokens, 1, run)
 
     def second_moment(self, number: int, tap: Tap, dtype: torch.dtype = torch.float64) -> SecondMoment:
         """The second moment at block `number`, which is not edited yet.
@@ -398,7 +388,11 @@ class Follower:
         visit: Visit | None = self._run.root.visit
         if visit is not None and visit.block.number == number:
             return visit.second_moment(tap, dtype)
-        for own in self._walk:
-            if own.block.number == number:
-                return own.second_moment(tap, dtype, advance=True)
-        raise SecateurError(f"statistics of block {number} were asked for after those of a later one")
+        stream = self._stream
+        if number not in stream.ahead:
+            raise SecateurError(f"statistics of block {number} were asked for after those of a later one")
+        stream.reach(number)
+        with self._model.open(number) as block:
+            moment = stream.moment(block, tap, dtype, None, keep=True)
+        stream.left()
+        return moment

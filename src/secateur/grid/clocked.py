@@ -57,7 +57,7 @@ class Clocked(Run):
         self._shared, self._clock = shared, clock
         self._spared: list[dict[str, float]] = []
 
-    def step(self, key: str, compute: Callable[[], T]) -> T:
+    def step(self, key: str, compute: Callable[[], T], *, scratch_bytes: float = 0) -> T:
         shared = self._shared
         if shared is None or not key.startswith(shared.beginning):
             return super().step(key, compute)
@@ -89,9 +89,9 @@ class Clocked(Run):
         for each in self._spared:
             took |= {name: took[name] + value for name, value in each.items()}
 
-    def _work(self) -> float:
+    def work_done(self) -> float:
         spared = sum(each["block_tokens"] + self._head * each["head_tokens"] for each in self._spared)
-        return super()._work() + spared
+        return super().work_done() + spared
 
     def _now(self) -> dict[str, float]:
         return {"wall_s": self._clock(), "cpu_s": time.process_time(), **vars(self.meter)}

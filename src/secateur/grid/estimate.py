@@ -11,10 +11,9 @@ from secateur.errors import SecateurError
 from secateur.forecast import Speed
 from secateur.grid.cells import DENSE, Cell, in_words
 from secateur.grid.index import digest
-from secateur.grid.pruning import complete_options, foretell, removed
+from secateur.grid.pruning import complete_options, foretell
 from secateur.judge.generation import GREEDY
 from secateur.judge.judging import Judging
-from secateur.model.budget import shares
 from secateur.model.handle import Model
 
 WINDOWS = 150  # of a text whose windows were not counted
@@ -85,12 +84,11 @@ def _estimate(cell: Cell, model: Model, judged: Callable[[float], dict[str, Work
     if cell.method == DENSE:
         return {"removed": 0.0, "parts": judged(1.0)}
     try:
-        cost = foretell(cell, model)
+        foretold = foretell(cell, model)
     except SecateurError as error:
         return {"refused": in_words(error), "parts": {}}
-    pruning = Work(cost.block_tokens, cost.head_tokens)
-    kept = 1 - shares(model.layout(), cost.after)["blocks"]
-    return {"removed": removed(cell, model, cost)[cell.of], "parts": {PRUNE: pruning} | judged(kept)}
+    pruning = Work(foretold.meter.block_tokens, foretold.meter.head_tokens)
+    return {"removed": foretold.removed[cell.of], "parts": {PRUNE: pruning} | judged(1 - foretold.removed["blocks"])}
 
 
 def _judging(model: Model, judging: Judging, text_tokens: int, task_tokens: float, kept: float) -> dict[str, Work]:

@@ -17,8 +17,9 @@ import torch
 from secateur.engine.tokens import Tokens
 from secateur.grid.cells import Cell
 from secateur.judge.judging import Judging
+from secateur.model.facts import environment
 from secateur.model.handle import Model
-from secateur.record import environment, public_arguments, public_facts, public_name
+from secateur.record import public_arguments, public_facts, public_name
 from secateur.report.results import SCHEMA
 from secateur.report.results_before import commands_of
 from secateur.version import __version__

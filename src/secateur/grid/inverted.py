@@ -239,9 +239,7 @@ def _muted(model: Model, number: int, norms: Tensor, kept: int) -> Iterator[None
             handle.remove()
 
 
-def rehearsed(
-    model: Model, samples: int, length: int, budget: Budget, **options: Any
-) -> tuple[Meter, InvertedResult]:
+def rehearsed(model: Model, samples: int, length: int, budget: Budget, **options: Any) -> tuple[Meter, InvertedResult]:
     """What it will take and leave; the model may be a hollow one. Errors are those of `inverted`."""
     run, tokens = Rehearsal(), Tokens.of(torch.zeros(samples, length, dtype=torch.long))
     with inverted(model.hollow(), tokens, budget, run, **options) as result:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from secateur.engine.tokens import Tokens
@@ -12,12 +13,12 @@ from secateur.grid.cells import DENSE, Cell, calibration_facts
 from secateur.grid.clocked import Clocked
 from secateur.grid.index import now
 from secateur.judge.memory import device_peak
-from secateur.methods import Cost, get_method
+from secateur.methods import get_method
 from secateur.model.budget import Budget, shares
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
-from secateur.pruning import prepare, run_job
-from secateur.run import work_forwards
+from secateur.pruning import Plan, Request, plan, prepare, run_job
+from secateur.run import Meter
 
 Facts = dict[str, Any]
 
@@ -41,48 +42,57 @@ def complete_options(cell: Cell) -> dict[str, Any]:
     return get_method(cell.method).complete(cell.options)
 
 
-def foretell(cell: Cell, model: Model) -> Cost:
+@dataclass(frozen=True)
+class Foretold:
+    """What a cell's pruning will take, and the shares of the blocks' and of the model's parameters that will be gone;
+    `plan` is None for one that exists in memory only."""
+
+    meter: Meter
+    removed: dict[str, float]
+    plan: Plan | None
+
+
+def foretell(cell: Cell, model: Model, tokens: Tokens | None = None) -> Foretold:
     """What the cell's pruning will take and leave; the model may be a hollow one.
 
     Raises:
         InfeasibleBudgetError and the other errors with which the cell would be refused.
     """
     assert cell.calibration is not None  # narrows the type
-    samples, length = cell.calibration.samples, cell.calibration.length
+    samples, length, budget = cell.calibration.samples, cell.calibration.length, budget_of(cell)
     if cell.method == inverted.NAME:
-        return inverted.foretell(model.layout(), samples, length, budget_of(cell), **inverted.complete(cell.options))
-    return get_method(cell.method).plan(model, budget_of(cell), samples, length, cell.options).cost
-
-
-def removed(cell: Cell, model: Model, cost: Cost) -> dict[str, float]:
-    """The shares of the blocks' and of the model's parameters that will be gone, as far as they are known before."""
-    if cell.method == inverted.NAME:  # what it mutes is still in the layout
-        return inverted.removed(model.layout(), budget_of(cell), **inverted.complete(cell.options))
-    return shares(model.layout(), cost.after)
+        meter, result = inverted.rehearsed(model, samples, length, budget, **inverted.complete(cell.options))
+        return Foretold(meter, result.achieved(model.layout()), None)
+    request = Request(
+        sparsity=budget.sparsity, method=cell.method, of=cell.of, round_to=cell.round_to, options=cell.options,
+        calibration=tokens, samples=samples, length=length, seed=cell.calibration.seed,
+    )  # fmt: skip
+    planned = plan(request, model)
+    return Foretold(planned.meter, shares(planned.before, planned.after), planned)
 
 
 @contextmanager
 def pruned(cell: Cell, model: Model, tokens: Tokens, run: Clocked) -> Iterator[Facts]:
     """Prune the model in place and give what the cell's file says of it; in the context the model can be judged."""
-    cost = foretell(cell, model)
-    run.expect(cost.block_tokens, cost.head_tokens, head=model.head_cost)
-    with (_in_memory if cell.method == inverted.NAME else _by_method)(cell, model, tokens, run) as facts:
+    foretold = foretell(cell, model, tokens)
+    run.expect(foretold.meter, head=model.head_cost)
+    with ExitStack() as stack:
+        if foretold.plan is None:
+            facts = stack.enter_context(_in_memory(cell, model, tokens, run))
+        else:
+            facts = _by_method(foretold.plan, model, tokens, run)
         yield {"calibration": calibration_facts(tokens), **facts}
 
 
-@contextmanager
-def _by_method(cell: Cell, model: Model, tokens: Tokens, run: Clocked) -> Iterator[Facts]:
+def _by_method(planned: Plan, model: Model, tokens: Tokens, run: Clocked) -> Facts:
     head = model.head_cost
-    job = prepare(
-        model, cell.method, sparsity=budget_of(cell).sparsity, of=cell.of, round_to=cell.round_to, calibration=tokens,
-        seed=run.seed, **cell.options,
-    )  # fmt: skip
+    job = prepare(planned, model)
     with run.clocked() as took, device_peak(model) as peak:
         done = run_job(job, run=run)
     before, after = done.pruning.before, done.pruning.after
-    yield {
+    return {
         "options": dict(done.pruning.options),
-        "achieved": done.record["sparsity"]["achieved"],
+        "achieved": shares(before, after),
         "parameters": after.parameters,
         "weight_bytes": after.parameters * model.dtype.itemsize,
         **_notes(run.notes),
@@ -102,11 +112,12 @@ def _in_memory(cell: Cell, model: Model, tokens: Tokens, run: Clocked) -> Iterat
 
 
 def _measured(took: Mapping[str, float], peak: int | None, blocks: int, length: int, head: float) -> Facts:
+    meter = Meter(int(took["block_tokens"]), int(took["head_tokens"]), int(took["asked_tokens"]))
     return {
         "wall_s": round(took["wall_s"], 3),
         "cpu_s": round(took["cpu_s"], 3),
-        "forwards": round(work_forwards(took["block_tokens"], took["head_tokens"], blocks, length, head=head), 2),
-        "forwards_asked": round(took["asked_tokens"] / (blocks * length), 2),
+        "forwards": round(meter.forwards(blocks, length, head=head), 2),
+        "forwards_asked": round(meter.forwards_asked(blocks, length), 2),
         "peak_device_memory_bytes": peak,
     }
 

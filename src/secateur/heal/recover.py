@@ -33,6 +33,7 @@ from secateur.heal import (
 from secateur.heal.record import make_recovery_record
 from secateur.hf import quiet_transformers
 from secateur.model.handle import Model
+from secateur.record import Record
 from secateur.run import Run
 from secateur.version import __version__
 
@@ -49,7 +50,7 @@ class Recovered:
     """
 
     model: Model
-    record: dict[str, Any] = field(repr=False)
+    record: Record = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ def run_recovery(
         seconds=time.monotonic() - start,
         arguments=arguments,
     )
-    model.parents = [*model.parents, {key: value for key, value in record.items() if key != "parents"}]
+    model.parents = [*model.parents, record.alone]
     return Recovered(model, record)
 
 

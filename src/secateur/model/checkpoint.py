@@ -21,9 +21,9 @@ from secateur.hf import quiet_transformers
 from secateur.model.handle import Model
 from secateur.model.modeling_secateur import MODEL_FOR_CAUSAL_LM_MAPPING, plain_config
 from secateur.model.refusals import Description
+from secateur.record import RECORD
 
 Tier = Literal["A", "B"]
-RECORD = "secateur.json"
 SUMS = "SHA256SUMS"  # of the weight files, as `sha256sum -c` reads it
 
 

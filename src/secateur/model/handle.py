@@ -29,6 +29,7 @@ from secateur.model.modeling_secateur import (
 )
 from secateur.model.refusals import Description, refuse_architecture
 from secateur.model.views import Block
+from secateur.record import Record
 
 
 class Model:
@@ -59,7 +60,7 @@ class Model:
         self.tokenizer = tokenizer
         self.source: dict[str, Any] = dict(source or {})
         self.numbers: list[int] = list(range(len(self.blocks)))
-        self.parents: list[dict[str, Any]] = []  # records of earlier prunings, on disk or in this session, oldest first
+        self.parents: list[Record] = []  # records of earlier prunings, on disk or in this session, oldest first
         self.edits_applied = 0
         # For hidden states that are held elsewhere: (site, site, matrix), X <- X @ matrix takes those that wait at the
         # first site to the second. A `Rebase` stays where it is, `DropBlock` leads on to what comes after.

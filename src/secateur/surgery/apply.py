@@ -199,5 +199,9 @@ def _check_weight(block: Block, weight: Tensor | None, shape: tuple[int, ...]) -
         return
     if tuple(weight.shape) != shape:
         raise InvalidEditError(f"block {block.number}: the weight has shape {tuple(weight.shape)}, not {shape}")
-    if not weight.is_meta and not torch.isfinite(weight).all():
+    if weight.is_meta:
+        if not next(block.module.parameters()).is_meta:  # of a hollow model
+            raise InvalidEditError(f"block {block.number}: the edit only names its weight, as records do")
+        return
+    if not torch.isfinite(weight).all():
         raise InvalidEditError(f"block {block.number}: the weight has NaN or Inf")

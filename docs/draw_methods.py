@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from figures import DOCS, demo_model, grids
+from msgspec import to_builtins
 
 from secateur.grid.pruning import shape
 from secateur.model.handle import Model
@@ -15,7 +16,7 @@ SPARSITY = 0.375
 
 def draw(model: Model, cell: Mapping[str, Any]) -> str:
     """A cell's picture as SVG."""
-    dense = shape(model.layout(), model.layout())
+    dense = to_builtins(shape(model.layout(), model.layout()))
     title = f"{cell['label']}, {cell['achieved']['blocks']:.1%} of the blocks' parameters removed"
     return picture(lanes(cell["shape"], dense, model.hidden_size), title=title) + "\n"
 

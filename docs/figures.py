@@ -25,13 +25,14 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from secateur.grid.ablation_table import NAME as ABLATION_TABLE
 from secateur.grid.ablation_table import ablation_table
-from secateur.grid.folder import CELL, INDEX, GridFolder
 from secateur.grid.main_table import DIFFERENCES, main_table
+from secateur.grid.raw import RawFolder
 from secateur.grid.render import Column, Table, markdown
 from secateur.methods import Method, get_method, methods
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.report.html import on_lines
+from secateur.report.results import CELL, CELLS, INDEX
 from secateur.report.results_before import commands_of
 from secateur.run import work_forwards
 
@@ -112,10 +113,10 @@ def grids(results: Path = RESULTS) -> list[Grid]:
     """All comparisons and ablations under a folder, by name."""
     found = []
     for file in sorted(results.glob(f"*/{INDEX}")):
-        written = GridFolder(file.parent)
+        written = RawFolder(file.parent)
         index = written.index() or {}
         cells = written.cells(index["cells"])
-        files = {name: written.cell_path(name) / CELL for name in cells}
+        files = {name: file.parent / CELLS / name / CELL for name in cells}
         missing = [name for name in index["cells"] if name not in cells]
         found.append(Grid(index.get("kind", "compare"), file.parent, cells, files, missing, commands_of(index)))
     return found

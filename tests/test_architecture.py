@@ -15,15 +15,17 @@ MODELING = "model/modeling_secateur.py"
 
 # From the bottom up. A file may import from lower layers and from its own folder.
 LAYERS: tuple[set[str], ...] = (
-    {"errors", "version"},
+    {"errors", "version", "signatures"},
     {"run", "folders", "hf"},
     {"assets"},
     {"record"},
     {"model"},
+    {"auto"},
     {"surgery"},
     {"engine"},
     {"solvers"},
     {"methods"},
+    {"export"},
     {"card"},
     {"judge", "output"},
     {"pruning"},

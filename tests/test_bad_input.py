@@ -26,11 +26,11 @@ from secateur import folders, load
 from secateur.cli import prune as prune_command
 from secateur.engine.tokens import read_tokens
 from secateur.errors import CheckpointError, DataError, NumericalError, OutputError, OutputExistsError, SecateurError
+from secateur.export import save as save_checkpoint
 from secateur.folders import claimed, new_folder
 from secateur.judge.generation import generate
-from secateur.model.checkpoint import SUMS
-from secateur.model.checkpoint import save as save_checkpoint
 from secateur.model.handle import Model
+from secateur.model.sums import SUMS
 from secateur.output import save
 from secateur.pruning import prepare, run_job
 

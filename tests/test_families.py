@@ -14,7 +14,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.pytorch_utils import Conv1D
 
 from secateur.errors import UnsupportedModelError
-from secateur.model.checkpoint import save
+from secateur.export import save
 from secateur.model.handle import Model
 from secateur.model.modeling_secateur import FAMILIES, classes
 

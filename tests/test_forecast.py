@@ -24,12 +24,10 @@ from secateur.errors import (
     UnknownNameError,
     UnsupportedModelError,
 )
+from secateur.export import save
 from secateur.forecast import Forecast, Speed, forecast, timed
-from secateur.grid.estimate import Work
-from secateur.model.checkpoint import save
 from secateur.model.load import Source
 from secateur.pruning import Request
-from secateur.run import Meter
 
 
 def foretold(folder: Path | str, **request: Any) -> Forecast:
@@ -86,7 +84,7 @@ def test_the_papers_windows_if_none_are_given(tmp_path: Path) -> None:
 
 
 def test_seconds_are_tokens_times_speed() -> None:
-    assert Speed(block_s=0.5, head_s=2.0).seconds(Meter(block_tokens=300, head_tokens=20)) == 190
+    assert Speed(block_s=0.5, head_s=2.0).seconds(300, 20) == 190
 
 
 def test_windows_and_single_tokens_are_timed() -> None:
@@ -96,8 +94,6 @@ def test_windows_and_single_tokens_are_timed() -> None:
     assert speed.block_s == speed.head_s == pytest.approx(1 / 12)
     assert set(speed.steps) == {1, 5}
     assert {(each.block_s, each.head_s) for each in speed.steps.values()} == {(1.0, 1.0)}
-    work = Work(24, 12, steps={5: Work(40, 10)})
-    assert work.seconds(speed) == pytest.approx(3 + 50)
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,9 @@ from test_cli import call
 import secateur
 from secateur import load, prune
 from secateur.errors import CheckpointError
-from secateur.model.checkpoint import RECORD, SUMS
+from secateur.model.sums import SUMS
 from secateur.output import save
+from secateur.record import RECORD
 
 COMMITS = ("1" * 40, "2" * 40)
 

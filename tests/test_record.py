@@ -19,8 +19,8 @@ from secateur import Budget, Model, Tokens, load, prune, save
 from secateur.assets.catalog import DEMO_TEXT
 from secateur.card import card
 from secateur.errors import CheckpointError, OutputExistsError
+from secateur.export import tier
 from secateur.methods import get_method
-from secateur.model.checkpoint import tier
 from secateur.pruning import Job, Pruning, identity, make_record
 from secateur.record import RECORD, Cost, MeasuredPerplexity, Record, append_evaluation, dump, public_name, read_record
 from secateur.surgery.apply import apply

@@ -35,12 +35,12 @@ from secateur.errors import (
     SecateurError,
     UnsupportedModelError,
 )
+from secateur.export import tier
 from secateur.heal import Distillation, Labels, Settings, attach, detach, make_examples, objectives, targets
 from secateur.heal.data import IGNORED, Example, alpaca_prompt, collate
 from secateur.heal.recover import prepare_recovery, run_recovery
 from secateur.heal.trainer import LikeLengths
 from secateur.methods import methods
-from secateur.model.checkpoint import tier
 from secateur.run import Advance
 from secateur.surgery.edits import DropAttention, KeepNeurons
 

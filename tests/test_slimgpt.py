@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import NO_ENDS, tiny, tiny_closed, tiny_tokens
-from oracles import PROPERTY, activations, edit_facts, edited
+from oracles import PROPERTY, activations, edit_facts, edited, edits_of
 
 from secateur.engine.moments import SecondMoment
 from secateur.engine.tokens import Tokens
@@ -156,7 +156,7 @@ def test_each_statistic_is_of_the_model_as_pruned_so_far(family: str) -> None:
     """Heads on what earlier, already pruned blocks give; the FFN after the block's own heads went. By brute force."""
     model, options = tiny(family), {"group": 3, "rounding": "carry", "precision": "float64"}
     tokens = tiny_tokens(model, 3, 12)
-    edits = prune(model, tokens, Budget(0.4), **options).edits
+    edits = edits_of(model, METHOD, tokens, Budget(0.4), **options)
     assert {type(edit) for edit in edits} == {KeepHeads, KeepNeurons}
     for place, edit in enumerate(edits):
         assert isinstance(edit, KeepHeads | KeepNeurons)

@@ -15,12 +15,11 @@ from secateur.engine.blocks import BlockInputs, head_logits, run_block
 from secateur.errors import SecateurError
 from secateur.hf import quiet_transformers
 from secateur.methods import methods
-from secateur.model.budget import shares
+from secateur.model.budget import Budget, shares
 from secateur.model.handle import Model
 from secateur.model.load import Source, check_device
 from secateur.model.modeling_secateur import PER_BLOCK_LISTS, plain_config, shapes_from
 from secateur.pruning import Plan, Request, plan
-from secateur.run import Meter
 
 _PROBE_HEAD_TOKENS = 128
 
@@ -41,8 +40,8 @@ class Speed:
     head_s: float
     steps: Mapping[int, Speed] = field(default_factory=dict)
 
-    def seconds(self, meter: Meter) -> float:
-        return meter.block_tokens * self.block_s + meter.head_tokens * self.head_s
+    def seconds(self, block_tokens: float, head_tokens: float) -> float:
+        return block_tokens * self.block_s + head_tokens * self.head_s
 
 
 @dataclass(frozen=True)
@@ -100,6 +99,7 @@ def forecast(request: Request, source: Source) -> Forecast:
     one = check_device(None) if device == "auto" else device
     hollow = source.hollow()
     planned = plan(request, hollow, device=torch.device(one).type)
+    speed = probe(hollow, planned.length, one)
     before, after, item = planned.before, planned.after, hollow.dtype.itemsize
     return Forecast(
         model=source.name,
@@ -108,13 +108,18 @@ def forecast(request: Request, source: Source) -> Forecast:
         removed=shares(before, after),
         peak_memory_bytes=int(before.parameters * item + planned.held_bytes),
         disk_bytes=after.parameters * item,
-        seconds=probe(hollow, planned.length, one).seconds(planned.meter),
+        seconds=speed.seconds(planned.meter.block_tokens, planned.meter.head_tokens),
         **vars(Forwards.of(planned, hollow.head_cost)),
     )
 
 
 def forwards_by_method(source: Source, sparsity: float, of: Any = "blocks") -> dict[str, Forwards | str]:
-    """What each method would take on the model, with its default calibration and options; or why it is refused."""
+    """What each method would take on the model, with its default calibration and options; or why it is refused.
+
+    Raises:
+        InvalidOptionError: no such share.
+    """
+    Budget(sparsity, of=of)
     hollow = source.hollow()
     found: dict[str, Forwards | str] = {}
     for name in methods():

@@ -11,9 +11,9 @@ from typing import Protocol
 
 from secateur.card import card
 from secateur.errors import InvalidOptionError, OutputExistsError
+from secateur.export import Tier, check_output
+from secateur.export import save as save_checkpoint
 from secateur.folders import claimed, require_space, resolved
-from secateur.model.checkpoint import Tier, check_output
-from secateur.model.checkpoint import save as save_checkpoint
 from secateur.model.handle import Model
 from secateur.record import RECORD, Record, dump, read_record
 

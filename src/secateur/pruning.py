@@ -20,11 +20,11 @@ import torch
 
 from secateur.engine.tokens import Count, Tokens, check_tokens, read_tokens
 from secateur.errors import CheckpointError
+from secateur.export import tier
 from secateur.judge.judging import Judging
 from secateur.judge.perplexity import perplexity
 from secateur.methods import Method, get_method
 from secateur.model.budget import Budget, Convention, shares
-from secateur.model.checkpoint import tier
 from secateur.model.facts import environment, origin, sizes
 from secateur.model.handle import Model, require_positions
 from secateur.model.layout import Layout

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from itertools import groupby
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from msgspec import to_builtins
@@ -13,9 +13,9 @@ from rich.table import Table
 
 from secateur.cli.guard import out
 from secateur.cli.options import CacheDir, Json, ModelName, Revision
-from secateur.model.checkpoint import SUMS, verify_weights
-from secateur.model.load import Source, describe, record_of
-from secateur.model.modeling_secateur import PREFIX, Shape
+
+if TYPE_CHECKING:
+    from secateur.model.modeling_secateur import Shape
 
 
 def inspect(
@@ -29,6 +29,10 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Show what a model is made of and, if secateur pruned it, how. Loads no weights."""
+    from secateur.model.load import Source, describe, record_of
+    from secateur.model.modeling_secateur import PREFIX
+    from secateur.model.sums import SUMS, verify_weights
+
     hollow = Source(name=model, revision=revision, cache=cache_dir).hollow()
     layout = hollow.layout()
     about = describe(

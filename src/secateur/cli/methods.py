@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from secateur.cli.guard import out
 from secateur.cli.options import CacheDir, Json, Revision
-from secateur.forecast import Forwards, forwards_by_method
-from secateur.methods import methods
-from secateur.model.load import Source
+
+if TYPE_CHECKING:
+    from secateur.forecast import Forwards
 
 
 def show_methods(
@@ -27,6 +27,10 @@ def show_methods(
     bibtex: Annotated[bool, typer.Option("--bibtex", help="Print how to cite them.")] = False,
 ) -> None:
     """List the methods with their papers, their options, and what they cost."""
+    from secateur.forecast import forwards_by_method
+    from secateur.methods import methods
+    from secateur.model.load import Source
+
     known = methods()
     if bibtex:
         print("\n\n".join(method.bibtex for method in known.values()))

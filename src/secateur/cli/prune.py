@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import asdict
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -36,13 +37,11 @@ from secateur.cli.options import (
 )  # fmt: skip
 from secateur.cli.progress import Bars
 from secateur.errors import InvalidOptionError
-from secateur.forecast import Forecast, forecast
-from secateur.judge.judging import Judging
-from secateur.methods import Option, get_method, methods
-from secateur.model.load import Source
-from secateur.output import Output
-from secateur.pruning import Request, prune_to
-from secateur.record import Record
+from secateur.signatures import Option, builtin_options
+
+if TYPE_CHECKING:
+    from secateur.forecast import Forecast
+    from secateur.record import Record
 
 
 def _prune(
@@ -80,6 +79,12 @@ def _prune(
 
     Options below "Method options" are those of the methods named beside them.
     """
+    from secateur.forecast import forecast
+    from secateur.judge.judging import Judging
+    from secateur.model.load import Source
+    from secateur.output import Output
+    from secateur.pruning import Request, prune_to
+
     start_logging(log_level, log_file)
     request = Request(
         sparsity=sparsity, method=method, of=of, round_to=round_to, options=_method_options(method, given),  # type: ignore[arg-type]  # checked there
@@ -98,44 +103,59 @@ def _prune(
     )  # fmt: skip
     record = outcome.record
     if outcome.was_there:
-        told = f"{out_dir} already holds this result; `secateur eval` measures it"
-        err.print(told, markup=False, highlight=False)
+        message = f"{out_dir} already holds this result; `secateur eval` measures it"
+        err.print(message, markup=False, highlight=False)
     if as_json:
         print(json.dumps({"out": str(out_dir), **record.summary()}))
     else:
         _show(record, out_dir)
 
 
-def command() -> Callable[..., None]:
-    """The command with the methods' options as flags: one flag per name, told apart by its help."""
-    by_name: dict[str, list[tuple[str, Option]]] = {}
-    for name, each in methods().items():
-        for option in each.options.values():
-            by_name.setdefault(option.name, []).append((name, option))
-    parameters = [
-        p for p in inspect.signature(_prune, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD
-    ]
-    taken = {parameter.name for parameter in parameters}
-    for name, users in by_name.items():
-        if name in taken:
-            raise TypeError(f"option '{name}' of {users[0][0]} is already an option of every method; name it otherwise")
-        told = "; ".join(f"{user}: {each.help} ({each.default_in_words})" for user, each in users)
-        flag = typer.Option(help=told, rich_help_panel="Method options", show_default=False)
-        kinds = {bool if each.kinds == (bool,) else str for _, each in users}  # str: each method reads its own words
-        if len(kinds) > 1:
-            both = ", ".join(f"{user}: {each.allowed}" for user, each in users)
-            raise TypeError(f"option '{name}' is on or off in one method and has a value in another ({both})")
-        parameters.append(
-            inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kinds.pop() | None, flag]
-            )
-        )
+def method_flags(methods: Mapping[str, Mapping[str, Option]], taken: Container[str]) -> Iterator[inspect.Parameter]:
+    """A flag per name of an option, told apart by its help; what cannot be one is told and left out.
 
-    return declared(_prune, parameters)
+    Args:
+        methods: their options; the first that has a name decides whether it is on or off, or has a value.
+        taken: names that the command has already.
+    """
+    by_name: dict[str, list[tuple[str, Option]]] = {}
+    for method, options in methods.items():
+        for option in options.values():
+            users = by_name.setdefault(option.name, [])
+            if option.name in taken:
+                _not_a_flag(method, option, "it is the name of an option of every method")
+            elif users and option.is_switch != users[0][1].is_switch:
+                _not_a_flag(method, option, f"in {users[0][0]} it is {users[0][1].allowed}, here {option.allowed}")
+            else:
+                users.append((method, option))
+    for name, users in by_name.items():
+        if users:
+            told = "; ".join(f"{user}: {option.help} ({option.default_in_words})" for user, option in users)
+            flag = typer.Option(help=told, rich_help_panel="Method options", show_default=False)
+            kind = bool if users[0][1].is_switch else str  # str: each method reads its own words
+            yield inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, flag]
+            )
+
+
+def _options_by_method() -> dict[str, dict[str, Option]]:
+    """Our methods' and then those of other packages, which are imported if there are any."""
+    ours = builtin_options()
+    if not entry_points(group="secateur.methods"):
+        return ours
+    from secateur.methods import methods
+
+    return ours | {name: method.options for name, method in methods().items() if name not in ours}
+
+
+def _not_a_flag(method: str, option: Option, why: str) -> None:
+    err.print(f"the option '{option.name}' of {method} is left out: {why}", markup=False, highlight=False)
 
 
 def _method_options(method: str, given: dict[str, Any]) -> dict[str, Any]:
     """Those that were given, refused where the method has none of that name."""
+    from secateur.methods import get_method
+
     options = get_method(method).options
     chosen = {
         name: options[name].parse(value) if name in options and isinstance(value, str) else value
@@ -196,3 +216,7 @@ def _show_forecast(foretold: Forecast, as_json: bool) -> None:
 
 def _forwards(done: float, asked: float) -> str:
     return f"{done:.1f} full-length forwards (of {asked:.1f} asked for)"
+
+
+_OWN = [p for p in inspect.signature(_prune, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
+prune = declared(_prune, [*_OWN, *method_flags(_options_by_method(), {parameter.name for parameter in _OWN})])

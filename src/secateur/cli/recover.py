@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -23,12 +23,9 @@ from secateur.cli.options import (
     Revision,
 )  # fmt: skip
 from secateur.cli.progress import Bars
-from secateur.heal import Settings, require_extra
-from secateur.heal.recover import forget_run, prepare_recovery, run_folder, run_recovery
-from secateur.model.load import load
-from secateur.output import Output
-from secateur.record import Record
-from secateur.run import Run
+
+if TYPE_CHECKING:
+    from secateur.record import Record
 
 _TRAINING = "Training"
 
@@ -110,6 +107,12 @@ def recover(
 
     Interrupted, it says where it stands; the same command goes on from there. The defaults are SlimGPT's.
     """
+    from secateur.heal import Settings, require_extra
+    from secateur.heal.recover import forget_run, prepare_recovery, run_folder, run_recovery
+    from secateur.model.load import load
+    from secateur.output import Output
+    from secateur.run import Run
+
     start_logging(log_level, log_file)
     require_extra()
     settings: dict[str, Any] = {

@@ -7,7 +7,7 @@ from typing import Any
 
 from secateur.grid.cells import DENSE
 from secateur.grid.differences import Cells, average_notes
-from secateur.grid.folder import GridFolder
+from secateur.grid.raw import RawFolder
 from secateur.grid.render import Column, Row, Table, as_json, comma_separated, latex, markdown
 from secateur.judge.averages import Average
 from secateur.report.ablated import (
@@ -29,7 +29,7 @@ NAME = "ablation-table"
 _Value = Callable[[CellResult], float | None]
 
 
-def write_ablation_table(folder: GridFolder) -> None:
+def write_ablation_table(folder: RawFolder) -> None:
     """Write the tables of all cells that are there."""
     index = folder.index() or {"cells": [], "model": {}}
     cells = folder.cells(index["cells"])

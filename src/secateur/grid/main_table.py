@@ -8,7 +8,7 @@ from typing import Any
 
 from secateur.grid.cells import DENSE
 from secateur.grid.differences import SAME_SIZE, CellFile, Cells, average_notes, average_of, differences
-from secateur.grid.folder import GridFolder
+from secateur.grid.raw import RawFolder
 from secateur.grid.render import Column, Row, Table, as_json, comma_separated, latex, markdown
 from secateur.judge.averages import Average, is_accuracy
 from secateur.judge.statistics import SURE, told_apart
@@ -48,7 +48,7 @@ _RUNNING = [
 ]
 
 
-def write_main_table(folder: GridFolder, base: str) -> None:
+def write_main_table(folder: RawFolder, base: str) -> None:
     """Write the tables of all cells that are there."""
     index = folder.index() or {"cells": [], "settings": {}, "model": {}}
     cells = folder.cells(index["cells"])

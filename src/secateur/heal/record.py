@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from secateur.model.checkpoint import tier
+from secateur.export import tier
 from secateur.model.facts import environment, origin, sizes
 from secateur.model.handle import Model
 from secateur.record import Cost, HeldOutLoss, Record, Recovery, TrainingData, public_arguments, public_facts

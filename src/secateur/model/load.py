@@ -24,9 +24,7 @@ from secateur.errors import (
     UnsupportedModelError,
 )
 from secateur.hf import quiet_transformers
-from secateur.model.checkpoint import verify_weights
 from secateur.model.handle import Model, hollow, require_family
-from secateur.model.modeling_secateur import all_classes
 from secateur.model.refusals import (
     Description,
     pickle_only,
@@ -35,16 +33,10 @@ from secateur.model.refusals import (
     refuse_files,
     refuse_unknown_type,
 )
+from secateur.model.sums import verify_weights
 from secateur.record import RECORD, Record, read_record
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-
-
-def register() -> None:
-    """Make transformers' Auto classes load tier-B checkpoints; done by `import secateur`."""
-    for config_class, model_class in all_classes():
-        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-        AutoModelForCausalLM.register(config_class, model_class, exist_ok=True)
 
 
 def load(

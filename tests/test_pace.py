@@ -227,8 +227,9 @@ def test_what_a_pruning_takes_over_is_not_foretold_again() -> None:
         assert done[-1] == pytest.approx(1)
     known = [(standing, now[0] - then) for standing, then in seen if standing.finished >= 2]
     assert known[0][1] < sum(sum(steps) for _, steps in list(cells.values())[2:]) / 2  # more is taken over than done
-    for standing, left in known:
-        assert standing.left_s == pytest.approx(left, rel=0.01, abs=1e-6)
+    for standing, left in known:  # of a series' further rounds it is not known that they will lie there
+        assert left * 0.999 - 1e-6 <= standing.left_s
+        assert standing.left_s <= (1.001 * left + 1e-6 if standing.finished >= 4 else 2 * left)
 
 
 def test_a_grid_s_cells_share_one_store(text: Path, tmp_path: Path) -> None:

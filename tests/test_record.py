@@ -16,7 +16,7 @@ from msgspec import structs
 
 import secateur
 from secateur import Budget, Model, Tokens, load, prune, save
-from secateur.assets.catalog import DEMO_TEXT
+from secateur.assets.demo import DEMO_TEXT
 from secateur.card import card
 from secateur.errors import CheckpointError, OutputExistsError
 from secateur.export import tier

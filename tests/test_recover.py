@@ -22,8 +22,9 @@ from transformers.pytorch_utils import Conv1D
 
 import secateur
 from secateur import Model, Run, Tokens, load, prune, recover, save
-from secateur.assets.instructions import ALPACA_LICENCE, Instruction, Instructions, licence_of, read_training
-from secateur.assets.text import chat_text, plain_text
+from secateur.assets import Instruction, Instructions, licence_of, read_training
+from secateur.assets.corpus import chat_text, plain_text
+from secateur.assets.files import ALPACA_LICENCE
 from secateur.errors import (
     CheckpointError,
     DataError,
@@ -37,7 +38,7 @@ from secateur.errors import (
 )
 from secateur.export import tier
 from secateur.heal import Distillation, Labels, Settings, attach, detach, make_examples, objectives, targets
-from secateur.heal.data import IGNORED, Example, alpaca_prompt, collate
+from secateur.heal.data import IGNORED, Example, collate
 from secateur.heal.recover import prepare_recovery, run_recovery
 from secateur.heal.trainer import LikeLengths
 from secateur.methods import methods
@@ -266,7 +267,7 @@ def test_only_the_response_is_counted() -> None:
     assert responses(examples, tokenizer) == ["3<|im_end|>", "hi\n  you<|im_end|>"]
     assert (examples.facts["rows"], examples.facts["dropped"], examples.facts["cut"]) == (3, 1, 0)
     texts = {tokenizer.decode(row.ids) for row in (*examples.train, *examples.held_out)}
-    filled = [alpaca_prompt(row) + row.output + "<|im_end|>" for row in ROWS[:2]]
+    filled = [row.prompt + row.output + "<|im_end|>" for row in ROWS[:2]]
     known = tokenizer("".join(filled))["input_ids"]
     assert texts == {tokenizer.decode(tokenizer(text)["input_ids"]) for text in filled}
     assert known  # the prompt has characters that the tiny tokenizer does not know; both sides have them alike
@@ -275,12 +276,12 @@ def test_only_the_response_is_counted() -> None:
 
 
 def test_the_prompts_are_alpacas() -> None:
-    assert alpaca_prompt(ROWS[0]) == (
+    assert ROWS[0].prompt == (
         "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
         "response that appropriately completes the request.\n\n### Instruction:\nadd\n\n### Input:\n1 2\n\n"
         "### Response:\n"
     )
-    assert alpaca_prompt(ROWS[1]) == (
+    assert ROWS[1].prompt == (
         "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
         "### Instruction:\nsay hi\n\n### Response:\n"
     )

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Struct, UnsetType, structs
 
-from secateur.assets.local import SUFFIXES
+from secateur.assets.files import SUFFIXES
 from secateur.errors import CheckpointError
 from secateur.folders import write_file
 

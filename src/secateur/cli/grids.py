@@ -23,9 +23,11 @@ from secateur.grid.judges import Judges
 from secateur.grid.pace import GENERATION, INFERENCE, PARTS, PERPLEXITY, PRUNE, TASKS, Foretold, foretell, sequences
 from secateur.grid.run import Asked, Grid, run_grid
 from secateur.judge.judging import Judging
+from secateur.model.handle import Model
 from secateur.model.load import Source, check_device, load
 from secateur.report.page import PAGE, write_report
 from secateur.report.results import CellResult
+from secateur.run import Meter
 
 _HEADINGS = {  # of a dry run's columns, and what they are
     PRUNE: ("pruning", ""),
@@ -105,16 +107,18 @@ class GridJob:
         foretold = foretell(cells, hollow, self.judging, judges.tokens(), speed)
         unit = "CPU seconds" if device == "cpu" else "seconds"
         if self.as_json:
-            rows = [_row(name, cell) for name, cell in foretold.items()]
+            rows = [_row(name, cell, hollow, length) for name, cell in foretold.items()]
             everything = {"seconds": sum(cell.seconds for cell in foretold.values()), "unit": unit}
             print(json.dumps({"model": self.model, "length": length, **everything, "cells": rows}))
         else:
             _show_rows(foretold, unit, _guessed(self.judging))
 
 
-def _row(name: str, cell: Foretold) -> dict[str, object]:
-    known = {key: getattr(cell, key) for key in ("refused", "same_as", "removed", "forwards", "parts", "seconds")}
-    return {"name": name, **known}
+def _row(name: str, cell: Foretold, hollow: Model, length: int) -> dict[str, object]:
+    meter = cell.plan.meter if cell.plan is not None else Meter()
+    forwards = meter.forwards(len(hollow.numbers), length, head=hollow.head_cost)
+    known = {key: getattr(cell, key) for key in ("refused", "same_as", "removed", "parts", "seconds")}
+    return {"name": name, **known, "forwards": forwards}
 
 
 def _tell(cell: CellResult) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from secateur.errors import SecateurError
 from secateur.forecast import Speed
 from secateur.grid.cells import Cell
-from secateur.grid.pruning import Shared, identity, plan_of
+from secateur.grid.pruning import CellPlan, Shared, identity, plan_cell
 from secateur.judge.generation import GREEDY
 from secateur.judge.judging import Judging
 from secateur.model.handle import Model
@@ -39,15 +39,15 @@ class Foretold:
 
     Attributes:
         parts: seconds by part; none of a cell that will not be made.
-        forwards: of the pruning, of one window of the perplexity's length.
         removed: the share that will be gone.
+        plan: of its pruning.
         refused: why it cannot be made.
         same_as: the cell that it will be a copy of.
     """
 
     parts: Seconds = field(default_factory=dict)
-    forwards: float = 0.0
     removed: float | None = None
+    plan: CellPlan | None = None
     refused: str | None = None
     same_as: str | None = None
 
@@ -88,29 +88,19 @@ def foretell(
                 continue
             cell = replace(cell, sparsity=other.removed)
         try:
-            foretold = _foretell(cell, model, judging, tokens, speed)
+            plan = plan_cell(cell, model) if cell.method != DENSE else None
         except SecateurError as error:
-            foretold = Foretold(refused=str(error))
-        same = first.setdefault(identity(cell, "", repr(cell.calibration)), cell.name)
-        if same != cell.name and foretold.refused is None:
-            foretold = Foretold(removed=foretold.removed, same_as=same)
-        known[cell.name] = foretold
+            known[cell.name] = Foretold(refused=str(error))
+            continue
+        gone = plan.removed if plan is not None else {"blocks": 0.0, cell.of: 0.0}
+        if (same := first.setdefault(identity(cell, "", repr(cell.calibration)), cell.name)) != cell.name:
+            known[cell.name] = Foretold(removed=gone[cell.of], same_as=same)
+            continue
+        parts = _judging(model, judging, tokens, 1 - gone["blocks"], speed)
+        if plan is not None:
+            parts = {PRUNE: speed.seconds(plan.meter.block_tokens, plan.meter.head_tokens), **parts}
+        known[cell.name] = Foretold(parts=parts, removed=gone[cell.of], plan=plan)
     return known
-
-
-def _foretell(cell: Cell, model: Model, judging: Judging, tokens: Mapping[str, float], speed: Speed) -> Foretold:
-    if cell.method == DENSE:
-        return Foretold(removed=0.0, parts=_judging(model, judging, tokens, 1.0, speed))
-    planned = plan_of(cell, model)
-    kept, length = 1 - planned.removed["blocks"], min(judging.length, model.max_length or 2**31)
-    meter = planned.meter
-    return Foretold(
-        removed=planned.removed[cell.of], forwards=meter.forwards(len(model.numbers), length, head=model.head_cost),
-        parts={
-            PRUNE: speed.seconds(meter.block_tokens, meter.head_tokens),
-            **_judging(model, judging, tokens, kept, speed),
-        },
-    )  # fmt: skip
 
 
 def _judging(
@@ -271,15 +261,12 @@ class Pace:
     def _left(self) -> float:
         """Seconds until all is done."""
         left, now = 0.0, self._now
-        lying: dict[Shared, float] = {}  # seconds of the steps that will lie there by then
         for cell, part in self._to_come():
             store, whole = self._store(cell, part), self._foretold[cell][part] * self._rate(self._kind(cell, part))
-            there = max(store.seconds, lying.get(store, 0.0))
             if now is not None and (now.cell, now.part) == (cell, part):
                 left += max((1 - now.done) * whole - (now.to_spare - store.spared_s), 0.0)
             else:
-                left += max(whole - there, 0.0)
-            lying[store] = max(there, whole) if store.is_series else there
+                left += max(whole - store.seconds, 0.0)
         return left
 
     def _to_come(self) -> Iterator[tuple[str, str]]:

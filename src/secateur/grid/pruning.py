@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from typing import TypeVar
 
 from msgspec import UNSET
@@ -52,19 +52,23 @@ def identity(cell: Cell, judged_by: str, calibration: str | None) -> str:
 
 @dataclass(frozen=True)
 class CellPlan:
-    """What a cell's pruning will take, and the shares of the blocks' and of the model's parameters that will be gone.
+    """What a cell's pruning will take and leave.
 
     Attributes:
+        cell: whose size is known.
+        meter: the work.
+        removed: the shares of the blocks' and of the model's parameters that will be gone, as far as is known before.
         plan: None for one that exists in memory only.
     """
 
+    cell: Cell
     meter: Meter
     removed: Mapping[str, float]
     plan: Plan | None
 
 
-def plan_of(cell: Cell, model: Model, tokens: Tokens | None = None) -> CellPlan:
-    """The plan of a cell's pruning; the model may be a hollow one.
+def plan_cell(cell: Cell, model: Model) -> CellPlan:
+    """Args: model: the dense one; it may be a hollow one.
 
     Raises:
         InfeasibleBudgetError and the other errors with which the cell would be refused.
@@ -73,13 +77,13 @@ def plan_of(cell: Cell, model: Model, tokens: Tokens | None = None) -> CellPlan:
     samples, length, budget = cell.calibration.samples, cell.calibration.length, cell.budget
     if cell.method == inverted.NAME:
         meter, result = inverted.rehearsed(model, samples, length, budget, **inverted.complete(cell.options))
-        return CellPlan(meter, result.achieved(model.layout()), None)
+        return CellPlan(cell, meter, result.achieved(model.layout()), None)
     request = Request(
         sparsity=budget.sparsity, method=cell.method, of=cell.of, round_to=cell.round_to, options=cell.options,
-        calibration=tokens, samples=samples, length=length, seed=cell.calibration.seed,
+        samples=samples, length=length, seed=cell.calibration.seed,
     )  # fmt: skip
     planned = plan(request, model)
-    return CellPlan(planned.meter, shares(planned.before, planned.after), planned)
+    return CellPlan(cell, planned.meter, shares(planned.before, planned.after), planned)
 
 
 # --- what sparsities of one method share ---
@@ -100,11 +104,7 @@ class Spent:
 
 
 class Shared(MemoryStore):
-    """The steps of one method's runs that hold at every sparsity, with what each took.
-
-    Args:
-        beginning: of their keys. With a "/" at its end they are a series, of which a run asks the more, the more it
-            removes; without, it is one step, which each run asks.
+    """The steps of one method's runs that hold at every sparsity, whose keys begin with `beginning`.
 
     Attributes:
         spent: what each took.
@@ -113,26 +113,19 @@ class Shared(MemoryStore):
 
     def __init__(self, beginning: str) -> None:
         super().__init__()
-        self.beginning = beginning
-        self.spent: dict[str, Spent] = {}
-        self.spared_s = 0.0
-
-    @property
-    def is_series(self) -> bool:
-        return self.beginning.endswith("/")
+        self.beginning, self.spent, self.spared_s = beginning, dict[str, Spent](), 0.0
 
     @property
     def seconds(self) -> float:
-        """That the steps which are there took."""
-        return sum(each.wall_s for each in self.spent.values())
+        """That the steps which lie here took."""
+        return sum(spent.wall_s for spent in self.spent.values())
 
 
 class SharingRun(Run):
     """A run that takes steps over from earlier ones; its meter and clocks go as if it were run alone.
 
     Args:
-        shared: steps of earlier runs of the same method with the same options, calibration and seed; None if it has
-            none that hold at every sparsity.
+        shared: of runs of the same method with the same options, calibration and seed; None if nothing is shared.
         clock: seconds.
     """
 
@@ -141,7 +134,7 @@ class SharingRun(Run):
     ) -> None:
         super().__init__(seed, observer=observer)
         self._shared, self._clock = shared, clock
-        self._spared_wall_s = self._spared_cpu_s = 0.0
+        self._spared: list[Spent] = []
 
     def step(self, key: str, compute: Callable[[], T], *, scratch_bytes: float = 0) -> T:
         shared = self._shared
@@ -158,33 +151,31 @@ class SharingRun(Run):
             shared.spent[key] = self.spent().since(began)
             shared.put(key, result)
             return result
-        took = shared.spent[key]
-        shared.spared_s += took.wall_s
-        self._spared_wall_s += took.wall_s
-        self._spared_cpu_s += took.cpu_s
+        spent = shared.spent[key]
+        self._spared.append(spent)
+        shared.spared_s += spent.wall_s
         with self.progress(key, 1) as advance:
-            self.meter.block_tokens += took.block_tokens
-            self.meter.head_tokens += took.head_tokens
-            self.meter.asked_tokens += took.asked_tokens
+            self.meter.block_tokens += spent.block_tokens
+            self.meter.head_tokens += spent.head_tokens
+            self.meter.asked_tokens += spent.asked_tokens
             advance(1)
         return result
 
     def spent(self) -> Spent:
         """Until now, from some time before the run."""
-        clocks = self._clock() + self._spared_wall_s, time.process_time() + self._spared_cpu_s
-        return Spent(*clocks, **asdict(self.meter))
+        wall_s = self._clock() + sum(spent.wall_s for spent in self._spared)
+        cpu_s = time.process_time() + sum(spent.cpu_s for spent in self._spared)
+        return Spent(wall_s, cpu_s, **asdict(self.meter))
 
 
 # --- the pruning ---
 
 
 @contextmanager
-def pruned(cell: Cell, model: Model, tokens: Tokens, run: SharingRun) -> Iterator[Fields]:
+def pruned(planned: CellPlan, model: Model, tokens: Tokens, run: SharingRun) -> Iterator[Fields]:
     """Prune the model in place and give what the cell's file says of it; in the context the model can be judged."""
-    planned = plan_of(cell, model, tokens)
-    before, head = model.layout(), model.head_cost
+    cell, before, head = planned.cell, model.layout(), model.head_cost
     run.expect(planned.meter, head=head)
-    blocks, length = len(before.blocks), tokens.length
     with ExitStack() as stack:
         with device_peak(model) as peak:
             began = run.spent()
@@ -192,15 +183,17 @@ def pruned(cell: Cell, model: Model, tokens: Tokens, run: SharingRun) -> Iterato
                 muted = inverted.inverted(model, tokens, cell.budget, run, **cell.options)
                 fields = _in_memory(stack.enter_context(muted), cell, model, before)
             else:
-                fields = _by_method(planned.plan, model, run)
-            took = run.spent().since(began)
+                request = replace(planned.plan.request, calibration=tokens)
+                fields = _by_method(replace(planned.plan, request=request), model, run)
+            spent = run.spent().since(began)
+        forwards = run.meter.forwards(len(before.blocks), tokens.length, head=head)
+        forwards_asked = run.meter.forwards_asked(len(before.blocks), tokens.length)
         yield {
             **fields,
             "calibration": {**public_facts(tokens.source), "fingerprint": tokens.fingerprint()},
             "prune": PruneCost(
-                wall_s=round(took.wall_s, 3), cpu_s=round(took.cpu_s, 3),
-                forwards=round(run.meter.forwards(blocks, length, head=head), 2),
-                forwards_asked=round(run.meter.forwards_asked(blocks, length), 2), peak_device_memory_bytes=peak[0],
+                wall_s=round(spent.wall_s, 3), cpu_s=round(spent.cpu_s, 3), forwards=round(forwards, 2),
+                forwards_asked=round(forwards_asked, 2), peak_device_memory_bytes=peak[0],
             ),
         }  # fmt: skip
 
@@ -210,9 +203,7 @@ def _by_method(planned: Plan, model: Model, run: Run) -> Fields:
     curve = next((note for note in run.notes.values() if isinstance(note, list)), None)  # the search's, by generation
     return {
         "options": pruning.options,
-        "achieved": Shares(**shares(pruning.before, pruning.after)),
-        "parameters": pruning.after.parameters,
-        "weight_bytes": pruning.after.parameters * model.dtype.itemsize,
+        **_sizes(shares(pruning.before, pruning.after), pruning.after.parameters, model),
         "notes": {key: note for key, note in run.notes.items() if isinstance(note, str)},
         "curve": list(enumerate(curve)) if curve else None,
         "shape": shape(pruning.before, pruning.after),
@@ -229,9 +220,7 @@ def _in_memory(result: inverted.InvertedResult, cell: Cell, model: Model, before
     )
     return {
         "options": complete_options(cell),
-        "achieved": Shares(**achieved),
-        "parameters": result.parameters,
-        "weight_bytes": result.parameters * model.dtype.itemsize,
+        **_sizes(achieved, result.parameters, model),
         "notes": {"inverted": note},
         "shape": shape(before, result.after),
     }
@@ -241,26 +230,28 @@ def dense_fields(model: Model) -> Fields:
     """What the dense cell's file says of its model."""
     layout = model.layout()
     blocks = shape(layout, layout)
-    return {
-        "achieved": Shares(blocks=0.0, model=0.0),
-        "parameters": layout.parameters,
-        "weight_bytes": layout.parameters * model.dtype.itemsize,
-        "shape": blocks,
-        "dense_shape": blocks,
-    }
+    return {**_sizes(shares(layout, layout), layout.parameters, model), "shape": blocks, "dense_shape": blocks}
+
+
+def _sizes(achieved: dict[str, float], parameters: int, model: Model) -> Fields:
+    weight_bytes = parameters * model.dtype.itemsize
+    return {"achieved": Shares(**achieved), "parameters": parameters, "weight_bytes": weight_bytes}
 
 
 def shape(before: Layout, after: Layout) -> list[Shape]:
     """What every block of the dense model has now."""
-    return [_block_shape(number, after) for number in before.blocks]
-
-
-def _block_shape(number: int, after: Layout) -> Shape:
-    if number not in after.blocks:
-        return Shape(block=number, width=0, kv_heads=0, query_heads=0, attention=False, mlp=False)
-    has = after.blocks[number].shape
-    return Shape(
-        block=number, width=has.width, kv_heads=has.kv_heads, query_heads=has.query_heads,
-        attention=has.kv_heads > 0, mlp=has.width > 0,
-        sites=list(has.stream(after.ends.hidden)) if has.attention_skip or has.mlp_skip else UNSET,
-    )  # fmt: skip
+    shapes = []
+    for number in before.blocks:
+        if number not in after.blocks:
+            shapes.append(Shape(block=number, width=0, kv_heads=0, query_heads=0, attention=False, mlp=False))
+            continue
+        has = after.blocks[number].shape
+        rebased = has.attention_skip or has.mlp_skip
+        shapes.append(
+            Shape(
+                block=number, width=has.width, kv_heads=has.kv_heads, query_heads=has.query_heads,
+                attention=has.kv_heads > 0, mlp=has.width > 0,
+                sites=list(has.stream(after.ends.hidden)) if rebased else UNSET,
+            )
+        )  # fmt: skip
+    return shapes

@@ -19,8 +19,18 @@ from secateur.forecast import Clock, timed
 from secateur.grid.cells import Cell, Matrices, check_names
 from secateur.grid.folder import GridFolder, make_index, now
 from secateur.grid.judges import Judges
-from secateur.grid.pace import PRUNE, Pace, Standing, foretell, sequences
-from secateur.grid.pruning import Fields, Shared, SharingRun, complete_options, dense_fields, digest, identity, pruned
+from secateur.grid.pace import PRUNE, Foretold, Pace, Standing, foretell, sequences
+from secateur.grid.pruning import (
+    Fields,
+    Shared,
+    SharingRun,
+    complete_options,
+    dense_fields,
+    digest,
+    identity,
+    plan_cell,
+    pruned,
+)
 from secateur.judge.judging import Judging
 from secateur.judge.results import Sample
 from secateur.methods import methods
@@ -121,7 +131,7 @@ class _Runner:
             settings=settings,
         )  # fmt: skip
         self.shared = self._shared()
-        self.refused: dict[str, str] = {}
+        self.foretold: dict[str, Foretold] = {}
         # It was read to know the cells and only looked at, so it is still whole: the first cell takes it instead of
         # reading gigabytes again.
         self._spare: Model | None = dense
@@ -153,14 +163,13 @@ class _Runner:
         return model if model is not None else self.grid.load()
 
     def _pace(self) -> Pace:
-        """What the cells will take; also notes which are refused."""
-        judging, dense = self.grid.judging, self._load()
-        self._spare = dense
-        speed = timed(dense, min(judging.length, dense.max_length or judging.length), steps=sequences(judging))
-        foretold = foretell(self.cells, dense, judging, self.judges.tokens(), speed)
-        self.refused = {name: cell.refused for name, cell in foretold.items() if cell.refused is not None}
+        """What the cells will take."""
+        judging, self._spare = self.grid.judging, self._load()
+        length = min(judging.length, self._spare.max_length or judging.length)
+        speed = timed(self._spare, length, steps=sequences(judging))
+        self.foretold = foretell(self.cells, self._spare, judging, self.judges.tokens(), speed)
         return Pace(
-            {name: cell.parts for name, cell in foretold.items()},
+            {name: cell.parts for name, cell in self.foretold.items()},
             {cell.name: cell.method for cell in self.cells},
             {name: cell.seconds for name, cell in self._there().items() if cell.done},
             self.shared, clock=self.grid.clock, show=self.grid.shown,
@@ -214,8 +223,6 @@ class _Runner:
                     same, name=result.name, label=_labelled(result.label, same.notes), same_as=same.name,
                     matched_to=result.matched_to, ablation=result.ablation, created=result.created,
                 )  # fmt: skip
-            if cell.name in self.refused and cell.matched_to is None:
-                return structs.replace(result, error=self.refused[cell.name])
             for fields in self._fields(cell, pace):
                 result = structs.replace(result, **fields)
             return structs.replace(result, status="done", label=_labelled(cell.label, result.notes))
@@ -233,13 +240,17 @@ class _Runner:
             yield from self.judges.judge(model, lambda: model, part, dense_samples=None)
             return
         assert cell.calibration is not None  # narrows the type
+        foretold = self.foretold[cell.name]
+        if foretold.refused is not None and cell.matched_to is None:
+            raise SecateurError(foretold.refused)
+        tokens, shared = self.matrices.rows(cell.calibration), self.shared.get(cell.name)
         with ExitStack() as stack:
             with part(PRUNE) as observer:
-                model = self._load()
-                run = SharingRun(
-                    cell.calibration.seed, shared=self.shared.get(cell.name), observer=observer, clock=self.grid.clock
-                )
-                fields = stack.enter_context(pruned(cell, model, self.matrices.rows(cell.calibration), run))
+                model, plan = self._load(), foretold.plan
+                if plan is None or plan.cell != cell:  # a match, whose size was foretold otherwise
+                    plan = plan_cell(cell, model)
+                run = SharingRun(cell.calibration.seed, shared=shared, observer=observer, clock=self.grid.clock)
+                fields = stack.enter_context(pruned(plan, model, tokens, run))
             yield fields
             dense = functools.cache(self.grid.load)
             yield from self.judges.judge(model, dense, part, dense_samples=self._dense_samples())

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from secateur.assets.instructions import licence_of, read_training
+from secateur.assets import licence_of, read_training
 from secateur.errors import DataError, Interrupted, InvalidOptionError, OutputError, OutputExistsError
 from secateur.folders import resolved, write_file
 from secateur.heal import (

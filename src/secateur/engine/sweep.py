@@ -21,6 +21,7 @@ from secateur.engine.blocks import BlockInputs, activation_bytes, run_block
 from secateur.engine.loss import Metric, NegativeLogLikelihood, logit_bytes, sample_losses
 from secateur.engine.tokens import Tokens
 from secateur.model.handle import Model
+from secateur.model.layout import BlockLayout
 from secateur.model.modeling_secateur import Shape
 from secateur.model.views import Block
 from secateur.run import Advance, Rehearsal, Run
@@ -265,18 +266,25 @@ def _counted(
     model: Model, tokens: Tokens, variants: Sequence[Variant], groups: Sequence[Sequence[Variant]], metric: Metric,
     run: Rehearsal,
 ) -> Tensor:  # fmt: skip
-    """What `sample_sweep` would do, counted, and made-up losses."""
+    """What `sample_sweep` would do, counted, and made-up losses: at random, times the parameters that are missing,
+    since small parts are the ones that go first."""
     unique, predicted = sum(map(len, groups)), tokens.length - 1
     run.meter.block_tokens += _work(model, groups) * tokens.ids.numel()
     run.meter.head_tokens += (unique + len(groups) * metric.heads) * tokens.samples * predicted
     held = sweep_bytes(model, sweep_states(unique, tokens.samples, tokens.length), tokens.length, run.device)
     with run.holding(held + logit_bytes(model, tokens.length)):
-        losses = torch.tensor([run.loss_of(variant) for variant in variants], dtype=torch.float64)
-    return losses[:, None].repeat(1, tokens.samples) * predicted
+        blocks = model.layout().blocks
+        sizes = [1 + sum(_size(blocks[part.block], part.kind) for part in variant) for variant in variants]
+        losses = torch.tensor([run.loss_of(variant) * size for variant, size in zip(variants, sizes, strict=True)])
+    return losses.double()[:, None].repeat(1, tokens.samples) * predicted
 
 
 def _upto(variant: Variant, number: int) -> Variant:
     return frozenset(part for part in variant if part.block <= number)
+
+
+def _size(block: BlockLayout, kind: Kind) -> int:
+    return {"attention": block.attention, "mlp": block.mlp, "block": block.parameters}[kind]
 
 
 def _work(model: Model, groups: Sequence[Sequence[Variant]]) -> int:

@@ -174,7 +174,8 @@ def evopress(model: Model, tokens: Tokens, generations: int, offspring: int, spa
         )  # fmt: skip
         searches.append(
             evolve(space, score, raced.run, key="evopress", generations=generations, offspring=offspring,
-                   initial=offspring, initial_tokens=tokens.length, selections=[Selection(1, tokens.length)], max_mutations=3)
+                   initial=offspring, initial_tokens=tokens.length, selections=[Selection(1, tokens.length)],
+                   max_mutations=3)
         )  # fmt: skip
     for one, other in zip(*searches, strict=True):
         if one.parents != other.parents:

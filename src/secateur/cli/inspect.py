@@ -29,7 +29,8 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Show what a model is made of and, if secateur pruned it, how. Loads no weights."""
-    from secateur.model.load import Source, describe, record_of
+    from secateur.model.described import describe
+    from secateur.model.load import Source, record_of
     from secateur.model.modeling_secateur import PREFIX
     from secateur.model.sums import SUMS, verify_weights
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from secateur.engine.tokens import Count, Tokens, read_tokens
 from secateur.errors import DataError, InvalidOptionError, UnknownNameError
 from secateur.methods import Method, get_method
 from secateur.model.budget import Budget, Convention
 from secateur.model.handle import Model
+from secateur.record import public_name
 from secateur.report.results import DENSE, AblationTerms
 
 PAPER = (0.25, 0.375, 0.5)  # sparsities of 2SSP's tables
@@ -72,15 +74,7 @@ class Cell:
         return Budget(self.sparsity, of=self.of, round_to=self.round_to)
 
 
-def dense_cell() -> Cell:
-    return Cell(name=DENSE, method=DENSE, label=DENSE)
-
-
-def check_names(cells: Sequence[Cell]) -> None:
-    """Raise InvalidOptionError where two cells would share a folder."""
-    names = [cell.name for cell in cells]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InvalidOptionError(f"asked for twice: {', '.join(twice)}")
+DENSE_CELL = Cell(name=DENSE, method=DENSE, label=DENSE)
 
 
 class Matrices:
@@ -132,15 +126,19 @@ def _matrix(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Terms:
-    """What the cells of a grid have in common.
+class Asked(ABC):
+    """What a grid is of, a `Comparison` or an `Ablation`, and what all its cells have in common.
 
     Attributes:
         of: whose parameters a sparsity is a share of.
         options: by method; `samples` and `length` there are those of its calibration.
         calibration: a text's name or file; samples, length: the preset's or the paper's of each method if None.
         count: "all" tokens of the calibration, or of chat data "responses" only.
+        kind: a folder is of one kind; table: the name of its main table's files.
     """
+
+    kind: ClassVar[str]
+    table: ClassVar[str]
 
     of: Convention = "blocks"
     options: Mapping[str, Options] = field(default_factory=dict)
@@ -148,6 +146,26 @@ class Terms:
     samples: int | None = None
     length: int | None = None
     count: Count = "all"
+
+    @abstractmethod
+    def cells(self, model: Model) -> list[Cell]:
+        """The cells in the table's order, the dense one first, a matched one after what it is matched to.
+
+        Args:
+            model: the dense one; it may be a hollow one.
+
+        Raises:
+            UnknownNameError, InvalidOptionError: a method, option, value, sparsity or calibration that cannot be.
+        """
+
+    @abstractmethod
+    def write_tables(self, folder: Path) -> None:
+        """Write the tables of all cells that are in the folder."""
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """As the folder's index has them."""
+        return {**asdict(self), "calibration": public_name(self.calibration)}
 
     def options_of(
         self, method: Method, *, below: Options | None = None, above: Options | None = None
@@ -161,8 +179,10 @@ class Terms:
             UnknownNameError, InvalidOptionError: what the method would refuse.
         """
         for_all = {name: value for name in WINDOWS if (value := getattr(self, name)) is not None}
-        of_method = self.options.get(method.name, {})
-        return split_options(method, {**(below or {}), **for_all, **of_method, **(above or {})})
+        given = {**(below or {}), **for_all, **self.options.get(method.name, {}), **(above or {})}
+        own = {name: value for name, value in given.items() if name not in WINDOWS}
+        method.complete(own)
+        return own, {name: value for name, value in given.items() if name in WINDOWS}
 
     def calibration_of(self, model: Model, method: Method, windows: Options, *, text: str, seed: int) -> Calibration:
         """Of the shape that was given, else of the method's paper.
@@ -172,13 +192,6 @@ class Terms:
         """
         shape = method.window_shape(model.max_length, windows.get("samples"), windows.get("length"))
         return Calibration(text=text, samples=shape[0], length=shape[1], seed=seed, count=self.count)
-
-
-def split_options(method: Method, given: Options) -> tuple[Options, Options]:
-    """As `Terms.options_of`."""
-    own = {name: value for name, value in given.items() if name not in WINDOWS}
-    method.complete(own)
-    return own, {name: value for name, value in given.items() if name in WINDOWS}
 
 
 def read_sparsities(asked: Iterable[str | float], blocks: int) -> list[float]:
@@ -223,8 +236,6 @@ def parse_options(asked: Iterable[str]) -> dict[str, Options]:
             )
         name = name.replace("-", "_")
         options.setdefault(method, {})[name] = parse_value(get_method(method), name, text)
-    for method, given in options.items():
-        split_options(get_method(method), given)
     return dict(options)
 
 
@@ -232,7 +243,7 @@ def parse_value(method: Method, name: str, text: str) -> object:
     """The value of one option, or of the calibration's samples or length.
 
     Raises:
-        UnknownNameError, InvalidOptionError: no such option; no whole number.
+        UnknownNameError, InvalidOptionError: no such option or value.
     """
     if name in WINDOWS:
         if not text.isdecimal():
@@ -240,4 +251,6 @@ def parse_value(method: Method, name: str, text: str) -> object:
         return int(text)
     if name not in method.options:
         raise UnknownNameError.of(f"option of {method.name}", name, [*method.options, *WINDOWS])
-    return method.options[name].parse(text)
+    value = method.options[name].parse(text)
+    method.complete({name: value})
+    return value

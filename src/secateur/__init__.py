@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from secateur.heal.recover import Recovered, recover
     from secateur.judge.judging import Judging, evaluate
     from secateur.model.budget import Budget
+    from secateur.model.families import Family, register_family
     from secateur.model.handle import Model
     from secateur.model.load import load
     from secateur.output import save
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Budget": "model.budget",
+    "Family": "model.families",
     "Judging": "judge.judging",
     "Model": "model.handle",
     "Pruned": "pruning",
@@ -35,6 +37,7 @@ _HOMES = {
     "load": "model.load",
     "prune": "pruning",
     "recover": "heal.recover",
+    "register_family": "model.families",
     "save": "output",
 }
 
@@ -42,6 +45,7 @@ auto.register_beside_transformers()
 
 __all__ = [
     "Budget",
+    "Family",
     "Judging",
     "Model",
     "Pruned",
@@ -54,6 +58,7 @@ __all__ = [
     "load",
     "prune",
     "recover",
+    "register_family",
     "save",
 ]
 

@@ -47,13 +47,12 @@ def tiny_llama() -> Model:
         vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=8,
         num_key_value_heads=4, max_position_embeddings=64, bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         hf: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        with torch.no_grad():
-            for parameter in hf.parameters():
-                noise = torch.randn_like(parameter)
-                parameter.copy_(0.15 * noise if parameter.dim() > 1 else parameter + 0.2 * noise)
+        for parameter in hf.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(0.15 * noise if parameter.dim() > 1 else parameter + 0.2 * noise)
     return Model(hf.eval(), source={"name": "tiny-llama"})
 
 

@@ -14,8 +14,8 @@ from secateur.cli.options import ModelName, OfShare, OutputOptions, SourceOption
 from secateur.errors import InvalidOptionError
 from secateur.grid.ablate import WHATS, Ablation
 from secateur.grid.ablate import ablate as run_ablation
-from secateur.grid.ablation_table import NAME
 from secateur.grid.words import parse_options
+from secateur.report.ablation import NAME
 
 
 @grouped

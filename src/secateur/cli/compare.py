@@ -22,9 +22,9 @@ from secateur.cli.options import (
 )  # fmt: skip
 from secateur.grid.compare import Comparison
 from secateur.grid.compare import compare as run_comparison
-from secateur.grid.main_table import NAME
 from secateur.grid.presets import PRESETS, get_preset
 from secateur.grid.words import parse_options
+from secateur.report.main_table import NAME
 
 
 @grouped

@@ -11,9 +11,7 @@ from typing import Any
 from secateur.engine.tokens import Count
 from secateur.errors import InvalidOptionError, SecateurError, UnknownNameError
 from secateur.grid import inverted
-from secateur.grid.ablation_table import write_ablation_table
 from secateur.grid.cells import Cell, dense_cell
-from secateur.grid.folder import GridFolder
 from secateur.grid.run import Grid, run_grid
 from secateur.grid.words import CALIBRATION, calibration_of, parse_value, sparsities, split, windows
 from secateur.methods import Method, get_method
@@ -21,6 +19,7 @@ from secateur.methods.two_ssp import plan as two_ssp_plan
 from secateur.model.budget import Budget, Convention
 from secateur.model.handle import Model
 from secateur.record import public_name
+from secateur.report.ablation import write_ablation_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,5 +230,5 @@ def ablate(ablation: Ablation, grid: Grid) -> dict[str, dict[str, Any]]:
         SecateurError: as `run_grid` and `Ablation.cells` say.
     """
     settings = {**asdict(ablation), "calibration": public_name(ablation.calibration)}
-    write_tables = functools.partial(write_ablation_table, GridFolder(grid.folder))
+    write_tables = functools.partial(write_ablation_table, grid.folder)
     return run_grid(replace(grid, kind="ablate", settings=settings), ablation.cells, write_tables)

@@ -10,8 +10,6 @@ from typing import Any
 from secateur.engine.tokens import Count
 from secateur.errors import InvalidOptionError
 from secateur.grid.cells import Cell, dense_cell
-from secateur.grid.folder import GridFolder
-from secateur.grid.main_table import write_main_table
 from secateur.grid.presets import get_preset
 from secateur.grid.run import Grid, run_grid
 from secateur.grid.words import calibration_of, method_names, sparsities, split, windows
@@ -19,6 +17,7 @@ from secateur.methods import Method, get_method
 from secateur.model.budget import Convention
 from secateur.model.handle import Model
 from secateur.record import public_name
+from secateur.report.main_table import write_main_table
 from secateur.surgery.edits import DropAttention, DropBlock, DropMLP
 
 REFERENCE = "2ssp"  # which can have any size, and stands beside those that cannot
@@ -156,5 +155,5 @@ def compare(comparison: Comparison, grid: Grid) -> dict[str, dict[str, Any]]:
     """
     base = comparison.base_method
     settings = {**asdict(comparison), "calibration": public_name(comparison.calibration), "base": base}
-    write_tables = functools.partial(write_main_table, GridFolder(grid.folder), base)
+    write_tables = functools.partial(write_main_table, grid.folder, base)
     return run_grid(replace(grid, kind="compare", settings=settings), comparison.cells, write_tables)

@@ -27,9 +27,9 @@ from common import Seconds, folder_parser, load_model, windows, write
 from secateur.judge.perplexity import perplexity
 from secateur.methods import get_method
 from secateur.model.budget import Budget, shares
-from secateur.model.checkpoint import RECORD
 from secateur.model.handle import Model
 from secateur.pruning import run_method
+from secateur.record import RECORD
 from secateur.run import Run
 
 METHOD = get_method("slimgpt")

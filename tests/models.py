@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -249,66 +250,108 @@ def tiny_tokenizer(*, chat: bool = True) -> PreTrainedTokenizerFast:
 
 
 class ClosedModel(Model):
-    """A model whose closed blocks lie on `meta`: what a streamed model larger than memory would be.
+    """A model of which all that is closed lies on `meta`: what a streamed model larger than memory would be.
 
-    A block has weights only inside `open`, which may be entered again for the same block. At most two blocks are open
-    at a time, and only neighbours: between them the residual stream may change its basis. What was changed in an open
-    block, replaced modules included, is written back when it closes.
+    A block has weights only inside `open`, what lies outside the blocks only inside `open_ends`; both may be entered
+    again. At most two blocks are open at a time, and only neighbours: between them the residual stream may change its
+    basis. What was changed is kept if it was opened for writing, replaced modules included, and an error if not.
+
+    Attributes:
+        openings: numbers of blocks in the order in which weights were fetched; None stands for the ends.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.stored: dict[int, dict[str, Tensor]] = {}  # by block number of the model as loaded
-        self.opened: dict[int, int] = {}  # how often each open block has been entered
-        self.openings: list[int] = []  # block numbers, in the order in which weights were fetched
-        for number, block in enumerate(self.blocks):
-            self._close(number, block)
+        self.openings: list[int | None] = []
+        self.opened: Counter[int | None] = Counter()  # how often each of those that are open has been entered
+        self._stored: dict[int | None, list[Tensor]] = {}  # shared ones once, in order
+        self._before: dict[int | None, list[tuple[str, int, int]]] = {}  # what those that are open were, to compare
+        self._writable: set[int | None] = {None, *self.numbers}
+        for part in list(self._writable):
+            self._close(part)
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    @property
+    def block_openings(self) -> list[int]:
+        return [number for number in self.openings if number is not None]
 
     @contextmanager
-    def open(self, number: int) -> Iterator[Block]:
+    def open(self, number: int, *, write: bool = False) -> Iterator[Block]:
         places = {self.position(each) for each in {number, *self.opened} & set(self.numbers)}
         assert max(places) - min(places) < 2, f"block {number} is opened while {list(self.opened)} are"
-        module = self.blocks[self.position(number)]
-        if number not in self.opened:
-            _fill(module, self.stored.pop(number))
-            self.openings.append(number)
-        self.opened[number] = self.opened.get(number, 0) + 1
-        try:
-            yield Block(number, module, self.family)
-        finally:
-            self.opened[number] -= 1
-            if not self.opened[number]:
-                del self.opened[number]
-                if number in self.numbers:  # it may have been dropped while open
-                    self._close(number, module)
+        with self._present(number, write):
+            yield Block(number, self.blocks[self.position(number)], self.family)
+
+    @contextmanager
+    def open_ends(self, *, write: bool = False) -> Iterator[None]:
+        with self._present(None, write):
+            yield
 
     def forget_block(self, number: int) -> None:
         super().forget_block(number)
-        self.stored.pop(number, None)  # none while it is open
+        self._stored.pop(number, None)  # none while it is open
 
     def edited(self) -> None:
-        stored = [self.stored[number] for number in self.numbers]
+        kept = [self._stored[number] for number in self.numbers]
         super().edited()
-        self.stored = dict(enumerate(stored))
+        self._stored = {None: self._stored[None], **dict(enumerate(kept))}
 
     def whole(self) -> Model:
         """The same model with all weights present, as a plain `Model`; this one is used up."""
         assert not self.opened
-        for number in self.numbers:
-            _fill(self.blocks[self.position(number)], self.stored.pop(number))
+        for part in (None, *self.numbers):
+            self._fill(part, self._stored.pop(part))
         model = Model(self.hf, self.tokenizer, self.source)
         model.numbers = list(self.numbers)
         return model
 
-    def _close(self, number: int, module: nn.Module) -> None:
-        self.stored[number] = {name: tensor.detach().clone() for name, tensor in module.named_parameters()}
-        _fill(module, {name: tensor.to("meta") for name, tensor in self.stored[number].items()})
+    @contextmanager
+    def _present(self, part: int | None, write: bool) -> Iterator[None]:
+        if part not in self.opened:
+            self._fill(part, self._stored.pop(part))
+            self._writable.discard(part)
+            self.openings.append(part)
+            self._before[part] = self._versions(part)
+        self.opened[part] += 1
+        if write:
+            self._writable.add(part)
+        try:
+            yield
+        finally:
+            self.opened[part] -= 1
+            if not self.opened[part]:
+                del self.opened[part]
+                if part is None or part in self.numbers:  # a block may have been dropped while it was open
+                    kept = part in self._writable or self._versions(part) == self._before[part]
+                    assert kept, f"{part} was changed, but not opened for writing"
+                    self._close(part)
 
+    def _places(self, part: int | None) -> list[tuple[nn.Module, str]]:
+        if part is not None:
+            modules = list(self.blocks[self.position(part)].modules())
+        else:
+            inside = {id(module) for module in self.blocks.modules()}
+            modules = [module for module in self.hf.modules() if id(module) not in inside]
+        return [(owner, name) for owner in modules for name, tensor in owner._parameters.items() if tensor is not None]
 
-def _fill(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Replace all parameters of a block; handles to the old ones are worth nothing afterwards."""
-    assert tensors.keys() == {name for name, _ in module.named_parameters()}
-    for path, tensor in tensors.items():
-        owner, _, name = path.rpartition(".")
-        old = module.get_submodule(owner)._parameters[name]
-        module.get_submodule(owner)._parameters[name] = nn.Parameter(tensor, requires_grad=old.requires_grad)
+    def _versions(self, part: int | None) -> list[tuple[str, int, int]]:
+        tensors = [(name, owner._parameters[name]) for owner, name in self._places(part)]
+        return [(name, id(tensor), tensor._version) for name, tensor in tensors]
+
+    def _close(self, part: int | None) -> None:
+        present = {id(owner._parameters[name]): owner._parameters[name] for owner, name in self._places(part)}
+        self._stored[part] = [tensor.detach().clone() for tensor in present.values()]
+        self._fill(part, [tensor.to("meta") for tensor in self._stored[part]])
+
+    def _fill(self, part: int | None, tensors: list[Tensor]) -> None:
+        """Replace all parameters, shared ones alike; handles to the old ones are worth nothing afterwards."""
+        left, new = iter(tensors), {}
+        for owner, name in self._places(part):
+            old = owner._parameters[name]
+            if id(old) not in new:
+                new[id(old)] = nn.Parameter(next(left), requires_grad=old.requires_grad), old  # alive, so of its own id
+            owner._parameters[name] = new[id(old)][0]
+        assert next(left, None) is None

@@ -15,7 +15,7 @@ from studies import Loads, grid
 from secateur.errors import InvalidOptionError, OutputExistsError, UnknownNameError
 from secateur.grid import Ablation, Comparison, ablate, compare
 from secateur.grid.ablate import NOTHING, ORDER, TEXT, WHATS
-from secateur.grid.words import CALIBRATION
+from secateur.grid.cells import WINDOWS
 from secateur.methods import get_method
 
 
@@ -38,7 +38,7 @@ def test_a_row_is_the_mean_over_seeds_with_its_spread(text: Path, tmp_path: Path
     assert list(rows) == [("dense", ""), ("norm", "l2"), ("norm", "l1")]
     for value in ("l2", "l1"):
         row = rows["norm", value]
-        ours = [cells[f"norm-{value}-0.25-seed{seed}"]["perplexity"]["plain.txt"]["perplexity"] for seed in (0, 3, 5)]
+        ours = [cells[f"norm-{value}-0.25-seed{seed}"].perplexity["plain.txt"].perplexity for seed in (0, 3, 5)]
         assert len(set(ours)) == 3  # other windows, other neurons
         assert row["perplexity:plain.txt"] == pytest.approx(statistics.fmean(ours))
         assert row["perplexity:plain.txt:sd"] == pytest.approx(statistics.stdev(ours))
@@ -49,15 +49,15 @@ def test_a_row_is_the_mean_over_seeds_with_its_spread(text: Path, tmp_path: Path
 
 def test_the_inverted_order_removes_more_than_asked_and_is_judged_at_equal_size_too(text: Path, tmp_path: Path) -> None:
     cells = ablate(asked(text, "rows-columns", seeds=(0,)), grid(tmp_path / "out", text))
-    by_value = {cell["ablation"]["value"]: cell for cell in cells.values() if cell["ablation"]}
+    by_value = {cell.ablation.value: cell for cell in cells.values() if cell.ablation}
     published, equal, matched = (by_value[value] for value in ("published", "equal", "2ssp-matched"))
-    assert published["achieved"]["blocks"] > 0.3
-    assert equal["achieved"]["blocks"] == pytest.approx(0.25, abs=0.02)
-    assert matched["sparsity"] == published["achieved"]["blocks"]
-    assert matched["achieved"]["blocks"] == pytest.approx(published["achieved"]["blocks"], abs=0.02)
-    over = published["achieved"]["blocks"] - 0.25
+    assert published.removed > 0.3
+    assert equal.removed == pytest.approx(0.25, abs=0.02)
+    assert matched.sparsity == published.removed
+    assert matched.removed == pytest.approx(published.removed, abs=0.02)
+    over = published.removed - 0.25
     assert f"{over:+.2%} against what was asked" in (tmp_path / "out/ablation-table.md").read_text()
-    assert "In memory only" in published["notes"]["inverted"]
+    assert "In memory only" in published.notes["inverted"]
 
 
 def test_the_inverted_order_has_the_alpha_that_was_given(text: Path, tmp_path: Path) -> None:
@@ -66,10 +66,10 @@ def test_the_inverted_order_has_the_alpha_that_was_given(text: Path, tmp_path: P
         wanted = asked(text, "rows-columns", seeds=(0,), values=("2ssp", "equal"), options={"2ssp": {"alpha": alpha}})
         cells = ablate(wanted, grid(tmp_path / str(alpha), text))
         ours, theirs = (cells[f"rows-columns-{value}-0.25-seed0"] for value in ("2ssp", "equal"))
-        assert ours["options"]["alpha"] == theirs["options"]["alpha"] == alpha
-        counts = [sum(not block["attention"] for block in cell["shape"]) for cell in (ours, theirs)]
+        assert ours.options["alpha"] == theirs.options["alpha"] == alpha
+        counts = [sum(not block.attention for block in cell.shape or ()) for cell in (ours, theirs)]
         assert counts[0] == counts[1]
-        assert theirs["achieved"]["blocks"] == pytest.approx(0.25, abs=0.02)
+        assert theirs.removed == pytest.approx(0.25, abs=0.02)
         gone[alpha] = counts[1]
     assert gone[0.5] < gone[3.0]
 
@@ -86,7 +86,7 @@ def test_every_ablation_runs_and_says_what_was_asked_and_achieved(name: str, tex
         values = (str(text), str(write_texts(tmp_path)[1]))
     wanted = asked(text, name, seeds=(0, 3), values=values)
     cells = ablate(wanted, grid(tmp_path / "out", text))
-    assert {cell["status"] for cell in cells.values()} == {"done"}, [cell["error"] for cell in cells.values()]
+    assert {cell.status for cell in cells.values()} == {"done"}, [cell.error for cell in cells.values()]
     rows = json.loads((tmp_path / "out/ablation-table.json").read_text())["rows"][1:]
     assert len(rows) == len(values or WHATS[name].values or (0, 1, 2))
     for row in rows:
@@ -107,8 +107,8 @@ def test_repeats_are_of_any_method(text: Path) -> None:
 
 def test_the_same_pruning_in_two_ablations_is_made_once(text: Path, tmp_path: Path) -> None:
     cells = ablate(asked(text, "norm", "stage1-only", seeds=(0,)), grid(tmp_path / "out", text))
-    assert cells["stage1-only-False-0.25-seed0"]["same_as"] == "norm-l2-0.25-seed0"
-    assert "same_as" not in cells["stage1-only-True-0.25-seed0"]
+    assert cells["stage1-only-False-0.25-seed0"].same_as == "norm-l2-0.25-seed0"
+    assert not cells["stage1-only-True-0.25-seed0"].same_as
 
 
 def test_calibration_is_varied_by_size_length_and_source(text: Path) -> None:
@@ -137,7 +137,7 @@ def test_the_balance_is_swept_over_every_feasible_number(text: Path) -> None:
 def test_every_ablation_is_of_options_that_its_method_has_and_begins_with_what_is_normal(name: str) -> None:
     what = WHATS[name]
     method = get_method(what.method)
-    if what.varies in (TEXT, ORDER, NOTHING, *CALIBRATION):
+    if what.varies in (TEXT, ORDER, NOTHING, *WINDOWS):
         return
     option = method.options[what.varies]
     assert all(option.accepts(value) for value in what.values)

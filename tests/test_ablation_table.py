@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from ablation_folders import Choices, ablation_cells
+from msgspec import to_builtins
 from studies import Loads
 
 from secateur.grid.ablate import NOTHING, ORDER, TEXT, WHATS, Ablation
@@ -131,7 +132,7 @@ def test_without_the_default_among_the_values_the_column_is_empty() -> None:
 def test_the_default_is_the_methods_own(name: str, model: Model) -> None:
     what, values = WHATS[name], {"calibration-length": ("16", "32")}.get(name, ())
     cells = Ablation(what=(name,), values=values, sparsities=(0.25,), length=16).cells(model)[1:]
-    found = {own_default(cell.ablation or {}) for cell in cells}
+    found = {own_default(to_builtins(cell.ablation)) for cell in cells}
     method = get_method(what.method)
     if what.varies in ("samples", "length"):
         assert found == {str(getattr(method, what.varies))}
@@ -143,7 +144,7 @@ def test_the_default_is_the_methods_own(name: str, model: Model) -> None:
         own = method.options[what.varies].default
         assert found == {None if own is None else str(own)}
     if name not in ("balance", "calibration-length", "repeats"):
-        assert found <= {cell.ablation["value"] for cell in cells if cell.ablation}
+        assert found <= {cell.ablation.value for cell in cells if cell.ablation}
 
 
 def test_no_default_is_guessed_of_cells_of_another_version_or_method() -> None:

@@ -26,7 +26,8 @@ from secateur.errors import (
 from secateur.judge.judging import Judging
 from secateur.methods import registry
 from secateur.model.handle import Model
-from secateur.pruning import already_there, prepare, run_job
+from secateur.output import Output
+from secateur.pruning import prepare, run_job
 from secateur.run import Run
 from secateur.surgery.apply import apply
 from secateur.surgery.edits import DropBlock, Edit, from_json
@@ -54,44 +55,45 @@ def test_the_record_says_all_that_is_needed_to_repeat_the_run(texts: tuple[Path,
     before = model.fingerprint()
     sizes = parameters(model)
     pruned = secateur.prune(model, sparsity=0.5, calibration=str(texts[0]), samples=4, length=16, seed=3, norm="l1")
-    record = json.loads(json.dumps(pruned.record, allow_nan=False))
-    assert record["method"] == "2ssp"
-    assert record["options"] == {
+    record = pruned.record
+    json.dumps(record.to_json(), allow_nan=False)
+    assert record.method == "2ssp"
+    assert record.options == {
         "alpha": 1.5, "norm": "l1", "attentions": None, "stage1_only": False, "criterion": "ppl", "search_samples": 1,
         "search_length": None, "order": "samples",
     }  # fmt: skip
-    assert record["seed"] == 3
-    asked = record["sparsity"]
-    assert (asked["asked"], asked["of"], asked["round_to"]) == (0.5, "blocks", 1)
-    assert asked["achieved"]["blocks"] == pytest.approx(0.5, abs=0.01)
-    assert asked["achieved"]["model"] == pytest.approx(1 - parameters(model) / sizes)
-    assert record["model"]["fingerprint"] == before != model.fingerprint()
-    assert (record["model"]["name"], record["model"]["family"]) == ("tiny-llama", "llama")
-    used = record["calibration"]
+    assert record.seed == 3
+    asked = record.sparsity
+    assert (asked.asked, asked.of, asked.round_to) == (0.5, "blocks", 1)
+    assert asked.achieved.blocks == pytest.approx(0.5, abs=0.01)
+    assert asked.achieved.model == pytest.approx(1 - parameters(model) / sizes)
+    assert record.model["fingerprint"] == before != model.fingerprint()
+    assert (record.model["name"], record.model["family"]) == ("tiny-llama", "llama")
+    used = record.calibration
     assert (used["samples"], used["length"], used["seed"], used["count"]) == (4, 16, 3, "all")
     assert used["path"] == used["name"] == texts[0].name  # the record is published, and the rest is private
-    assert str(texts[0].parent) not in json.dumps(record)
-    assert len(used["fingerprint"]) == len(used["sha256"]) == len(record["fingerprint"]) == 64
-    environment = record["environment"]
+    assert str(texts[0].parent) not in json.dumps(record.to_json())
+    assert len(used["fingerprint"]) == len(used["sha256"]) == len(record.fingerprint) == 64
+    environment = record.environment
     assert environment["torch"] == torch.__version__
     assert environment["threads"] == torch.get_num_threads()
     assert (environment["device"], environment["dtype"]) == ("cpu", "float32")
     assert {"python", "transformers", "safetensors", "attention"} <= set(environment)
-    assert record["secateur"] == secateur.__version__
-    assert (record["before"]["parameters"], record["after"]["parameters"]) == (sizes, parameters(model))
-    assert record["before"]["attentions"] - record["after"]["attentions"] == len(record["edits"]) - 4
-    assert record["cost"]["block_tokens"] > 4 * 16 * 4
-    head = VOCABULARY * HIDDEN * 4 / record["before"]["block_parameters"]  # a token there, against one in a block
-    work = record["cost"]["block_tokens"] + head * record["cost"]["head_tokens"]
-    assert record["cost"]["forwards"] == pytest.approx(work / (16 * (4 + head)), abs=0.01)
-    assert record["parents"] == []
+    assert record.secateur == secateur.__version__
+    assert (record.before.parameters, record.after.parameters) == (sizes, parameters(model))
+    assert record.before.attentions - record.after.attentions == len(record.edits) - 4
+    assert record.cost.block_tokens > 4 * 16 * 4
+    head = VOCABULARY * HIDDEN * 4 / record.before.block_parameters  # a token there, against one in a block
+    work = record.cost.block_tokens + head * record.cost.head_tokens
+    assert record.cost.forwards == pytest.approx(work / (16 * (4 + head)), abs=0.01)
+    assert record.parents == []
 
 
 def test_the_records_edits_give_the_same_weights() -> None:
     model = tiny("qwen2")
-    record = json.loads(json.dumps(small(model, attentions=2).record))
+    record = small(model, attentions=2).record
     other = tiny("qwen2")
-    for entry in record["edits"]:
+    for entry in record.edits:
         apply(other, from_json(entry))
     assert other.fingerprint() == model.fingerprint()
 
@@ -99,10 +101,10 @@ def test_the_records_edits_give_the_same_weights() -> None:
 def test_the_same_call_gives_the_same_model_and_identity(texts: tuple[Path, Path]) -> None:
     chosen: dict[str, Any] = {"sparsity": 0.4, "calibration": str(texts[0]), "samples": 4, "length": 16}
     one, two = (secateur.prune(model_with_tokenizer(), **chosen) for _ in range(2))
-    assert one.record["fingerprint"] == two.record["fingerprint"]
-    assert one.record["edits"] == two.record["edits"]
+    assert one.record.fingerprint == two.record.fingerprint
+    assert one.record.edits == two.record.edits
     assert one.model.fingerprint() == two.model.fingerprint()
-    fingerprints = {one.record["fingerprint"]}
+    fingerprints = {one.record.fingerprint}
     others = [
         {"sparsity": 0.41}, {"of": "model"}, {"round_to": 2}, {"samples": 5}, {"length": 15}, {"seed": 1}, {"alpha": 1},
         {"norm": "l1"}, {"calibration": str(texts[1])}, {"calibration": str(texts[1]), "count": "responses"},
@@ -115,7 +117,7 @@ def test_the_same_call_gives_the_same_model_and_identity(texts: tuple[Path, Path
         nudged.hf.lm_head.weight[0, 0] += 1
     assert prepare(nudged, **chosen).fingerprint not in fingerprints
     # what is given as the default is no other job
-    assert prepare(model_with_tokenizer(), **chosen, method="2ssp", alpha=1.5).fingerprint == one.record["fingerprint"]
+    assert prepare(model_with_tokenizer(), **chosen, method="2ssp", alpha=1.5).fingerprint == one.record.fingerprint
 
 
 def test_preparing_changes_nothing_and_foretells_the_identity() -> None:
@@ -124,8 +126,8 @@ def test_preparing_changes_nothing_and_foretells_the_identity() -> None:
     job = prepare(model, sparsity=0.5, calibration=tokens)
     assert model.fingerprint() == before
     pruned = run_job(job, arguments={"command": ["prune", "x"]})
-    assert pruned.record["fingerprint"] == job.fingerprint
-    assert pruned.record["arguments"] == {"command": ["prune", "x"]}
+    assert pruned.record.fingerprint == job.fingerprint
+    assert pruned.record.arguments == {"command": ["prune", "x"]}
     assert pruned.model is model
 
 
@@ -133,7 +135,7 @@ def test_the_seed_is_part_of_the_identity_even_if_the_tokens_are_given() -> None
     tokens = tiny_tokens(tiny("llama"), 3, 8)
     jobs = [prepare(tiny("llama"), sparsity=0.5, calibration=tokens, seed=seed) for seed in (0, 1)]
     assert jobs[0].fingerprint != jobs[1].fingerprint
-    assert run_job(jobs[1]).record["fingerprint"] == jobs[1].fingerprint
+    assert run_job(jobs[1]).record.fingerprint == jobs[1].fingerprint
 
 
 def test_texts_are_measured_before_and_after() -> None:
@@ -141,13 +143,13 @@ def test_texts_are_measured_before_and_after() -> None:
     held_out = {"some": tiny_tokens(model, 2, 7, seed=5), "more": tiny_tokens(model, 3, 6, seed=6)}
     run = Run()
     pruned = run_job(prepare(model, sparsity=0.5, calibration=tiny_tokens(model, 3, 8)), run=run, measure_on=held_out)
-    measured = pruned.record["perplexity"]
+    measured = pruned.record.perplexity
     for each, tokens in zip(measured, held_out.values(), strict=True):
-        assert each["before"] == pytest.approx(torch.tensor(mean_nll(dense, tokens)).exp().item(), rel=1e-5)
-        assert each["after"] == each["perplexity"]
-        assert each["after"] == pytest.approx(torch.tensor(mean_nll(model, tokens)).exp().item(), rel=1e-5)
+        assert each.before == pytest.approx(torch.tensor(mean_nll(dense, tokens)).exp().item(), rel=1e-5)
+        assert each.after == each.perplexity
+        assert each.after == pytest.approx(torch.tensor(mean_nll(model, tokens)).exp().item(), rel=1e-5)
     plain = small(tiny("llama"))
-    assert pruned.record["cost"]["block_tokens"] == plain.record["cost"]["block_tokens"]  # the method's own work
+    assert pruned.record.cost.block_tokens == plain.record.cost.block_tokens  # the method's own work
 
 
 def test_progress_of_the_whole_run_reaches_its_end() -> None:
@@ -219,8 +221,8 @@ def test_responses_alone_may_count(texts: tuple[Path, Path]) -> None:
     everything = secateur.prune(
         model_with_tokenizer(), sparsity=0.5, calibration=str(texts[1]), samples=3, length=60, search_samples=3
     )
-    assert pruned.record["calibration"]["count"] == "responses"
-    assert pruned.record["edits"] != everything.record["edits"]
+    assert pruned.record.calibration["count"] == "responses"
+    assert pruned.record.edits != everything.record.edits
 
 
 # --- saved ---
@@ -235,7 +237,7 @@ def test_what_is_saved_is_what_was_pruned(family: str, tmp_path: Path) -> None:
     assert loaded.fingerprint() == model.fingerprint()
     assert loaded.layout() == model.layout()
     record = json.loads((tmp_path / "out" / "secateur.json").read_text())
-    assert record == json.loads(json.dumps(pruned.record))
+    assert record == json.loads(json.dumps(pruned.record.to_json()))
     card = (tmp_path / "out" / "README.md").read_text()
     for fact in (f"{record['before']['parameters']:,}", f"{record['after']['parameters']:,}", "sandri2025ssp"):
         assert fact in card
@@ -247,17 +249,17 @@ def test_what_is_saved_is_what_was_pruned(family: str, tmp_path: Path) -> None:
 def test_a_finished_job_is_recognised(tmp_path: Path) -> None:
     tokens = tiny_tokens(tiny("llama"), 3, 8)
     job = prepare(tiny("llama"), sparsity=0.5, calibration=tokens)
-    assert already_there(job, tmp_path / "out") is None
+    assert Output(tmp_path / "out").holds(job.fingerprint) is None
     pruned = run_job(job)
     secateur.save(pruned, tmp_path / "out")
-    again = already_there(prepare(tiny("llama"), sparsity=0.5, calibration=tokens), tmp_path / "out")
+    again = Output(tmp_path / "out").holds(prepare(tiny("llama"), sparsity=0.5, calibration=tokens).fingerprint)
     assert again is not None
-    assert again["fingerprint"] == pruned.record["fingerprint"]
+    assert again.fingerprint == pruned.record.fingerprint
     with pytest.raises(OutputExistsError, match="holds another pruning"):
-        already_there(prepare(tiny("llama"), sparsity=0.4, calibration=tokens), tmp_path / "out")
+        Output(tmp_path / "out").holds(prepare(tiny("llama"), sparsity=0.4, calibration=tokens).fingerprint)
     (tmp_path / "other").mkdir()
     with pytest.raises(OutputExistsError, match="secateur did not write"):
-        already_there(job, tmp_path / "other")
+        Output(tmp_path / "other").holds(job.fingerprint)
 
 
 def test_pruning_again_chains_the_records(tmp_path: Path) -> None:
@@ -267,16 +269,16 @@ def test_pruning_again_chains_the_records(tmp_path: Path) -> None:
     second = secateur.prune(loaded, sparsity=0.3, calibration=tiny_tokens(loaded, 3, 8), attentions=1)
     again = secateur.prune(first.model, sparsity=0.3, calibration=tiny_tokens(loaded, 3, 8), attentions=1)
     for each in (second, again):  # saved and loaded in between, or not
-        assert [parent["fingerprint"] for parent in each.record["parents"]] == [first.record["fingerprint"]]
-        assert each.record["before"] == first.record["after"]
+        assert [parent.fingerprint for parent in each.record.parents] == [first.record.fingerprint]
+        assert each.record.before == first.record.after
         assert each.model.fingerprint() == second.model.fingerprint()
     original = tiny("qwen3")
-    for entry in [*first.record["edits"], *second.record["edits"]]:
+    for entry in [*first.record.edits, *second.record.edits]:
         apply(original, from_json(entry))
     assert original.fingerprint() == second.model.fingerprint()
     secateur.save(second, tmp_path / "two")
     third = secateur.load(str(tmp_path / "two"))
-    assert [parent["sparsity"]["asked"] for parent in third.parents] == [0.5, 0.3]
+    assert [parent.sparsity.asked for parent in third.parents] == [0.5, 0.3]
     assert "pruned by 2ssp" in (tmp_path / "two" / "README.md").read_text()
 
 
@@ -405,12 +407,10 @@ def test_bad_requests_are_refused_before_any_work(
 def test_edits_of_a_pruned_model_count_blocks_as_they_are_now() -> None:
     model = tiny("llama")
     record = small(model, attentions=2).record
-    gone = [entry["block"] for entry in record["edits"] if entry["edit"] == "DropAttention"]
+    gone = [entry["block"] for entry in record.edits if entry["edit"] == "DropAttention"]
     again = secateur.prune(model, sparsity=0.2, calibration=tiny_tokens(model, 2, 8), attentions=1).record
-    assert again["edits"][-1]["block"] not in gone
-    assert (
-        edited(tiny("llama"), *(from_json(e) for e in [*record["edits"], *again["edits"]])).layout() == model.layout()
-    )
+    assert again.edits[-1]["block"] not in gone
+    assert edited(tiny("llama"), *(from_json(e) for e in [*record.edits, *again.edits])).layout() == model.layout()
 
 
 def test_blocks_that_went_are_not_counted_by_the_next_pruning(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -429,5 +429,5 @@ def test_blocks_that_went_are_not_counted_by_the_next_pruning(monkeypatch: pytes
     for left in (3, 2):
         pruned = secateur.prune(model, "second", sparsity=0.2, calibration=tiny_tokens(model, 1, 4))
         assert model.numbers == list(range(left))
-        assert pruned.record["edits"] == [{"edit": "DropBlock", "block": 1}]
+        assert pruned.record.edits == [{"edit": "DropBlock", "block": 1}]
     assert model.fingerprint() == edited(tiny("llama"), DropBlock(1), DropBlock(2)).fingerprint()

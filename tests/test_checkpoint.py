@@ -29,18 +29,22 @@ from models import (
     tiny_tokens,
 )
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from secateur import load
 from secateur.errors import CheckpointError, FetchError, InvalidOptionError, OutputExistsError, UnsupportedModelError
+from secateur.export import save, tier
 from secateur.hf import quiet_transformers
 from secateur.model import modeling_secateur
-from secateur.model.checkpoint import RECORD, SUMS, save, tier
 from secateur.model.handle import Model
 from secateur.model.modeling_secateur import FAMILIES, classes, width_of
+from secateur.model.refusals import Description
+from secateur.model.sums import SUMS, verify_weights
+from secateur.record import RECORD
 from secateur.surgery.edits import DropAttention, DropBlock, DropMLP, KeepHeads, KeepNeurons
 
 SOURCE = Path(modeling_secateur.__file__)
+PER_BLOCK = ("qwen2", "smollm3", "gemma3_text")  # whose configurations name a kind for each block
 SOME = ("llama", "qwen2", "phi3", "opt")
 KINDS = (
     "dense", "blocks dropped", "one width", "one KV group each", "block 0 without attention", "all attentions missing",
@@ -221,19 +225,33 @@ def test_ties_and_dtypes_are_kept(family: str, tied: bool, layout: str, tmp_path
     assert load(str(tmp_path / "pruned"), dtype="float32").dtype == torch.float32
 
 
+def weight_files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("model*.safetensors*")}
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
 @pytest.mark.parametrize("layout", ["blocks dropped", "everything"])
-def test_large_models_are_sharded(layout: str, tmp_path: Path) -> None:
-    model = tiny_in(layout, "qwen2")
-    save(model, tmp_path / "pruned", max_shard_size="20KB")
-    shards = {path.name for path in (tmp_path / "pruned").glob("*.safetensors")}
-    index = json.loads((tmp_path / "pruned" / "model.safetensors.index.json").read_text())
-    assert len(shards) > 2
-    assert set(index["weight_map"].values()) == shards
-    for shard in shards:
-        assert load_file(tmp_path / "pruned" / shard).keys() == {
-            k for k, v in index["weight_map"].items() if v == shard
-        }
-    assert_same_model(load(str(tmp_path / "pruned")), model)
+def test_weights_are_written_as_transformers_would(family: str, layout: str, tmp_path: Path) -> None:
+    """To the byte, whole and in shards, where a block may lie in two, and with several dtypes in a block."""
+    model = tiny_in(layout, family, num_hidden_layers=BLOCKS if family in PER_BLOCK else 13)
+    for dtypes in ("float32", "mixed"):
+        if dtypes == "mixed":
+            for name, parameter in model.hf.named_parameters():
+                parameter.data = parameter.data.to(torch.bfloat16 if "norm" in name else torch.float32)
+        for size in ("1GB", "20KB"):
+            ours, theirs = tmp_path / f"ours {size} {dtypes}", tmp_path / f"theirs {size} {dtypes}"
+            hf = model.hf
+            if save(model, ours, max_shard_size=size) == "A":
+                hf = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(ours))
+                for name, parameter in hf.named_parameters():
+                    parameter.data = model.hf.get_parameter(name).data
+            with quiet_transformers():
+                hf.save_pretrained(theirs, max_shard_size=size)
+            assert weight_files(ours) == weight_files(theirs)
+            assert (len(weight_files(ours)) > 2) == (size == "20KB")
+            assert verify_weights(Description("", {}, ours))
+        if dtypes == "float32":
+            assert_same_model(load(str(ours)), model)
 
 
 @pytest.mark.parametrize("layout", ["blocks dropped", "everything"])

@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ from task_rows import write_rows
 import secateur
 from secateur import folders
 from secateur.cli.app import app
-from secateur.cli.prune import command as prune_command
-from secateur.methods import methods, registry, two_ssp
+from secateur.cli.prune import method_flags
+from secateur.methods import methods, two_ssp
+from secateur.signatures import Option
 from secateur.surgery.apply import apply
-from secateur.surgery.edits import DropBlock, Edit, from_json
+from secateur.surgery.edits import from_json
 
 
 class Told:
@@ -320,7 +322,7 @@ def test_what_needs_no_weights_is_refused_before_they_are_read(
     def no_load(*args: Any, **kwargs: Any) -> Any:
         pytest.fail("the weights were read first")
 
-    monkeypatch.setattr("secateur.cli.prune.load", no_load)
+    monkeypatch.setattr("secateur.model.load.load", no_load)
     for name in (
         "dtype", "sparsity out of reach", "no samples", "length", "length 1", "eval length", "alpha", "attentions",
         "norm", "contradiction", "search",
@@ -659,26 +661,17 @@ def test_methods_are_listed() -> None:
 
 
 def test_citing_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("secateur.cli.methods.forwards_by_method", interrupt)
+    monkeypatch.setattr("secateur.forecast.forwards_by_method", interrupt)
     assert call("methods", "--bibtex", "--for", "demo").code == 0
 
 
-def test_methods_that_share_a_flag_agree_on_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    def last(model: Any, tokens: Any, budget: Any, run: Any, *, order: bool = False) -> Iterator[Edit]:
-        """Drop the last block.
-
-        Args:
-            order: 2SSP's option of this name takes a word.
-        """
-        yield DropBlock(3)
-
-    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
-    registry.method(
-        "last", paper="p", unit="blocks", samples=1, length=4, bibtex="@b", edits=(DropBlock,),
-        foretell=lambda layout, *_, **__: registry.Cost(0, 0, 0, 0, layout),
-    )(last)  # fmt: skip
-    with pytest.raises(TypeError, match=r"'order' is on or off in one .*2ssp: blocks or samples.*last: true or false"):
-        prune_command()
+def test_an_option_that_cannot_be_a_flag_is_told_and_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    word, switch = Option("order", (str,), "x", "A word."), Option("order", (bool,), False, "A switch.")
+    data = Option("data", (str,), None, "As ours.")
+    ours, theirs = {"order": word}, {"order": switch, "data": data, "loud": replace(switch, name="loud")}
+    flags = method_flags({"ours": ours, "theirs": theirs}, {"data"})
+    assert [flag.name for flag in flags] == ["order", "loud"]
+    assert [line.count(" of theirs ") for line in capsys.readouterr().err.splitlines()] == [1, 1]
 
 
 def test_methods_say_what_they_take_on_a_model(world: dict[str, Path]) -> None:

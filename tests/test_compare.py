@@ -9,15 +9,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from models import tiny
+from msgspec import UNSET, to_builtins
 from oracles import edit_facts, write_texts
 from studies import SEARCH, Loads, comparison, fake_judges, grid, no_times
 
@@ -33,23 +34,23 @@ from secateur.errors import (
     UnknownNameError,
 )
 from secateur.folders import claimed
-from secateur.grid import Calibration, Comparison, Judging, compare, judges
-from secateur.grid.cells import Cell, Matrices, check_names
-from secateur.grid.clocked import Clocked, Shared
+from secateur.grid import Calibration, Comparison, Grid, Judging, compare, judges
+from secateur.grid.cells import Cell, Matrices, check_names, parse_options, read_sparsities
 from secateur.grid.compare import is_block_wise
 from secateur.grid.pace import Standing
 from secateur.grid.presets import PRESETS
-from secateur.grid.run import Grid, run_grid
-from secateur.grid.words import parse_options, sparsities
+from secateur.grid.pruning import Shared, SharingRun
+from secateur.grid.run import run_grid
 from secateur.judge import generation as written
 from secateur.judge.generation import Decoding
 from secateur.judge.perplexity import perplexity
 from secateur.methods import get_method, methods
 from secateur.model.handle import Model
 from secateur.pruning import prepare, run_job
-from secateur.report.results import finite
+from secateur.report.results import CellResult, dumps, finite, read_index
 
-Cells = Mapping[str, Mapping[str, Any]]
+Cells = Mapping[str, CellResult]
+THREE = ("2ssp", "shortgpt", "evopress")
 WIDE = functools.partial(tiny, "llama", hidden_size=64, num_attention_heads=8, max_position_embeddings=4096)
 
 
@@ -58,141 +59,158 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_texts(tmp_path_factory.mktemp("texts"))[0]
 
 
+def three(text: Path) -> Comparison:
+    return comparison(text, *THREE, matched=True, options={"evopress": SEARCH})
+
+
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory, text: Path) -> tuple[Path, Cells]:
     """A small finished comparison that no test changes."""
     folder = tmp_path_factory.mktemp("done") / "out"
-    methods = ("2ssp", "shortgpt", "evopress")
-    wanted = comparison(text, *methods, matched=True, options={"evopress": SEARCH})
-    return folder, compare(wanted, grid(folder, text))
+    return folder, compare(three(text), grid(folder, text))
+
+
+def at(cell: str, part: str, work: Callable[[], Any]) -> Callable[[Standing], None]:
+    """Does something in the middle of a cell's part, once."""
+    seen: list[Standing] = []
+
+    def shown(standing: Standing) -> None:
+        if (standing.cell, standing.part) == (cell, part) and standing.done > 0 and not seen:
+            seen.append(standing)
+            work()
+
+    return shown
+
+
+def raising(error: BaseException) -> Callable[[], None]:
+    def work() -> None:
+        raise error
+
+    return work
+
+
+def statuses(cells: Cells) -> list[str]:
+    return [cell.status for cell in cells.values()]
 
 
 def test_cells_say_all_that_the_report_needs(done: tuple[Path, Cells]) -> None:
     folder, cells = done
-    index = json.loads((folder / "compare.json").read_text())
-    assert index["schema"] == 1
-    assert index["cells"] == list(cells)
-    assert index["model"]["blocks"] == 4
-    assert index["model"]["parameters"] == tiny("llama").layout().parameters
-    assert index["cells"][:5] == ["dense", "2ssp-0.25", "shortgpt-0.25", "2ssp-as-shortgpt-0.25", "evopress-0.25"]
+    index = read_index(folder)
+    assert index.schema == 1
+    assert index.cells == list(cells)
+    assert index.model.blocks == 4
+    assert index.model.parameters == tiny("llama").layout().parameters
+    assert index.cells[:5] == ["dense", "2ssp-0.25", "shortgpt-0.25", "2ssp-as-shortgpt-0.25", "evopress-0.25"]
     for name, cell in cells.items():
-        assert cell == json.loads((folder / "cells" / name / "cell.json").read_text())
-        (result,) = cell["perplexity"].values()
-        weighed = sum(a * b for a, b in zip(result["window_nll"], result["window_predictions"], strict=True))
-        assert weighed / sum(result["window_predictions"]) == pytest.approx(result["nll"])
-        assert [block["block"] for block in cell["shape"]] == [0, 1, 2, 3]
-    dense, shortgpt = cells["dense"], cells["shortgpt-0.25"]
-    assert dense["dense_shape"] == dense["shape"]
-    assert dense["prune"] is None
-    gone = [block for block in shortgpt["shape"] if not block["attention"] and not block["mlp"]]
-    assert len(gone) == 1
-    assert gone[0]["width"] == gone[0]["kv_heads"] == 0
-    assert shortgpt["achieved"]["blocks"] == pytest.approx(0.25)
-    assert "reduced" in cells["evopress-0.25"]["label"]
-    assert len(cells["evopress-0.25"]["curve"]) == 3
+        assert json.loads(dumps(cell)) == json.loads((folder / "cells" / name / "cell.json").read_text())
+        (result,) = cell.perplexity.values()
+        losses, weights = result.window_nll or [], result.window_predictions or []
+        weighed = sum(loss * weight for loss, weight in zip(losses, weights, strict=True) if loss is not None)
+        assert weighed / sum(weights) == pytest.approx(result.nll)
+        assert [block.block for block in cell.shape or ()] == [0, 1, 2, 3]
+    dense, shortgpt, evopress = cells["dense"], cells["shortgpt-0.25"], cells["evopress-0.25"]
+    assert (dense.dense_shape, dense.prune) == (dense.shape, None)
+    (gone,) = [block for block in shortgpt.shape or () if not block.attention and not block.mlp]
+    assert gone.width == gone.kv_heads == 0
+    assert shortgpt.removed == pytest.approx(0.25)
+    assert "reduced" in evopress.label
+    assert len(evopress.curve or ()) == 3
 
 
 def test_a_cell_is_what_prune_and_perplexity_say(done: tuple[Path, Cells], text: Path) -> None:
     """The first rows of the shared matrix are the windows that the method would have taken by itself."""
     model = Loads()()
-    job = prepare(model, "2ssp", sparsity=0.25, calibration=str(text), samples=2, length=24)
-    pruned = run_job(job)
-    judged = Matrices(
-        model, [Cell(name="x", method="x", label="x", calibration=_rows(text, 5))], data=None, cache=None
-    ).rows(_rows(text, 5))  # fmt: skip
+    pruned = run_job(prepare(model, "2ssp", sparsity=0.25, calibration=str(text), samples=2, length=24))
+    judged = Matrices(model, [_cell("x", _rows(text, 5))], data=None, cache=None).rows(_rows(text, 5))
     cell = done[1]["2ssp-0.25"]
-    assert cell["perplexity"]["plain.txt"]["nll"] == pytest.approx(perplexity(model, judged)["nll"], abs=1e-9)
-    assert cell["prune"]["forwards"] == pruned.record["cost"]["forwards"]
-    assert cell["prune"]["peak_device_memory_bytes"] is None  # of a CPU nobody tells it
-    assert cell["parameters"] == pruned.pruning.after.parameters
+    assert cell.prune is not None
+    assert cell.perplexity["plain.txt"].nll == pytest.approx(perplexity(model, judged)["nll"], abs=1e-9)
+    assert cell.prune.forwards == pruned.record.cost.forwards
+    assert cell.prune.peak_device_memory_bytes is None  # of a CPU nobody tells it
+    assert cell.parameters == pruned.pruning.after.parameters
 
 
-def _rows(text: Path, samples: int) -> Calibration:
-    return Calibration(text=str(text), samples=samples, length=24)
+def _rows(text: Path, samples: int, length: int = 24) -> Calibration:
+    return Calibration(text=str(text), samples=samples, length=length)
+
+
+def _cell(method: str, calibration: Calibration) -> Cell:
+    return Cell(name=f"{method}-{calibration.samples}", method=method, label=method, calibration=calibration)
 
 
 def test_a_match_has_the_size_that_was_achieved_and_is_not_made_twice(done: tuple[Path, Cells]) -> None:
     cells = done[1]
     match, other = cells["2ssp-as-shortgpt-0.25"], cells["shortgpt-0.25"]
-    assert match["sparsity"] == other["achieved"]["blocks"]
-    assert match["matched_to"] == "shortgpt-0.25"
-    assert match["method"] == "2ssp"
-    assert match["achieved"]["blocks"] == pytest.approx(0.25, abs=0.02)
-    assert match["same_as"] == "2ssp-0.25"
-    assert match["perplexity"] == cells["2ssp-0.25"]["perplexity"]
+    assert (match.sparsity, match.matched_to, match.method) == (other.removed, "shortgpt-0.25", "2ssp")
+    assert match.removed == pytest.approx(0.25, abs=0.02)
+    assert match.same_as == "2ssp-0.25"
+    assert match.perplexity == cells["2ssp-0.25"].perplexity
 
 
 def test_a_reduced_search_is_called_so_where_it_is_not_made_again(text: Path, tmp_path: Path) -> None:
-    def cells(model: Model) -> list[Cell]:
-        dense, cell = comparison(text, "evopress", options={"evopress": SEARCH}).cells(model)
-        return [dense, cell, replace(cell, name="again", label="again")]
+    class Twice(Comparison):
+        def cells(self, model: Model) -> list[Cell]:
+            dense, cell = super().cells(model)
+            return [dense, cell, replace(cell, name="again", label="again")]
 
-    again = run_grid(grid(tmp_path / "out", text), cells, lambda: None)["again"]
-    assert again["same_as"] == "evopress-0.25"
-    assert again["label"] == "again (reduced search)"
+    once = comparison(text, "evopress", options={"evopress": SEARCH})
+    again = run_grid(grid(tmp_path / "out", text), Twice(**asdict(once)))["again"]
+    assert (again.same_as, again.label) == ("evopress-0.25", "again (reduced search)")
 
 
 def test_all_methods_see_the_first_rows_of_one_matrix(text: Path) -> None:
     model = Loads()()
-    cells = [
-        Cell(name=str(n), method="x", label="x", calibration=replace(_rows(text, n), length=length))
-        for n, length in ((2, 24), (4, 24), (3, 12))
-    ]
-    matrices = Matrices(model, cells, data=None, cache=None)
-    two, four, short = (matrices.rows(cell.calibration) for cell in cells if cell.calibration)
+    wanted = [_rows(text, 2), _rows(text, 4), _rows(text, 3, 12)]
+    matrices = Matrices(model, [_cell("x", rows) for rows in wanted], data=None, cache=None)
+    two, four, short = map(matrices.rows, wanted)
     assert torch.equal(two.ids, four.ids[:2])
     assert torch.equal(short.ids, four.ids[:3, :12])
-    assert two.source["samples"] == 2
-    assert short.source["length"] == 12
-    many = replace(cells[0], method="greedy", calibration=_rows(text, 10_000))
-    with pytest.raises(DataError, match=r"are needed.*Windows asked for: greedy 10000, x 2; --samples sets all"):
-        Matrices(model, [cells[0], many], data=None, cache=None)
+    assert (two.source["samples"], short.source["length"]) == (2, 12)
+    many = [_cell("x", wanted[0]), _cell("greedy", _rows(text, 10_000))]
+    with pytest.raises(DataError, match=r"are needed.*greedy 10000, x 2"):
+        Matrices(model, many, data=None, cache=None)
 
 
 # --- restarting ---
 
 
+def whole_files(folder: Path) -> dict[Path, tuple[int, bytes]]:
+    """Of every finished cell's files: when they were written, and what they hold."""
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (folder / "cells").glob("[!.]*/*")}
+
+
+def same_tables(one: Path, other: Path) -> bool:
+    tables = ("main-table.csv", "differences.csv")
+    return all(no_times((one / name).read_text()) == no_times((other / name).read_text()) for name in tables)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["between cells", "in a cell"])
 def test_a_stopped_run_goes_on_and_gives_the_same_table(
-    where: str, done: tuple[Path, Cells], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    where: str, done: tuple[Path, Cells], text: Path, tmp_path: Path
 ) -> None:
-    methods = ("2ssp", "shortgpt", "evopress")
-    wanted = comparison(text, *methods, matched=True, options={"evopress": SEARCH})
-    judged, told = [], []
-    real = judges.perplexity_by_window
+    out, told = tmp_path / "out", list[str]()
 
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        judged.append(1)
-        if where == "in a cell" and len(judged) == 3:
-            raise KeyboardInterrupt
-        return real(*args, **kwargs)
-
-    def hear(cell: Mapping[str, Any]) -> None:
-        told.append(cell["name"])
+    def hear(cell: CellResult) -> None:
+        told.append(cell.name)
         if where == "between cells" and len(told) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(judges, "perplexity_by_window", counted)
-    here = replace(grid(tmp_path / "out", text), told=hear)
+    stops = at("shortgpt-0.25", "perplexity", raising(KeyboardInterrupt()))
+    here = grid(out, text)
     with pytest.raises(Interrupted, match="same command goes on"):
-        compare(wanted, here)
-    first = {path.parent.name: path.stat().st_mtime_ns for path in (tmp_path / "out/cells").glob("*/cell.json")}
+        compare(three(text), replace(here, told=hear, shown=stops if where == "in a cell" else here.shown))
+    first = whole_files(out)
     assert 0 < len(first) < 6
-    assert not list((tmp_path / "out/cells").glob(".*"))  # nothing half-written, no claim
-    with (tmp_path / "out/main-table.csv").open() as file:  # what is finished can be looked at
-        assert {row["name"] for row in csv.DictReader(file)} == first.keys()
-    cells = compare(wanted, replace(here, told=lambda cell: told.append(cell["name"])))
-    now = {path.parent.name: path.stat().st_mtime_ns for path in (tmp_path / "out/cells").glob("*/cell.json")}
-    assert now.keys() == cells.keys()
-    assert {name: now[name] for name in first} == first
-    assert len(told) == len(set(told)) == len(cells)
-    finished = done[0]
-    assert no_times((tmp_path / "out/main-table.csv").read_text()) == no_times(
-        (finished / "main-table.csv").read_text()
-    )
+    assert not list((out / "cells").glob(".*"))  # nothing half-written, no claim
+    with (out / "main-table.csv").open() as file:  # what is finished can be looked at
+        assert {row["name"] for row in csv.DictReader(file)} == {path.parent.name for path in first}
+    cells = compare(three(text), replace(here, told=lambda cell: told.append(cell.name)))
+    assert {path: whole_files(out)[path] for path in first} == first
+    assert len(told) == len(set(told)) == len(cells) == len(whole_files(out))
+    assert same_tables(out, done[0])
     loads = Loads()
-    assert compare(wanted, grid(tmp_path / "out", text, load=loads)) == cells
+    assert list(compare(three(text), grid(out, text, load=loads))) == list(cells)
     assert loads.count == 1  # to see that the model is the same; nothing is pruned
 
 
@@ -200,60 +218,36 @@ def test_a_stopped_run_goes_on_and_gives_the_same_table(
 def test_a_killed_process_goes_on(done: tuple[Path, Cells], text: Path, tmp_path: Path) -> None:
     """SIGKILL in the middle of a cell that is pruned already: no clean-up is run at all."""
     out = tmp_path / "out"
-    settings = f'("2ssp", "shortgpt", "evopress"), matched=True, options={{"evopress": {SEARCH!r}}}'
     script = f"""
 import os, signal, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
+from dataclasses import replace
 from pathlib import Path
-from studies import comparison, grid
-from secateur.grid import compare, judges
-real, seen = judges.perplexity_by_window, []
-def kill(*args, **kwargs):
-    seen.append(1)
-    if len(seen) == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(*args, **kwargs)
-judges.perplexity_by_window = kill
-compare(comparison(Path({str(text)!r}), *{settings}), grid(Path({str(out)!r}), Path({str(text)!r})))
+from studies import grid
+from test_compare import at, three
+from secateur.grid import compare
+text, kill = Path({str(text)!r}), lambda: os.kill(os.getpid(), signal.SIGKILL)
+compare(three(text), replace(grid(Path({str(out)!r}), text), shown=at("shortgpt-0.25", "perplexity", kill)))
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     killed = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    made = _whole_files(out / "cells")
+    made = whole_files(out)
     assert {path.parent.name for path in made} == {"dense", "2ssp-0.25"}
-    wanted = comparison(text, "2ssp", "shortgpt", "evopress", matched=True, options={"evopress": SEARCH})
-    cells = compare(wanted, grid(out, text))
-    assert [cell["status"] for cell in cells.values()] == ["done"] * len(done[1])
-    after = _whole_files(out / "cells")
-    assert {path: after[path] for path in made} == made  # neither touched nor made again
-    uninterrupted = done[0]
-    for table in ("main-table.csv", "differences.csv"):
-        assert no_times((out / table).read_text()) == no_times((uninterrupted / table).read_text())
-    assert no_times((out / "main-table.csv").read_text())[1:]
+    assert statuses(compare(three(text), grid(out, text))) == ["done"] * len(done[1])
+    assert {path: whole_files(out)[path] for path in made} == made  # neither touched nor made again
+    assert same_tables(out, done[0])
 
 
-def _whole_files(folder: Path) -> dict[Path, tuple[int, bytes]]:
-    """Of every finished cell's files: when they were written, and what they hold."""
-    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.glob("[!.]*/*")}
-
-
-def test_more_methods_may_be_added(text: Path, tmp_path: Path) -> None:
-    compare(comparison(text, "shortgpt"), grid(tmp_path / "out", text))
-    compare(comparison(text, "2ssp", sparsities=(0.5,)), grid(tmp_path / "out", text))
-    index = json.loads((tmp_path / "out/compare.json").read_text())
-    assert set(index["cells"]) == {"dense", "shortgpt-0.25", "2ssp-0.5"}
-    assert "shortgpt" in (tmp_path / "out/main-table.md").read_text()
-
-
-def test_all_commands_are_kept_and_each_cell_knows_its_machine(text: Path, tmp_path: Path) -> None:
+def test_methods_may_be_added_and_all_commands_are_kept(text: Path, tmp_path: Path) -> None:
     for words in (["--methods", "shortgpt"], ["--methods", "window"], ["--methods", "shortgpt"]):
         here = replace(grid(tmp_path / "out", text), arguments={"command": words})
         cells = compare(comparison(text, words[1]), here)
-    index = json.loads((tmp_path / "out/compare.json").read_text())
-    assert index["commands"] == [["--methods", "shortgpt"], ["--methods", "window"]]
-    assert {(cell["machine"], str(cell["versions"])) for cell in cells.values()} == {
-        (index["machine"], str(index["versions"]))
-    }  # fmt: skip
+    index = read_index(tmp_path / "out")
+    assert set(index.cells) == {"dense", "shortgpt-0.25", "window-0.25"}
+    assert "window" in (tmp_path / "out/main-table.md").read_text()
+    assert index.commands == [["--methods", "shortgpt"], ["--methods", "window"]]
+    assert all((cell.machine, cell.versions) == (index.machine, index.versions) for cell in cells.values())
 
 
 def test_a_folder_of_an_older_version_goes_on(text: Path, tmp_path: Path) -> None:
@@ -263,9 +257,10 @@ def test_a_folder_of_an_older_version_goes_on(text: Path, tmp_path: Path) -> Non
     for file, missing in (("compare.json", "commands"), ("cells/dense/cell.json", "seconds")):
         path = tmp_path / "out" / file
         path.write_text(json.dumps({key: each for key, each in json.loads(path.read_text()).items() if key != missing}))
-    cells = compare(comparison(text, "window"), replace(here, arguments={"command": ["second"]}))
-    assert [cell["status"] for cell in cells.values()] == ["done", "done"]
-    assert json.loads((tmp_path / "out/compare.json").read_text())["commands"] == [["first"], ["second"]]
+    assert statuses(compare(comparison(text, "window"), replace(here, arguments={"command": ["second"]}))) == [
+        "done", "done"
+    ]  # fmt: skip
+    assert read_index(tmp_path / "out").commands == [["first"], ["second"]]
 
 
 @pytest.mark.parametrize(
@@ -296,86 +291,78 @@ def test_a_folder_of_other_arguments_is_refused(
 def test_a_folder_with_other_things_in_it_is_refused(text: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.tex").write_text("years of work")
-    loads = Loads()
-    with pytest.raises(OutputExistsError, match="no comparison"):
-        compare(comparison(text), grid(tmp_path / "out", text, load=loads))
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="is a file"):
-        compare(comparison(text), grid(tmp_path / "file", text, load=loads))
+    loads = Loads()
+    for name, error in (("out", OutputExistsError), ("file", OutputError)):
+        with pytest.raises(error):
+            compare(comparison(text), grid(tmp_path / name, text, load=loads))
     assert loads.count == 0
 
 
+# --- two processes ---
+
+
 def test_a_cell_that_another_process_makes_is_left_to_it(text: Path, tmp_path: Path) -> None:
-    told: list[Standing] = []
+    seen: list[Standing] = []
     with claimed(tmp_path / "out/cells/2ssp-0.25"):
-        cells = compare(comparison(text), replace(grid(tmp_path / "out", text), shown=told.append))
+        cells = compare(comparison(text), replace(grid(tmp_path / "out", text), shown=seen.append))
     assert list(cells) == ["dense", "shortgpt-0.25"]
-    assert (told[-1].finished, told[-1].cells) == (2, 3)  # what is not made here is not finished
-    assert told[-1].left_s > 0
+    assert (seen[-1].finished, seen[-1].cells) == (2, 3)  # what is not made here is not finished
+    assert seen[-1].left_s > 0
     assert "Not there yet: 2ssp-0.25" in (tmp_path / "out/main-table.md").read_text()
     assert list(compare(comparison(text), grid(tmp_path / "out", text))) == ["dense", "2ssp-0.25", "shortgpt-0.25"]
 
 
 def test_a_match_waits_for_a_cell_that_another_process_makes(text: Path, tmp_path: Path) -> None:
-    wanted = comparison(text, matched=True)
     here, shortgpt = grid(tmp_path / "out", text), tmp_path / "out/cells/shortgpt-0.25"
     with claimed(shortgpt):
-        assert list(compare(wanted, here)) == ["dense", "2ssp-0.25"]
+        assert list(compare(comparison(text, matched=True), here)) == ["dense", "2ssp-0.25"]
     told: list[str] = []
     with ExitStack() as stack:
         stack.enter_context(claimed(shortgpt))
         more = comparison(text, "2ssp", "shortgpt", "window", matched=True)
-        cells = compare(more, replace(here, told=lambda cell: (told.append(cell["name"]), stack.close())[0]))
+        cells = compare(more, replace(here, told=lambda cell: (told.append(cell.name), stack.close())[0]))
     assert told == ["window-0.25", "2ssp-as-window-0.25", "shortgpt-0.25", "2ssp-as-shortgpt-0.25"]
-    assert all(cell["status"] == "done" for cell in cells.values())
+    assert set(statuses(cells)) == {"done"}
 
 
 def test_a_cell_like_one_that_another_process_makes_waits_to_be_copied(text: Path, tmp_path: Path) -> None:
     out, wanted = tmp_path / "out", comparison(text, "shortgpt", "window", matched=True)
-    (first, second), names = ("2ssp-as-shortgpt-0.25", "2ssp-as-window-0.25"), []
+    (first, second), names = ("2ssp-as-shortgpt-0.25", "2ssp-as-window-0.25"), list[str]()
     compare(replace(wanted, matched=False), grid(out, text))
-    identity = compare(wanted, grid(tmp_path / "other", text))[first]["fingerprint"]
-    with ExitStack() as stack:
-        stack.enter_context(claimed(out / "cells" / identity))  # as a process that makes the first has it
+    identity = compare(wanted, grid(tmp_path / "other", text))[first].fingerprint
+    with claimed(out / "cells" / str(identity)):  # as a process that makes the first has it
         assert list(compare(wanted, grid(out, text))) == ["dense", "shortgpt-0.25", "window-0.25"]
-    cells = compare(wanted, replace(grid(out, text), told=lambda cell: names.append(cell["name"])))
+    cells = compare(wanted, replace(grid(out, text), told=lambda cell: names.append(cell.name)))
     assert names == [first, second]
-    assert (cells[first].get("same_as"), cells[second].get("same_as")) == (None, first)
+    assert (cells[first].same_as, cells[second].same_as) == (UNSET, first)
 
 
 # --- failures ---
 
 
-def test_one_failing_cell_is_told_and_tried_again(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = judges.perplexity_by_window, []
-
-    def fails_for_the_second(*args: Any, **kwargs: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 2:
-            raise RuntimeError("a worm in the wood")
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(judges, "perplexity_by_window", fails_for_the_second)
-    cells = compare(comparison(text), grid(tmp_path / "out", text))
-    assert [cell["status"] for cell in cells.values()] == ["done", "failed", "done"]
+def test_one_failing_cell_is_told_and_tried_again(text: Path, tmp_path: Path) -> None:
+    out, names = tmp_path / "out", list[str]()
+    worm = at("2ssp-0.25", "perplexity", raising(RuntimeError("a worm in the wood")))
+    cells = compare(comparison(text), replace(grid(out, text), shown=worm))
+    assert statuses(cells) == ["done", "failed", "done"]
     failed = cells["2ssp-0.25"]
-    assert failed["error"] == "RuntimeError: a worm in the wood"
-    assert failed["parameters"]
-    assert failed["prune"]["forwards"] > 0
-    table = (tmp_path / "out/main-table.md").read_text()
-    assert "2ssp-0.25 failed: RuntimeError: a worm in the wood" in table
-    again = compare(comparison(text), grid(tmp_path / "out", text))
-    assert [cell["status"] for cell in again.values()] == ["done"] * 3
-    assert len(calls) == 4
-    assert "failed" not in (tmp_path / "out/main-table.md").read_text()
+    assert failed.error == "RuntimeError: a worm in the wood"
+    assert failed.parameters
+    assert failed.prune is not None  # what came before is kept
+    assert "2ssp-0.25 failed: RuntimeError: a worm in the wood" in (out / "main-table.md").read_text()
+    again = compare(comparison(text), replace(grid(out, text), told=lambda cell: names.append(cell.name)))
+    assert statuses(again) == ["done"] * 3
+    assert names == ["2ssp-0.25"]
+    assert "failed" not in (out / "main-table.md").read_text()
 
 
 def test_an_unreachable_sparsity_fails_its_cell_and_its_match_only(text: Path, tmp_path: Path) -> None:
     wanted = comparison(text, "2ssp", "shortgpt", sparsities=(0.95,), matched=True)
     cells = compare(wanted, grid(tmp_path / "out", text))
-    assert "0.75 (3 of them) can be reached" in cells["shortgpt-0.95"]["error"]
-    assert "shortgpt-0.95" in cells["2ssp-as-shortgpt-0.95"]["error"]
-    assert cells["2ssp-0.95"]["status"] == "done"
+    assert "0.75 (3 of them) can be reached" in str(cells["shortgpt-0.95"].error)
+    assert "shortgpt-0.95" in str(cells["2ssp-as-shortgpt-0.95"].error)
+    assert cells["2ssp-0.95"].done
 
 
 @pytest.mark.parametrize(
@@ -412,20 +399,18 @@ def test_tasks_times_and_samples_are_in_cells_and_tables(
     more = {"tasks": ("easy", "hopeless"), "limit": 200, "inference": True, "prompts": ("Who?",)}
     cells = compare(comparison(text, matched=True), grid(tmp_path / "out", text, more=more))
     dense, shortgpt = cells["dense"], cells["shortgpt-0.25"]
-    assert set(shortgpt["tasks"]) == {"easy", "hopeless"}
-    assert shortgpt["inference"]["pruned"]["token_ms"] < shortgpt["inference"]["dense"]["token_ms"]
-    assert dense["inference"]["pruned"] == dense["inference"]["dense"]
-    agreements = [cell["generation"]["figures"]["greedy_agreement"] for cell in (dense, shortgpt)]
+    assert set(shortgpt.tasks) == {"easy", "hopeless"}
+    assert shortgpt.inference is not None
+    assert shortgpt.inference.pruned.token_ms < shortgpt.inference.dense.token_ms
+    assert dense.inference is not None
+    assert dense.inference.pruned == dense.inference.dense
+    agreements = [cell.generation.figures.greedy_agreement for cell in (dense, shortgpt) if cell.generation]
     assert agreements == [None, 0.5]  # nothing is compared with itself
-    told = json.loads((tmp_path / "out/main-table.json").read_text())
-    assert set(told["grey"]) == {"hopeless"}
-    rows = {row["name"]: row for row in told["rows"]}
-    assert (
-        rows["2ssp-0.25"]["task_average"]
-        == rows["2ssp-0.25"]["task:easy"]
-        == cells["2ssp-0.25"]["tasks"]["easy"]["value"]
-    )
-    same_size = [each for each in told["differences"] if each["kind"] == "same size"]
+    content = json.loads((tmp_path / "out/main-table.json").read_text())
+    assert set(content["grey"]) == {"hopeless"}
+    row = next(row for row in content["rows"] if row["name"] == "2ssp-0.25")
+    assert row["task_average"] == row["task:easy"] == cells["2ssp-0.25"].tasks["easy"].value
+    same_size = [each for each in content["differences"] if each["kind"] == "same size"]
     assert [(each["cell"], each["against"]) for each in same_size] == [("shortgpt-0.25", "2ssp-as-shortgpt-0.25")]
     table = (tmp_path / "out/main-table.md").read_text()
     assert "Left out of the average, hopeless" in table
@@ -446,37 +431,31 @@ def test_prompts_are_continued_as_eval_does_and_by_the_dense_model_once(
     monkeypatch.setattr(written, "generate", counted)
     more = {"prompts": ("and then", "ab"), "decodings": (replace(written.REFERENCE, max_length=20),)}
     cells = compare(comparison(text), grid(tmp_path / "out", text, more=more))
-    whole = cells["dense"]["parameters"]
+    whole = cells["dense"].parameters
     assert sorted(generated[:4]) == sorted({each for each in generated if each[0] == whole})
     assert len(generated) == len(set(generated)) == 3 * 4  # three models, two prompts, two decodings
     dense, model = Loads()(), Loads()()
     run_job(prepare(model, "2ssp", sparsity=0.25, calibration=str(text), samples=2, length=24))
     judged = secateur.evaluate(model, grid(tmp_path, text, more=more).judging, against=dense)
-    assert cells["2ssp-0.25"]["generation"] == finite(judged["model"]["generation"])
-    assert cells["dense"]["generation"] == finite(judged["against"]["generation"])
-    assert cells["2ssp-0.25"]["generation"]["figures"]["greedy_agreement"] is not None
+    assert to_builtins(cells["2ssp-0.25"].generation) == finite(judged["model"]["generation"])
+    assert to_builtins(cells["dense"].generation) == finite(judged["against"]["generation"])
 
 
-def test_every_part_is_timed_and_the_end_is_foretold(
-    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On a clock on which each window of a text takes a second, and nothing else anything."""
+def test_every_part_is_timed_and_the_end_is_foretold(text: Path, tmp_path: Path) -> None:
+    """On a clock on which each perplexity takes five seconds, and nothing else anything."""
     now, seen = [0.0], list[Standing]()
-    real = judges.perplexity_by_window
 
-    def slow(model: Model, tokens: Tokens, **more: Any) -> dict[str, Any]:
-        now[0] += tokens.samples
-        return real(model, tokens, **more)
+    def shown(standing: Standing) -> None:
+        seen.append(standing)
+        if standing.part == "perplexity":
+            now[0] = 5 * (standing.finished + standing.done)
 
-    monkeypatch.setattr(judges, "perplexity_by_window", slow)
-    here = replace(grid(tmp_path / "out", text), clock=lambda: now[0], shown=seen.append)
+    here = replace(grid(tmp_path / "out", text), clock=lambda: now[0], shown=shown)
     cells = compare(comparison(text), here)
-    assert [cell["seconds"] for cell in cells.values()] == [
+    assert [cell.seconds for cell in cells.values()] == [
         {"perplexity": 5.0}, {"prune": 0.0, "perplexity": 5.0}, {"prune": 0.0, "perplexity": 5.0}
     ]  # fmt: skip
-    last = [max(s.elapsed_s for s in seen if s.finished == count) for count in range(4)]
-    assert last == [5, 10, 15, 15]
-    assert seen[-1] == replace(seen[-1], cell="", finished=3, cells=3, left_s=0.0, guessed=())
+    assert seen[-1] == Standing("", "", 0.0, 3, 3, elapsed_s=15.0, left_s=0.0, guessed=())
     after_two = next(standing for standing in seen if standing.finished == 2 and standing.part == "perplexity")
     assert after_two.left_s == pytest.approx(5, rel=0.25)  # less is left of the blocks, which this clock does not know
     told = len(seen)
@@ -505,29 +484,27 @@ def test_shared_steps_hold_at_every_sparsity_and_cost_as_if_run_alone(name: str)
     tokens = Tokens.of(torch.randint(5, 97, (2, 16), generator=torch.Generator().manual_seed(0)))
     shared = Shared(get_method(name).shared or "")
 
-    def run(sparsity: float, store: Shared | None) -> tuple[Any, dict[str, float], int]:
-        clocked = Clocked(0, shared=store)
-        with clocked.clocked() as took:
-            done = run_job(prepare(tiny("llama"), name, sparsity=sparsity, calibration=tokens), run=clocked)
-        work = {key: took[key] for key in ("block_tokens", "head_tokens", "asked_tokens")}
-        return edit_facts(done.pruning.edits), work, clocked.meter.block_tokens
+    def run(sparsity: float, store: Shared | None) -> tuple[Any, Any]:
+        sharing = SharingRun(0, shared=store)
+        done = run_job(prepare(tiny("llama"), name, sparsity=sparsity, calibration=tokens), run=sharing)
+        return edit_facts(done.pruning.edits), sharing.meter
 
     run(0.25, shared)
-    edits, work, spent = run(0.5, shared)
-    assert (edits, work) == run(0.5, None)[:2]
-    assert spent < work["block_tokens"]
+    assert shared.spared_s == 0
+    assert run(0.5, shared) == run(0.5, None)
+    assert shared.spared_s > 0
 
 
 # --- what is asked for ---
 
 
 def test_words_for_sparsities() -> None:
-    assert sparsities(["paper"], 30) == [0.25, 0.375, 0.5]
-    assert sparsities(["every-block"], 4) == [0.25, 0.5, 0.75]
-    assert sparsities(["0.3", "paper", 0.25], 4) == [0.25, 0.3, 0.375, 0.5]
+    assert read_sparsities(["paper"], 30) == [0.25, 0.375, 0.5]
+    assert read_sparsities(["every-block"], 4) == [0.25, 0.5, 0.75]
+    assert read_sparsities(["0.3", "paper", 0.25], 4) == [0.25, 0.3, 0.375, 0.5]
     for wrong in ("0", "1", "-2", "nan", "x"):
         with pytest.raises(InvalidOptionError, match="every-block"):
-            sparsities([wrong], 4)
+            read_sparsities([wrong], 4)
 
 
 def test_options_of_single_methods() -> None:

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import BLOCKS, FAMILY_NAMES, logits, random, tiny, tiny_closed, tiny_hf, tiny_in, tiny_tokens
+from models import BLOCKS, FAMILY_NAMES, logits, tiny, tiny_hf, tiny_in, tiny_tokens
 from torch import nn
 from transformers import BloomConfig, BloomForCausalLM, LlamaForCausalLM
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.pytorch_utils import Conv1D
 
 from secateur.errors import UnsupportedModelError
-from secateur.model.checkpoint import save
+from secateur.export import save
 from secateur.model.handle import Model
 from secateur.model.modeling_secateur import FAMILIES, classes
 
@@ -150,27 +150,3 @@ def test_a_model_made_by_the_code_in_its_checkpoint_is_refused(tmp_path: Path, m
     assert not isinstance(foreign, classes("llama")[1])
     with pytest.raises(UnsupportedModelError, match="load it with secateur"):
         Model(foreign)
-
-
-# --- the test model of a streamed model ---
-
-
-@pytest.mark.parametrize("family", FAMILY_NAMES)
-def test_closed_blocks_have_no_weights_and_lose_no_edit(family: str) -> None:
-    """The ground on which methods are tested with closed blocks is itself sound."""
-    closed, dense = tiny_closed(family), tiny(family)
-    assert all(p.is_meta for block in closed.blocks for p in block.parameters())
-    with closed.open(2) as block, closed.open(2) as again:
-        assert again.module is block.module
-        assert not any(p.is_meta for p in block.module.parameters())
-        new = random(*block.mlp_out.weight.shape)  # whichever way the module keeps it
-        block.mlp_out.weight = nn.Parameter(new)
-        with pytest.raises(AssertionError, match="block 0 is opened while"), closed.open(0):
-            pass
-    assert all(p.is_meta for block in closed.blocks for p in block.parameters())
-    with closed.open(2) as block:
-        assert torch.equal(block.mlp_out.weight, new)
-    with torch.no_grad(), dense.open(2) as block:
-        block.mlp_out.weight.copy_(new)
-    ids = tiny_tokens(dense, 1, 8).ids
-    assert torch.equal(logits(closed.whole(), ids), logits(dense, ids))

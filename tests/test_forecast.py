@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from models import FAMILY_NAMES, NO_ENDS, parameters, tiny, tiny_tokens
+from models import FAMILY_NAMES, parameters, tiny, tiny_tokens
+from msgspec import structs
 from oracles import write_model
 
 import secateur
@@ -22,12 +23,10 @@ from secateur.errors import (
     UnknownNameError,
     UnsupportedModelError,
 )
+from secateur.export import save
 from secateur.forecast import Speed, forecast, hollow_model, timed
-from secateur.grid.estimate import Work
-from secateur.methods import Cost, get_method
+from secateur.methods import get_method
 from secateur.model.budget import Budget
-from secateur.model.checkpoint import save
-from secateur.model.layout import Layout
 
 METHOD = get_method("2ssp")
 
@@ -46,9 +45,9 @@ def test_what_is_foretold_comes_true(family: str, tmp_path: Path) -> None:
     before = parameters(model)
     pruned = secateur.prune(model, sparsity=0.4, calibration=tiny_tokens(model, 3, 8), attentions=1)
     assert told["parameters"] == {"before": before, "after": parameters(model)}
-    assert told["removed"] == pruned.record["sparsity"]["achieved"]
+    assert told["removed"] == structs.asdict(pruned.record.achieved)
     assert told["disk_bytes"] == 4 * parameters(model)
-    assert told["forwards"] == pytest.approx(pruned.record["cost"]["forwards"], abs=0.01)
+    assert told["forwards"] == pytest.approx(pruned.record.cost.forwards, abs=0.01)
     assert (told["samples"], told["length"], told["method"]) == (3, 8, "2ssp")
     assert told["peak_memory_bytes"] > 4 * before
     assert told["seconds"] > 0
@@ -90,8 +89,7 @@ def test_the_papers_windows_if_none_are_given(tmp_path: Path) -> None:
 
 
 def test_seconds_are_tokens_times_speed() -> None:
-    cost = Cost(block_tokens=300, head_tokens=20, asked_tokens=300, peak_states=0, after=Layout({}, 0, NO_ENDS))
-    assert Speed(block_s=0.5, head_s=2.0).seconds(cost) == 190
+    assert Speed(block_s=0.5, head_s=2.0).seconds(300, 20) == 190
 
 
 def test_windows_and_single_tokens_are_timed() -> None:
@@ -101,8 +99,6 @@ def test_windows_and_single_tokens_are_timed() -> None:
     assert speed.block_s == speed.head_s == pytest.approx(1 / 12)
     assert set(speed.steps) == {1, 5}
     assert {(each.block_s, each.head_s) for each in speed.steps.values()} == {(1.0, 1.0)}
-    work = Work(24, 12, steps={5: Work(40, 10)})
-    assert work.seconds(speed) == pytest.approx(3 + 50)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
 from secateur import load
-from secateur.model.checkpoint import save
+from secateur.export import save
 from secateur.model.handle import Model
 from secateur.surgery.apply import apply
 from secateur.surgery.edits import DropAttention, DropBlock

@@ -17,9 +17,8 @@ from secateur.cli.ablate import ablate
 from secateur.cli.app import app
 from secateur.cli.compare import compare
 from secateur.cli.evaluate import evaluate
-from secateur.cli.grids import CalibrationOptions, TextOptions
 from secateur.cli.groups import grouped
-from secateur.cli.options import RunningOptions, SourceOptions, TaskOptions, words
+from secateur.cli.options import CalibrationOptions, RunningOptions, SourceOptions, TaskOptions, TextOptions, words
 from secateur.errors import InvalidOptionError
 from secateur.grid.ablate import WHATS
 from secateur.judge.generation import REFERENCE, REFERENCE_PROMPTS

@@ -17,8 +17,9 @@ from test_cli import call
 import secateur
 from secateur import load, prune
 from secateur.errors import CheckpointError
-from secateur.model.checkpoint import RECORD, SUMS
-from secateur.pruning import save
+from secateur.model.sums import SUMS
+from secateur.output import save
+from secateur.record import RECORD
 
 COMMITS = ("1" * 40, "2" * 40)
 
@@ -44,12 +45,12 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_pruned_model_of_the_hub_has_its_history(revision: str | None, commit: str, hub: Path) -> None:
     record = json.loads((hub.parent / commit / RECORD).read_text())
     model = load("org/m", revision=revision)
-    assert [each["fingerprint"] for each in model.parents] == [record["fingerprint"]]
+    assert [each.fingerprint for each in model.parents] == [record["fingerprint"]]
     assert (model.source["source"], model.source["revision"]) == ("hub", commit)
     assert model.fingerprint() == load(str(hub.parent / commit)).fingerprint()
     again = secateur.prune(model, sparsity=0.1, calibration=tiny_tokens(model, 3, 8), stage1_only=True).record
-    assert [each["method"] for each in again["parents"]] == ["2ssp"]
-    assert again["model"]["name"] == "org/m"
+    assert [each.method for each in again.parents] == ["2ssp"]
+    assert again.model["name"] == "org/m"
     words = ("--revision", revision) if revision else ()
     shown = call("inspect", "org/m", "--verify", "--json", *words)
     assert shown.code == 0, shown.err

@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from secateur import load
+from secateur.export import save
 from secateur.hf import quiet_transformers
 from secateur.model import modeling_secateur
-from secateur.model.checkpoint import save
 from secateur.model.modeling_secateur import FAMILIES
 
 pytestmark = pytest.mark.slow  # a process for each way, each of which imports torch

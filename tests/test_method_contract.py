@@ -282,8 +282,8 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Mod
 @ONCE
 def test_a_record_is_replayed_and_a_checkpoint_is_the_model(name: str, chain: Any) -> None:
     model, record, folder = chain(name)
-    assert record["cost"]["forwards_asked"] > 0
-    edits = record["edits"]
+    assert record.cost.forwards_asked > 0
+    edits = record.edits
     if not any(isinstance(value, dict) for edit in edits for value in edit.values()):  # tensors are only named
         replayed = apply_all(tiny("llama"), map(from_json, edits))
         assert replayed.fingerprint() == model.fingerprint()
@@ -309,7 +309,7 @@ def test_a_pruned_model_is_pruned_again_by_any_method(first: str, second: str, c
     pruned = secateur.prune(model, second, sparsity=0.4, calibration=tokens_for(model), **SETTINGS[second].options)
     gone = before.block_parameters - model.layout().block_parameters
     assert abs(gone - 0.4 * before.block_parameters) <= unit
-    assert [parent["method"] for parent in pruned.record["parents"]] == [first]
+    assert [parent.method for parent in pruned.record.parents] == [first]
 
 
 @EVERY

@@ -12,38 +12,35 @@ import pytest
 import torch
 import yaml
 from models import logits, parameters, random, tiny, tiny_in, tiny_tokens
+from msgspec import structs
 
 import secateur
 from secateur import Budget, Model, Tokens, load, prune, save
-from secateur.assets.catalog import DEMO_TEXT
+from secateur.assets.demo import DEMO_TEXT
 from secateur.card import card
-from secateur.cli.inspect import inspect
-from secateur.cli.prune import _show
 from secateur.errors import CheckpointError, OutputExistsError
+from secateur.export import tier
 from secateur.methods import get_method
-from secateur.model.checkpoint import RECORD, tier
-from secateur.model.checkpoint import save as save_checkpoint
-from secateur.model.load import read_record
-from secateur.pruning import Pruning
-from secateur.record import append_evaluation, dump, identity, make_record, public_name, remarks
+from secateur.pruning import Job, Pruning, identity, make_record
+from secateur.record import RECORD, Cost, MeasuredPerplexity, Record, append_evaluation, dump, public_name, read_record
 from secateur.surgery.apply import apply
 from secateur.surgery.edits import DropAttention, DropBlock, Edit, KeepNeurons, from_json
+
+METHOD = get_method("2ssp")
 
 
 def tokens_for(model: Model, seed: int = 0) -> Tokens:
     return tiny_tokens(model, 3, 12, seed)
 
 
-COST = {"seconds": 1.0, "forwards": 2, "forwards_asked": 3.5}
-
-
-def recorded(model: Model, *edits: Edit) -> dict[str, Any]:
+def recorded(model: Model, *edits: Edit, tokens: Tokens | None = None, **told: Any) -> Record:
     """The record of a run that made these edits."""
-    before, fingerprint = model.layout(), model.fingerprint()
+    job = Job(model, "2ssp", tokens or tokens_for(model), Budget(0.25), 3, {"alpha": 1.5}, model.fingerprint())
+    before = model.layout()
     for edit in edits:
         apply(model, edit)
-    pruning = Pruning("2ssp", {"alpha": 1.5}, Budget(0.25), list(edits), before, model.layout())
-    return make_record(model, pruning, tokens_for(model), model_fingerprint=fingerprint, seed=3, cost=COST)
+    pruning = Pruning("2ssp", job.options, job.budget, list(edits), before, model.layout())
+    return make_record(job, pruning, Cost(seconds=1.0, forwards=2, forwards_asked=3.5), **told)
 
 
 # --- the record ---
@@ -57,36 +54,34 @@ def test_a_record_is_enough_to_make_the_model_again(family: str, tmp_path: Path)
     record = read_record(tmp_path / "pruned")
     assert record is not None
     again = tiny(family)
-    assert again.fingerprint() == record["model"]["fingerprint"]
-    for entry in record["edits"]:
+    assert again.fingerprint() == record.model["fingerprint"]
+    for entry in record.edits:
         apply(again, from_json(entry))
     assert again.fingerprint() == load(str(tmp_path / "pruned")).fingerprint()
     once_more = tiny(family)
+    asked = record.sparsity
     repeated = prune(
-        once_more, record["method"], sparsity=record["sparsity"]["asked"], of=record["sparsity"]["of"],
-        round_to=record["sparsity"]["round_to"], seed=record["seed"], calibration=tokens_for(model),
-        **record["options"],
+        once_more, record.method, sparsity=asked.asked, of=asked.of, round_to=asked.round_to, seed=record.seed,
+        calibration=tokens_for(model), **record.options,
     )  # fmt: skip
-    assert repeated.record["fingerprint"] == record["fingerprint"]
+    assert repeated.record.fingerprint == record.fingerprint
     assert once_more.fingerprint() == again.fingerprint()
 
 
 def test_a_record_counts_real_parameters() -> None:
     dense, model = tiny("phi3"), tiny("phi3")
     record = recorded(model, KeepNeurons(0, (1, 2)), DropAttention(1), DropBlock(2))
-    for size, each in ((record["before"], dense), (record["after"], model)):
-        assert size["parameters"] == parameters(each)
-        assert size["block_parameters"] == sum(p.numel() for p in each.blocks.parameters())
-        assert size["weight_bytes"] == sum(p.numel() * p.element_size() for p in each.hf.parameters())
-        assert size["blocks"] == len(each.blocks)
-    assert (record["before"]["attentions"], record["after"]["attentions"]) == (4, 2)
-    assert (record["before"]["neurons"], record["after"]["neurons"]) == (4 * 52, 2 + 2 * 52)
-    assert record["after"]["mlps"] == 3
-    assert record["after"]["kv_heads"] == 2 * 4
-    achieved = record["sparsity"]["achieved"]
-    assert achieved["model"] == pytest.approx(1 - parameters(model) / parameters(dense))
-    assert record["tier"] == tier(model) == "B"
-    assert record["edits"] == [
+    for size, each in ((record.before, dense), (record.after, model)):
+        assert size.parameters == parameters(each)
+        assert size.block_parameters == sum(p.numel() for p in each.blocks.parameters())
+        assert size.weight_bytes == sum(p.numel() * p.element_size() for p in each.hf.parameters())
+        assert size.blocks == len(each.blocks)
+    assert (record.before.attentions, record.after.attentions) == (4, 2)
+    assert (record.before.neurons, record.after.neurons) == (4 * 52, 2 + 2 * 52)
+    assert (record.after.mlps, record.after.kv_heads) == (3, 2 * 4)
+    assert record.achieved.model == pytest.approx(1 - parameters(model) / parameters(dense))
+    assert record.tier == tier(model) == "B"
+    assert record.edits == [
         {"edit": "KeepNeurons", "block": 0, "index": [1, 2]},
         {"edit": "DropAttention", "block": 1},
         {"edit": "DropBlock", "block": 2},
@@ -96,22 +91,25 @@ def test_a_record_counts_real_parameters() -> None:
 @pytest.mark.parametrize(
     "edits", [(), (DropBlock(1),), (KeepNeurons(0, tuple(range(40))), DropAttention(1), KeepNeurons(2, (0, 5)))]
 )
-def test_a_dumped_record_reads_back_the_same(edits: tuple[Edit, ...]) -> None:
-    record = recorded(tiny("llama"), *edits)
-    record["notes"] = {"reduced": 'Less "than" asked \\u00001\\u0000 ü.', "curve": [3.5, 1, 2.25]}
-    record["calibration"]["name"] = 'Zürich "quoted" \\u0000 \n'
+def test_a_dumped_record_reads_back_the_same(edits: tuple[Edit, ...], tmp_path: Path) -> None:
+    notes = {"reduced": 'Less "than" asked \\u00001\\u0000 ü.', "curve": [3.5, 1, 2.25]}
+    model = tiny("llama")
+    record = recorded(model, *edits, notes=notes)
+    record.calibration["name"] = 'Zürich "quoted" \\u0000 \n'
+    record.parents = [recorded(model).alone]
     text = dump(record)
-    assert json.loads(text) == record
+    (tmp_path / RECORD).write_text(text)
+    assert read_record(tmp_path) == record
+    assert json.loads(text) == json.loads(json.dumps(record.to_json()))
     assert "Zürich" in text
-    assert any("[3.5, 1, 2.25]" in line for line in text.splitlines())
-    for edit in record["edits"]:  # one line each
-        assert any(line.strip().rstrip(",") == json.dumps(edit) for line in text.splitlines())
+    lines = [line.strip().rstrip(",") for line in text.splitlines()]
+    assert '"curve": [3.5, 1, 2.25]' in lines
+    assert all(json.dumps(edit) in lines for edit in record.edits)  # one line each
 
 
 def test_edits_with_tensors_are_named_but_not_stored() -> None:
-    model = tiny("llama")
-    record = recorded(model, KeepNeurons(0, (1, 2), random(32, 2)))
-    assert record["edits"][0]["out_weight"].keys() == {"sha256", "shape"}
+    record = recorded(tiny("llama"), KeepNeurons(0, (1, 2), random(32, 2)))
+    assert record.edits[0]["out_weight"].keys() == {"sha256", "shape"}
     assert len(dump(record)) < 10_000
 
 
@@ -160,19 +158,16 @@ def test_of_a_path_the_last_part_is_published(path: str, tmp_path: Path, monkeyp
     assert public_name(path) == shown
     assert public_name(shown) == shown
     model = tiny("llama")
-    fingerprint, before = model.fingerprint(), model.layout()
     tokens = Tokens.of(tokens_for(model).ids, source={"name": path, "path": path, "source": "file"})
     model.source = {"source": "local", "name": path, "asked": path, "path": path}
     command = ["prune", path, "--out", "client/out", f"--calibration={path}", "--data=client/texts", "--alpha", "0.5"]
-    record = make_record(
-        model, Pruning("2ssp", {}, Budget(0.25), [], before, before), tokens, model_fingerprint=fingerprint, seed=0,
-        cost=COST, arguments={"command": command},
-    )  # fmt: skip
-    assert record["model"] == {
-        "source": "local", "name": shown, "asked": shown, "path": shown, "family": "llama", "fingerprint": fingerprint
+    record = recorded(model, tokens=tokens, arguments={"command": command})
+    assert record.model == {
+        "source": "local", "name": shown, "asked": shown, "path": shown, "family": "llama",
+        "fingerprint": model.fingerprint(),
     }  # fmt: skip
-    assert record["calibration"]["path"] == record["calibration"]["name"] == shown
-    assert record["arguments"]["command"] == [
+    assert record.calibration["path"] == record.calibration["name"] == shown
+    assert record.arguments["command"] == [
         "prune", shown, "--out", "out", f"--calibration={shown}", "--data=texts", "--alpha", "0.5"
     ]  # fmt: skip
     append_to = tmp_path / "m"
@@ -194,7 +189,7 @@ def test_what_is_public_is_named_in_full(source: dict[str, str]) -> None:
     model = tiny("llama")
     model.source = dict(source)
     record = recorded(model, DropBlock(0))
-    assert source.items() <= record["model"].items()
+    assert source.items() <= record.model.items()
     assert public_name("org/m-1.5B") == "org/m-1.5B"
 
 
@@ -214,15 +209,14 @@ def test_records_chain_through_checkpoints(tmp_path: Path) -> None:
 
     record = read_record(tmp_path / "third")
     assert record is not None
-    chain = [*record["parents"], record]
-    assert [each["fingerprint"] for each in chain] == [each.record["fingerprint"] for each in (first, second, third)]
-    assert not any("parents" in each for each in record["parents"])
-    for earlier, later in itertools.pairwise(chain):
-        assert earlier["after"] == later["before"]
-    assert chain[1]["model"]["fingerprint"] == load(str(tmp_path / "first")).fingerprint()
+    assert [step.fingerprint for step in record.chain] == [each.record.fingerprint for each in (first, second, third)]
+    assert not any(step.parents for step in record.parents)
+    for earlier, later in itertools.pairwise(record.chain):
+        assert earlier.after == later.before
+    assert record.chain[1].model["fingerprint"] == load(str(tmp_path / "first")).fingerprint()
     again = tiny("llama")
-    for each in chain:
-        for entry in each["edits"]:
+    for step in record.chain:
+        for entry in step.edits:
             apply(again, from_json(entry))
         again.edited()
     assert again.fingerprint() == load(str(tmp_path / "third")).fingerprint()
@@ -235,30 +229,23 @@ def test_records_chain_within_a_session(tmp_path: Path) -> None:
     tokens = tokens_for(model)
     first = prune(model, sparsity=0.2, calibration=tokens)
     second = prune(model, sparsity=0.1, calibration=tokens, stage1_only=True)
-    assert [each["fingerprint"] for each in second.record["parents"]] == [first.record["fingerprint"]]
-    assert first.record["parents"] == []
-    assert [each["fingerprint"] for each in model.parents] == [
-        first.record["fingerprint"],
-        second.record["fingerprint"],
-    ]
+    assert (first.record.parents, second.record.parents) == ([], [first.record])
+    assert model.parents == [first.record, second.record.alone]
     save(second, tmp_path / "second")
-    assert [each["fingerprint"] for each in load(str(tmp_path / "second")).parents] == [
-        first.record["fingerprint"],
-        second.record["fingerprint"],
-    ]
+    assert load(str(tmp_path / "second")).parents == model.parents
 
 
 # --- evaluations and damage ---
 
 
 def test_an_evaluation_is_added_and_nothing_else_changes(tmp_path: Path) -> None:
-    record = recorded(tiny("llama"), DropAttention(1))
-    (tmp_path / RECORD).write_text(dump(record))
-    before = set(os.listdir(tmp_path))
+    entries = {**recorded(tiny("llama"), DropAttention(1)).to_json(), "of a later version": [1]}
+    (tmp_path / RECORD).write_text(json.dumps(entries))
     append_evaluation(tmp_path, {"perplexity": 12.5})
     append_evaluation(tmp_path, {"perplexity": 13.5})
-    assert read_record(tmp_path) == {**record, "evaluations": [{"perplexity": 12.5}, {"perplexity": 13.5}]}
-    assert set(os.listdir(tmp_path)) == before
+    written = json.loads((tmp_path / RECORD).read_text())
+    assert written == {**entries, "evaluations": [{"perplexity": 12.5}, {"perplexity": 13.5}]}
+    assert os.listdir(tmp_path) == [RECORD]
 
 
 def test_a_folder_without_a_record_gets_none(tmp_path: Path) -> None:
@@ -267,71 +254,46 @@ def test_a_folder_without_a_record_gets_none(tmp_path: Path) -> None:
     assert read_record(tmp_path) is None
 
 
-class Watched(dict[str, Any]):
-    """A record that remembers what was asked of it by name."""
-
-    def __init__(self, entries: dict[str, Any], asked: set[str], at: str = "") -> None:
-        super().__init__({k: self._watched(v, asked, f"{at}.{k}") for k, v in entries.items()})
-        self.asked, self.at = asked, at
-
-    def _watched(self, value: Any, asked: set[str], at: str) -> Any:
-        if isinstance(value, list):
-            return [self._watched(each, asked, at) for each in value]
-        return Watched(value, asked, at) if isinstance(value, dict) else value
-
-    def __getitem__(self, name: str) -> Any:
-        self.asked.add(f"{self.at}.{name}")
-        return super().__getitem__(name)
+def places(value: Any, at: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
+    """The way to each entry of a JSON object's objects, the first element standing for all of a list."""
+    if isinstance(value, list):
+        return places(value[0], (*at, 0)) if value else []
+    if not isinstance(value, dict):
+        return []
+    return [way for name, one in value.items() for way in [(*at, name), *places(one, (*at, name))]]
 
 
-def without(record: dict[str, Any], path: str) -> dict[str, Any]:
-    """A copy that lacks an entry, of a list's first element where there is a list on the way."""
-    copy = json.loads(json.dumps(record))
-    *outer, last = path.strip(".").split(".")
-    inside = copy
-    for name in outer:
-        inside = inside[name][0] if isinstance(inside[name], list) else inside[name]
-    del inside[last]
-    return copy  # type: ignore[no-any-return]
-
-
-def test_a_record_without_what_others_read_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Asked of the readers themselves: `inspect`, a command that finds its result, a card of a pruned model's."""
-    model = tiny("llama")
-    record = json.loads(json.dumps(recorded(model, DropAttention(1))))
-    record["perplexity"] = [{"text": "demo", "before": 2.0, "after": 3}]
-    record["parents"] = [{key: value for key, value in record.items() if key != "parents"}]
-    save_checkpoint(model, tmp_path / "m")
-    asked: set[str] = set()
-    watched = Watched(record, asked)
-    monkeypatch.setattr("secateur.cli.inspect.record_of", lambda *_: watched)
-    inspect(str(tmp_path / "m"))
-    _show(watched, tmp_path)
-    card({**recorded(tiny("llama"), DropBlock(0)), "parents": [watched]}, get_method("2ssp"))
-    read = {path.removeprefix(".parents") for path in asked}
-    assert {".tier", ".created", ".evaluations", ".edits.edit", ".sparsity.achieved.blocks", ".cost.seconds"} <= read
-    (tmp_path / RECORD).write_text(dump(record))
+def test_a_record_without_one_of_its_parts_is_damaged(tmp_path: Path) -> None:
+    record = recorded(tiny("llama"), DropAttention(1))
+    record.perplexity = [MeasuredPerplexity(text="demo", samples=1, length=8, before=2.0, after=3)]
+    record.parents = [record.alone]
+    entries = json.loads(dump(record))
+    (tmp_path / RECORD).write_text(json.dumps(entries))
     assert read_record(tmp_path) == record
-    for path in sorted(read):
-        for broken in (without(record, path), {**record, "parents": [without(record["parents"][0], path)]}):
-            (tmp_path / RECORD).write_text(json.dumps(broken))
-            with pytest.raises(CheckpointError, match=r"secateur\.json is damaged.* is missing or of another kind"):
-                read_record(tmp_path)
+    may_lack = {"format", "parents", "block_tokens", "head_tokens"}
+    open_parts = {"model", "options", "calibration", "arguments", "environment", "notes", "edits"}
+    within_open = {("model", "family"), ("edits", 0, "edit")}
+    for way in places(entries):
+        step = way[2:] if way[:2] == ("parents", 0) else way
+        if way[-1] in may_lack or (step[0] in open_parts and len(step) > 1 and step not in within_open):
+            continue
+        broken = json.loads(json.dumps(entries))
+        inside = broken
+        for name in way[:-1]:
+            inside = inside[name]
+        del inside[way[-1]]
+        (tmp_path / RECORD).write_text(json.dumps(broken))
+        with pytest.raises(CheckpointError, match=rf"secateur\.json is damaged.*`[\w.\[\]]*{way[-1]}`") as refusal:
+            read_record(tmp_path)
+        assert ("$.parents[0]" in str(refusal.value)) == (way[0] == "parents")
 
 
-def test_a_model_without_a_name_has_a_card() -> None:
-    model = tiny("llama")
-    model.source.clear()
-    assert "# a llama model, pruned by 2ssp" in card(recorded(model, DropBlock(0)), get_method("2ssp"))
-
-
-@pytest.mark.parametrize("text", ["{", "", "\x00\x01"])
+@pytest.mark.parametrize("text", ["{", "", "\x00\x01", "[]", "3"])
 def test_a_damaged_record_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / RECORD).write_text(text)
-    with pytest.raises(CheckpointError, match=r"secateur\.json"):
-        read_record(tmp_path)
-    with pytest.raises(CheckpointError, match=r"secateur\.json"):
-        append_evaluation(tmp_path, {})
+    for read in (read_record, lambda folder: append_evaluation(folder, {})):
+        with pytest.raises(CheckpointError, match=r"secateur\.json"):
+            read(tmp_path)
     assert (tmp_path / RECORD).read_text() == text
 
 
@@ -370,43 +332,41 @@ def front_matter(text: str) -> dict[str, Any]:
 @pytest.mark.parametrize("edit", [DropBlock(1), DropAttention(1)])
 def test_the_card_tells_how_to_load_it(edit: Edit) -> None:
     record = recorded(tiny("llama"), edit)
-    text = card(record, get_method("2ssp"))
-    assert ("trust_remote_code" in text) == ("import secateur" in text) == (record["tier"] == "B")
+    text = card(record)
+    assert ("trust_remote_code" in text) == ("import secateur" in text) == (record.tier == "B")
     assert front_matter(text)["tags"] == ["pruned", "secateur", "2ssp"]
-    assert f"{record['before']['parameters']:,}" in text
-    assert f"{record['after']['parameters']:,}" in text
-    assert get_method("2ssp").bibtex in text
-    assert secateur.__version__ in text
+    for fact in (f"{record.before.parameters:,}", f"{record.after.parameters:,}", METHOD.bibtex, secateur.__version__):
+        assert fact in text
 
 
 def test_the_card_names_the_hub_model_but_no_private_path() -> None:
     model = tiny_in("dense", "llama")
     model.source |= {"name": "/home/someone/models/secret-1B", "base_model": "org/base"}
-    text = card(recorded(model, DropBlock(0)), get_method("2ssp"))
+    text = card(recorded(model, DropBlock(0)))
     assert front_matter(text)["base_model"] == "org/base"
     assert "secret-1B, pruned by 2ssp" in text
     assert "/home/someone" not in text
-    local = card(recorded(tiny("llama"), DropBlock(0)), get_method("2ssp"))
-    assert "base_model" not in front_matter(local)
+    nameless = tiny("llama")
+    nameless.source.clear()
+    text = card(recorded(nameless, DropBlock(0)))
+    assert "base_model" not in front_matter(text)
+    assert "# a llama model, pruned by 2ssp" in text
 
 
 def test_the_card_shows_measured_perplexities() -> None:
     record = recorded(tiny("llama"), DropBlock(0))
-    record["perplexity"] = [{"text": "wikitext2", "samples": 4, "length": 12, "before": 10.04, "after": 12.5}]
-    assert "| perplexity, wikitext2, 4 x 12 | 10.04 | 12.50 |" in card(record, get_method("2ssp"))
+    record.perplexity = [MeasuredPerplexity(text="wikitext2", samples=4, length=12, before=10.04, after=12.5)]
+    assert "| perplexity, wikitext2, 4 x 12 | 10.04 | 12.50 |" in card(record)
 
 
 def test_the_card_repeats_what_the_method_said() -> None:
-    record = recorded(tiny("llama"), DropBlock(0))
-    plain = card(record, get_method("2ssp"))
-    record["notes"] = {
+    plain = recorded(tiny("llama"), DropBlock(0))
+    notes = {
         "reduced": "Less was searched than asked.", "best KL": [2.5, 1, 1 / 3], "long": list(range(100)),
         "table": {"a": 1}, "words": ["a"], "none": [],
     }  # fmt: skip
-    text = card(record, get_method("2ssp"))
-    assert remarks(record) == ["Less was searched than asked."]
-    new = set(text.splitlines()) - set(plain.splitlines())
+    record = structs.replace(plain, notes=notes)
+    assert record.remarks == ["Less was searched than asked."]
+    new = set(card(record).splitlines()) - set(card(plain).splitlines())
     assert new == {"Less was searched than asked.", "Best KL: 2.5, 1, 0.3333.",
                    "Long: 0, 1, 2, 3, 4, 5, ..., 94, 95, 96, 97, 98, 99."}  # fmt: skip
-    del record["notes"]  # an older record
-    assert card(record, get_method("2ssp")) == plain

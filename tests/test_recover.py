@@ -22,8 +22,9 @@ from transformers.pytorch_utils import Conv1D
 
 import secateur
 from secateur import Model, Run, Tokens, load, prune, recover, save
-from secateur.assets.instructions import ALPACA_LICENCE, Instruction, Instructions, licence_of, read_training
-from secateur.assets.text import chat_text, plain_text
+from secateur.assets import Instruction, Instructions, licence_of, read_training
+from secateur.assets.corpus import chat_text, plain_text
+from secateur.assets.files import ALPACA_LICENCE
 from secateur.errors import (
     CheckpointError,
     DataError,
@@ -35,12 +36,12 @@ from secateur.errors import (
     SecateurError,
     UnsupportedModelError,
 )
+from secateur.export import tier
 from secateur.heal import Distillation, Labels, Settings, attach, detach, make_examples, objectives, targets
-from secateur.heal.data import IGNORED, Example, alpaca_prompt, collate
+from secateur.heal.data import IGNORED, Example, collate
 from secateur.heal.recover import prepare_recovery, run_recovery
 from secateur.heal.trainer import LikeLengths
 from secateur.methods import methods
-from secateur.model.checkpoint import tier
 from secateur.run import Advance
 from secateur.surgery.edits import DropAttention, KeepNeurons
 
@@ -266,7 +267,7 @@ def test_only_the_response_is_counted() -> None:
     assert responses(examples, tokenizer) == ["3<|im_end|>", "hi\n  you<|im_end|>"]
     assert (examples.facts["rows"], examples.facts["dropped"], examples.facts["cut"]) == (3, 1, 0)
     texts = {tokenizer.decode(row.ids) for row in (*examples.train, *examples.held_out)}
-    filled = [alpaca_prompt(row) + row.output + "<|im_end|>" for row in ROWS[:2]]
+    filled = [row.prompt + row.output + "<|im_end|>" for row in ROWS[:2]]
     known = tokenizer("".join(filled))["input_ids"]
     assert texts == {tokenizer.decode(tokenizer(text)["input_ids"]) for text in filled}
     assert known  # the prompt has characters that the tiny tokenizer does not know; both sides have them alike
@@ -275,12 +276,12 @@ def test_only_the_response_is_counted() -> None:
 
 
 def test_the_prompts_are_alpacas() -> None:
-    assert alpaca_prompt(ROWS[0]) == (
+    assert ROWS[0].prompt == (
         "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
         "response that appropriately completes the request.\n\n### Instruction:\nadd\n\n### Input:\n1 2\n\n"
         "### Response:\n"
     )
-    assert alpaca_prompt(ROWS[1]) == (
+    assert ROWS[1].prompt == (
         "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
         "### Instruction:\nsay hi\n\n### Response:\n"
     )
@@ -462,7 +463,7 @@ def test_the_held_out_loss_falls_and_nothing_else_changes(data: Path) -> None:
     shared = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
     use_cache = model.hf.config.use_cache
     result = recover(model, data, epochs=2, eval_every=5, **QUICK)
-    losses = result.record["recovery"]["held_out_loss"]
+    losses = result.record.recovery.held_out_loss
     assert losses["after"] < 0.8 * losses["before"]
     assert [step for step, _ in losses["curve"]] == [0, 5, 10, 15, 20]
     assert losses["curve"][0][1] == pytest.approx(losses["before"], abs=1e-5)
@@ -489,14 +490,14 @@ def test_the_held_out_loss_is_the_saved_models(data: Path, tmp_path: Path) -> No
         weights = (row.labels != IGNORED).float()[None]
         total += mean_nll(loaded, Tokens.of(row.ids[None], weights)) * float(weights.sum())
         count += float(weights.sum())
-    assert result.record["recovery"]["held_out_loss"]["after"] == pytest.approx(total / count, rel=1e-5)
+    assert result.record.recovery.held_out_loss.after == pytest.approx(total / count, rel=1e-5)
 
 
 def test_distillation_brings_the_model_nearer_to_the_dense_one(data: Path) -> None:
     dense, model = with_tokenizer(tiny("llama", num_hidden_layers=2)), pruned_tiny()
     fingerprint = dense.fingerprint()
     result = recover(model, data, distill=dense, max_steps=8, **QUICK)
-    told = result.record["recovery"]
+    told = result.record.recovery
     assert told["held_out_loss"]["after"] < 0.9 * told["held_out_loss"]["before"]
     assert (told["objective"], told["teacher"]["fingerprint"]) == ("distillation", fingerprint)
     assert dense.fingerprint() == fingerprint
@@ -519,10 +520,10 @@ def test_checkpoints_of_every_method_heal(method: str, data: Path, tmp_path: Pat
     loaded = load(str(tmp_path / "pruned"))
     layout = loaded.layout()
     healed = recover(loaded, data, max_steps=4, **QUICK)
-    assert save(healed, tmp_path / "healed") == healed.record["parents"][0]["tier"]
+    assert save(healed, tmp_path / "healed") == healed.record.parents[0]["tier"]
     again = load(str(tmp_path / "healed"))
     assert again.layout() == layout
-    losses = healed.record["recovery"]["held_out_loss"]
+    losses = healed.record.recovery.held_out_loss
     assert losses["after"] < losses["before"]
     ids = torch.arange(5, 25)[None]
     torch.testing.assert_close(logits(again, ids), logits(loaded, ids))
@@ -598,12 +599,12 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(data: Path, tmp_path: Path) 
     assert 5 < step < 10
     result = recover(model, data, checkpoints=folder, **settings)
     assert model.fingerprint() == whole.fingerprint()
-    told, steady_told = result.record["recovery"], steady.record["recovery"]
+    told, steady_told = result.record.recovery, steady.record.recovery
     assert (told["resumed_at"], steady_told["resumed_at"]) == (step, None)
     assert told["held_out_loss"] == steady_told["held_out_loss"]
     assert [step for step, _ in told["training_loss"]] == list(range(1, 11))
     assert told["training_loss"] == steady_told["training_loss"]
-    assert result.record["fingerprint"] == steady.record["fingerprint"]
+    assert result.record.fingerprint == steady.record.fingerprint
     again = pruned_tiny()  # all is trained, and was not written
     assert recover(again, data, checkpoints=folder, **settings).record["recovery"]["resumed_at"] == 10
     assert again.fingerprint() == whole.fingerprint()
@@ -688,9 +689,9 @@ def test_record_and_card_tell_of_the_recovery(data: Path, tmp_path: Path) -> Non
     assert save(healed, tmp_path / "healed") == "B"
     record = secateur.model.load.read_record(tmp_path / "healed")
     assert record == healed.record
-    assert [each["fingerprint"] for each in record["parents"]] == [first.record["fingerprint"]]
+    assert [each["fingerprint"] for each in record["parents"]] == [first.record.fingerprint]
     assert record["model"]["fingerprint"] == fingerprint
-    assert record["before"] == record["after"] == first.record["after"]
+    assert record["before"] == record["after"] == first.record.after
     told = record["recovery"]
     assert (told["data"]["licence"], told["data"]["licence_known_by"]) == ("MIT", "given")
     assert (told["data"]["name"], told["data"]["rows"], told["data"]["train"], told["data"]["held_out"]) == (
@@ -706,7 +707,7 @@ def test_record_and_card_tell_of_the_recovery(data: Path, tmp_path: Path) -> Non
         "licence of the data: MIT",
         "trust_remote_code",
         f"{told['held_out_loss']['after']:.4f} after",
-        first.record["model"]["name"].rpartition("/")[2],
+        first.record.model["name"].rpartition("/")[2],
     ):
         assert fact in text  # fmt: skip
     third = prune(load(str(tmp_path / "healed")), sparsity=0.1, calibration=Tokens.of(torch.arange(5, 77).view(3, 24)),

@@ -66,7 +66,7 @@ def test_the_same_choices_and_perplexity(scores, sparsity):
     pruned = run_job(job, run=Run(store=store))
     scores["scores"] = store.get("scores")
 
-    edits = pruned.record["edits"]
+    edits = pruned.record.edits
     dropped = [edit["block"] for edit in edits if edit["edit"] == "DropAttention"]
     assert dropped == reference["attention_removed_in_order"]
     rounds = [min(store.get(f"2ssp stage 2/{i}")) for i in range(len(dropped))]

@@ -60,7 +60,7 @@ def pruned(method: str, sparsity: float, steps: dict[str, torch.Tensor], **optio
 
 
 def blocks(result: Any, kind: str) -> list[int]:
-    return [edit["block"] for edit in result.record["edits"] if edit["edit"] == kind]
+    return [edit["block"] for edit in result.record.edits if edit["edit"] == kind]
 
 
 def check_perplexity(result: Any, method: str, sparsity: float) -> None:
@@ -94,5 +94,5 @@ def test_alternating_blockpruner_removes_the_same_modules_in_the_same_order() ->
     assert set(blocks(result, "DropMLP")) == MLPS
     rounds = [min(store.get(f"blockpruner/{place}")) for place in range(16)]
     assert [math.exp(loss) for loss in rounds[::2]] == pytest.approx(ATTENTION_PERPLEXITY, rel=1e-4)
-    assert result.record["cost"]["forwards_asked"] == 424 / 4  # of 512 tokens each
+    assert result.record.cost.forwards_asked == 424 / 4  # of 512 tokens each
     check_perplexity(result, "blockpruner", 0.25)

@@ -30,7 +30,8 @@ from secateur.methods.slicegpt import plan, sliced, slicegpt
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.load import load
-from secateur.pruning import Pruning, prepare, prune, run_method, save
+from secateur.output import save
+from secateur.pruning import Pruning, prepare, prune, run_method
 from secateur.run import MemoryStore, Run
 from secateur.solvers.pca import principal_basis
 from secateur.surgery.apply import apply
@@ -220,8 +221,8 @@ def test_the_dimension_wins_over_the_sparsity() -> None:
     model = tiny("llama")
     pruned = prune(model, "slicegpt", sparsity=0.01, calibration=tiny_tokens(model, 2, 8), dimension=17)
     assert pruned.pruning.after.stream_width(3) == 17
-    assert pruned.record["sparsity"]["asked"] == 0.01
-    assert pruned.record["sparsity"]["achieved"]["blocks"] > 0.2
+    assert pruned.record.sparsity.asked == 0.01
+    assert pruned.record.sparsity.achieved.blocks > 0.2
     for dimension in (0, 32, 33):
         with pytest.raises(InvalidOptionError, match="dimension must lie between 1 and 31"):
             run(tiny("llama"), tiny_tokens(model, 2, 8), dimension=dimension)
@@ -282,7 +283,7 @@ def test_a_sliced_model_is_saved_and_sliced_and_pruned_again(tmp_path: Any) -> N
     assert {loaded.layout().stream_width(site) for site in SITES[:-1]} == {13}
     loaded.edited()
     pruned = prune(loaded, "2ssp", sparsity=0.3, calibration=tokens, attentions=1)
-    assert pruned.record["sparsity"]["achieved"]["blocks"] == pytest.approx(0.3, abs=0.03)
+    assert pruned.record.sparsity.achieved.blocks == pytest.approx(0.3, abs=0.03)
     apply(loaded, DropBlock(2))
     save(pruned, tmp_path / "thrice")
     assert torch.equal(logits(load(str(tmp_path / "thrice")), tokens.ids), logits(loaded, tokens.ids))

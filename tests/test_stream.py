@@ -30,7 +30,7 @@ from secateur import load
 from secateur.engine.sweep import DENSE, Part, sweep
 from secateur.engine.walk import walk
 from secateur.errors import InvalidEditError, UnsupportedEditError
-from secateur.model.checkpoint import save
+from secateur.export import save
 from secateur.model.handle import Model
 from secateur.model.modeling_secateur import FAMILIES
 from secateur.run import Run

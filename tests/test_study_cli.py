@@ -9,9 +9,12 @@ import pytest
 from studies import fake_judges
 from test_cli import Told, _own_world, call, world, write_ending_model  # noqa: F401  # fixtures
 
+import secateur
 from secateur.cli import grids
 from secateur.cli.options import SourceOptions
-from secateur.grid import judges
+from secateur.judge.results import Perplexity
+from secateur.model.handle import Model
+from secateur.report.results import CellResult
 
 QUICK = ("--samples", 2, "--length", 24, "--eval-samples", 4, "--eval-length", 24)
 
@@ -79,8 +82,8 @@ def test_a_dry_run_writes_nothing_and_foretells_every_cell(
 
 
 def test_a_perplexity_that_is_no_number_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    perplexity = {"c4": {"perplexity": None}, "wikitext2": {"perplexity": 12.345}}
-    grids._tell({"name": "x", "status": "done", "prune": None, "perplexity": perplexity})
+    perplexity = {"c4": Perplexity(perplexity=None), "wikitext2": Perplexity(perplexity=12.345)}
+    grids._tell(CellResult(name="x", status="done", perplexity=perplexity))
     assert capsys.readouterr().err == "x: c4 not finite, wikitext2 12.35\n"
 
 
@@ -100,18 +103,8 @@ def test_a_preset_sets_all_and_what_is_said_wins(
     fake_judges(monkeypatch)
     model = write_ending_model(tmp_path / "model")
     preset = ("--preset", "2ssp-paper", "--methods", "shortgpt", "--option", "shortgpt.samples=3")
-    told = compare(
-        (model, *where[1:]),
-        *preset,
-        "--sparsities",
-        "0.25",
-        "--tasks",
-        "easy",
-        "--limit",
-        20,
-        "--out",
-        tmp_path / "out",
-    )
+    words = (*preset, "--sparsities", "0.25", "--tasks", "easy", "--limit", 20, "--out", tmp_path / "out")
+    told = compare((model, *where[1:]), *words)
     assert told.code == 0, told.err
     cell = json.loads((tmp_path / "out/cells/shortgpt-0.25/cell.json").read_text())
     assert cell["options"]["positions"] == "last"  # the preset's
@@ -156,15 +149,12 @@ def test_ablate_spreads_over_seeds(where: tuple[object, ...], tmp_path: Path) ->
 
 
 def test_ctrl_c_leaves_whole_cells(where: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, seen = judges.perplexity_by_window, []
-
-    def interrupt(*args: object, **kwargs: object) -> object:
-        seen.append(1)
-        if len(seen) == 2:
+    def load(*args: object, **more: object) -> Model:
+        if (tmp_path / "out/cells/dense").is_dir():
             raise KeyboardInterrupt
-        return real(*args, **kwargs)  # type: ignore[arg-type]
+        return secateur.load(*args, **more)  # type: ignore[arg-type]  # as it was called
 
-    monkeypatch.setattr(judges, "perplexity_by_window", interrupt)
+    monkeypatch.setattr(grids, "load", load)
     told = compare(where, "--methods", "2ssp", "--sparsities", "0.25", "--out", tmp_path / "out")
     assert told.code == 130
     assert "the same command goes on" in told.err

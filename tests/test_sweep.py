@@ -132,10 +132,10 @@ def test_little_memory_means_more_passes_and_the_same_losses(metric: str) -> Non
     model.openings.clear()
     plenty, little = Run(), Run()
     want = sweep(model, tokens, variants, chosen, run=plenty)
-    assert model.openings == [0, 1, 2, 3]
+    assert model.block_openings == [0, 1, 2, 3]
     model.openings.clear()
     got = sweep(model, tokens, variants, chosen, run=little, memory_bytes=1)
-    assert model.openings == [0, 1, 2, 3] * 3 * 7  # each sample by itself, two variants at a time
+    assert model.block_openings == [0, 1, 2, 3] * 3 * 7  # each sample by itself, two variants at a time
     assert little.meter.block_tokens > plenty.meter.block_tokens
     torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
     row = 8 * model.hidden_size * 4  # one variant's states of one sample
@@ -201,7 +201,7 @@ def test_each_block_is_opened_once_per_pass() -> None:
     model = tiny_closed("qwen3")
     tokens = tiny_tokens(model, 3, 8)
     got = sweep(model, tokens, SINGLES + NESTED)
-    assert model.openings == [0, 1, 2, 3]
+    assert model.block_openings == [0, 1, 2, 3]
     torch.testing.assert_close(got, sweep(tiny("qwen3"), tokens, SINGLES + NESTED), rtol=0, atol=0)
 
 

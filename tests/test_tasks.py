@@ -33,11 +33,11 @@ from secateur.errors import (
     SecateurError,
     UnknownNameError,
 )
+from secateur.export import save
 from secateur.judge import harness
 from secateur.judge.chance import at_chance, chance_level
 from secateur.judge.suites import OFFLINE, SUITES
 from secateur.judge.tasks import estimated_tokens, judge_tasks, plan_tasks, run_tasks, spread, task_names
-from secateur.model.checkpoint import save
 from secateur.model.handle import Model
 from secateur.run import Run
 

@@ -188,7 +188,7 @@ def test_closed_blocks_have_no_weights(order: str, passes: int) -> None:
     seen, expected = collect(closed, tokens, order=order), collect(model, tokens, order=order)
     assert seen.x.keys() == expected.x.keys()
     assert all(torch.equal(seen.all(*key), expected.all(*key)) for key in expected.x)
-    assert closed.openings == [0, 1, 2, 3] * passes
+    assert closed.block_openings == [0, 1, 2, 3] * passes
 
 
 @pytest.mark.parametrize("order", ["blocks", "samples"])
@@ -293,7 +293,7 @@ def test_a_block_is_fetched_once_per_visit(observe: bool) -> None:
         apply(model, DropAttention(visit.block.number))
         if not observe:
             visit.advance()
-    assert model.openings == [0, 1, 2, 3]
+    assert model.block_openings == [0, 1, 2, 3]
 
 
 def test_an_exception_in_the_models_forward_puts_the_blocks_back() -> None:

@@ -1,21 +1,45 @@
 """secateur: structured pruning of large language models.
 
-Importing it makes transformers' Auto classes load the checkpoints that stock architectures cannot hold.
+Its names are read when they are asked for, so that `import secateur` and the commands' help cost nothing. Once it is
+imported, before transformers or after it, transformers' Auto classes load the checkpoints that stock architectures
+cannot hold.
 """
 
-from secateur.engine.tokens import Tokens
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from secateur import auto
 from secateur.errors import SecateurError
-from secateur.heal.recover import Recovered, recover
-from secateur.judge.evaluate import evaluate
-from secateur.judge.judging import Judging
-from secateur.model.budget import Budget
-from secateur.model.handle import Model
-from secateur.model.load import load, register
-from secateur.pruning import Pruned, prune, save
-from secateur.run import Run
 from secateur.version import __version__
 
-register()
+if TYPE_CHECKING:
+    from secateur.engine.tokens import Tokens
+    from secateur.heal.recover import Recovered, recover
+    from secateur.judge.evaluate import evaluate
+    from secateur.judge.judging import Judging
+    from secateur.model.budget import Budget
+    from secateur.model.handle import Model
+    from secateur.model.load import load
+    from secateur.output import save
+    from secateur.pruning import Pruned, prune
+    from secateur.run import Run
+
+_HOMES = {
+    "Budget": "model.budget",
+    "Judging": "judge.judging",
+    "Model": "model.handle",
+    "Pruned": "pruning",
+    "Recovered": "heal.recover",
+    "Run": "run",
+    "Tokens": "engine.tokens",
+    "evaluate": "judge.evaluate",
+    "load": "model.load",
+    "prune": "pruning",
+    "recover": "heal.recover",
+    "save": "output",
+}
+
+auto.register_beside_transformers()
 
 __all__ = [
     "Budget",
@@ -33,3 +57,14 @@ __all__ = [
     "recover",
     "save",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'secateur' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"secateur.{_HOMES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

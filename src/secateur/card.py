@@ -1,14 +1,13 @@
-"""The model card that goes into every checkpoint."""
+"""The model card that goes into every checkpoint, made of its record."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from secateur.errors import UnknownNameError
 from secateur.methods import Method, get_method
-from secateur.record import public_name, remarks
+from secateur.record import Facts, Record, Recovery, public_name
 
 _LOADING = {
     "A": """It is an unmodified {family} architecture and loads everywhere:
@@ -33,125 +32,120 @@ model = AutoModelForCausalLM.from_pretrained("PATH", trust_remote_code=True)
 
 Stock transformers with neither refuses to load it, on purpose: it would fill what is missing with random weights.""",
 }
-
+_OBJECTIVES = {"labels": "on the data's own responses", "distillation": "on the dense model's predictions"}
 _CURVE = 12  # numbers of a curve on the card; the record has all
 
 
-def card(record: Mapping[str, Any], method: Method | None) -> str:
-    """Render the card of a pruning's record.
+def card(record: Record) -> str:
+    """Render the card: of the last pruning and what was trained since, or of a dense model that was trained.
 
-    Args:
-        record: may have `recoveries`, the records of what was trained after the pruning.
-        method: None where it is not installed here.
+    Raises:
+        UnknownNameError: the record is of a pruning by a method that is not installed.
     """
-    model = record["model"]
-    before, after = record["before"], record["after"]
-    achieved = record["sparsity"]["achieved"]
-    rows = [
-        ("parameters", f"{before['parameters']:,}", f"{after['parameters']:,}"),
-        ("of these in blocks", f"{before['block_parameters']:,}", f"{after['block_parameters']:,}"),
-        ("weights", _megabytes(before["weight_bytes"]), _megabytes(after["weight_bytes"])),
-        ("blocks", before["blocks"], after["blocks"]),
-        ("attention modules", before["attentions"], after["attentions"]),
-        ("KV heads", f"{before['kv_heads']:,}", f"{after['kv_heads']:,}"),
-        ("FFN neurons", f"{before['neurons']:,}", f"{after['neurons']:,}"),
-    ]
-    if after["stream_width"] != before["stream_width"]:
-        rows.append(("hidden width", before["stream_width"], after["stream_width"]))
-    rows += [
-        (f"perplexity, {each['text']}, {each['samples']} x {each['length']}",
-         f"{each['before']:.2f}", f"{each['after']:.2f}")
-        for each in record.get("perplexity", [])
-    ]  # fmt: skip
-    table = "\n".join(f"| {name} | {old} | {new} |" for name, old, new in rows)
+    chain = record.chain
+    last = max((place for place, step in enumerate(chain) if step.recovery is None), default=-1)
+    pruning, trained = chain[last] if last >= 0 else None, chain[last + 1 :]
+    name = _name(record.chain[last].model)
+    if pruning is None:
+        title, text, history = f"{name}, trained by LoRA", f"Nothing was removed. {_trained(trained)}", ""
+        citation = ""
+    else:
+        method = _method(pruning, required=pruning is record)
+        title = f"{name}, pruned by {pruning.method}"
+        text = _removed(pruning, method) + _earlier(chain[: last + 1]) + _trained(trained)
+        text += " A pruned model is not the model it came from: judge\nit on your own data.\n\n" + _table(pruning)
+        history = f"## How it was made\n\n{_calibration(pruning)}{_notes(pruning)}\n"
+        citation = f"\n```bibtex\n{method.bibtex}\n```\n" if method else ""
+    recoveries = [_recovery(step.recovery) for step in chain if step.recovery is not None]
+    recovery = "## Recovery\n\n" + "\n".join(recoveries) + "\n" if recoveries else ""
+    tags = ("pruned", "secateur", pruning.method) if pruning else ("secateur", "lora")
+    tag_lines = "\n".join(f"- {tag}" for tag in tags)
+    edits = ", and the edits in order" if pruning else ""
+    origin = chain[0].model.get("base_model") or chain[0].model.get("repository")  # the hub model at the root
+    base_model = f"base_model: {origin}\n" if origin else ""
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
-{_base_model(record)}tags:
-- pruned
-- secateur
-- {record["method"]}
+{base_model}tags:
+{tag_lines}
 ---
 
-# {_name(model)}, pruned by {record["method"]}
+# {title}
 
-{achieved["blocks"]:.1%} of the blocks' parameters ({achieved["model"]:.1%} of all) were removed by
-{f"[{method.name}]({method.paper}): {method.summary}" if method else f"{record['method']}."}
-{_earlier(record)}{training_sentence(record.get("recoveries", ()))} A pruned model is not the model it came from: judge
-it on your own data.
+{text}
 
-| | before | after |
-|---|---|---|
-{table}
+{recovery}## Loading
 
-{training_section([*record["parents"], *record.get("recoveries", ())])}## Loading
+{_LOADING[record.tier].format(family=record.model["family"])}
 
-{_LOADING[record["tier"]].format(family=model["family"])}
-
-## How it was made
-
-{_calibration(record)}{_notes(record)}
-`secateur.json` has every argument, version and fingerprint, and the edits in order; secateur {record["secateur"]}.
-{_cite(method)}"""
+{history}`secateur.json` has every argument, version and fingerprint{edits}; secateur {(pruning or record).secateur}.
+{citation}"""
 
 
-def recovered_card(record: Mapping[str, Any]) -> str:
-    """Render the card of a dense model that was trained and never pruned."""
-    return f"""---
-library_name: transformers
-pipeline_tag: text-generation
-{_base_model(record)}tags:
-- secateur
-- lora
----
-
-# {public_name(record["model"]["name"])}, trained by LoRA
-
-Nothing was removed. {training_sentence([record])}
-
-{training_section([*record["parents"], record])}## Loading
-
-{_LOADING[record["tier"]].format(family=record["model"]["family"])}
-
-`secateur.json` has every argument, version and fingerprint; secateur {record["secateur"]}.
-"""
+def _method(pruning: Record, *, required: bool) -> Method | None:
+    """The method; of an earlier step None where it is of another package that is not there now."""
+    try:
+        return get_method(pruning.method)
+    except UnknownNameError:
+        if required:
+            raise
+        return None
 
 
-def _cite(method: Method | None) -> str:
-    return f"\n```bibtex\n{method.bibtex}\n```\n" if method else ""
-
-
-def _name(model: Mapping[str, Any]) -> str:
+def _name(model: Facts) -> str:
     """One that was built in memory need not have a name."""
     return public_name(model.get("name") or f"a {model['family']} model")
 
 
-def _earlier(record: Mapping[str, Any]) -> str:
-    """A sentence on earlier prunings, with the share removed since the original."""
-    prunings = [parent["method"] for parent in record["parents"] if "recovery" not in parent]
-    if not prunings:
+def _removed(pruning: Record, method: Method | None) -> str:
+    share = pruning.achieved
+    by = f"[{method.name}]({method.paper}): {method.summary}" if method else f"{pruning.method}."
+    return f"{share.blocks:.1%} of the blocks' parameters ({share.model:.1%} of all) were removed by\n{by}\n"
+
+
+def _earlier(chain: Sequence[Record]) -> str:
+    """A sentence on the prunings before the last one, with the share removed since the original."""
+    methods = [step.method for step in chain[:-1] if step.recovery is None]
+    if not methods:
         return ""
-    original = record["parents"][0]
-    share = 1 - record["after"]["block_parameters"] / original["before"]["block_parameters"]
-    chain = ", ".join(prunings)
+    share = 1 - chain[-1].after.block_parameters / chain[0].before.block_parameters
     return (
-        f"Before that, {_name(original['model'])} was pruned by {chain}: in all {share:.1%} of the "
+        f"Before that, {_name(chain[0].model)} was pruned by {', '.join(methods)}: in all {share:.1%} of the "
         "original's block parameters are gone. "
     )
 
 
-def _calibration(record: Mapping[str, Any]) -> str:
-    used = record["calibration"]
+def _table(pruning: Record) -> str:
+    before, after = pruning.before, pruning.after
+    rows = [
+        ("parameters", f"{before.parameters:,}", f"{after.parameters:,}"),
+        ("of these in blocks", f"{before.block_parameters:,}", f"{after.block_parameters:,}"),
+        ("weights", f"{before.weight_bytes / 1e6:.1f} MB", f"{after.weight_bytes / 1e6:.1f} MB"),
+        ("blocks", f"{before.blocks}", f"{after.blocks}"),
+        ("attention modules", f"{before.attentions}", f"{after.attentions}"),
+        ("KV heads", f"{before.kv_heads:,}", f"{after.kv_heads:,}"),
+        ("FFN neurons", f"{before.neurons:,}", f"{after.neurons:,}"),
+    ]
+    if after.stream_width != before.stream_width:
+        rows.append(("hidden width", f"{before.stream_width}", f"{after.stream_width}"))
+    for text in pruning.perplexity or ():
+        label = f"perplexity, {text.text}, {text.samples} x {text.length}"
+        rows.append((label, f"{text.before:.2f}", f"{text.after:.2f}"))
+    return "\n".join(["| | before | after |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def _calibration(pruning: Record) -> str:
+    used = pruning.calibration or {}
     licence = f" (licence of the text: {used['licence']})" if "licence" in used else ""
     windows = f"{used.get('samples', '?')} windows of {used.get('length', '?')} tokens"
     name = public_name(used.get("name", "token ids as given"))
-    return f"Calibration: {name}, {windows}, seed {record['seed']}{licence}."
+    return f"Calibration: {name}, {windows}, seed {pruning.seed}{licence}."
 
 
-def _notes(record: Mapping[str, Any]) -> str:
+def _notes(pruning: Record) -> str:
     """What the method said of this run, and its curves: lists of numbers, shortened to what fits a line."""
-    lines = remarks(record)
-    for name, note in record.get("notes", {}).items():
+    lines = pruning.remarks
+    for name, note in (pruning.notes or {}).items():
         if isinstance(note, list) and note and all(isinstance(value, (int, float)) for value in note):
             shown = [f"{value:.4g}" for value in note]
             if len(shown) > _CURVE:
@@ -160,86 +154,33 @@ def _notes(record: Mapping[str, Any]) -> str:
     return "".join(f"\n{line}" for line in lines)
 
 
-def _base_model(record: Mapping[str, Any]) -> str:
-    """The card's line that names the hub model at the root; nothing for a local one."""
-    model = [*record["parents"], record][0]["model"]
-    name = model.get("base_model") or model.get("repository")
-    return f"base_model: {name}\n" if name else ""
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.1f} MB"
-
-
-def render_card(record: Mapping[str, Any]) -> str:
-    """The card of a record, be it of a pruning or of a recovery.
-
-    Raises:
-        UnknownNameError: the record is of a pruning by a method that is not installed.
-    """
-    if "recovery" not in record:
-        return card(record, get_method(record["method"]))
-    chain = [*record["parents"], record]
-    last = next((place for place in reversed(range(len(chain))) if "recovery" not in chain[place]), None)
-    if last is None:
-        return recovered_card(record)
-    pruned = {**chain[last], "parents": chain[:last], "tier": record["tier"], "recoveries": chain[last + 1 :]}
-    return card(pruned, _method(pruned["method"]))
-
-
-def _method(name: str) -> Method | None:
-    """The method, None for one of another package that is not there now."""
-    try:
-        return get_method(name)
-    except UnknownNameError:
-        return None
-
-
-_OBJECTIVES = {"labels": "on the data's own responses", "distillation": "on the dense model's predictions"}
-
-
-def training_sentence(recoveries: Sequence[Mapping[str, Any]]) -> str:
-    """What was trained after the pruning."""
-    if not recoveries:
+def _trained(steps: Sequence[Record]) -> str:
+    """A sentence on what was trained after the pruning."""
+    if not steps:
         return "Nothing was trained afterwards."
-    data = " and ".join(f"{_data(each)['train']:,} rows of {_data(each)['name']}" for each in recoveries)
-    return f"Afterwards it was trained by LoRA on {data}; see Recovery."
+    data = [step.recovery.data for step in steps if step.recovery is not None]
+    rows = " and ".join(f"{each.train:,} rows of {each.name}" for each in data)
+    return f"Afterwards it was trained by LoRA on {rows}; see Recovery."
 
 
-def training_section(chain: Iterable[Mapping[str, Any]]) -> str:
-    """The section on every recovery in a chain of records; nothing where there is none."""
-    parts = [_recovery(each) for each in chain if "recovery" in each]
-    return "## Recovery\n\n" + "\n".join(parts) + "\n" if parts else ""
-
-
-def _recovery(record: Mapping[str, Any]) -> str:
-    told, data = record["recovery"], _data(record)
-    settings, losses = told["settings"], told["held_out_loss"]
-    before, after = losses["before"], losses["after"]
+def _recovery(recovery: Recovery) -> str:
+    data, settings, losses = recovery.data, recovery.settings, recovery.held_out_loss
     unit = "nats per token"
-    if told["objective"] == "labels":
-        unit += f"; perplexity {_exp(before)} to {_exp(after)}"
+    if recovery.objective == "labels":
+        unit += f"; perplexity {_exp(losses.before)} to {_exp(losses.after)}"
+    licence = "not known to secateur; find it out before you publish or use the model"
+    if data.licence is not None:
+        licence = f"{data.licence} (known by {data.licence_known_by}); it may bind this model too"
     lora = f"rank {settings['rank']}, alpha {settings['alpha']:g}, dropout {settings['dropout']:g}"
     schedule = f"AdamW, learning rate {settings['lr']:g} along a cosine, {settings['warmup_steps']} warm-up steps"
-    rows = f"{told['steps']:,} steps of {settings['global_batch']} rows, at most {settings['max_length']} tokens each"
-    return f"""LoRA ({lora}) on {told["adapted_maps"]} linear maps, merged afterwards.
-{rows}, {_OBJECTIVES[told["objective"]]}; {schedule}, seed {settings["seed"]}.
+    rows = f"{recovery.steps:,} steps of {settings['global_batch']} rows, at most {settings['max_length']} tokens each"
+    return f"""LoRA ({lora}) on {recovery.adapted_maps} linear maps, merged afterwards.
+{rows}, {_OBJECTIVES[recovery.objective]}; {schedule}, seed {settings["seed"]}.
 
-- data: {data["name"]} ({data["form"]}), {data["train"]:,} rows trained on
-- licence of the data: {_licence(data)}
-- loss on {data["held_out"]:,} rows held out: {before:.4f} before, {after:.4f} after ({unit})
+- data: {data.name} ({data.form}), {data.train:,} rows trained on
+- licence of the data: {licence}
+- loss on {data.held_out:,} rows held out: {losses.before:.4f} before, {losses.after:.4f} after ({unit})
 """
-
-
-def _licence(data: Mapping[str, Any]) -> str:
-    if data["licence"] is None:
-        return "not known to secateur; find it out before you publish or use the model"
-    return f"{data['licence']} (known by {data['licence_known_by']}); it may bind this model too"
-
-
-def _data(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    data: Mapping[str, Any] = record["recovery"]["data"]
-    return data
 
 
 def _exp(loss: float) -> str:

@@ -45,8 +45,8 @@ class Speed:
     head_s: float
     steps: Mapping[int, Speed] = field(default_factory=dict)
 
-    def seconds(self, cost: Cost) -> float:
-        return cost.block_tokens * self.block_s + cost.head_tokens * self.head_s
+    def seconds(self, block_tokens: float, head_tokens: float) -> float:
+        return block_tokens * self.block_s + head_tokens * self.head_s
 
 
 def forecast(
@@ -85,7 +85,7 @@ def forecast(
         "peak_memory_bytes": _peak(hollow, layout, cost, length, torch.device(one).type),
         "disk_bytes": cost.after.parameters * hollow.dtype.itemsize,
         **_forwards(hollow, cost, length),
-        "seconds": speed.seconds(cost),
+        "seconds": speed.seconds(cost.block_tokens, cost.head_tokens),
         "samples": plan.samples,
         "length": length,
     }

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from secateur.card import render_card
 from secateur.engine.tokens import Count, Tokens, check_tokens, read_tokens
-from secateur.errors import CheckpointError, OutputExistsError
-from secateur.folders import resolved
+from secateur.errors import CheckpointError
+from secateur.export import tier
 from secateur.judge.perplexity import perplexity
 from secateur.methods import Method, get_method
-from secateur.model.budget import Budget, Convention
-from secateur.model.checkpoint import RECORD, Tier
-from secateur.model.checkpoint import save as save_checkpoint
-from secateur.model.handle import Model, require_finite
+from secateur.model.budget import Budget, Convention, shares
+from secateur.model.facts import environment, origin, sizes
+from secateur.model.handle import Model
 from secateur.model.layout import Layout
-from secateur.model.load import read_record
-from secateur.record import dump, identity, make_record, public_name
+from secateur.record import (
+    Cost,
+    MeasuredPerplexity,
+    Record,
+    Shares,
+    Sparsity,
+    public_arguments,
+    public_facts,
+    public_name,
+)
 from secateur.run import Run
 from secateur.surgery.apply import apply, predict, require_edits
-from secateur.surgery.edits import Edit
+from secateur.surgery.edits import Edit, to_json
+from secateur.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +104,7 @@ class Pruned:
 
     model: Model
     pruning: Pruning
-    record: dict[str, Any] = field(repr=False)
+    record: Record = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -138,7 +148,6 @@ def prepare(
         samples, length = tokens.samples, tokens.length
         check_tokens(model, tokens)
     plan = get_method(method).plan(model, budget, samples, length, options)
-    require_finite(model)
     if not isinstance(calibration, Tokens):
         name = calibration or ("demo" if model.source.get("asked") == "demo" else "c4")
         tokens = read_tokens(
@@ -209,64 +218,73 @@ def run_job(
     head = job.model.head_cost
     start = time.monotonic()
     pruning = run_method(job.model, get_method(job.method), job.tokens, job.budget, run, **job.options)
-    cost = {
-        "seconds": round(time.monotonic() - start, 1),
-        "block_tokens": run.meter.block_tokens,
-        "head_tokens": run.meter.head_tokens,
-        "forwards": round(run.meter.forwards(len(pruning.before.blocks), job.tokens.length, head=head), 2),
-        "forwards_asked": round(run.meter.forwards_asked(len(pruning.before.blocks), job.tokens.length), 2),
-    }
-    record = make_record(
-        job.model, pruning, job.tokens, model_fingerprint=job.model_fingerprint, seed=job.seed, cost=cost,
-        arguments=arguments, notes=run.notes,
-    )  # fmt: skip
+    blocks, length = len(pruning.before.blocks), job.tokens.length
+    cost = Cost(
+        seconds=round(time.monotonic() - start, 1),
+        block_tokens=run.meter.block_tokens,
+        head_tokens=run.meter.head_tokens,
+        forwards=round(run.meter.forwards(blocks, length, head=head), 2),
+        forwards_asked=round(run.meter.forwards_asked(blocks, length), 2),
+    )
+    record = make_record(job, pruning, cost, arguments=arguments, notes=run.notes)
     for name, tokens in texts.items():
         after = perplexity(job.model, tokens, run=judge)
         after["text"] = public_name(str(after["text"]))
-        record["perplexity"].append({**after, "before": dense[name]["perplexity"], "after": after["perplexity"]})
+        measured = {**after, "before": dense[name]["perplexity"], "after": after["perplexity"]}
+        record.perplexity = [*(record.perplexity or ()), MeasuredPerplexity(**measured)]
     job.model.edited()  # a further pruning starts from here
-    job.model.parents = [*job.model.parents, {key: value for key, value in record.items() if key != "parents"}]
+    job.model.parents = [*job.model.parents, record.alone]
     return Pruned(job.model, pruning, record)
 
 
-class Result(Protocol):
-    """What `save` writes: `Pruned`, or `Recovered`."""
+def make_record(
+    job: Job,
+    pruning: Pruning,
+    cost: Cost,
+    *,
+    arguments: Mapping[str, Any] | None = None,
+    notes: Mapping[str, Any] | None = None,
+) -> Record:
+    """Describe what a finished run did to the job's model.
 
-    @property
-    def model(self) -> Model: ...
-
-    @property
-    def record(self) -> dict[str, Any]: ...
-
-
-class Identified(Protocol):
-    """A job whose outcome has an identity."""
-
-    @property
-    def fingerprint(self) -> str: ...
-
-
-def save(result: Result, folder: str | Path, *, overwrite: bool = False, max_shard_size: str = "5GB") -> Tier:
-    """Write a checkpoint with record and card, whole or not at all; return its tier.
-
-    Raises:
-        OutputExistsError: the folder exists and `overwrite` is off.
+    Args:
+        arguments: the command line or call as given.
+        notes: what the method said of its run (`Run.note`).
     """
-    files = {RECORD: dump(result.record), "README.md": render_card(result.record)}
-    return save_checkpoint(result.model, Path(folder), files=files, overwrite=overwrite, max_shard_size=max_shard_size)
+    model, budget = job.model, pruning.budget
+    return Record(
+        secateur=__version__,
+        fingerprint=job.fingerprint,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        method=pruning.method,
+        options=pruning.options,
+        seed=job.seed,
+        sparsity=Sparsity(
+            asked=budget.sparsity,
+            of=budget.of,
+            round_to=budget.round_to,
+            achieved=Shares(**shares(pruning.before, pruning.after)),
+        ),
+        tier=tier(model),
+        model=origin(model, job.model_fingerprint),
+        calibration={**public_facts(job.tokens.source), "fingerprint": job.tokens.fingerprint()},
+        arguments=public_arguments(arguments or {}),
+        environment=environment(model),
+        cost=cost,
+        before=sizes(pruning.before, model),
+        after=sizes(pruning.after, model),
+        perplexity=[],
+        evaluations=[],
+        notes=dict(notes or {}),
+        edits=[to_json(edit) for edit in pruning.edits],
+        parents=model.parents,
+    )
 
 
-def already_there(job: Identified, folder: Path) -> dict[str, Any] | None:
-    """The record of `folder` if it already holds this very job's result; None if there is nothing.
-
-    Raises:
-        OutputExistsError: it holds something else.
-    """
-    folder = resolved(folder)
-    if not folder.exists():
-        return None
-    record = read_record(folder) if folder.is_dir() else None
-    if record is not None and record.get("fingerprint") == job.fingerprint:
-        return record
-    what = "another pruning or recovery" if record else "something that secateur did not write"
-    raise OutputExistsError(f"{folder} exists and holds {what}; choose another --out, or give --overwrite")
+def identity(
+    model_fingerprint: str, tokens: Tokens, method: str, options: Mapping[str, Any], budget: Budget, seed: int
+) -> str:
+    """sha256 of all that decides a run's outcome; on one kind of device, two runs of one identity give the same
+    model."""
+    parts = [model_fingerprint, tokens.fingerprint(), method, dict(options), asdict(budget), seed, __version__]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

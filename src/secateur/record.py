@@ -2,106 +2,274 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import platform
-import re
 from collections.abc import Mapping
-from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import safetensors
-import torch
-import transformers
+import msgspec
+from msgspec import UNSET, Struct, UnsetType, structs
 
-from secateur.assets.local import SUFFIXES
-from secateur.engine.tokens import Tokens
+from secateur.assets.files import SUFFIXES
+from secateur.errors import CheckpointError
 from secateur.folders import write_file
-from secateur.model.budget import Budget, shares
-from secateur.model.checkpoint import RECORD, tier
-from secateur.model.handle import Model
-from secateur.model.layout import Layout
-from secateur.model.load import read_record
-from secateur.surgery.edits import to_json
-from secateur.version import __version__
-
-if TYPE_CHECKING:
-    from secateur.pruning import Pruning
 
 FORMAT = 1
+RECORD = "secateur.json"
+Facts = dict[str, Any]  # on a model, a text or a machine: as many as its source gives
+Curve = list[tuple[int, float]]  # (step, loss per counted token)
+
+_ROWS = ("edits", "notes")  # parts with one line per entry
 _BY_TEXT = ("perplexity", "fidelity")  # parts of an evaluation with one entry per text
 _PATHS = ("name", "asked", "path")  # of what was read from this machine
 _PATH_OPTIONS = ("--out", "--data", "--cache-dir", "--log-file")
 
 
-def identity(
-    model_fingerprint: str, tokens: Tokens, method: str, options: Mapping[str, Any], budget: Budget, seed: int
-) -> str:
-    """sha256 of all that decides a run's outcome; on one kind of device, two runs of one identity give
-    the same model."""
-    parts = [
-        model_fingerprint,
-        tokens.fingerprint(),
-        method,
-        dict(options),
-        asdict(budget),
-        seed,
-        __version__,
-    ]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+class Sizes(Struct, kw_only=True):
+    """Of a layout, at the model's dtype; `stream_width` is the residual stream's where it is narrowest."""
+
+    parameters: int
+    block_parameters: int
+    weight_bytes: int
+    blocks: int
+    attentions: int
+    mlps: int
+    neurons: int
+    kv_heads: int
+    stream_width: int
 
 
-def make_record(
-    model: Model,
-    pruning: Pruning,
-    tokens: Tokens,
-    *,
-    model_fingerprint: str,
-    seed: int,
-    cost: Mapping[str, Any],
-    arguments: Mapping[str, Any] | None = None,
-    notes: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Describe a finished pruning of `model`.
+class Shares(Struct, kw_only=True):
+    """The removed share of the blocks' parameters, and of the whole model's."""
 
-    Args:
-        model_fingerprint: of the model as loaded, taken before the pruning.
-        cost: seconds and forwards, spent and asked for.
-        arguments: the command line or call as given.
-        notes: what the method said of its run (`Run.note`).
+    blocks: float
+    model: float
+
+
+class Sparsity(Struct, kw_only=True):
+    """What was asked for, as `Budget` has it, and what came of it."""
+
+    asked: float
+    of: str
+    round_to: int
+    achieved: Shares
+
+
+class Cost(Struct, kw_only=True, omit_defaults=True):
+    """Seconds; of a pruning also its work in tokens, and as forwards of the whole model, done and asked for."""
+
+    seconds: float
+    block_tokens: int | None = None
+    head_tokens: int | None = None
+    forwards: float | None = None
+    forwards_asked: float | None = None
+
+
+class MeasuredPerplexity(Struct, kw_only=True, omit_defaults=True):
+    """A text's perplexity before and after the pruning; all else as `judge.results.Perplexity` has it, of after."""
+
+    perplexity: float | UnsetType = UNSET
+    nll: float | UnsetType = UNSET
+    nll_stderr: float | UnsetType | None = UNSET
+    text: str
+    samples: int
+    length: int
+    predictions: int | UnsetType = UNSET
+    fingerprint: str | UnsetType = UNSET
+    before: float
+    after: float
+
+
+class TrainingData(Struct, kw_only=True, omit_defaults=True):
+    """What a recovery was trained and measured on: numbers of rows, and of tokens of the rows trained on."""
+
+    name: str
+    form: str
+    sha256: str | None = None
+    text_sha256: str | None = None
+    revision: str | None = None
+    rows: int
+    dropped: int
+    cut: int
+    train: int
+    held_out: int
+    train_tokens: int
+    counted_tokens: int
+    licence: str | None
+    licence_known_by: str | None
+    fingerprint: str
+
+
+class HeldOutLoss(Struct, kw_only=True):
+    """Nats per counted token over the rows held out; the last of the curve is the merged model's."""
+
+    before: float
+    after: float
+    curve: Curve
+
+
+class Recovery(Struct, kw_only=True):
+    """What a recovery was.
+
+    Attributes:
+        objective: labels or distillation.
+        teacher: the model that was learned from, None where labels were.
+        settings: as `secateur.heal.Settings` has them.
+        adapted_maps: linear maps with an adapter.
+        resumed_at: the step from which it went on, None if it began at the beginning.
     """
-    budget = pruning.budget
-    return {
-        "secateur": __version__,
-        "format": FORMAT,
-        "fingerprint": identity(model_fingerprint, tokens, pruning.method, pruning.options, budget, seed),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "method": pruning.method,
-        "options": pruning.options,
-        "seed": seed,
-        "sparsity": {
-            "asked": budget.sparsity,
-            "of": budget.of,
-            "round_to": budget.round_to,
-            "achieved": shares(pruning.before, pruning.after),
-        },
-        "tier": tier(model),
-        "model": {**public_facts(model.source), "family": model.family.model_type, "fingerprint": model_fingerprint},
-        "calibration": {**public_facts(tokens.source), "fingerprint": tokens.fingerprint()},
-        "arguments": public_arguments(arguments or {}),
-        "environment": environment(model),
-        "cost": dict(cost),
-        "before": size(pruning.before, model),
-        "after": size(pruning.after, model),
-        "perplexity": [],
-        "evaluations": [],
-        "notes": dict(notes or {}),
-        "edits": [to_json(edit) for edit in pruning.edits],
-        "parents": model.parents,
-    }
+
+    objective: str
+    teacher: Facts | None
+    data: TrainingData
+    settings: Facts
+    adapted_maps: int
+    steps: int
+    resumed_at: int | None
+    held_out_loss: HeldOutLoss
+    training_loss: Curve
+
+
+class Record(Struct, kw_only=True, omit_defaults=True):
+    """One step in a model's life: a pruning, or a recovery, which has a `recovery` and no edits.
+
+    Attributes:
+        fingerprint: the identity of the outcome: on one kind of device, two runs of one identity give the same model.
+        model, calibration: public facts; the model's are of before.
+        arguments: the command line or call as given.
+        environment: what else may move a last digit.
+        notes: what the method said of its run; those that are text are for readers, lists of numbers are curves.
+        edits: in order, as `secateur.surgery.edits.to_json` gives them.
+        parents: the records of earlier steps, oldest first; they have none themselves.
+    """
+
+    secateur: str
+    format: int = FORMAT
+    fingerprint: str
+    created: str
+    method: str
+    options: Facts | None = None
+    seed: int
+    sparsity: Sparsity | None = None
+    tier: str
+    model: Facts
+    calibration: Facts | None = None
+    arguments: Facts
+    environment: Facts
+    cost: Cost
+    before: Sizes
+    after: Sizes
+    recovery: Recovery | None = None
+    perplexity: list[MeasuredPerplexity] | None = None
+    evaluations: list[Facts]
+    notes: Facts | None = None
+    edits: list[Facts]
+    parents: list[Record] = []
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where a part is missing that a reader asks for, some of them hours after it was loaded."""
+        wanted: dict[str, object] = {"model.family": self.model.get("family")}
+        wanted |= {f"edits[{place}].edit": edit.get("edit") for place, edit in enumerate(self.edits)}
+        if self.recovery is None:
+            parts = ("options", "sparsity", "calibration", "perplexity", "notes")
+            wanted |= {name: getattr(self, name) for name in parts}
+            wanted |= {f"cost.{name}": getattr(self.cost, name) for name in ("forwards", "forwards_asked")}
+        if missing := [name for name, value in wanted.items() if value is None]:
+            raise ValueError(f"`{missing[0]}` is missing")
+
+    @property
+    def achieved(self) -> Shares:
+        """What a pruning removed."""
+        assert self.sparsity is not None, "a recovery removes nothing"
+        return self.sparsity.achieved
+
+    @property
+    def chain(self) -> list[Record]:
+        """All steps, this one the last."""
+        return [*self.parents, self]
+
+    @property
+    def alone(self) -> Record:
+        """Without its parents, as a later record holds it."""
+        return structs.replace(self, parents=[])
+
+    @property
+    def remarks(self) -> list[str]:
+        """The notes that are meant for readers."""
+        return [note for note in (self.notes or {}).values() if isinstance(note, str)]
+
+    def to_json(self) -> Facts:
+        """The entries of `secateur.json`."""
+        entries: Facts = msgspec.to_builtins(self)
+        return {"secateur": self.secateur, "format": self.format, **entries, "parents": entries.get("parents", [])}
+
+    def summary(self) -> Facts:
+        """The entries but the long ones: what the commands print as JSON."""
+        return {name: value for name, value in self.to_json().items() if name not in ("edits", "parents")}
+
+
+def read_record(path: Path) -> Record | None:
+    """The record of a checkpoint's folder, or in a file; None where there is none.
+
+    Raises:
+        CheckpointError: it is damaged; the message names the part.
+    """
+    read = _read(path)
+    return read and read[1]
+
+
+def _read(path: Path) -> tuple[Facts, Record] | None:
+    """What a file or folder has, as it is and as a record."""
+    path = path / RECORD if path.is_dir() else path
+    if not path.is_file():
+        return None
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    try:
+        return entries, msgspec.convert(entries, Record)
+    except msgspec.ValidationError as error:
+        raise CheckpointError(
+            f"{path} is damaged, or no record of secateur: {error}. "
+            "Restore it, or take it away to use the model without its history"
+        ) from error
+
+
+def append_evaluation(folder: Path, evaluation: Mapping[str, Any]) -> None:
+    """Add an evaluation to a checkpoint's record, atomically; a folder without one is left alone."""
+    if (read := _read(folder)) is not None:
+        entries, _ = read  # as they are: a newer secateur may have written more than is known here
+        entries["evaluations"].append(_public_evaluation(evaluation))
+        write_file(folder / RECORD, _text(entries) + "\n")
+
+
+def dump(record: Record) -> str:
+    """JSON with one entry per line, but each edit and note, and each list of numbers, on one line: a record is read by
+    people too."""
+    return _text(record.to_json()) + "\n"
+
+
+def _text(value: object, indent: str = "", *, levels: int = 99) -> str:
+    """A JSON value, spread over lines as deep as `levels`."""
+    numbers = isinstance(value, (list, tuple)) and all(isinstance(one, (int, float)) for one in value)
+    if levels == 0 or numbers or not value or not isinstance(value, (dict, list)):
+        return json.dumps(value, ensure_ascii=False)
+    inside = indent + "  "
+    if isinstance(value, dict):
+        names = ((json.dumps(name, ensure_ascii=False), 1 if name in _ROWS else levels - 1) for name in value)
+        lines = [
+            f"{name}: {_text(one, inside, levels=deep)}"
+            for (name, deep), one in zip(names, value.values(), strict=True)
+        ]
+    else:
+        lines = [_text(one, inside, levels=levels - 1) for one in value]
+    opening, closing = "{}" if isinstance(value, dict) else "[]"
+    return f"{opening}\n{inside}" + f",\n{inside}".join(lines) + f"\n{indent}{closing}"
+
+
+# --- what is private ---
 
 
 def public_name(name: str, *, local: bool = False) -> str:
@@ -126,7 +294,7 @@ def public_name(name: str, *, local: bool = False) -> str:
     return name
 
 
-def public_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
+def public_facts(facts: Mapping[str, Any]) -> Facts:
     """The same facts on a model or text with public names. What comes from the hub or PyPI has no others."""
     if facts.get("source") in ("hub", "pypi"):
         return dict(facts)
@@ -137,7 +305,7 @@ def public_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def public_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+def public_arguments(arguments: Mapping[str, Any]) -> Facts:
     """The same arguments with public names; of a command line, in each word and behind each `--option=`."""
 
     def public(value: Any, before: Any = None) -> Any:
@@ -153,86 +321,12 @@ def public_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {name: public(value) for name, value in arguments.items()}
 
 
-def remarks(record: Mapping[str, Any]) -> list[str]:
-    """The notes that are meant for readers: those that are text."""
-    return [note for note in record.get("notes", {}).values() if isinstance(note, str)]
-
-
-def size(layout: Layout, model: Model) -> dict[str, Any]:
-    """Sizes of a layout, at the model's dtype."""
-    blocks = layout.blocks.values()
-    return {
-        "parameters": layout.parameters,
-        "block_parameters": layout.block_parameters,
-        "weight_bytes": layout.parameters * model.dtype.itemsize,
-        "blocks": len(layout.blocks),
-        "attentions": sum(block.shape.kv_heads > 0 for block in blocks),
-        "mlps": sum(block.shape.width > 0 for block in blocks),
-        "neurons": sum(block.shape.width for block in blocks),
-        "kv_heads": sum(block.shape.kv_heads for block in blocks),
-        "stream_width": min(layout.stream_width(site) for site in layout.sites),  # of the residual stream, narrowest
-    }
-
-
-def environment(model: Model) -> dict[str, Any]:
-    """Versions, threads and device: what else may move a last digit."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "safetensors": safetensors.__version__,
-        "threads": torch.get_num_threads(),
-        "device": str(model.device),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "attention": model.hf.config._attn_implementation,
-    }
-
-
-def append_evaluation(folder: Path, evaluation: Mapping[str, Any]) -> None:
-    """Add an evaluation to a checkpoint's record, atomically; a folder without one is left alone."""
-    record = read_record(folder)
-    if record is not None:
-        record.setdefault("evaluations", []).append(_public_evaluation(evaluation))
-        write_file(folder / RECORD, dump(record))
-
-
-def _public_evaluation(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+def _public_evaluation(evaluation: Mapping[str, Any]) -> Facts:
     """The same with public names of models and texts."""
 
-    def public(judged: dict[str, Any]) -> dict[str, Any]:
+    def public(judged: Facts) -> Facts:
         texts = {part: [public_facts(each) for each in judged[part]] for part in _BY_TEXT if part in judged}
         name = judged.get("name")
         return {**judged, **({"name": public_name(name)} if name else {}), **texts}
 
     return {key: public(value) if isinstance(value, dict) else value for key, value in evaluation.items()}
-
-
-def dump(record: Mapping[str, Any]) -> str:
-    """JSON with one entry per line, but each edit and note, and each list of numbers in an evaluation, on one line:
-    a record is read by people too."""
-    lines: list[str] = []
-
-    def mark(value: Any) -> str:
-        lines.append(json.dumps(value, ensure_ascii=False))
-        return f"\0{len(lines) - 1}\0"
-
-    def numbers_aside(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: numbers_aside(one) for key, one in value.items()}
-        if isinstance(value, list):
-            plain = len(value) > 0 and all(isinstance(one, (int, float)) for one in value)
-            return mark(value) if plain else [numbers_aside(one) for one in value]
-        return value
-
-    def put_aside(each: Mapping[str, Any]) -> dict[str, Any]:
-        marked: dict[str, Any] = {"edits": [mark(edit) for edit in each.get("edits", [])]}
-        if "evaluations" in each:
-            marked["evaluations"] = numbers_aside(each["evaluations"])
-        if "notes" in each:
-            marked["notes"] = {name: mark(note) for name, note in each["notes"].items()}
-        if "parents" in each:
-            marked["parents"] = [put_aside(parent) for parent in each["parents"]]
-        return {**each, **marked}
-
-    text = json.dumps(put_aside(record), indent=2, ensure_ascii=False)
-    return re.sub(r'"\\u0000(\d+)\\u0000"', lambda match: lines[int(match[1])], text) + "\n"

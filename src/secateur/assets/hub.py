@@ -9,37 +9,44 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from secateur.assets.catalog import HubSet
+from secateur.assets.catalog import KnownText, Place
 from secateur.errors import DataError, FetchError, MissingExtraError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_NOT_THERE = {
+    "RepositoryNotFoundError", "HFValidationError", "DatasetNotFoundError", "RevisionNotFoundError",
+    "EntryNotFoundError",
+}  # fmt: skip
 _INSTEAD = "Without a hub: --data DIR (or SECATEUR_DATA) with the text, a file of your own, or the text 'demo'."
 
 
-def load_hub(source: HubSet) -> tuple[list[str], str]:
+def load_hub(known: KnownText, place: Place) -> tuple[list[str], str]:
     """The documents of a hub data set, and the commit they were read at.
 
-    Raises FetchError if the hub cannot be reached or refuses, MissingExtraError without `datasets`.
+    Raises:
+        FetchError: the hub cannot be reached or refuses.
+        MissingExtraError: `datasets` is not here.
     """
-    datasets = _datasets(f"reading {source.repository} from the hub")
+    datasets = _datasets(f"reading {known.repository} from the hub")
+    split = place.splits[0]
     # Whatever goes wrong below goes wrong inside these two libraries or the network, in dozens of exception
     # classes of three HTTP stacks; each of them is for the user a fetch that failed.
     try:
-        revision = _resolve(source)
+        revision = _resolve(known)
         with _quiet(datasets):
             rows = datasets.load_dataset(
-                source.repository,
-                source.config,
-                data_files={source.split: source.data_file} if source.data_file else None,
-                split=source.split,
+                known.repository,
+                known.config,
+                data_files={split: place.data_file} if place.data_file else None,
+                split=split,
                 revision=revision,
                 # A stream reads the few megabytes that are asked for, not the shard of hundreds.
-                streaming=source.documents is not None,
+                streaming=place.documents is not None,
             )
-            return [row["text"] for row in itertools.islice(rows, source.documents)], revision
+            return [row["text"] for row in itertools.islice(rows, place.documents)], revision
     except Exception as error:
-        page = f"https://huggingface.co/datasets/{source.repository}"
-        raise hub_error(source.repository, error, page=page, instead=_INSTEAD) from error
+        page = f"https://huggingface.co/datasets/{known.repository}"
+        raise hub_error(known.repository, error, page=page, instead=_INSTEAD) from error
 
 
 def load_folder(path: Path, splits: tuple[str, ...], documents: int | None) -> tuple[list[str], str | None]:
@@ -69,7 +76,7 @@ def load_folder(path: Path, splits: tuple[str, ...], documents: int | None) -> t
     return list(loaded[:documents]["text"]), split
 
 
-def _resolve(source: HubSet) -> str:
+def _resolve(source: KnownText) -> str:
     """The commit that the source's revision stands for now."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import OfflineModeIsEnabled
@@ -105,13 +112,7 @@ def hub_error(repository: str, error: Exception, *, page: str, instead: str) -> 
         )
     if "OfflineModeIsEnabled" in names or any("OfflineModeIsEnabled" in str(cause) for cause in chain):
         return FetchError(f"cannot fetch {repository}: HF_HUB_OFFLINE is set; unset it. {instead} {said}")
-    if names & {
-        "RepositoryNotFoundError",
-        "HFValidationError",
-        "DatasetNotFoundError",
-        "RevisionNotFoundError",
-        "EntryNotFoundError",
-    }:
+    if names & _NOT_THERE:
         return FetchError(
             f"the hub has no {repository} as it was asked for, or it is private: look at {page}; for a "
             f"private one give your token by `hf auth login` or HF_TOKEN. {said}"

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
-from secateur.cli import grids
 from secateur.cli.groups import grouped
 from secateur.cli.guard import start_logging
-from secateur.cli.options import ModelName, OfShare, OutputOptions, SourceOptions, TaskOptions, words
+from secateur.cli.options import (
+    SPARSITIES,
+    CalibrationOptions,
+    GridDryRun,
+    GridOut,
+    MethodOption,
+    ModelName,
+    OfShare,
+    OutputOptions,
+    SourceOptions,
+    TaskOptions,
+    TextOptions,
+    words,
+)  # fmt: skip
 from secateur.errors import InvalidOptionError
-from secateur.grid.ablate import WHATS, Ablation
-from secateur.grid.ablate import ablate as run_ablation
-from secateur.grid.words import parse_options
-from secateur.report.ablation import NAME
 
 
 @grouped
@@ -26,19 +36,19 @@ def ablate(
         list[str],
         typer.Option(metavar="NAME,...", help="What is ablated, of the names above; may be repeated."),
     ],
-    out_dir: grids.OutDir = None,
+    out_dir: GridOut = None,
     values: Annotated[
         str | None, typer.Option(help="The values to try, commas between; the papers' if not given. For one --what.")
     ] = None,
     method: Annotated[str | None, typer.Option(help="Another method that has the same option.")] = None,
-    sparsities: Annotated[str, typer.Option(help=grids.SPARSITIES)] = "0.5",
+    sparsities: Annotated[str, typer.Option(help=SPARSITIES)] = "0.5",
     seeds: Annotated[str, typer.Option(help="Repeats: 0 takes the text's first windows, any other a draw.")] = "0,1,2",
     of: OfShare = "blocks",
-    option: grids.MethodOption = None,
-    calibration: grids.CalibrationOptions,
-    texts: grids.TextOptions,
+    option: MethodOption = None,
+    calibration: CalibrationOptions,
+    texts: TextOptions,
     tasks: TaskOptions,
-    dry_run: grids.DryRun = False,
+    dry_run: GridDryRun = False,
     source: SourceOptions,
     output: OutputOptions,
 ) -> None:
@@ -46,27 +56,28 @@ def ablate(
 
     The ablations of the 2SSP and SlimGPT papers. Restartable as `secateur compare` is. --what is one of:
     """
+    from secateur.cli import grids
+    from secateur.grid.ablate import Ablation
+    from secateur.grid.cells import parse_options
+
     start_logging(output.log_level, output.log_file)
     ablation = Ablation(
         what=words(what), values=words(values), method=method, sparsities=words(sparsities), seeds=_seeds(seeds), of=of,  # type: ignore[arg-type]  # checked there
         options=parse_options(option or ()), calibration=calibration.calibration or grids.default_text(model, source),
         samples=calibration.samples, length=calibration.length, count=calibration.count,  # type: ignore[arg-type]  # checked there
     )  # fmt: skip
-    job = grids.GridJob(
-        model, source, tasks.applied(texts.applied(grids.default_judging(model, source))), output.as_json
-    )
-    if dry_run:
-        job.show_estimates(ablation.cells)
-        return
-    with job.grid(out_dir) as grid:
-        cells = run_ablation(ablation, grid)
-    try:
-        job.finish(cells, grid.folder, NAME)
-    finally:
-        grids.write_page(grid.folder)
+    judging = tasks.applied(texts.applied(grids.default_judging(model, source)))
+    grids.GridJob(model, source, judging, output.as_json).run(ablation, out_dir, dry_run=dry_run)
 
 
-_LISTED = [f"- {name}: {each.help} ({each.method})" for name, each in WHATS.items()]
+class _What(msgspec.Struct):
+    method: str
+    help: str
+
+
+_TABLE = Path(__file__).parents[1] / "grid" / "ablations.toml"
+_WHATS = msgspec.toml.decode(_TABLE.read_bytes(), type=dict[str, _What])
+_LISTED = [f"- {name}: {what.help} ({what.method})" for name, what in _WHATS.items()]
 ablate.__doc__ = "\n".join([inspect.cleandoc(ablate.__doc__ or ""), *_LISTED])
 
 

@@ -6,25 +6,27 @@ from typing import Annotated
 
 import typer
 
-from secateur.cli import grids
 from secateur.cli.groups import grouped
 from secateur.cli.guard import start_logging
 from secateur.cli.options import (
     OF,
     SEED,
+    SPARSITIES,
+    CalibrationOptions,
+    GridDryRun,
+    GridOut,
+    MethodOption,
     ModelName,
     OutputOptions,
     RoundTo,
     RunningOptions,
     SourceOptions,
     TaskOptions,
+    TextOptions,
     words,
 )  # fmt: skip
-from secateur.grid.compare import Comparison
-from secateur.grid.compare import compare as run_comparison
-from secateur.grid.presets import PRESETS, get_preset
-from secateur.grid.words import parse_options
-from secateur.report.main_table import NAME
+
+PRESETS = ("2ssp-paper", "slimgpt-paper")  # those of `secateur.grid.presets`, which takes torch to read
 
 
 @grouped
@@ -34,15 +36,15 @@ def compare(
     methods: Annotated[
         str | None, typer.Option(help="`all`, or names with commas between.", show_default="all")
     ] = None,
-    sparsities: Annotated[str | None, typer.Option(help=grids.SPARSITIES, show_default="paper")] = None,
-    out_dir: grids.OutDir = None,
+    sparsities: Annotated[str | None, typer.Option(help=SPARSITIES, show_default="paper")] = None,
+    out_dir: GridOut = None,
     preset: Annotated[
         str | None, typer.Option(help=f"Everything as published: {', '.join(PRESETS)}. Other options win over it.")
     ] = None,
     of: Annotated[str | None, OF] = None,
     round_to: RoundTo = 1,
-    option: grids.MethodOption = None,
-    calibration: grids.CalibrationOptions,
+    option: MethodOption = None,
+    calibration: CalibrationOptions,
     seed: Annotated[int | None, SEED] = None,
     matched: Annotated[
         bool,
@@ -52,10 +54,10 @@ def compare(
         str | None,
         typer.Option(help="The method that differences are taken to.", show_default="2ssp, else the first one"),
     ] = None,
-    texts: grids.TextOptions,
+    texts: TextOptions,
     tasks: TaskOptions,
     running: RunningOptions,
-    dry_run: grids.DryRun = False,
+    dry_run: GridDryRun = False,
     source: SourceOptions,
     output: OutputOptions,
 ) -> None:
@@ -64,6 +66,11 @@ def compare(
     A cell is one method at one sparsity: a folder under DIR/cells, made once. A run that was stopped goes on where it
     was, and more methods or sparsities may be added to the same DIR. Two processes may work on one DIR.
     """
+    from secateur.cli import grids
+    from secateur.grid.cells import parse_options
+    from secateur.grid.compare import Comparison
+    from secateur.grid.presets import get_preset
+
     start_logging(output.log_level, output.log_file)
     published = get_preset(preset) if preset is not None else None
     usual = grids.default_text(model, source) if published is None else None
@@ -75,12 +82,4 @@ def compare(
     )  # fmt: skip
     judging = texts.applied(published.judging if published is not None else grids.default_judging(model, source))
     job = grids.GridJob(model, source, running.applied(tasks.applied(judging)), output.as_json)
-    if dry_run:
-        job.show_estimates(comparison.cells)
-        return
-    with job.grid(out_dir) as grid:
-        cells = run_comparison(comparison, grid)
-    try:
-        job.finish(cells, grid.folder, NAME)
-    finally:
-        grids.write_page(grid.folder)
+    job.run(comparison, out_dir, dry_run=dry_run)

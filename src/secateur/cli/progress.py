@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 from rich.progress import (
     BarColumn,
@@ -16,13 +17,15 @@ from rich.progress import (
 )  # fmt: skip
 
 from secateur.cli.guard import err
-from secateur.grid.estimate import GENERATION, INFERENCE, PRUNE
-from secateur.grid.pace import Kind, Standing
-from secateur.run import Advance
+
+if TYPE_CHECKING:
+    from secateur.grid.pace import Kind, Standing
+    from secateur.run import Advance
+
 
 _LINE_EVERY_S = 15.0
 _STANDING_EVERY_S = 60.0
-_PARTS = {INFERENCE: "prefill and time per token", GENERATION: "generated text"}
+_PARTS = {"inference": "prefill and time per token", "generation": "generated text"}
 
 Show = Callable[[float], None]  # work done so far
 
@@ -109,7 +112,7 @@ def standing_in_words(now: Standing) -> str:
 
 def _kind_in_words(kind: Kind) -> str:
     part, method = kind
-    return f"pruning by {method}" if part == PRUNE else _PARTS.get(part, part)
+    return f"pruning by {method}" if part == "prune" else _PARTS.get(part, part)
 
 
 def in_words(seconds: float) -> str:

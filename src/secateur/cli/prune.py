@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -35,18 +35,14 @@ from secateur.cli.options import (
     Samples,
 )  # fmt: skip
 from secateur.cli.progress import Bars
-from secateur.engine.tokens import Tokens, read_tokens
 from secateur.errors import InvalidOptionError
-from secateur.folders import claimed, require_space, resolved
-from secateur.forecast import forecast, hollow_model
-from secateur.methods import Option, get_method, methods
-from secateur.model.budget import Budget
-from secateur.model.checkpoint import RECORD, check_output
-from secateur.model.handle import require_positions
-from secateur.model.load import load
-from secateur.pruning import Job, Pruned, already_there, prepare, run_job, save
-from secateur.record import remarks
-from secateur.run import Run
+from secateur.signatures import Option, builtin_options
+
+if TYPE_CHECKING:
+    from secateur.engine.tokens import Tokens
+    from secateur.output import Output
+    from secateur.pruning import Job, Pruned
+    from secateur.record import Record
 
 
 def _prune(
@@ -84,6 +80,15 @@ def _prune(
 
     Options below "Method options" are those of the methods named beside them.
     """
+    from secateur.engine.tokens import read_tokens
+    from secateur.forecast import forecast, hollow_model
+    from secateur.methods import get_method
+    from secateur.model.budget import Budget
+    from secateur.model.handle import require_positions
+    from secateur.model.load import load
+    from secateur.output import Output
+    from secateur.pruning import prepare
+
     start_logging(log_level, log_file)
     options = _method_options(method, given)
     budget = Budget(sparsity, of=of, round_to=round_to)  # type: ignore[arg-type]  # checked there
@@ -98,10 +103,9 @@ def _prune(
         return
     if out_dir is None:
         raise InvalidOptionError("--out DIR is missing: the folder to write (or ask for --dry-run)")
-    if overwrite or not (resolved(out_dir) / RECORD).is_file():  # one that is there may be this very result
-        check_output(out_dir, overwrite=overwrite, max_shard_size=max_shard_size)
-    check_inputs_survive(out_dir, [model, calibration, *(perplexity_on or ())])
-    with claimed(out_dir):
+    output = Output(out_dir, overwrite, max_shard_size)
+    output.check(model, calibration, *(perplexity_on or ()))
+    with output.claimed():
         hollow = hollow_model(model, dtype=dtype, revision=revision, cache=cache_dir)  # before gigabytes are read
         get_method(method).plan(hollow, budget, samples, length, options)
         if perplexity_on:
@@ -111,8 +115,7 @@ def _prune(
             loaded, method, sparsity=sparsity, of=of, round_to=round_to, calibration=calibration, samples=samples,  # type: ignore[arg-type]  # checked there
             length=length, seed=seed, count=count, data=data, cache=cache_dir, **options,  # type: ignore[arg-type]  # checked there
         )  # fmt: skip
-        record = None if overwrite else already_there(job, out_dir)
-        if record is not None:
+        if (record := output.holds(job.fingerprint)) is not None:
             told = f"{out_dir} already holds this result; `secateur eval` measures it"
             err.print(told, markup=False, highlight=False)
         else:
@@ -123,45 +126,60 @@ def _prune(
                 )
                 for text in perplexity_on or ()
             }  # fmt: skip
-            pruned = _run_with_bar(job, texts, out_dir)
-            save(pruned, out_dir, overwrite=overwrite, max_shard_size=max_shard_size)
+            pruned = _run_with_bar(job, texts, output)
+            output.write(pruned)
             record = pruned.record
     if as_json:
-        print(json.dumps({"out": str(out_dir), **{k: v for k, v in record.items() if k not in ("edits", "parents")}}))
+        print(json.dumps({"out": str(out_dir), **record.summary()}))
     else:
         _show(record, out_dir)
 
 
-def command() -> Callable[..., None]:
-    """The command with the methods' options as flags: one flag per name, told apart by its help."""
-    by_name: dict[str, list[tuple[str, Option]]] = {}
-    for name, each in methods().items():
-        for option in each.options.values():
-            by_name.setdefault(option.name, []).append((name, option))
-    parameters = [
-        p for p in inspect.signature(_prune, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD
-    ]
-    taken = {parameter.name for parameter in parameters}
-    for name, users in by_name.items():
-        if name in taken:
-            raise TypeError(f"option '{name}' of {users[0][0]} is already an option of every method; name it otherwise")
-        told = "; ".join(f"{user}: {each.help} ({each.default_in_words})" for user, each in users)
-        flag = typer.Option(help=told, rich_help_panel="Method options", show_default=False)
-        kinds = {bool if each.kinds == (bool,) else str for _, each in users}  # str: each method reads its own words
-        if len(kinds) > 1:
-            both = ", ".join(f"{user}: {each.allowed}" for user, each in users)
-            raise TypeError(f"option '{name}' is on or off in one method and has a value in another ({both})")
-        parameters.append(
-            inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kinds.pop() | None, flag]
-            )
-        )
+def method_flags(methods: Mapping[str, Mapping[str, Option]], taken: Container[str]) -> Iterator[inspect.Parameter]:
+    """A flag per name of an option, told apart by its help; what cannot be one is told and left out.
 
-    return declared(_prune, parameters)
+    Args:
+        methods: their options; the first that has a name decides whether it is on or off, or has a value.
+        taken: names that the command has already.
+    """
+    by_name: dict[str, list[tuple[str, Option]]] = {}
+    for method, options in methods.items():
+        for option in options.values():
+            users = by_name.setdefault(option.name, [])
+            if option.name in taken:
+                _not_a_flag(method, option, "it is the name of an option of every method")
+            elif users and option.is_switch != users[0][1].is_switch:
+                _not_a_flag(method, option, f"in {users[0][0]} it is {users[0][1].allowed}, here {option.allowed}")
+            else:
+                users.append((method, option))
+    for name, users in by_name.items():
+        if users:
+            told = "; ".join(f"{user}: {option.help} ({option.default_in_words})" for user, option in users)
+            flag = typer.Option(help=told, rich_help_panel="Method options", show_default=False)
+            kind = bool if users[0][1].is_switch else str  # str: each method reads its own words
+            yield inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, flag]
+            )
+
+
+def _options_by_method() -> dict[str, dict[str, Option]]:
+    """Our methods' and then those of other packages, which are imported if there are any."""
+    ours = builtin_options()
+    if not entry_points(group="secateur.methods"):
+        return ours
+    from secateur.methods import methods
+
+    return ours | {name: method.options for name, method in methods().items() if name not in ours}
+
+
+def _not_a_flag(method: str, option: Option, why: str) -> None:
+    err.print(f"the option '{option.name}' of {method} is left out: {why}", markup=False, highlight=False)
 
 
 def _method_options(method: str, given: dict[str, Any]) -> dict[str, Any]:
     """Those that were given, refused where the method has none of that name."""
+    from secateur.methods import get_method
+
     options = get_method(method).options
     chosen = {
         name: options[name].parse(value) if name in options and isinstance(value, str) else value
@@ -172,25 +190,21 @@ def _method_options(method: str, given: dict[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-def check_inputs_survive(out_dir: Path, inputs: Sequence[str | None]) -> None:
-    """Refuse a folder whose replacement would take away what the run reads."""
-    target = resolved(out_dir)
-    for name in inputs:
-        if name and os.path.exists(name) and target in (Path(name).resolve(), *Path(name).resolve().parents):
-            raise InvalidOptionError(f"--out {out_dir} holds {name}, which this run reads; choose another folder")
+def _run_with_bar(job: Job, texts: dict[str, Tokens], output: Output) -> Pruned:
+    from secateur.methods import get_method
+    from secateur.pruning import run_job
+    from secateur.run import Run
 
-
-def _run_with_bar(job: Job, texts: dict[str, Tokens], out_dir: Path) -> Pruned:
     run = Run(job.seed, observer=Bars())
     tokens, layout = job.tokens, job.model.layout()
     cost = get_method(job.method).foretell(layout, tokens.samples, tokens.length, job.budget, **job.options)
-    require_space(out_dir, cost.after.parameters * job.model.dtype.itemsize)
+    output.require_space(cost.after.parameters * job.model.dtype.itemsize)
     run.expect(cost.block_tokens, cost.head_tokens, head=job.model.head_cost)
     return run_job(job, run=run, measure_on=texts, arguments={"command": sys.argv[1:]})
 
 
-def _show(record: dict[str, Any], folder: Path) -> None:
-    before, after = record["before"], record["after"]
+def _show(record: Record, folder: Path) -> None:
+    before, after = record.before, record.after
     table = Table("", "before", "after", "", box=None, pad_edge=False)
 
     def row(name: str, old: float, new: float, form: str = ",.0f", unit: str = "") -> None:
@@ -198,24 +212,24 @@ def _show(record: dict[str, Any], folder: Path) -> None:
             escape(name), f"{old:{form}}{unit}", f"{new:{form}}{unit}", f"{new / old - 1:+.1%}" if old else ""
         )
 
-    row("parameters", before["parameters"], after["parameters"])
-    row("weights", before["weight_bytes"] / 1e6, after["weight_bytes"] / 1e6, ",.1f", " MB")
-    row("blocks", before["blocks"], after["blocks"])
-    row("attention modules", before["attentions"], after["attentions"])
-    row("KV heads", before["kv_heads"], after["kv_heads"])
-    row("FFN neurons", before["neurons"], after["neurons"])
-    if after["stream_width"] != before["stream_width"]:
-        row("hidden width", before["stream_width"], after["stream_width"])
-    for each in record["perplexity"]:
-        row(f"perplexity, {Path(str(each['text'])).name}", each["before"], each["after"], ".2f")
-    achieved, cost = record["sparsity"]["achieved"], record["cost"]
+    row("parameters", before.parameters, after.parameters)
+    row("weights", before.weight_bytes / 1e6, after.weight_bytes / 1e6, ",.1f", " MB")
+    row("blocks", before.blocks, after.blocks)
+    row("attention modules", before.attentions, after.attentions)
+    row("KV heads", before.kv_heads, after.kv_heads)
+    row("FFN neurons", before.neurons, after.neurons)
+    if after.stream_width != before.stream_width:
+        row("hidden width", before.stream_width, after.stream_width)
+    for text in record.perplexity or ():
+        row(f"perplexity, {Path(text.text).name}", text.before, text.after, ".2f")
+    achieved, cost = record.achieved, record.cost
     out.print(table)
-    for remark in remarks(record):
+    for remark in record.remarks:
         out.print(remark, highlight=False, markup=False)
     out.print(
-        f"{record['method']}: {achieved['blocks']:.2%} of the blocks' parameters removed ({achieved['model']:.2%} of "
-        f"all) in {cost['seconds']:.0f} s, {_forwards(cost)}\n"
-        f"written to {folder} (tier {record['tier']})",
+        f"{record.method}: {achieved.blocks:.2%} of the blocks' parameters removed ({achieved.model:.2%} of all) in "
+        f"{cost.seconds:.0f} s, {_forwards(cost.forwards or 0, cost.forwards_asked or 0)}\n"
+        f"written to {folder} (tier {record.tier})",
         highlight=False,
         markup=False,
     )
@@ -231,10 +245,15 @@ def _show_forecast(foretold: dict[str, Any], as_json: bool) -> None:
         f"{parameters['before']:,} -> {parameters['after']:,} parameters\n"
         f"peak memory {foretold['peak_memory_bytes'] / 1e9:.2f} GB beyond Python and torch, "
         f"disk {foretold['disk_bytes'] / 1e9:.2f} GB\n"
-        f"{_forwards(foretold)}, about {foretold['seconds']:.0f} s by one probed block",
+        f"{_forwards(foretold['forwards'], foretold['forwards_asked'])}, "
+        f"about {foretold['seconds']:.0f} s by one probed block",
         highlight=False,
     )
 
 
-def _forwards(cost: Mapping[str, Any]) -> str:
-    return f"{cost['forwards']:.1f} full-length forwards (of {cost['forwards_asked']:.1f} asked for)"
+def _forwards(done: float, asked: float) -> str:
+    return f"{done:.1f} full-length forwards (of {asked:.1f} asked for)"
+
+
+_OWN = [p for p in inspect.signature(_prune, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
+prune = declared(_prune, [*_OWN, *method_flags(_options_by_method(), {parameter.name for parameter in _OWN})])

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -23,14 +23,9 @@ from secateur.cli.options import (
     Revision,
 )  # fmt: skip
 from secateur.cli.progress import Bars
-from secateur.cli.prune import check_inputs_survive
-from secateur.folders import claimed, require_space, resolved
-from secateur.heal import Settings, require_extra
-from secateur.heal.recover import forget_run, prepare_recovery, run_folder, run_recovery
-from secateur.model.checkpoint import RECORD, check_output
-from secateur.model.load import load
-from secateur.pruning import already_there, save
-from secateur.run import Run
+
+if TYPE_CHECKING:
+    from secateur.record import Record
 
 _TRAINING = "Training"
 
@@ -112,6 +107,12 @@ def recover(
 
     Interrupted, it says where it stands; the same command goes on from there. The defaults are SlimGPT's.
     """
+    from secateur.heal import Settings, require_extra
+    from secateur.heal.recover import forget_run, prepare_recovery, run_folder, run_recovery
+    from secateur.model.load import load
+    from secateur.output import Output
+    from secateur.run import Run
+
     start_logging(log_level, log_file)
     require_extra()
     settings: dict[str, Any] = {
@@ -121,47 +122,46 @@ def recover(
         "template": template, "seed": seed,
     }  # fmt: skip
     Settings(**settings)  # a bad value is told before a model is loaded
-    if overwrite or not (resolved(out_dir) / RECORD).is_file():  # one that is there may be this very result
-        check_output(out_dir, overwrite=overwrite, max_shard_size=max_shard_size)
-    check_inputs_survive(out_dir, [model, distill, data])
+    output = Output(out_dir, overwrite, max_shard_size)
+    output.check(model, distill, data)
     loaded = load(model, device=device, dtype=dtype, revision=revision, cache=cache_dir)
     teacher = load(distill, device=device, dtype=dtype, cache=cache_dir) if distill else None
     job = prepare_recovery(loaded, data, distill=teacher, licence=licence, texts=texts, cache=cache_dir, **settings)
-    with claimed(out_dir):
-        record = None if overwrite else already_there(job, out_dir)
-        if record is not None:
+    with output.claimed():
+        if (record := output.holds(job.fingerprint)) is not None:
             told = f"{out_dir} already holds this result; `secateur eval` measures it"
             err.print(told, markup=False, highlight=False)
         else:
-            require_space(out_dir, job.disk_bytes)
+            output.require_space(job.disk_bytes)
             folder = run_folder(out_dir)
             recovered = run_recovery(
                 job, checkpoints=folder, overwrite=overwrite, run=Run(seed, observer=Bars()),
                 arguments={"command": sys.argv[1:]},
             )  # fmt: skip
-            save(recovered, out_dir, overwrite=overwrite, max_shard_size=max_shard_size)
+            output.write(recovered)
             forget_run(folder)
             record = recovered.record
     if as_json:
-        print(json.dumps({"out": str(out_dir), **{k: v for k, v in record.items() if k not in ("edits", "parents")}}))
+        print(json.dumps({"out": str(out_dir), **record.summary()}))
     else:
         _show(record, out_dir)
 
 
-def _show(record: dict[str, Any], folder: Path) -> None:
-    told = record["recovery"]
-    data, labels = told["data"], told["objective"] == "labels"
+def _show(record: Record, folder: Path) -> None:
+    recovery = record.recovery
+    assert recovery is not None  # narrows the type; the record is of a recovery
+    data, labels = recovery.data, recovery.objective == "labels"
     heading = ("held-out loss", "perplexity") if labels else ("held-out KL, nats",)
     table = Table("step", *heading, box=None, pad_edge=False)
-    for step, loss in told["held_out_loss"]["curve"]:
+    for step, loss in recovery.held_out_loss.curve:
         table.add_row(str(step), f"{loss:.4f}", *([f"{math.exp(min(loss, 700)):.2f}"] if labels else []))
     out.print(table)
     out.print(
-        f"{data['train']:,} rows of {data['name']} ({data['dropped']:,} of {data['rows']:,} dropped, "
-        f"{data['held_out']:,} held out), {told['steps']:,} steps in {record['cost']['seconds']:.0f} s; "
-        f"{record['after']['parameters']:,} parameters, as before\n"
-        f"licence of the data: {data['licence'] or 'not known (give --licence)'}\n"
-        f"written to {folder} (tier {record['tier']})",
+        f"{data.train:,} rows of {data.name} ({data.dropped:,} of {data.rows:,} dropped, "
+        f"{data.held_out:,} held out), {recovery.steps:,} steps in {record.cost.seconds:.0f} s; "
+        f"{record.after.parameters:,} parameters, as before\n"
+        f"licence of the data: {data.licence or 'not known (give --licence)'}\n"
+        f"written to {folder} (tier {record.tier})",
         highlight=False,
         markup=False,
     )

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from secateur.cli.guard import out
-from secateur.report.page import PAGE, write_report
 
 
 def report(
@@ -20,6 +19,8 @@ def report(
 
     Needs no model, only the folder: after a change of secateur, or while the command still runs.
     """
+    from secateur.report.page import PAGE, write_report
+
     said = write_report(folder)
     for line in said.lines:
         out.print(line, markup=False, highlight=False)

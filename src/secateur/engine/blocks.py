@@ -92,11 +92,12 @@ class BlockInputs:
     def embed_windows(self, ids: Tensor, batch_size: int) -> Tensor:
         """As `embed`, some windows at a time, so that masks and the like stay small; never two copies of the result."""
         hidden: Tensor | None = None
-        for start in range(0, len(ids), batch_size):
-            some = self.embed(ids[start : start + batch_size])
-            if hidden is None:
-                hidden = some if len(some) == len(ids) else some.new_empty(len(ids), *some.shape[1:])
-            hidden[start : start + batch_size] = some
+        with self._model.open_ends():
+            for start in range(0, len(ids), batch_size):
+                some = self.embed(ids[start : start + batch_size])
+                if hidden is None:
+                    hidden = some if len(some) == len(ids) else some.new_empty(len(ids), *some.shape[1:])
+                hidden[start : start + batch_size] = some
         assert hidden is not None  # narrows the type; there is at least one window
         return hidden
 
@@ -113,7 +114,7 @@ class BlockInputs:
         last = len(model.blocks) - 1
         recorders = [_Recorder(block, place == last) for place, block in enumerate(model.blocks)]
         inner = model.hf.get_submodule(model.family.blocks.rpartition(".")[0])
-        with _swapped(model, recorders), suppress(Done):
+        with model.open_ends(), _swapped(model, recorders), suppress(Done):
             inner(input_ids=ids.to(model.device), use_cache=False)
         hidden = recorders[0].hidden
         if hidden is None:
@@ -141,5 +142,5 @@ def head_logits_with_grad(model: Model, hidden: Tensor) -> Tensor:
     """
     rows = hidden[:, None]  # (tokens, 1, hidden)
     ids = torch.zeros(rows.shape[:2], dtype=torch.long, device=model.device)
-    with _swapped(model, [_Injector(rows)]):
+    with model.open_ends(), _swapped(model, [_Injector(rows)]):
         return model.hf(input_ids=ids, use_cache=False).logits[:, 0]

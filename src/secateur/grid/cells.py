@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from secateur.engine.tokens import Count, Tokens, read_tokens
-from secateur.errors import DataError, InvalidOptionError, SecateurError
+from secateur.errors import DataError, InvalidOptionError, UnknownNameError
+from secateur.methods import Method, get_method
 from secateur.model.budget import Budget, Convention
 from secateur.model.handle import Model
-from secateur.record import public_facts
+from secateur.report.results import DENSE, AblationTerms
 
-DENSE = "dense"
+PAPER = (0.25, 0.375, 0.5)  # sparsities of 2SSP's tables
+WINDOWS = ("samples", "length")  # of the calibration; may be given as if they were a method's options
+
+Options = Mapping[str, Any]  # of a method, by name; each option has its own kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +44,10 @@ class Cell:
         options: the method's, as given; defaults fill the rest.
         calibration: None for the dense model.
         matched_to: the name of the cell whose achieved size this one is to have.
-        ablation: in an ablation: `what`, `value` and `seed`.
+        ablation: in an ablation, which choice of which method this is.
+
+    Raises:
+        InvalidOptionError: a sparsity outside (0, 1).
     """
 
     name: str
@@ -49,20 +56,20 @@ class Cell:
     sparsity: float | None = None
     of: Convention = "blocks"
     round_to: int = 1
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Options = field(default_factory=dict)
     calibration: Calibration | None = None
     matched_to: str | None = None
-    ablation: Mapping[str, Any] | None = None
+    ablation: AblationTerms | None = None
 
     def __post_init__(self) -> None:
         if self.sparsity is not None:
-            Budget(self.sparsity, of=self.of, round_to=self.round_to)  # raises InvalidOptionError
+            Budget(self.sparsity, of=self.of, round_to=self.round_to)
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """All that decides its figures, but for the model, the tokens and the judging."""
-        told = {key: getattr(self, key) for key in ("method", "sparsity", "of", "round_to")}
-        return {**told, "options": dict(self.options), "seed": self.calibration.seed if self.calibration else None}
+    def budget(self) -> Budget:
+        """Of a cell that is pruned and whose size is known."""
+        assert self.sparsity is not None  # narrows the type
+        return Budget(self.sparsity, of=self.of, round_to=self.round_to)
 
 
 def dense_cell() -> Cell:
@@ -86,40 +93,151 @@ class Matrices:
     """
 
     def __init__(self, model: Model, cells: Iterable[Cell], *, data: Path | None, cache: Path | None) -> None:
-        wanted: dict[tuple[str, int, Count], list[Cell]] = {}
+        by_text: dict[tuple[str, int, Count], list[tuple[str, Calibration]]] = {}
         for cell in cells:
-            if (each := cell.calibration) is not None:
-                wanted.setdefault((each.text, each.seed, each.count), []).append(cell)
-        self._matrices = {key: _matrix(model, some, data=data, cache=cache) for key, some in wanted.items()}
+            if (wanted := cell.calibration) is not None:
+                by_text.setdefault((wanted.text, wanted.seed, wanted.count), []).append((cell.method, wanted))
+        self._matrices = {key: _matrix(model, some, data=data, cache=cache) for key, some in by_text.items()}
 
     def rows(self, wanted: Calibration) -> Tokens:
         whole = self._matrices[wanted.text, wanted.seed, wanted.count]
         cut = whole.first(wanted.samples, wanted.length)
         return replace(cut, source={**whole.source, "samples": wanted.samples, "length": wanted.length})
 
+    def fingerprint(self, wanted: Calibration | None) -> str | None:
+        """Of a cell's tokens; None for the dense model."""
+        return self.rows(wanted).fingerprint() if wanted is not None else None
 
-def _matrix(model: Model, cells: Sequence[Cell], *, data: Path | None, cache: Path | None) -> Tokens:
-    """The tokens of cells that share text and seed: as many and as long windows as one of them needs."""
-    some = [cell.calibration for cell in cells if cell.calibration is not None]
-    samples, length = max(each.samples for each in some), max(each.length for each in some)
+
+def _matrix(
+    model: Model, wanted: Sequence[tuple[str, Calibration]], *, data: Path | None, cache: Path | None
+) -> Tokens:
+    """The tokens of methods that share text and seed: as many and as long windows as one of them needs."""
+    calibrations = [calibration for _, calibration in wanted]
+    first, windows = calibrations[0], {method: calibration.samples for method, calibration in wanted}
     try:
         return read_tokens(
-            model, some[0].text, purpose="calibration", samples=samples, length=length, seed=some[0].seed,
-            count=some[0].count, data=data, cache=cache,
+            model, first.text, purpose="calibration", samples=max(each.samples for each in calibrations),
+            length=max(each.length for each in calibrations), seed=first.seed, count=first.count, data=data,
+            cache=cache,
         )  # fmt: skip
     except DataError as error:
-        wanted = {cell.method: cell.calibration.samples for cell in cells if cell.calibration is not None}
-        asked = ", ".join(f"{method} {wanted[method]}" for method in sorted(wanted, key=lambda name: -wanted[name]))
+        asked = ", ".join(f"{method} {windows[method]}" for method in sorted(windows, key=lambda m: -windows[m]))
         raise DataError(
             f"{error}. Windows asked for: {asked}; --samples sets all methods', METHOD.samples one's"
         ) from error
 
 
-def calibration_facts(tokens: Tokens) -> dict[str, Any]:
-    """What a cell's file says of its calibration."""
-    return {**public_facts(tokens.source), "fingerprint": tokens.fingerprint()}
+# --- what a grid is asked for ---
 
 
-def in_words(error: BaseException) -> str:
-    """An error as a cell's file and the table have it; of one that was not foreseen, its kind too."""
-    return str(error) if isinstance(error, SecateurError) else f"{type(error).__name__}: {error}"
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """What the cells of a grid have in common.
+
+    Attributes:
+        of: whose parameters a sparsity is a share of.
+        options: by method; `samples` and `length` there are those of its calibration.
+        calibration: a text's name or file; samples, length: the preset's or the paper's of each method if None.
+        count: "all" tokens of the calibration, or of chat data "responses" only.
+    """
+
+    of: Convention = "blocks"
+    options: Mapping[str, Options] = field(default_factory=dict)
+    calibration: str = "c4"
+    samples: int | None = None
+    length: int | None = None
+    count: Count = "all"
+
+    def options_of(
+        self, method: Method, *, below: Options | None = None, above: Options | None = None
+    ) -> tuple[Options, Options]:
+        """A method's own options, checked, and what was given of its calibration.
+
+        Args:
+            below: hold where nothing was given; above: hold in any case.
+
+        Raises:
+            UnknownNameError, InvalidOptionError: what the method would refuse.
+        """
+        for_all = {name: value for name in WINDOWS if (value := getattr(self, name)) is not None}
+        of_method = self.options.get(method.name, {})
+        return split_options(method, {**(below or {}), **for_all, **of_method, **(above or {})})
+
+    def calibration_of(self, model: Model, method: Method, windows: Options, *, text: str, seed: int) -> Calibration:
+        """Of the shape that was given, else of the method's paper.
+
+        Raises:
+            InvalidOptionError: too few or too long windows.
+        """
+        shape = method.window_shape(model.max_length, windows.get("samples"), windows.get("length"))
+        return Calibration(text=text, samples=shape[0], length=shape[1], seed=seed, count=self.count)
+
+
+def split_options(method: Method, given: Options) -> tuple[Options, Options]:
+    """As `Terms.options_of`."""
+    own = {name: value for name, value in given.items() if name not in WINDOWS}
+    method.complete(own)
+    return own, {name: value for name, value in given.items() if name in WINDOWS}
+
+
+def read_sparsities(asked: Iterable[str | float], blocks: int) -> list[float]:
+    """Numbers, `paper` (25, 37.5, 50 %: the reference's -2) or `every-block` (each number of blocks but none and all,
+    as a share of them: its -1), ascending and each once.
+
+    Args:
+        blocks: of the model.
+
+    Raises:
+        InvalidOptionError: another word, or a number outside (0, 1).
+    """
+    sparsities: set[float] = set()
+    for each in asked:
+        if each == "paper":
+            sparsities.update(PAPER)
+        elif each == "every-block":
+            sparsities.update(count / blocks for count in range(1, blocks))
+        else:
+            try:
+                sparsities.add(Budget(float(each)).sparsity)
+            except (ValueError, InvalidOptionError):
+                raise InvalidOptionError(
+                    f"a sparsity is a number between 0 and 1, `paper` or `every-block`, not {each!r}"
+                ) from None
+    return sorted(sparsities)
+
+
+def parse_options(asked: Iterable[str]) -> dict[str, Options]:
+    """`METHOD.NAME=VALUE`, several of them -> by method and name.
+
+    Raises:
+        InvalidOptionError, UnknownNameError: not of that form, or no such method, option or value.
+    """
+    options: dict[str, dict[str, object]] = {}
+    for each in asked:
+        left, equals, text = each.partition("=")
+        method, dot, name = left.partition(".")
+        if not (equals and dot):
+            raise InvalidOptionError(
+                f"options of a method are METHOD.NAME=VALUE, as evopress.generations=4; not {each!r}"
+            )
+        name = name.replace("-", "_")
+        options.setdefault(method, {})[name] = parse_value(get_method(method), name, text)
+    for method, given in options.items():
+        split_options(get_method(method), given)
+    return dict(options)
+
+
+def parse_value(method: Method, name: str, text: str) -> object:
+    """The value of one option, or of the calibration's samples or length.
+
+    Raises:
+        UnknownNameError, InvalidOptionError: no such option; no whole number.
+    """
+    if name in WINDOWS:
+        if not text.isdecimal():
+            raise InvalidOptionError(f"{method.name}.{name} is a whole number, not {text!r}")
+        return int(text)
+    if name not in method.options:
+        raise UnknownNameError.of(f"option of {method.name}", name, [*method.options, *WINDOWS])
+    return method.options[name].parse(text)

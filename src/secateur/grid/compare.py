@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
 
-from secateur.engine.tokens import Count
 from secateur.errors import InvalidOptionError
-from secateur.grid.cells import Cell, dense_cell
+from secateur.grid.cells import Cell, Options, Terms, dense_cell, read_sparsities
 from secateur.grid.presets import get_preset
 from secateur.grid.run import Grid, run_grid
-from secateur.grid.words import calibration_of, method_names, sparsities, split, windows
-from secateur.methods import Method, get_method
-from secateur.model.budget import Convention
+from secateur.methods import Method, get_method, methods
 from secateur.model.handle import Model
 from secateur.record import public_name
-from secateur.report.main_table import write_main_table
+from secateur.report.main_table import NAME, write_main_table
+from secateur.report.results import COMPARE, CellResult
 from secateur.surgery.edits import DropAttention, DropBlock, DropMLP
 
-REFERENCE = "2ssp"  # which can have any size, and stands beside those that cannot
+REFERENCE = "2ssp"  # which can have any size, and stands beside those that cannot; the first of all methods in tables
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class Comparison(Terms):
     """What is compared.
 
     Attributes:
@@ -41,17 +39,14 @@ class Comparison:
         base: the method that differences are taken to; 2ssp, or else the first one, if None.
     """
 
+    kind: ClassVar[str] = COMPARE
+    table: ClassVar[str] = NAME
+
     methods: Sequence[str] = ("all",)
     sparsities: Sequence[str | float] = ("paper",)
-    of: Convention = "blocks"
     round_to: int = 1
-    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     preset: str | None = None
-    calibration: str = "c4"
-    samples: int | None = None
-    length: int | None = None
     seed: int = 0
-    count: Count = "all"
     matched: bool = True
     base: str | None = None
 
@@ -65,12 +60,29 @@ class Comparison:
         Raises:
             UnknownNameError: there is no such preset.
         """
-        told: dict[str, Any] = {}
+        attributes: dict[str, Any] = {}
         if preset is not None:
             published = get_preset(preset)
-            told = {name: getattr(published, name) for name in ("methods", "sparsities", "of", "calibration", "seed")}
-        told |= {name: value for name, value in given.items() if value is not None and value != []}
-        return cls(preset=preset, **told)
+            names = ("methods", "sparsities", "of", "calibration", "seed")
+            attributes = {name: getattr(published, name) for name in names}
+        attributes |= {name: value for name, value in given.items() if value is not None and value != []}
+        return cls(preset=preset, **attributes)
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """As the folder's index has them."""
+        return {**asdict(self), "calibration": public_name(self.calibration), "base": self.base_method}
+
+    @property
+    def names(self) -> list[str]:
+        """The methods' names.
+
+        Raises:
+            UnknownNameError: a method that does not exist.
+        """
+        if list(self.methods) == ["all"]:
+            return sorted(methods(), key=lambda name: (name != REFERENCE, name))
+        return [get_method(name).name for name in self.methods]
 
     @property
     def base_method(self) -> str:
@@ -78,7 +90,7 @@ class Comparison:
         Raises:
             InvalidOptionError: it is not among the methods.
         """
-        names = method_names(self.methods)
+        names = self.names
         if self.base is not None and self.base not in names:
             raise InvalidOptionError(f"--base {self.base} is none of the methods compared ({', '.join(names)})")
         return self.base or (REFERENCE if REFERENCE in names else names[0])
@@ -92,50 +104,39 @@ class Comparison:
         Raises:
             UnknownNameError, InvalidOptionError: a method, option, sparsity or calibration that cannot be.
         """
-        self._check_options()
-        made = [dense_cell()]
-        for sparsity in sparsities(self.sparsities, len(model.numbers)):
-            for name in method_names(self.methods):
-                cell = self._cell(model, get_method(name), sparsity)
-                made.append(cell)
-                if self.matched and is_block_wise(get_method(name)):
-                    made.append(self._match(model, cell))
-        return made
-
-    def _check_options(self) -> None:
-        names = method_names(self.methods)
-        matched = self.matched and any(is_block_wise(get_method(name)) for name in names)
-        if unused := sorted(set(self.options) - {*names, *([REFERENCE] if matched else [])}):
+        compared = [get_method(name) for name in self.names]
+        matched = {method.name for method in compared if self.matched and is_block_wise(method)}
+        if unused := sorted(set(self.options) - {*self.names, *([REFERENCE] if matched else [])}):
             raise InvalidOptionError(f"options for {', '.join(unused)}, which is not compared")
+        cells = [dense_cell()]
+        for sparsity in read_sparsities(self.sparsities, len(model.numbers)):
+            for method in compared:
+                cell = self._cell(model, method, sparsity)
+                cells += [cell, self._match(model, cell, sparsity)] if method.name in matched else [cell]
+        return cells
 
     def _cell(self, model: Model, method: Method, sparsity: float) -> Cell:
-        options, shape = self._options(model, method, sparsity)
-        return Cell(
-            name=f"{method.name}-{sparsity:.6g}", method=method.name, label=method.name, sparsity=sparsity, of=self.of,
-            round_to=self.round_to, options=options,
-            calibration=calibration_of(
-                method, self.calibration, shape, seed=self.seed, count=self.count, max_length=model.max_length
-            ),
-        )  # fmt: skip
-
-    def _match(self, model: Model, cell: Cell) -> Cell:
-        assert cell.sparsity is not None  # narrows the type
-        like = self._cell(model, get_method(REFERENCE), cell.sparsity)
-        return Cell(
-            name=f"{REFERENCE}-as-{cell.name}", method=REFERENCE, label=f"{REFERENCE} at the size of {cell.label}",
-            of=self.of, round_to=self.round_to, options=like.options, calibration=like.calibration,
-            matched_to=cell.name,
-        )  # fmt: skip
-
-    def _options(self, model: Model, method: Method, sparsity: float) -> tuple[dict[str, Any], dict[str, int]]:
-        """The method's own, and its calibration's shape: given for the method, given for all, the preset's."""
-        published: Mapping[str, Any] = {}
+        published: Options = {}
         if self.preset is not None:
             preset = get_preset(self.preset)
             by_sparsity = preset.by_sparsity(method.name, sparsity, model.hidden_size)
             published = {**preset.options.get(method.name, {}), **by_sparsity}
-        for_all = windows(self.samples, self.length)
-        return split(method, {**published, **for_all, **self.options.get(method.name, {})})
+        options, windows = self.options_of(method, below=published)
+        return Cell(
+            name=f"{method.name}-{sparsity:.6g}", method=method.name, label=method.name, sparsity=sparsity, of=self.of,
+            round_to=self.round_to, options=options,
+            calibration=self.calibration_of(model, method, windows, text=self.calibration, seed=self.seed),
+        )  # fmt: skip
+
+    def _match(self, model: Model, cell: Cell, sparsity: float) -> Cell:
+        return replace(
+            self._cell(model, get_method(REFERENCE), sparsity), name=f"{REFERENCE}-as-{cell.name}", sparsity=None,
+            label=f"{REFERENCE} at the size of {cell.label}", matched_to=cell.name,
+        )  # fmt: skip
+
+    def write_tables(self, folder: Path) -> None:
+        """`main-table.md`, `.csv`, `.json` and `.tex`, and `differences.csv`, of all cells in the folder."""
+        write_main_table(folder, self.base_method)
 
 
 def is_block_wise(method: Method) -> bool:
@@ -143,7 +144,7 @@ def is_block_wise(method: Method) -> bool:
     return set(method.edits) <= {DropBlock, DropAttention, DropMLP}
 
 
-def compare(comparison: Comparison, grid: Grid) -> dict[str, dict[str, Any]]:
+def compare(comparison: Comparison, grid: Grid) -> dict[str, CellResult]:
     """Run what is missing of a comparison and write its tables after each cell: `main-table.md`, `.csv`, `.json` and
     `.tex`, and `differences.csv`, of all cells in the folder.
 
@@ -153,7 +154,4 @@ def compare(comparison: Comparison, grid: Grid) -> dict[str, dict[str, Any]]:
     Raises:
         SecateurError: as `run_grid` and `Comparison.cells` say.
     """
-    base = comparison.base_method
-    settings = {**asdict(comparison), "calibration": public_name(comparison.calibration), "base": base}
-    write_tables = functools.partial(write_main_table, grid.folder, base)
-    return run_grid(replace(grid, kind="compare", settings=settings), comparison.cells, write_tables)
+    return run_grid(grid, comparison)

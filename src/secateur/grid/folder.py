@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
+import torch
+from msgspec import structs, to_builtins
+
+from secateur.engine.tokens import Tokens
 from secateur.errors import OutputError, OutputExistsError
 from secateur.folders import new_folder, resolved, write_file
-from secateur.report.results import CELL, CELLS, INDEX, dumps
-from secateur.report.results_before import read_object
+from secateur.grid.cells import Cell
+from secateur.grid.pruning import digest
+from secateur.judge.judging import Judging
+from secateur.model.facts import environment
+from secateur.model.handle import Model
+from secateur.record import public_arguments, public_facts, public_name
+from secateur.report.results import (
+    CELL,
+    CELLS,
+    COMPARE,
+    INDEX,
+    CellResult,
+    Index,
+    ModelFacts,
+    dumps,
+    read_cell,
+    read_index,
+)
+from secateur.version import __version__
+
+_CPU = Path("/proc/cpuinfo")
+_TERMS = ("of", "round_to", "calibration", "seed", "count", "samples", "length")  # that a comparison's cells share
 
 
 class GridFolder:
@@ -24,46 +51,157 @@ class GridFolder:
         if self.path.exists() and not self.path.is_dir():
             raise OutputError(f"{self.path} is a file; choose another folder")
 
-    def index(self) -> dict[str, Any] | None:
+    def index(self) -> Index | None:
         """What `compare.json` says; None if there is none.
 
         Raises:
             DataError: it is damaged.
             OutputExistsError: the folder holds something else.
         """
-        file = self.path / INDEX
-        if file.is_file():
-            return read_object(file)
-        there = {each.name for each in self.path.iterdir()} if self.path.is_dir() else set()
-        if any(not name.startswith(".") for name in there - {CELLS}):  # another process may have begun just now
+        if (self.path / INDEX).is_file():
+            return read_index(self.path)
+        names = {entry.name for entry in self.path.iterdir()} if self.path.is_dir() else set()
+        if any(not name.startswith(".") for name in names - {CELLS}):  # another process may have begun just now
             raise OutputExistsError(f"{self.path} holds something that is no comparison; choose another --out")
         return None
 
-    def write_index(self, index: Mapping[str, Any]) -> None:
-        self.write(INDEX, dumps(index))
-
-    def write(self, name: str, text: str) -> None:
-        """Write a file of the folder atomically."""
+    def write_index(self, index: Index) -> None:
+        """Write the index; with the cells of earlier runs, or of another process, after the new ones, and all commands,
+        each once."""
+        old = self.index() or index
+        commands = [*_commands(old), *_commands(index)]
+        index = structs.replace(
+            index, created=old.created, cells=list(dict.fromkeys([*index.cells, *old.cells])),
+            commands=[words for place, words in enumerate(commands) if words not in commands[:place]],
+        )  # fmt: skip
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_file(self.path / name, text)
+            write_file(self.path / INDEX, dumps(index))
         except OSError as error:
-            raise OutputError(f"{self.path / name} cannot be written: {error.strerror or error}") from error
+            raise OutputError(f"{self.path / INDEX} cannot be written: {error.strerror or error}") from error
 
     def cell_path(self, name: str) -> Path:
         return self.path / CELLS / name
 
-    def cell(self, name: str) -> dict[str, Any] | None:
+    def cell(self, name: str) -> CellResult | None:
         """A cell's file; None if it has not been made."""
-        file = self.cell_path(name) / CELL
-        return read_object(file) if file.is_file() else None
+        return read_cell(self.path, name)
 
-    def cells(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    def cells(self, names: Iterable[str]) -> dict[str, CellResult]:
         """Those of the cells that are there, in this order."""
-        found = {name: self.cell(name) for name in names}
-        return {name: cell for name, cell in found.items() if cell is not None}
+        return {name: cell for name in names if (cell := self.cell(name)) is not None}
 
-    def write_cell(self, cell: Mapping[str, Any]) -> None:
-        """Write a cell, whole or not at all. One that is there has failed, or it would not have been made again."""
-        with new_folder(self.cell_path(str(cell["name"])), overwrite=True) as partial:
+    def write_cell(self, cell: CellResult) -> CellResult:
+        """Write a cell, whole or not at all, and give what can be read of it: of a number that is none, None.
+
+        One that is there has failed, or it would not have been made again.
+        """
+        with new_folder(self.cell_path(cell.name), overwrite=True) as partial:
             (partial / CELL).write_text(dumps(cell), encoding="utf-8")
+        written = self.cell(cell.name)
+        assert written is not None  # narrows the type
+        return written
+
+    def check(self, index: Index, cells: Sequence[Cell]) -> list[str]:
+        """Refuse a folder that was made with other arguments; give the names of the cells that earlier runs have.
+
+        Raises:
+            OutputExistsError: what differs stands in it.
+        """
+        if (old := self.index()) is None:
+            return []
+        if names := _differing(old, index):
+            raise OutputExistsError(
+                f"{self.path} was made with other arguments ({', '.join(names)} differ); choose another --out, "
+                "or give the same. Methods and sparsities may be added"
+            )
+        if names := _unequal_terms(self.cells(old.cells).values(), cells):
+            raise OutputExistsError(
+                f"{self.path} has cells of the same ablation on other terms ({', '.join(names)} differ); choose "
+                "another --out, or give the same. Seeds, values and sparsities may be added"
+            )
+        return old.cells
+
+
+def make_index(
+    kind: str,
+    dense: Model,
+    judging: Judging,
+    texts: Mapping[str, Tokens],
+    cells: Sequence[Cell],
+    *,
+    arguments: Mapping[str, object],
+    settings: Mapping[str, object],
+) -> Index:
+    """The content of a new `compare.json`.
+
+    Args:
+        settings: of the grid; they stand beside the judging's under `grid`.
+    """
+    layout, fingerprint = dense.layout(), dense.fingerprint()
+    by_text = {
+        public_name(name): {**public_facts(tokens.source), "fingerprint": tokens.fingerprint()}
+        for name, tokens in texts.items()
+    }
+    prints = {name: facts["fingerprint"] for name, facts in by_text.items()}
+    judged = {**asdict(judging), "texts": list(by_text)}
+    return Index(
+        kind=kind,
+        model=ModelFacts(
+            name=public_facts(dense.source).get("name"), fingerprint=fingerprint, parameters=layout.parameters,
+            block_parameters=layout.block_parameters, blocks=len(layout.blocks), hidden_size=layout.ends.hidden,
+            family=dense.family.model_type,
+        ),
+        arguments=public_arguments(arguments),
+        settings={**to_builtins(judged), "grid": to_builtins(settings)},
+        texts=by_text,
+        machine=machine(),
+        versions={"secateur": __version__, **environment(dense)},
+        created=now(),
+        judged_by=digest(fingerprint, judged, prints, __version__),
+        cells=[cell.name for cell in cells],
+    )  # fmt: skip
+
+
+def _commands(index: Index) -> list[list[str]]:
+    """All that were given; an older index names the last only."""
+    last = index.arguments.get("command")
+    return index.commands or ([last] if last else [])
+
+
+def _differing(old: Index, new: Index) -> list[str]:
+    """What two indices of one folder may not differ in, and do; [] where they fit."""
+    had, wanted = old.settings.get("grid", {}), new.settings["grid"]
+    terms = [name for name in _TERMS if name in had and had[name] != wanted[name]] if new.kind == COMPARE else []
+    if (old.kind, old.judged_by) == (new.kind, new.judged_by):
+        return terms  # calibrated otherwise, cells would seem to be on equal terms
+    names = terms + [name for name in ("kind", "model") if getattr(old, name) != getattr(new, name)]
+    judging = [name for name in new.settings if name != "grid"]
+    names += [name for name in judging if old.settings.get(name) != new.settings[name]]
+    return names or ["the texts' content, or secateur's version"]
+
+
+def _unequal_terms(earlier: Iterable[CellResult], cells: Iterable[Cell]) -> list[str]:
+    """In what cells of one ablation of one method differ beside its value, sparsity and seed. Rows of such cells would
+    pass for a spread over seeds, or for the value's doing."""
+    terms = {(of.what, of.of): of.terms for cell in cells if (of := cell.ablation) is not None}
+    names: dict[str, None] = {}
+    for cell in earlier:
+        of = cell.ablation
+        if cell.done and of is not None and (wanted := terms.get((of.what, of.of))) is not None:
+            names |= {name: None for name in of.terms if of.terms[name] != wanted.get(name)}
+    return list(names)
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def machine() -> str:
+    """Processor, cores and threads, in one line."""
+    name = platform.processor() or platform.machine()
+    if _CPU.is_file():
+        lines = _CPU.read_text(encoding="utf-8", errors="replace").splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    threads = f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s)"
+    return f"{threads}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else threads

@@ -1,38 +1,36 @@
-"""A cell's pruning, a registered method's or one that exists in memory only, and what its file says of it."""
+"""A cell's pruning, by a registered method or one that exists in memory only, and what its file says of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from dataclasses import asdict, astuple, dataclass
+from typing import TypeVar
+
+from msgspec import UNSET
 
 from secateur.engine.tokens import Tokens
+from secateur.forecast import Clock
 from secateur.grid import inverted
-from secateur.grid.cells import DENSE, Cell, calibration_facts
-from secateur.grid.clocked import Clocked
-from secateur.grid.index import now
+from secateur.grid.cells import DENSE, Cell
 from secateur.judge.memory import device_peak
-from secateur.methods import Cost, get_method
-from secateur.model.budget import Budget, shares
+from secateur.methods import get_method
+from secateur.model.budget import shares
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.pruning import prepare, run_job
-from secateur.run import work_forwards
+from secateur.record import public_facts
+from secateur.report.results import PruneCost, Shape, Shares
+from secateur.run import MemoryStore, Meter, Observer, Run
 
-Facts = dict[str, Any]
-
-
-def budget_of(cell: Cell) -> Budget:
-    """The cell's budget.
-
-    Raises:
-        InvalidOptionError: a sparsity outside (0, 1).
-    """
-    assert cell.sparsity is not None  # narrows the type; only the dense cell has none
-    return Budget(cell.sparsity, of=cell.of, round_to=cell.round_to)
+T = TypeVar("T")
+Fields = dict[str, object]  # of a `CellResult`
 
 
-def complete_options(cell: Cell) -> dict[str, Any]:
+def complete_options(cell: Cell) -> dict[str, object]:
     """The cell's options with the method's defaults: two cells that say the same in other words are the same."""
     if cell.method == DENSE:
         return {}
@@ -41,167 +39,219 @@ def complete_options(cell: Cell) -> dict[str, Any]:
     return get_method(cell.method).complete(cell.options)
 
 
-def foretell(cell: Cell, model: Model) -> Cost:
-    """What the cell's pruning will take and leave; the model may be a hollow one.
+def digest(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def identity(cell: Cell, judged_by: str, calibration: str | None) -> str:
+    """sha256 of all that decides a cell's figures."""
+    terms = {"method": cell.method, "sparsity": cell.sparsity, "of": cell.of, "round_to": cell.round_to}
+    seed = cell.calibration.seed if cell.calibration else None
+    return digest(judged_by, {**terms, "options": complete_options(cell), "seed": seed}, calibration)
+
+
+@dataclass(frozen=True)
+class CellPlan:
+    """What a cell's pruning will take and leave.
+
+    Attributes:
+        cell: whose size is known.
+        meter: the work.
+        removed: the shares of the blocks' and of the model's parameters that will be gone, as far as is known before.
+    """
+
+    cell: Cell
+    meter: Meter
+    removed: Mapping[str, float]
+
+
+def plan_cell(cell: Cell, model: Model) -> CellPlan:
+    """Args: model: the dense one; it may be a hollow one.
 
     Raises:
         InfeasibleBudgetError and the other errors with which the cell would be refused.
     """
     assert cell.calibration is not None  # narrows the type
-    samples, length = cell.calibration.samples, cell.calibration.length
-    if cell.method == inverted.NAME:
-        return inverted.foretell(model.layout(), samples, length, budget_of(cell), **inverted.complete(cell.options))
-    return get_method(cell.method).plan(model, budget_of(cell), samples, length, cell.options).cost
-
-
-def removed(cell: Cell, model: Model, cost: Cost) -> dict[str, float]:
-    """The shares of the blocks' and of the model's parameters that will be gone, as far as they are known before."""
+    samples, length, layout = cell.calibration.samples, cell.calibration.length, model.layout()
     if cell.method == inverted.NAME:  # what it mutes is still in the layout
-        return inverted.removed(model.layout(), budget_of(cell), **inverted.complete(cell.options))
-    return shares(model.layout(), cost.after)
+        options = inverted.complete(cell.options)
+        cost = inverted.foretell(layout, samples, length, cell.budget, **options)
+        removed = inverted.removed(layout, cell.budget, **options)
+    else:
+        cost = get_method(cell.method).plan(model, cell.budget, samples, length, cell.options).cost
+        removed = shares(layout, cost.after)
+    return CellPlan(cell, Meter(int(cost.block_tokens), int(cost.head_tokens), int(cost.asked_tokens)), removed)
+
+
+# --- what sparsities of one method share ---
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Wall and CPU seconds, and the work of a `Meter`."""
+
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+    block_tokens: int = 0
+    head_tokens: int = 0
+    asked_tokens: int = 0
+
+    def since(self, earlier: Spent) -> Spent:
+        return Spent(*(now - then for now, then in zip(astuple(self), astuple(earlier), strict=True)))
+
+
+class Shared(MemoryStore):
+    """The steps of one method's runs that hold at every sparsity, whose keys begin with `beginning`.
+
+    Attributes:
+        spent: what each took.
+        spared_s: seconds that were spared so far by taking steps over.
+    """
+
+    def __init__(self, beginning: str) -> None:
+        super().__init__()
+        self.beginning, self.spent, self.spared_s = beginning, dict[str, Spent](), 0.0
+
+    @property
+    def seconds(self) -> float:
+        """That the steps which lie here took."""
+        return sum(spent.wall_s for spent in self.spent.values())
+
+
+class SharingRun(Run):
+    """A run that takes steps over from earlier ones; its meter and clocks go as if it were run alone.
+
+    Args:
+        shared: of runs of the same method with the same options, calibration and seed; None if nothing is shared.
+        clock: seconds.
+    """
+
+    def __init__(
+        self, seed: int, *, shared: Shared | None, observer: Observer | None = None, clock: Clock = time.monotonic
+    ) -> None:
+        super().__init__(seed, observer=observer)
+        self._shared, self._clock = shared, clock
+        self._spared: list[Spent] = []
+
+    def step(self, key: str, compute: Callable[[], T]) -> T:
+        shared = self._shared
+        if shared is None or not key.startswith(shared.beginning):
+            return super().step(key, compute)
+        return super().step(key, lambda: self._taken_over(shared, key, compute))
+
+    def _taken_over(self, shared: Shared, key: str, compute: Callable[[], T]) -> T:
+        try:
+            result: T = shared.get(key)
+        except KeyError:
+            began = self.spent()
+            result = compute()
+            shared.spent[key] = self.spent().since(began)
+            shared.put(key, result)
+            return result
+        spent = shared.spent[key]
+        self._spared.append(spent)
+        shared.spared_s += spent.wall_s
+        with self.progress(key, 1) as advance:
+            self.meter.block_tokens += spent.block_tokens
+            self.meter.head_tokens += spent.head_tokens
+            self.meter.asked_tokens += spent.asked_tokens
+            advance(1)
+        return result
+
+    def spent(self) -> Spent:
+        """Until now, from some time before the run."""
+        wall_s = self._clock() + sum(spent.wall_s for spent in self._spared)
+        cpu_s = time.process_time() + sum(spent.cpu_s for spent in self._spared)
+        return Spent(wall_s, cpu_s, **asdict(self.meter))
+
+
+# --- the pruning ---
 
 
 @contextmanager
-def pruned(cell: Cell, model: Model, tokens: Tokens, run: Clocked) -> Iterator[Facts]:
+def pruned(plan: CellPlan, model: Model, tokens: Tokens, run: SharingRun) -> Iterator[Fields]:
     """Prune the model in place and give what the cell's file says of it; in the context the model can be judged."""
-    cost = foretell(cell, model)
-    run.expect(cost.block_tokens, cost.head_tokens, head=model.head_cost)
-    with (_in_memory if cell.method == inverted.NAME else _by_method)(cell, model, tokens, run) as facts:
-        yield {"calibration": calibration_facts(tokens), **facts}
+    cell, before, head = plan.cell, model.layout(), model.head_cost
+    run.expect(plan.meter.block_tokens, plan.meter.head_tokens, head=head)
+    with ExitStack() as stack:
+        with device_peak(model) as peak:
+            began = run.spent()
+            if cell.method == inverted.NAME:
+                muted = inverted.inverted(model, tokens, cell.budget, run, **cell.options)
+                fields = _in_memory(stack.enter_context(muted), cell, model, before)
+            else:
+                fields = _by_method(cell, model, tokens, run)
+            spent = run.spent().since(began)
+        forwards = run.meter.forwards(len(before.blocks), tokens.length, head=head)
+        forwards_asked = run.meter.forwards_asked(len(before.blocks), tokens.length)
+        yield {
+            **fields,
+            "calibration": {**public_facts(tokens.source), "fingerprint": tokens.fingerprint()},
+            "prune": PruneCost(
+                wall_s=round(spent.wall_s, 3), cpu_s=round(spent.cpu_s, 3), forwards=round(forwards, 2),
+                forwards_asked=round(forwards_asked, 2), peak_device_memory_bytes=peak[0],
+            ),
+        }  # fmt: skip
 
 
-@contextmanager
-def _by_method(cell: Cell, model: Model, tokens: Tokens, run: Clocked) -> Iterator[Facts]:
-    head = model.head_cost
+def _by_method(cell: Cell, model: Model, tokens: Tokens, run: Run) -> Fields:
     job = prepare(
-        model, cell.method, sparsity=budget_of(cell).sparsity, of=cell.of, round_to=cell.round_to, calibration=tokens,
+        model, cell.method, sparsity=cell.budget.sparsity, of=cell.of, round_to=cell.round_to, calibration=tokens,
         seed=run.seed, **cell.options,
     )  # fmt: skip
-    with run.clocked() as took, device_peak(model) as peak:
-        done = run_job(job, run=run)
-    before, after = done.pruning.before, done.pruning.after
-    yield {
-        "options": dict(done.pruning.options),
-        "achieved": done.record["sparsity"]["achieved"],
-        "parameters": after.parameters,
-        "weight_bytes": after.parameters * model.dtype.itemsize,
-        **_notes(run.notes),
-        "shape": shape(before, after),
-        "prune": _measured(took, peak[0], len(before.blocks), tokens.length, head),
-    }
-
-
-@contextmanager
-def _in_memory(cell: Cell, model: Model, tokens: Tokens, run: Clocked) -> Iterator[Facts]:
-    before, head = model.layout(), model.head_cost
-    with ExitStack() as stack:
-        with run.clocked() as took, device_peak(model) as peak:
-            result = stack.enter_context(inverted.inverted(model, tokens, budget_of(cell), run, **cell.options))
-        prune = _measured(took, peak[0], len(before.blocks), tokens.length, head)
-        yield {**_inverted_facts(result, before, cell, model), "prune": prune}
-
-
-def _measured(took: Mapping[str, float], peak: int | None, blocks: int, length: int, head: float) -> Facts:
+    pruning = run_job(job, run=run).pruning
+    curve = next((note for note in run.notes.values() if isinstance(note, list)), None)  # the search's, by generation
     return {
-        "wall_s": round(took["wall_s"], 3),
-        "cpu_s": round(took["cpu_s"], 3),
-        "forwards": round(work_forwards(took["block_tokens"], took["head_tokens"], blocks, length, head=head), 2),
-        "forwards_asked": round(took["asked_tokens"] / (blocks * length), 2),
-        "peak_device_memory_bytes": peak,
+        "options": pruning.options,
+        **_sizes(shares(pruning.before, pruning.after), pruning.after.parameters, model),
+        "notes": {key: note for key, note in run.notes.items() if isinstance(note, str)},
+        "curve": list(enumerate(curve)) if curve else None,
+        "shape": shape(pruning.before, pruning.after),
     }
 
 
-def _inverted_facts(result: inverted.InvertedResult, before: Layout, cell: Cell, model: Model) -> Facts:
+def _in_memory(result: inverted.InvertedResult, cell: Cell, model: Model, before: Layout) -> Fields:
     achieved = result.achieved(before)
-    over = achieved[cell.of] - budget_of(cell).sparsity
-    told = (
+    over = achieved[cell.of] - cell.budget.sparsity
+    note = (
         f"{achieved[cell.of]:.2%} of the {cell.of} removed, {over:+.2%} against what was asked: "
         f"{result.plan.kept} of {result.plan.hidden} hidden directions stay on either side of each FFN, and "
         f"{result.plan.attentions} attention modules go. In memory only: its FFNs are muted, not smaller."
     )
     return {
-        "options": inverted.complete(cell.options),
-        "achieved": achieved,
-        "parameters": result.parameters,
-        "weight_bytes": result.parameters * model.dtype.itemsize,
-        "notes": {"inverted": told},
-        "curve": None,
+        "options": complete_options(cell),
+        **_sizes(achieved, result.parameters, model),
+        "notes": {"inverted": note},
         "shape": shape(before, result.after),
     }
 
 
-def dense_facts(model: Model) -> Facts:
+def dense_fields(model: Model) -> Fields:
     """What the dense cell's file says of its model."""
     layout = model.layout()
     blocks = shape(layout, layout)
-    return {
-        "achieved": {"blocks": 0.0, "model": 0.0},
-        "parameters": layout.parameters,
-        "weight_bytes": layout.parameters * model.dtype.itemsize,
-        "shape": blocks,
-        "dense_shape": blocks,
-    }
+    return {**_sizes(shares(layout, layout), layout.parameters, model), "shape": blocks, "dense_shape": blocks}
 
 
-def _notes(notes: Mapping[str, Any]) -> Facts:
-    """Texts are notes, the first list of numbers is the search's curve by generation."""
-    curves = [value for value in notes.values() if isinstance(value, list)]
-    return {
-        "notes": {key: value for key, value in notes.items() if isinstance(value, str)},
-        "curve": [[generation, value] for generation, value in enumerate(curves[0])] if curves else None,
-    }
+def _sizes(achieved: dict[str, float], parameters: int, model: Model) -> Fields:
+    weight_bytes = parameters * model.dtype.itemsize
+    return {"achieved": Shares(**achieved), "parameters": parameters, "weight_bytes": weight_bytes}
 
 
-def shape(before: Layout, after: Layout) -> list[dict[str, Any]]:
-    """What every block of the dense model has now; a removed one has nothing left.
-
-    `sites` are the widths of the residual stream where it enters, between attention and MLP, and where it leaves; only
-    where it was rebased.
-    """
-    told = []
+def shape(before: Layout, after: Layout) -> list[Shape]:
+    """What every block of the dense model has now."""
+    shapes = []
     for number in before.blocks:
-        block = after.blocks.get(number)
-        if block is None:
-            sizes = {"width": 0, "kv_heads": 0, "query_heads": 0}
-        else:
-            has = block.shape
-            sizes = {"width": has.width, "kv_heads": has.kv_heads, "query_heads": has.query_heads}
-        entry: dict[str, Any] = {
-            "block": number,
-            **sizes,
-            "attention": sizes["kv_heads"] > 0,
-            "mlp": sizes["width"] > 0,
-        }
-        if block is not None and (block.shape.attention_skip or block.shape.mlp_skip):
-            entry["sites"] = list(block.shape.stream(after.ends.hidden))
-        told.append(entry)
-    return told
-
-
-def blank(cell: Cell) -> dict[str, Any]:
-    """A cell's file before anything is known."""
-    return {
-        "name": cell.name,
-        "method": cell.method,
-        "label": cell.label,
-        "sparsity": cell.sparsity,
-        "of": cell.of,
-        "status": "failed",
-        "error": None,
-        "options": dict(cell.options),
-        "notes": {},
-        "calibration": None,
-        "achieved": None,
-        "parameters": None,
-        "weight_bytes": None,
-        "prune": None,
-        "curve": None,
-        "shape": None,
-        "perplexity": {},
-        "tasks": {},
-        "inference": None,
-        "generation": None,
-        "matched_to": cell.matched_to,
-        "ablation": dict(cell.ablation) if cell.ablation is not None else None,
-        "created": now(),
-    }
+        if number not in after.blocks:
+            shapes.append(Shape(block=number, width=0, kv_heads=0, query_heads=0, attention=False, mlp=False))
+            continue
+        has = after.blocks[number].shape
+        rebased = has.attention_skip or has.mlp_skip
+        shapes.append(
+            Shape(
+                block=number, width=has.width, kv_heads=has.kv_heads, query_heads=has.query_heads,
+                attention=has.kv_heads > 0, mlp=has.width > 0,
+                sites=list(has.stream(after.ends.hidden)) if rebased else UNSET,
+            )
+        )  # fmt: skip
+    return shapes

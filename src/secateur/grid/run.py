@@ -5,31 +5,63 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import ClassVar, Protocol
+
+from msgspec import structs
 
 from secateur.errors import Interrupted, InvalidOptionError, OutputBusyError, OutputExistsError, SecateurError
 from secateur.folders import claimed
 from secateur.forecast import Clock, timed
-from secateur.grid.cells import DENSE, Cell, Matrices, check_names, in_words
-from secateur.grid.clocked import Clocked, Shared
-from secateur.grid.estimate import PRUNE, estimates, steps
-from secateur.grid.folder import GridFolder
-from secateur.grid.index import continued, differing, digest, make_index, unequal_terms
+from secateur.grid.cells import Cell, Matrices, check_names
+from secateur.grid.folder import GridFolder, make_index, now
 from secateur.grid.judges import Judges
-from secateur.grid.pace import Pace, Standing
-from secateur.grid.pruning import blank, complete_options, dense_facts, pruned
+from secateur.grid.pace import PRUNE, Foretold, Pace, Standing, foretell, sequences
+from secateur.grid.pruning import (
+    Fields,
+    Shared,
+    SharingRun,
+    complete_options,
+    dense_fields,
+    digest,
+    identity,
+    plan_cell,
+    pruned,
+)
 from secateur.judge.judging import Judging
+from secateur.judge.results import Sample
 from secateur.methods import methods
 from secateur.model.handle import Model
-from secateur.report.results import finite
+from secateur.report.results import DENSE, CellResult
 
 logger = logging.getLogger(__name__)
 
 Load = Callable[[], Model]  # the dense model, afresh at each call
+
+
+class Asked(Protocol):
+    """What a grid is of: a `Comparison` or an `Ablation`.
+
+    Attributes:
+        kind: a folder is of one kind.
+        table: the name of its main table's files.
+    """
+
+    kind: ClassVar[str]
+    table: ClassVar[str]
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """For the index."""
+
+    def cells(self, model: Model) -> Sequence[Cell]:
+        """For the dense model; the dense one first, a matched cell after what it is matched to."""
+
+    def write_tables(self, folder: Path) -> None:
+        """Of what is in the folder; called after each cell, so that a killed run has its tables too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +72,7 @@ class Grid:
         load: gives the dense model afresh; a pruned one is never made whole again.
         folder: of the grid; made if need be, continued if it is there.
         judging: what each cell is judged by.
-        kind: "compare" or "ablate"; a folder is of one kind.
         arguments: as given, for the record.
-        settings: more that the tables need to know, as the base of differences.
         data, cache: where texts and tasks are read from and kept.
         told: hears of each cell as it is finished.
         shown: hears how far the whole grid is, often.
@@ -55,12 +85,10 @@ class Grid:
     load: Load
     folder: Path
     judging: Judging
-    kind: str = "compare"
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, object] = field(default_factory=dict)
     data: Path | None = None
     cache: Path | None = None
-    told: Callable[[Mapping[str, Any]], None] = lambda cell: None
+    told: Callable[[CellResult], None] = lambda cell: None
     shown: Callable[[Standing], None] = lambda standing: None
     clock: Clock = time.monotonic
 
@@ -69,19 +97,13 @@ class Grid:
             raise InvalidOptionError("nothing to judge by: give at least one text or task")
 
 
-def run_grid(
-    grid: Grid, make_cells: Callable[[Model], Sequence[Cell]], write_tables: Callable[[], None]
-) -> dict[str, dict[str, Any]]:
+def run_grid(grid: Grid, asked: Asked) -> dict[str, CellResult]:
     """Run the cells that are not there yet; a cell that failed is tried again.
 
     One cell's failure is written into its file and does not end the run. What is wrong with the grid itself (an unknown
     method or text, a folder made with other settings) is refused before anything is run. A second process may work on
     the same folder: a cell that another one is making, one like it, and one that is matched to it, are left for later,
     and what is not there by the end to the other process.
-
-    Args:
-        make_cells: the cells, for the dense model; the dense one first, a matched cell after what it is matched to.
-        write_tables: of what is in the folder; called after each cell, so that a killed run has its tables too.
 
     Returns:
         By name, what is in the folder of this grid's cells, in their order.
@@ -90,47 +112,70 @@ def run_grid(
         OutputExistsError: the folder, or one of its cells, was made with other arguments.
         Whatever is wrong with the arguments.
     """
-    return _Runner(grid, make_cells, write_tables).run()
+    return _Runner(grid, asked).run()
 
 
 class _Runner:
-    def __init__(
-        self, grid: Grid, make_cells: Callable[[Model], Sequence[Cell]], write_tables: Callable[[], None]
-    ) -> None:
-        self.grid, self.folder, self.write_tables = grid, GridFolder(grid.folder), write_tables
-        self.folder.index()  # refuses what is no grid's folder, before gigabytes are read
+    def __init__(self, grid: Grid, asked: Asked) -> None:
+        self.grid, self.asked, self.folder = grid, asked, GridFolder(grid.folder)
+        self.folder.index()  # refuses what is no grid's folder, before gigabytes are read; so do the settings
+        settings = asked.settings
         self.judges = Judges(grid.judging, data=grid.data, cache=grid.cache)
         dense = grid.load()
-        self.cells = list(make_cells(dense))
+        self.cells = list(asked.cells(dense))
         check_names(self.cells)
         self.judges.read(dense)
         self.matrices = Matrices(dense, self.cells, data=grid.data, cache=grid.cache)
-        self.model_fingerprint = dense.fingerprint()
         self.index = make_index(
-            grid.kind, dense, self.model_fingerprint, grid.judging, self.judges.texts, self.cells,
-            arguments=grid.arguments, settings=grid.settings,
+            asked.kind, dense, grid.judging, self.judges.texts, self.cells, arguments=grid.arguments,
+            settings=settings,
         )  # fmt: skip
         self.shared = self._shared()
-        self.refused: dict[str, str] = {}
+        self.foretold: dict[str, Foretold] = {}
         # It was read to know the cells and only looked at, so it is still whole: the first cell takes it instead of
         # reading gigabytes again.
         self._spare: Model | None = dense
 
-    def run(self) -> dict[str, dict[str, Any]]:
-        self._check_there()
-        self._write_index()
-        missing = [cell for cell in self.cells if not self._is_done(cell.name)]
-        if missing:
-            pace = self._pace()
-        left = missing
-        while left:  # what another process made impossible for now may be possible after the others
+    def run(self) -> dict[str, CellResult]:
+        self._check()
+        self.folder.write_index(self.index)
+        left = [cell for cell in self.cells if not self._is_done(cell.name)]
+        pace = self._pace() if left else None
+        while left and pace is not None:  # what another process made impossible for now may be possible after others
             busy = [cell for cell in left if not self._tried(cell, pace)]
             if len(busy) == len(left):
                 break
             left = busy
-        self._write_index()
-        self.write_tables()
+        self.folder.write_index(self.index)
+        self._write_tables()
         return self._there()
+
+    def _there(self) -> dict[str, CellResult]:
+        """This grid's cells that are in the folder."""
+        return self.folder.cells(cell.name for cell in self.cells)
+
+    def _write_tables(self) -> None:
+        self.asked.write_tables(self.folder.path)
+
+    def _load(self) -> Model:
+        """The dense model; the one that was looked at first is used up first."""
+        model, self._spare = self._spare, None
+        return model if model is not None else self.grid.load()
+
+    def _pace(self) -> Pace:
+        """What the cells will take."""
+        judging, self._spare = self.grid.judging, self._load()
+        length = min(judging.length, self._spare.max_length or judging.length)
+        speed = timed(self._spare, length, steps=sequences(judging))
+        self.foretold = foretell(self.cells, self._spare, judging, self.judges.tokens(), speed)
+        return Pace(
+            {name: cell.parts for name, cell in self.foretold.items()},
+            {cell.name: cell.method for cell in self.cells},
+            {name: cell.seconds for name, cell in self._there().items() if cell.done},
+            self.shared, clock=self.grid.clock, show=self.grid.shown,
+        )  # fmt: skip
+
+    # --- one cell ---
 
     def _tried(self, cell: Cell, pace: Pace) -> bool:
         """Make a cell, unless another process is making it, or the one that it is matched to."""
@@ -143,94 +188,77 @@ class _Runner:
                 f"interrupted in {cell.name}; finished cells are whole, and the same command goes on from there"
             ) from None
 
-    def _pace(self) -> Pace:
-        """What the cells will take; also notes which are refused."""
-        judging, dense = self.grid.judging, self._load()
-        self._spare = dense
-        windows: dict[str, int | None] = {name: tokens.samples for name, tokens in self.judges.texts.items()}
-        told = estimates(self.cells, dense, judging, windows=windows, task_tokens=self.judges.task_tokens())
-        self.refused = {name: each["refused"] for name, each in told.items() if "refused" in each}
-        speed = timed(dense, min(judging.length, dense.max_length or judging.length), steps=steps(judging))
-        return Pace(
-            {name: {part: work.seconds(speed) for part, work in each["parts"].items()} for name, each in told.items()},
-            {cell.name: cell.method for cell in self.cells},
-            {name: cell.get("seconds", {}) for name, cell in self._there().items() if cell["status"] == "done"},
-            self.shared, clock=self.grid.clock, show=self.grid.shown,
-        )  # fmt: skip
-
-    def _there(self) -> dict[str, dict[str, Any]]:
-        """This grid's cells that are in the folder."""
-        return self.folder.cells([cell.name for cell in self.cells])
-
-    def _load(self) -> Model:
-        """The dense model; the one that was looked at first is used up first."""
-        model, self._spare = self._spare, None
-        return model if model is not None else self.grid.load()
-
-    # --- one cell ---
-
     def _one(self, cell: Cell, pace: Pace) -> bool:
         """Make a cell, unless it is there; False if another process is making it, or one of the same identity, which
         can be copied then."""
-        claims = [self.folder.cell_path(name) for name in (cell.name, self._identity(cell))]
+        claims = [self.folder.cell_path(name) for name in (cell.name, self._claim(cell))]
         try:
             with claimed(claims[0]), claimed(claims[1]), pace.cell(cell.name) as seconds:
                 if self._is_done(cell.name):  # by another process, meanwhile
                     return True
-                made = self._made(cell, pace)
-                self.folder.write_cell({**made, "seconds": finite(seconds)})
+                made = self.folder.write_cell(structs.replace(self._made(cell, pace), seconds=seconds))
         except OutputBusyError:
             logger.info("%s is being made by another process", cell.name)
             return False
-        self.write_tables()
+        self._write_tables()
         self.grid.told(made)
         return True
 
     def _is_done(self, name: str) -> bool:
-        there = self.folder.cell(name)
-        return there is not None and there["status"] == "done"
+        cell = self.folder.cell(name)
+        return cell is not None and cell.done
 
-    def _made(self, cell: Cell, pace: Pace) -> dict[str, Any]:
-        result = {**blank(cell), **{key: self.index[key] for key in ("machine", "versions")}}
+    def _made(self, cell: Cell, pace: Pace) -> CellResult:
+        """The cell's file; of one that fails, what was known by then."""
+        result = CellResult(
+            name=cell.name, method=cell.method, label=cell.label, sparsity=cell.sparsity, of=cell.of, status="failed",
+            options=dict(cell.options), matched_to=cell.matched_to, ablation=cell.ablation, created=now(),
+            machine=self.index.machine, versions=self.index.versions,
+        )  # fmt: skip
         try:
             cell = self._matched(cell)
-            fingerprint = self._fingerprint(cell)
-            result |= {"sparsity": cell.sparsity, "fingerprint": fingerprint}
-            if (same := self._same(fingerprint)) is not None:
-                own = ("name", "matched_to", "ablation", "created")
-                label = _labelled(cell.label, same["notes"])
-                return {**same, **{key: result[key] for key in own}, "label": label, "same_as": same["name"]}
-            if cell.name in self.refused and cell.matched_to is None:
-                return {**result, "error": self.refused[cell.name]}
-            self._fill(cell, result, pace)
-            result["status"] = "done"
+            result = structs.replace(result, sparsity=cell.sparsity, fingerprint=self._fingerprint(cell))
+            if (same := self._same(result.fingerprint)) is not None:
+                return structs.replace(
+                    same, name=result.name, label=_labelled(result.label, same.notes), same_as=same.name,
+                    matched_to=result.matched_to, ablation=result.ablation, created=result.created,
+                )  # fmt: skip
+            for fields in self._fields(cell, pace):
+                result = structs.replace(result, **fields)
+            return structs.replace(result, status="done", label=_labelled(cell.label, result.notes))
         except Exception as error:  # one cell's failure is reported in the cell
             logger.info("%s failed", cell.name, exc_info=True)
-            result |= {"status": "failed", "error": in_words(error)}
-        made: dict[str, Any] = finite(result)
-        return made
+            foreseen = isinstance(error, SecateurError)
+            return structs.replace(result, error=str(error) if foreseen else f"{type(error).__name__}: {error}")
 
-    def _fill(self, cell: Cell, result: dict[str, Any], pace: Pace) -> None:
+    def _fields(self, cell: Cell, pace: Pace) -> Iterator[Fields]:
+        """What the cell's file says, part by part as they are run."""
         part = functools.partial(pace.part, cell.name)
         if cell.method == DENSE:
             model = self._load()
-            result |= dense_facts(model)
-            self.judges.judge(model, lambda: model, result, part, dense_samples=None)
+            yield dense_fields(model)
+            yield from self.judges.judge(model, lambda: model, part, dense_samples=None)
             return
         assert cell.calibration is not None  # narrows the type
-        tokens, seed = self.matrices.rows(cell.calibration), cell.calibration.seed
+        foretold = self.foretold[cell.name]
+        if foretold.refused is not None and cell.matched_to is None:
+            raise SecateurError(foretold.refused)
+        tokens, shared = self.matrices.rows(cell.calibration), self.shared.get(cell.name)
         with ExitStack() as stack:
             with part(PRUNE) as observer:
-                model = self._load()
-                run = Clocked(seed, shared=self.shared.get(cell.name), observer=observer, clock=self.grid.clock)
-                result |= stack.enter_context(pruned(cell, model, tokens, run))
-            result["label"] = _labelled(cell.label, result["notes"])
-            self.judges.judge(model, functools.cache(self.grid.load), result, part, dense_samples=self._dense_samples())
+                model, plan = self._load(), foretold.plan
+                if plan is None or plan.cell != cell:  # a match, whose size was foretold otherwise
+                    plan = plan_cell(cell, model)
+                run = SharingRun(cell.calibration.seed, shared=shared, observer=observer, clock=self.grid.clock)
+                fields = stack.enter_context(pruned(plan, model, tokens, run))
+            yield fields
+            dense = functools.cache(self.grid.load)
+            yield from self.judges.judge(model, dense, part, dense_samples=self._dense_samples())
 
-    def _dense_samples(self) -> list[dict[str, Any]] | None:
+    def _dense_samples(self) -> list[Sample] | None:
         """The dense model's samples of text, which need not be generated again for each cell."""
-        there = (self.folder.cell(DENSE) or {}).get("generation")
-        return there["samples"] if there else None
+        dense = self.folder.cell(DENSE)
+        return dense.generation.samples if dense is not None and dense.generation is not None else None
 
     # --- what cells share ---
 
@@ -239,69 +267,49 @@ class _Runner:
         stores: dict[str, Shared] = {}
         by_cell = {}
         for cell in self.cells:
-            known = methods().get(cell.method)
-            if known is not None and known.shared is not None and cell.calibration is not None:
-                key = digest(cell.method, complete_options(cell), self.matrices.rows(cell.calibration).fingerprint())
-                by_cell[cell.name] = stores.setdefault(key, Shared(known.shared))
+            method = methods().get(cell.method)
+            if method is not None and method.shared is not None:
+                key = digest(cell.method, complete_options(cell), self.matrices.fingerprint(cell.calibration))
+                by_cell[cell.name] = stores.setdefault(key, Shared(method.shared))
         return by_cell
 
-    def _same(self, fingerprint: str) -> dict[str, Any] | None:
+    def _same(self, fingerprint: str | None) -> CellResult | None:
         """A finished cell of the same identity, which need not be made twice."""
-        there = self._there().values()
-        return next((c for c in there if c["status"] == "done" and c["fingerprint"] == fingerprint), None)
+        return next((cell for cell in self._there().values() if cell.done and cell.fingerprint == fingerprint), None)
 
     def _matched(self, cell: Cell) -> Cell:
         """With the size that the cell which it is matched to achieved."""
         if cell.matched_to is None:
             return cell
         other = self.folder.cell(cell.matched_to)
-        if other is None or other.get("achieved") is None:
+        if other is None or other.achieved is None:
             raise SecateurError(f"{cell.matched_to}, whose size it is to have, is not there")
-        return replace(cell, sparsity=other["achieved"][cell.of])
+        return replace(cell, sparsity=getattr(other.achieved, cell.of))
 
     def _fingerprint(self, cell: Cell) -> str:
-        tokens = self.matrices.rows(cell.calibration).fingerprint() if cell.calibration else None
-        return digest(self.index["judged_by"], {**cell.identity, "options": complete_options(cell)}, tokens)
+        return identity(cell, self.index.judged_by, self.matrices.fingerprint(cell.calibration))
 
-    def _identity(self, cell: Cell) -> str:
+    def _claim(self, cell: Cell) -> str:
         """The name by which what the cell is, is claimed."""
         try:
             return self._fingerprint(self._matched(cell))
         except SecateurError:  # of a match whose partner failed; the cell will say so
             return f"{cell.name}-alone"
 
-    # --- the folder ---
-
-    def _check_there(self) -> None:
+    def _check(self) -> None:
         """Refuse a folder, or a cell, that was made with other arguments."""
-        old = self.folder.index()
-        if old is None:
-            return
-        if names := differing(old, self.index, self.grid.judging):
-            raise OutputExistsError(
-                f"{self.folder.path} was made with other arguments ({', '.join(names)} differ); choose another --out, "
-                "or give the same. Methods and sparsities may be added"
-            )
-        earlier = self.folder.cells(old["cells"])
-        if names := unequal_terms(earlier.values(), self.cells):
-            raise OutputExistsError(
-                f"{self.folder.path} has cells of the same ablation on other terms ({', '.join(names)} differ); choose "
-                "another --out, or give the same. Seeds, values and sparsities may be added"
-            )
+        earlier = self.folder.cells(self.folder.check(self.index, self.cells))
         for cell in self.cells:
-            there = earlier.get(cell.name)
-            if there is None or there["status"] != "done":
+            if (made := earlier.get(cell.name)) is None or not made.done:
                 continue
-            if cell.matched_to is not None and not earlier.get(cell.matched_to, {}).get("achieved"):
+            partner = earlier.get(cell.matched_to) if cell.matched_to is not None else made
+            if partner is None or partner.achieved is None:
                 continue  # its size is not known before that one is made
-            if there["fingerprint"] != self._fingerprint(self._matched(cell)):
+            if made.fingerprint != self._fingerprint(self._matched(cell)):
                 raise OutputExistsError(
                     f"{self.folder.cell_path(cell.name)} was made with other options or another calibration; choose "
                     "another --out, or give the same"
                 )
-
-    def _write_index(self) -> None:
-        self.folder.write_index(continued(self.folder.index() or self.index, self.index))
 
 
 def _labelled(label: str, notes: Mapping[str, str]) -> str:

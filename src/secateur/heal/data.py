@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from secateur.assets import Text
-from secateur.assets.instructions import Instructions
-from secateur.assets.rows import Instruction, alpaca_prompt
+from secateur.assets import Instruction, Instructions, Text
 from secateur.engine.chat import counted, render_conversation, response_spans
 from secateur.engine.tokens import tokenize
 from secateur.errors import DataError
@@ -142,7 +140,7 @@ def _instructions(
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     encoded = []
     for row in told:
-        prompt = alpaca_prompt(row)
+        prompt = row.prompt
         text = prompt + row.output
         ids, counts = _encode(text, [(len(prompt), len(text))], tokenizer)
         encoded.append(

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from secateur.model.checkpoint import tier
+from secateur.export import tier
+from secateur.model.facts import environment, origin, sizes
 from secateur.model.handle import Model
-from secateur.record import FORMAT, environment, public_arguments, public_facts, size
+from secateur.record import Cost, HeldOutLoss, Record, Recovery, TrainingData, public_arguments, public_facts
 from secateur.version import __version__
 
 Curve = Sequence[tuple[int, float]]
@@ -29,7 +30,7 @@ def make_recovery_record(
     adapted: int,
     seconds: float,
     arguments: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+) -> Record:
     """Describe a finished recovery of `model`. It has no edits, so a record with a `recovery` is not replayed by edits.
 
     Args:
@@ -38,37 +39,36 @@ def make_recovery_record(
         training, held_out: (step, loss per counted token); the last of `held_out` is the merged model's.
         adapted: linear maps with an adapter.
     """
-    layout = size(model.layout(), model)
-    return {
-        "secateur": __version__,
-        "format": FORMAT,
-        "fingerprint": fingerprint,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "method": "lora",
-        "seed": settings["seed"],
-        "tier": tier(model),
-        "model": {**public_facts(model.source), "family": model.family.model_type, "fingerprint": model_fingerprint},
-        "arguments": public_arguments(arguments or {}),
-        "environment": environment(model),
-        "cost": {"seconds": round(seconds, 1)},
-        "before": layout,
-        "after": layout,
-        "recovery": {
-            "objective": "labels" if teacher is None else "distillation",
-            "teacher": public_facts(teacher) if teacher is not None else None,
-            "data": dict(data),
-            "settings": dict(settings),
-            "adapted_maps": adapted,
-            "steps": steps,
-            "resumed_at": resumed_at,
-            "held_out_loss": {
-                "before": held_out[0][1],
-                "after": held_out[-1][1],
-                "curve": [[step, round(loss, 6)] for step, loss in held_out],
-            },
-            "training_loss": [[step, round(loss, 6)] for step, loss in training],
-        },
-        "evaluations": [],
-        "edits": [],
-        "parents": model.parents,
-    }
+    layout = sizes(model.layout(), model)
+    return Record(
+        secateur=__version__,
+        fingerprint=fingerprint,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        method="lora",
+        seed=settings["seed"],
+        tier=tier(model),
+        model=origin(model, model_fingerprint),
+        arguments=public_arguments(arguments or {}),
+        environment=environment(model),
+        cost=Cost(seconds=round(seconds, 1)),
+        before=layout,
+        after=layout,
+        recovery=Recovery(
+            objective="labels" if teacher is None else "distillation",
+            teacher=public_facts(teacher) if teacher is not None else None,
+            data=TrainingData(**data),
+            settings=dict(settings),
+            adapted_maps=adapted,
+            steps=steps,
+            resumed_at=resumed_at,
+            held_out_loss=HeldOutLoss(
+                before=held_out[0][1],
+                after=held_out[-1][1],
+                curve=[(step, round(loss, 6)) for step, loss in held_out],
+            ),
+            training_loss=[(step, round(loss, 6)) for step, loss in training],
+        ),
+        evaluations=[],
+        edits=[],
+        parents=model.parents,
+    )

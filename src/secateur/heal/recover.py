@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from secateur.assets.instructions import licence_of, read_training
+from secateur.assets import licence_of, read_training
 from secateur.errors import DataError, Interrupted, InvalidOptionError, OutputError, OutputExistsError
 from secateur.folders import resolved, write_file
 from secateur.heal import (
@@ -32,7 +32,8 @@ from secateur.heal import (
 )
 from secateur.heal.record import make_recovery_record
 from secateur.hf import quiet_transformers
-from secateur.model.handle import Model, require_finite
+from secateur.model.handle import Model
+from secateur.record import Record
 from secateur.run import Run
 from secateur.version import __version__
 
@@ -49,7 +50,7 @@ class Recovered:
     """
 
     model: Model
-    record: dict[str, Any] = field(repr=False)
+    record: Record = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ def run_recovery(
         seconds=time.monotonic() - start,
         arguments=arguments,
     )
-    model.parents = [*model.parents, {key: value for key, value in record.items() if key != "parents"}]
+    model.parents = [*model.parents, record.alone]
     return Recovered(model, record)
 
 
@@ -233,7 +234,6 @@ def _check_model(model: Model, settings: Settings) -> None:
             f"CUDA_VISIBLE_DEVICES={model.device.index} and use --device cuda"
         )
     targets(model)
-    require_finite(model)
 
 
 @contextmanager

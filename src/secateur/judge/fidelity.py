@@ -14,6 +14,7 @@ from secateur.engine.loss import LOGIT_BYTES, NegativeLogLikelihood, kl_divergen
 from secateur.engine.sweep import DENSE, propagate
 from secateur.engine.tokens import Tokens
 from secateur.errors import NumericalError
+from secateur.judge.perplexity import window_groups
 from secateur.model.handle import Model, require_same_vocabulary
 from secateur.run import Run
 
@@ -23,7 +24,8 @@ def fidelity(
 ) -> dict[str, Any]:
     """Compare each counted prediction of a model with the dense model's at the same place.
 
-    One window at a time goes through both models; of its logits only a chunk of the counted places exists at once.
+    One window at a time goes through a block, as many one after the other as `perplexity` holds of both models; of a
+    window's logits only a chunk of the counted places exists at once.
 
     Args:
         tokens: every prediction is weighed by its token's weight; of chat data read with `count="responses"` only
@@ -43,16 +45,17 @@ def fidelity(
     require_same_vocabulary(model, dense, "fidelity")
     blocks = len(model.numbers) + len(dense.numbers)
     sums = torch.zeros(tokens.samples, 4, dtype=torch.float64)
-    with run.progress(label, blocks * tokens.samples) as done:
-        for sample, ids in enumerate(tokens.ids.split(1)):
-            weights = tokens.weights[sample, 1:]
-            if not weights.any():
-                done(blocks)
-                continue
-            states = [
-                propagate(each, ids, [DENSE], run=run, rows_at_once=1, done=done)[DENSE][0] for each in (model, dense)
-            ]
-            sums[sample] = _window(model, dense, states, ids[0], weights, run)
+    counted = tokens.weights[:, 1:].any(dim=1).nonzero()[:, 0].tolist()
+    with run.progress(label, blocks * tokens.samples) as done, model.open_ends(), dense.open_ends():
+        done(blocks * (tokens.samples - len(counted)))
+        for group in window_groups(counted, tokens.length, model, dense):
+            ours, theirs = (
+                propagate(each, tokens.ids[group], [DENSE], run=run, rows_at_once=1, done=done)[DENSE]
+                for each in (model, dense)
+            )
+            for place, sample in enumerate(group):
+                states = (ours[place], theirs[place])
+                sums[sample] = _window(model, dense, states, tokens.ids[sample], tokens.weights[sample, 1:], run)
     counts = tokens.weights[:, 1:].double().sum(dim=1)
     if not sums.isfinite().all():
         raise NumericalError("the loss or the divergence is NaN or Inf; try --dtype float32")
@@ -60,7 +63,9 @@ def fidelity(
 
 
 @torch.no_grad()
-def _window(model: Model, dense: Model, states: list[Tensor], ids: Tensor, weights: Tensor, run: Run) -> Tensor:
+def _window(
+    model: Model, dense: Model, states: tuple[Tensor, Tensor], ids: Tensor, weights: Tensor, run: Run
+) -> Tensor:
     """Weighed sums over one window's predictions: loss, dense loss, KL and agreement, (4,) float64.
 
     Args:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from secateur.engine.sweep import DENSE, sample_sweep
+import torch
+
+from secateur.engine.loss import NegativeLogLikelihood, sample_losses
+from secateur.engine.sweep import DENSE, propagate
 from secateur.engine.tokens import Tokens
 from secateur.errors import InvalidOptionError, NumericalError
 from secateur.model.handle import Model
 from secateur.run import Run
 
+STATE_BYTES = 2**30  # hidden states held at once
+
 
 def perplexity(model: Model, tokens: Tokens, *, run: Run | None = None, label: str = "perplexity") -> dict[str, Any]:
     """exp of the mean negative log-likelihood over all counted predictions; each window predicts length - 1 tokens.
 
-    Windows are taken one at a time, logits in chunks, so memory does not grow with the text. Perplexities of different
-    window lengths must not be compared; `ratio` refuses to.
+    One window at a time goes through a block, as many windows one after the other as `STATE_BYTES` holds, logits come
+    in chunks. Perplexities of different window lengths must not be compared; `ratio` refuses to.
 
     Returns:
         `perplexity`; `nll` in nats per token and its standard error over windows (None for one window); what it was
@@ -39,7 +44,14 @@ def perplexity_by_window(
         Also `window_nll` and `window_predictions`, what the window weighs: `nll` is the mean of the one weighed by the
         other. Windows where nothing counts are left out.
     """
-    sums = sample_sweep(model, tokens, [DENSE], run=run, memory_bytes=0, label=label)[0]  # one window at a time
+    run, metric = run or Run(), NegativeLogLikelihood()
+    sums = torch.zeros(tokens.samples, dtype=torch.float64)
+    run.meter.asked_tokens += tokens.ids.numel() * len(model.numbers)
+    with run.progress(label, tokens.samples * len(model.numbers)) as done, model.open_ends():
+        for group in window_groups(range(tokens.samples), tokens.length, model):
+            states = propagate(model, tokens.ids[group], [DENSE], run=run, rows_at_once=1, done=done)[DENSE]
+            for sample, hidden in zip(group, states, strict=True):
+                sums[sample] = sample_losses(model, [hidden], tokens, sample, metric, run)[0]
     counts = tokens.weights[:, 1:].double().sum(dim=1)
     nll = float(sums.sum() / counts.sum())
     if not math.isfinite(nll):
@@ -58,6 +70,17 @@ def perplexity_by_window(
         "window_nll": windows.tolist(),
         "window_predictions": counts[counted].tolist(),
     }
+
+
+def window_groups(samples: Sequence[int], length: int, *models: Model) -> Iterator[list[int]]:
+    """The windows in groups whose hidden states in all the models `STATE_BYTES` holds, of one window at least.
+
+    Each block is read once per group, and a window's figures do not depend on who is in its group.
+    """
+    window_bytes = sum(length * model.hidden_size * model.dtype.itemsize for model in models)
+    size = max(1, STATE_BYTES // window_bytes)
+    for start in range(0, len(samples), size):
+        yield list(samples[start : start + size])
 
 
 def ratio(dense: Mapping[str, Any], other: Mapping[str, Any]) -> float:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import logging
-import types
-import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -15,6 +12,7 @@ from typing import Any
 from secateur.errors import InvalidOptionError, NameTakenError, UnknownNameError
 from secateur.model.budget import Budget
 from secateur.model.handle import Model, require_positions
+from secateur.signatures import Option, documented, options_of
 from secateur.solvers.cost import Cost
 from secateur.surgery.apply import require_edits
 from secateur.surgery.edits import Edit
@@ -23,50 +21,6 @@ Prune = Callable[..., Iterator[Edit]]  # (model, tokens, budget, run, *, options
 
 
 Foretell = Callable[..., Cost]  # (layout, tokens' (samples, length), budget, *, options) -> Cost
-
-
-@dataclass(frozen=True)
-class Option:
-    """One keyword-only option of a method.
-
-    Attributes:
-        kinds: what its annotation allows, None apart: types (bool, int, float, str) and the words of a Literal.
-    """
-
-    name: str
-    kinds: tuple[Any, ...]
-    default: Any
-    help: str
-
-    def accepts(self, value: Any) -> bool:
-        if value is None:
-            return self.default is None
-        if isinstance(value, bool):
-            return bool in self.kinds
-        number = isinstance(value, int) and float in self.kinds
-        return number or any(type(value) is kind or value == kind for kind in self.kinds)
-
-    def parse(self, text: str) -> Any:
-        """A value from a command line: a word of a Literal, else the first type that reads it, else the text."""
-        if text in self.kinds:
-            return text
-        if bool in self.kinds and text.lower() in ("true", "false"):
-            return text.lower() == "true"
-        for kind in (int, float):
-            if kind in self.kinds:
-                with contextlib.suppress(ValueError):
-                    return kind(text)
-        return text
-
-    @property
-    def allowed(self) -> str:
-        """The kinds in words."""
-        names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-        return " or ".join(names.get(kind, str(kind)) for kind in self.kinds)
-
-    @property
-    def default_in_words(self) -> str:
-        return "off" if self.default is False else "not given" if self.default is None else str(self.default)
 
 
 @dataclass(frozen=True)
@@ -117,13 +71,7 @@ class Method:
     @property
     def options(self) -> dict[str, Option]:
         """Its keyword-only arguments; the CLI derives its flags from them."""
-        hints = typing.get_type_hints(self.prune)
-        documented = _documented(self.prune)
-        return {
-            name: Option(name, _kinds(hints[name]), parameter.default, documented[name])
-            for name, parameter in inspect.signature(self.prune).parameters.items()
-            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-        }
+        return options_of(self.prune)
 
     def complete(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The given options checked and the others at their defaults.
@@ -199,7 +147,7 @@ def method(
         if not inspect.getdoc(prune):
             raise ValueError(f"method '{name}' has no docstring; its first line is its summary")
         keyword_only = [p.name for p in inspect.signature(prune).parameters.values() if p.kind is p.KEYWORD_ONLY]
-        if missing := [option for option in keyword_only if option not in _documented(prune)]:
+        if missing := [option for option in keyword_only if option not in documented(prune.__doc__)]:
             raise ValueError(f"method '{name}': its docstring's \"Args\" lack {', '.join(missing)}")
         _METHODS[name] = Method(name, prune, foretell, paper, unit, samples, length, bibtex, edits, needs, shared)
         return prune
@@ -244,27 +192,3 @@ def get_method(name: str) -> Method:
 
 def _home(prune: Prune) -> tuple[str, str]:
     return prune.__module__, prune.__qualname__
-
-
-def _kinds(annotation: Any) -> tuple[Any, ...]:
-    """`Literal["a", "b"] | int | None` -> ("a", "b", int)."""
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return tuple(kind for arg in typing.get_args(annotation) if arg is not type(None) for kind in _kinds(arg))
-    if typing.get_origin(annotation) is typing.Literal:
-        return typing.get_args(annotation)
-    return (annotation,)
-
-
-def _documented(prune: Prune) -> dict[str, str]:
-    """Option texts from the docstring's "Args" section."""
-    texts: dict[str, str] = {}
-    section, current = False, ""
-    for line in (inspect.getdoc(prune) or "").splitlines():
-        if not line.startswith(" "):
-            section = line == "Args:" or (section and not line)
-        elif section and line.startswith("    ") and line[4] != " ":
-            current, _, text = line.strip().partition(": ")
-            texts[current] = text
-        elif section and current:
-            texts[current] += " " + line.strip()
-    return texts

@@ -29,13 +29,15 @@ from secateur.model.modeling_secateur import (
 )
 from secateur.model.refusals import Description, refuse_architecture
 from secateur.model.views import Block
+from secateur.record import Record
 
 
 class Model:
     """A causal language model with its tokenizer, its family's row and its origin.
 
-    `with model.open(k) as block:` is the only way to a block's weights. Here, in memory, it costs nothing; a streamed
-    model would load the block and write it back if edited.
+    `with model.open(k) as block:` is the only way to a block's weights, `with model.open_ends():` the only one to those
+    outside the blocks. Here, in memory, they cost nothing; a streamed model would load the weights, and write them back
+    if they were opened for writing. Contexts may be nested; the weights are there until the outermost one ends.
 
     Args:
         hf: a transformers model of a supported family. It is adopted: its class becomes secateur's subclass of its
@@ -58,7 +60,7 @@ class Model:
         self.tokenizer = tokenizer
         self.source: dict[str, Any] = dict(source or {})
         self.numbers: list[int] = list(range(len(self.blocks)))
-        self.parents: list[dict[str, Any]] = []  # records of earlier prunings, on disk or in this session, oldest first
+        self.parents: list[Record] = []  # records of earlier prunings, on disk or in this session, oldest first
         self.edits_applied = 0
         # For hidden states that are held elsewhere: (site, site, matrix), X <- X @ matrix takes those that wait at the
         # first site to the second. A `Rebase` stays where it is, `DropBlock` leads on to what comes after.
@@ -111,9 +113,27 @@ class Model:
             raise InvalidEditError(f"block {number} is not there; blocks now: {self.numbers}") from None
 
     @contextmanager
-    def open(self, number: int) -> Iterator[Block]:
-        """Give block `number` (of the model as loaded), its weights present until the context ends."""
+    def open(self, number: int, *, write: bool = False) -> Iterator[Block]:
+        """Give block `number` (of the model as loaded), its weights present until the context ends.
+
+        Args:
+            write: it may be changed, modules and all; else it must come out as it went in.
+        """
         yield Block(number, self.blocks[self.position(number)], self.family)
+
+    @contextmanager
+    def open_ends(self, *, write: bool = False) -> Iterator[None]:
+        """Have the weights of embedding, final norm and head present until the context ends; `write` as in `open`."""
+        yield
+
+    def state(self, number: int | None = None) -> dict[str, Tensor]:
+        """What an open block holds, or (None) the open ends: tensors by their names in the model's `state_dict`."""
+        inside = f"{self.family.blocks}."
+        if number is None:
+            return {name: tensor for name, tensor in self.hf.state_dict().items() if not name.startswith(inside)}
+        place = self.position(number)
+        state: dict[str, Tensor] = self.blocks[place].state_dict(prefix=f"{inside}{place}.")
+        return state
 
     def layout(self) -> Layout:
         return Layout.of(self)
@@ -141,12 +161,39 @@ class Model:
         self.rebases = []
 
     def fingerprint(self) -> str:
-        """sha256 over the names, dtypes, shapes and bytes of all weights."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.hf.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy())
-        return digest.hexdigest()
+        """sha256 over the names, dtypes, shapes and bytes of all weights, block by block.
+
+        Each block is read once, and found to be made of numbers on the way.
+
+        Raises:
+            NumericalError: a weight is NaN or Inf; names the block and the tensor.
+        """
+        whole = hashlib.sha256()
+        with self.open_ends():
+            whole.update(_digest(self.state(), ""))
+        for number in self.numbers:
+            with self.open(number) as block:
+                whole.update(_digest(block.module.state_dict(), f"block {number}: "))
+        return whole.hexdigest()
+
+
+def _digest(state: Mapping[str, Tensor], where: str) -> bytes:
+    """sha256 over tensors by name, all of which must be finite."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        # NaN and Inf come through a sum, a sixteenth of the cost of `isfinite`; but finite numbers may overflow in it
+        if not tensor.sum().isfinite() and not tensor.isfinite().all():
+            raise NumericalError(
+                f"{where}{name} has NaN or Inf: the checkpoint is damaged, or was saved after a failed training"
+            )
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor_bytes(tensor))
+    return digest.digest()
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """A tensor's bytes in its own order, whatever its dtype; one on the CPU is not copied if it is contiguous."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def hollow(config: PreTrainedConfig, dtype: torch.dtype, source: Mapping[str, Any]) -> Model:
@@ -198,29 +245,6 @@ def require_positions(max_length: int | None, length: int) -> None:
     """Raise InvalidOptionError for windows that are longer than a model's positions (None: without an end)."""
     if max_length is not None and length > max_length:
         raise InvalidOptionError(f"windows of {length} tokens; the model's positions end at {max_length}")
-
-
-def require_finite(model: Model) -> None:
-    """Raise where a weight is no number; block by block, one pass without a copy.
-
-    Raises:
-        NumericalError: naming the block and the tensor.
-    """
-    inside: set[int] = set()
-    for number in model.numbers:
-        with model.open(number) as block:
-            for name, tensor in block.module.named_parameters():
-                inside.add(id(tensor))
-                _check_finite(tensor, f"block {number}: {name}")
-    for name, tensor in model.hf.named_parameters():
-        if id(tensor) not in inside and not tensor.is_meta:  # of a closed block
-            _check_finite(tensor, name)
-
-
-def _check_finite(tensor: Tensor, name: str) -> None:
-    # NaN and Inf come through a sum, a sixteenth of the cost of `isfinite`; but finite numbers may overflow in it
-    if not tensor.detach().sum().isfinite() and not tensor.isfinite().all():
-        raise NumericalError(f"{name} has NaN or Inf: the checkpoint is damaged, or was saved after a failed training")
 
 
 def _adopt(hf: PreTrainedModel) -> None:

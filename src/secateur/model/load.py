@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Iterator
@@ -25,9 +24,7 @@ from secateur.errors import (
     UnsupportedModelError,
 )
 from secateur.hf import quiet_transformers
-from secateur.model.checkpoint import RECORD, verify_weights
 from secateur.model.handle import Model, require_family
-from secateur.model.modeling_secateur import all_classes
 from secateur.model.refusals import (
     Description,
     pickle_only,
@@ -36,42 +33,10 @@ from secateur.model.refusals import (
     refuse_files,
     refuse_unknown_type,
 )
+from secateur.model.sums import verify_weights
+from secateur.record import RECORD, Record, read_record
 
-# What a record must have: all that this package reads of it by name, some of it hours after it was loaded. A dict
-# stands for an object with these entries, a list of one for a list of such.
-_NUMBER = (int, float)
-_SIZE = dict.fromkeys(
-    ("parameters", "block_parameters", "weight_bytes", "blocks", "attentions", "kv_heads", "neurons"), int
-)
-_SIZE |= {"stream_width": int}
-_RECORD = {
-    "fingerprint": str,
-    "created": str,
-    "method": str,
-    "tier": str,
-    "model": {"name": (str, type(None)), "family": str},
-    "before": _SIZE,
-    "after": _SIZE,
-    "evaluations": [dict],
-    "edits": [{"edit": str}],
-}
-_OF_A_PRUNING = {
-    "options": dict,
-    "sparsity": {"achieved": {"blocks": _NUMBER, "model": _NUMBER}},
-    "calibration": dict,
-    "cost": {"seconds": _NUMBER, "forwards": _NUMBER, "forwards_asked": _NUMBER},
-    "perplexity": [{"text": str, "before": _NUMBER, "after": _NUMBER}],
-    "notes": dict,
-}
-_OF_A_RECOVERY = {"cost": {"seconds": _NUMBER}, "recovery": dict}
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-
-
-def register() -> None:
-    """Make transformers' Auto classes load tier-B checkpoints; done by `import secateur`."""
-    for config_class, model_class in all_classes():
-        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-        AutoModelForCausalLM.register(config_class, model_class, exist_ok=True)
 
 
 def load(
@@ -110,63 +75,18 @@ def load(
     if about.on_hub and about.revision:
         model.source["revision"] = about.revision
     if record is not None:
-        model.parents = [*record.pop("parents", []), record]
+        model.parents = [*record.parents, record.alone]
     return model
 
 
-def read_record(folder: Path) -> dict[str, Any] | None:
-    """The record (`secateur.json`) of a checkpoint folder, None where there is none.
+def record_of(about: Description) -> Record | None:
+    """The record (`secateur.json`) of a checkpoint in a folder or on the hub, None where there is none.
 
     Raises:
         CheckpointError: it is damaged.
     """
-    return record_of(Description(str(folder), {}, folder))
-
-
-def record_of(about: Description) -> dict[str, Any] | None:
-    """The same of a checkpoint that may lie on the hub."""
     path = about.file(RECORD)
-    if path is None:
-        return None
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
-    if amiss := _amiss_in_record(record):
-        raise CheckpointError(
-            f"{path} is damaged, or no record of secateur: {amiss} is missing or of another kind. "
-            "Restore it, or take it away to use the model without its history"
-        )
-    return record
-
-
-def _amiss_in_record(record: Any) -> str | None:
-    """The name of the first part that is missing or not of its form, in the record or in its parents."""
-    if not isinstance(record, dict):
-        return "an object"
-    parents = record.get("parents", [])
-    if not isinstance(parents, list):
-        return "'parents'"
-    for place, each in enumerate([record, *parents]):
-        kind = _OF_A_RECOVERY if isinstance(each, dict) and "recovery" in each else _OF_A_PRUNING
-        if amiss := _amiss(each, _RECORD | kind, f"parents[{place - 1}]" if place else ""):
-            return amiss
-    return None
-
-
-def _amiss(value: Any, form: Any, name: str) -> str | None:
-    """The name of the first part of a JSON value that is missing or not of its form."""
-    if isinstance(form, dict):
-        if not isinstance(value, dict):
-            return f"'{name}'"
-        parts = ((value.get(key), inner, f"{name}.{key}" if name else key) for key, inner in form.items())
-    elif isinstance(form, list):
-        if not isinstance(value, list):
-            return f"'{name}'"
-        parts = ((each, form[0], f"{name}[{place}]") for place, each in enumerate(value))
-    else:
-        return None if isinstance(value, form) else f"'{name}'"
-    return next((amiss for part in parts if (amiss := _amiss(*part))), None)
+    return None if path is None else read_record(path)
 
 
 def read_config(location: str, revision: str | None = None) -> tuple[Any, Description]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from secateur.report.drawing import LINE, mark
+from secateur.report.drawing import LINE, mark, new_figure, styled, to_svg
 from secateur.report.results import Shape
 
 if TYPE_CHECKING:
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 _EVERY = 5  # blocks from one number to the next
 _GAP = 0.12
+_KEPT = "#2a7f5f"
 
 
 class Lane(NamedTuple):
@@ -63,9 +64,22 @@ def _stream(shape: Shape | None, hidden_size: int) -> int:
     return hidden_size if shape.kv_heads or shape.width else 0
 
 
-def draw_lanes(axis: Axes, rows: Sequence[Lane], colour: str) -> None:
+def picture(title: str, rows: Sequence[Lane], colour: str = _KEPT) -> str:
+    """One model's picture, by itself, as SVG.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    with styled():
+        figure, (axis,) = new_figure(1, (7.0, 2.0))
+        draw_lanes(axis, rows, colour, named=True)
+        axis.set_title(title, fontsize=10, loc="left")
+        return to_svg(figure)
+
+
+def draw_lanes(axis: Axes, rows: Sequence[Lane], colour: str, *, named: bool = False) -> None:
     """Draw lanes one below the other, on axes of their own; each block says under the pointer what is left of it."""
-    top = 0.0
+    top, middles = 0.0, []
     for lane in rows:
         blocks, bottom = range(len(lane.kept)), top - lane.height
         axis.bar(blocks, [lane.height] * len(blocks), bottom=bottom, color=LINE, width=1 - _GAP)
@@ -74,10 +88,12 @@ def draw_lanes(axis: Axes, rows: Sequence[Lane], colour: str) -> None:
         )
         for block, (bar, words) in enumerate(zip(kept, lane.told, strict=True)):
             mark(bar, words=f"block {block}: {words}")
+        middles.append(bottom + lane.height / 2)
         top = bottom - 2 * _GAP
     count = len(rows[0].kept) if rows else 0
     axis.set_xticks(range(0, count, _EVERY))
     axis.tick_params(length=0, labelsize=8)
-    axis.set(yticks=[], xlim=(-0.7, count - 0.3), ylim=(top, 0.1))
+    axis.set_yticks(middles, [lane.name for lane in rows] if named else [""] * len(rows))
+    axis.set(xlim=(-0.7, count - 0.3), ylim=(top, 0.1))
     axis.grid(visible=False)
     axis.spines[["left", "bottom"]].set_visible(False)

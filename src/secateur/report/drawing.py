@@ -6,7 +6,8 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,27 +36,43 @@ def save(drawn: Drawn, folder: Path) -> dict[str, str]:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
+    svgs = {}
+    with styled():
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, figure in drawn:
+            svgs[name] = to_svg(figure)
+            (folder / f"{name}.svg").write_text(svgs[name], encoding="utf-8")
+            figure.savefig(folder / f"{name}.png", dpi=_DPI, bbox_inches="tight")
+    return svgs
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """The style of all pictures.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
     try:
         from matplotlib import rc_context
     except ImportError as error:
         raise MissingExtraError.of("matplotlib", "report", "drawing plots") from error
-    folder.mkdir(parents=True, exist_ok=True)
     style: Any = {
         "svg.hashsalt": "secateur", "svg.fonttype": "none", "font.size": 10, "axes.spines.top": False,
         "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True, "grid.color": LINE,
         "axes.edgecolor": SOFT, "text.parse_math": False, "text.color": INK, "axes.labelcolor": INK,
         "xtick.color": SOFT, "ytick.color": SOFT, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
     }  # fmt: skip
-    svgs = {}
     with rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a name in a script that the font has not
-        for name, figure in drawn:
-            out = io.StringIO()
-            figure.savefig(out, format="svg", metadata={"Date": None}, bbox_inches="tight")
-            svgs[name] = _titled(out.getvalue())
-            (folder / f"{name}.svg").write_text(svgs[name], encoding="utf-8")
-            figure.savefig(folder / f"{name}.png", dpi=_DPI, bbox_inches="tight")
-    return svgs
+        yield
+
+
+def to_svg(figure: Figure) -> str:
+    """A figure drawn, with its marks as SVG has them."""
+    out = io.StringIO()
+    figure.savefig(out, format="svg", metadata={"Date": None}, bbox_inches="tight")
+    return _titled(out.getvalue())
 
 
 def mark(artist: Artist, method: str = "", size: float | None = None, words: str = "") -> None:

@@ -47,7 +47,7 @@ def apply(model: Model, edit: Edit) -> None:
         bridge(model, edit.block)
         model.forget_block(edit.block)
     else:
-        with model.open(edit.block) as block, torch.no_grad():
+        with model.open(edit.block, write=True) as block, torch.no_grad():
             _check_block(block, edit)
             _change(block, edit)
     model.edits_applied += 1

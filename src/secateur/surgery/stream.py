@@ -37,9 +37,11 @@ def change_stream(model: Model, edit: StreamEdit) -> None:
     """
     match edit:
         case UntieHead():
-            _untie_head(model)
+            with model.open_ends(write=True):
+                _untie_head(model)
         case CentreEmbedding():
-            _centre_embedding(model)
+            with model.open_ends(write=True):
+                _centre_embedding(model)
         case FoldNorms():
             _fold_norms(model)
         case Rebase():
@@ -60,9 +62,10 @@ def bridge(model: Model, number: int) -> None:
     bridged = there[0] @ there[1] if len(there) == 2 else there[0]
     writer = around(model.numbers, 2 * number)[0]
     if writer is None:
-        _rebase_embedding(model, bridged)
+        with model.open_ends(write=True):
+            _rebase_embedding(model, bridged)
     else:
-        with model.open(writer[0]) as before:
+        with model.open(writer[0], write=True) as before:
             _rebase_writer(before, writer[1], bridged, model)
     model.rebases.append((2 * number, next_site, bridged))
 
@@ -96,7 +99,7 @@ def _fold_norms(model: Model) -> None:
     if model.layout().is_folded:
         raise InvalidEditError("the norms are folded already")
     for number in model.numbers:
-        with model.open(number) as block:
+        with model.open(number, write=True) as block:
             for half, norms in enumerate((block.family.attention_norms, block.family.mlp_norms)):
                 for linear in _readers(block, half):
                     scale: Any = block.module.get_submodule(norms[0]).weight
@@ -112,14 +115,16 @@ def _rebase(model: Model, edit: Rebase) -> None:
         raise InvalidEditError("the norms' scales do not commute with a rotation; FoldNorms comes first")
     _check_basis(edit, layout.stream_width(edit.site))
     if writer is None:
-        _rebase_embedding(model, basis)
+        with model.open_ends(write=True):
+            _rebase_embedding(model, basis)
     else:
-        with model.open(writer[0]) as block:
+        with model.open(writer[0], write=True) as block:
             _rebase_writer(block, writer[1], basis, model)
     if reader is None:
-        _rebase_head(model, basis)
+        with model.open_ends(write=True):
+            _rebase_head(model, basis)
     else:
-        with model.open(reader[0]) as block:
+        with model.open(reader[0], write=True) as block:
             _rebase_reader(block, reader[1], basis, model)
     model.rebases.append((edit.site, edit.site, basis))
 
@@ -226,4 +231,8 @@ def _set_skip(block: Block, half: int, value: Tensor, model: Model) -> None:
 
 def _like(block: Block, model: Model) -> Tensor:
     """A parameter of the block; one from outside where it lost them all."""
-    return next(block.module.parameters(), model.hf.get_input_embeddings().weight)
+    for parameter in block.module.parameters():
+        return parameter
+    with model.open_ends():
+        weight: Tensor = model.hf.get_input_embeddings().weight
+        return weight

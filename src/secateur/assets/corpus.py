@@ -12,22 +12,25 @@ from secateur.errors import DataError
 
 Purpose = Literal["calibration", "evaluation"]
 Joining = Literal["documents", "wikitext"]
-Conversation = list[dict[str, str]]
+Conversation = list[dict[str, str]]  # messages, each {"role", "content"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """One corpus, ready for a tokenizer: either plain text or conversations, never both."""
+    """One corpus, ready for a tokenizer: either plain text or conversations, never both.
+
+    Attributes:
+        text: joined as its protocol demands; None for chat data.
+        conversations: None for plain text.
+        provenance: where it came from, as far as known: `source` (file, data folder, hub, pypi), `path`, `repository`,
+            `config`, `package`, `split`, `revision` (resolved), `documents`, `licence`, `sha256` (of a single file);
+            always `text_sha256`, of what the tokenizer will see, so that equal texts can be told.
+    """
 
     name: str
     text: str | None
-    """Plain text, joined as its protocol demands; None for chat data."""
     conversations: tuple[Conversation, ...] | None
-    """Chat data, each a list of {"role", "content"}; None for plain text."""
     provenance: Mapping[str, str]
-    """Where it came from, as far as known: `source` (file, data folder, hub, pypi), `path`, `repository`,
-    `config`, `package`, `split`, `revision` (resolved), `documents`, `licence`, `sha256` (of a single
-    file); always `text_sha256`, of what the tokenizer will see, so that equal texts can be told."""
 
 
 def join_rows(rows: Iterable[str], joining: Joining) -> str:
@@ -52,13 +55,15 @@ def plain_text(name: str, text: str, provenance: Mapping[str, str], *, where: st
     """A plain Text with its `text_sha256`; DataError naming `where` if there is nothing but white space."""
     if not text.strip():
         raise DataError(f"{where} is empty: a text needs at least one document with words in it.")
-    digest = hashlib.sha256(text.encode("utf-8")).hexdigest()
-    return Text(name=name, text=text, conversations=None, provenance={**provenance, "text_sha256": digest})
+    return Text(name=name, text=text, conversations=None, provenance=_with_sha256(provenance, text))
 
 
 def chat_text(name: str, conversations: Iterable[Conversation], provenance: Mapping[str, str]) -> Text:
     """A Text of conversations with its `text_sha256` (of their canonical JSON)."""
     chats = tuple(conversations)
     canonical = json.dumps(chats, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    digest = hashlib.sha256(canonical.encode("utf-8")).hexdigest()
-    return Text(name=name, text=None, conversations=chats, provenance={**provenance, "text_sha256": digest})
+    return Text(name=name, text=None, conversations=chats, provenance=_with_sha256(provenance, canonical))
+
+
+def _with_sha256(provenance: Mapping[str, str], text: str) -> dict[str, str]:
+    return {**provenance, "text_sha256": hashlib.sha256(text.encode("utf-8")).hexdigest()}

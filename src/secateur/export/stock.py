@@ -1,0 +1,74 @@
+"""Tier A: the unmodified architecture; loads everywhere."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from secateur.export.weights import write_model
+from secateur.model.handle import Model
+from secateur.model.modeling_secateur import MODEL_FOR_CAUSAL_LM_MAPPING, plain_config
+
+
+def refuses(model: Model) -> str | None:
+    config = _stock_config(model)
+    return config if isinstance(config, str) else None
+
+
+def write(model: Model, folder: Path, max_shard_size: str) -> dict[str, str]:
+    config = _stock_config(model)
+    assert not isinstance(config, str), config  # else `refuses` said so
+    with _as_stock(model, config):
+        return write_model(model, folder, max_shard_size)
+
+
+@contextmanager
+def _as_stock(model: Model, stock: PreTrainedConfig) -> Iterator[None]:
+    """For the time of the context the model is of its stock class, which may rename tensors as it writes them."""
+    hf, config, adopted = model.hf, model.hf.config, type(model.hf)
+    stock_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(stock)]
+    hf.__class__, hf.config = stock_class, stock
+    try:
+        yield
+    finally:
+        hf.__class__, hf.config = adopted, config
+
+
+def _stock_config(model: Model) -> PreTrainedConfig | str:
+    """The configuration of the unmodified architecture; or why it cannot hold the layout."""
+    layout, family = model.layout(), model.family
+    if not layout.uniform:
+        return "has blocks of one shape only, none without attention or MLP, and norms with a scale"
+    first = next(iter(layout.blocks.values()))
+    shape, config = first.shape, model.hf.config
+    if not family.free_head_dim and shape.query_heads * first.head_dim != config.hidden_size:
+        return f"divides its hidden size among the heads, and {shape.query_heads} of {first.head_dim} do not make it up"
+    plain: Any = plain_config(config, family, [shape])
+    values: dict[str, Any] = {family.width: shape.width, family.query_heads: shape.query_heads}
+    if family.kv_heads:
+        values[family.kv_heads] = shape.kv_heads
+    if family.free_head_dim:
+        values["head_dim"] = first.head_dim
+    for name, value in values.items():
+        setattr(plain, name, value)
+    stock_class: Any = CONFIG_MAPPING[family.model_type]
+    stock: Any = copy.deepcopy(plain)
+    stock.__class__ = stock_class
+    stock.__dict__.pop("model_type", None)  # the class has it
+    if getattr(stock, "auto_map", None):
+        del stock.auto_map
+    stock_model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[stock_class]
+    stock.architectures = [stock_model.__name__]
+    stock.dtype = str(model.dtype).removeprefix("torch.")
+    try:
+        stock.validate()  # Llama's own check wants a hidden size that the number of heads divides
+    except StrictDataclassError as error:
+        return f"does not take the configuration: {error}"
+    return stock

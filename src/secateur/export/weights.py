@@ -1,0 +1,126 @@
+"""The weights of a model in safetensors files, written block by block.
+
+The files are those that `save_pretrained` writes, to the byte; but it takes all weights at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack, closing, nullcontext
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from torch import Tensor
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.modeling_utils import remove_tied_weights_from_state_dict
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
+
+from secateur.model.handle import Model, tensor_bytes
+from secateur.model.sums import sha256
+
+# The format's names of dtypes, in the order in which tensors lie in a file: the widest first, so that all are aligned.
+_DTYPES = {
+    torch.uint64: "U64", torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.uint32: "U32",
+    torch.int32: "I32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint16: "U16", torch.int16: "I16",
+    torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+
+
+def write_model(model: Model, folder: Path, max_shard_size: str) -> dict[str, str]:
+    """Write the configuration, the generation settings, the code that they name, and the weights.
+
+    Each block is read once. The model's class and configuration say what its tensors are called in a file.
+
+    Returns:
+        The sha256 of each file with weights, by name.
+    """
+    model.hf.save_pretrained(folder, state_dict={})  # all but the weights
+    names = _Names(model)
+    hollow = names.in_file(model.hf.state_dict(), hollow=True)
+    part_of = {name: part for part in (None, *model.numbers) for name in names.in_file(model.state(part), hollow=True)}
+    split = split_torch_state_dict_into_shards(hollow, max_shard_size=max_shard_size)
+    if split.is_sharded:
+        facts = {"total_parameters": model.hf.num_parameters(), **split.metadata}
+        index = {"metadata": facts, "weight_map": split.tensor_to_filename}
+        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+        (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(text, encoding="utf-8")
+    with ExitStack() as stack:
+        stack.enter_context(model.open_ends())
+        files = {
+            file: stack.enter_context(closing(_File(folder / file, {name: hollow[name] for name in inside})))
+            for file, inside in split.filename_to_tensors.items()
+        }
+        for part, some in groupby(sorted(hollow), key=part_of.__getitem__):  # the order that each file has
+            with nullcontext() if part is None else model.open(part):
+                state = names.in_file(model.state(part))
+                for name in some:
+                    files[split.tensor_to_filename[name]].put(name, state[name])
+    return {file: written.sha256() for file, written in files.items()}
+
+
+class _Names:
+    """Which of a model's tensors are saved, and under which names: transformers decides it, here for one part of the
+    model at a time."""
+
+    def __init__(self, model: Model) -> None:
+        self._hf = model.hf
+        state = {name: tensor.to("meta") for name, tensor in model.hf.state_dict().items()}
+        ignored = model.hf._keys_to_ignore_on_save or ()
+        self._saved = remove_tied_weights_from_state_dict(state, model.hf).keys() - set(ignored)
+
+    def in_file(self, state: Mapping[str, Tensor], *, hollow: bool = False) -> dict[str, Tensor]:
+        """The tensors of a part that are saved, as they are in the file: names, order and form.
+
+        Args:
+            hollow: without their values.
+        """
+        saved = {name: tensor.to("meta") if hollow else tensor for name, tensor in state.items() if name in self._saved}
+        written: dict[str, Tensor] = revert_weight_conversion(self._hf, saved)
+        return written
+
+
+class _File:
+    """A safetensors file that is being written: a header that says where each tensor lies, then their bytes.
+
+    Args:
+        tensors: what it will hold, on `meta`.
+    """
+
+    def __init__(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+        self._path, self._file = path, path.open("wb")
+        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        self._start: dict[str, int] = {}
+        end, order = 0, list(_DTYPES)
+        for name, tensor in sorted(tensors.items(), key=lambda item: (order.index(item[1].dtype), item[0])):
+            self._start[name], end = end, end + tensor.nbytes
+            offsets = [self._start[name], end]
+            header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)
+        self._data = 8 + len(text)
+        self._digest = hashlib.sha256()
+        self._digested = 0  # bytes from the file's beginning
+        self._write(0, len(text).to_bytes(8, "little") + text)
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        """Write a tensor's bytes to where they belong."""
+        self._write(self._data + self._start[name], tensor_bytes(tensor))
+
+    def sha256(self) -> str:
+        """Of the whole file: taken while it was written, or else, if that was not from front to back, by reading it."""
+        whole = self._digested == self._path.stat().st_size
+        return self._digest.hexdigest() if whole else sha256(self._path)
+
+    def _write(self, at: int, content: bytes | memoryview) -> None:
+        self._file.seek(at)
+        self._file.write(content)
+        if at == self._digested:
+            self._digest.update(content)
+            self._digested += len(content)
+
+    def close(self) -> None:
+        self._file.close()

@@ -1,0 +1,108 @@
+"""Where a result goes: its folder is checked before any work, claimed during it, and written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from secateur.card import card
+from secateur.errors import InvalidOptionError, OutputExistsError
+from secateur.export import Tier, check_output
+from secateur.export import save as save_checkpoint
+from secateur.folders import claimed, require_space, resolved
+from secateur.model.handle import Model
+from secateur.record import RECORD, Record, dump, read_record
+
+
+class Result(Protocol):
+    """What is written: a model with the account of how it came to be (`Pruned`, `Recovered`)."""
+
+    @property
+    def model(self) -> Model: ...
+
+    @property
+    def record(self) -> Record: ...
+
+
+@dataclass(frozen=True)
+class Output:
+    """A folder that a pruning or a recovery is to write.
+
+    Attributes:
+        overwrite: replace it if it is there.
+        max_shard_size: larger models are saved in shards, as "5GB".
+    """
+
+    folder: Path
+    overwrite: bool = False
+    max_shard_size: str = "5GB"
+
+    def check(self, *inputs: str | Path | None) -> None:
+        """Refuse, before any work, what could not be written in the end.
+
+        Args:
+            inputs: models and texts that are read; the folder must not hold one that is a file or folder here.
+
+        Raises:
+            OutputExistsError, OutputError: the folder cannot be written, see `check_output`. One that holds a record is
+                let through, since it may be this very result: `holds` tells.
+            InvalidOptionError: it holds an input, or the shard size is none.
+        """
+        target = resolved(self.folder)
+        if self.overwrite or not (target / RECORD).is_file():
+            check_output(self.folder, overwrite=self.overwrite, max_shard_size=self.max_shard_size)
+        for name in inputs:
+            if name and os.path.exists(name) and target in (Path(name).resolve(), *Path(name).resolve().parents):
+                raise InvalidOptionError(
+                    f"--out {self.folder} holds {name}, which this run reads; choose another folder"
+                )
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep other processes off the folder meanwhile; see `folders.claimed`."""
+        with claimed(self.folder):
+            yield
+
+    def holds(self, fingerprint: str) -> Record | None:
+        """The folder's record if it has the result of this identity already, and is not to be overwritten; None if
+        there is nothing.
+
+        Raises:
+            OutputExistsError: it holds something else.
+        """
+        folder = resolved(self.folder)
+        if self.overwrite or not folder.exists():
+            return None
+        record = read_record(folder) if folder.is_dir() else None
+        if record is not None and record.fingerprint == fingerprint:
+            return record
+        what = "another pruning or recovery" if record else "something that secateur did not write"
+        raise OutputExistsError(f"{self.folder} exists and holds {what}; choose another --out, or give --overwrite")
+
+    def require_space(self, needs_bytes: int) -> None:
+        """Raise OutputError unless its disk has that much room."""
+        require_space(self.folder, needs_bytes)
+
+    def write(self, result: Result) -> Tier:
+        """Write a checkpoint with record and card; return its tier.
+
+        Raises:
+            OutputExistsError: the folder is there and not to be overwritten.
+        """
+        files = {RECORD: dump(result.record), "README.md": card(result.record)}
+        return save_checkpoint(
+            result.model, self.folder, files=files, overwrite=self.overwrite, max_shard_size=self.max_shard_size
+        )
+
+
+def save(result: Result, folder: str | Path, *, overwrite: bool = False, max_shard_size: str = "5GB") -> Tier:
+    """Write a checkpoint with record and card, whole or not at all; return its tier.
+
+    Raises:
+        OutputExistsError: the folder exists and `overwrite` is off.
+    """
+    return Output(Path(folder), overwrite, max_shard_size).write(result)

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from ablation_folders import Choices, ablation_cells
 from msgspec import to_builtins
+from secateur.grid.ablation_table import ablation_table
+from secateur.grid.render import as_json, comma_separated, latex, markdown
+from secateur.report.ablated import own_default
 from studies import Loads
 
 from secateur.grid.ablate import NOTHING, ORDER, TEXT, WHATS, Ablation
-from secateur.grid.ablation_table import ablation_table
-from secateur.grid.render import as_json, comma_separated, latex, markdown
 from secateur.judge.statistics import interval_of_mean, paired_bootstrap
 from secateur.methods import get_method
 from secateur.model.handle import Model
-from secateur.report.ablated import own_default
 
 NORM: Choices = {("norm", "2ssp"): ("2ssp.norm", {"l2": 0.32, "l1": 0.30})}
 PPL, AGAINST = "perplexity:c4", "against:perplexity:c4"

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from models import tiny, tiny_tokenizer
 
-from secateur.grid import Comparison, Judging, judges
+from secateur.grid import Comparison, Judging
 from secateur.grid.run import Grid
+from secateur.judge import judging
+from secateur.judge.results import Generation, GenerationFigures, Inference, Sample, TaskResult
 from secateur.model.handle import Model
 
 SEARCH = {"generations": 2, "offspring": 4, "initial": 4, "initial_tokens": 24, "selection_tokens": "24,48"}
@@ -58,35 +60,33 @@ def no_times(table: str) -> list[list[str]]:
 
 
 def fake_judges(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stand-ins for the parts of `evaluation` that a grid calls: results that depend on the model's size."""
+    """Stand-ins for what judges but for perplexity: results that depend on the model's size."""
 
     def plan_tasks(tasks: list[str], *, limit: int | None = None, **more: Any) -> tuple[Any, ...]:
         return tuple(types.SimpleNamespace(name=task, sizes={task: limit or 40}) for task in tasks)
 
-    def judge_tasks(model: Model, plan: tuple[Any, ...], **more: Any) -> dict[str, Any]:
-        told = {}
+    def judge_tasks(model: Model, plan: tuple[Any, ...], **more: Any) -> dict[str, TaskResult]:
+        results = {}
         for planned in plan:
             task, documents = planned.name, planned.sizes[planned.name]
             right = documents // 4 if task == "hopeless" else model.layout().parameters * documents // 40_000
-            per_document = [float(place < right) for place in range(documents)]
-            told[task] = {
-                "task": task, "metric": "acc", "value": right / documents, "stderr": 0.05, "documents": documents,
-                "chance": 0.25, "fewshot": 0, "per_document": per_document,
-            }  # fmt: skip
-        return told
+            results[task] = TaskResult(
+                task=task, metric="acc", value=right / documents, stderr=0.05, documents=documents, chance=0.25,
+                fewshot=0, per_document=[float(place < right) for place in range(documents)],
+            )  # fmt: skip
+        return results
 
-    def inference(models: Mapping[str, Model], **more: Any) -> dict[str, Any]:
-        return {
-            name: {"prefill_ms": model.layout().parameters / 1e3, "token_ms": model.layout().parameters / 1e4}
-            for name, model in models.items()
-        }
+    def inference(models: Mapping[str, Model], **more: Any) -> dict[str, Inference]:
+        sizes = {name: model.layout().parameters for name, model in models.items()}
+        return {name: Inference(prefill_ms=size / 1e3, token_ms=size / 1e4) for name, size in sizes.items()}
 
-    def generation(model: Model, prompts: tuple[str, ...], *, dense: Model | None, **more: Any) -> dict[str, Any]:
-        samples = [{"prompt": prompt, "text": "...", "settings": {}} for prompt in prompts]
-        return {"samples": samples, "figures": {"greedy_agreement": None if dense is None else 0.5}}
+    def generation(model: Model, prompts: tuple[str, ...], *, dense: Model | None, **more: Any) -> Generation:
+        samples = [Sample(prompt=prompt, text="...") for prompt in prompts]
+        figures = GenerationFigures(greedy_agreement=None if dense is None else 0.5)
+        return Generation(samples=samples, figures=figures)
 
     def estimated_tokens(plan: tuple[Any, ...]) -> float:
         return sum(100.0 * sum(planned.sizes.values()) for planned in plan)
 
     for function in (plan_tasks, estimated_tokens, judge_tasks, inference, generation):
-        monkeypatch.setattr(judges, function.__name__, function)
+        monkeypatch.setattr(judging, function.__name__, function)

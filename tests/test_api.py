@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from models import HIDDEN, VOCABULARY, parameters, tiny, tiny_tokenizer, tiny_tokens
+from msgspec import to_builtins
 from oracles import Watcher, edited, mean_kl, mean_nll, write_texts
 
 import secateur
@@ -24,6 +25,7 @@ from secateur.errors import (
     UnknownNameError,
 )
 from secateur.judge.judging import Judging
+from secateur.judge.results import Failure, TaskResult
 from secateur.methods import registry
 from secateur.model.handle import Model
 from secateur.output import Output
@@ -291,7 +293,7 @@ def test_what_a_model_cannot_be_put_through_is_refused_before_any_work(
     def unwanted(*_: Any, **__: Any) -> None:
         raise AssertionError("work began")
 
-    monkeypatch.setattr(secateur.judge.evaluate, "perplexity", unwanted)
+    monkeypatch.setattr("secateur.judge.judging.perplexity_by_window", unwanted)
     model, other = model_with_tokenizer(), tiny("llama")
     asked = {"texts": (str(texts[0]),), "length": 16}
     with pytest.raises(InvalidOptionError, match="new tokens; the model's positions end"):
@@ -307,29 +309,30 @@ def test_two_models_are_judged_on_the_same_tokens(texts: tuple[Path, Path]) -> N
     small(model)
     judging = Judging(texts=(str(texts[0]),), length=16, samples=5, prompts=("and then",))
     report = secateur.evaluate(model, judging, against=dense)
-    assert list(report) == ["model", "against"]
-    for each, judged in zip(report.values(), (model, dense), strict=True):
-        assert each["parameters"] == parameters(judged)
-        assert each["weight_bytes"] == 4 * parameters(judged)
+    for each, judged in ((report.model, model), (report.against, dense)):
+        assert each.parameters == parameters(judged)
+        assert each.weight_bytes == 4 * parameters(judged)
         tokens = read_tokens(judged, str(texts[0]), purpose="evaluation", length=16, samples=5)
-        assert each["perplexity"][0]["nll"] == pytest.approx(mean_nll(judged, tokens), rel=1e-6)
-        assert each["perplexity"][0]["text"] == str(texts[0])
-        assert [sample["prompt"] for sample in each["generation"]["samples"]] == ["and then"]
-    json.dumps(report, allow_nan=False)
-    assert report["model"]["generation"]["figures"]["greedy_agreement"] is not None
-    assert report["against"]["generation"]["figures"]["greedy_agreement"] is None
-    assert list(secateur.evaluate(model, Judging())) == ["model"]
-    assert set(secateur.evaluate(model, Judging())["model"]) == {"name", "parameters", "weight_bytes"}
+        (measured,) = each.perplexity
+        assert measured.nll == pytest.approx(mean_nll(judged, tokens), rel=1e-6)
+        assert measured.text == str(texts[0])
+        assert not measured.window_nll
+        assert [sample.prompt for sample in each.generation.samples] == ["and then"]
+    json.dumps(to_builtins(report), allow_nan=False)
+    assert report.model.generation.figures.greedy_agreement is not None
+    assert report.against.generation.figures.greedy_agreement is None
+    bare = to_builtins(secateur.evaluate(model, Judging()))
+    assert {name: set(judged) for name, judged in bare.items()} == {"model": {"name", "parameters", "weight_bytes"}}
 
 
 def test_fidelity_counts_responses_of_chats_and_all_of_plain_text(texts: tuple[Path, Path]) -> None:
     dense, model = model_with_tokenizer(), model_with_tokenizer()
     small(model)
     report = secateur.evaluate(model, Judging(length=60, samples=3), against=dense, fidelity_on=list(map(str, texts)))
-    assert "fidelity" not in report["against"]
-    plain, chat = report["model"]["fidelity"]
-    assert (plain["count"], chat["count"]) == ("all", "responses")
-    assert plain["predictions"] == 3 * 59 > chat["predictions"] > 0
+    assert not report.against.fidelity
+    plain, chat = report.model.fidelity
+    assert (plain.count, chat.count) == ("all", "responses")
+    assert plain.predictions == 3 * 59 > chat.predictions > 0
     for name, count, result in zip(texts, ("all", "responses"), (plain, chat), strict=True):
         tokens = read_tokens(
             model,
@@ -339,9 +342,9 @@ def test_fidelity_counts_responses_of_chats_and_all_of_plain_text(texts: tuple[P
             samples=3,
             count=count,  # type: ignore[arg-type]
         )
-        assert result["loss"] == pytest.approx(mean_nll(model, tokens), rel=1e-6)
-        assert result["kl"] == pytest.approx(mean_kl(dense, model, tokens), rel=1e-4)
-    json.dumps(report, allow_nan=False)
+        assert result.loss == pytest.approx(mean_nll(model, tokens), rel=1e-6)
+        assert result.kl == pytest.approx(mean_kl(dense, model, tokens), rel=1e-4)
+    json.dumps(to_builtins(report), allow_nan=False)
 
 
 def test_a_gate_looks_at_the_judged_model_only(texts: tuple[Path, Path]) -> None:
@@ -352,13 +355,13 @@ def test_a_gate_looks_at_the_judged_model_only(texts: tuple[Path, Path]) -> None
         "fidelity_on": [str(texts[0])],
     }  # fmt: skip
     judged = secateur.evaluate(model, **words, fail_if=["kl>0", "top1>1", "ppl<1"])
-    (failed,) = judged["failed"]
-    assert failed["figure"] == f"kl:{texts[0].name}"
-    assert failed["value"] == judged["model"]["fidelity"][0]["kl"]
-    between = sorted(judged[name]["perplexity"][0]["perplexity"] for name in ("model", "against"))
+    (failed,) = judged.failed
+    assert failed.figure == f"kl:{texts[0].name}"
+    assert failed.value == judged.model.fidelity[0].kl
+    between = sorted(each.perplexity[0].perplexity for each in (judged.model, judged.against))
     middle = sum(between) / 2
-    passes = secateur.evaluate(model, **words, fail_if=[f"ppl>{middle}"])["failed"]
-    swapped = secateur.evaluate(dense, **{**words, "against": model}, fail_if=[f"ppl>{middle}"])["failed"]
+    passes = secateur.evaluate(model, **words, fail_if=[f"ppl>{middle}"]).failed
+    swapped = secateur.evaluate(dense, **{**words, "against": model}, fail_if=[f"ppl>{middle}"]).failed
     assert len(passes) + len(swapped) == 1
 
 
@@ -368,15 +371,15 @@ def test_the_gates_mean_over_tasks_leaves_out_what_is_at_chance_for_the_dense_mo
     model, dense = model_with_tokenizer(), model_with_tokenizer()
     right = {"easy": (0.6, 0.9), "hard": (0.9, 0.5)}  # the model's, the dense one's
 
-    def judged(each: Any, plan: Any, **_: Any) -> dict[str, Any]:
-        common = {"metric": "acc", "stderr": 0.01, "chance": 0.5}
-        return {task: {**common, "value": values[each is dense]} for task, values in right.items()}
+    def judged(each: Any, plan: Any, **_: Any) -> dict[str, TaskResult]:
+        common: dict[str, Any] = {"metric": "acc", "stderr": 0.01, "chance": 0.5}
+        return {task: TaskResult(**common, value=values[each is dense]) for task, values in right.items()}
 
     plan = tuple(types.SimpleNamespace(name=task) for task in right)
-    monkeypatch.setattr("secateur.judge.evaluate.plan_tasks", lambda *_, **__: plan)
-    monkeypatch.setattr("secateur.judge.evaluate.judge_tasks", judged)
-    (failed,) = secateur.evaluate(model, Judging(tasks=("x",)), against=dense, fail_if=["tasks<0.7"])["failed"]
-    assert failed == {"condition": "tasks<0.7", "figure": "tasks", "value": 0.6}
+    monkeypatch.setattr("secateur.judge.judging.plan_tasks", lambda *_, **__: plan)
+    monkeypatch.setattr("secateur.judge.judging.judge_tasks", judged)
+    (failed,) = secateur.evaluate(model, Judging(tasks=("x",)), against=dense, fail_if=["tasks<0.7"]).failed
+    assert failed == Failure(condition="tasks<0.7", figure="tasks", value=0.6)
     with pytest.raises(SecateurError, match="give it as --against"):
         secateur.evaluate(model, Judging(tasks=("x",)), fail_if=["tasks<0.7"])
 

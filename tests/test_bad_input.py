@@ -23,7 +23,6 @@ from test_cli import Told, call, contents
 
 import secateur
 from secateur import folders, load
-from secateur.cli import prune as prune_command
 from secateur.engine.tokens import read_tokens
 from secateur.errors import CheckpointError, DataError, NumericalError, OutputError, OutputExistsError, SecateurError
 from secateur.export import save as save_checkpoint
@@ -216,7 +215,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_model_is_loaded(
     def no_load(*args: Any, **kwargs: Any) -> Any:
         pytest.fail("the model was loaded first")
 
-    monkeypatch.setattr(prune_command, "load", no_load)
+    monkeypatch.setattr("secateur.model.load.load", no_load)
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "thesis.tex").write_text("years of work")
     before = contents(tmp_path)
@@ -268,7 +267,7 @@ def test_a_disk_without_room_is_told_before_the_work(
 ) -> None:
     usage = folders.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(folders.shutil, "disk_usage", lambda path: usage._replace(free=10_000))
-    monkeypatch.setattr(prune_command, "run_job", lambda *a, **k: pytest.fail("it ran"))
+    monkeypatch.setattr("secateur.pruning.run_job", lambda *a, **k: pytest.fail("it ran"))
     told = prune(model_folder, tmp_path / "deep" / "er" / "out")
     assert told.code == 3
     assert "not enough room" in told.err
@@ -345,7 +344,7 @@ def test_the_second_run_is_refused_before_its_work(
     write_texts(tmp_path)
     before = contents(tmp_path)
     with claimed(out), monkeypatch.context() as patch:
-        patch.setattr(prune_command, "run_job", lambda *a, **k: pytest.fail("it ran"))
+        patch.setattr("secateur.pruning.run_job", lambda *a, **k: pytest.fail("it ran"))
         for words in ((), ("--overwrite",)):
             told = prune(model_folder, out, *words)
             assert (told.code, told.err.count("\n")) == (3, 1)
@@ -424,7 +423,7 @@ def test_too_little_memory_is_said_in_one_line(
     def fail(*args: Any, **kwargs: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(prune_command, "run_job", fail)
+    monkeypatch.setattr("secateur.pruning.run_job", fail)
     told = prune(model_folder, tmp_path / "out")
     assert (told.code, told.out, told.err.count("\n")) == (3, "", 1)
     assert "out of memory; `secateur prune --dry-run` tells" in told.err

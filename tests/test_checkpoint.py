@@ -349,8 +349,8 @@ def test_classes_are_found_by_the_names_that_checkpoints_ask_for() -> None:
     for family in FAMILY_NAMES:
         for cls in classes(family):
             assert getattr(modeling_secateur, cls.__name__) is cls
-    with pytest.raises(AttributeError, match="SecateurBloomConfig"):
-        modeling_secateur.SecateurBloomConfig  # noqa: B018  # only looked up
+    with pytest.raises(AttributeError, match="SecateurBloomerConfig"):
+        modeling_secateur.SecateurBloomerConfig  # noqa: B018  # only looked up
 
 
 # --- damage and bad arguments ---

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from models import tiny
-from msgspec import UNSET, to_builtins
+from msgspec import UNSET
 from oracles import edit_facts, write_texts
 from studies import SEARCH, Loads, comparison, fake_judges, grid, no_times
 
@@ -34,20 +34,21 @@ from secateur.errors import (
     UnknownNameError,
 )
 from secateur.folders import claimed
-from secateur.grid import Calibration, Comparison, Grid, Judging, compare, judges
-from secateur.grid.cells import Cell, Matrices, check_names, parse_options, read_sparsities
+from secateur.grid import Calibration, Comparison, Grid, Judging, compare
+from secateur.grid.cells import Cell, Matrices, parse_options, read_sparsities
 from secateur.grid.compare import is_block_wise
 from secateur.grid.pace import Standing
 from secateur.grid.presets import PRESETS
 from secateur.grid.pruning import Shared, SharingRun
 from secateur.grid.run import run_grid
 from secateur.judge import generation as written
+from secateur.judge import judging
 from secateur.judge.generation import Decoding
 from secateur.judge.perplexity import perplexity
 from secateur.methods import get_method, methods
 from secateur.model.handle import Model
 from secateur.pruning import prepare, run_job
-from secateur.report.results import CellResult, dumps, finite, read_index
+from secateur.report.results import CellResult, dumps, read_index
 
 Cells = Mapping[str, CellResult]
 THREE = ("2ssp", "shortgpt", "evopress")
@@ -437,8 +438,9 @@ def test_prompts_are_continued_as_eval_does_and_by_the_dense_model_once(
     dense, model = Loads()(), Loads()()
     run_job(prepare(model, "2ssp", sparsity=0.25, calibration=str(text), samples=2, length=24))
     judged = secateur.evaluate(model, grid(tmp_path, text, more=more).judging, against=dense)
-    assert to_builtins(cells["2ssp-0.25"].generation) == finite(judged["model"]["generation"])
-    assert to_builtins(cells["dense"].generation) == finite(judged["against"]["generation"])
+    assert judged.against
+    assert cells["2ssp-0.25"].generation == judged.model.generation
+    assert cells["dense"].generation == judged.against.generation
 
 
 def test_every_part_is_timed_and_the_end_is_foretold(text: Path, tmp_path: Path) -> None:
@@ -469,7 +471,7 @@ def test_a_judge_that_is_missing_is_said_before_any_work(
     def missing(*args: Any, **more: Any) -> Any:
         raise DataError("no tasks")
 
-    monkeypatch.setattr(judges, "plan_tasks", missing)
+    monkeypatch.setattr(judging, "plan_tasks", missing)
     loads = Loads()
     with pytest.raises(DataError, match="no tasks"):
         compare(comparison(text), grid(tmp_path / "out", text, load=loads, more={"tasks": ("piqa",)}))
@@ -592,9 +594,6 @@ def test_a_grid_without_a_judge_is_refused() -> None:
     for name in ("limit", "length", "prompt_length", "new_tokens", "rounds", "batch_size"):
         with pytest.raises(InvalidOptionError, match=f"{name} must be at least 1, not 0"):
             Judging(**{name: 0})
-    cell = Cell(name="x", method="2ssp", label="x")
-    with pytest.raises(InvalidOptionError, match="twice: x"):
-        check_names([cell, cell])
 
 
 @pytest.mark.parametrize(

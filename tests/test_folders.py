@@ -64,8 +64,14 @@ def _swapping(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(folders, "_exchange", lambda one, other: False)
 
 
-def test_it_appears_at_the_end_and_whole(tmp_path: Path) -> None:
-    target = tmp_path / "deep" / "er" / "out"
+def test_it_appears_at_the_end_whole_and_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, real, synced = tmp_path / "deep" / "er" / "out", os.fsync, set()
+
+    def fsync(handle: int) -> None:
+        synced.add((os.fstat(handle).st_ino, target.exists()))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
     with new_folder(target) as partial:
         assert partial.parent == target.parent  # the same file system, or a rename would copy
         (partial / "a").write_text("new")
@@ -74,6 +80,8 @@ def test_it_appears_at_the_end_and_whole(tmp_path: Path) -> None:
         assert not target.exists()
     assert contents(target) == {"a": "new", "inner/b": "new"}
     assert names(target.parent) == ["out"]
+    parts = (target, *target.rglob("*"))
+    assert synced == {(part.stat().st_ino, False) for part in parts} | {(target.parent.stat().st_ino, True)}
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, Killed])
@@ -107,34 +115,13 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, overwrite: bool, monkeypatch
     assert not hidden(tmp_path)
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(OutputError, match=r"file/out cannot be written"):
-        write_folder(tmp_path / "file" / "out", "new")
-    assert contents(tmp_path) == {"file": "x"}
-
-
-def test_all_is_on_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    synced: list[int] = []
-    inodes: list[set[int]] = []
-    real, place = os.fsync, folders._take_place
-
-    def fsync(handle: int) -> None:
-        synced.append(os.fstat(handle).st_ino)
-        real(handle)
-
-    def take_place(partial: Path, *arguments: Any) -> None:
-        inodes.append(set(synced))
-        place(partial, *arguments)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(folders, "_take_place", take_place)
-    with new_folder(tmp_path / "out") as partial:
-        (partial / "inner").mkdir()
-        (partial / "inner" / "a").write_text("new")
-    parts = [tmp_path / "out", tmp_path / "out" / "inner", tmp_path / "out" / "inner" / "a"]
-    assert {part.stat().st_ino for part in parts} <= inodes[0]
-    assert tmp_path.stat().st_ino in synced  # the name itself
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_where_a_file_is_no_folder_comes(tmp_path: Path, overwrite: bool) -> None:
+    (tmp_path / "file").write_text("precious")
+    for target, error in ((tmp_path / "file", OutputExistsError), (tmp_path / "file" / "out", OutputError)):
+        with pytest.raises(error, match=target.name):
+            write_folder(target, "new", overwrite=overwrite)
+    assert contents(tmp_path) == {"file": "precious"}
 
 
 def test_what_is_there_is_not_touched(old: Path) -> None:
@@ -154,33 +141,42 @@ def test_overwriting_replaces_all(old: Path) -> None:
 
 
 def test_an_exchange_has_no_moment_without_a_folder(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the system can swap two names, nothing is renamed in between."""
-    probe, other = old.parent / "probe", old.parent / "other"
-    probe.mkdir()
+    """Where the system can swap two names, nothing is renamed in between; where it cannot, that is no error."""
+    one, other = old.parent / "one", old.parent / "other"
+    one.mkdir()
+    assert not folders._exchange(one, other)
     other.mkdir()
-    if not folders._exchange(probe, other):
+    if not folders._exchange(one, other):
         pytest.skip("this file system cannot exchange two names")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", lambda *_: pytest.fail("it was renamed"))
+        write_folder(old, "new", overwrite=True)
+    assert contents(old) == {"a": "new"}
+    monkeypatch.setattr(folders.ctypes, "CDLL", lambda name, **_: object())  # a libc without the call
+    assert not folders._exchange(one, other)
 
-    def rename(self: Path, target: Path) -> None:
-        raise AssertionError(f"{self} was renamed")
 
+def fail_after(renames: int, error: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the system be unable to exchange, and one rename fail after `renames` good ones.
+
+    `Killed` fails all that follows, too, and lets no clean-up run, as if the process were gone.
+    """
+    real, done = Path.rename, []
+
+    def rename(self: Path, target: Path) -> Path:
+        done.append(target)
+        if len(done) == renames + 1 or (error is Killed and len(done) > renames):
+            raise error
+        return real(self, target)
+
+    def clean_up(path: Path, **options: Any) -> None:
+        if len(done) >= renames:
+            raise Killed
+
+    monkeypatch.setattr(folders, "_exchange", lambda one, other: False)
     monkeypatch.setattr(Path, "rename", rename)
-    with new_folder(old, overwrite=True) as partial:
-        (partial / "c").write_text("new c")
-    assert contents(old) == {"c": "new c"}
-
-
-def test_a_system_that_cannot_exchange_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_library(name: str | None, **kwargs: Any) -> None:
-        raise OSError("no such library")
-
-    (tmp_path / "one").mkdir()
-    assert not folders._exchange(tmp_path / "one", tmp_path / "absent")
-    monkeypatch.setattr(folders.ctypes, "CDLL", no_library)
-    (tmp_path / "other").mkdir()
-    assert not folders._exchange(tmp_path / "one", tmp_path / "other")
-    monkeypatch.setattr(folders.ctypes, "CDLL", lambda name, **kwargs: object())  # a libc without the call
-    assert not folders._exchange(tmp_path / "one", tmp_path / "other")
+    if error is Killed:
+        monkeypatch.setattr(folders.shutil, "rmtree", clean_up)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
@@ -197,46 +193,13 @@ def test_an_interrupt_while_swapping_leaves_the_old_one(
     assert not hidden(old.parent)
 
 
-def fail_after(renames: int, error: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let one rename fail, after `renames` good ones; the system cannot exchange."""
-    real, calls = Path.rename, []
-
-    def rename(self: Path, target: Path) -> Path:
-        calls.append(target)
-        if len(calls) == renames + 1:
-            raise error
-        return real(self, target)
-
-    monkeypatch.setattr(folders, "_exchange", lambda one, other: False)
-    monkeypatch.setattr(Path, "rename", rename)
-
-
-def kill_after(renames: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Die once `renames` renames are done, and let no clean-up run, as a killed process would not."""
-    real, done = Path.rename, []
-
-    def rename(self: Path, target: Path) -> Path:
-        if len(done) == renames:
-            raise Killed
-        done.append(target)
-        return real(self, target)
-
-    def clean_up(path: Path, **options: Any) -> None:
-        if len(done) == renames:
-            raise Killed
-
-    monkeypatch.setattr(folders, "_exchange", lambda one, other: False)
-    monkeypatch.setattr(Path, "rename", rename)
-    monkeypatch.setattr(folders.shutil, "rmtree", clean_up)
-
-
 @pytest.mark.parametrize("renames", [0, 1, 2])
 @pytest.mark.parametrize("next_command", [repair, lambda target: begin(target)])
 def test_a_kill_while_swapping_is_repaired(
     old: Path, renames: int, next_command: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        kill_after(renames, patch)
+        fail_after(renames, Killed, patch)
         with pytest.raises(Killed), new_folder(old, overwrite=True) as partial:
             (partial / "c").write_text("new c")
     assert old.exists() == (renames != 1)  # the one moment without the folder
@@ -244,7 +207,8 @@ def test_a_kill_while_swapping_is_repaired(
     next_command(old)
     assert contents(old) == ({"c": "new c"} if renames == 2 else OLD)
     assert names(old.parent) == ["out"]
-    repair(old)  # once more changes nothing
+    for again in (old, old / "nowhere" / "out", old.parent / "other"):  # changes nothing
+        repair(again)
     assert contents(old) == ({"c": "new c"} if renames == 2 else OLD)
 
 
@@ -295,12 +259,6 @@ def test_a_process_of_another_user_is_alive(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setattr(os, "kill", not_ours)
     repair(tmp_path / "out")
     assert theirs.exists()
-
-
-def test_repairing_where_nothing_is_does_nothing(tmp_path: Path) -> None:
-    repair(tmp_path / "nowhere" / "out")
-    repair(tmp_path / "out")
-    assert names(tmp_path) == []
 
 
 def test_two_writers_do_not_share_a_partial_folder(tmp_path: Path) -> None:
@@ -372,14 +330,6 @@ def test_a_link_is_followed(old: Path) -> None:
     assert link.is_symlink()
     assert contents(old) == contents(link) == {"a": "new"}
     assert names(link.parent) == ["link"]
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_a_file_is_never_replaced_by_a_folder(tmp_path: Path, overwrite: bool) -> None:
-    (tmp_path / "out").write_text("precious")
-    with pytest.raises(OutputExistsError, match="out"):
-        write_folder(tmp_path / "out", "new", overwrite=overwrite)
-    assert contents(tmp_path) == {"out": "precious"}
 
 
 def test_what_appeared_meanwhile_is_not_touched(tmp_path: Path) -> None:

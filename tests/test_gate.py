@@ -4,49 +4,53 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import convert
 from oracles import PROPERTY
 
 from secateur.errors import InvalidOptionError, UnknownNameError
 from secateur.judge.gate import Condition, check, failures, known_names, parse
+from secateur.judge.results import Evaluation, Failure, Judgement, TaskResult
 
 NAMES = st.from_regex(r"[A-Za-z0-9_.:/-]+", fullmatch=True)
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 SIGNS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 SPACE = st.sampled_from(["", " ", "\t "])
 
-JUDGED: dict[str, Any] = {
-    "perplexity": [{"text": "wikitext2", "perplexity": 12.0}, {"text": "/home/me/own.txt", "perplexity": 30.0}],
-    "fidelity": [{"text": "chat.jsonl", "kl": 0.2, "loss": 1.5, "top1_agreement": 0.8}],
-    "tasks": {
-        "piqa": {"metric": "acc", "value": 0.7},
-        "boolq": {"metric": "acc", "value": 0.5},
-        "lambada": {"metric": "perplexity", "value": 40.0},
+JUDGED = convert(
+    {
+        "name": "m", "parameters": 1, "weight_bytes": 4,
+        "perplexity": [{"text": "wikitext2", "perplexity": 12.0}, {"text": "/home/me/own.txt", "perplexity": 30.0}],
+        "fidelity": [{"text": "chat.jsonl", "kl": 0.2, "loss": 1.5, "top1_agreement": 0.8}],
+        "tasks": {
+            "piqa": {"metric": "acc", "value": 0.7},
+            "boolq": {"metric": "acc", "value": 0.5},
+            "lambada": {"metric": "perplexity", "value": 40.0},
+        },
+        "generation": {
+            "figures": {"distinct_1": 0.6, "distinct_2": 0.7, "distinct_3": 0.9, "ended_share": 0.5, "new_tokens": 9.0}
+        },
     },
-    "generation": {
-        "figures": {
-            "greedy_agreement": None, "common_prefix_tokens": None, "distinct_1": 0.6, "distinct_2": 0.7,
-            "distinct_3": 0.9, "ended_share": 0.5, "new_tokens": 100.0,
-        }
-    },
-}  # fmt: skip
+    Judgement,
+)  # fmt: skip
 
 
-def dense(**values: float) -> dict[str, Any]:
-    """The dense model's tasks, all with chance at 0.5."""
-    found = {task: {**each, "stderr": 0.01, "chance": 0.5} for task, each in JUDGED["tasks"].items()}
-    found["lambada"]["chance"] = None
-    return {"tasks": {task: {**each, "value": values.get(task, 0.8)} for task, each in found.items()}}
+def report(**values: float) -> Evaluation:
+    """Beside a dense model whose tasks all have chance at 0.5."""
+    tasks = {
+        task: TaskResult(metric=result.metric, value=values.get(task, 0.8), stderr=0.01, chance=0.5)
+        for task, result in JUDGED.tasks.items()
+        if task != "lambada"
+    }
+    dense = Judgement(name="d", parameters=2, weight_bytes=8, tasks={**tasks, "lambada": JUDGED.tasks["lambada"]})
+    return Evaluation(model=JUDGED, against=dense)
 
 
-def failing(
-    text: str, judged: dict[str, Any] = JUDGED, against: dict[str, Any] | None = None
-) -> list[tuple[str, float | None]]:
-    return [(each["figure"], each["value"]) for each in failures(judged, [parse(text)], against or dense())]
+def failing(text: str, **dense: float) -> list[tuple[str, float | None]]:
+    return [(failure.figure, failure.value) for failure in failures(report(**dense), [parse(text)])]
 
 
 @PROPERTY
@@ -75,18 +79,19 @@ def test_any_text_is_a_condition_or_a_typed_error(text: str) -> None:
 
 def test_the_mean_over_tasks_holds_only_those_that_tell_models_apart() -> None:
     assert failing("tasks<1") == [("tasks", 0.6)]  # and no perplexity
-    assert failing("tasks<1", against=dense(boolq=0.52)) == [("tasks", 0.7)]
-    assert failing("boolq<1", against=dense(boolq=0.52)) == [("boolq", 0.5)]  # by its own name it is there
-    assert failing("tasks>-1", against=dense(boolq=0.52, piqa=0.5)) == [("tasks", None)]  # nothing to average
+    assert failing("tasks<1", boolq=0.52) == [("tasks", 0.7)]
+    assert failing("boolq<1", boolq=0.52) == [("boolq", 0.5)]  # by its own name it is there
+    assert failing("tasks>-1", boolq=0.52, piqa=0.5) == [("tasks", None)]  # nothing to average
 
 
 def test_without_the_dense_model_the_mean_over_tasks_is_refused_before_any_work() -> None:
     names = known_names(tasks=["piqa"])
-    with pytest.raises(InvalidOptionError, match="give it as --against"):
+    with pytest.raises(InvalidOptionError, match="--against"):
         check([parse("tasks<1")], names, dense=False)
     check([parse("tasks<1")], names, dense=True)
     check([parse("piqa<1")], names, dense=False)
-    assert failures(JUDGED, [parse("tasks>-1")]) == [{"condition": "tasks>-1", "figure": "tasks", "value": None}]
+    (failed,) = failures(Evaluation(model=JUDGED), [parse("tasks>-1")])
+    assert failed == Failure(condition="tasks>-1", figure="tasks", value=None)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +101,7 @@ def test_without_the_dense_model_the_mean_over_tasks_is_refused_before_any_work(
      "kl>1e9999"],
 )  # fmt: skip
 def test_bad_conditions_are_refused(text: str) -> None:
-    with pytest.raises(InvalidOptionError, match="is no condition; one is NAME OP NUMBER"):
+    with pytest.raises(InvalidOptionError, match="NAME OP NUMBER"):
         parse(text)
 
 
@@ -125,9 +130,10 @@ def test_it_holds_of_these_figures(text: str, expected: list[tuple[str, float | 
 
 
 def test_all_conditions_are_looked_at() -> None:
-    failed = failures(JUDGED, [parse("kl>0.1"), parse("ppl>99"), parse("tasks<1")], dense())
-    assert [each["condition"] for each in failed] == ["kl>0.1", "tasks<1"]
-    assert failures({}, [parse("kl>0.1")]) == []
+    failed = failures(report(), [parse("kl>0.1"), parse("ppl>99"), parse("tasks<1")])
+    assert [failure.condition for failure in failed] == ["kl>0.1", "tasks<1"]
+    nothing = Judgement(name=None, parameters=1, weight_bytes=4)
+    assert failures(Evaluation(model=nothing), [parse("kl>0.1")]) == []
 
 
 def test_known_names_are_those_of_the_figures() -> None:

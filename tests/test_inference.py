@@ -51,10 +51,10 @@ def test_both_models_are_reported(family: str) -> None:
     report = inference(models, prompt_length=8, new_tokens=3, rounds=2, batch_size=2)
     assert list(report) == ["dense", "pruned"]
     for each in report.values():
-        assert all(each[name] >= 0 for name in TIMED)
-        assert (each["prompt_length"], each["new_tokens"], each["rounds"], each["batch_size"]) == (8, 3, 2, 2)
+        assert all(getattr(each, name) >= 0 for name in TIMED)
+        assert (each.prompt_length, each.new_tokens, each.rounds, each.batch_size) == (8, 3, 2, 2)
     for key in ("weight_bytes", "kv_bytes_per_token", "peak_memory_bytes"):
-        assert report["pruned"][key] < report["dense"][key]
+        assert getattr(report["pruned"], key) < getattr(report["dense"], key)
 
 
 def test_models_take_turns_on_the_same_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,26 +76,26 @@ def test_models_take_turns_on_the_same_prompts(monkeypatch: pytest.MonkeyPatch) 
     assert len(calls[0][1]) == 4 * 6
     assert max(calls[0][1]) < 50  # ids that both know
     assert watcher.shown == [("inference", 8, 8)]
-    assert report["a"]["prefill_ms"] == 6000  # of 3, 6, 7: the first round warms up
-    assert report["b"]["token_ms"] == 5000  # of 4, 5, 8, for two tokens twice as long
-    assert report["b"]["token_ms_iqr"] == 4000
-    assert report["a"]["throughput_tokens_s"] == pytest.approx(4 * 2 / (3 * 6))
-    assert report["a"]["prefill_ms_rounds"] == [3000, 6000, 7000]  # in the order of the rounds, not of the calls
-    assert report["b"]["prefill_ms_rounds"] == [4000, 5000, 8000]
-    assert report["b"]["token_ms_rounds"] == [4000, 5000, 8000]
-    assert report["a"]["throughput_tokens_s_rounds"] == [round(8 / (3 * n), 3) for n in (3, 6, 7)]
+    assert report["a"].prefill_ms == 6000  # of 3, 6, 7: the first round warms up
+    assert report["b"].token_ms == 5000  # of 4, 5, 8, for two tokens twice as long
+    assert report["b"].token_ms_iqr == 4000
+    assert report["a"].throughput_tokens_s == pytest.approx(4 * 2 / (3 * 6))
+    assert report["a"].prefill_ms_rounds == [3000, 6000, 7000]  # in the order of the rounds, not of the calls
+    assert report["b"].prefill_ms_rounds == [4000, 5000, 8000]
+    assert report["b"].token_ms_rounds == [4000, 5000, 8000]
+    assert report["a"].throughput_tokens_s_rounds == [round(8 / (3 * n), 3) for n in (3, 6, 7)]
 
 
 def test_the_spread_of_one_round_is_not_known() -> None:
     report = inference({"a": tiny("llama")}, prompt_length=4, new_tokens=1, rounds=1)["a"]
-    assert report["prefill_ms_iqr"] is report["token_ms_iqr"] is None
+    assert report.prefill_ms_iqr is report.token_ms_iqr is None
 
 
 def test_prompts_fit_the_positions_of_all_models() -> None:
     models = {"a": tiny("llama"), "b": tiny("opt", max_position_embeddings=40)}
     report = inference(models, new_tokens=4, rounds=1)
-    assert [each["prompt_length"] for each in report.values()] == [36, 36]
-    assert inference(models, prompt_length=8, new_tokens=4, rounds=1)["a"]["prompt_length"] == 8
+    assert [each.prompt_length for each in report.values()] == [36, 36]
+    assert inference(models, prompt_length=8, new_tokens=4, rounds=1)["a"].prompt_length == 8
     with pytest.raises(InvalidOptionError, match="40 new tokens; the model's positions end at 40"):
         inference(models, new_tokens=40)
 
@@ -137,9 +137,7 @@ def test_memory_is_what_lives_at_once_beside_the_weights() -> None:
 def test_memory_grows_with_the_prompt_and_the_batch() -> None:
     model = tiny("llama")
     peaks = [
-        inference({"a": model}, prompt_length=length, new_tokens=1, rounds=1, batch_size=batch)["a"][
-            "peak_memory_bytes"
-        ]
+        inference({"a": model}, prompt_length=length, new_tokens=1, rounds=1, batch_size=batch)["a"].peak_memory_bytes
         for length, batch in ((8, 1), (32, 1), (32, 2))
     ]
     assert peaks[0] < peaks[1] < peaks[2]

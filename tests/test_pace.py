@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from studies import comparison, grid
 
 from secateur.forecast import Speed
 from secateur.grid import compare
+from secateur.grid.cells import Cell
 from secateur.grid.pace import (
     GENERATION,
     INFERENCE,
@@ -26,6 +27,7 @@ from secateur.grid.pace import (
     Pace,
     Standing,
     foretell,
+    parts_of,
     sequences,
 )
 from secateur.grid.pruning import Shared, SharingRun
@@ -102,6 +104,14 @@ def true(name: str, part: str) -> float:
     return SECONDS[part] * TRUE[METHODS[name] if part == PRUNE else part]
 
 
+def pace(
+    finished: Mapping[str, Mapping[str, float]], clock: Callable[[], float], show: Callable[[Standing], None]
+) -> Pace:
+    cells = [Cell(name=name, method=method, label=name) for name, method in METHODS.items()]
+    parts = {cell.name: parts_of(cell, Foretold(parts=FORETOLD[cell.name]), None) for cell in cells}
+    return Pace(parts, finished, clock=clock, show=show)
+
+
 class Simulated:
     """Runs the cells on a clock of its own and notes every standing, with what really was left then."""
 
@@ -109,7 +119,7 @@ class Simulated:
         self.now, self.seen = 0.0, list[tuple[Standing, float]]()
         todo = [name for name in METHODS if name not in finished]
         self.end = sum(true(name, part) for name in todo for part in FORETOLD[name])
-        self.pace = Pace(FORETOLD, METHODS, finished, {}, clock=lambda: self.now, show=self.note)
+        self.pace = pace(finished, lambda: self.now, self.note)
         self.took = {name: self.cell(name) for name in todo}
 
     def note(self, standing: Standing) -> None:
@@ -167,8 +177,8 @@ def test_times_of_finished_cells_count_after_a_restart(whole: Simulated) -> None
 
 def test_a_part_that_fails_teaches_nothing_and_is_no_longer_to_come() -> None:
     now, seen = [0.0], list[Standing]()
-    pace = Pace(FORETOLD, METHODS, {}, {}, clock=lambda: now[0], show=seen.append)
-    with suppress(RuntimeError), pace.cell("dense") as took, pace.part("dense", PERPLEXITY):
+    running = pace({}, lambda: now[0], seen.append)
+    with suppress(RuntimeError), running.cell("dense") as took, running.part("dense", PERPLEXITY):
         now[0] += 1e6
         raise RuntimeError("a worm in the wood")
     assert took == {}
@@ -180,8 +190,8 @@ def test_a_part_that_fails_teaches_nothing_and_is_no_longer_to_come() -> None:
 def test_a_bar_that_goes_on_from_where_it_was_is_one_bar() -> None:
     """A pruning opens its one bar for each of its steps, with what is done already."""
     seen: list[Standing] = []
-    pace = Pace(FORETOLD, METHODS, {}, {}, clock=lambda: 0.0, show=seen.append)
-    with pace.cell("2ssp-0"), pace.part("2ssp-0", PRUNE) as observer:
+    running = pace({}, lambda: 0.0, seen.append)
+    with running.cell("2ssp-0"), running.part("2ssp-0", PRUNE) as observer:
         for begun, work, done in ((0.0, 4, 0.4), (4.0, 4, 0.8), (8.0, 40, 1.0)):  # at last more than was foretold
             with observer.progress("steps", 10, begun) as advance:
                 advance(work)
@@ -199,12 +209,13 @@ def test_what_a_pruning_takes_over_is_not_foretold_again() -> None:
     now, seen = [0.0], list[tuple[Standing, float]]()
     cells = {f"{steps[place][0]}{place}": steps[place] for place in range(3) for steps in SHARING}
     stores = {beginning: Shared(beginning) for beginning in ("scores", "rounds/")}
-    pace = Pace(
-        {name: {PRUNE: sum(seconds) / 2} for name, (_, seconds) in cells.items()},
-        {name: beginning for name, (beginning, _) in cells.items()}, {},
-        {name: stores[beginning] for name, (beginning, _) in cells.items()},
-        clock=lambda: now[0], show=lambda standing: seen.append((standing, now[0])),
-    )  # fmt: skip
+    parts = {
+        name: parts_of(
+            Cell(name=name, method=beginning, label=name), Foretold(parts={PRUNE: sum(steps) / 2}), stores[beginning]
+        )
+        for name, (beginning, steps) in cells.items()
+    }  # fmt: skip
+    running = Pace(parts, {}, clock=lambda: now[0], show=lambda standing: seen.append((standing, now[0])))
 
     def work(run: SharingRun, seconds: float) -> float:
         with run.progress("a step", 2) as advance:
@@ -215,7 +226,7 @@ def test_what_a_pruning_takes_over_is_not_foretold_again() -> None:
         return seconds
 
     for name, (beginning, steps) in cells.items():
-        with pace.cell(name) as took, pace.part(name, PRUNE) as observer:
+        with running.cell(name) as took, running.part(name, PRUNE) as observer:
             run = SharingRun(0, shared=stores[beginning], observer=observer, clock=lambda: now[0])
             run.expect(sum(steps), 0, head=0)
             for place, seconds in enumerate(steps):

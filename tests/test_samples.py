@@ -25,6 +25,7 @@ from secateur.judge.generation import (
     generate,
     generation,
 )
+from secateur.judge.results import Generation
 from secateur.model.handle import Model
 from secateur.run import Run
 from secateur.surgery.edits import DropAttention
@@ -161,15 +162,15 @@ def two_models(family: str) -> tuple[Model, Model]:
     return dense, model
 
 
-def judged(model: Model, prompts: list[str], **options: Any) -> dict[str, Any]:
+def judged(model: Model, prompts: list[str], **options: Any) -> Generation:
     return generation(model, prompts, **{"greedy": SHORT, "decodings": (), **options})
 
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_a_model_agrees_with_itself(family: str) -> None:
     for model in (speaking(tiny(family)), speaking(lopsided(tiny(family)))):
-        figures = judged(model, ["ab", "Who is it?"], dense=copy.deepcopy(model))["figures"]
-        assert (figures["greedy_agreement"], figures["common_prefix_tokens"]) == (1, 9)
+        figures = judged(model, ["ab", "Who is it?"], dense=copy.deepcopy(model)).figures
+        assert (figures.greedy_agreement, figures.common_prefix_tokens) == (1, 9)
 
 
 @pytest.mark.slow
@@ -186,38 +187,38 @@ def test_agreement_equals_a_loop_by_hand(family: str) -> None:
         ]
         mine = by_hand(model, prompt, 9)  # read freely, it agrees up to the first token that differs
         prefix += next((place for place in range(9) if mine[place] != told[place]), 9)
-    figures = judged(model, prompts, dense=dense)["figures"]
-    assert figures["greedy_agreement"] == pytest.approx(sum(same) / len(same))
-    assert figures["common_prefix_tokens"] == pytest.approx(prefix / len(prompts))
+    figures = judged(model, prompts, dense=dense).figures
+    assert figures.greedy_agreement == pytest.approx(sum(same) / len(same))
+    assert figures.common_prefix_tokens == pytest.approx(prefix / len(prompts))
 
 
 @pytest.mark.slow
 def test_what_the_dense_model_said_need_not_be_said_again(monkeypatch: pytest.MonkeyPatch) -> None:
     dense, model = two_models("llama")
     prompts, watcher = ["ab ab", "Who is it?"], Watcher()
-    samples = judged(dense, prompts, decodings=(BEAMS,))["samples"]
+    samples = judged(dense, prompts, decodings=(BEAMS,)).samples
     asked: list[int] = []
     expected = judged(model, prompts, dense=dense)
     dense.hf.register_forward_hook(lambda *_: asked.append(1))
     assert judged(model, prompts, dense=dense, dense_samples=samples, run=Run(observer=watcher)) == expected
     assert len(asked) == 2  # one forward per prompt
     assert watcher.shown == [("generation", 4, 4)]
-    others = judged(dense, prompts, greedy=replace(SHORT, max_new_tokens=4))["samples"]
+    others = judged(dense, prompts, greedy=replace(SHORT, max_new_tokens=4)).samples
     assert judged(model, prompts, dense=dense, dense_samples=others) == expected  # of other settings: not used
 
 
 def test_samples_are_of_every_prompt_and_decoding() -> None:
     model = speaking(tiny("llama"))
     report = judged(model, ["ab", "cd"], decodings=(BEAMS,))
-    told = [(each["prompt"], each["settings"]["name"]) for each in report["samples"]]
+    told = [(each.prompt, each.settings["name"]) for each in report.samples]
     assert told == [("ab", "greedy"), ("ab", "2ssp"), ("cd", "greedy"), ("cd", "2ssp")]
-    for each in report["samples"]:
-        decoding = SHORT if each["settings"]["name"] == "greedy" else BEAMS
-        made = generate(model, each["prompt"], decoding)
-        assert (each["text"], each["tokens"], each["ended"]) == (made.text, made.ids.tolist(), made.ended)
-        assert each["settings"] == decoding.record()
-    assert report["figures"]["greedy_agreement"] is report["figures"]["common_prefix_tokens"] is None
-    assert report["figures"] == judged(model, ["ab", "cd"])["figures"]  # of the greedy texts only
+    for each in report.samples:
+        decoding = SHORT if each.settings["name"] == "greedy" else BEAMS
+        made = generate(model, each.prompt, decoding)
+        assert (each.text, each.tokens, each.ended) == (made.text, made.ids.tolist(), made.ended)
+        assert each.settings == decoding.record()
+    assert report.figures.greedy_agreement is report.figures.common_prefix_tokens is None
+    assert report.figures == judged(model, ["ab", "cd"]).figures  # of the greedy texts only
 
 
 def test_the_share_that_ends_and_the_token_that_ends() -> None:
@@ -226,12 +227,12 @@ def test_the_share_that_ends_and_the_token_that_ends() -> None:
     free = {prompt: by_hand(model, prompt, 9) for prompt in prompts}
     end = free["ab"][4]
     model.hf.generation_config.eos_token_id = end
-    figures = judged(model, prompts)["figures"]
+    figures = judged(model, prompts).figures
     bodies = [ids[: ids.index(end)] if end in ids else ids for ids in free.values()]
-    assert figures["ended_share"] == sum(end in ids for ids in free.values()) / 4 > 0
-    assert figures["new_tokens"] == sum(map(len, bodies)) / 4
+    assert figures.ended_share == sum(end in ids for ids in free.values()) / 4 > 0
+    assert figures.new_tokens == sum(map(len, bodies)) / 4
     for n in (1, 2, 3):
-        assert figures[f"distinct_{n}"] == distinct(bodies, n)
+        assert getattr(figures, f"distinct_{n}") == distinct(bodies, n)
 
 
 @PROPERTY

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from secateur.errors import InvalidOptionError
-from secateur.judge.chance import at_chance
+from secateur.judge.averages import at_chance
+from secateur.judge.results import TaskResult
 from secateur.judge.statistics import (
     DRAWS,
     difference,
@@ -162,10 +163,14 @@ def test_mcnemar_takes_right_and_wrong_only() -> None:
         mcnemar([0.5], [1])
 
 
+def result(value: float, stderr: float | None, chance: float | None) -> TaskResult:
+    return TaskResult(metric="acc", value=value, stderr=stderr, chance=chance)
+
+
 def test_spread_and_chance() -> None:
     assert mean_and_sd([1.0, 3.0]) == (2.0, pytest.approx(math.sqrt(2)))
     assert mean_and_sd([5.0]) == (5.0, None)
-    assert at_chance({"value": 0.31, "stderr": 0.02, "chance": 0.25}) is not None  # exactly three
-    assert at_chance({"value": 0.32, "stderr": 0.02, "chance": 0.25}) is None
-    assert at_chance({"value": 0.32, "stderr": 0.02, "chance": None}) is None
-    assert "0.250" in str(at_chance({"value": 0.9, "stderr": None, "chance": 0.25}))
+    assert at_chance(result(0.31, 0.02, 0.25)) is not None  # exactly three
+    assert at_chance(result(0.32, 0.02, 0.25)) is None
+    assert at_chance(result(0.32, 0.02, None)) is None
+    assert "0.250" in str(at_chance(result(0.9, None, 0.25)))

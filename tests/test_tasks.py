@@ -35,9 +35,18 @@ from secateur.errors import (
 )
 from secateur.export import save
 from secateur.judge import harness
-from secateur.judge.chance import at_chance, chance_level
-from secateur.judge.suites import OFFLINE, SUITES
-from secateur.judge.tasks import estimated_tokens, judge_tasks, plan_tasks, run_tasks, spread, task_names
+from secateur.judge.averages import at_chance, chance_level
+from secateur.judge.results import TaskResult
+from secateur.judge.tasks import (
+    OFFLINE,
+    SUITES,
+    estimated_tokens,
+    judge_tasks,
+    plan_tasks,
+    run_tasks,
+    spread,
+    task_names,
+)
 from secateur.model.handle import Model
 from secateur.run import Run
 
@@ -185,7 +194,7 @@ def test_examples_are_the_originals(data: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("metric", ["acc", "acc_norm"])
 def test_an_outcome_is_the_likeliest_answer_by_hand(model: Model, data: Path, metric: str) -> None:
     result = run_tasks(model, ["piqa"], metric=metric, data=data)["piqa"]
-    for row, outcome in zip(ROWS["piqa"]["validation"], result["per_document"], strict=True):
+    for row, outcome in zip(ROWS["piqa"]["validation"], result.per_document, strict=True):
         scores = []
         for answer in (row["sol1"], row["sol2"]):
             context = model.tokenizer(f"Question: {row['goal']}\nAnswer:")["input_ids"]
@@ -195,7 +204,7 @@ def test_an_outcome_is_the_likeliest_answer_by_hand(model: Model, data: Path, me
             score = float(logs.gather(1, whole[0, 1:, None])[len(context) - 1 :].sum())
             scores.append(score / (len(answer) if metric == "acc_norm" else 1))
         assert outcome == float(scores.index(max(scores)) == row["label"])
-    assert 0 < sum(result["per_document"]) < 6  # both kinds were seen
+    assert 0 < sum(result.per_document) < 6  # both kinds were seen
 
 
 @pytest.mark.slow
@@ -214,24 +223,20 @@ def test_figures_are_those_of_lm_evals_own_command(model: Model, data: Path) -> 
             sizes = [part["sample_len"] for part in parts]
             result = ours[plan.name]
             mean = sum(part["acc,none"] * size for part, size in zip(parts, sizes, strict=True)) / sum(sizes)
-            assert result["value"] == pytest.approx(mean)
-            assert result["documents"] == sum(sizes) == len(result["per_document"])
+            assert result.value == pytest.approx(mean)
+            assert result.documents == sum(sizes) == len(result.per_document)
             if len(parts) == 1:
-                assert result["stderr"] == pytest.approx(parts[0]["acc_stderr,none"])
+                assert result.stderr == pytest.approx(parts[0]["acc_stderr,none"])
 
 
 def test_all_facts_of_a_result(model: Model, data: Path) -> None:
     result = run_tasks(model, ["boolq"], data=data)["boolq"]
-    assert set(result) == {
-        "task", "metric", "value", "stderr", "documents", "chance", "fewshot", "fewshot_split", "per_document",
-        "truncated", "source", "harness",
-    }  # fmt: skip
-    assert (result["task"], result["metric"], result["fewshot"], result["truncated"]) == ("boolq", "acc", 0, 0)
-    assert result["chance"] == 4 / 5  # the answer is yes four times of five
-    assert result["value"] == sum(result["per_document"]) / 5
-    assert result["source"]["source"] == "data folder"
-    assert result["harness"] == f"lm_eval {importlib.metadata.version('lm_eval')}"  # its prompts and answers may change
-    assert str(data) not in json.dumps(result)  # records are published
+    assert (result.task, result.metric, result.fewshot, result.truncated) == ("boolq", "acc", 0, 0)
+    assert result.chance == 4 / 5  # the answer is yes four times of five
+    assert result.value == sum(result.per_document) / 5
+    assert result.source["source"] == "data folder"
+    assert result.harness == f"lm_eval {importlib.metadata.version('lm_eval')}"  # its prompts and answers may change
+    assert str(data) not in str(result)  # records are published
 
 
 def test_what_a_model_will_read_is_estimated(model: Model, data: Path) -> None:
@@ -253,11 +258,11 @@ def test_what_a_model_will_read_is_estimated(model: Model, data: Path) -> None:
 def test_a_limit_takes_the_first_documents(model: Model, data: Path) -> None:
     whole = run_tasks(model, ["piqa", "mmlu"], data=data)
     some = run_tasks(model, ["piqa", "mmlu"], limit=3, data=data)
-    assert some["piqa"]["per_document"] == whole["piqa"]["per_document"][:3]
-    all_of_mmlu = whole["mmlu"]["per_document"]
-    assert some["mmlu"]["per_document"] == [all_of_mmlu[0], all_of_mmlu[2], all_of_mmlu[3]]  # of 2 and 4
-    assert run_tasks(model, ["piqa"], limit=1, data=data)["piqa"]["stderr"] is None
-    assert some["mmlu"]["chance"] == whole["mmlu"]["chance"]
+    assert some["piqa"].per_document == whole["piqa"].per_document[:3]
+    all_of_mmlu = whole["mmlu"].per_document
+    assert some["mmlu"].per_document == [all_of_mmlu[0], all_of_mmlu[2], all_of_mmlu[3]]  # of 2 and 4
+    assert run_tasks(model, ["piqa"], limit=1, data=data)["piqa"].stderr is None
+    assert some["mmlu"].chance == whole["mmlu"].chance
 
 
 @given(SHARES, st.integers(1, 20_000))
@@ -273,7 +278,7 @@ def test_a_limit_is_spread_fairly(sizes: list[int], limit: int) -> None:
 @pytest.mark.parametrize("names", [("2ssp",), ("slimgpt",)])
 def test_a_suite_asks_as_its_paper_does(names: tuple[str], model: Model, data: Path) -> None:
     results = run_tasks(model, names, limit=1, data=data)
-    shown = {task: (each["metric"], each["fewshot"]) for task, each in results.items()}
+    shown = {task: (each.metric, each.fewshot) for task, each in results.items()}
     if names == ("2ssp",):
         tasks = ("mmlu", "winogrande", "piqa", "hellaswag", "arc_easy", "arc_challenge")
         assert shown == dict.fromkeys(tasks, ("acc", 0))
@@ -295,7 +300,7 @@ def test_chance() -> None:
 
 def test_what_is_near_chance() -> None:
     def near(value: float, chance: float | None = 0.5, stderr: float | None = 0.01) -> bool:
-        return at_chance({"value": value, "chance": chance, "stderr": stderr}) is not None
+        return at_chance(TaskResult(metric="acc", value=value, chance=chance, stderr=stderr)) is not None
 
     assert [near(0.52), near(0.54), near(0.4)] == [True, False, True]
     assert near(0.9, stderr=None)
@@ -309,9 +314,9 @@ def test_what_is_near_chance() -> None:
 def test_a_task_file(model: Model, tmp_path: Path) -> None:
     file = task_file(tmp_path)
     result = run_tasks(model, [str(file)], limit=5)["mine"]
-    assert (result["metric"], result["documents"], result["chance"]) == ("acc_norm", 5, 3 / 7)
-    assert result["source"]["source"] == "task file"
-    assert str(tmp_path) not in json.dumps(result)
+    assert (result.metric, result.documents, result.chance) == ("acc_norm", 5, 3 / 7)
+    assert result.source["source"] == "task file"
+    assert str(tmp_path) not in str(result)
 
 
 def test_a_metric_that_is_no_mean(model: Model, tmp_path: Path) -> None:
@@ -320,9 +325,9 @@ def test_a_metric_that_is_no_mean(model: Model, tmp_path: Path) -> None:
         tmp_path, output_type="loglikelihood", doc_to_choice=None, doc_to_target="{{a[0]}}", metric_list=metrics
     )
     result = run_tasks(model, [str(file)])["mine"]
-    logs = torch.tensor(result["per_document"], dtype=torch.float64)
-    assert result["value"] == pytest.approx(float((-logs.mean()).exp()))
-    assert (result["metric"], result["stderr"], result["chance"]) == ("perplexity", None, None)
+    logs = torch.tensor(result.per_document, dtype=torch.float64)
+    assert result.value == pytest.approx(float((-logs.mean()).exp()))
+    assert (result.metric, result.stderr, result.chance) == ("perplexity", None, None)
 
 
 def test_a_task_that_generates(model: Model, tmp_path: Path) -> None:
@@ -337,7 +342,7 @@ def test_a_task_that_generates(model: Model, tmp_path: Path) -> None:
     )  # fmt: skip
     file.write_text(file.read_text()[:-1] + ', "process_results": !function functions.score}')
     result = run_tasks(model, [str(file)], limit=2)["mine"]
-    assert (result["metric"], result["value"], result["chance"]) == ("length", 1.0, None)
+    assert (result.metric, result.value, result.chance) == ("length", 1.0, None)
 
 
 @pytest.fixture
@@ -367,10 +372,10 @@ def test_lm_evals_own_names_with_a_hub(hub: Callable[[Any], None], model: Model,
     rows = ROWS["piqa"]["validation"]
     hub({"validation": rows, "train": rows[:4]})
     theirs = run_tasks(model, ["hub:piqa"], fewshot=2)["piqa"]
-    assert (theirs["fewshot_split"], theirs["documents"]) == ("train", 6)
-    assert theirs["source"] == {"source": "hub", "repository": "baber/piqa"}
-    same = run_tasks(model, ["hub:piqa"])["piqa"]["per_document"]
-    assert same == run_tasks(model, ["piqa"], data=data)["piqa"]["per_document"]
+    assert (theirs.fewshot_split, theirs.documents) == ("train", 6)
+    assert theirs.source == {"source": "hub", "repository": "baber/piqa"}
+    same = run_tasks(model, ["hub:piqa"])["piqa"].per_document
+    assert same == run_tasks(model, ["piqa"], data=data)["piqa"].per_document
 
 
 @pytest.mark.slow
@@ -401,7 +406,7 @@ def test_examples_come_from_a_split_that_is_not_judged(model: Model, data: Path,
         assert all(f"Question: {question}\nAnswer: thing" in context for question in questions)
     folder = write_rows(tmp_path) / "downstream" / "piqa"
     (folder / "train.jsonl").write_text((folder / "validation.jsonl").read_text())
-    assert run_tasks(model, ["piqa"], fewshot=1, data=tmp_path)["piqa"]["fewshot_split"] == "train"
+    assert run_tasks(model, ["piqa"], fewshot=1, data=tmp_path)["piqa"].fewshot_split == "train"
 
 
 @pytest.mark.parametrize(
@@ -514,7 +519,7 @@ def test_sequences_that_are_cut_are_counted(data: Path) -> None:
         for row in ROWS["piqa"]["validation"]
         for answer in ("sol1", "sol2")
     ]
-    cut = run_tasks(short, ["piqa"], data=data)["piqa"]["truncated"]
+    cut = run_tasks(short, ["piqa"], data=data)["piqa"].truncated
     assert cut == sum(length > 40 for length in lengths) > 0
 
 
@@ -592,4 +597,4 @@ def test_a_checkpoint_in_plain_lm_eval(layout: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     (samples,) = results.rglob("samples_mine_*.jsonl")
     theirs = [json.loads(line)["acc_norm"] for line in samples.read_text().splitlines()]
-    assert run_tasks(pruned, [str(file)])["mine"]["per_document"] == theirs
+    assert run_tasks(pruned, [str(file)])["mine"].per_document == theirs

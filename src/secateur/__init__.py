@@ -15,9 +15,9 @@ from secateur.version import __version__
 if TYPE_CHECKING:
     from secateur.engine.tokens import Tokens
     from secateur.heal.recover import Recovered, recover
-    from secateur.judge.evaluate import evaluate
-    from secateur.judge.judging import Judging
+    from secateur.judge.judging import Judging, evaluate
     from secateur.model.budget import Budget
+    from secateur.model.families import Family, register_family
     from secateur.model.handle import Model
     from secateur.model.load import load
     from secateur.output import save
@@ -26,16 +26,18 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Budget": "model.budget",
+    "Family": "model.families",
     "Judging": "judge.judging",
     "Model": "model.handle",
     "Pruned": "pruning",
     "Recovered": "heal.recover",
     "Run": "run",
     "Tokens": "engine.tokens",
-    "evaluate": "judge.evaluate",
+    "evaluate": "judge.judging",
     "load": "model.load",
     "prune": "pruning",
     "recover": "heal.recover",
+    "register_family": "model.families",
     "save": "output",
 }
 
@@ -43,6 +45,7 @@ auto.register_beside_transformers()
 
 __all__ = [
     "Budget",
+    "Family",
     "Judging",
     "Model",
     "Pruned",
@@ -55,6 +58,7 @@ __all__ = [
     "load",
     "prune",
     "recover",
+    "register_family",
     "save",
 ]
 

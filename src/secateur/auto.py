@@ -25,17 +25,6 @@ def register_beside_transformers() -> None:
         import_module(MODELING)
 
 
-def register() -> None:
-    """Make transformers' Auto classes load tier-B checkpoints."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from secateur.model.modeling_secateur import all_classes
-
-    for config_class, model_class in all_classes():
-        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-        AutoModelForCausalLM.register(config_class, model_class, exist_ok=True)
-
-
 class _Watch(MetaPathFinder):
     """Finds what the other finders find; when one of the two modules has been executed, goes on from there.
 
@@ -58,7 +47,9 @@ class _Watch(MetaPathFinder):
                 if fullname == TRANSFORMERS:
                     import_module(MODELING)
                 else:
-                    register()
+                    from secateur.model.families import register_all
+
+                    register_all()
 
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]  # of this one loader, made for one module
         return spec

@@ -19,10 +19,9 @@ from secateur.cli.options import SourceOptions
 from secateur.cli.progress import in_words, standing_shown
 from secateur.errors import InvalidOptionError, SecateurError
 from secateur.forecast import hollow_model, probe
-from secateur.grid.judges import Judges
-from secateur.grid.pace import GENERATION, INFERENCE, PARTS, PERPLEXITY, PRUNE, TASKS, Foretold, foretell, sequences
+from secateur.grid.pace import PARTS, PRUNE, Foretold, foretell, sequences, tokens_of
 from secateur.grid.run import Asked, Grid, run_grid
-from secateur.judge.judging import Judging
+from secateur.judge.judging import GENERATION, INFERENCE, PERPLEXITY, TASKS, Judge, Judging
 from secateur.model.handle import Model
 from secateur.model.load import check_device, load
 from secateur.report.page import PAGE, write_report
@@ -99,12 +98,12 @@ class GridJob:
         where = self.source
         hollow = hollow_model(self.model, dtype=where.dtype, revision=where.revision, cache=where.cache_dir)
         cells = asked.cells(hollow)
-        judges = Judges(self.judging, data=where.data, cache=where.cache_dir)
+        judge = Judge.of(self.judging, data=where.data, cache=where.cache_dir)
         device = check_device(None if where.device == "auto" else where.device)
         clock = time.process_time if device == "cpu" else time.perf_counter
         length = min(self.judging.length, hollow.max_length or self.judging.length)
         speed = probe(hollow, length, device, steps=sequences(self.judging), clock=clock)
-        foretold = foretell(cells, hollow, self.judging, judges.tokens(), speed)
+        foretold = foretell(cells, hollow, self.judging, tokens_of(judge, None), speed)
         unit = "CPU seconds" if device == "cpu" else "seconds"
         if self.as_json:
             rows = [_row(name, cell, hollow, length) for name, cell in foretold.items()]

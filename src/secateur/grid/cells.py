@@ -76,13 +76,6 @@ def dense_cell() -> Cell:
     return Cell(name=DENSE, method=DENSE, label=DENSE)
 
 
-def check_names(cells: Sequence[Cell]) -> None:
-    """Raise InvalidOptionError where two cells would share a folder."""
-    names = [cell.name for cell in cells]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InvalidOptionError(f"asked for twice: {', '.join(twice)}")
-
-
 class Matrices:
     """The calibration tokens of a grid: one matrix per text and seed, of which each cell has its first rows.
 
@@ -161,8 +154,10 @@ class Terms:
             UnknownNameError, InvalidOptionError: what the method would refuse.
         """
         for_all = {name: value for name in WINDOWS if (value := getattr(self, name)) is not None}
-        of_method = self.options.get(method.name, {})
-        return split_options(method, {**(below or {}), **for_all, **of_method, **(above or {})})
+        given = {**(below or {}), **for_all, **self.options.get(method.name, {}), **(above or {})}
+        own = {name: value for name, value in given.items() if name not in WINDOWS}
+        method.complete(own)
+        return own, {name: value for name, value in given.items() if name in WINDOWS}
 
     def calibration_of(self, model: Model, method: Method, windows: Options, *, text: str, seed: int) -> Calibration:
         """Of the shape that was given, else of the method's paper.
@@ -172,13 +167,6 @@ class Terms:
         """
         shape = method.window_shape(model.max_length, windows.get("samples"), windows.get("length"))
         return Calibration(text=text, samples=shape[0], length=shape[1], seed=seed, count=self.count)
-
-
-def split_options(method: Method, given: Options) -> tuple[Options, Options]:
-    """As `Terms.options_of`."""
-    own = {name: value for name, value in given.items() if name not in WINDOWS}
-    method.complete(own)
-    return own, {name: value for name, value in given.items() if name in WINDOWS}
 
 
 def read_sparsities(asked: Iterable[str | float], blocks: int) -> list[float]:
@@ -223,8 +211,6 @@ def parse_options(asked: Iterable[str]) -> dict[str, Options]:
             )
         name = name.replace("-", "_")
         options.setdefault(method, {})[name] = parse_value(get_method(method), name, text)
-    for method, given in options.items():
-        split_options(get_method(method), given)
     return dict(options)
 
 
@@ -232,7 +218,7 @@ def parse_value(method: Method, name: str, text: str) -> object:
     """The value of one option, or of the calibration's samples or length.
 
     Raises:
-        UnknownNameError, InvalidOptionError: no such option; no whole number.
+        UnknownNameError, InvalidOptionError: no such option or value.
     """
     if name in WINDOWS:
         if not text.isdecimal():
@@ -240,4 +226,6 @@ def parse_value(method: Method, name: str, text: str) -> object:
         return int(text)
     if name not in method.options:
         raise UnknownNameError.of(f"option of {method.name}", name, [*method.options, *WINDOWS])
-    return method.options[name].parse(text)
+    value = method.options[name].parse(text)
+    method.complete({name: value})
+    return value

@@ -13,17 +13,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
+from secateur.engine.tokens import Tokens
 from secateur.errors import SecateurError
 from secateur.forecast import Speed
 from secateur.grid.cells import Cell
 from secateur.grid.pruning import CellPlan, Shared, identity, plan_cell
 from secateur.judge.generation import GREEDY
-from secateur.judge.judging import Judging
+from secateur.judge.judging import GENERATION, INFERENCE, PERPLEXITY, TASKS, Judge, Judging
 from secateur.model.handle import Model
 from secateur.report.results import DENSE
 from secateur.run import Advance
 
-PRUNE, PERPLEXITY, TASKS, INFERENCE, GENERATION = "prune", "perplexity", "tasks", "inference", "generation"
+PRUNE = "prune"
+WINDOWS = 150  # of a text that is wanted whole and was not read
 PARTS = (PRUNE, PERPLEXITY, TASKS, INFERENCE, GENERATION)  # of a cell, in the order in which they are run
 
 Kind = tuple[str, str]  # a part's name; of prunings, the method too
@@ -67,6 +69,14 @@ def generated(judging: Judging) -> Counter[int]:
 def sequences(judging: Judging) -> set[int]:
     """The numbers of sequences at once, of which `Speed.steps` is needed."""
     return {*generated(judging), *([judging.batch_size] if judging.inference else [])}
+
+
+def tokens_of(judge: Judge, texts: Mapping[str, Tokens] | None) -> dict[str, float]:
+    """About how many the texts and the tasks are; Args: texts: None where they were not read."""
+    asked = judge.judging
+    guessed = asked.length * (asked.samples or WINDOWS) * len(asked.texts)
+    read = guessed if texts is None else sum(tokens.ids.numel() for tokens in texts.values())
+    return {PERPLEXITY: read, TASKS: judge.task_tokens()}
 
 
 def foretell(
@@ -146,46 +156,64 @@ class Standing:
     guessed: tuple[Kind, ...]
 
 
-@dataclass
-class _Running:
-    """The part that is being run. `to_spare` is what its shared steps' `spared_s` comes to if it takes over all that
-    lay there when it began; `closed` are the bars that are full."""
+@dataclass(eq=False, kw_only=True)
+class Part:
+    """A part of a cell that is to be run, and how far it is.
+
+    Attributes:
+        kind: what it is timed with.
+        foretold_s: by one probed block.
+        shared: where the steps lie that it may take over.
+        began: on a clock that runs as if all were computed that is taken over.
+        to_spare: what `shared.spared_s` comes to if it takes over all that lay there when it began.
+        bars, closed: how many it shows one after the other, each counting the same; how many of them are full.
+        done: 0 to 1.
+    """
 
     cell: str
-    part: str
-    began: float
-    to_spare: float
-    bars: int
+    name: str
+    kind: Kind
+    foretold_s: float = 0.0
+    shared: Shared = field(default_factory=lambda: Shared(""))
+    began: float = 0.0
+    to_spare: float = 0.0
+    bars: int = 1
     closed: int = 0
     done: float = 0.0
+
+
+def parts_of(cell: Cell, foretold: Foretold, shared: Shared | None) -> list[Part]:
+    """Args: shared: where the pruning's shared steps lie in this run, if it has some."""
+    pruning = {"kind": (PRUNE, cell.method), **({"shared": shared} if shared is not None else {})}
+    return [
+        Part(cell=cell.name, name=name, foretold_s=seconds, **(pruning if name == PRUNE else {"kind": (name, "")}))
+        for name, seconds in foretold.parts.items()
+    ]
 
 
 class Pace:
     """Times the parts of a grid's cells and foretells those to come.
 
     Args:
-        foretold: by cell and part, seconds by one probed block.
-        methods: of the cells.
+        parts: by cell.
         finished: what the parts of finished cells took.
-        shared: of prunings that share steps, where these lie in this run.
         clock: seconds.
         show: is told of every move.
     """
 
     def __init__(
-        self, foretold: Mapping[str, Seconds], methods: Mapping[str, str], finished: Mapping[str, Seconds],
-        shared: Mapping[str, Shared], *, clock: Callable[[], float], show: Callable[[Standing], None],
+        self, parts: Mapping[str, Sequence[Part]], finished: Mapping[str, Seconds], *,
+        clock: Callable[[], float], show: Callable[[Standing], None],
     ) -> None:  # fmt: skip
-        self._foretold, self._methods, self._shared = foretold, methods, shared
-        self._clock, self._show = clock, show
-        self._alone = Shared("")  # of parts that share nothing
-        self._todo = {cell: dict.fromkeys(parts) for cell, parts in foretold.items() if cell not in finished}
+        self._clock, self._show, self._cells = clock, show, len(parts)
+        self._todo = {cell: {part.name: part for part in some} for cell, some in parts.items()}
         self._timed: dict[Kind, tuple[float, float]] = {}  # seconds taken, seconds foretold
-        self._now: _Running | None = None
+        self._now: Part | None = None
         self._took: dict[str, float] = {}  # by the parts of the cell that is made
         for cell, took in finished.items():
-            for part, seconds in took.items():
-                self._learn(cell, part, seconds)
+            for name, part in self._todo.pop(cell).items():
+                if name in took:
+                    self._learn(part, took[name])
         self._began = clock()
 
     @contextmanager
@@ -205,80 +233,66 @@ class Pace:
         Args:
             bars: how many the part shows one after the other; each counts the same.
         """
-        store = self._store(cell, name)
-        self._now = _Running(cell, name, self._time(store), store.spared_s + store.seconds, bars)
+        part = self._todo.get(cell, {}).get(name) or Part(cell=cell, name=name, kind=(name, ""))
+        part.began, part.bars, part.to_spare = self._time(part), bars, part.shared.spared_s + part.shared.seconds
+        self._now = part
         self._tell()
         try:
             yield self
-            self._took[name] = self._time(store) - self._now.began
-            self._learn(cell, name, self._took[name])
+            self._took[name] = self._time(part) - part.began
+            self._learn(part, self._took[name])
         finally:
             self._now = None
             self._todo.get(cell, {}).pop(name, None)
 
     @contextmanager
     def progress(self, label: str, total: float, done: float = 0.0) -> Iterator[Advance]:
-        running = self._now
+        part = self._now
 
         def moved(amount: float) -> None:
             nonlocal done
             done += amount
-            if running is not None and total > 0:
-                reached = (running.closed + min(done / total, 1.0)) / running.bars
-                running.done = max(running.done, min(reached, 1.0))
+            if part is not None and total > 0:
+                reached = (part.closed + min(done / total, 1.0)) / part.bars
+                part.done = max(part.done, min(reached, 1.0))
                 self._tell()
 
         yield moved
-        if running is not None:
-            running.closed = min(running.closed + 1, running.bars - 1)
+        if part is not None:
+            part.closed = min(part.closed + 1, part.bars - 1)
 
-    def _store(self, cell: str, part: str) -> Shared:
-        return self._shared.get(cell, self._alone) if part == PRUNE else self._alone
+    def _time(self, part: Part) -> float:
+        return self._clock() + part.shared.spared_s
 
-    def _time(self, store: Shared) -> float:
-        """Seconds on a clock that runs as if all were computed that is taken over."""
-        return self._clock() + store.spared_s
-
-    def _kind(self, cell: str, part: str) -> Kind:
-        return part, self._methods[cell] if part == PRUNE else ""
-
-    def _learn(self, cell: str, part: str, seconds: float) -> None:
-        if (foretold := self._foretold[cell].get(part, 0.0)) > 0:
-            taken, expected = self._timed.get(self._kind(cell, part), (0.0, 0.0))
-            self._timed[self._kind(cell, part)] = (taken + seconds, expected + foretold)
+    def _learn(self, part: Part, seconds: float) -> None:
+        if part.foretold_s > 0:
+            taken, foretold = self._timed.get(part.kind, (0.0, 0.0))
+            self._timed[part.kind] = (taken + seconds, foretold + part.foretold_s)
 
     def _rate(self, kind: Kind) -> float:
         """Seconds that a foretold one takes. A part that is being run counts, with what it took and what is still
         expected of it; a kind that was never timed is as fast as perplexity."""
         taken, foretold = self._timed.get(kind) or self._timed.get((PERPLEXITY, ""), (1.0, 1.0))
         rate, now = taken / foretold, self._now
-        if now is None or self._kind(now.cell, now.part) != kind or not self._foretold[now.cell].get(now.part):
+        if now is None or now.kind != kind or not now.foretold_s:
             return rate
-        so_far, own = self._time(self._store(now.cell, now.part)) - now.began, self._foretold[now.cell][now.part]
         taken, foretold = self._timed.get(kind, (0.0, 0.0))
-        return (taken + so_far + (1 - now.done) * own * rate) / (foretold + own)
+        expected = self._time(now) - now.began + (1 - now.done) * now.foretold_s * rate
+        return (taken + expected) / (foretold + now.foretold_s)
 
-    def _left(self) -> float:
-        """Seconds until all is done."""
-        left, now = 0.0, self._now
-        for cell, part in self._to_come():
-            store, whole = self._store(cell, part), self._foretold[cell][part] * self._rate(self._kind(cell, part))
-            if now is not None and (now.cell, now.part) == (cell, part):
-                left += max((1 - now.done) * whole - (now.to_spare - store.spared_s), 0.0)
-            else:
-                left += max(whole - store.seconds, 0.0)
-        return left
-
-    def _to_come(self) -> Iterator[tuple[str, str]]:
-        return ((cell, part) for cell, parts in self._todo.items() for part in parts)
+    def _left(self, part: Part) -> float:
+        """Seconds until a part is done."""
+        to_spare = part.to_spare - part.shared.spared_s if part is self._now else part.shared.seconds
+        return max((1 - part.done) * part.foretold_s * self._rate(part.kind) - to_spare, 0.0)
 
     def _tell(self) -> None:
         now = self._now
-        kinds = dict.fromkeys(self._kind(cell, part) for cell, part in self._to_come())
+        to_come = [part for parts in self._todo.values() for part in parts.values()]
+        guessed = dict.fromkeys(part.kind for part in to_come if part.kind not in self._timed)
         self._show(
             Standing(
-                now.cell if now else "", now.part if now else "", now.done if now else 0.0,
-                len(self._foretold) - len(self._todo), len(self._foretold), self._clock() - self._began, self._left(),
-                tuple(kind for kind in kinds if kind not in self._timed),
+                now.cell if now else "", now.name if now else "", now.done if now else 0.0,
+                self._cells - len(self._todo), self._cells, self._clock() - self._began, sum(map(self._left, to_come)),
+                tuple(guessed),
             )
         )  # fmt: skip

@@ -11,15 +11,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-from msgspec import structs
+from msgspec import UNSET, structs
 
 from secateur.errors import Interrupted, InvalidOptionError, OutputBusyError, OutputExistsError, SecateurError
 from secateur.folders import claimed
 from secateur.forecast import Clock, timed
-from secateur.grid.cells import Cell, Matrices, check_names
+from secateur.grid.cells import Cell, Matrices
 from secateur.grid.folder import GridFolder, make_index, now
-from secateur.grid.judges import Judges
-from secateur.grid.pace import PRUNE, Foretold, Pace, Standing, foretell, sequences
+from secateur.grid.pace import PRUNE, Foretold, Pace, Standing, foretell, parts_of, sequences, tokens_of
 from secateur.grid.pruning import (
     Fields,
     Shared,
@@ -31,11 +30,12 @@ from secateur.grid.pruning import (
     plan_cell,
     pruned,
 )
-from secateur.judge.judging import Judging
-from secateur.judge.results import Sample
+from secateur.judge.judging import Judge, Judging
+from secateur.judge.results import Evaluation
 from secateur.methods import methods
 from secateur.model.handle import Model
-from secateur.report.results import DENSE, CellResult
+from secateur.record import public_name
+from secateur.report.results import DENSE, CellResult, InferencePair
 
 logger = logging.getLogger(__name__)
 
@@ -120,14 +120,16 @@ class _Runner:
         self.grid, self.asked, self.folder = grid, asked, GridFolder(grid.folder)
         self.folder.index()  # refuses what is no grid's folder, before gigabytes are read; so do the settings
         settings = asked.settings
-        self.judges = Judges(grid.judging, data=grid.data, cache=grid.cache)
+        self.judge = Judge.of(grid.judging, data=grid.data, cache=grid.cache)
         dense = grid.load()
         self.cells = list(asked.cells(dense))
-        check_names(self.cells)
-        self.judges.read(dense)
+        names = [cell.name for cell in self.cells]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise InvalidOptionError(f"asked for twice: {', '.join(twice)}")
+        self.texts = self.judge.windows(dense)
         self.matrices = Matrices(dense, self.cells, data=grid.data, cache=grid.cache)
         self.index = make_index(
-            asked.kind, dense, grid.judging, self.judges.texts, self.cells, arguments=grid.arguments,
+            asked.kind, dense, grid.judging, self.texts, self.cells, arguments=grid.arguments,
             settings=settings,
         )  # fmt: skip
         self.shared = self._shared()
@@ -167,12 +169,12 @@ class _Runner:
         judging, self._spare = self.grid.judging, self._load()
         length = min(judging.length, self._spare.max_length or judging.length)
         speed = timed(self._spare, length, steps=sequences(judging))
-        self.foretold = foretell(self.cells, self._spare, judging, self.judges.tokens(), speed)
+        self.foretold = foretell(self.cells, self._spare, judging, tokens_of(self.judge, self.texts), speed)
+        cells = [(cell, self.foretold[cell.name], self.shared.get(cell.name)) for cell in self.cells]
         return Pace(
-            {name: cell.parts for name, cell in self.foretold.items()},
-            {cell.name: cell.method for cell in self.cells},
+            {cell.name: parts_of(cell, foretold, shared) for cell, foretold, shared in cells},
             {name: cell.seconds for name, cell in self._there().items() if cell.done},
-            self.shared, clock=self.grid.clock, show=self.grid.shown,
+            clock=self.grid.clock, show=self.grid.shown,
         )  # fmt: skip
 
     # --- one cell ---
@@ -237,7 +239,7 @@ class _Runner:
         if cell.method == DENSE:
             model = self._load()
             yield dense_fields(model)
-            yield from self.judges.judge(model, lambda: model, part, dense_samples=None)
+            yield from map(_judgements, self.judge.judge(model, self.texts, part, dense=lambda: model))
             return
         assert cell.calibration is not None  # narrows the type
         foretold = self.foretold[cell.name]
@@ -252,13 +254,11 @@ class _Runner:
                 run = SharingRun(cell.calibration.seed, shared=shared, observer=observer, clock=self.grid.clock)
                 fields = stack.enter_context(pruned(plan, model, tokens, run))
             yield fields
-            dense = functools.cache(self.grid.load)
-            yield from self.judges.judge(model, dense, part, dense_samples=self._dense_samples())
-
-    def _dense_samples(self) -> list[Sample] | None:
-        """The dense model's samples of text, which need not be generated again for each cell."""
-        dense = self.folder.cell(DENSE)
-        return dense.generation.samples if dense is not None and dense.generation is not None else None
+            dense = self.folder.cell(DENSE)  # its text need not be generated again for each cell
+            samples = dense.generation.samples if dense is not None and dense.generation is not None else None
+            load = functools.cache(self.grid.load)
+            judged = self.judge.judge(model, self.texts, part, dense=load, dense_samples=samples)
+            yield from map(_judgements, judged)
 
     # --- what cells share ---
 
@@ -310,6 +310,17 @@ class _Runner:
                     f"{self.folder.cell_path(cell.name)} was made with other options or another calibration; choose "
                     "another --out, or give the same"
                 )
+
+
+def _judgements(known: Evaluation) -> Fields:
+    """What a cell's file says of them."""
+    judged, dense = known.model, known.against.inference if known.against else UNSET
+    pair = InferencePair(dense=dense, pruned=judged.inference) if dense and judged.inference else None
+    named = [structs.replace(result, text=public_name(str(result.text))) for result in judged.perplexity or ()]
+    return {
+        "perplexity": {result.text: result for result in named}, "tasks": judged.tasks or {}, "inference": pair,
+        "generation": judged.generation or None,
+    }  # fmt: skip
 
 
 def _labelled(label: str, notes: Mapping[str, str]) -> str:

@@ -5,20 +5,20 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any
 
 from secateur.errors import InvalidOptionError, UnknownNameError
 from secateur.judge.averages import average_over
+from secateur.judge.results import Evaluation, Failure, Judgement
 
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt
 }  # fmt: skip
 _CONDITION = re.compile(r"\s*([^\s<>=]+)\s*(>=|<=|>|<)\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*", re.ASCII)
 
-# By the part of a judgement: the name of a figure in conditions, and its key there.
+# By the part of a judgement: the name of a figure in conditions, and its field there.
 _BY_TEXT = {
     "perplexity": {"ppl": "perplexity"},
     "fidelity": {"kl": "kl", "loss": "loss", "top1": "top1_agreement"},
@@ -96,41 +96,34 @@ def check(conditions: Sequence[Condition], names: Iterable[str], *, dense: bool)
             )
 
 
-def failures(
-    judged: Mapping[str, Any], conditions: Sequence[Condition], dense: Mapping[str, Any] | None = None
-) -> list[dict[str, Any]]:
-    """The conditions that hold of a model's judgement (its part of what `evaluate` returns).
+def failures(report: Evaluation, conditions: Sequence[Condition]) -> list[Failure]:
+    """The conditions that hold of the model's judgement, once for each figure of that name of which they do.
 
     A figure that is asked about and not there, as an agreement without a dense model, cannot pass: its value is None.
-
-    Args:
-        dense: the dense model's part, which says what tasks are in their mean.
-
-    Returns:
-        `condition`, `figure` and `value`, for each figure of that name of which it holds.
+    The dense model's judgement (`against`) says what tasks are in their mean.
     """
-    figures = list(_figures(judged, dense or {}))
-    failed = []
-    for condition in conditions:
-        for short, full, value in figures:
-            if condition.name in (short, full) and (value is None or condition.holds(value)):
-                failed.append({"condition": str(condition), "figure": full, "value": value})
-    return failed
+    figures = list(_figures(report.model, report.against or None))
+    return [
+        Failure(condition=str(condition), figure=full, value=value)
+        for condition in conditions
+        for short, full, value in figures
+        if condition.name in (short, full) and (value is None or condition.holds(value))
+    ]
 
 
-def _figures(judged: Mapping[str, Any], dense: Mapping[str, Any]) -> Iterator[tuple[str, str, float | None]]:
+def _figures(judged: Judgement, dense: Judgement | None) -> Iterator[tuple[str, str, float | None]]:
     """Short name, full name and value."""
-    for part, keys in _BY_TEXT.items():
-        for result in judged.get(part, ()):
-            for short, key in keys.items():
-                yield short, f"{short}:{_label(str(result['text']))}", result[key]
-    if tasks := judged.get("tasks"):
-        yield _TASKS, _TASKS, average_over([tasks], dense["tasks"]).of(tasks) if "tasks" in dense else None
+    for part, fields in _BY_TEXT.items():
+        for result in getattr(judged, part) or ():
+            for short, field in fields.items():
+                yield short, f"{short}:{_label(str(result.text))}", getattr(result, field)
+    if tasks := judged.tasks or None:
+        yield _TASKS, _TASKS, average_over([tasks], dense.tasks).of(tasks) if dense and dense.tasks else None
         for name, result in tasks.items():
-            yield name, name, result["value"]
-    if generation := judged.get("generation"):
+            yield name, name, result.value
+    if generation := judged.generation or None:
         for name in _OF_GENERATION:
-            yield name, name, generation["figures"][name]
+            yield name, name, getattr(generation.figures, name)
 
 
 def _label(text: str) -> str:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
+from msgspec import convert, structs
 from torch import Tensor
 from transformers import GenerationConfig
 
 from secateur.errors import DataError
 from secateur.hf import quiet_transformers
+from secateur.judge.results import Generation, GenerationFigures, Sample, Scalar
 from secateur.model.handle import Model, require_same_vocabulary
 from secateur.run import Run
 
@@ -34,7 +36,7 @@ class Decoding:
     early_stopping: bool = False
     end: Literal["model", "tokenizer"] = "model"
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Scalar]:
         """All that decides the text, for records."""
         return {**asdict(self), "do_sample": False, "repetition_penalty": 1.0, "length_penalty": 1.0}
 
@@ -115,26 +117,22 @@ def generation(
     prompts: Sequence[str] = REFERENCE_PROMPTS,
     *,
     dense: Model | None = None,
-    dense_samples: Sequence[Mapping[str, Any]] | None = None,
+    dense_samples: Sequence[Sample] | None = None,
     decodings: Sequence[Decoding] = (REFERENCE,),
     greedy: Decoding = GREEDY,
     run: Run | None = None,
     label: str = "generation",
-) -> dict[str, Any]:
+) -> Generation:
     """Continue prompts greedily, and by other decodings; judge the greedy text.
 
     Args:
-        dense: the model that the pruned one is compared with.
+        dense: the model that the pruned one is compared with; without it there is no agreement.
         dense_samples: the dense model's `samples` for these prompts, where they are known; else they are generated.
         decodings: further ones; by default the 2SSP reference's.
 
     Returns:
-        `samples`: `prompt`, `text`, `tokens` (the new ids), `ended` and `settings` for each prompt and decoding.
-        `figures`, of the greedy texts: `distinct_1`, `distinct_2`, `distinct_3` (distinct n-grams of tokens among all,
-        of all texts together; None where there are none), `ended_share`, `new_tokens` (the mean); and, None without
-        `dense`, `greedy_agreement` (the share of places in the dense model's greedy texts where both models, given what
-        stands before, find the same token most probable) and `common_prefix_tokens` (how far, on average, the model
-        agrees from the start).
+        A sample for each prompt and decoding, and the figures of the greedy texts, of all together. Both models are
+        given the dense model's greedy texts to agree on.
 
     Raises:
         DataError: see `generate`; no prompt.
@@ -145,27 +143,37 @@ def generation(
     if dense is not None:
         require_same_vocabulary(model, dense, "greedy agreement")
     asked = [(prompt, decoding) for prompt in prompts for decoding in (greedy, *decodings)]
-    told: list[Continuation] = []
-    samples: list[dict[str, Any]] = []
+    plain: dict[str, Continuation] = {}  # by prompt, the greedy ones
+    samples: list[Sample] = []
     with (run or Run()).progress(label, len(asked) + len(prompts) * (dense is not None)) as done:
         for prompt, decoding in asked:
-            made = generate(model, prompt, decoding)
+            text = generate(model, prompt, decoding)
             if decoding is greedy:
-                told.append(made)
-            samples.append(_sample(prompt, made, decoding))
+                plain[prompt] = text
+            samples.append(
+                Sample(
+                    prompt=prompt, text=text.text, tokens=text.ids.tolist(), ended=text.ended,
+                    settings=decoding.record(),
+                )
+            )  # fmt: skip
             done(1)
-        figures = _figures(told)
+        figures = _figures(list(plain.values()))
         if dense is not None:
-            known = {s["prompt"]: s["tokens"] for s in dense_samples or () if s["settings"] == greedy.record()}
+            known = {
+                s.prompt: s.tokens for s in convert(dense_samples or [], list[Sample]) if s.settings == greedy.record()
+            }
             agreed = []
-            for prompt, made in zip(prompts, told, strict=True):
+            for prompt, text in plain.items():
                 new = torch.tensor(known[prompt]) if prompt in known else generate(dense, prompt, greedy).ids
-                agreed.append(_agreement(model, dense, made.prompt_ids, new))
+                agreed.append(_agreement(model, dense, text.prompt_ids, new))
                 done(1)
-            figures["greedy_agreement"] = float(torch.cat(agreed).double().mean())
             prefixes = [int(each.long().cumprod(dim=0).sum()) for each in agreed]
-            figures["common_prefix_tokens"] = sum(prefixes) / len(prefixes)
-    return {"samples": samples, "figures": figures}
+            figures = structs.replace(
+                figures,
+                greedy_agreement=float(torch.cat(agreed).double().mean()),
+                common_prefix_tokens=sum(prefixes) / len(prefixes),
+            )
+    return Generation(samples=samples, figures=figures)
 
 
 def distinct(texts: Sequence[Sequence[int]], n: int) -> float | None:
@@ -174,25 +182,15 @@ def distinct(texts: Sequence[Sequence[int]], n: int) -> float | None:
     return len(set(grams)) / len(grams) if grams else None
 
 
-def _sample(prompt: str, made: Continuation, decoding: Decoding) -> dict[str, Any]:
-    return {
-        "prompt": prompt,
-        "text": made.text,
-        "tokens": made.ids.tolist(),
-        "ended": made.ended,
-        "settings": decoding.record(),
-    }
-
-
-def _figures(told: Sequence[Continuation]) -> dict[str, Any]:
-    bodies = [made.ids[: len(made.ids) - made.ended].tolist() for made in told]  # without the token that ends
-    return {
-        **{f"distinct_{n}": distinct(bodies, n) for n in (1, 2, 3)},
-        "ended_share": sum(made.ended for made in told) / len(told),
-        "new_tokens": sum(map(len, bodies)) / len(bodies),
-        "greedy_agreement": None,
-        "common_prefix_tokens": None,
-    }
+def _figures(texts: Sequence[Continuation]) -> GenerationFigures:
+    bodies = [text.ids[: len(text.ids) - text.ended].tolist() for text in texts]  # without the token that ends
+    return GenerationFigures(
+        distinct_1=distinct(bodies, 1),
+        distinct_2=distinct(bodies, 2),
+        distinct_3=distinct(bodies, 3),
+        ended_share=sum(text.ended for text in texts) / len(texts),
+        new_tokens=sum(map(len, bodies)) / len(bodies),
+    )
 
 
 @torch.inference_mode()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from secateur.errors import InvalidOptionError
 from secateur.judge.memory import peak_tensor_memory
+from secateur.judge.results import Inference
 from secateur.judge.statistics import quartiles
 from secateur.model.handle import Model
 from secateur.run import Run
@@ -26,7 +27,7 @@ def inference(
     rounds: int = 5,
     batch_size: int = 1,
     run: Run | None = None,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Inference]:
     """Time the models in turn in one run, so that a change of the machine's speed hits all alike.
 
     Args:
@@ -37,12 +38,8 @@ def inference(
         batch_size: prompts at once.
 
     Returns:
-        Per model, medians over the rounds: `prefill_ms` for the whole prompts, `token_ms` for one further token of
-        each, both with `_iqr` (the interquartile range; None for one round); `throughput_tokens_s`, new tokens of all
-        prompts per second, the prompts' time included. Each of the three with `_rounds`: its value in every round, to
-        three decimals; in one round the models were timed right after each other. Then `weight_bytes`;
-        `kv_bytes_per_token` of one sequence, as long as no sliding window is full; `peak_memory_bytes` (see
-        `memory.peak_tensor_memory`) with `peak_memory_by`, how it was measured; and the arguments.
+        By name. In one round the models were timed right after each other, so their rounds can be paired, and are kept
+        to three decimals. `kv_bytes_per_token` holds as long as no sliding window is full.
 
     Raises:
         InvalidOptionError: a number below one; more new tokens than a model's positions.
@@ -66,17 +63,17 @@ def inference(
                 times[name].append(_once(models[name], prompt, new_tokens))
                 done(1)
     return {
-        name: {
+        name: Inference(
             **_summary(times[name], new_tokens, batch_size),
-            "weight_bytes": weight_bytes(model),
-            "kv_bytes_per_token": kv_bytes_per_token(model),
-            "peak_memory_bytes": peaks[name][0],
-            "peak_memory_by": peaks[name][1],
-            "prompt_length": prompt_length,
-            "new_tokens": new_tokens,
-            "rounds": rounds,
-            "batch_size": batch_size,
-        }
+            weight_bytes=weight_bytes(model),
+            kv_bytes_per_token=kv_bytes_per_token(model),
+            peak_memory_bytes=peaks[name][0],
+            peak_memory_by=peaks[name][1],
+            prompt_length=prompt_length,
+            new_tokens=new_tokens,
+            rounds=rounds,
+            batch_size=batch_size,
+        )
         for name, model in models.items()
     }
 
@@ -132,16 +129,17 @@ def _now(model: Model) -> float:
 
 
 def _summary(times: Sequence[tuple[float, float]], new_tokens: int, batch_size: int) -> dict[str, Any]:
+    """The fields of times: medians, interquartile ranges, and each round."""
     measured = {
         "prefill_ms": [1000 * first for first, _ in times],
         "token_ms": [1000 * rest / new_tokens for _, rest in times],
         "throughput_tokens_s": [batch_size * new_tokens / (first + rest) for first, rest in times],
     }
-    told: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for name, values in measured.items():
-        told[name] = statistics.median(values)
+        fields[name] = statistics.median(values)
+        fields[f"{name}_rounds"] = [round(value, 3) for value in values]
         if name.endswith("_ms"):
             edges = quartiles(values)
-            told[f"{name}_iqr"] = edges and edges[1] - edges[0]
-        told[f"{name}_rounds"] = [round(value, 3) for value in values]
-    return told
+            fields[f"{name}_iqr"] = edges and edges[1] - edges[0]
+    return fields

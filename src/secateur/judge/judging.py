@@ -1,14 +1,29 @@
-"""What a model is to be judged by: one record that travels from the command or the caller to those who judge."""
+"""Judging models: by what, and how; one model after the other, part by part, for `evaluate` and for grids alike."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
 
+from msgspec import UNSET, convert, structs
+
+from secateur.engine.tokens import Count, Tokens, read_tokens
 from secateur.errors import InvalidOptionError
-from secateur.judge.generation import GREEDY, Decoding, check_prompt
-from secateur.judge.inference import longest_prompt
-from secateur.judge.tasks import check_tokenizer
-from secateur.model.handle import Model
+from secateur.judge.fidelity import fidelity
+from secateur.judge.gate import check, failures, known_names, parse
+from secateur.judge.generation import GREEDY, Decoding, check_prompt, generation
+from secateur.judge.inference import inference, longest_prompt, weight_bytes
+from secateur.judge.perplexity import perplexity_by_window
+from secateur.judge.results import Evaluation, Fidelity, Inference, Judgement, Perplexity, Sample
+from secateur.judge.tasks import Planned, check_tokenizer, estimated_tokens, judge_tasks, plan_tasks
+from secateur.model.handle import Model, require_same_vocabulary
+from secateur.run import Observer, Run
+
+PERPLEXITY, FIDELITY, TASKS = "perplexity", "fidelity", "tasks"
+INFERENCE, GENERATION = "inference", "generation"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +34,7 @@ class Judging:
         texts: names or files to take the perplexity on.
         length, samples: windows of each, all of one length; all that a text has if `samples` is None.
         tasks: names of tasks or suites; `limit` documents of each, all if None; `fewshot` and `metric` the suite's own
-            if None. See `secateur.judge.tasks.run_tasks`.
+            if None. See `secateur.judge.tasks.plan_tasks`.
         inference: time the prompt and each further token, and count bytes, with `prompt_length`, `new_tokens`, `rounds`
             and `batch_size`. See `secateur.judge.inference`.
         prompts: continued greedily, and by `decodings` too. See `secateur.judge.generation`.
@@ -66,3 +81,209 @@ class Judging:
         for prompt in self.prompts:
             for decoding in (GREEDY, *self.decodings):
                 check_prompt(model, prompt, decoding)
+
+
+class Part(Protocol):
+    """Opens a part of the judging; gives what shows its progress, in so many bars one after the other."""
+
+    def __call__(self, name: str, *, bars: int = 1) -> AbstractContextManager[Observer]: ...
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A judging with its tasks read, and the place of its texts; for all models that are compared."""
+
+    judging: Judging
+    tasks: Sequence[Planned]
+    data: Path | None = None
+    cache: Path | None = None
+
+    @classmethod
+    def of(cls, judging: Judging, *, data: Path | None = None, cache: Path | None = None) -> Judge:
+        """Read the tasks, since an unknown one or a missing extra is to be said before gigabytes are loaded.
+
+        Args:
+            data, cache: folders with texts and rows, and of what was fetched.
+
+        Raises:
+            As `plan_tasks`.
+        """
+        tasks = plan_tasks(
+            judging.tasks, metric=judging.metric, limit=judging.limit, fewshot=judging.fewshot, data=data, cache=cache
+        )
+        return cls(judging, tasks, data, cache)
+
+    def task_tokens(self) -> float:
+        """About how many tokens the tasks are."""
+        return estimated_tokens(self.tasks)
+
+    def windows(self, model: Model) -> dict[str, Tokens]:
+        """The judging's texts by name, in the model's tokens.
+
+        Raises:
+            As `Judging.check` and `read_tokens`.
+        """
+        self.judging.check(model)
+        return self.read(model, self.judging.texts, "all")
+
+    def read(self, model: Model, texts: Sequence[str], count: Count | None) -> dict[str, Tokens]:
+        """Texts by name, in the judging's windows; `count` as `read_tokens` has it."""
+        return {
+            text: read_tokens(
+                model, text, purpose="evaluation", length=self.judging.length, samples=self.judging.samples,
+                count=count, data=self.data, cache=self.cache,
+            )
+            for text in texts
+        }  # fmt: skip
+
+    def judge(
+        self,
+        model: Model,
+        texts: Mapping[str, Tokens],
+        part: Part,
+        *,
+        own: Mapping[str, Tokens] | None = None,
+        dense: Callable[[], Model] | None = None,
+        dense_samples: Sequence[Sample] | None = None,
+        suffix: str = "",
+    ) -> Iterator[Evaluation]:
+        """Judge a model; yields what is known after each part, the last time all of it.
+
+        Args:
+            texts: of `windows`.
+            own: texts to compare the model with the dense one on.
+            dense: gives the dense model, the same at each call, or `model` itself if it is that one. They are timed in
+                turn, so that a change of the machine's speed hits both: its time stands under `against`.
+            dense_samples: the dense model's samples of text, where they are known.
+            suffix: of the bars' labels.
+
+        Raises:
+            NumericalError: the model gives NaN or Inf.
+        """
+        judging, known = self.judging, Evaluation(model=_about(model))
+        if texts:
+            with part(PERPLEXITY, bars=len(texts)) as observer:
+                measured = [
+                    perplexity_by_window(
+                        model, tokens, run=Run(observer=observer), label=f"perplexity on {text}{suffix}"
+                    )
+                    for text, tokens in texts.items()
+                ]
+            yield (known := _with(known, perplexity=convert(measured, list[Perplexity])))
+        if own and dense is not None:
+            with part(FIDELITY, bars=len(own)) as observer:
+                compared = [
+                    fidelity(model, dense(), tokens, run=Run(observer=observer), label=f"fidelity on {text}{suffix}")
+                    for text, tokens in own.items()
+                ]
+            yield (known := _with(known, fidelity=convert(compared, list[Fidelity])))
+        if self.tasks:
+            with part(TASKS, bars=len(self.tasks)) as observer:
+                tasks = judge_tasks(model, self.tasks, run=Run(observer=observer))
+            yield (known := _with(known, tasks=tasks))
+        if judging.inference:
+            with part(INFERENCE) as observer:
+                times = self._timed({"model": model, **({"against": dense()} if dense else {})}, observer)
+                if dense is not None:
+                    against = structs.replace(_about(dense()), inference=times["against"])
+                    known = structs.replace(known, against=against)
+            yield (known := _with(known, inference=times["model"]))
+        if judging.prompts:
+            with part(GENERATION) as observer:
+                other = dense() if dense is not None else None
+                text = generation(
+                    model, judging.prompts, dense=None if other is model else other, dense_samples=dense_samples,
+                    decodings=judging.decodings, run=Run(observer=observer), label=f"generation{suffix}",
+                )  # fmt: skip
+            yield (known := _with(known, generation=text))
+        yield known
+
+    def _timed(self, models: Mapping[str, Model], observer: Observer) -> dict[str, Inference]:
+        judging = self.judging
+        return inference(
+            models, prompt_length=judging.prompt_length, new_tokens=judging.new_tokens, rounds=judging.rounds,
+            batch_size=judging.batch_size, run=Run(observer=observer),
+        )  # fmt: skip
+
+
+def evaluate(
+    model: Model,
+    judging: Judging,
+    *,
+    against: Model | None = None,
+    fidelity_on: Sequence[str] = (),
+    fail_if: Sequence[str] = (),
+    data: Path | None = None,
+    cache: Path | None = None,
+    run: Run | None = None,
+) -> Evaluation:
+    """Judge a model, and beside it another one on the same tokens.
+
+    Args:
+        judging: what both are put through. The two are timed alternately.
+        against: usually the dense model; reported under "against".
+        fidelity_on: names of texts, or files, to compare the model with `against` on, in the judging's windows; of chat
+            data only responses count.
+        fail_if: conditions such as "kl>0.1"; see `secateur.judge.gate`. `tasks`, their mean, needs `against`.
+        run: its observer shows the progress.
+
+    Returns:
+        A `Judgement` of each, with what was asked; with `fail_if` also the conditions that hold.
+
+    Raises:
+        InvalidOptionError, UnknownNameError: a condition that is none, or asks for a figure that cannot be told;
+            fidelity without a model to be faithful to. Before any work, as are errors on texts, and those of
+            `Judging.check`.
+    """
+    observer = (run or Run()).observer
+    conditions = [parse(each) for each in fail_if]
+    judge = Judge.of(judging, data=data, cache=cache)
+    names = known_names(
+        perplexity=judging.texts,
+        fidelity=fidelity_on,
+        tasks=[each.name for each in judge.tasks],
+        generation=bool(judging.prompts),
+    )
+    check(conditions, names, dense=against is not None)
+    if fidelity_on and against is None:
+        raise InvalidOptionError("fidelity compares with the dense model; give it as --against (`against`)")
+    if against is not None and (fidelity_on or judging.prompts):
+        require_same_vocabulary(model, against, "fidelity" if fidelity_on else "greedy agreement")
+    texts = judge.windows(model)
+    own = judge.read(model, fidelity_on, None)
+
+    def part(name: str, *, bars: int = 1) -> AbstractContextManager[Observer]:
+        return nullcontext(observer)
+
+    dense = None
+    if against is not None:
+        apart = replace(judge, judging=replace(judging, inference=False))
+        *_, report = apart.judge(against, judge.windows(against), part, suffix=" (against)")
+        dense = _without_windows(report.model)
+    samples = dense.generation.samples if dense and dense.generation else None
+    *_, report = judge.judge(
+        model, texts, part, own=own, dense=(lambda: against) if against else None, dense_samples=samples
+    )
+    if dense is not None:
+        timed = report.against.inference if report.against else UNSET
+        report = structs.replace(report, against=structs.replace(dense, inference=timed))
+    report = structs.replace(report, model=_without_windows(report.model))
+    return structs.replace(report, failed=failures(report, conditions)) if conditions else report
+
+
+def _about(model: Model) -> Judgement:
+    return Judgement(
+        name=model.source.get("name"), parameters=model.layout().parameters, weight_bytes=weight_bytes(model)
+    )
+
+
+def _with(known: Evaluation, **results: object) -> Evaluation:
+    return structs.replace(known, model=structs.replace(known.model, **results))
+
+
+def _without_windows(judgement: Judgement) -> Judgement:
+    """Of perplexities the figures only; each window's loss is for grids, which compare cells by it."""
+    if not judgement.perplexity:
+        return judgement
+    bare = [structs.replace(each, window_nll=UNSET, window_predictions=UNSET) for each in judgement.perplexity]
+    return structs.replace(judgement, perplexity=bare)

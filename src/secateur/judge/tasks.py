@@ -14,26 +14,65 @@ from typing import Any
 from secateur.assets import read_rows
 from secateur.errors import DataError, InvalidOptionError
 from secateur.judge import harness
-from secateur.judge.chance import chance_of
-from secateur.judge.suites import OFFLINE, SUITES, Setting, Suite
+from secateur.judge.averages import chance_of
+from secateur.judge.results import Facts, TaskResult
 from secateur.model.handle import Model
 from secateur.run import Run
-
-__all__ = [
-    "SUITES",
-    "Suite",
-    "estimated_tokens",
-    "judge_tasks",
-    "plan_tasks",
-    "run_tasks",
-    "spread",
-    "task_names",
-]
 
 HUB = "hub:"
 _FILES = (".yaml", ".yml")
 _LOOKED_AT = 20  # documents of a task, for an estimate
 _CHARACTERS_PER_TOKEN = 4.5
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a task is asked; None: as its own file has it (metric: acc, if the task has that)."""
+
+    metric: str | None = None
+    fewshot: int | None = None
+
+
+@dataclass(frozen=True)
+class Suite:
+    """The tasks of a paper, each with its setting there."""
+
+    paper: str
+    tasks: Mapping[str, Setting]
+
+
+_ACC, _NORM = Setting("acc", 0), Setting("acc_norm", 0)
+
+SUITES: dict[str, Suite] = {
+    "2ssp": Suite(
+        "https://arxiv.org/abs/2501.17771",
+        dict.fromkeys(("mmlu", "winogrande", "piqa", "hellaswag", "arc_easy", "arc_challenge"), _ACC),
+    ),
+    "slimgpt": Suite(
+        "https://arxiv.org/abs/2412.18110",
+        {
+            "boolq": _ACC, "piqa": _NORM, "hellaswag": _NORM, "winogrande": _ACC, "arc_easy": _NORM,
+            "arc_challenge": _NORM, "openbookqa": _NORM, "mmlu": Setting("acc", 5),
+        },
+    ),
+}  # fmt: skip
+
+# The tasks whose rows are at hand without a hub: lm-eval's name of each, its folder in lm-eval, and the name of its
+# rows in `secateur.assets`.
+OFFLINE: dict[str, tuple[str, str]] = {
+    "arc_challenge": ("arc", "arc_challenge"),
+    "arc_easy": ("arc", "arc_easy"),
+    "boolq": ("super_glue/boolq", "boolq"),
+    "commonsense_qa": ("commonsense_qa", "commonsense_qa"),
+    "copa": ("super_glue/copa", "copa"),
+    "hellaswag": ("hellaswag", "hellaswag"),
+    "lambada_openai": ("lambada", "lambada_openai"),
+    "mmlu": ("mmlu/default", "mmlu"),
+    "openbookqa": ("openbookqa", "openbookqa"),
+    "piqa": ("piqa", "piqa"),
+    "social_iqa": ("siqa", "social_i_qa"),
+    "winogrande": ("winogrande", "winogrande"),
+}
 
 
 @dataclass(frozen=True)
@@ -51,50 +90,12 @@ class Planned:
     chance: float | None
     fewshot: int
     fewshot_split: str
-    source: dict[str, Any] = field(repr=False)
+    source: Facts = field(repr=False)
 
 
 def task_names() -> tuple[str, ...]:
     """The names that need no hub: suites, then tasks."""
     return (*SUITES, *OFFLINE)
-
-
-def run_tasks(
-    model: Model,
-    tasks: Sequence[str],
-    *,
-    metric: str | None = None,
-    limit: int | None = None,
-    fewshot: int | None = None,
-    data: Path | None = None,
-    cache: Path | None = None,
-    batch_size: int = 8,
-    run: Run | None = None,
-) -> dict[str, dict[str, Any]]:
-    """Judge a model by downstream tasks. Everything is checked and read before the first is run.
-
-    Args:
-        tasks: names of suites or tasks, paths of task files (.yaml), or "hub:NAME" for a task with the rows that
-            lm-eval asks the hub for (as any name does that is not in `task_names`).
-        metric: for all tasks; the suite's if None, else acc, else the task's first.
-        limit: only the first so many documents of a task; of MMLU spread over its subjects by their size.
-        fewshot: solved examples before each question; the suite's if None, else the task file's, else none.
-        data: folder with the rows, for machines without a network; see `secateur.assets.read_rows`.
-        batch_size: sequences in one forward.
-
-    Returns:
-        By task: `task`, `metric`, `value` (in the metric's own unit; acc in 0..1), `stderr` of the mean (None where
-        the metric is no mean), `documents`, `chance` (see `chance.chance_level`; None where there is none),
-        `fewshot`, `fewshot_split` ("" without), `per_document` (in the documents' order; empty if the metric has no
-        number per document), `truncated` (sequences that lost their beginning, being longer than the model's
-        positions), `source` (of the rows), `harness` (lm-eval's version).
-
-    Raises:
-        UnknownNameError, InvalidOptionError, DataError, FetchError, MissingExtraError: before anything is run.
-        NumericalError: the model gives NaN.
-    """
-    plan = plan_tasks(tasks, metric=metric, limit=limit, fewshot=fewshot, data=data, cache=cache)
-    return judge_tasks(model, plan, batch_size=batch_size, run=run)
 
 
 def plan_tasks(
@@ -106,7 +107,19 @@ def plan_tasks(
     data: Path | None = None,
     cache: Path | None = None,
 ) -> tuple[Planned, ...]:
-    """Check and read all that `judge_tasks` will need, once for several models. Arguments and errors: `run_tasks`'s."""
+    """Check and read all that `judge_tasks` will need, once for several models.
+
+    Args:
+        tasks: names of suites or tasks, paths of task files (.yaml), or "hub:NAME" for a task with the rows that
+            lm-eval asks the hub for (as any name does that is not in `task_names`).
+        metric: for all tasks; the suite's if None, else acc, else the task's first.
+        limit: only the first so many documents of a task; of MMLU spread over its subjects by their size.
+        fewshot: solved examples before each question; the suite's if None, else the task file's, else none.
+        data: folder with the rows, for machines without a network; see `secateur.assets.read_rows`.
+
+    Raises:
+        UnknownNameError, InvalidOptionError, DataError, FetchError, MissingExtraError.
+    """
     if limit is not None and limit < 1:
         raise InvalidOptionError(f"the limit is a number of documents, at least 1; not {limit}")
     if fewshot is not None and fewshot < 0:
@@ -121,13 +134,28 @@ def plan_tasks(
 
 def judge_tasks(
     model: Model, plan: Sequence[Planned], *, batch_size: int = 8, run: Run | None = None
-) -> dict[str, dict[str, Any]]:
-    """Run what `plan_tasks` gave; `run_tasks` in two steps. Returns and errors are its."""
+) -> dict[str, TaskResult]:
+    """Judge a model by what `plan_tasks` gave; results by task.
+
+    Args:
+        batch_size: sequences in one forward.
+
+    Raises:
+        DataError: see `check_tokenizer`; or the tokenizer gives ids that the model has not.
+        NumericalError: the model gives NaN.
+    """
     if batch_size < 1:
         raise InvalidOptionError(f"a batch has at least 1 sequence; not {batch_size}")
     check_tokenizer(model)
     run = run or Run()
-    return {each.name: _judge(model, each, batch_size, run) for each in plan}
+    return {line.name: _judge(model, line, batch_size, run) for line in plan}
+
+
+def run_tasks(
+    model: Model, tasks: Sequence[str], *, batch_size: int = 8, run: Run | None = None, **asked: Any
+) -> dict[str, TaskResult]:
+    """`plan_tasks`, whose other arguments are passed on, and `judge_tasks` in one."""
+    return judge_tasks(model, plan_tasks(tasks, **asked), batch_size=batch_size, run=run)
 
 
 def check_tokenizer(model: Model) -> None:
@@ -191,7 +219,7 @@ def _in_words(setting: Setting) -> str:
 
 def _plan(name: str, setting: Setting, limit: int | None, data: Path | None, cache: Path | None) -> list[Planned]:
     """The lines of the result that a name stands for."""
-    source: dict[str, Any]
+    source: Facts
     if name.lower().endswith(_FILES):
         path = Path(name).expanduser()
         loaded = harness.file_tasks(path)
@@ -206,7 +234,7 @@ def _plan(name: str, setting: Setting, limit: int | None, data: Path | None, cac
     return [_planned(line, parts, setting, limit, source) for line, parts in groups.items()]
 
 
-def _offline(name: str, data: Path | None, cache: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
+def _offline(name: str, data: Path | None, cache: Path | None) -> tuple[dict[str, Any], Facts]:
     folder, rows_name = OFFLINE[name]
     rows = read_rows(rows_name, data=data, cache=cache)
     parts: dict[str, Mapping[str, list[Any]]] = {name: rows.splits}
@@ -226,7 +254,7 @@ def _by_subject(splits: Mapping[str, list[Any]], where: str) -> dict[str, Mappin
     return {f"mmlu_{subject}": subjects[subject] for subject in sorted(subjects)}
 
 
-def _planned(name: str, parts: dict[str, Any], setting: Setting, limit: int | None, source: dict[str, Any]) -> Planned:
+def _planned(name: str, parts: dict[str, Any], setting: Setting, limit: int | None, source: Facts) -> Planned:
     """Settle metric and few-shot examples with lm-eval's tasks, or say why they cannot be had."""
     metrics = list(next(iter(parts.values())).aggregation())
     metric = setting.metric or ("acc" if "acc" in metrics else metrics[0])
@@ -274,28 +302,27 @@ def _settle_fewshot(name: str, task: Any, asked: int | None) -> tuple[int, str]:
 # --- judging ---
 
 
-def _judge(model: Model, plan: Planned, batch_size: int, run: Run) -> dict[str, Any]:
+def _judge(model: Model, plan: Planned, batch_size: int, run: Run) -> TaskResult:
     parts = {part: task for part, task in plan.parts.items() if plan.sizes[part]}
     results = harness.answer(model, parts, plan.sizes, batch_size=batch_size, run=run, label=plan.name)
     samples = [sample for part in parts for sample in _of_first_filter(results["samples"][part])]
     outcomes = [sample.get(plan.metric) for sample in samples]
-    numbers = [float(each) for each in outcomes if isinstance(each, (int, float))]
+    numbers = [float(outcome) for outcome in outcomes if isinstance(outcome, (int, float))]
     of_mean = len(numbers) == len(outcomes) and all(harness.is_mean(task, plan.metric) for task in parts.values())
-    value = statistics.fmean(numbers) if of_mean else _aggregated(plan, parts, results)
-    return {
-        "task": plan.name,
-        "metric": plan.metric,
-        "value": value,
-        "stderr": statistics.stdev(numbers) / math.sqrt(len(numbers)) if of_mean and len(numbers) > 1 else None,
-        "documents": len(outcomes),
-        "chance": plan.chance,
-        "fewshot": plan.fewshot,
-        "fewshot_split": plan.fewshot_split,
-        "per_document": numbers if len(numbers) == len(outcomes) else [],
-        "truncated": results["truncated"],
-        "source": plan.source,
-        "harness": harness.named_version(),
-    }
+    return TaskResult(
+        task=plan.name,
+        metric=plan.metric,
+        value=statistics.fmean(numbers) if of_mean else _aggregated(plan, parts, results),
+        stderr=statistics.stdev(numbers) / math.sqrt(len(numbers)) if of_mean and len(numbers) > 1 else None,
+        documents=len(outcomes),
+        chance=plan.chance,
+        fewshot=plan.fewshot,
+        fewshot_split=plan.fewshot_split,
+        per_document=numbers if len(numbers) == len(outcomes) else [],
+        truncated=results["truncated"],
+        source=plan.source,
+        harness=harness.named_version(),
+    )
 
 
 def _of_first_filter(samples: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ from secateur.model.modeling_secateur import (
     family_of,
     shape_of,
     state_ends,
+    state_family,
     state_shapes,
 )
 from secateur.model.refusals import Description, refuse_architecture
@@ -65,7 +66,7 @@ class Model:
         # For hidden states that are held elsewhere: (site, site, matrix), X <- X @ matrix takes those that wait at the
         # first site to the second. A `Rebase` stays where it is, `DropBlock` leads on to what comes after.
         self.rebases: list[tuple[int, int, torch.Tensor | None]] = []
-        _adopt(self.hf)
+        _adopt(self.hf, self.family)
         self.hf.eval()
 
     @property
@@ -247,7 +248,7 @@ def require_positions(max_length: int | None, length: int) -> None:
         raise InvalidOptionError(f"windows of {length} tokens; the model's positions end at {max_length}")
 
 
-def _adopt(hf: PreTrainedModel) -> None:
+def _adopt(hf: PreTrainedModel, family: Family) -> None:
     """Make a stock model an instance of secateur's subclass. The inner model keeps the plain configuration."""
     if getattr(hf, "_hf_peft_config_loaded", False):  # transformers adds layers to the stock class itself
         raise UnsupportedModelError("this model carries a PEFT adapter; merge it (merge_and_unload), then prune")
@@ -266,5 +267,6 @@ def _adopt(hf: PreTrainedModel) -> None:
     config = copy.deepcopy(hf.config)
     config.__class__ = config_class
     config.__dict__["model_type"] = config_class.model_type  # set there when it came from a file
+    state_family(config, family)
     hf.__class__ = model_class
     hf.config = config

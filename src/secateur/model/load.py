@@ -24,6 +24,7 @@ from secateur.errors import (
     UnsupportedModelError,
 )
 from secateur.hf import quiet_transformers
+from secateur.model.families import accept_row
 from secateur.model.handle import Model, require_family
 from secateur.model.refusals import (
     Description,
@@ -113,6 +114,7 @@ def read_config(location: str, revision: str | None = None) -> tuple[Any, Descri
     if told.type is None:
         raise CheckpointError(f"{location}: its config.json names no model_type; it should say, as 'llama'")
     refuse_architecture(told)
+    accept_row(raw, location)
     refuse_unknown_type(told)
     with explained(location), quiet_transformers():
         config = AutoConfig.from_pretrained(location, revision=told.revision, trust_remote_code=False)

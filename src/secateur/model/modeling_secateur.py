@@ -15,18 +15,20 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
 NOT_PRE_NORM = "only blocks of the form x + attention(RMSNorm(x)), then x + mlp(RMSNorm(x)) are built"
+ROW = "secateur_family"  # in the configuration of a saved model whose family is not in the table: its row
 PREFIX = "secateur-"  # model_type of a saved model: never a stock one, which stock transformers would half load
 
 
@@ -50,7 +52,7 @@ class Family:
     qkv: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
     out: str = "self_attn.o_proj"
     qkv_layout: Literal["separate", "blocks", "per_head"] = "separate"
-    counts: Mapping[str, Literal["query_heads", "kv_heads", "query_rows"]] = field(default_factory=dict)
+    counts: Mapping[str, Literal["query_heads", "kv_heads", "query_rows"]] = field(default_factory=dict, hash=False)
     head_dim: str = "head_dim"  # the attention's attribute
     cache: str = "past_key_values"  # the argument by which the attention is given the KV cache
     attention_norms: tuple[str, ...] = ("input_layernorm",)
@@ -65,8 +67,10 @@ class Family:
     query_heads: str = "num_attention_heads"
     kv_heads: str | None = "num_key_value_heads"
     free_head_dim: bool = True  # the stock class takes a head_dim other than hidden_size / heads
-    requires: Mapping[str, Any] = field(default_factory=dict)  # settings without which the row does not hold
-    cannot: Mapping[str, str] = field(default_factory=dict)  # edit -> why this family refuses it
+    requires: Mapping[str, Any] = field(
+        default_factory=dict, hash=False
+    )  # settings without which the row does not hold
+    cannot: Mapping[str, str] = field(default_factory=dict, hash=False)  # edit -> why this family refuses it
     no_rebase: str | None = NOT_PRE_NORM
     final_norm: str = "model.norm"
     dropouts: tuple[str, str] | None = None
@@ -170,6 +174,7 @@ FAMILIES: dict[str, Family] = {
     )
 }
 
+IN_TABLE = frozenset(FAMILIES)  # rows of other packages may come later
 SKIPS = ("attention_skip", "mlp_skip")  # parameters of a block, and fields of its shape
 
 # Configuration entries with one value per block; an explicit list, since others may have that length by chance.
@@ -337,6 +342,102 @@ class _LayerView:
         return getattr(self._shared, name)
 
 
+# --- rows of other packages ------------------------------------------------------------------------------------------
+
+
+def row_from(row: Any) -> Family:
+    """A row from plain data: names and paths, never code.
+
+    Raises:
+        ValueError: it is no row; says what would be one.
+    """
+    if not isinstance(row, Mapping):
+        raise ValueError(f"a family's row is an object with its names, not {row!r}")
+    if unknown := sorted(set(map(str, row)) - _FORM.keys()):
+        raise ValueError(f"a family has no '{unknown[0]}'; it has {', '.join(_FORM)}")
+    if "model_type" not in row:
+        raise ValueError("a family's row names its model_type")
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
+    family = Family(**values)
+    check_row(family)
+    return family
+
+
+def check_row(family: Family) -> None:
+    """Raise ValueError where a row has something else than the names and paths that a row has."""
+    for name, (fits, form) in _FORM.items():
+        if not fits(value := getattr(family, name)):
+            raise ValueError(f"a family's {name} is {form}, not {value!r}")
+    if (family.qkv_layout == "separate") != (len(family.qkv) == 3):
+        raise ValueError(f"qkv_layout '{family.qkv_layout}' does not go with {len(family.qkv)} projections in qkv")
+    plain = len(family.attention_norms) == len(family.mlp_norms) == len(family.mlp) == 1
+    if family.no_rebase is None and (not plain or family.shared_norms):
+        raise ValueError(f"a family whose stream can be rebased has one norm before each module; {NOT_PRE_NORM}")
+
+
+def _matches(pattern: str) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None
+
+
+def _some(fits: Callable[[Any], bool], *counts: int) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, tuple) and len(value) in counts and all(map(fits, value))
+
+
+def _or_none(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or fits(value)
+
+
+def _pairs(key: Callable[[Any], bool], fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, Mapping) and all(key(name) and fits(each) for name, each in value.items())
+
+
+def _one_of(*values: Any) -> Callable[[Any], bool]:
+    return lambda value: value in values
+
+
+def _is(*kinds: type) -> Callable[[Any], bool]:
+    return lambda value: type(value) in kinds
+
+
+_IDENTIFIER = r"[A-Za-z]\w*"
+_NAME, _PATH = _matches(_IDENTIFIER), _matches(rf"{_IDENTIFIER}(\.{_IDENTIFIER})*")
+_COUNTED = _matches(rf"(config\.)?{_IDENTIFIER}")
+_A_NAME, _A_PATH = "the name of an attribute", "the dotted path of a module"
+# By field of a row: whether a value fits, and what would.
+_FORM: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "model_type": (_matches(r"[A-Za-z0-9][\w.-]*"), "a model_type of transformers"),
+    "blocks": (_matches(rf"{_IDENTIFIER}(\.{_IDENTIFIER})+"), "the dotted path of the list of blocks"),
+    "attention": (_PATH, _A_PATH),
+    "qkv": (_some(_PATH, 1, 3), "the paths of one or three projections"),
+    "out": (_PATH, _A_PATH),
+    "qkv_layout": (_one_of("separate", "blocks", "per_head"), "'separate', 'blocks' or 'per_head'"),
+    "counts": (
+        _pairs(_COUNTED, _one_of("query_heads", "kv_heads", "query_rows")),
+        "attributes with 'query_heads', 'kv_heads' or 'query_rows'",
+    ),
+    "head_dim": (_NAME, _A_NAME),
+    "cache": (_NAME, "the name of an argument"),
+    "attention_norms": (_some(_PATH, 0, 1, 2), "the paths of up to two norms"),
+    "mlp": (_some(_PATH, 1, 2, 3), "the paths of one to three modules"),
+    "mlp_in": (_some(_PATH, 1, 2), "the paths of one or two projections"),
+    "mlp_out": (_PATH, _A_PATH),
+    "fused_mlp_in": (_is(bool), "true or false"),
+    "mlp_norms": (_some(_PATH, 0, 1, 2), "the paths of up to two norms"),
+    "shared_norms": (_some(_PATH, 0, 1, 2), "the paths of up to two norms"),
+    "width": (_NAME, _A_NAME),
+    "default_width": (_or_none(_is(int)), "a whole number or none"),
+    "query_heads": (_NAME, _A_NAME),
+    "kv_heads": (_or_none(_NAME), f"{_A_NAME} or none"),
+    "free_head_dim": (_is(bool), "true or false"),
+    "requires": (_pairs(_NAME, _is(bool, int, float, str, type(None))), "settings with their values"),
+    "cannot": (_pairs(_NAME, _is(str)), "names of edits with reasons"),
+    "no_rebase": (_or_none(_is(str)), "a reason or none"),
+    "final_norm": (_PATH, _A_PATH),
+    "dropouts": (_or_none(_some(_PATH, 2)), "two paths or none"),
+    "multiplier": (_or_none(_NAME), f"{_A_NAME} or none"),
+}
+
+
 # --- primitives: shrink one block ------------------------------------------------------------------------------------
 
 
@@ -442,15 +543,15 @@ def fold_block(block: nn.Module, family: Family) -> None:
         if hasattr(norm, "weight"):  # the norm of a removed module is gone
             block.set_submodule(path, FoldedNorm(norm.weight.numel(), norm.variance_epsilon))
     stock: Any = type(block)
-    _become(block, _stream_class(stock, family.model_type))
+    _become(block, _stream_class(stock, family))
     block.register_parameter("attention_skip", None)
     block.register_parameter("mlp_skip", None)
 
 
 @functools.cache
-def _stream_class(stock: Any, model_type: str) -> type[nn.Module]:
+def _stream_class(stock: Any, family: Family) -> type[nn.Module]:
     # of the stock name, by which accelerate knows what must not be split between devices
-    return type(stock.__name__, (StreamBlock, stock), {"__module__": __name__, "family": FAMILIES[model_type]})
+    return type(stock.__name__, (StreamBlock, stock), {"__module__": __name__, "family": family})
 
 
 def _become(module: nn.Module, cls: type[nn.Module]) -> None:
@@ -613,8 +714,18 @@ def _spread(heads: Tensor, head_dim: int) -> Tensor:
 
 
 def family_of(config: PreTrainedConfig) -> Family | None:
-    """The row of a stock or saved configuration; None where there is none."""
+    """The row of a stock or saved configuration; None where there is none. A saved one may bring its own."""
+    row = getattr(config, ROW, None)
+    if row is not None and config.model_type.startswith(PREFIX):
+        return row_from(row)
     return FAMILIES.get(config.model_type.removeprefix(PREFIX))
+
+
+def state_family(config: PreTrainedConfig, family: Family) -> None:
+    """Write a row that is not in the table into a saved model's configuration, where it is more than the default."""
+    if family.model_type not in IN_TABLE:
+        default = asdict(Family(model_type=""))
+        setattr(config, ROW, {name: value for name, value in asdict(family).items() if value != default[name]})
 
 
 def shapes_from(config: PreTrainedConfig, family: Family) -> list[Shape]:
@@ -680,7 +791,8 @@ def plain_config(config: PreTrainedConfig, family: Family, shapes: Sequence[Shap
     """A copy without per-layer entries and with the largest shape: what the stock class is built from."""
     plain = copy.deepcopy(config)
     plain.per_layer_config = None
-    plain.__dict__.pop("stream_ends", None)
+    for name in ("stream_ends", ROW):
+        plain.__dict__.pop(name, None)
     setattr(plain, family.width, max((shape.width for shape in shapes), default=0) or 1)
     return plain
 
@@ -738,16 +850,13 @@ def classes(model_type: str) -> tuple[type[PreTrainedConfig], type[PreTrainedMod
     return config_class, model_class
 
 
-def all_classes() -> Iterable[tuple[type[PreTrainedConfig], type[PreTrainedModel]]]:
-    """Classes of every family that this version of transformers has."""
-    return (classes(model_type) for model_type in FAMILIES if model_type in CONFIG_MAPPING)
-
-
 def __getattr__(name: str) -> Any:
     """Find `SecateurLlamaForCausalLM` and its like by name, as a checkpoint's `auto_map` asks for them."""
-    if name.startswith("Secateur"):
-        for pair in all_classes():
-            for cls in pair:
-                if cls.__name__ == name:
-                    return cls
+    stock = name.removeprefix("Secateur")
+    for names in (CONFIG_MAPPING_NAMES, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+        for model_type in (each for each, cls in names.items() if cls == stock != name):
+            config: Any = CONFIG_MAPPING[model_type]
+            model: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(config, None)
+            if model and config.model_type == model_type and model.config_class is config:  # none that is borrowed
+                return next(cls for cls in classes(model_type) if cls.__name__ == name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

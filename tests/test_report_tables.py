@@ -15,6 +15,7 @@ from msgspec import convert, structs
 from oracles import PROPERTY
 
 from secateur.judge.averages import average_over
+from secateur.judge.results import TaskResult
 from secateur.report.main_table import Differences, difference_table, main_table
 from secateur.report.main_table import differences as all_differences
 from secateur.report.results import CellResult, Index, ModelFacts, Results
@@ -157,13 +158,13 @@ def test_an_average_is_of_one_kind_of_accuracy(metric: str, why: str) -> None:
 
 
 def test_the_kind_that_most_tasks_have_is_averaged() -> None:
-    results = {name: {"metric": kind, "value": v} for name, kind, v in
-               [("a", "acc", 0.1), ("b", "acc_norm", 0.5), ("c", "acc_norm", 0.7)]}  # fmt: skip
+    kinds = (("a", "acc", 0.1), ("b", "acc_norm", 0.5), ("c", "acc_norm", 0.7))
+    results = {name: TaskResult(metric=kind, value=value) for name, kind, value in kinds}
     assert average_over([results], {}).of(results) == pytest.approx(0.6)
-    chance = {"b": {"metric": "acc_norm", "value": 0.5, "stderr": 0.1, "chance": 0.5}}
+    chance = {"b": TaskResult(metric="acc_norm", value=0.5, stderr=0.1, chance=0.5)}
     assert average_over([results], chance).tasks == ("a",)  # of one and one the first; the grey one has no say
     assert average_over([], {}).of({}) is None
-    assert average_over([results], {}).of({**results, "c": {"metric": "acc", "value": 1.0}}) is None
+    assert average_over([results], {}).of({**results, "c": TaskResult(metric="acc", value=1.0)}) is None
 
 
 def test_right_and_wrong_answers_are_told_apart_by_mcnemars_test_and_others_by_the_interval() -> None:

@@ -42,7 +42,7 @@ def save(drawn: Drawn, folder: Path) -> dict[str, str]:
         for name, figure in drawn:
             svgs[name] = to_svg(figure)
             (folder / f"{name}.svg").write_text(svgs[name], encoding="utf-8")
-            figure.savefig(folder / f"{name}.png", dpi=_DPI, bbox_inches="tight")
+            figure.savefig(folder / f"{name}.png", dpi=_DPI)
     return svgs
 
 
@@ -71,7 +71,8 @@ def styled() -> Iterator[None]:
 def to_svg(figure: Figure) -> str:
     """A figure drawn, with its marks as SVG has them."""
     out = io.StringIO()
-    figure.savefig(out, format="svg", metadata={"Date": None}, bbox_inches="tight")
+    figure.savefig(out, format="svg", metadata={"Date": None})
+    figure.set_layout_engine("none")  # it has been laid out, which takes time
     return _titled(out.getvalue())
 
 

@@ -18,7 +18,7 @@ from secateur.judge.statistics import DRAWS, SURE, difference, told_apart
 from secateur.report.comparing import TIMED, bold, by_accuracy, by_loss, can_be_best, exp, pairs, ratio, speed
 from secateur.report.looks import listed, number, percent, seconds, times
 from secateur.report.results import MISSING, CellResult, Results, dumps, finite, read_results
-from secateur.report.table import Column, Table, as_json, comma_separated, latex, markdown, rows_of
+from secateur.report.table import MAIN, Column, Table, as_json, comma_separated, latex, markdown, rows_of
 
 NAME, DIFFERENCES = "main-table", "differences.csv"
 BOLD = (
@@ -109,7 +109,7 @@ def _sizes(results: Results) -> Iterator[Column[CellResult]]:
                  hint=model, page=None if asked in model else "")  # fmt: skip
     yield Column("parameters", "parameters", lambda cell: cell.parameters, ",d")
     yield Column("weight_bytes", "bytes of weights", lambda cell: cell.weight_bytes, _megabytes, hidden=True,
-                 page=RUNNING)  # fmt: skip
+                 page=MAIN)  # fmt: skip
 
 
 def _judged(results: Results, cells: list[CellResult]) -> Iterator[Column[CellResult]]:
@@ -148,7 +148,7 @@ def _of_task(task: str, key: str, cell: CellResult) -> float | None:
 
 def _costs(results: Results, cells: list[CellResult]) -> Iterator[Column[CellResult]]:
     yield Column("prune_cpu_s", "pruning, CPU s", pruning("cpu_s"), ",.0f", page="")
-    yield Column("prune_wall_s", "pruning, s", pruning("wall_s"), seconds, hidden=True, page="main",
+    yield Column("prune_wall_s", "pruning, s", pruning("wall_s"), seconds, hidden=True, page=MAIN,
                  hint="wall-clock time of the pruning itself, in one run")  # fmt: skip
     yield Column("forwards", "forwards", pruning("forwards"), ",.0f", page="")
     yield Column("forwards_asked", "forwards asked", pruning("forwards_asked"), ",.0f", hidden=True)

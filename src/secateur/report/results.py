@@ -295,7 +295,7 @@ class Results:
     @cached_property
     def average(self) -> Average:
         """What the mean over tasks is taken of."""
-        return average_over([_plain(cell) for cell in self.cells], _plain(self.dense) if self.dense else {})
+        return average_over([cell.tasks for cell in self.cells], self.dense.tasks if self.dense else {})
 
     def loss(self, cell: CellResult, text: str) -> Perplexity | None:
         """A finished cell's result on a text; None where it has none, or one over other windows than the rest."""
@@ -308,7 +308,7 @@ class Results:
 
     def accuracy(self, cell: CellResult) -> float | None:
         """The mean over the tasks that count; None unless the cell has them all."""
-        return self.average.of(_plain(cell))
+        return self.average.of(cell.tasks)
 
     def cell(self, name: str | None) -> CellResult | None:
         """One that is there."""
@@ -326,11 +326,6 @@ class Results:
     def partner(self, cell: CellResult) -> CellResult | None:
         """The finished 2SSP at this cell's achieved size."""
         return next((c for c in self.pruned if c.matched_to == cell.name and c.done), None)
-
-
-def _plain(cell: CellResult) -> dict[str, dict[str, Any]]:  # until `judge.averages` is typed
-    keys = ("metric", "value", "stderr", "chance")
-    return {task: {key: getattr(result, key) for key in keys} for task, result in cell.tasks.items()}
 
 
 def same_windows(one: Perplexity, other: Perplexity) -> bool:

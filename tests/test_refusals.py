@@ -20,9 +20,10 @@ from secateur import load
 from secateur.errors import CheckpointError, FetchError, SecateurError, UnsupportedModelError
 from secateur.forecast import hollow_model
 from secateur.hf import quiet_transformers
+from secateur.model.described import Description
 from secateur.model.handle import Model
 from secateur.model.modeling_secateur import FAMILIES
-from secateur.model.refusals import Description, base_model, refuse_architecture
+from secateur.model.refusals import ARCHITECTURE, base_model, refuse
 
 EXPERTS = "mixture of experts"
 STATE = "linear attention, recurrence or state space"
@@ -54,18 +55,18 @@ def test_models_of_other_kinds_are_refused_by_their_kind(reason: str, kind: str,
         assert str(tmp_path) in str(refused.value)
         assert kind in str(refused.value)
     with pytest.raises(UnsupportedModelError, match=reason):  # as a model in memory would be
-        refuse_architecture(Description("this model", config.to_dict()))
+        refuse(Description("this model", config.to_dict()), *ARCHITECTURE)
 
 
 @pytest.mark.parametrize("kind", ["qwen3_next", "jamba", "granitemoehybrid", "nemotron_h"])
 def test_what_is_both_is_refused_as_one_of_them(kind: str) -> None:
     with pytest.raises(UnsupportedModelError, match=f"{EXPERTS}|{STATE}"):
-        refuse_architecture(Description("m", CONFIG_MAPPING[kind]().to_dict()))
+        refuse(Description("m", CONFIG_MAPPING[kind]().to_dict()), *ARCHITECTURE)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_supported_family_is_taken_for_another_kind(family: str) -> None:
-    refuse_architecture(Description("m", CONFIG_MAPPING[family]().to_dict()))
+    refuse(Description("m", CONFIG_MAPPING[family]().to_dict()), *ARCHITECTURE)
 
 
 def test_a_model_in_memory_is_refused_too() -> None:
@@ -280,7 +281,7 @@ def test_names_that_are_nothing_are_refused(name: str) -> None:
 
 
 def test_an_adapter_on_the_hub_is_told_from_a_missing_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from secateur.model import refusals
+    from secateur.model import described
 
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
 
@@ -289,7 +290,7 @@ def test_an_adapter_on_the_hub_is_told_from_a_missing_model(monkeypatch: pytest.
             raise OSError(f"no {name}")
         return str(tmp_path / name)
 
-    monkeypatch.setattr(refusals, "cached_file", only_the_adapter)
+    monkeypatch.setattr(described, "cached_file", only_the_adapter)
     with pytest.raises(UnsupportedModelError, match="org/lora is a PEFT adapter of org/base"):
         load("org/lora")
 

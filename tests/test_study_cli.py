@@ -30,7 +30,8 @@ def compare(where: tuple[object, ...], *words: object) -> Told:
 
 def test_the_demo_model_needs_no_hub_for_its_texts(tmp_path: Path) -> None:
     def texts(model: str, source: SourceOptions) -> tuple[str, ...]:
-        return grids.default_text(model, source), *grids.default_judging(model, source).texts
+        calibration, judging = grids.defaults(model, source)
+        return calibration, *judging.texts
 
     assert texts("demo", SourceOptions()) == ("demo", "demo")
     assert texts("demo", SourceOptions(data=tmp_path)) == texts("model", SourceOptions()) == ("c4", "wikitext2")

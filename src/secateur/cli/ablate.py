@@ -61,13 +61,14 @@ def ablate(
     from secateur.grid.cells import parse_options
 
     start_logging(output.log_level, output.log_file)
+    text, judging = grids.defaults(model, source)
     ablation = Ablation(
         what=words(what), values=words(values), method=method, sparsities=words(sparsities), seeds=_seeds(seeds), of=of,  # type: ignore[arg-type]  # checked there
-        options=parse_options(option or ()), calibration=calibration.calibration or grids.default_text(model, source),
+        options=parse_options(option or ()), calibration=calibration.calibration or text,
         samples=calibration.samples, length=calibration.length, count=calibration.count,  # type: ignore[arg-type]  # checked there
     )  # fmt: skip
-    judging = tasks.applied(texts.applied(grids.default_judging(model, source)))
-    grids.GridJob(model, source, judging, output.as_json).run(ablation, out_dir, dry_run=dry_run)
+    job = grids.GridJob(model, source, tasks.applied(texts.applied(judging)), output.as_json)
+    job.show_estimates(ablation) if dry_run else job.run(ablation, out_dir)
 
 
 class _What(msgspec.Struct):

@@ -72,14 +72,15 @@ def compare(
     from secateur.grid.presets import get_preset
 
     start_logging(output.log_level, output.log_file)
-    published = get_preset(preset) if preset is not None else None
-    usual = grids.default_text(model, source) if published is None else None
+    text, judging = grids.defaults(model, source)
+    if preset is not None:
+        text, judging = "", get_preset(preset).judging
     comparison = Comparison.from_preset(
         preset, methods=words(methods), sparsities=words(sparsities), of=of, round_to=round_to,
-        options=parse_options(option or ()), calibration=calibration.calibration or usual,
+        options=parse_options(option or ()), calibration=calibration.calibration or text or None,
         samples=calibration.samples, length=calibration.length, seed=seed, count=calibration.count, matched=matched,
         base=base,
     )  # fmt: skip
-    judging = texts.applied(published.judging if published is not None else grids.default_judging(model, source))
-    job = grids.GridJob(model, source, running.applied(tasks.applied(judging)), output.as_json)
-    job.run(comparison, out_dir, dry_run=dry_run)
+    judging = running.applied(tasks.applied(texts.applied(judging)))
+    job = grids.GridJob(model, source, judging, output.as_json)
+    job.show_estimates(comparison) if dry_run else job.run(comparison, out_dir)

@@ -30,7 +30,8 @@ def inspect(
 ) -> None:
     """Show what a model is made of and, if secateur pruned it, how. Loads no weights."""
     from secateur.forecast import hollow_model
-    from secateur.model.load import describe, record_of
+    from secateur.model.described import describe
+    from secateur.model.load import record_of
     from secateur.model.modeling_secateur import PREFIX
     from secateur.model.sums import SUMS, verify_weights
 

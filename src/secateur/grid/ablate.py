@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ import msgspec
 
 from secateur.errors import InvalidOptionError, SecateurError, UnknownNameError
 from secateur.grid import inverted
-from secateur.grid.cells import WINDOWS, Cell, Options, Terms, dense_cell, parse_value, read_sparsities
+from secateur.grid.cells import DENSE_CELL, WINDOWS, Asked, Cell, Options, parse_value, read_sparsities
 from secateur.grid.run import Grid, run_grid
 from secateur.methods import Method, get_method
 from secateur.methods.two_ssp import plan as two_ssp_plan
@@ -43,17 +43,16 @@ WHATS = msgspec.toml.decode(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ablation(Terms):
+class Ablation(Asked):
     """What is ablated.
 
     Attributes:
         what: names from WHATS.
         values: in place of a single ablation's own; as text, read as the option reads it.
         method: in place of each ablation's own.
-        sparsities: as `Comparison` has them; of: whose parameters they are shares of.
+        sparsities: as `Comparison` has them.
         seeds: repeats: 0 is the calibration text's first windows, any other a draw.
-        options: of the method, by name, the same in all cells; `samples` and `length` are the calibration's.
-        calibration, samples, length, count: as `Comparison` has them.
+        of, options, calibration, samples, length, count: as `Asked` has them, the same in all cells.
     """
 
     kind: ClassVar[str] = ABLATE
@@ -65,17 +64,8 @@ class Ablation(Terms):
     sparsities: Sequence[str | float] = (0.5,)
     seeds: Sequence[int] = (0, 1, 2)
 
-    @property
-    def settings(self) -> Mapping[str, object]:
-        """As the folder's index has them."""
-        return {**asdict(self), "calibration": public_name(self.calibration)}
-
     def cells(self, model: Model) -> list[Cell]:
-        """The dense model, then by ablation, sparsity, value and seed.
-
-        Raises:
-            UnknownNameError, InvalidOptionError: an ablation, value or option that cannot be.
-        """
+        """Dense; then by ablation, sparsity, value and seed."""
         if self.values and len(self.what) != 1:
             raise InvalidOptionError("--values are those of one ablation; ask for one --what at a time")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
@@ -86,7 +76,7 @@ class Ablation(Terms):
         ablated = {self._method(WHATS[name]).name for name in self.what}
         if unused := sorted(set(self.options) - ablated):
             raise InvalidOptionError(f"options for {', '.join(unused)}, which is not ablated ({', '.join(ablated)} is)")
-        return [dense_cell()] + [
+        return [DENSE_CELL] + [
             self._cell(model, name, value, sparsity, seed)
             for name in self.what
             for sparsity in read_sparsities(self.sparsities, len(model.numbers))
@@ -153,7 +143,6 @@ class Ablation(Terms):
         return {name: value for name, value in terms.items() if name not in varied}
 
     def write_tables(self, folder: Path) -> None:
-        """`ablation-table.md`, `.csv`, `.json` and `.tex`: mean and standard deviation over the seeds."""
         write_ablation_table(folder)
 
 
@@ -185,6 +174,6 @@ def ablate(ablation: Ablation, grid: Grid) -> dict[str, CellResult]:
         The cells of this ablation by name; failed ones have `status` "failed" and an `error`.
 
     Raises:
-        SecateurError: as `run_grid` and `Ablation.cells` say.
+        SecateurError: as `run_grid` and `Asked.cells` say.
     """
     return run_grid(grid, ablation)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from secateur.engine.tokens import Count, Tokens, read_tokens
 from secateur.errors import DataError, InvalidOptionError, UnknownNameError
 from secateur.methods import Method, get_method
 from secateur.model.budget import Budget, Convention
 from secateur.model.handle import Model
+from secateur.record import public_name
 from secateur.report.results import DENSE, AblationTerms
 
 PAPER = (0.25, 0.375, 0.5)  # sparsities of 2SSP's tables
@@ -72,8 +74,7 @@ class Cell:
         return Budget(self.sparsity, of=self.of, round_to=self.round_to)
 
 
-def dense_cell() -> Cell:
-    return Cell(name=DENSE, method=DENSE, label=DENSE)
+DENSE_CELL = Cell(name=DENSE, method=DENSE, label=DENSE)
 
 
 class Matrices:
@@ -125,15 +126,19 @@ def _matrix(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Terms:
-    """What the cells of a grid have in common.
+class Asked(ABC):
+    """What a grid is of, a `Comparison` or an `Ablation`, and what all its cells have in common.
 
     Attributes:
         of: whose parameters a sparsity is a share of.
         options: by method; `samples` and `length` there are those of its calibration.
         calibration: a text's name or file; samples, length: the preset's or the paper's of each method if None.
         count: "all" tokens of the calibration, or of chat data "responses" only.
+        kind: a folder is of one kind; table: the name of its main table's files.
     """
+
+    kind: ClassVar[str]
+    table: ClassVar[str]
 
     of: Convention = "blocks"
     options: Mapping[str, Options] = field(default_factory=dict)
@@ -141,6 +146,26 @@ class Terms:
     samples: int | None = None
     length: int | None = None
     count: Count = "all"
+
+    @abstractmethod
+    def cells(self, model: Model) -> list[Cell]:
+        """The cells in the table's order, the dense one first, a matched one after what it is matched to.
+
+        Args:
+            model: the dense one; it may be a hollow one.
+
+        Raises:
+            UnknownNameError, InvalidOptionError: a method, option, value, sparsity or calibration that cannot be.
+        """
+
+    @abstractmethod
+    def write_tables(self, folder: Path) -> None:
+        """Write the tables of all cells that are in the folder."""
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """As the folder's index has them."""
+        return {**asdict(self), "calibration": public_name(self.calibration)}
 
     def options_of(
         self, method: Method, *, below: Options | None = None, above: Options | None = None

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from secateur.errors import InvalidOptionError
-from secateur.grid.cells import Cell, Options, Terms, dense_cell, read_sparsities
+from secateur.grid.cells import DENSE_CELL, Asked, Cell, Options, read_sparsities
 from secateur.grid.presets import get_preset
 from secateur.grid.run import Grid, run_grid
 from secateur.methods import Method, get_method, methods
 from secateur.model.handle import Model
-from secateur.record import public_name
 from secateur.report.main_table import NAME, write_main_table
 from secateur.report.results import COMPARE, CellResult
 from secateur.surgery.edits import DropAttention, DropBlock, DropMLP
@@ -22,19 +21,16 @@ REFERENCE = "2ssp"  # which can have any size, and stands beside those that cann
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison(Terms):
+class Comparison(Asked):
     """What is compared.
 
     Attributes:
         methods: names, or ("all",).
         sparsities: numbers between 0 and 1, "paper" (25, 37.5 and 50 %) or "every-block".
-        of: whose parameters a sparsity is a share of.
+        of, options, calibration, samples, length, count: as `Asked` has them.
         round_to: FFN widths are multiples of it.
-        options: by method; `samples` and `length` there are those of its calibration.
         preset: whose options of methods apply; given ones win, `samples` and `length` too.
-        calibration: a text's name or file; samples, length: the preset's or the paper's of each method if None.
         seed: of the calibration's draw; 0 takes the text's first windows.
-        count: "all" tokens of the calibration, or of chat data "responses" only.
         matched: whether 2SSP stands beside each block-wise method, at the size that it achieved.
         base: the method that differences are taken to; 2ssp, or else the first one, if None.
     """
@@ -69,9 +65,8 @@ class Comparison(Terms):
         return cls(preset=preset, **attributes)
 
     @property
-    def settings(self) -> Mapping[str, object]:
-        """As the folder's index has them."""
-        return {**asdict(self), "calibration": public_name(self.calibration), "base": self.base_method}
+    def settings(self) -> dict[str, object]:
+        return {**super().settings, "base": self.base_method}
 
     @property
     def names(self) -> list[str]:
@@ -96,19 +91,12 @@ class Comparison(Terms):
         return self.base or (REFERENCE if REFERENCE in names else names[0])
 
     def cells(self, model: Model) -> list[Cell]:
-        """The cells in the table's order: dense; then by sparsity the methods, each with its match beside it.
-
-        Args:
-            model: the dense one; it may be a hollow one.
-
-        Raises:
-            UnknownNameError, InvalidOptionError: a method, option, sparsity or calibration that cannot be.
-        """
+        """Dense; then by sparsity the methods, each with its match beside it."""
         compared = [get_method(name) for name in self.names]
         matched = {method.name for method in compared if self.matched and is_block_wise(method)}
         if unused := sorted(set(self.options) - {*self.names, *([REFERENCE] if matched else [])}):
             raise InvalidOptionError(f"options for {', '.join(unused)}, which is not compared")
-        cells = [dense_cell()]
+        cells = [DENSE_CELL]
         for sparsity in read_sparsities(self.sparsities, len(model.numbers)):
             for method in compared:
                 cell = self._cell(model, method, sparsity)
@@ -135,7 +123,6 @@ class Comparison(Terms):
         )  # fmt: skip
 
     def write_tables(self, folder: Path) -> None:
-        """`main-table.md`, `.csv`, `.json` and `.tex`, and `differences.csv`, of all cells in the folder."""
         write_main_table(folder, self.base_method)
 
 
@@ -152,6 +139,6 @@ def compare(comparison: Comparison, grid: Grid) -> dict[str, CellResult]:
         The cells of this comparison by name, in the table's order; failed ones have `status` "failed" and an `error`.
 
     Raises:
-        SecateurError: as `run_grid` and `Comparison.cells` say.
+        SecateurError: as `run_grid` and `Asked.cells` say.
     """
     return run_grid(grid, comparison)

@@ -5,18 +5,17 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, Protocol
 
 from msgspec import UNSET, structs
 
 from secateur.errors import Interrupted, InvalidOptionError, OutputBusyError, OutputExistsError, SecateurError
 from secateur.folders import claimed
 from secateur.forecast import Clock, timed
-from secateur.grid.cells import Cell, Matrices
+from secateur.grid.cells import Asked, Cell, Matrices
 from secateur.grid.folder import GridFolder, make_index, now
 from secateur.grid.pace import PRUNE, Foretold, Pace, Standing, foretell, parts_of, sequences, tokens_of
 from secateur.grid.pruning import (
@@ -40,28 +39,6 @@ from secateur.report.results import DENSE, CellResult, InferencePair
 logger = logging.getLogger(__name__)
 
 Load = Callable[[], Model]  # the dense model, afresh at each call
-
-
-class Asked(Protocol):
-    """What a grid is of: a `Comparison` or an `Ablation`.
-
-    Attributes:
-        kind: a folder is of one kind.
-        table: the name of its main table's files.
-    """
-
-    kind: ClassVar[str]
-    table: ClassVar[str]
-
-    @property
-    def settings(self) -> Mapping[str, object]:
-        """For the index."""
-
-    def cells(self, model: Model) -> Sequence[Cell]:
-        """For the dense model; the dense one first, a matched cell after what it is matched to."""
-
-    def write_tables(self, folder: Path) -> None:
-        """Of what is in the folder; called after each cell, so that a killed run has its tables too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +95,7 @@ def run_grid(grid: Grid, asked: Asked) -> dict[str, CellResult]:
 class _Runner:
     def __init__(self, grid: Grid, asked: Asked) -> None:
         self.grid, self.asked, self.folder = grid, asked, GridFolder(grid.folder)
-        self.folder.index()  # refuses what is no grid's folder, before gigabytes are read; so do the settings
-        settings = asked.settings
+        self.folder.index(), asked.settings  # refuse what cannot be, before gigabytes are read
         self.judge = Judge.of(grid.judging, data=grid.data, cache=grid.cache)
         dense = grid.load()
         self.cells = list(asked.cells(dense))
@@ -129,8 +105,7 @@ class _Runner:
         self.texts = self.judge.windows(dense)
         self.matrices = Matrices(dense, self.cells, data=grid.data, cache=grid.cache)
         self.index = make_index(
-            asked.kind, dense, grid.judging, self.texts, self.cells, arguments=grid.arguments,
-            settings=settings,
+            asked, dense, grid.judging, self.texts, self.cells, arguments=grid.arguments,
         )  # fmt: skip
         self.shared = self._shared()
         self.foretold: dict[str, Foretold] = {}

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from secateur.errors import InvalidEditError, InvalidOptionError, NumericalError, UnsupportedModelError
 from secateur.hf import quiet_transformers
+from secateur.model.described import Description
 from secateur.model.layout import Layout
 from secateur.model.modeling_secateur import (
     FAMILIES,
@@ -28,7 +29,7 @@ from secateur.model.modeling_secateur import (
     state_family,
     state_shapes,
 )
-from secateur.model.refusals import Description, refuse_architecture
+from secateur.model.refusals import ARCHITECTURE, refuse
 from secateur.model.views import Block
 from secateur.record import Record
 
@@ -211,7 +212,7 @@ def require_family(config: Any) -> Family:
             one of its settings.
     """
     family = family_of(config)
-    refuse_architecture(Description("this model", config.to_dict()))
+    refuse(Description("this model", config.to_dict()), *ARCHITECTURE)
     if family is None:
         raise UnsupportedModelError(
             f"models of type '{config.model_type}' are not supported; supported: {', '.join(sorted(FAMILIES))}"

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,10 @@ from secateur.errors import (
     UnsupportedModelError,
 )
 from secateur.hf import quiet_transformers
+from secateur.model.described import Description, describe
 from secateur.model.families import accept_row
 from secateur.model.handle import Model, require_family
-from secateur.model.refusals import (
-    Description,
-    pickle_only,
-    refuse_adapter,
-    refuse_architecture,
-    refuse_files,
-    refuse_unknown_type,
-)
+from secateur.model.refusals import ARCHITECTURE, adapter, pickle_only, refuse, refuse_files, unknown_type
 from secateur.model.sums import verify_weights
 from secateur.record import RECORD, Record, read_record
 
@@ -99,42 +93,27 @@ def read_config(location: str, revision: str | None = None) -> tuple[Any, Descri
     Raises:
         CheckpointError, FetchError, UnsupportedModelError.
     """
-    there = describe(location, revision)
-    if there.folder is not None:
-        refuse_files(there)
+    place = describe(location, revision)
+    if place.folder is not None:
+        refuse_files(place)
     with explained(location), quiet_transformers():
         try:
             raw, _ = PreTrainedConfig.get_config_dict(location, revision=revision)
         except OSError:
-            refuse_adapter(there)
+            refuse(place, adapter)
             raise
         if not isinstance(raw, dict):
             raise CheckpointError(f"{location}: its config.json is no JSON object")
-    told = replace(there, config=raw, revision=there.commit or revision)
-    if told.type is None:
+    about = replace(place, config=raw, revision=place.commit or revision)
+    if about.type is None:
         raise CheckpointError(f"{location}: its config.json names no model_type; it should say, as 'llama'")
-    refuse_architecture(told)
+    refuse(about, *ARCHITECTURE)
     accept_row(raw, location)
-    refuse_unknown_type(told)
+    refuse(about, unknown_type)
     with explained(location), quiet_transformers():
-        config = AutoConfig.from_pretrained(location, revision=told.revision, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(location, revision=about.revision, trust_remote_code=False)
     require_family(config)
-    return config, told
-
-
-def describe(location: str, revision: str | None = None) -> Description:
-    """Where a model's files are: in a folder, or on the hub. Nothing is read.
-
-    Raises:
-        CheckpointError: it can be neither.
-    """
-    folder = Path(location)
-    here = os.path.exists(location)  # unlike Path.exists, false for a name that no folder can have
-    if not here and (folder.is_absolute() or location.startswith((".", "~")) or len(folder.parts) > 2):
-        raise CheckpointError(f"there is no folder {folder}")
-    if os.path.isfile(location):
-        raise CheckpointError(f"{folder} is a file; give the model's folder, with config.json and safetensors")
-    return Description(location, {}, folder if here else None, not here, revision)
+    return config, about
 
 
 @contextmanager
@@ -148,11 +127,7 @@ def explained(location: str) -> Iterator[None]:
         yield
     except (SecateurError, MemoryError, torch.OutOfMemoryError):
         raise
-    except OSError as error:
-        raise _fetch_error(location, error) from error
     except Exception as error:
-        if os.path.exists(location):
-            raise CheckpointError(f"{location} cannot be loaded: {_first_line(error)}") from error
         raise _fetch_error(location, error) from error
 
 
@@ -199,6 +174,20 @@ def _tokenizer(location: str, revision: str | None) -> PreTrainedTokenizerBase |
         logging.getLogger(__name__).warning("%s has no tokenizer: %s", location, _first_line(error))
         return None
     return tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A model by name, and how it is to be loaded; see `load`."""
+
+    name: str
+    device: str | None = None
+    dtype: str = "auto"
+    revision: str | None = None
+    cache: Path | None = None
+
+    def load(self) -> Model:
+        return load(self.name, device=self.device, dtype=self.dtype, revision=self.revision, cache=self.cache)
 
 
 def check_dtype(dtype: str) -> None:

@@ -310,11 +310,12 @@ class StreamBlock:
     """
 
     family: Family
+    get_submodule: Callable[[str], Any]  # the stock block's
     attention_skip: nn.Parameter | None  # (stream in, stream between); None is the identity
     mlp_skip: nn.Parameter | None  # (stream between, stream out)
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
-        part, family, h = self.get_submodule, self.family, hidden_states  # type: ignore[attr-defined]  # the stock block's
+        part, family, h = self.get_submodule, self.family, hidden_states
         added = part(family.attention)(hidden_states=part(family.attention_norms[0])(h), **kwargs)[0]
         h = _through(h, self.attention_skip) + self._branch(added, 0)
         added = part(family.mlp[0])(part(family.mlp_norms[0])(h))
@@ -322,7 +323,7 @@ class StreamBlock:
 
     def _branch(self, added: Tensor, half: int) -> Tensor:
         if self.family.dropouts:
-            added = self.get_submodule(self.family.dropouts[half])(added)  # type: ignore[attr-defined]
+            added = self.get_submodule(self.family.dropouts[half])(added)
         return added * getattr(self, self.family.multiplier) if self.family.multiplier else added
 
 
@@ -366,7 +367,8 @@ def row_from(row: Any) -> Family:
 def check_row(family: Family) -> None:
     """Raise ValueError where a row has something else than the names and paths that a row has."""
     for name, (fits, form) in _FORM.items():
-        if not fits(value := getattr(family, name)):
+        value = getattr(family, name)
+        if not (fits(value) or (value is None and name in _MAY_BE_NONE)):
             raise ValueError(f"a family's {name} is {form}, not {value!r}")
     if (family.qkv_layout == "separate") != (len(family.qkv) == 3):
         raise ValueError(f"qkv_layout '{family.qkv_layout}' does not go with {len(family.qkv)} projections in qkv")
@@ -379,20 +381,12 @@ def _matches(pattern: str) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None
 
 
-def _some(fits: Callable[[Any], bool], *counts: int) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, tuple) and len(value) in counts and all(map(fits, value))
-
-
-def _or_none(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: value is None or fits(value)
+def _some(*counts: int) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, tuple) and len(value) in counts and all(map(_PATH, value))
 
 
 def _pairs(key: Callable[[Any], bool], fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, Mapping) and all(key(name) and fits(each) for name, each in value.items())
-
-
-def _one_of(*values: Any) -> Callable[[Any], bool]:
-    return lambda value: value in values
 
 
 def _is(*kinds: type) -> Callable[[Any], bool]:
@@ -401,40 +395,30 @@ def _is(*kinds: type) -> Callable[[Any], bool]:
 
 _IDENTIFIER = r"[A-Za-z]\w*"
 _NAME, _PATH = _matches(_IDENTIFIER), _matches(rf"{_IDENTIFIER}(\.{_IDENTIFIER})*")
-_COUNTED = _matches(rf"(config\.)?{_IDENTIFIER}")
-_A_NAME, _A_PATH = "the name of an attribute", "the dotted path of a module"
+_MAY_BE_NONE = ("default_width", "kv_heads", "no_rebase", "dropouts", "multiplier")
+_COUNTS = _pairs(_matches(rf"(config\.)?{_IDENTIFIER}"), _matches("query_heads|kv_heads|query_rows"))
 # By field of a row: whether a value fits, and what would.
 _FORM: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "model_type": (_matches(r"[A-Za-z0-9][\w.-]*"), "a model_type of transformers"),
-    "blocks": (_matches(rf"{_IDENTIFIER}(\.{_IDENTIFIER})+"), "the dotted path of the list of blocks"),
-    "attention": (_PATH, _A_PATH),
-    "qkv": (_some(_PATH, 1, 3), "the paths of one or three projections"),
-    "out": (_PATH, _A_PATH),
-    "qkv_layout": (_one_of("separate", "blocks", "per_head"), "'separate', 'blocks' or 'per_head'"),
-    "counts": (
-        _pairs(_COUNTED, _one_of("query_heads", "kv_heads", "query_rows")),
-        "attributes with 'query_heads', 'kv_heads' or 'query_rows'",
-    ),
-    "head_dim": (_NAME, _A_NAME),
-    "cache": (_NAME, "the name of an argument"),
-    "attention_norms": (_some(_PATH, 0, 1, 2), "the paths of up to two norms"),
-    "mlp": (_some(_PATH, 1, 2, 3), "the paths of one to three modules"),
-    "mlp_in": (_some(_PATH, 1, 2), "the paths of one or two projections"),
-    "mlp_out": (_PATH, _A_PATH),
-    "fused_mlp_in": (_is(bool), "true or false"),
-    "mlp_norms": (_some(_PATH, 0, 1, 2), "the paths of up to two norms"),
-    "shared_norms": (_some(_PATH, 0, 1, 2), "the paths of up to two norms"),
-    "width": (_NAME, _A_NAME),
-    "default_width": (_or_none(_is(int)), "a whole number or none"),
-    "query_heads": (_NAME, _A_NAME),
-    "kv_heads": (_or_none(_NAME), f"{_A_NAME} or none"),
-    "free_head_dim": (_is(bool), "true or false"),
-    "requires": (_pairs(_NAME, _is(bool, int, float, str, type(None))), "settings with their values"),
-    "cannot": (_pairs(_NAME, _is(str)), "names of edits with reasons"),
-    "no_rebase": (_or_none(_is(str)), "a reason or none"),
-    "final_norm": (_PATH, _A_PATH),
-    "dropouts": (_or_none(_some(_PATH, 2)), "two paths or none"),
-    "multiplier": (_or_none(_NAME), f"{_A_NAME} or none"),
+    name: (fits, form)
+    for names, fits, form in (
+        ("model_type", _matches(r"[A-Za-z0-9][\w.-]*"), "a model_type of transformers"),
+        ("blocks", _matches(rf"{_IDENTIFIER}(\.{_IDENTIFIER})+"), "the dotted path of the list of blocks"),
+        ("attention out mlp_out final_norm", _PATH, "the dotted path of a module"),
+        ("qkv", _some(1, 3), "the paths of one or three projections"),
+        ("mlp_in", _some(1, 2), "the paths of one or two projections"),
+        ("mlp", _some(1, 2, 3), "the paths of one to three modules"),
+        ("attention_norms mlp_norms shared_norms", _some(0, 1, 2), "the paths of up to two norms"),
+        ("dropouts", _some(2), "the paths of two modules"),
+        ("qkv_layout", _matches("separate|blocks|per_head"), "'separate', 'blocks' or 'per_head'"),
+        ("counts", _COUNTS, "attributes with 'query_heads', 'kv_heads' or 'query_rows'"),
+        ("head_dim cache width query_heads kv_heads multiplier", _NAME, "the name of an attribute"),
+        ("fused_mlp_in free_head_dim", _is(bool), "true or false"),
+        ("default_width", _is(int), "a whole number"),
+        ("requires", _pairs(_NAME, _is(bool, int, float, str, type(None))), "settings with their values"),
+        ("cannot", _pairs(_NAME, _is(str)), "names of edits with reasons"),
+        ("no_rebase", _is(str), "a reason"),
+    )
+    for name in names.split()
 }
 
 
@@ -505,14 +489,14 @@ def keep_heads(block: nn.Module, family: Family, index: Tensor) -> None:
         v_start = k_start + before.kv_heads * head_dim
         narrow(_linear(block, family.qkv[0]), rows=torch.cat([q_rows, kv_rows + k_start, kv_rows + v_start]))
     narrow(_linear(block, family.out), columns=q_rows)
-    attention = block.get_submodule(family.attention)
+    attention: Any = block.get_submodule(family.attention)
     sizes = {"query_heads": len(query), "kv_heads": len(index), "query_rows": len(q_rows)}
     for attribute, counted in family.counts.items():
         name = attribute.removeprefix("config.")
         if name == attribute:
             setattr(attention, name, sizes[counted])
         else:
-            attention.config = _LayerView(attention.config, **{name: sizes[counted]})  # type: ignore[assignment]
+            attention.config = _LayerView(attention.config, **{name: sizes[counted]})
 
 
 def drop_attention(block: nn.Module, family: Family) -> None:
@@ -557,7 +541,7 @@ def _stream_class(stock: Any, family: Family) -> type[nn.Module]:
 def _become(module: nn.Module, cls: type[nn.Module]) -> None:
     module.__class__ = cls
     if "_old_forward" in module.__dict__:  # accelerate's hooks keep the forward that they wrap
-        module._old_forward = functools.partial(cls.forward, module)  # type: ignore[assignment]
+        module.__dict__["_old_forward"] = functools.partial(cls.forward, module)
 
 
 def map_embedding(embedding: nn.Module, weight: Tensor) -> None:
@@ -568,12 +552,12 @@ def map_embedding(embedding: nn.Module, weight: Tensor) -> None:
 
 def drop_block(model: PreTrainedModel, family: Family, position: int) -> None:
     """Remove the whole block at `position`, renumber the cache slots of those after it, shorten the configurations."""
-    blocks: nn.ModuleList = model.get_submodule(family.blocks)  # type: ignore[assignment]
+    blocks: Any = model.get_submodule(family.blocks)
     del blocks[position]
     for place, block in enumerate(blocks):
         for module in block.modules():
             if hasattr(module, "layer_idx"):
-                module.layer_idx = place  # type: ignore[assignment]
+                module.layer_idx = place
     inner: Any = model.get_submodule(family.blocks.rpartition(".")[0])
     holders: tuple[Any, ...] = (model, model.base_model, inner)
     configs = {id(holder.config): holder.config for holder in holders}
@@ -657,12 +641,12 @@ def ends_of(model: PreTrainedModel, family: Family) -> Ends:
     tied = head.weight is embedding.weight
     if family.no_rebase is not None:
         return Ends(vocabulary, width, tied, width, width)
-    norm = model.get_submodule(family.final_norm)
+    norm: Any = model.get_submodule(family.final_norm)
     output_map = norm.map if isinstance(norm, MappedNorm) else None
     input_map = embedding.map if isinstance(embedding, MappedEmbedding) else None
     return Ends(
         vocabulary=vocabulary,
-        hidden=norm.width if isinstance(norm, FoldedNorm) else norm.weight.numel(),  # type: ignore[operator]
+        hidden=norm.width if isinstance(norm, FoldedNorm) else norm.weight.numel(),
         tied=tied,
         input=width if input_map is None else input_map.shape[1],
         output=head.weight.shape[1] if output_map is None else output_map.shape[0],
@@ -702,7 +686,7 @@ def _embedding_and_head(model: PreTrainedModel) -> tuple[Any, Any]:
 
 
 def _linear(block: nn.Module, path: str) -> Linear:
-    return block.get_submodule(path)  # type: ignore[return-value]
+    return block.get_submodule(path)  # type: ignore[return-value]  # the row says so
 
 
 def _spread(heads: Tensor, head_dim: int) -> Tensor:

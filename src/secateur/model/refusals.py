@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import metadata_load
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.utils import cached_file
 
 from secateur.errors import CheckpointError, SecateurError, UnsupportedModelError
+from secateur.model.described import Description
 from secateur.model.modeling_secateur import FAMILIES
 
 # How configurations spell the number of experts, and blocks that are no attention.
@@ -24,61 +22,6 @@ _MODES = ("text", "vision", "audio", "thinker", "talker", "llm", "language")  # 
 _STATE_SPACE = re.compile(r"mamba_|ssm_|linear_(num_(key|value)_heads|conv_kernel)|conv_L_cache$")
 _EXPERT_TYPES = {"dbrx", "switch_transformers", "nllb-moe"}  # nothing in their own configuration's top level says so
 _STATE_SPACE_TYPES = {"mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm", "recurrent_gemma", "lfm2", "zamba"}
-
-
-@dataclass(frozen=True)
-class Description:
-    """What is known of a model without its weights: on disk, on the hub, or in memory.
-
-    Attributes:
-        name: the folder or hub id, or other words for it: the subject of the messages.
-        config: what its config.json says; empty where there is none.
-        folder: where it lies, None on the hub or in memory.
-        on_hub: whether further files may be asked of the hub.
-    """
-
-    name: str
-    config: Mapping[str, Any]
-    folder: Path | None = None
-    on_hub: bool = False
-    revision: str | None = None
-
-    @property
-    def type(self) -> str | None:
-        """The model type; None where the configuration names none, or something that is no name."""
-        return kind if isinstance(kind := self.config.get("model_type"), str) and kind else None
-
-    def file(self, name: str) -> Path | None:
-        """One of its files, if it is there."""
-        if self.folder is not None:
-            return path if (path := self.folder / name).is_file() else None
-        if not self.on_hub:
-            return None
-        try:
-            found = cached_file(self.name, name, revision=self.revision)
-        except Exception:  # whatever the hub says: a model is whole without this file, or else loading it will tell
-            return None
-        return Path(found) if found else None
-
-    @property
-    def commit(self) -> str | None:
-        """What the revision stands for on the hub; its cache has a folder per commit."""
-        path = self.file("config.json") if self.on_hub else None
-        return path.parent.name if path and re.fullmatch("[0-9a-f]{40}", path.parent.name) else None
-
-    def json(self, name: str) -> dict[str, Any] | None:
-        """One of its JSON files, if it is there; {} for one that cannot be read."""
-        path = self.file(name)
-        if path is None:
-            return None
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return content if isinstance(content, dict) else {}
-
-    def has(self, pattern: str) -> bool:
-        return self.folder is not None and any(self.folder.glob(pattern))
 
 
 Check = Callable[[Description], str | None]  # the rest of a sentence that begins with the model's name
@@ -159,7 +102,7 @@ def _quantised(about: Description) -> str | None:
     )
 
 
-def _own_code(about: Description) -> str | None:
+def unknown_type(about: Description) -> str | None:
     kind = about.type
     if kind in CONFIG_MAPPING:  # then transformers' own class is used, whatever lies in the checkpoint
         return None
@@ -180,11 +123,11 @@ ARCHITECTURE: tuple[Check, ...] = (_encoder_decoder, _multimodal, _mixture_of_ex
 # --- by its files ----------------------------------------------------------------------------------------------------
 
 
-def _adapter(about: Description) -> str | None:
-    adapter = about.json("adapter_config.json")
-    if adapter is None:
+def adapter(about: Description) -> str | None:
+    settings = about.json("adapter_config.json")
+    if settings is None:
         return None
-    base, out = adapter.get("base_model_name_or_path"), f"{Path(about.name).name}-merged"
+    base, out = settings.get("base_model_name_or_path"), f"{Path(about.name).name}-merged"
     tokenizer = f"T.from_pretrained({base!r}).save_pretrained({out!r})" if base else ""
     return (
         f"is a PEFT adapter{f' of {base}' if base else ''}, no whole model. Merge it (pip install peft), then prune "
@@ -215,15 +158,14 @@ def _pickle(about: Description) -> str | None:
     return pickle_only(about.name)
 
 
-FILES: tuple[tuple[Check, type[SecateurError]], ...] = (
-    (_adapter, UnsupportedModelError),
-    (_gguf, UnsupportedModelError),
-    (_no_config, CheckpointError),
-    (_pickle, CheckpointError),
-)
-
-
 # --- asked -----------------------------------------------------------------------------------------------------------
+
+
+def refuse(about: Description, *checks: Check, error: type[SecateurError] = UnsupportedModelError) -> None:
+    """Raise the error where one of the checks has something against the model, with the reason and the way out."""
+    for check in checks:
+        if says := check(about):
+            raise error(f"{about.name} {says}")
 
 
 def refuse_files(about: Description) -> None:
@@ -232,40 +174,8 @@ def refuse_files(about: Description) -> None:
     Raises:
         UnsupportedModelError, CheckpointError.
     """
-    for check, error in FILES:
-        if says := check(about):
-            raise error(f"{about.name} {says}")
-
-
-def refuse_architecture(about: Description) -> None:
-    """Raise where a configuration says that the model is of a kind that secateur cannot prune.
-
-    Raises:
-        UnsupportedModelError: with the reason and the way out.
-    """
-    for check in ARCHITECTURE:
-        if says := check(about):
-            raise UnsupportedModelError(f"{about.name} {says}")
-
-
-def refuse_unknown_type(about: Description) -> None:
-    """Raise where transformers has no class for the model.
-
-    Raises:
-        UnsupportedModelError.
-    """
-    if says := _own_code(about):
-        raise UnsupportedModelError(f"{about.name} {says}")
-
-
-def refuse_adapter(about: Description) -> None:
-    """Raise where a checkpoint is but an adapter; asked of the hub once there turned out to be no config.json.
-
-    Raises:
-        UnsupportedModelError.
-    """
-    if says := _adapter(about):
-        raise UnsupportedModelError(f"{about.name} {says}")
+    refuse(about, adapter, _gguf)
+    refuse(about, _no_config, _pickle, error=CheckpointError)
 
 
 def pickle_only(name: str) -> str:

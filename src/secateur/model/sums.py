@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from secateur.errors import CheckpointError
-from secateur.model.refusals import Description
+from secateur.model.described import Description
 
 SUMS = "SHA256SUMS"  # as `sha256sum -c` reads it
 

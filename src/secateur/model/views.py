@@ -77,7 +77,7 @@ class Block:
         return roles
 
     def linear(self, path: str) -> Linear:
-        return self.module.get_submodule(path)  # type: ignore[return-value]
+        return self.module.get_submodule(path)  # type: ignore[return-value]  # the family's row says so
 
     def weight(self, role: str) -> Tensor:
         """The weight of a role's linear map as (out, in), whichever way the module keeps it; a view of it."""

@@ -1,0 +1,85 @@
+"""What is known of a model without its weights, and where its files are."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import cached_file
+
+from secateur.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is known of a model without its weights: on disk, on the hub, or in memory.
+
+    Attributes:
+        name: the folder or hub id, or other words for it: the subject of the messages.
+        config: what its config.json says; empty where there is none.
+        folder: where it lies, None on the hub or in memory.
+        on_hub: whether further files may be asked of the hub.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    folder: Path | None = None
+    on_hub: bool = False
+    revision: str | None = None
+
+    @property
+    def type(self) -> str | None:
+        """The model type; None where the configuration names none, or something that is no name."""
+        return kind if isinstance(kind := self.config.get("model_type"), str) and kind else None
+
+    def file(self, name: str) -> Path | None:
+        """One of its files, if it is there."""
+        if self.folder is not None:
+            return path if (path := self.folder / name).is_file() else None
+        if not self.on_hub:
+            return None
+        try:
+            found = cached_file(self.name, name, revision=self.revision)
+        except Exception:  # whatever the hub says: a model is whole without this file, or else loading it will tell
+            return None
+        return Path(found) if found else None
+
+    @property
+    def commit(self) -> str | None:
+        """What the revision stands for on the hub; its cache has a folder per commit."""
+        path = self.file("config.json") if self.on_hub else None
+        return path.parent.name if path and re.fullmatch("[0-9a-f]{40}", path.parent.name) else None
+
+    def json(self, name: str) -> dict[str, Any] | None:
+        """One of its JSON files, if it is there; {} for one that cannot be read."""
+        path = self.file(name)
+        if path is None:
+            return None
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def has(self, pattern: str) -> bool:
+        return self.folder is not None and any(self.folder.glob(pattern))
+
+
+def describe(location: str, revision: str | None = None) -> Description:
+    """Where a model's files are: in a folder, or on the hub. Nothing is read.
+
+    Raises:
+        CheckpointError: it can be neither.
+    """
+    folder = Path(location)
+    here = os.path.exists(location)  # unlike Path.exists, false for a name that no folder can have
+    if not here and (folder.is_absolute() or location.startswith((".", "~")) or len(folder.parts) > 2):
+        raise CheckpointError(f"there is no folder {folder}")
+    if os.path.isfile(location):
+        raise CheckpointError(f"{folder} is a file; give the model's folder, with config.json and safetensors")
+    return Description(location, {}, folder if here else None, not here, revision)

@@ -103,8 +103,9 @@ def _whose(cell: CellResult) -> str:
     return cell.ablation.of if cell.ablation else cell.method
 
 
-def folders(kind: str, results: Path = RESULTS) -> list[Results]:
+def folders(kind: str, results: Path | None = None) -> list[Results]:
     """All comparisons, or ablations, under a folder, by name."""
+    results = results or RESULTS
     read = [read_results(file.parent) for file in sorted(results.glob(f"*/{INDEX}"))]
     return [each for each in read if each.index.kind == kind]
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 from models import tiny
 from msgspec import UNSET
-from oracles import edit_facts, write_texts
+from oracles import edit_facts, prepared, write_texts
 from studies import SEARCH, Loads, comparison, fake_judges, grid, no_times
 
 import secateur
@@ -47,7 +47,7 @@ from secateur.judge.generation import Decoding
 from secateur.judge.perplexity import perplexity
 from secateur.methods import get_method, methods
 from secateur.model.handle import Model
-from secateur.pruning import prepare, run_job
+from secateur.pruning import run_job
 from secateur.report.results import CellResult, dumps, read_index
 
 Cells = Mapping[str, CellResult]
@@ -121,7 +121,7 @@ def test_cells_say_all_that_the_report_needs(done: tuple[Path, Cells]) -> None:
 def test_a_cell_is_what_prune_and_perplexity_say(done: tuple[Path, Cells], text: Path) -> None:
     """The first rows of the shared matrix are the windows that the method would have taken by itself."""
     model = Loads()()
-    pruned = run_job(prepare(model, "2ssp", sparsity=0.25, calibration=str(text), samples=2, length=24))
+    pruned = run_job(prepared(model, "2ssp", sparsity=0.25, calibration=str(text), samples=2, length=24))
     judged = Matrices(model, [_cell("x", _rows(text, 5))], data=None, cache=None).rows(_rows(text, 5))
     cell = done[1]["2ssp-0.25"]
     assert cell.prune is not None
@@ -436,7 +436,7 @@ def test_prompts_are_continued_as_eval_does_and_by_the_dense_model_once(
     assert sorted(generated[:4]) == sorted({each for each in generated if each[0] == whole})
     assert len(generated) == len(set(generated)) == 3 * 4  # three models, two prompts, two decodings
     dense, model = Loads()(), Loads()()
-    run_job(prepare(model, "2ssp", sparsity=0.25, calibration=str(text), samples=2, length=24))
+    run_job(prepared(model, "2ssp", sparsity=0.25, calibration=str(text), samples=2, length=24))
     judged = secateur.evaluate(model, grid(tmp_path, text, more=more).judging, against=dense)
     assert judged.against
     assert cells["2ssp-0.25"].generation == judged.model.generation
@@ -488,7 +488,7 @@ def test_shared_steps_hold_at_every_sparsity_and_cost_as_if_run_alone(name: str)
 
     def run(sparsity: float, store: Shared | None) -> tuple[Any, Any]:
         sharing = SharingRun(0, shared=store)
-        done = run_job(prepare(tiny("llama"), name, sparsity=sparsity, calibration=tokens), run=sharing)
+        done = run_job(prepared(tiny("llama"), name, sparsity=sparsity, calibration=tokens), run=sharing)
         return edit_facts(done.pruning.edits), sharing.meter
 
     run(0.25, shared)

@@ -15,7 +15,7 @@ from oracles import Watcher, mean_nll, standing, weighted
 
 from secateur.engine.tokens import Tokens
 from secateur.errors import InvalidOptionError, NumericalError
-from secateur.judge.perplexity import perplexity, perplexity_by_window, ratio
+from secateur.judge.perplexity import perplexity, ratio
 from secateur.run import Run
 
 
@@ -26,10 +26,10 @@ def test_perplexity_equals_a_loop_by_hand(family: str, shape: Any) -> None:
     tokens = weighted(tiny_tokens(model, 3, 9))
     result = perplexity(model, tokens)
     nll = mean_nll(model, tokens)
-    assert result["nll"] == pytest.approx(nll, rel=1e-6)
-    assert result["perplexity"] == pytest.approx(math.exp(nll), rel=1e-5)
-    assert (result["samples"], result["length"]) == (3, 9)
-    assert result["predictions"] == int((tokens.weights[:, 1:] != 0).sum()) < 24
+    assert result.nll == pytest.approx(nll, rel=1e-6)
+    assert result.perplexity == pytest.approx(math.exp(nll), rel=1e-5)
+    assert (result.samples, result.length) == (3, 9)
+    assert result.predictions == int((tokens.weights[:, 1:] != 0).sum()) < 24
 
 
 def test_the_standard_error_is_that_of_windows() -> None:
@@ -37,9 +37,9 @@ def test_the_standard_error_is_that_of_windows() -> None:
     tokens = tiny_tokens(model, 5, 8)
     windows = [mean_nll(model, Tokens.of(ids[None])) for ids in tokens.ids]
     result = perplexity(model, tokens)
-    assert result["nll"] == pytest.approx(statistics.mean(windows), rel=1e-6)
-    assert result["nll_stderr"] == pytest.approx(statistics.stdev(windows) / math.sqrt(5), rel=1e-4)
-    assert perplexity(model, tokens.first(1))["nll_stderr"] is None
+    assert result.nll == pytest.approx(statistics.mean(windows), rel=1e-6)
+    assert result.nll_stderr == pytest.approx(statistics.stdev(windows) / math.sqrt(5), rel=1e-4)
+    assert perplexity(model, tokens.first(1)).nll_stderr is None
 
 
 def test_a_window_where_nothing_counts_does_not_spoil_the_others() -> None:
@@ -49,9 +49,9 @@ def test_a_window_where_nothing_counts_does_not_spoil_the_others() -> None:
     weights[1] = 0
     result = perplexity(model, Tokens.of(tokens.ids, weights))
     alone = perplexity(model, Tokens.of(tokens.ids[[0, 2]]))
-    assert result["nll"] == pytest.approx(alone["nll"])
-    assert result["nll_stderr"] == pytest.approx(alone["nll_stderr"])
-    assert result["predictions"] == 14
+    assert result.nll == pytest.approx(alone.nll)
+    assert result.nll_stderr == pytest.approx(alone.nll_stderr)
+    assert result.predictions == 14
 
 
 def test_windows_are_taken_one_at_a_time() -> None:
@@ -80,20 +80,19 @@ def test_each_windows_own_loss_adds_up(family: str) -> None:
     model = standing(family)
     tokens = weighted(tiny_tokens(model, 4, 7))
     tokens = Tokens.of(tokens.ids, tokens.weights * torch.tensor([1.0, 0, 1, 1])[:, None])
-    result = perplexity_by_window(model, tokens)
-    losses, weights = result["window_nll"], result["window_predictions"]
+    result = perplexity(model, tokens)
+    losses, weights = result.window_nll, result.window_predictions
     assert len(losses) == len(weights) == 3
     assert sum(weights) == pytest.approx(float(tokens.weights[:, 1:].sum()))
-    assert sum(map(operator.mul, losses, weights)) / sum(weights) == pytest.approx(result["nll"])
+    assert sum(map(operator.mul, losses, weights)) / sum(weights) == pytest.approx(result.nll)
     assert losses[0] == pytest.approx(mean_nll(model, tokens.first(1)), rel=1e-6)
-    assert {k: v for k, v in result.items() if not k.startswith("window_")} == perplexity(model, tokens)
 
 
 def test_perplexities_over_the_same_tokens_are_compared() -> None:
     dense, model = tiny("llama"), standing("llama", "lopsided")
     tokens = tiny_tokens(dense, 2, 9)
     before, after = perplexity(dense, tokens), perplexity(model, tokens)
-    assert ratio(before, after) == pytest.approx(after["perplexity"] / before["perplexity"])
+    assert ratio(before, after) == pytest.approx(after.perplexity / before.perplexity)
     assert ratio(before, before) == 1
 
 

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 import secateur
 from secateur.engine import loss
-from secateur.engine.sweep import Variant, muted
+from secateur.engine.sweep import Variant, altered
 from secateur.engine.tokens import Tokens, read_tokens
 from secateur.model.handle import Model
 from secateur.run import Run
@@ -88,7 +88,7 @@ def whole(model: Model, tokens: Tokens, variant: Variant, metric: loss.Metric, r
     with ExitStack() as stack:
         for number in sorted({part.block for part in variant}):
             block = stack.enter_context(model.open(number))
-            stack.enter_context(muted(block, [part for part in variant if part.block == number]))
+            stack.enter_context(altered(block, [part for part in variant if part.block == number]))
         for sample, ids in enumerate(tokens.ids.split(1)):
             states = inner(input_ids=ids, use_cache=False).last_hidden_state[0]  # (length, hidden), normed
             run.meter.block_tokens += tokens.length * len(model.numbers)

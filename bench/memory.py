@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from common import MEGA, Report, calibration, load_model, made_up_config, parser
 
-from secateur.forecast import forecast
 from secateur.methods import get_method
 from secateur.model.budget import Budget
-from secateur.pruning import run_method
+from secateur.model.load import Source
+from secateur.pruning import Request, plan, run_method
 from secateur.run import Run
 
 STATUS = Path("/proc/self/status")
@@ -67,12 +67,9 @@ def foretell(job: dict[str, Any]) -> int:
         if name.startswith("random"):
             made_up_config(name).save_pretrained(folder)
             name = folder
-        told = forecast(
-            name, get_method(job["method"]), Budget(job["sparsity"]), samples=job["samples"], length=job["length"],
-            device="cpu", **job["options"],
-        )  # fmt: skip
-    weights = told["parameters"]["before"] * 4  # float32
-    return int(told["peak_memory_bytes"]) - weights
+        model = Source(name=name).hollow()
+        request = Request(**{key: job[key] for key in ("method", "sparsity", "samples", "length", "options")})
+        return int(plan(request, model, device="cpu").held_bytes)
 
 
 def compare(model: str, samples: int, length: int, order: str, *, sparsity: float = 0.25, stage1_only: bool = True

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from secateur.engine.blocks import BlockInputs, run_block
 from secateur.engine.loss import KLDivergence, Metric, NegativeLogLikelihood, sample_losses
-from secateur.engine.sweep import Part, Variant, final_states, sweep
+from secateur.engine.sweep import Part, Sweeper, Variant, final_states, sweep
 from secateur.engine.tokens import Tokens
 from secateur.methods.evopress import search_space
 from secateur.model.budget import Budget
@@ -103,6 +103,8 @@ class Race:
 class KeptKL:
     """`KLDivergence` of one window, its dense log-probabilities computed once."""
 
+    heads = 1
+
     def __init__(self, reference: Tensor) -> None:
         self._metric = KLDivergence(reference)
         self._kept: dict[tuple[int, int], Tensor] = {}
@@ -123,8 +125,8 @@ def blockpruner(model: Model, tokens: Tokens, rounds: int) -> Race:
     remaining = {way: [Part(number, kind) for number in model.numbers for kind in kinds] for way in WAYS}
     stores = {way: MemoryStore() for way in WAYS}
     searches = {
-        way: greedy_removal(model, tokens, list(remaining[way]), rounds, metric=race.metric, key="greedy",
-                            run=Run(store=stores[way]))
+        way: greedy_removal(Sweeper(model, Run(store=stores[way])), tokens, list(remaining[way]), rounds,
+                            metric=race.metric, key="greedy")
         for way in WAYS
     }  # fmt: skip
     for place in range(rounds):
@@ -147,30 +149,33 @@ def evopress(model: Model, tokens: Tokens, generations: int, offspring: int, spa
     race.reset()
     shown: list[dict[str, Tensor]] = []  # each selection's losses, for whoever comes second
 
-    def compute(way: str) -> Callable[..., Tensor]:
-        turn = iter(range(10**6))
+    class Raced(Sweeper):
+        """Both ways' losses, raced once and shown to each."""
 
-        def losses(variants: Sequence[Variant], samples: Sequence[int], length: int, label: str) -> Tensor:
-            place = next(turn)
+        def __init__(self, way: str) -> None:
+            super().__init__(model, Run())
+            self.way, self.turn = way, iter(range(10**6))
+
+        def sums(self, cut: Tokens, variants: Sequence[Variant], metric: Metric, label: str) -> Tensor:
+            place = next(self.turn)
             if place == len(shown):
                 found = race.losses(variants)
                 shown.append(
-                    {name: torch.tensor(each).double()[:, None] * (length - 1) for name, each in found.items()}
+                    {way: torch.tensor(each).double()[:, None] * (cut.length - 1) for way, each in found.items()}
                 )
-            return shown[place][way]
-
-        return losses
+            return shown[place][self.way]
 
     space = search_space(model.layout(), Budget(sparsity), "modules")
     searches = []
     for way in WAYS:
-        run = Run()
+        raced = Raced(way)
         score = WindowLosses(
-            compute(way), tokens.weights, run, key="evopress", windows="first", asked=[tokens.length]
+            raced, tokens, key="evopress", windows="first", criterion="ppl", asked=[tokens.length]
         )  # fmt: skip
         searches.append(
-            evolve(space, score, run, key="evopress", generations=generations, offspring=offspring, initial=offspring,
-                   initial_tokens=tokens.length, selections=[Selection(1, tokens.length)], max_mutations=3)
+            evolve(space, score, raced.run, key="evopress", generations=generations, offspring=offspring,
+                   initial=offspring, initial_tokens=tokens.length, selections=[Selection(1, tokens.length)],
+                   max_mutations=3)
         )  # fmt: skip
     for one, other in zip(*searches, strict=True):
         if one.parents != other.parents:

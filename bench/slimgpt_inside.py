@@ -20,12 +20,12 @@ from common import MEGA, folder_parser, load_model, median, windows, write
 from memory import foretell, measure_afresh
 from torch import Tensor, nn
 
+from secateur.engine.moments import SecondMoment
 from secateur.engine.walk import walk
 from secateur.methods import get_method
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.run import Run
-from secateur.solvers.moments import SecondMoment
 from secateur.solvers.obs import GroupError, prune_groups
 from secateur.surgery.apply import apply
 

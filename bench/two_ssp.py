@@ -24,7 +24,7 @@ from secateur.engine import sweep as engine
 from secateur.engine.loss import NegativeLogLikelihood
 from secateur.engine.sweep import Part, sweep
 from secateur.engine.tokens import Tokens
-from secateur.methods.two_ssp import Plan, neuron_scores, plan, top_neurons
+from secateur.methods.two_ssp import Balance, neuron_scores, plan, top_neurons
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.run import Run
@@ -49,7 +49,7 @@ def shared_in_single_rows(model: Model, tokens: Tokens, candidates: Sequence[Par
 WAYS = {"plain": plain, "sweep": shared, "sweep, single rows": shared_in_single_rows}
 
 
-def narrow(model: Model, tokens: Tokens, made: Plan) -> None:
+def narrow(model: Model, tokens: Tokens, made: Balance) -> None:
     """Stage 1, as the method does it."""
     scores = neuron_scores(model, tokens, norm="l2", order="samples", run=Run())
     for number, width in made.widths.items():

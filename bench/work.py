@@ -18,11 +18,11 @@ import torch
 from common import Report, made_up_config, parser
 from transformers import AutoModelForCausalLM
 
-from secateur.forecast import hollow_model
 from secateur.methods.two_ssp import plan
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.layout import BlockLayout, Layout
+from secateur.model.load import Source
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             with torch.device("meta"):
                 model = Model(AutoModelForCausalLM.from_config(made_up_config(name)))
         else:
-            model = hollow_model(name)
+            model = Source(name=name).hollow()
         for sparsity in options.sparsities:
             layout, attentions = narrowed(model.layout(), sparsity)
             row = {"model": name, "sparsity": sparsity, "rounds": attentions}

@@ -23,18 +23,18 @@ import torch
 from slimgpt_tables import SLIMGPT
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from secateur.forecast import Forwards
 from secateur.grid.ablation_table import NAME as ABLATION_TABLE
 from secateur.grid.ablation_table import ablation_table
 from secateur.grid.main_table import DIFFERENCES, main_table
 from secateur.grid.raw import RawFolder
 from secateur.grid.render import Column, Table, markdown
 from secateur.methods import Method, get_method, methods
-from secateur.model.budget import Budget
 from secateur.model.handle import Model
+from secateur.pruning import Request, plan
 from secateur.report.html import on_lines
 from secateur.report.results import CELL, CELLS, INDEX
 from secateur.report.results_before import commands_of
-from secateur.run import work_forwards
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS / "results"
@@ -205,15 +205,12 @@ def _title(grid: Grid) -> str:
 def foretold(_: str, __: Path) -> Iterator[str]:
     """Full-length forwards that each method takes on the demo model with its defaults; arithmetic, nothing is run."""
     model = demo_model()
-    layout = model.layout()
     rows = []
     for name, method in methods().items():
         row = {"method": name, "calibration": f"{method.samples:,} x {method.length:,}"}
         for sparsity in SPARSITIES:
-            cost = method.plan(model, Budget(sparsity), None, None, {}).cost
-            work = (cost.block_tokens, cost.head_tokens, len(layout.blocks), method.length)
-            row[str(sparsity)] = f"{work_forwards(*work, head=model.head_cost):,.0f}"
-            row[str(sparsity)] += f" ({cost.asked_tokens / (len(layout.blocks) * method.length):,.0f})"
+            work = Forwards.of(plan(Request(method=name, sparsity=sparsity), model), model.head_cost)
+            row[str(sparsity)] = f"{work.forwards:,.0f} ({work.forwards_asked:,.0f})"
         rows.append(row)
     columns = [Column("method", "method"), Column("calibration", "calibration by default")]
     yield markdown(Table([*columns, *(Column(str(s), f"{s:.1%}") for s in SPARSITIES)], rows)).strip()

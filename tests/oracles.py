@@ -20,8 +20,11 @@ from torch import Tensor
 from secateur.engine.sweep import Part
 from secateur.engine.tokens import Tokens
 from secateur.hf import quiet_transformers
+from secateur.methods import Method
+from secateur.model.budget import Budget
 from secateur.model.handle import Model
-from secateur.run import Advance
+from secateur.pruning import Job, Plan, Request, plan, prepare
+from secateur.run import Advance, Run
 from secateur.surgery.apply import apply
 from secateur.surgery.edits import DropAttention, DropBlock, DropMLP, Edit, KeepHeads, KeepNeurons
 
@@ -177,3 +180,28 @@ def write_texts(folder: Path) -> tuple[Path, Path]:
     ]
     chat.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return plain, chat
+
+
+def planned(model: Model, method: str, budget: Budget, samples: int, length: int, **options: Any) -> Plan:
+    """The plan of a pruning on so many windows."""
+    return plan(
+        Request(
+            method=method, sparsity=budget.sparsity, of=budget.of, round_to=budget.round_to, options=options,
+            samples=samples, length=length,
+        ),
+        model,
+    )  # fmt: skip
+
+
+def prepared(model: Model, method: str = "2ssp", **request: Any) -> Job:
+    """A pruning that is fully specified and not yet run."""
+    return prepare(plan(Request.given(method, request), model), model)
+
+
+def edits_of(model: Model, method: Method, tokens: Tokens, budget: Budget, **options: Any) -> list[Edit]:
+    """A method's edits with their tensors, each made real before the method resumes."""
+    edits = []
+    for edit in method.prune(model, tokens, budget, Run(), **method.complete(options)):
+        apply(model, edit)
+        edits.append(edit)
+    return edits

@@ -12,7 +12,7 @@ import pytest
 import torch
 from models import HIDDEN, VOCABULARY, parameters, tiny, tiny_tokenizer, tiny_tokens
 from msgspec import to_builtins
-from oracles import Watcher, edited, mean_kl, mean_nll, write_texts
+from oracles import Watcher, edited, mean_kl, mean_nll, prepared, write_texts
 
 import secateur
 from secateur.engine.tokens import Tokens, read_tokens
@@ -29,7 +29,7 @@ from secateur.judge.results import Failure, TaskResult
 from secateur.methods import registry
 from secateur.model.handle import Model
 from secateur.output import Output
-from secateur.pruning import prepare, run_job
+from secateur.pruning import run_job
 from secateur.run import Run
 from secateur.surgery.apply import apply
 from secateur.surgery.edits import DropBlock, Edit, from_json
@@ -112,20 +112,20 @@ def test_the_same_call_gives_the_same_model_and_identity(texts: tuple[Path, Path
         {"norm": "l1"}, {"calibration": str(texts[1])}, {"calibration": str(texts[1]), "count": "responses"},
     ]  # fmt: skip
     for changed in others:
-        fingerprints.add(prepare(model_with_tokenizer(), **{**chosen, **changed}).fingerprint)
+        fingerprints.add(prepared(model_with_tokenizer(), **{**chosen, **changed}).fingerprint)
     assert len(fingerprints) == len(others) + 1
     nudged = model_with_tokenizer()
     with torch.no_grad():
         nudged.hf.lm_head.weight[0, 0] += 1
-    assert prepare(nudged, **chosen).fingerprint not in fingerprints
+    assert prepared(nudged, **chosen).fingerprint not in fingerprints
     # what is given as the default is no other job
-    assert prepare(model_with_tokenizer(), **chosen, method="2ssp", alpha=1.5).fingerprint == one.record.fingerprint
+    assert prepared(model_with_tokenizer(), **chosen, method="2ssp", alpha=1.5).fingerprint == one.record.fingerprint
 
 
 def test_preparing_changes_nothing_and_foretells_the_identity() -> None:
     model = tiny("qwen3")
     before, tokens = model.fingerprint(), tiny_tokens(tiny("qwen3"), 3, 8)
-    job = prepare(model, sparsity=0.5, calibration=tokens)
+    job = prepared(model, sparsity=0.5, calibration=tokens)
     assert model.fingerprint() == before
     pruned = run_job(job, arguments={"command": ["prune", "x"]})
     assert pruned.record.fingerprint == job.fingerprint
@@ -135,7 +135,7 @@ def test_preparing_changes_nothing_and_foretells_the_identity() -> None:
 
 def test_the_seed_is_part_of_the_identity_even_if_the_tokens_are_given() -> None:
     tokens = tiny_tokens(tiny("llama"), 3, 8)
-    jobs = [prepare(tiny("llama"), sparsity=0.5, calibration=tokens, seed=seed) for seed in (0, 1)]
+    jobs = [prepared(tiny("llama"), sparsity=0.5, calibration=tokens, seed=seed) for seed in (0, 1)]
     assert jobs[0].fingerprint != jobs[1].fingerprint
     assert run_job(jobs[1]).record.fingerprint == jobs[1].fingerprint
 
@@ -144,7 +144,7 @@ def test_texts_are_measured_before_and_after() -> None:
     model, dense = tiny("llama"), tiny("llama")
     held_out = {"some": tiny_tokens(model, 2, 7, seed=5), "more": tiny_tokens(model, 3, 6, seed=6)}
     run = Run()
-    pruned = run_job(prepare(model, sparsity=0.5, calibration=tiny_tokens(model, 3, 8)), run=run, measure_on=held_out)
+    pruned = run_job(prepared(model, sparsity=0.5, calibration=tiny_tokens(model, 3, 8)), run=run, measure_on=held_out)
     measured = pruned.record.perplexity
     for each, tokens in zip(measured, held_out.values(), strict=True):
         assert each.before == pytest.approx(torch.tensor(mean_nll(dense, tokens)).exp().item(), rel=1e-5)
@@ -157,13 +157,12 @@ def test_texts_are_measured_before_and_after() -> None:
 def test_progress_of_the_whole_run_reaches_its_end() -> None:
     model, watcher = tiny("llama", num_hidden_layers=8), Watcher()
     run = Run(observer=watcher)
-    job = prepare(model, sparsity=0.5, calibration=tiny_tokens(model, 3, 8), attentions=1)
-    cost = secateur.pruning.get_method("2ssp").foretell(model.layout(), 3, 8, job.budget, **job.options)
-    run.expect(cost.block_tokens, cost.head_tokens, head=0.5)
+    job = prepared(model, sparsity=0.5, calibration=tiny_tokens(model, 3, 8), attentions=1)
+    expected = job.plan.meter.work(model.head_cost)
     run_job(job, run=run)
     (walk, total, after_walk), (search, same, end) = watcher.shown
     assert (walk, search) == ("2ssp stage 1", "2ssp stage 2 1/1")
-    assert total == same == cost.block_tokens + 0.5 * cost.head_tokens
+    assert total == same == expected
     assert after_walk == 3 * 8 * 8
     assert after_walk < end <= total
 
@@ -211,7 +210,7 @@ def test_texts_need_a_tokenizer(texts: tuple[Path, Path]) -> None:
 
 
 def test_windows_are_the_papers_within_the_models_positions(texts: tuple[Path, Path]) -> None:
-    job = prepare(model_with_tokenizer(), sparsity=0.5, calibration=str(texts[0]))
+    job = prepared(model_with_tokenizer(), sparsity=0.5, calibration=str(texts[0]))
     assert (job.tokens.samples, job.tokens.length) == (32, 64)
 
 
@@ -250,15 +249,15 @@ def test_what_is_saved_is_what_was_pruned(family: str, tmp_path: Path) -> None:
 
 def test_a_finished_job_is_recognised(tmp_path: Path) -> None:
     tokens = tiny_tokens(tiny("llama"), 3, 8)
-    job = prepare(tiny("llama"), sparsity=0.5, calibration=tokens)
+    job = prepared(tiny("llama"), sparsity=0.5, calibration=tokens)
     assert Output(tmp_path / "out").holds(job.fingerprint) is None
     pruned = run_job(job)
     secateur.save(pruned, tmp_path / "out")
-    again = Output(tmp_path / "out").holds(prepare(tiny("llama"), sparsity=0.5, calibration=tokens).fingerprint)
+    again = Output(tmp_path / "out").holds(prepared(tiny("llama"), sparsity=0.5, calibration=tokens).fingerprint)
     assert again is not None
     assert again.fingerprint == pruned.record.fingerprint
     with pytest.raises(OutputExistsError, match="holds another pruning"):
-        Output(tmp_path / "out").holds(prepare(tiny("llama"), sparsity=0.4, calibration=tokens).fingerprint)
+        Output(tmp_path / "out").holds(prepared(tiny("llama"), sparsity=0.4, calibration=tokens).fingerprint)
     (tmp_path / "other").mkdir()
     with pytest.raises(OutputExistsError, match="secateur did not write"):
         Output(tmp_path / "other").holds(job.fingerprint)
@@ -425,8 +424,7 @@ def test_blocks_that_went_are_not_counted_by_the_next_pruning(monkeypatch: pytes
         yield DropBlock(1)
 
     registry.method(
-        "second", paper="p", unit="blocks", samples=1, length=4, bibtex="@b", edits=(DropBlock,),
-        foretell=lambda layout, *_, **__: registry.Cost(0, 0, 0, 0, layout),
+        "second", paper="p", unit="blocks", samples=1, length=4, bibtex="@b", edits=(DropBlock,)
     )(drop_second)  # fmt: skip
     model = tiny("llama")
     for left in (3, 2):

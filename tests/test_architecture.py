@@ -29,7 +29,8 @@ LAYERS: tuple[set[str], ...] = (
     {"export"},
     {"card"},
     {"judge", "output"},
-    {"pruning", "forecast"},
+    {"pruning"},
+    {"forecast"},
     {"heal"},
     {"report"},
     {"grid"},
@@ -196,12 +197,12 @@ def test_the_modeling_file_stands_alone() -> None:
 
 
 def test_only_surgery_changes_a_model() -> None:
-    """The primitives that shrink are called by `apply`; `muted` borrows two of them and puts all back."""
+    """The primitives that shrink are called by `apply`."""
     primitives = {
         "keep_neurons": {MODELING, "surgery/apply.py"},
         "keep_heads": {MODELING, "surgery/apply.py"},
-        "drop_attention": {MODELING, "surgery/apply.py", "engine/sweep.py"},
-        "drop_mlp": {MODELING, "surgery/apply.py", "engine/sweep.py"},
+        "drop_attention": {MODELING, "surgery/apply.py"},
+        "drop_mlp": {MODELING, "surgery/apply.py"},
         "narrow": {MODELING},
         "drop_block": {"model/handle.py"},
         "forget_block": {"surgery/apply.py"},

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from models import VOCABULARY, tiny, tiny_tokenizer, tiny_tokens
-from oracles import write_model, write_texts
+from oracles import prepared, write_model, write_texts
 from safetensors.torch import load_file, save_file
 from test_cli import Told, call, contents
 
@@ -31,7 +31,7 @@ from secateur.judge.generation import generate
 from secateur.model.handle import Model
 from secateur.model.sums import SUMS
 from secateur.output import save
-from secateur.pruning import prepare, run_job
+from secateur.pruning import run_job
 
 
 @pytest.fixture
@@ -161,14 +161,14 @@ def test_weights_that_are_no_numbers_are_named_before_any_work(name: str, bad: f
         model.hf.get_parameter(name).view(-1)[-1] = bad
     layout = model.layout()
     with pytest.raises(NumericalError, match=PLACES[name]):
-        prepare(model, sparsity=0.5, calibration=tiny_tokens(model, 3, 8))
+        prepared(model, sparsity=0.5, calibration=tiny_tokens(model, 3, 8))
     assert model.layout() == layout
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_any_dtype_of_weights_can_be_asked(dtype: torch.dtype) -> None:
     model = Model(tiny("opt").hf.to(dtype))
-    prepare(model, sparsity=0.5, calibration=tiny_tokens(model, 3, 8))
+    prepared(model, sparsity=0.5, calibration=tiny_tokens(model, 3, 8))
 
 
 def test_large_numbers_are_numbers() -> None:
@@ -293,7 +293,7 @@ def test_a_disk_that_fills_up_while_saving_leaves_nothing(size: int, overwrite: 
     out = tmp_path / "out"
     if overwrite:
         pruned_folder(out, tiny("llama"))
-    job = run_job(prepare(model, sparsity=0.4, calibration=tiny_tokens(model, 3, 8)))
+    job = run_job(prepared(model, sparsity=0.4, calibration=tiny_tokens(model, 3, 8)))
     before = contents(tmp_path)
     with no_file_larger_than(size), pytest.raises(OutputError, match=r"could not .*nothing was left"):
         save(job, out, overwrite=overwrite)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from models import NO_ENDS, tiny, tiny_tokens
-from oracles import PROPERTY, edit_facts, edited, lopsided, mean_kl, mean_nll, weighted, without
+from oracles import PROPERTY, edit_facts, edited, lopsided, mean_kl, mean_nll, planned, weighted, without
 
 from secateur.engine.sweep import Part
 from secateur.engine.tokens import Tokens
@@ -186,7 +186,7 @@ def test_nothing_or_everything_is_refused_before_anything_happens(sparsity: floa
         prune(model, tiny_tokens(model, 2, 8), Budget(sparsity), run, alternate=alternate, criterion="kl")
     assert run.meter.block_tokens == 0
     with pytest.raises(InfeasibleBudgetError):
-        METHOD.foretell(model.layout(), 2, 8, Budget(sparsity), **METHOD.complete({"alternate": alternate}))
+        planned(model, METHOD.name, Budget(sparsity), 2, 8, alternate=alternate)
 
 
 def test_a_model_that_lacks_modules_is_pruned_further() -> None:
@@ -198,16 +198,3 @@ def test_a_model_that_lacks_modules_is_pruned_further() -> None:
 
 
 # --- what it takes ---
-
-
-@pytest.mark.parametrize("criterion", ["ppl", "kl"])
-def test_alternating_costs_about_what_was_foretold(criterion: str) -> None:
-    model, run = tiny("llama", num_hidden_layers=10), Run()
-    options = METHOD.complete({"alternate": True, "criterion": criterion, "search_samples": 2, "search_length": 6})
-    cost = METHOD.foretell(model.layout(), 3, 8, Budget(0.3), **options)
-    pruning = prune(model, tiny_tokens(model, 3, 8), Budget(0.3), run, **options)
-    assert run.meter.block_tokens == pytest.approx(cost.block_tokens, rel=0.1)  # it does not know which ones go
-    assert run.meter.head_tokens == cost.head_tokens
-    assert run.meter.asked_tokens == cost.asked_tokens
-    assert cost.asked_tokens == 10 * 2 * 6 * (10 + 10 + 9 + 9 + 8 + 8 + (criterion == "kl"))
-    assert pruning.after.parameters == cost.after.parameters

@@ -281,7 +281,7 @@ REFUSED: dict[str, tuple[tuple[object, ...], int, str]] = {
     "length": (("--length", 65), 3, "positions end at 64"),
     "length 1": (("--length", 1), 3, "at least 2 tokens"),
     "eval length": (("--perplexity", "{plain}", "--eval-length", 65), 3, "positions end at 64"),
-    "eval samples": (("--perplexity", "{plain}", "--eval-length", 16, "--eval-samples", 0), 3, "at least 1 window"),
+    "eval samples": (("--perplexity", "{plain}", "--eval-length", 16, "--eval-samples", 0), 3, "at least 1"),
     "eval text": (("--perplexity", "nonsense", "--eval-length", 16), 3, "unknown text"),
     "count": (("--count", "answers"), 3, "all, responses"),
     "responses": (("--count", "responses"), 3, "plain text"),

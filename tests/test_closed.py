@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from models import FAMILY_NAMES, ClosedModel, logits, random, tiny, tiny_closed, tiny_tokens
+from oracles import prepared
 from torch import nn
 
 from secateur import Run, load, prune, save
@@ -17,7 +18,6 @@ from secateur.export import save as save_checkpoint
 from secateur.judge.fidelity import fidelity
 from secateur.judge.perplexity import perplexity_by_window
 from secateur.methods import methods
-from secateur.pruning import prepare
 
 # The methods' defaults, but for one that selects on more tokens than there are here.
 OPTIONS = {"evopress": {"initial_tokens": 64, "selection_tokens": "32,128"}}
@@ -74,7 +74,7 @@ def test_every_method_prunes_saves_and_judges_a_closed_model(name: str, tmp_path
 def test_each_part_is_read_once_for_what_looks_at_it_once(tmp_path: Path) -> None:
     model = tiny_closed("llama")
     tokens = tiny_tokens(model, 5, 8)
-    prepare(model, "2ssp", sparsity=0.5, calibration=tokens)  # checks and fingerprint
+    prepared(model, "2ssp", sparsity=0.5, calibration=tokens)  # checks and fingerprint
     assert reads(model) == ONCE
     perplexity_by_window(model, tokens)
     assert reads(model) == ONCE

@@ -15,12 +15,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from models import tiny, tiny_closed, tiny_tokens
-from oracles import PROPERTY, edit_facts, lopsided, mean_kl, mean_nll, standing, weighted, without
+from oracles import PROPERTY, edit_facts, lopsided, mean_kl, mean_nll, planned, standing, weighted, without
 from torch import Tensor
 
 from secateur import prune as api_prune
 from secateur import save
-from secateur.engine.sweep import Part, Variant
+from secateur.engine.loss import Metric
+from secateur.engine.sweep import Part, Sweeper, Variant
 from secateur.engine.tokens import Tokens
 from secateur.errors import InfeasibleBudgetError, InvalidOptionError, NumericalError
 from secateur.methods import get_method
@@ -30,7 +31,7 @@ from secateur.model.handle import Model
 from secateur.pruning import Pruning, run_method
 from secateur.run import MemoryStore, Run
 from secateur.solvers import evolution
-from secateur.solvers.evolution import Selection, Space, Sweeps, WindowLosses, evolve
+from secateur.solvers.evolution import Selection, Space, WindowLosses, evolve
 from secateur.surgery.apply import predict
 from secateur.surgery.edits import DropAttention, DropBlock, DropMLP
 
@@ -209,15 +210,17 @@ def test_a_space_that_has_no_more_to_give_ends_nothing(gone: int) -> None:
 # --- windows ---
 
 
-class Recorder:
+class Recorder(Sweeper):
     """Losses made up from variant and sample; notes every pair that it is asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, run: Run | None = None) -> None:
+        super().__init__(standing("llama"), run or Run())
         self.asked: list[tuple[Variant, int, int]] = []
         self.groups = 0
 
-    def __call__(self, variants: Sequence[Variant], samples: Sequence[int], length: int, label: str) -> Tensor:
+    def sums(self, tokens: Tokens, variants: Sequence[Variant], metric: Metric, label: str) -> Tensor:
         self.groups += 1
+        samples, length = tokens.ids[:, 0].tolist(), tokens.length
         self.asked += [(variant, sample, length) for variant in variants for sample in samples]
         return torch.tensor([[self.value(v, s) * (length - 1) for s in samples] for v in variants]).double()
 
@@ -226,12 +229,18 @@ class Recorder:
         return sum(1 + (part.block * 5 + sample) % 12 for part in variant) / 8
 
 
+def windows_of(sweeper: Sweeper, weights: Tensor, windows: Any, asked: list[int]) -> WindowLosses:
+    """Of windows whose first token is their number."""
+    tokens = Tokens.of(torch.arange(len(weights))[:, None].expand(weights.shape), weights)
+    return WindowLosses(sweeper, tokens, key="test", windows=windows, criterion="ppl", asked=asked)
+
+
 @pytest.mark.parametrize("windows", ["drawn", "first"])
 @pytest.mark.parametrize("selections", [[Selection(1, 80)], [Selection(3, 10), Selection(2, 45)]], ids=["one", "two"])
 def test_nothing_is_computed_twice(windows: Any, selections: list[Selection]) -> None:
-    compute, run = Recorder(), Run()
-    asked = [20, *(each.tokens for each in selections)]
-    score = WindowLosses(compute, torch.ones(8, 10), run, key="test", windows=windows, asked=asked)
+    run = Run()
+    compute, asked = Recorder(run), [20, *(each.tokens for each in selections)]
+    score = windows_of(compute, torch.ones(8, 10), windows, asked)
     told = search(score, run, selections=selections, initial_tokens=20)
     assert len(compute.asked) == len(set(compute.asked)) > 100
     if windows == "first":
@@ -244,8 +253,8 @@ def test_nothing_is_computed_twice(windows: Any, selections: list[Selection]) ->
 
 @pytest.mark.parametrize("tokens", [2, 7, 10, 11, 12, 25, 40, 80])
 def test_a_selection_takes_so_many_tokens_without_replacement(tokens: int) -> None:
-    compute, run = Recorder(), Run()
-    score = WindowLosses(compute, torch.ones(8, 10), run, key="test", windows="drawn", asked=[tokens])
+    compute = Recorder()
+    score = windows_of(compute, torch.ones(8, 10), "drawn", [tokens])
     seen = []
     for generation in range(4):
         variant = frozenset({BLOCKS[generation]})
@@ -264,24 +273,21 @@ def test_windows_where_nothing_counts_are_not_drawn() -> None:
     weights = torch.zeros(6, 10)
     weights[1, 4], weights[4, 1], weights[5, 0] = 1, 2, 9  # a window's first token is not predicted
     for tokens, counting in ((20, {1, 4}), (3, {4})):
-        compute, run = Recorder(), Run()
-        score = WindowLosses(compute, weights, run, key="test", windows="drawn", asked=[tokens])
+        compute = Recorder()
+        score = windows_of(compute, weights, "drawn", [tokens])
         for generation in range(3):
             assert math.isfinite(score([frozenset({BLOCKS[generation]})], tokens, generation, 0)[0])
         assert {sample for _, sample, _ in compute.asked} == counting
     for tokens in (30, 21 + 1, 1, 0, -5):
         with pytest.raises(InvalidOptionError):
-            WindowLosses(Recorder(), weights, Run(), key="test", windows="first", asked=[tokens])
+            windows_of(Recorder(), weights, "first", [tokens])
 
 
 @pytest.mark.parametrize("criterion", ["kl", "ppl"])
 def test_the_losses_are_those_of_the_pruned_models(criterion: Any) -> None:
     dense = standing("qwen2", "lopsided")
     tokens = weighted(tiny_tokens(dense, 4, 9), seed=1)
-    run = Run()
-    score = WindowLosses(
-        Sweeps(dense, tokens, run, criterion=criterion), tokens.weights, run, key="t", windows="first", asked=[9, 22]
-    )
+    score = WindowLosses(Sweeper(dense, Run()), tokens, key="t", windows="first", criterion=criterion, asked=[9, 22])
     variants = [frozenset({Part(0, "attention"), Part(3, "mlp")}), frozenset({Part(1, "block")}), frozenset[Part]()]
     pieces = [tokens.first(1), tokens.first(2), Tokens.of(tokens.ids[2:3, :4], tokens.weights[2:3, :4])]
     loss = mean_nll if criterion == "ppl" else (lambda model, part: mean_kl(dense, model, part))
@@ -435,14 +441,14 @@ def test_impossible_constants_are_refused_before_anything_happens(wrong: dict[st
         prune(model, tiny_tokens(model, 4, 8), Budget(0.5), run, **wrong)
     assert run.meter.block_tokens == 0
     with pytest.raises(InvalidOptionError):  # and foretold
-        METHOD.foretell(model.layout(), 4, 8, Budget(0.5), **METHOD.complete({**SMALL, **wrong}))
+        planned(model, METHOD.name, Budget(0.5), 4, 8, **{**SMALL, **wrong})
 
 
 @pytest.mark.parametrize("sparsity", [0.1, 0.9])
 @pytest.mark.parametrize("units", ["modules", "blocks"])
 def test_no_block_and_all_blocks_are_refused(sparsity: float, units: str) -> None:
     with pytest.raises(InfeasibleBudgetError, match=r"0\.25 \(1 block\) to 0\.75 \(3 of them\) can be reached"):
-        METHOD.foretell(tiny("llama").layout(), 64, 2048, Budget(sparsity), **METHOD.complete({"units": units}))
+        planned(tiny("llama"), METHOD.name, Budget(sparsity), 4, 8, **SMALL, units=units)
 
 
 def test_where_blocks_lack_modules_the_share_is_of_those_there() -> None:
@@ -495,40 +501,3 @@ def test_record_and_card_tell_of_a_reduced_search_and_its_curve(tmp_path: Path) 
 
 
 # --- foretold ---
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("units", "windows", "criterion"),
-    [("modules", "drawn", "kl"), ("blocks", "first", "kl"), ("modules", "first", "ppl")],
-)
-def test_a_search_costs_about_what_was_foretold(units: str, windows: str, criterion: str) -> None:
-    model, run = tiny("llama", num_hidden_layers=10), Run()
-    chosen = METHOD.complete({**SMALL, "units": units, "windows": windows, "criterion": criterion, "generations": 8})
-    cost = METHOD.foretell(model.layout(), 8, 8, Budget(0.5), **chosen)
-    pruning = prune(model, tiny_tokens(model, 8, 8), Budget(0.5), run, **chosen)
-    # how often the parent stays is not known, nor where its children part from it
-    assert run.meter.block_tokens == pytest.approx(cost.block_tokens, rel=0.2)
-    assert run.meter.head_tokens == pytest.approx(cost.head_tokens, rel=0.2)
-    assert pruning.after.parameters == cost.after.parameters
-
-
-def test_a_long_search_is_foretold_from_its_beginning() -> None:
-    layout = standing("llama").layout()
-    costs = [
-        METHOD.foretell(layout, 8, 8, Budget(0.5), **METHOD.complete({**SMALL, "generations": generations}))
-        for generations in (30, 60, 120)
-    ]
-    first, second = (b.block_tokens - a.block_tokens for a, b in itertools.pairwise(costs))
-    assert 0 < first < second < 3 * first
-
-
-def test_the_first_draw_is_foretold_exactly() -> None:
-    model, run = tiny("llama", num_hidden_layers=8), Run(0)
-    chosen = METHOD.complete({**SMALL, "generations": 1, "offspring": 1, "survivors": "1", "selection_tokens": "64",
-                              "windows": "first", "initial_tokens": 64})  # fmt: skip
-    cost = METHOD.foretell(model.layout(), 8, 8, Budget(0.5), **chosen)
-    prune(model, tiny_tokens(model, 8, 8), Budget(0.5), run, **chosen)
-    child = 8 * 8 * 8  # only where the one child leaves its parent's prefix may differ; never more than a forward
-    assert abs(run.meter.block_tokens - cost.block_tokens) <= child
-    assert run.meter.head_tokens == cost.head_tokens

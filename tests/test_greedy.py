@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from models import tiny, tiny_tokens
 from oracles import mean_nll, without
-from torch import nn
+from torch import Tensor, nn
 
 from secateur.engine.loss import NegativeLogLikelihood
-from secateur.engine.sweep import Part
+from secateur.engine.sweep import Part, Sweeper
+from secateur.engine.tokens import Tokens
 from secateur.errors import NumericalError
 from secateur.model.handle import Model
 from secateur.run import MemoryStore, Run
-from secateur.solvers import greedy as greedy_module
 from secateur.solvers.greedy import greedy_removal
 from secateur.surgery.apply import apply
 from secateur.surgery.edits import DropAttention, DropMLP
@@ -33,7 +34,7 @@ def removals(
 ) -> list[tuple[Part, float]]:
     tokens = tiny_tokens(model, 2, 8)
     made = []
-    for part, loss in greedy_removal(model, tokens, candidates, count, metric=PPL, run=run or Run(), key="search"):
+    for part, loss in greedy_removal(Sweeper(model, run or Run()), tokens, candidates, count, metric=PPL, key="search"):
         remove(model, part)
         made.append((part, loss))
     return made
@@ -56,13 +57,15 @@ def test_each_round_removes_the_part_whose_absence_hurts_least(family: str) -> N
     [([3.0, 1.0, 2.0], 1), ([2.0, 1.0, 1.0], 1), ([1.0, 1.0, 1.0], 0), ([math.nan, 5.0, 4.0], 2),
      ([math.inf, 9.0, math.nan], 1), ([-math.inf, 9.0, math.nan], 1), ([0.0, -1.0, math.nan], 1)],
 )  # fmt: skip
-def test_the_least_finite_loss_wins_and_ties_go_to_the_earlier(
-    losses: list[float], best: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(greedy_module, "sweep", lambda *args, **kwargs: torch.tensor(losses, dtype=torch.float64))
+def test_the_least_finite_loss_wins_and_ties_go_to_the_earlier(losses: list[float], best: int) -> None:
+    class MadeUp(Sweeper):
+        def sums(self, tokens: Tokens, *_: Any) -> Tensor:
+            return torch.tensor(losses, dtype=torch.float64)[:, None] * (tokens.length - 1)
+
     model = tiny("llama")
-    candidates = ALL[5:2:-1]
-    assert removals(model, 1, candidates) == [(candidates[best], losses[best])]
+    candidates, tokens = ALL[5:2:-1], tiny_tokens(model, 1, 8)
+    ((part, loss),) = greedy_removal(MadeUp(model, Run()), tokens, candidates, 1, metric=PPL, key="search")
+    assert (part, loss) == (candidates[best], pytest.approx(losses[best]))
 
 
 def test_a_candidate_that_leaves_nan_behind_is_passed_over() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +11,7 @@ from models import logits, tiny, tiny_tokens
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from secateur.errors import InfeasibleBudgetError, InvalidOptionError
-from secateur.grid.inverted import AMOUNTS, complete, direction_norms, foretell, inverted, plan
-from secateur.grid.inverted import removed as foretold
+from secateur.grid.inverted import AMOUNTS, complete, direction_norms, inverted, plan, rehearsed
 from secateur.methods.two_ssp import attention_count
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
@@ -19,14 +19,18 @@ from secateur.model.layout import Layout
 from secateur.run import Run
 
 
-def smollm2() -> Layout:
+def smollm2() -> Model:
     """SmolLM2-135M in numbers, without weights."""
     config = LlamaConfig(
         num_hidden_layers=30, hidden_size=576, intermediate_size=1536, num_attention_heads=9, num_key_value_heads=3,
         vocab_size=128, tie_word_embeddings=True, architectures=["LlamaForCausalLM"],
     )  # fmt: skip
     with torch.device("meta"):
-        return Model(AutoModelForCausalLM.from_config(config)).layout()
+        return Model(AutoModelForCausalLM.from_config(config))
+
+
+def foretold(model: Model, budget: Budget, **options: Any) -> dict[str, float]:
+    return rehearsed(model, 2, 12, budget, **options)[1].achieved(model.layout())
 
 
 def removed(layout: Layout, budget: Budget, amount: str) -> float:
@@ -38,11 +42,12 @@ def removed(layout: Layout, budget: Budget, amount: str) -> float:
 
 
 def test_as_published_it_removes_56_7_percent_of_smollm2_when_asked_for_50() -> None:
-    layout = smollm2()
+    model = smollm2()
+    layout = model.layout()
     assert removed(layout, Budget(0.5), "published") == pytest.approx(0.567, abs=0.001)
     assert removed(layout, Budget(0.5), "equal") == pytest.approx(0.5, abs=0.001)
     for amount in AMOUNTS:  # as a dry run foretells it
-        assert foretold(layout, Budget(0.5), amount=amount)["blocks"] == pytest.approx(
+        assert foretold(model, Budget(0.5), amount=amount)["blocks"] == pytest.approx(
             removed(layout, Budget(0.5), amount)
         )
     assert plan(layout, Budget(0.5), "equal").attentions == attention_count(layout, 0.5, 1.5) == 8
@@ -57,7 +62,7 @@ def test_muting_equals_ffns_that_really_lack_the_directions(family: str) -> None
     norms = direction_norms(model, tokens, Run())
     with inverted(model, tokens, budget, Run()) as result:
         muted = logits(model, tokens.ids)
-    assert result.achieved(whole.layout()) == pytest.approx(foretold(whole.layout(), budget))
+    assert result.achieved(whole.layout()) == pytest.approx(foretold(whole, budget))
     gone = {n for n, block in result.after.blocks.items() if not block.attention}
     assert len(gone) == result.plan.attentions
     for number in whole.numbers:  # zero what a smaller FFN would not have
@@ -114,7 +119,7 @@ def test_norms_are_those_of_what_enters_and_leaves_the_ffn() -> None:
 def test_its_cost_is_foretold() -> None:
     model = tiny("llama")
     tokens, budget, run = tiny_tokens(model, 3, 12), Budget(0.5), Run()
-    cost = foretell(model.layout(), 3, 12, budget)
+    cost, _ = rehearsed(model, 3, 12, budget)
     with inverted(model, tokens, budget, run):
         pass
     assert run.meter.block_tokens == pytest.approx(cost.block_tokens, rel=0.1)
@@ -134,6 +139,6 @@ def test_what_cannot_be_is_refused() -> None:
 
 
 def test_alpha_is_that_of_equation_5() -> None:
-    layout = smollm2()
+    layout = smollm2().layout()
     for alpha in (0.5, 1.5, 3.0):
         assert plan(layout, Budget(0.5), "equal", alpha=alpha).attentions == attention_count(layout, 0.5, alpha)

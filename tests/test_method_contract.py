@@ -5,20 +5,21 @@ A new method adds one line to `SETTINGS`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from models import apply_all, logits, tiny, tiny_closed, tiny_tokens
-from oracles import edit_facts, edited, lopsided
+from models import apply_all, logits, tiny, tiny_closed, tiny_in, tiny_tokens
+from oracles import edit_facts, edited, lopsided, planned
 from torch import Tensor
 
 import secateur
 from secateur.engine.tokens import Tokens
 from secateur.errors import InfeasibleBudgetError, InvalidOptionError, UnsupportedEditError
-from secateur.methods import Method, get_method, methods
+from secateur.methods import Method, get_method, methods, registry
 from secateur.methods.slicegpt import sliced
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
@@ -180,7 +181,6 @@ def test_the_same_again_and_a_replay_costs_no_forward(name: str, options: dict[s
 
 def check_closed(name: str, family: str, options: dict[str, Any]) -> None:
     model, closed, method = tiny(family), tiny_closed(family), get_method(name)
-    options = options | ({"order": "blocks"} if name in ORDERS else {})
     edits = prune(model, method, **options).edits
     assert edit_facts(prune(closed, method, **options).edits) == edit_facts(edits)
     assert closed.whole().fingerprint() == model.fingerprint()
@@ -229,7 +229,7 @@ def test_an_impossible_target_is_refused_with_what_can_be_reached(name: str) -> 
         with pytest.raises(InfeasibleBudgetError, match=r"\d\.\d+.* to \d\.\d+"):
             prune(model, method, run, budget, **options)
         with pytest.raises(InfeasibleBudgetError):
-            method.foretell(model.layout(), 2, 8, budget, **options)
+            planned(model, name, budget, 2, 8, **options)
     assert (model.fingerprint(), run.meter.block_tokens) == (before, 0)
 
 
@@ -240,23 +240,44 @@ def test_bad_options_are_refused_before_anything_happens(name: str) -> None:
     with pytest.raises(InvalidOptionError):
         prune(model, method, run, **wrong)
     with pytest.raises(InvalidOptionError):
-        method.foretell(model.layout(), 2, 8, BUDGET, **wrong)
+        planned(model, name, BUDGET, 2, 8, **wrong)
     assert (model.fingerprint(), run.meter.block_tokens) == (before, 0)
 
 
 @VARIANTS
-def test_the_cost_is_about_what_was_foretold(name: str, options: dict[str, Any]) -> None:
-    model, run, method = tiny("llama", num_hidden_layers=8), Run(), get_method(name)
-    cost = method.foretell(model.layout(), 2, 8, BUDGET, **method.complete(options))
+@pytest.mark.parametrize("shape", ["dense", "lopsided", "sliced stream"])
+def test_the_cost_is_what_was_rehearsed(name: str, options: dict[str, Any], shape: str) -> None:
+    model = tiny_in(shape, "llama") if shape == "sliced stream" else tiny("llama", num_hidden_layers=8)
+    model, run, method = lopsided(model) if shape == "lopsided" else model, Run(), get_method(name)
+    if shape == "sliced stream" and options.get("mean_centre"):
+        return  # its head cannot be untied any more
+    foretold = planned(model, name, BUDGET, 2, 8, **options)
     pruning = prune(model, method, run, **options)
-    counts = ("block_tokens", "head_tokens", "asked_tokens")
-    spread = SETTINGS[name].spread
-    for ran, told in ((getattr(run.meter, count), getattr(cost, count)) for count in counts):
-        assert told / spread <= ran <= told * spread
+    assert foretold.before == pruning.before
+    assert abs(pruning.after.parameters - foretold.after.parameters) <= SETTINGS[name].unit(pruning.before)
+    searched = run.meter.head_tokens > 0  # which parts go, and so which prefixes are shared, is not known
+    spread = (1.4 if shape != "dense" else SETTINGS[name].spread) if searched else 1.0
+    for count in ("block_tokens", "head_tokens", "asked_tokens"):
+        ran, expected = getattr(run.meter, count), getattr(foretold.meter, count)
+        assert expected / spread <= ran <= expected * spread
     assert run.meter.block_tokens <= run.meter.asked_tokens
-    assert cost.block_tokens <= cost.asked_tokens
-    assert abs(pruning.after.parameters - cost.after.parameters) <= SETTINGS[name].unit(pruning.before)
-    assert cost.peak_states + cost.sweep_states >= 8
+    assert foretold.held_bytes >= 8 * model.hidden_size * 4  # a window's states
+
+
+@ONCE
+def test_a_plan_is_made_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The generator runs twice: on the hollow twin, and for real."""
+    runs: list[bool] = []
+    method = get_method(name)
+
+    def counted(model: Model, tokens: Tokens, budget: Budget, run: Run, **options: Any) -> Iterator[Edit]:
+        runs.append(run.rehearses)
+        return method.prune(model, tokens, budget, run, **options)
+
+    monkeypatch.setitem(registry._METHODS, name, replace(method, prune=functools.wraps(method.prune)(counted)))
+    model = tiny("llama")
+    secateur.prune(model, name, sparsity=0.5, calibration=tokens_for(model), **SETTINGS[name].options)
+    assert runs == [True, False]
 
 
 # --- afterwards ---

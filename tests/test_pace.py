@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from models import tiny
-from oracles import write_texts
+from oracles import planned, write_texts
 from studies import comparison, grid
 
 from secateur.forecast import Speed
@@ -33,8 +33,8 @@ from secateur.grid.pace import (
 from secateur.grid.pruning import Shared, SharingRun
 from secateur.judge.generation import REFERENCE
 from secateur.judge.judging import Judging
-from secateur.methods import get_method
 from secateur.model.budget import Budget
+from secateur.run import Meter
 
 MANY = Judging(
     texts=("a", "b"), length=10, tasks=("piqa",), inference=True, prompt_length=8, new_tokens=4, rounds=2, batch_size=3,
@@ -67,8 +67,8 @@ def test_a_cell_costs_its_pruning_and_what_is_left_of_its_blocks(text: Path) -> 
             INFERENCE: (3 * 3 * 8 + 10 * new) * (4 + blocks) + 2 * new * 1e-5,
             GENERATION: 2 * 2 * 128 * (10 * blocks + 1e-5),
         }, rel=1e-9)  # fmt: skip
-    cost = get_method("shortgpt").plan(tiny("llama"), Budget(0.5), 2, 24, {}).cost
-    assert cells["shortgpt-0.5"].parts[PRUNE] == pytest.approx(cost.block_tokens)
+    meter = planned(tiny("llama"), "shortgpt", Budget(0.5), 2, 24).meter
+    assert cells["shortgpt-0.5"].parts[PRUNE] == pytest.approx(meter.block_tokens)
     assert sequences(MANY) == {1, 3, 5}
 
 
@@ -228,7 +228,7 @@ def test_what_a_pruning_takes_over_is_not_foretold_again() -> None:
     for name, (beginning, steps) in cells.items():
         with running.cell(name) as took, running.part(name, PRUNE) as observer:
             run = SharingRun(0, shared=stores[beginning], observer=observer, clock=lambda: now[0])
-            run.expect(sum(steps), 0, head=0)
+            run.expect(Meter(int(sum(steps))), head=0)
             for place, seconds in enumerate(steps):
                 key = f"{beginning}{place}" if beginning == "rounds/" or place == 0 else f"own {place}"
                 assert run.step(key, partial(work, run, seconds)) == seconds
@@ -247,4 +247,4 @@ def test_a_grid_s_cells_share_one_store(text: Path, tmp_path: Path) -> None:
     cells = compare(comparison(text, "blockpruner", sparsities=(0.25, 0.5, 0.75)), grid(tmp_path / "out", text))
     alone = [cell.seconds[PRUNE] for name, cell in cells.items() if name != "dense"]
     assert alone == sorted(alone)  # each has the rounds of those before it
-    assert [cell.prune.wall_s for cell in cells.values() if cell.prune] == pytest.approx(alone, abs=0.05)
+    assert [cell.prune.wall_s for cell in cells.values() if cell.prune] == pytest.approx(alone, abs=0.2)

@@ -6,11 +6,12 @@ import os
 from pathlib import Path
 
 import pytest
+from oracles import prepared
 
 import secateur
 from secateur.engine.tokens import read_tokens
 from secateur.judge.perplexity import perplexity
-from secateur.pruning import prepare, run_job
+from secateur.pruning import run_job
 from secateur.run import MemoryStore, Run
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -51,7 +52,7 @@ def test_dense_perplexity():
 def test_the_same_choices_and_perplexity(scores, sparsity):
     reference = json.loads((SHARED / "reference" / f"2ssp_{sparsity}_search512.json").read_text())
     model = secateur.load("demo")
-    job = prepare(
+    job = prepared(
         model,
         "2ssp",
         sparsity=sparsity,

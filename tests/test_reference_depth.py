@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from oracles import prepared
 
 import secateur
 from secateur.engine.tokens import read_tokens
 from secateur.judge.perplexity import perplexity
 from secateur.methods.shortgpt import influence_of_cosine
 from secateur.methods.window import angle
-from secateur.pruning import prepare, run_job
+from secateur.pruning import run_job
 from secateur.run import MemoryStore, Run
 from secateur.solvers.similarity import span_distances
 
@@ -55,7 +56,7 @@ def pruned(method: str, sparsity: float, steps: dict[str, torch.Tensor], **optio
     store = MemoryStore()
     for key, value in steps.items():
         store.put(key, value)
-    job = prepare(model, method, sparsity=sparsity, calibration=str(CALIBRATION), length=2048, **options)
+    job = prepared(model, method, sparsity=sparsity, calibration=str(CALIBRATION), length=2048, **options)
     return run_job(job, run=Run(store=store)), store
 
 

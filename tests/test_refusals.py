@@ -18,10 +18,10 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImage
 
 from secateur import load
 from secateur.errors import CheckpointError, FetchError, SecateurError, UnsupportedModelError
-from secateur.forecast import hollow_model
 from secateur.hf import quiet_transformers
 from secateur.model.described import Description
 from secateur.model.handle import Model
+from secateur.model.load import Source
 from secateur.model.modeling_secateur import FAMILIES
 from secateur.model.refusals import ARCHITECTURE, base_model, refuse
 
@@ -49,7 +49,7 @@ def test_models_of_other_kinds_are_refused_by_their_kind(reason: str, kind: str,
     with quiet_transformers():
         config = CONFIG_MAPPING[kind]()
         config.save_pretrained(tmp_path)
-    for ask in (lambda: load(str(tmp_path)), lambda: hollow_model(str(tmp_path))):
+    for ask in (lambda: load(str(tmp_path)), lambda: Source(name=str(tmp_path)).hollow()):
         with pytest.raises(UnsupportedModelError, match=reason) as refused:
             ask()
         assert str(tmp_path) in str(refused.value)
@@ -226,7 +226,7 @@ def test_unknown_kinds_are_refused_and_no_code_is_run(
 ) -> None:
     # the name of the folder must not decide: transformers guesses from it
     folder = folder_with(tmp_path / "llama", config, **{"evil.py": f"open({str(tmp_path / 'ran')!r}, 'w')"})
-    for ask in (load, hollow_model):
+    for ask in (load, lambda name: Source(name=name).hollow()):
         with pytest.raises(error, match=says):
             ask(str(folder))
     assert not (tmp_path / "ran").exists()
@@ -275,7 +275,7 @@ def test_hub_errors_say_where_licence_and_token_go(cause: Any, says: str, monkey
 
 @pytest.mark.parametrize("name", ["org/m", "m", "a b", "m" * 300, "..", "org/" + "m" * 5000, "x\0y"])
 def test_names_that_are_nothing_are_refused(name: str) -> None:
-    for ask in (load, hollow_model):
+    for ask in (load, lambda name: Source(name=name).hollow()):
         with pytest.raises((FetchError, CheckpointError)):
             ask(name)
 

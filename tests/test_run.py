@@ -8,7 +8,8 @@ import pytest
 import torch
 from oracles import Watcher
 
-from secateur.run import MemoryStore, Meter, Run
+from secateur.errors import JournalError
+from secateur.run import MemoryStore, Meter, Rehearsal, Run
 
 
 def draw(run: Run, *key: str | int) -> list[float]:
@@ -117,7 +118,7 @@ def test_forwards_are_whole_sequences_through_all_blocks() -> None:
 def test_after_expect_all_stages_share_one_bar() -> None:
     watcher = Watcher()
     run = Run(observer=watcher)
-    run.expect(100, 10, head=2.0)
+    run.expect(Meter(100, 10), head=2.0)
     with run.progress("one", 7) as done:
         run.meter.block_tokens += 30
         done(1)
@@ -144,6 +145,60 @@ def test_what_a_store_on_disk_could_keep_is_kept(value: Any) -> None:
 def test_what_a_store_on_disk_could_not_keep_is_refused(value: Any) -> None:
     with pytest.raises(TypeError, match="step 'key' gave a"):
         Run().step("key", lambda: value)
+
+
+class Rounding(MemoryStore):
+    """Keeps less than it was given, as a store on disk might."""
+
+    def put(self, key: str, value: Any) -> None:
+        super().put(key, round(value))
+
+
+def test_a_step_gives_what_was_stored() -> None:
+    store = Rounding()
+    assert Run(store=store).step("a", lambda: 0.7) == Run(store=store).step("a", lambda: 9.9) == 1
+
+
+def test_what_a_step_gave_can_be_changed_without_changing_the_journal() -> None:
+    run = Run()
+    run.step("a", lambda: torch.ones(2)).zero_()
+    assert Run(store=run.store).step("a", lambda: torch.zeros(2)).sum() == 2
+
+
+def test_parts_of_a_run_have_keys_and_randomness_of_their_own() -> None:
+    run = Run(seed=3)
+    one, two = run.scoped("one"), run.scoped("two")
+    assert [part.step("states", lambda n=n: n) for n, part in enumerate((run, one, two, one.scoped("two")))] == [
+        0,
+        1,
+        2,
+        3,
+    ]
+    with pytest.raises(ValueError, match="one/states"):
+        run.scoped("one").step("states", lambda: 4)
+    draws = {float(torch.rand((), generator=part.rng("x"))) for part in (run, one, two, Run(seed=4))}
+    assert len(draws) == 4
+    one.meter.block_tokens += 5
+    two.note("said", "by two")
+    assert (run.meter.block_tokens, run.notes) == (5, {"said": "by two"})
+
+
+def test_a_store_belongs_to_one_job() -> None:
+    store = MemoryStore()
+    store.open("a")
+    store.open("a")
+    with pytest.raises(JournalError):
+        store.open("b")
+
+
+def test_a_rehearsal_adds_up_what_is_held_at_once() -> None:
+    run = Rehearsal()
+    run.step("a", lambda: [torch.empty(10, 10, device="meta"), {"b": torch.empty(5)}], scratch_bytes=1000)
+    with run.holding(300), run.scoped("part").holding(500):
+        run.hold(100)
+    assert run.held_bytes == 420 + 100
+    assert run.peak_bytes == 420 + 300 + 500 + 100
+    assert run.loss_of("x") == run.loss_of("x") != run.loss_of("y")
 
 
 # --- notes ---

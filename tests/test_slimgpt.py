@@ -11,8 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import NO_ENDS, tiny, tiny_closed, tiny_tokens
-from oracles import PROPERTY, activations, edit_facts, edited
+from oracles import PROPERTY, activations, edit_facts, edited, edits_of
 
+from secateur.engine.moments import SecondMoment
 from secateur.engine.tokens import Tokens
 from secateur.errors import InfeasibleBudgetError, InvalidOptionError
 from secateur.methods import get_method
@@ -23,7 +24,6 @@ from secateur.model.layout import BlockLayout, Layout
 from secateur.model.modeling_secateur import Shape
 from secateur.pruning import Pruning, run_method
 from secateur.run import Run
-from secateur.solvers.moments import SecondMoment
 from secateur.solvers.obs import group_sizes, prune_groups
 from secateur.solvers.ratios import curve, ratios
 from secateur.surgery.edits import KeepHeads, KeepNeurons
@@ -156,7 +156,7 @@ def test_each_statistic_is_of_the_model_as_pruned_so_far(family: str) -> None:
     """Heads on what earlier, already pruned blocks give; the FFN after the block's own heads went. By brute force."""
     model, options = tiny(family), {"group": 3, "rounding": "carry", "precision": "float64"}
     tokens = tiny_tokens(model, 3, 12)
-    edits = prune(model, tokens, Budget(0.4), **options).edits
+    edits = edits_of(model, METHOD, tokens, Budget(0.4), **options)
     assert {type(edit) for edit in edits} == {KeepHeads, KeepNeurons}
     for place, edit in enumerate(edits):
         assert isinstance(edit, KeepHeads | KeepNeurons)
@@ -230,13 +230,3 @@ def test_closed_blocks_and_a_replay() -> None:
     again = Run(store=run.store)
     assert outcome(tiny("llama"), tokens, run=again) == opened
     assert again.meter.block_tokens == 0
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_it_costs_what_was_foretold(family: str) -> None:
-    model, run, budget = tiny(family), Run(), Budget(0.4)
-    before = model.layout()
-    prune(model, tiny_tokens(model, 3, 8), budget, run)
-    cost = METHOD.foretell(before, 3, 8, budget, **METHOD.complete({}))
-    assert cost.block_tokens == run.meter.block_tokens
-    assert cost.after == model.layout()

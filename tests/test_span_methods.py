@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from models import tiny, tiny_in, tiny_tokens
-from oracles import PROPERTY, activations, edited, lopsided, standing, weighted
+from models import tiny, tiny_tokens
+from oracles import PROPERTY, activations, edited, lopsided, planned, standing, weighted
 from torch import Tensor
 
 from secateur.engine.tokens import Tokens
@@ -23,7 +23,6 @@ from secateur.model.handle import Model
 from secateur.pruning import run_method
 from secateur.run import Run
 from secateur.solvers.similarity import span_distances
-from secateur.surgery.apply import apply
 from secateur.surgery.edits import DropBlock, Edit
 
 
@@ -164,7 +163,7 @@ def test_none_or_all_is_refused_before_anything_happens(name: str, budget: Budge
         run_method(model, get_method(name), tiny_tokens(model, 2, 8), budget, run)
     assert run.meter.block_tokens == 0
     with pytest.raises(InfeasibleBudgetError):
-        get_method(name).foretell(model.layout(), 2, 8, budget, **get_method(name).complete({}))
+        planned(model, name, budget, 2, 8)
 
 
 @pytest.mark.parametrize("of", ["blocks", "model"])
@@ -213,33 +212,3 @@ def tiny_layout(blocks: int) -> Any:
 
 
 # --- what it takes ---
-
-
-@pytest.mark.parametrize("order", ["samples", "blocks"])
-@pytest.mark.parametrize("positions", ["all", "last"])
-def test_no_more_states_are_kept_than_foretold(order: Any, positions: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from secateur.solvers import similarity
-
-    most = 0
-    enter = similarity._Sums.enter
-
-    def watched(self: Any, x: Tensor, w: Tensor) -> None:
-        nonlocal most
-        enter(self, x, w)
-        most = max(most, sum(len(state) for state in self.entered.values()))
-
-    monkeypatch.setattr(similarity._Sums, "enter", watched)
-    model, method = tiny("llama", num_hidden_layers=9), get_method("window")
-    options = method.complete({"positions": positions, "order": order})
-    cost = method.foretell(model.layout(), 3, 8, Budget(0.3), **options)
-    run_method(model, method, tiny_tokens(model, 3, 8), Budget(0.3), Run(), **options)
-    assert most + 8 * (3 if order == "blocks" else 1) <= cost.peak_states
-
-
-@pytest.mark.parametrize("name", ["shortgpt", "window"])
-def test_blocks_that_go_from_a_sliced_model_leave_their_maps_to_the_one_before(name: str) -> None:
-    model, method = tiny_in("sliced stream", "llama"), get_method(name)
-    cost = method.foretell(model.layout(), 3, 8, Budget(0.5), **method.complete({}))
-    for number in sorted(set(model.layout().blocks) - set(cost.after.blocks)):
-        apply(model, DropBlock(number))
-    assert model.layout() == cost.after

@@ -30,7 +30,7 @@ from secateur.engine.sweep import (
 )
 from secateur.model.handle import Model
 from secateur.run import Run
-from secateur.surgery.edits import DropAttention, DropBlock
+from secateur.surgery.edits import BlockEdit, DropAttention, DropBlock, KeepHeads, KeepNeurons
 
 PARTS = st.builds(Part, st.integers(0, 3), st.sampled_from(["attention", "mlp", "block"]))
 VARIANTS = st.lists(st.frozensets(PARTS, max_size=5), min_size=1, max_size=4)
@@ -121,6 +121,38 @@ def test_block_numbers_are_those_of_the_model_as_loaded() -> None:
     gone = Part(1, "block")
     variants = [frozenset({Part(number, "mlp")}) for number in (0, 2, 3)]
     close(sweep(model, tokens, variants), sweep(whole, tokens, [v | {gone} for v in variants]).tolist())
+
+
+NARROW = {  # versions of parts, by their numbers
+    Part(0, "mlp", 0): KeepNeurons(0, (0, 3, 7, 9)),
+    Part(0, "mlp", 1): KeepNeurons(0, (2, 3)),
+    Part(2, "mlp", 0): KeepNeurons(2, (1, 5), torch.full((32, 2), 0.1)),
+    Part(2, "attention", 0): KeepHeads(2, (1,)),
+}
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3", "gpt2"])
+def test_a_variant_may_hold_another_version_of_a_part(family: str) -> None:
+    """As if the edit that makes the version were really done; and the model is as it was."""
+    versions: dict[Part, BlockEdit] = {
+        part: edit for part, edit in NARROW.items() if type(edit).__name__ not in standing(family).family.cannot
+    }
+    model, tokens = tiny(family), weighted(tiny_tokens(tiny(family), 2, 9))
+    before = model.fingerprint()
+    variants = [
+        DENSE, *(frozenset({part}) for part in versions), frozenset({Part(0, "mlp", 1), Part(2, "mlp", 0)}),
+        frozenset({Part(0, "mlp", 0), Part(2, "attention"), Part(3, "block")}), frozenset({Part(0, "mlp")}),
+    ]  # fmt: skip
+
+    def really(variant: Variant) -> Model:
+        return without(
+            edited(model, *(versions[part] for part in variant & versions.keys())), variant - versions.keys()
+        )
+
+    got = sweep(model, tokens, variants, versions=versions)
+    close(got, [mean_nll(really(variant), tokens) for variant in variants])
+    assert len(set(got.tolist())) == len(variants)
+    assert model.fingerprint() == before
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from models import FAMILY_NAMES, NO_ENDS, tiny, tiny_tokens
-from oracles import PROPERTY, activations, edit_facts, edited, lopsided, mean_kl, mean_nll, standing, weighted
+from oracles import PROPERTY, activations, edit_facts, edited, lopsided, mean_kl, mean_nll, planned, standing, weighted
 from torch import Tensor, nn
 
 from secateur.engine.tokens import Tokens
@@ -269,7 +269,7 @@ def test_bad_options_are_refused_before_anything_happens(wrong: dict[str, Any]) 
     assert model.fingerprint() == before
     assert run.meter.block_tokens == 0
     with pytest.raises(InvalidOptionError):  # and foretold
-        METHOD.foretell(model.layout(), 3, 8, Budget(0.5), **METHOD.complete(wrong))
+        planned(model, METHOD.name, Budget(0.5), 3, 8, **wrong)
 
 
 def test_an_unknown_option_is_refused() -> None:
@@ -512,37 +512,6 @@ def test_a_pruned_model_can_be_pruned_again(family: str) -> None:
 
 
 # --- foretold ---
-
-
-@pytest.mark.parametrize("order", ["samples", "blocks"])
-def test_stage_1_costs_what_was_foretold(order: str) -> None:
-    model, run = lopsided(tiny("opt")), Run()
-    chosen = METHOD.complete({"stage1_only": True, "order": order})
-    cost = METHOD.foretell(model.layout(), 3, 8, Budget(0.3), **chosen)
-    pruning = prune(model, tiny_tokens(model, 3, 8), Budget(0.3), run, **chosen)
-    assert (run.meter.block_tokens, run.meter.head_tokens) == (cost.block_tokens, cost.head_tokens)
-    assert pruning.after == cost.after
-    assert cost.peak_states == (3 * 8 if order == "blocks" else 8)
-
-
-@pytest.mark.parametrize("criterion", ["ppl", "kl"])
-def test_the_search_costs_about_what_was_foretold(criterion: str) -> None:
-    model, run = tiny("llama", num_hidden_layers=10), Run()
-    chosen = METHOD.complete({"criterion": criterion, "attentions": 4, "search_samples": 2, "search_length": 6})
-    cost = METHOD.foretell(model.layout(), 3, 8, Budget(0.5), **chosen)
-    pruning = prune(model, tiny_tokens(model, 3, 8), Budget(0.5), run, **chosen)
-    search = run.meter.block_tokens - 3 * 8 * 10
-    assert search == pytest.approx(cost.block_tokens - 3 * 8 * 10, rel=0.1)  # it does not know which ones go
-    assert run.meter.head_tokens == cost.head_tokens
-    assert pruning.after.parameters == cost.after.parameters
-
-
-def test_the_first_round_is_foretold_exactly() -> None:
-    model, run = tiny("llama", num_hidden_layers=10), Run()
-    chosen = METHOD.complete({"attentions": 1})
-    cost = METHOD.foretell(model.layout(), 3, 8, Budget(0.5), **chosen)
-    prune(model, tiny_tokens(model, 3, 8), Budget(0.5), run, **chosen)
-    assert (run.meter.block_tokens, run.meter.head_tokens) == (cost.block_tokens, cost.head_tokens)
 
 
 def test_the_search_gets_by_without_the_heads_of_stage_1() -> None:

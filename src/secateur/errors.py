@@ -78,6 +78,10 @@ class OutputBusyError(OutputError):
     """Another process is about to write the output folder."""
 
 
+class JournalError(SecateurError):
+    """A journal is of another job, or cannot be read; nothing was taken from it."""
+
+
 class NumericalError(SecateurError):
     """A computation gave NaN or Inf where a finite number is needed."""
 

@@ -6,25 +6,20 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
 
-from secateur.assets import resolve_model
 from secateur.engine.blocks import BlockInputs, head_logits, run_block
-from secateur.engine.loss import LOGIT_BYTES
-from secateur.engine.sweep import activation_bytes, sweep_bytes
 from secateur.errors import SecateurError
 from secateur.hf import quiet_transformers
-from secateur.methods import Cost, Method, methods
+from secateur.methods import methods
 from secateur.model.budget import Budget, shares
-from secateur.model.handle import Model, hollow
-from secateur.model.layout import Layout
-from secateur.model.load import check_device, check_dtype, explained, read_config
+from secateur.model.handle import Model
+from secateur.model.load import Source, check_device
 from secateur.model.modeling_secateur import PER_BLOCK_LISTS, plain_config, shapes_from
-from secateur.run import work_forwards
+from secateur.pruning import Plan, Request, plan
 
 _PROBE_HEAD_TOKENS = 128
 
@@ -49,92 +44,92 @@ class Speed:
         return block_tokens * self.block_s + head_tokens * self.head_s
 
 
-def forecast(
-    name: str,
-    method: Method,
-    budget: Budget,
-    *,
-    samples: int | None = None,
-    length: int | None = None,
-    device: str | None = None,
-    dtype: str = "auto",
-    revision: str | None = None,
-    cache: Path | None = None,
-    **options: Any,
-) -> dict[str, Any]:
-    """Foretell a run of `method` on the model `name`.
+@dataclass(frozen=True)
+class Forwards:
+    """What a pruning runs, as full-length forwards of the whole model, head included.
 
-    Returns:
-        Parameters before and after, shares, bytes in memory at the peak and on disk, forwards, seconds.
+    Attributes:
+        forwards: on the work really done; forwards_asked: as papers count, every variant by itself.
+        samples, length: of the calibration.
+    """
+
+    samples: int
+    length: int
+    forwards: float
+    forwards_asked: float
+
+    @classmethod
+    def of(cls, planned: Plan, head: float) -> Forwards:
+        blocks, meter = len(planned.before.blocks), planned.meter
+        return cls(
+            planned.samples, planned.length, meter.forwards(blocks, planned.length, head=head),
+            meter.forwards_asked(blocks, planned.length),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a pruning will take and leave.
+
+    Attributes:
+        parameters: `before` and `after`; removed: the shares of both conventions.
+        peak_memory_bytes: weights, hidden states, statistics and results, beyond Python and torch.
+    """
+
+    model: str
+    method: str
+    parameters: Mapping[str, int]
+    removed: Mapping[str, float]
+    peak_memory_bytes: int
+    disk_bytes: int
+    seconds: float
+    forwards: float
+    forwards_asked: float
+    samples: int
+    length: int
+
+
+def forecast(request: Request, source: Source) -> Forecast:
+    """Foretell a pruning of a model that is known by name.
 
     Raises:
         InfeasibleBudgetError and the other errors that the run itself would raise for its arguments.
     """
-    device = check_device(device)
-    hollow = hollow_model(name, dtype=dtype, revision=revision, cache=cache)
-    layout = hollow.layout()
-    plan = method.plan(hollow, budget, samples, length, options)
-    length, cost = plan.length, plan.cost
+    device = check_device(source.device)
     one = check_device(None) if device == "auto" else device
-    speed = probe(hollow, length, one)
-    return {
-        "model": name,
-        "method": method.name,
-        "parameters": {"before": layout.parameters, "after": cost.after.parameters},
-        "removed": shares(layout, cost.after),
-        "peak_memory_bytes": _peak(hollow, layout, cost, length, torch.device(one).type),
-        "disk_bytes": cost.after.parameters * hollow.dtype.itemsize,
-        **_forwards(hollow, cost, length),
-        "seconds": speed.seconds(cost.block_tokens, cost.head_tokens),
-        "samples": plan.samples,
-        "length": length,
-    }
+    hollow = source.hollow()
+    planned = plan(request, hollow, device=torch.device(one).type)
+    speed = probe(hollow, planned.length, one)
+    before, after, item = planned.before, planned.after, hollow.dtype.itemsize
+    return Forecast(
+        model=source.name,
+        method=request.method,
+        parameters={"before": before.parameters, "after": after.parameters},
+        removed=shares(before, after),
+        peak_memory_bytes=int(before.parameters * item + planned.held_bytes),
+        disk_bytes=after.parameters * item,
+        seconds=speed.seconds(planned.meter.block_tokens, planned.meter.head_tokens),
+        **vars(Forwards.of(planned, hollow.head_cost)),
+    )
 
 
-def forwards_by_method(
-    name: str, budget: Budget, *, revision: str | None = None, cache: Path | None = None
-) -> dict[str, dict[str, Any]]:
-    """What each method would take on the model `name`, with its default calibration and options.
+def forwards_by_method(source: Source, sparsity: float, of: Any = "blocks") -> dict[str, Forwards | str]:
+    """What each method would take on the model, with its default calibration and options; or why it is refused.
 
-    Returns:
-        By method: samples, length, the full-length `forwards` that it will run, the `forwards_asked` for as papers
-        count them (prefixes not shared, heads always run); or `refused`, the reason why it cannot.
+    Raises:
+        InvalidOptionError: no such share.
     """
-    hollow = hollow_model(name, revision=revision, cache=cache)
-    told: dict[str, dict[str, Any]] = {}
-    for method in methods().values():
+    Budget(sparsity, of=of)
+    hollow = source.hollow()
+    found: dict[str, Forwards | str] = {}
+    for name in methods():
         try:
-            plan = method.plan(hollow, budget, None, None, {})
+            planned = plan(Request(method=name, sparsity=sparsity, of=of), hollow)
         except SecateurError as error:
-            told[method.name] = {"refused": str(error)}
+            found[name] = str(error)
         else:
-            shape = {"samples": plan.samples, "length": plan.length}
-            told[method.name] = {**shape, **_forwards(hollow, plan.cost, plan.length)}
-    return told
-
-
-def _forwards(hollow: Model, cost: Cost, length: int) -> dict[str, float]:
-    blocks = len(hollow.numbers)
-    spent = work_forwards(cost.block_tokens, cost.head_tokens, blocks, length, head=hollow.head_cost)
-    return {"forwards": spent, "forwards_asked": cost.asked_tokens / (blocks * length)}
-
-
-def hollow_model(
-    name: str,
-    *,
-    dtype: str = "auto",
-    revision: str | None = None,
-    cache: Path | None = None,
-) -> Model:
-    """A model without weights (on `meta`), from its configuration alone; its source has its `model_type`,
-    the `location` (folder or hub id) that the name stands for, and its `revision` there."""
-    location, _ = resolve_model(name, cache=cache, revision=revision)
-    check_dtype(dtype)
-    config, about = read_config(location, revision)
-    kind = getattr(torch, dtype) if dtype != "auto" else (config.dtype or torch.float32)
-    told = {"name": name, "model_type": config.model_type, "location": location, "revision": about.revision}
-    with explained(location):
-        return hollow(config, kind, told)
+            found[name] = Forwards.of(planned, hollow.head_cost)
+    return found
 
 
 def probe(
@@ -188,18 +183,3 @@ def _median(work: Callable[[], Any], device: str, clock: Clock, rounds: int = 5)
             torch.cuda.synchronize()
         times.append(clock() - start)
     return statistics.median(times[1:])
-
-
-def _peak(model: Model, layout: Layout, cost: Cost, length: int, device: str) -> int:
-    """Weights, what the method keeps, hidden states held, one forward's activations and one chunk of logits.
-
-    A sweep puts several rows into a forward. Logits are there twice: as the model's dtype and as float32, or, for KL,
-    beside the reference's. Activations are gone by then, but the allocator need not have given them back.
-    """
-    item = model.dtype.itemsize
-    state = model.hidden_size * item
-    walked = cost.peak_states * state + activation_bytes(model, length)
-    swept = sweep_bytes(model, cost.sweep_states, length, device)
-    logits = 2 * min(LOGIT_BYTES, 4 * model.vocab_size * length) if cost.head_tokens else 0
-    kept = cost.kept_states * state + cost.extra_bytes
-    return int(layout.parameters * item + kept + max(walked, swept) + logits)

@@ -29,6 +29,18 @@ class Result(Protocol):
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """What a folder holds in the end.
+
+    Attributes:
+        was_there: by an earlier run of the same job; nothing was done.
+    """
+
+    record: Record
+    was_there: bool
+
+
+@dataclass(frozen=True)
 class Output:
     """A folder that a pruning or a recovery is to write.
 

@@ -1,26 +1,35 @@
-"""secateur as Python: `prune`, `save` and what they stand on. The commands are thin wrappers of these."""
+"""A pruning, from what is asked to the smaller model: `Request` -> `Plan` -> edits -> `Pruned`.
+
+The only place that iterates methods and composes filters. `prune_to` is what the command calls, and `prune` what Python
+does; a grid goes the same way.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from secateur.engine.tokens import Count, Tokens, check_tokens, read_tokens
 from secateur.errors import CheckpointError
 from secateur.export import tier
+from secateur.judge.judging import Judging
 from secateur.judge.perplexity import perplexity
 from secateur.methods import Method, get_method
 from secateur.model.budget import Budget, Convention, shares
 from secateur.model.facts import environment, origin, sizes
-from secateur.model.handle import Model
+from secateur.model.handle import Model, require_positions
 from secateur.model.layout import Layout
+from secateur.model.load import Source, check_device
+from secateur.output import Output
 from secateur.record import (
     Cost,
     MeasuredPerplexity,
@@ -31,14 +40,131 @@ from secateur.record import (
     public_facts,
     public_name,
 )
-from secateur.run import Run
+from secateur.run import Meter, Observer, Rehearsal, Run
 from secateur.surgery.apply import apply, predict, require_edits
-from secateur.surgery.edits import Edit, to_json
+from secateur.surgery.edits import Edit, named, to_json
 from secateur.version import __version__
 
-logger = logging.getLogger(__name__)
 
-EditFilter = Callable[[Model, Tokens, Run, Iterator[Edit]], Iterator[Edit]]
+@dataclass(frozen=True)
+class Filter:
+    """What a method's edits go through before they are real: compensation, say.
+
+    Attributes:
+        edits: kinds that it may yield beside the method's own.
+        apply: (model, tokens, run, edits, **options) -> edits. It gets each edit before it is made real and yields it,
+            changed or not, with others around it. Its costly steps go through its run, whose keys are its own, and its
+            statistics through `engine.walk.Follower`.
+        options: part of the pruning's identity; what JSON can hold.
+    """
+
+    name: str
+    edits: tuple[type[Edit], ...]
+    apply: Callable[..., Iterator[Edit]]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """All that decides a pruning of a given model. Nothing is checked yet.
+
+    Attributes:
+        sparsity: share of parameters to remove, in (0, 1).
+        of: a share of the blocks' parameters, or of the whole model's.
+        round_to: round FFN widths to a multiple of this, in methods that choose FFN widths.
+        options: the method's own; `secateur methods` lists them.
+        filters: in the order in which edits go through them.
+        calibration: a text's name or file (c4 if None; demo for the demo model), or ready `Tokens`.
+        samples, length: calibration windows; the paper's if None.
+        seed: 0 takes the text's first windows, as the papers do; others draw from all.
+        count: "responses" counts only what the assistant says, in chat data.
+        data: folder with the named texts, for machines without a hub; cache: where fetched ones lie.
+    """
+
+    sparsity: float
+    method: str = "2ssp"
+    of: Convention = "blocks"
+    round_to: int = 1
+    options: Mapping[str, Any] = field(default_factory=dict)
+    filters: Sequence[Filter] = ()
+    calibration: str | Tokens | None = None
+    samples: int | None = None
+    length: int | None = None
+    seed: int = 0
+    count: Count = "all"
+    data: Path | None = None
+    cache: Path | None = None
+
+    @classmethod
+    def given(cls, method: str, arguments: Mapping[str, Any]) -> Request:
+        """From a call's keyword arguments: this class's fields, and the method's options."""
+        own = {name: value for name, value in arguments.items() if name in {field.name for field in fields(cls)}}
+        options = {name: value for name, value in arguments.items() if name not in own}
+        return cls(method=method, **{**own, "options": {**own.get("options", {}), **options}})
+
+    @property
+    def budget(self) -> Budget:
+        """
+        Raises:
+            InvalidOptionError: a value out of its range.
+        """
+        return Budget(self.sparsity, of=self.of, round_to=self.round_to)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A pruning that can be made, as far as a model's shapes and family tell, and what it will take.
+
+    Attributes:
+        options: all of the method's, those not asked for at their defaults.
+        samples, length: of the calibration.
+        meter: the work, in tokens.
+        held_bytes: held at the peak beside the weights: hidden states, statistics, results.
+        before, after: the layouts; the second is approximate where the method decides on the way.
+    """
+
+    request: Request
+    options: Mapping[str, Any]
+    samples: int
+    length: int
+    meter: Meter
+    held_bytes: float
+    before: Layout
+    after: Layout
+
+    @property
+    def method(self) -> Method:
+        return get_method(self.request.method)
+
+
+def plan(request: Request, model: Model, *, device: str | None = None) -> Plan:
+    """Check all of a pruning that needs no weights, and rehearse it: the method runs on a hollow twin of the model,
+    with engines that count instead of computing.
+
+    Args:
+        model: it may be a hollow one.
+        device: the kind that it will run on, as "cuda"; the model's if None.
+
+    Raises:
+        UnknownNameError, InvalidOptionError: no such method or option; a value out of its range.
+        UnsupportedEditError: the model's family cannot do one of the edits.
+        InfeasibleBudgetError: with the reachable range.
+    """
+    method, budget, tokens = get_method(request.method), request.budget, request.calibration
+    options = method.complete(request.options)
+    _require_edits(model, method, request.filters)
+    if isinstance(tokens, Tokens):
+        check_tokens(model, tokens)
+        samples, length = method.window_shape(model.max_length, tokens.samples, tokens.length)
+    else:
+        samples, length = method.window_shape(model.max_length, request.samples, request.length)
+        tokens = Tokens.of(torch.zeros(samples, length, dtype=torch.long))
+    hollow, run = model.hollow(), Rehearsal(request.seed, device=device or model.device.type)
+    rehearsed = run_method(hollow, method, tokens, budget, run, filters=request.filters, **options)
+    return Plan(
+        request=request, options=options, samples=samples, length=length, meter=run.meter, held_bytes=run.peak_bytes,
+        before=rehearsed.before, after=rehearsed.after,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,7 +172,7 @@ class Pruning:
     """What was done to a model.
 
     Attributes:
-        edits: in order, with block numbers of the model as loaded.
+        edits: in order, with block numbers of the model as loaded; of tensors the names only (see `edits.named`).
         before, after: the layouts.
     """
 
@@ -65,32 +191,40 @@ def run_method(
     budget: Budget,
     run: Run,
     *,
-    filters: Sequence[EditFilter] = (),
+    filters: Sequence[Filter] = (),
     **options: Any,
 ) -> Pruning:
     """Prune `model` in place: each edit the method yields is applied before the method resumes.
 
     Raises:
-        UnsupportedEditError: the family cannot do what the method needs; nothing has been done.
+        UnsupportedEditError: the family cannot do what the method or a filter needs; nothing has been done.
         CheckpointError: the real model is not what the edits predict (a bug; nothing should be saved).
     """
     complete = method.complete(options)
-    require_edits(model.family, *method.edits)
+    _require_edits(model, method, filters)
     before = predicted = model.layout()
     stream = method.prune(model, tokens, budget, run, **complete)
-    for each in filters:
-        stream = each(model, tokens, run, stream)
+    for filtering in filters:
+        stream = filtering.apply(model, tokens, run.scoped(filtering.name), stream, **filtering.options)
     edits = []
     for edit in stream:
         apply(model, edit)
-        where = getattr(edit, "block", getattr(edit, "site", None))
-        logger.debug("applied %s%s", type(edit).__name__, "" if where is None else f" at {where}")
+        run.log("applied %s%s", type(edit).__name__, _place(edit))
         predicted = predict(predicted, edit)
-        edits.append(edit)
+        edits.append(named(edit))
     after = model.layout()
     if after != predicted:
         raise CheckpointError("the pruned model's layout is not the one that its edits predict; please report this")
     return Pruning(method.name, complete, budget, edits, before, after)
+
+
+def _require_edits(model: Model, method: Method, filters: Sequence[Filter]) -> None:
+    require_edits(model.family, *method.edits, *(kind for filtering in filters for kind in filtering.edits))
+
+
+def _place(edit: Edit) -> str:
+    where = getattr(edit, "block", getattr(edit, "site", None))
+    return "" if where is None else f" at {where}"
 
 
 @dataclass(frozen=True)
@@ -111,91 +245,52 @@ class Pruned:
 class Job:
     """A pruning that is fully specified and not yet run: every argument is checked, nothing is changed."""
 
+    plan: Plan
     model: Model
-    method: str
     tokens: Tokens
-    budget: Budget
-    seed: int
-    options: dict[str, Any]
     model_fingerprint: str
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """Identity of the outcome; the same in two runs of the same job."""
-        return identity(self.model_fingerprint, self.tokens, self.method, self.options, self.budget, self.seed)
+        """sha256 of all that decides the outcome; on one kind of device, jobs of one identity give the same model."""
+        request = self.plan.request
+        parts = [
+            self.model_fingerprint, self.tokens.fingerprint(), request.method, dict(self.plan.options),
+            asdict(request.budget), request.seed, __version__,
+            *([[filtering.name, dict(filtering.options)] for filtering in request.filters]),
+        ]  # fmt: skip
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def prepare(
-    model: Model,
-    method: str = "2ssp",
-    *,
-    sparsity: float,
-    of: Convention = "blocks",
-    round_to: int = 1,
-    calibration: str | Tokens | None = None,
-    samples: int | None = None,
-    length: int | None = None,
-    seed: int = 0,
-    count: Count = "all",
-    data: Path | None = None,
-    cache: Path | None = None,
-    **options: Any,
-) -> Job:
-    """Check everything that `prune` will need. Arguments and errors are those of `prune`."""
-    budget = Budget(sparsity, of=of, round_to=round_to)
-    if isinstance(calibration, Tokens):
-        tokens = calibration
-        samples, length = tokens.samples, tokens.length
-        check_tokens(model, tokens)
-    plan = get_method(method).plan(model, budget, samples, length, options)
-    if not isinstance(calibration, Tokens):
-        name = calibration or ("demo" if model.source.get("asked") == "demo" else "c4")
+def prepare(planned: Plan, model: Model) -> Job:
+    """Read the calibration and look at the weights, before anything is changed.
+
+    Raises:
+        NumericalError: a weight is no number.
+        DataError: the calibration cannot be read, is too short, or the tokenizer is another model's.
+    """
+    request, tokens = planned.request, planned.request.calibration
+    if not isinstance(tokens, Tokens):
+        name = tokens or ("demo" if model.source.get("asked") == "demo" else "c4")
         tokens = read_tokens(
-            model, name, purpose="calibration", length=plan.length, samples=plan.samples, seed=seed, count=count,
-            data=data, cache=cache,
+            model, name, purpose="calibration", length=planned.length, samples=planned.samples, seed=request.seed,
+            count=request.count, data=request.data, cache=request.cache,
         )  # fmt: skip
-    return Job(model, method, tokens, budget, seed, plan.options, model.fingerprint())
+    return Job(planned, model, tokens, model.fingerprint())
 
 
-def prune(
-    model: Model,
-    method: str = "2ssp",
-    *,
-    sparsity: float,
-    of: Convention = "blocks",
-    round_to: int = 1,
-    calibration: str | Tokens | None = None,
-    samples: int | None = None,
-    length: int | None = None,
-    seed: int = 0,
-    count: Count = "all",
-    data: Path | None = None,
-    cache: Path | None = None,
-    run: Run | None = None,
-    **options: Any,
-) -> Pruned:
+def prune(model: Model, method: str = "2ssp", *, run: Run | None = None, **request: Any) -> Pruned:
     """Prune a model in place.
 
     Args:
-        sparsity: share of parameters to remove, in (0, 1).
-        of: a share of the blocks' parameters, or of the whole model's.
-        round_to: round FFN widths to a multiple of this, in methods that choose FFN widths.
-        calibration: a text's name or file (c4 if None; demo for the demo model), or ready `Tokens`.
-        samples, length: calibration windows; the paper's if None.
-        seed: 0 takes the text's first windows, as the papers do; others draw from all.
-        count: "responses" counts only what the assistant says, in chat data.
-        options: the method's own; `secateur methods` lists them.
+        request: `sparsity`, and whatever else `Request` has; the method's own options by name.
 
     Raises:
         InfeasibleBudgetError: with the reachable range. Other typed errors for other bad input, before anything is
             changed. If the run itself fails (NumericalError) or is interrupted, the model is left half-pruned: load it
             again.
     """
-    job = prepare(
-        model, method, sparsity=sparsity, of=of, round_to=round_to, calibration=calibration, samples=samples,
-        length=length, seed=seed, count=count, data=data, cache=cache, **options,
-    )  # fmt: skip
-    return run_job(job, run=run)
+    return run_job(prepare(plan(Request.given(method, request), model), model), run=run)
 
 
 def run_job(
@@ -210,14 +305,22 @@ def run_job(
     Args:
         measure_on: texts to take the perplexity on, before and after; goes into the record.
         arguments: goes into the record as given.
+
+    Raises:
+        JournalError: the run's store has another job's results.
     """
-    run = run or Run(job.seed)
+    planned, model = job.plan, job.model
+    request, run = planned.request, run or Run(planned.request.seed)
+    run.store.open(job.fingerprint)
     texts = dict(measure_on or {})
     judge = Run(observer=run.observer)  # keeps the evaluation out of the method's cost
-    dense = {name: perplexity(job.model, tokens, run=judge) for name, tokens in texts.items()}
-    head = job.model.head_cost
+    dense = {name: perplexity(model, tokens, run=judge) for name, tokens in texts.items()}
+    head = model.head_cost
+    run.expect(planned.meter, head=head)
     start = time.monotonic()
-    pruning = run_method(job.model, get_method(job.method), job.tokens, job.budget, run, **job.options)
+    pruning = run_method(
+        model, planned.method, job.tokens, request.budget, run, filters=request.filters, **planned.options
+    )
     blocks, length = len(pruning.before.blocks), job.tokens.length
     cost = Cost(
         seconds=round(time.monotonic() - start, 1),
@@ -226,39 +329,28 @@ def run_job(
         forwards=round(run.meter.forwards(blocks, length, head=head), 2),
         forwards_asked=round(run.meter.forwards_asked(blocks, length), 2),
     )
-    record = make_record(job, pruning, cost, arguments=arguments, notes=run.notes)
+    record = _record(job, pruning, cost, run.notes, arguments or {})
     for name, tokens in texts.items():
-        after = perplexity(job.model, tokens, run=judge)
+        after = perplexity(model, tokens, run=judge)
         after["text"] = public_name(str(after["text"]))
         measured = {**after, "before": dense[name]["perplexity"], "after": after["perplexity"]}
         record.perplexity = [*(record.perplexity or ()), MeasuredPerplexity(**measured)]
-    job.model.edited()  # a further pruning starts from here
-    job.model.parents = [*job.model.parents, record.alone]
-    return Pruned(job.model, pruning, record)
+    model.edited()  # a further pruning starts from here
+    model.parents = [*model.parents, record.alone]
+    return Pruned(model, pruning, record)
 
 
-def make_record(
-    job: Job,
-    pruning: Pruning,
-    cost: Cost,
-    *,
-    arguments: Mapping[str, Any] | None = None,
-    notes: Mapping[str, Any] | None = None,
-) -> Record:
-    """Describe what a finished run did to the job's model.
-
-    Args:
-        arguments: the command line or call as given.
-        notes: what the method said of its run (`Run.note`).
-    """
-    model, budget = job.model, pruning.budget
+def _record(job: Job, pruning: Pruning, cost: Cost, notes: Mapping[str, Any], arguments: Mapping[str, Any]) -> Record:
+    """Describe what a finished run did to the job's model."""
+    model, budget, filters = job.model, pruning.budget, job.plan.request.filters
     return Record(
         secateur=__version__,
         fingerprint=job.fingerprint,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         method=pruning.method,
         options=pruning.options,
-        seed=job.seed,
+        filters={filtering.name: dict(filtering.options) for filtering in filters} or None,
+        seed=job.plan.request.seed,
         sparsity=Sparsity(
             asked=budget.sparsity,
             of=budget.of,
@@ -268,23 +360,73 @@ def make_record(
         tier=tier(model),
         model=origin(model, job.model_fingerprint),
         calibration={**public_facts(job.tokens.source), "fingerprint": job.tokens.fingerprint()},
-        arguments=public_arguments(arguments or {}),
+        arguments=public_arguments(arguments),
         environment=environment(model),
         cost=cost,
         before=sizes(pruning.before, model),
         after=sizes(pruning.after, model),
         perplexity=[],
         evaluations=[],
-        notes=dict(notes or {}),
+        notes=dict(notes),
         edits=[to_json(edit) for edit in pruning.edits],
         parents=model.parents,
     )
 
 
-def identity(
-    model_fingerprint: str, tokens: Tokens, method: str, options: Mapping[str, Any], budget: Budget, seed: int
-) -> str:
-    """sha256 of all that decides a run's outcome; on one kind of device, two runs of one identity give the same
-    model."""
-    parts = [model_fingerprint, tokens.fingerprint(), method, dict(options), asdict(budget), seed, __version__]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+@dataclass(frozen=True)
+class Outcome:
+    """What a folder holds in the end.
+
+    Attributes:
+        was_there: by an earlier run of the same job; nothing was done.
+    """
+
+    record: Record
+    was_there: bool
+
+
+def prune_to(
+    request: Request,
+    source: Source,
+    output: Output,
+    *,
+    judging: Judging | None = None,
+    observer: Observer | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> Outcome:
+    """Prune a model that is known by name and write a smaller checkpoint, whole or not at all.
+
+    All that can be refused is refused before gigabytes are read, and all else before the work.
+
+    Args:
+        judging: of which the texts are measured before and after.
+        arguments: goes into the record as given.
+
+    Raises:
+        OutputExistsError, OutputBusyError, OutputError: the folder holds something else, another process is about to
+            write it, or it cannot be written.
+        What `plan`, `prepare` and `run_job` raise.
+    """
+    judging = judging or Judging()
+    text = request.calibration if isinstance(request.calibration, str) else None
+    output.check(source.name, text, *judging.texts)
+    with output.claimed():
+        hollow = source.hollow()
+        device = check_device(None if source.device == "auto" else source.device)
+        planned = plan(request, hollow, device=torch.device(device).type)
+        if judging.texts:
+            require_positions(hollow.max_length, judging.length)
+        job = prepare(planned, source.load())
+        if (record := output.holds(job.fingerprint)) is not None:
+            return Outcome(record, was_there=True)
+        output.require_space(planned.after.parameters * job.model.dtype.itemsize)
+        texts = {
+            name: read_tokens(
+                job.model, name, purpose="evaluation", length=judging.length, samples=judging.samples,
+                data=request.data, cache=request.cache,
+            )
+            for name in judging.texts
+        }  # fmt: skip
+        pruned = run_job(job, run=Run(request.seed, observer=observer), measure_on=texts, arguments=arguments)
+        output.write(pruned)
+        return Outcome(pruned.record, was_there=False)

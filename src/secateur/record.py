@@ -136,6 +136,7 @@ class Record(Struct, kw_only=True, omit_defaults=True):
 
     Attributes:
         fingerprint: the identity of the outcome: on one kind of device, two runs of one identity give the same model.
+        filters: by name, with their options; None where there were none.
         model, calibration: public facts; the model's are of before.
         arguments: the command line or call as given.
         environment: what else may move a last digit.
@@ -150,6 +151,7 @@ class Record(Struct, kw_only=True, omit_defaults=True):
     created: str
     method: str
     options: Facts | None = None
+    filters: Facts | None = None
     seed: int
     sparsity: Sparsity | None = None
     tier: str

@@ -2,6 +2,9 @@
 
 Every costly step of a method goes through `Run.step`, and randomness only comes from `Run.rng`. So a run is resumed
 by iterating its method afresh: the steps are answered from the journal, and the edits are applied again.
+
+A `Rehearsal` is a run that computes nothing. Given one, the engines count what they would do and hold, and show made-up
+states of the right shapes: so a method's cost and the layout that it leads to follow from the method itself.
 """
 
 from __future__ import annotations
@@ -9,19 +12,27 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import torch
 
+from secateur.errors import JournalError
+
 T = TypeVar("T")
 Advance = Callable[[float], None]
 
+logger = logging.getLogger(__name__)
+
 
 class Store(Protocol):
-    """Where a run's step results lie. Results are tensors, numbers, strings, and lists or dicts of these."""
+    """Where the results of one job's steps lie: tensors, numbers, strings, and lists or dicts (by string) of these."""
+
+    def open(self, identity: str) -> None:
+        """Take the store for the job of that identity; raise JournalError if it is another one's."""
 
     def get(self, key: str) -> Any:
         """Return the result of `key`; raise KeyError where there is none."""
@@ -33,13 +44,20 @@ class MemoryStore:
     """Results in memory; copied in and out, so that nobody can change what was recorded."""
 
     def __init__(self) -> None:
+        self.identity: str | None = None
         self._results: dict[str, Any] = {}
+
+    def open(self, identity: str) -> None:
+        if self.identity not in (None, identity):
+            raise JournalError(
+                "this journal is of another job: another model, calibration, method or options. Give each its own"
+            )
+        self.identity = identity
 
     def get(self, key: str) -> Any:
         return copy.deepcopy(self._results[key])
 
     def put(self, key: str, value: Any) -> None:
-        _check_storable(value, key)
         self._results[key] = copy.deepcopy(value)
 
 
@@ -49,16 +67,27 @@ def _check_storable(value: Any, key: str) -> None:
         case None | bool() | int() | float() | str() | torch.Tensor():
             return
         case list():
-            for each in value:
-                _check_storable(each, key)
+            for item in value:
+                _check_storable(item, key)
         case dict() if all(isinstance(name, str) for name in value):
-            for each in value.values():
-                _check_storable(each, key)
+            for item in value.values():
+                _check_storable(item, key)
         case _:
             raise TypeError(
                 f"step {key!r} gave a {type(value).__name__}; results are tensors, numbers, strings, and "
                 "lists or dicts (by string) of these"
             )
+
+
+def _tensor_bytes(value: Any) -> int:
+    match value:
+        case torch.Tensor():
+            return value.numel() * value.element_size()
+        case list():
+            return sum(map(_tensor_bytes, value))
+        case dict():
+            return sum(map(_tensor_bytes, value.values()))
+    return 0
 
 
 class Observer(Protocol):
@@ -88,22 +117,17 @@ class Meter:
     head_tokens: int = 0
     asked_tokens: int = 0
 
-    def forwards(self, blocks: int, length: int, *, head: float) -> float:
-        """The work as forwards of one sequence of `length` tokens through a model of `blocks` blocks and a head.
+    def work(self, head: float) -> float:
+        """In tokens through one block; `head` is what a token costs in the LM head, relative to that."""
+        return self.block_tokens + head * self.head_tokens
 
-        Args:
-            head: what a token costs in the LM head, relative to one in a block.
-        """
-        return work_forwards(self.block_tokens, self.head_tokens, blocks, length, head=head)
+    def forwards(self, blocks: int, length: int, *, head: float) -> float:
+        """The work as forwards of one sequence of `length` tokens through a model of `blocks` blocks and a head."""
+        return self.work(head) / ((blocks + head) * length)
 
     def forwards_asked(self, blocks: int, length: int) -> float:
         """The forwards of the whole model that were asked for, each counted by itself: what papers count."""
         return self.asked_tokens / (blocks * length)
-
-
-def work_forwards(block_tokens: float, head_tokens: float, blocks: int, length: int, *, head: float) -> float:
-    """Work in tokens as forwards of the whole model; see `Meter.forwards`."""
-    return (block_tokens + head * head_tokens) / ((blocks + head) * length)
 
 
 class Run:
@@ -113,33 +137,70 @@ class Run:
         seed: the source of all randomness.
         store: answers the steps it knows and records the others; in memory by default.
         observer: shows progress.
+        sweeper: makes the engine of searches (see `engine.sweep.Sweeper`), where it is not the usual one.
+
+    Attributes:
+        meter: the work so far, of all scopes.
+        notes: what the method said of its run; see `note`.
+        visit: the open visit of the method's own walk, where it is walking (see `engine.walk`).
     """
 
-    def __init__(self, seed: int = 0, *, store: Store | None = None, observer: Observer | None = None) -> None:
+    rehearses = False
+
+    def __init__(
+        self,
+        seed: int = 0,
+        *,
+        store: Store | None = None,
+        observer: Observer | None = None,
+        sweeper: Callable[..., Any] | None = None,
+    ) -> None:
         self.seed = seed
+        self.sweeper = sweeper
         self.store: Store = store if store is not None else MemoryStore()
         self.observer: Observer = observer if observer is not None else Silent()
         self.meter = Meter()
         self.notes: dict[str, Any] = {}
+        self.visit: Any = None
+        self.root: Run = self
+        self._scope = ""
         self._asked: set[str] = set()
         self._expected: float | None = None
         self._head = 0.0
 
-    def step(self, key: str, compute: Callable[[], T]) -> T:
-        """Return the recorded result of `key`, or compute and record it. A key may be used once in a run."""
+    def scoped(self, name: str) -> Run:
+        """The same run for a part of it, whose keys are its own: two parts may both ask for "scores"."""
+        part = copy.copy(self)
+        part._scope = f"{self._scope}{name}/"
+        return part
+
+    def step(self, key: str, compute: Callable[[], T], *, scratch_bytes: float = 0) -> T:
+        """Return the recorded result of `key`, or compute and record it. A key may be used once in a run.
+
+        Args:
+            scratch_bytes: what computing it holds for a while, beside hidden states; for the forecast.
+
+        Raises:
+            TypeError: the result cannot be stored.
+            ValueError: the key was asked before.
+        """
+        key = self._scope + key
         if key in self._asked:
             raise ValueError(f"step {key!r} is asked twice in one run; its second result would be the first one's")
         self._asked.add(key)
         try:
             result: T = self.store.get(key)
         except KeyError:
-            result = compute()
-            self.store.put(key, result)
+            computed = compute()
+            _check_storable(computed, key)
+            self.store.put(key, computed)
+            result = self.store.get(key)  # what a resumed run would get, to the last bit
         return result
 
     def rng(self, *key: str | int) -> torch.Generator:
         """A generator that depends on the seed and the key only, never on what was drawn before."""
-        digest = hashlib.sha256(repr((self.seed, *key)).encode()).digest()
+        parts = (self.seed, self._scope, *key) if self._scope else (self.seed, *key)
+        digest = hashlib.sha256(repr(parts).encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
     def note(self, key: str, value: Any) -> None:
@@ -154,14 +215,21 @@ class Run:
         json.dumps(value, allow_nan=False)
         self.notes[key] = copy.deepcopy(value)
 
-    def expect(self, block_tokens: float, head_tokens: float, *, head: float) -> None:
+    def log(self, message: str, *args: object) -> None:
+        """Tell what was chosen, for `--log-level info`."""
+        logger.info(message, *args)
+
+    def hold(self, size_bytes: float) -> None:
+        """So much more is held from now on, beside what the engines hold; for the forecast."""
+
+    def expect(self, meter: Meter, *, head: float) -> None:
         """Foretell the whole run's work, so that progress counts all stages to come and not only the current one.
 
         Args:
             head: what a token costs in the LM head, relative to one in a block.
         """
         self._head = head
-        self._expected = block_tokens + head * head_tokens
+        self._expected = meter.work(head)
 
     @contextmanager
     def progress(self, label: str, total: float) -> Iterator[Advance]:
@@ -169,20 +237,72 @@ class Run:
 
         After `expect` the bar is the whole run's and moves by what the engines meter.
         """
-        if self._expected is None:
+        if self.root._expected is None:
             with self.observer.progress(label, total) as advance:
                 yield advance
             return
-        before = self._work()
-        with self.observer.progress(label, self._expected, before) as advance:
+        before = self.root.work_done()
+        with self.observer.progress(label, self.root._expected, before) as advance:
 
             def catch_up(amount: float) -> None:
                 nonlocal before
-                now = self._work()
+                now = self.root.work_done()
                 advance(now - before)
                 before = now
 
             yield catch_up
 
-    def _work(self) -> float:
-        return self.meter.block_tokens + self._head * self.meter.head_tokens
+    def work_done(self) -> float:
+        """The work so far, in the unit of `expect`."""
+        return self.meter.work(self._head)
+
+
+class Rehearsal(Run):
+    """A run whose engines count instead of computing: for the forecast. It needs a hollow model.
+
+    Args:
+        device: the kind of device that the run will be on, as "cpu".
+
+    Attributes:
+        held_bytes, peak_bytes: hidden states, statistics and results held now, and the most at once.
+    """
+
+    rehearses = True
+    root: Rehearsal
+
+    def __init__(self, seed: int = 0, *, device: str = "cpu") -> None:
+        super().__init__(seed)
+        self.device = device
+        self.held_bytes = self.peak_bytes = 0.0
+        self._qualities: dict[Hashable, float] = {}
+        self._made_up = self.rng("made-up losses")
+
+    def step(self, key: str, compute: Callable[[], T], *, scratch_bytes: float = 0) -> T:
+        with self.holding(scratch_bytes):
+            result = compute()
+        _check_storable(result, key)
+        self.root.hold(_tensor_bytes(result))  # the journal keeps it to the end
+        return result
+
+    def log(self, message: str, *args: object) -> None:
+        pass
+
+    def hold(self, size_bytes: float) -> None:
+        """So much more is held from now on, or less where it is negative."""
+        self.root.held_bytes += size_bytes
+        self.root.peak_bytes = max(self.root.peak_bytes, self.root.held_bytes)
+
+    @contextmanager
+    def holding(self, size_bytes: float) -> Iterator[None]:
+        """So much more is held for the time of the context."""
+        self.hold(size_bytes)
+        try:
+            yield
+        finally:
+            self.hold(-size_bytes)
+
+    def loss_of(self, variant: Hashable) -> float:
+        """A loss at random, always the same for the same variant: so a search finds a good one that stays for long."""
+        if variant not in self._qualities:
+            self._qualities[variant] = float(torch.rand((), generator=self._made_up))
+        return self._qualities[variant]

@@ -19,13 +19,13 @@ from secateur.cli.guard import EXIT_FAILED, err, out
 from secateur.cli.options import SourceOptions
 from secateur.cli.progress import in_words, standing_shown
 from secateur.errors import InvalidOptionError, SecateurError
-from secateur.forecast import hollow_model, probe
+from secateur.forecast import probe
 from secateur.grid.cells import Asked
 from secateur.grid.pace import PARTS, PRUNE, Foretold, foretell, sequences, tokens_of
 from secateur.grid.run import Grid, run_grid
 from secateur.judge.judging import GENERATION, INFERENCE, PERPLEXITY, TASKS, Judge, Judging
 from secateur.model.handle import Model
-from secateur.model.load import check_device, load
+from secateur.model.load import Source, check_device, load
 from secateur.report.page import PAGE, write_report
 from secateur.report.results import CellResult
 from secateur.run import Meter
@@ -88,7 +88,7 @@ class GridJob:
     def show_estimates(self, asked: Asked) -> None:
         """List the cells with what their parts would take, from the configuration alone and one timed block."""
         where, judging = self.source, self.judging
-        hollow = hollow_model(self.model, dtype=where.dtype, revision=where.revision, cache=where.cache_dir)
+        hollow = Source(name=self.model, dtype=where.dtype, revision=where.revision, cache=where.cache_dir).hollow()
         cells, judge = asked.cells(hollow), Judge.of(judging, data=where.data, cache=where.cache_dir)
         device = check_device(None if where.device == "auto" else where.device)
         clock, unit = (time.process_time, "CPU seconds") if device == "cpu" else (time.perf_counter, "seconds")

@@ -29,13 +29,12 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Show what a model is made of and, if secateur pruned it, how. Loads no weights."""
-    from secateur.forecast import hollow_model
     from secateur.model.described import describe
-    from secateur.model.load import record_of
+    from secateur.model.load import Source, record_of
     from secateur.model.modeling_secateur import PREFIX
     from secateur.model.sums import SUMS, verify_weights
 
-    hollow = hollow_model(model, revision=revision, cache=cache_dir)
+    hollow = Source(name=model, revision=revision, cache=cache_dir).hollow()
     layout = hollow.layout()
     about = describe(
         hollow.source["location"], hollow.source["revision"]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from secateur.cli.guard import out
 from secateur.cli.options import CacheDir, Json, Revision
+
+if TYPE_CHECKING:
+    from secateur.forecast import Forwards
 
 
 def show_methods(
@@ -25,16 +29,15 @@ def show_methods(
     """List the methods with their papers, their options, and what they cost."""
     from secateur.forecast import forwards_by_method
     from secateur.methods import methods
-    from secateur.model.budget import Budget
+    from secateur.model.load import Source
 
     known = methods()
     if bibtex:
         print("\n\n".join(method.bibtex for method in known.values()))
         return
-    costs: dict[str, dict[str, Any]] = {}
+    costs: dict[str, Forwards | str] = {}
     if model is not None:
-        budget = Budget(sparsity, of=of)  # type: ignore[arg-type]  # checked there
-        costs = forwards_by_method(model, budget, revision=revision, cache=cache_dir)
+        costs = forwards_by_method(Source(name=model, revision=revision, cache=cache_dir), sparsity, of)
     if as_json:
         print(
             json.dumps(
@@ -47,7 +50,7 @@ def show_methods(
                         "calibration": {"samples": method.samples, "length": method.length},
                         "options": {o.name: {"default": o.default, "help": o.help} for o in method.options.values()},
                     }
-                    | ({"cost": costs[name]} if costs else {})
+                    | ({"cost": _cost_as_json(costs[name])} if costs else {})
                     for name, method in known.items()
                 }
             )
@@ -66,10 +69,13 @@ def show_methods(
             out.print(f"  {flag} ({option.default_in_words}): {option.help}", highlight=False, markup=False)
 
 
-def _cost(cost: dict[str, Any]) -> str:
-    if "refused" in cost:
-        return f"refused: {cost['refused']}"
+def _cost_as_json(cost: Forwards | str) -> dict[str, Any]:
+    return {"refused": cost} if isinstance(cost, str) else asdict(cost)
+
+
+def _cost(cost: Forwards | str) -> str:
+    if isinstance(cost, str):
+        return f"refused: {cost}"
     return (
-        f"{cost['forwards']:,.1f} full-length forwards (of {cost['forwards_asked']:,.1f} asked for) "
-        f"of {cost['length']} tokens"
+        f"{cost.forwards:,.1f} full-length forwards (of {cost.forwards_asked:,.1f} asked for) of {cost.length} tokens"
     )

@@ -6,6 +6,7 @@ import inspect
 import json
 import sys
 from collections.abc import Container, Iterator, Mapping
+from dataclasses import asdict
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -39,9 +40,7 @@ from secateur.errors import InvalidOptionError
 from secateur.signatures import Option, builtin_options
 
 if TYPE_CHECKING:
-    from secateur.engine.tokens import Tokens
-    from secateur.output import Output
-    from secateur.pruning import Job, Pruned
+    from secateur.forecast import Forecast
     from secateur.record import Record
 
 
@@ -80,55 +79,32 @@ def _prune(
 
     Options below "Method options" are those of the methods named beside them.
     """
-    from secateur.engine.tokens import read_tokens
-    from secateur.forecast import forecast, hollow_model
-    from secateur.methods import get_method
-    from secateur.model.budget import Budget
-    from secateur.model.handle import require_positions
-    from secateur.model.load import load
+    from secateur.forecast import forecast
+    from secateur.judge.judging import Judging
+    from secateur.model.load import Source
     from secateur.output import Output
-    from secateur.pruning import prepare
+    from secateur.pruning import Request, prune_to
 
     start_logging(log_level, log_file)
-    options = _method_options(method, given)
-    budget = Budget(sparsity, of=of, round_to=round_to)  # type: ignore[arg-type]  # checked there
+    request = Request(
+        sparsity=sparsity, method=method, of=of, round_to=round_to, options=_method_options(method, given),  # type: ignore[arg-type]  # checked there
+        calibration=calibration, samples=samples, length=length, seed=seed, count=count, data=data, cache=cache_dir,  # type: ignore[arg-type]  # checked there
+    )  # fmt: skip
+    source = Source(name=model, device=device, dtype=dtype, revision=revision, cache=cache_dir)
     if dry_run:
-        _show_forecast(
-            forecast(
-                model, get_method(method), budget, samples=samples, length=length, device=device, dtype=dtype,
-                revision=revision, cache=cache_dir, **options,
-            ),
-            as_json,
-        )  # fmt: skip
+        _show_forecast(forecast(request, source), as_json)
         return
     if out_dir is None:
         raise InvalidOptionError("--out DIR is missing: the folder to write (or ask for --dry-run)")
-    output = Output(out_dir, overwrite, max_shard_size)
-    output.check(model, calibration, *(perplexity_on or ()))
-    with output.claimed():
-        hollow = hollow_model(model, dtype=dtype, revision=revision, cache=cache_dir)  # before gigabytes are read
-        get_method(method).plan(hollow, budget, samples, length, options)
-        if perplexity_on:
-            require_positions(hollow.max_length, eval_length)
-        loaded = load(model, device=device, dtype=dtype, revision=revision, cache=cache_dir)
-        job = prepare(
-            loaded, method, sparsity=sparsity, of=of, round_to=round_to, calibration=calibration, samples=samples,  # type: ignore[arg-type]  # checked there
-            length=length, seed=seed, count=count, data=data, cache=cache_dir, **options,  # type: ignore[arg-type]  # checked there
-        )  # fmt: skip
-        if (record := output.holds(job.fingerprint)) is not None:
-            told = f"{out_dir} already holds this result; `secateur eval` measures it"
-            err.print(told, markup=False, highlight=False)
-        else:
-            texts = {
-                text: read_tokens(
-                    loaded, text, purpose="evaluation", length=eval_length, samples=eval_samples, data=data,
-                    cache=cache_dir,
-                )
-                for text in perplexity_on or ()
-            }  # fmt: skip
-            pruned = _run_with_bar(job, texts, output)
-            output.write(pruned)
-            record = pruned.record
+    judging = Judging(texts=tuple(perplexity_on or ()), length=eval_length, samples=eval_samples)
+    outcome = prune_to(
+        request, source, Output(out_dir, overwrite, max_shard_size), judging=judging, observer=Bars(),
+        arguments={"command": sys.argv[1:]},
+    )  # fmt: skip
+    record = outcome.record
+    if outcome.was_there:
+        message = f"{out_dir} already holds this result; `secateur eval` measures it"
+        err.print(message, markup=False, highlight=False)
     if as_json:
         print(json.dumps({"out": str(out_dir), **record.summary()}))
     else:
@@ -190,19 +166,6 @@ def _method_options(method: str, given: dict[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-def _run_with_bar(job: Job, texts: dict[str, Tokens], output: Output) -> Pruned:
-    from secateur.methods import get_method
-    from secateur.pruning import run_job
-    from secateur.run import Run
-
-    run = Run(job.seed, observer=Bars())
-    tokens, layout = job.tokens, job.model.layout()
-    cost = get_method(job.method).foretell(layout, tokens.samples, tokens.length, job.budget, **job.options)
-    output.require_space(cost.after.parameters * job.model.dtype.itemsize)
-    run.expect(cost.block_tokens, cost.head_tokens, head=job.model.head_cost)
-    return run_job(job, run=run, measure_on=texts, arguments={"command": sys.argv[1:]})
-
-
 def _show(record: Record, folder: Path) -> None:
     before, after = record.before, record.after
     table = Table("", "before", "after", "", box=None, pad_edge=False)
@@ -235,18 +198,18 @@ def _show(record: Record, folder: Path) -> None:
     )
 
 
-def _show_forecast(foretold: dict[str, Any], as_json: bool) -> None:
+def _show_forecast(foretold: Forecast, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(foretold))
+        print(json.dumps(asdict(foretold)))
         return
-    parameters = foretold["parameters"]
+    parameters = foretold.parameters
     out.print(
-        f"{foretold['method']} on {foretold['model']}, {foretold['samples']} x {foretold['length']} tokens: "
+        f"{foretold.method} on {foretold.model}, {foretold.samples} x {foretold.length} tokens: "
         f"{parameters['before']:,} -> {parameters['after']:,} parameters\n"
-        f"peak memory {foretold['peak_memory_bytes'] / 1e9:.2f} GB beyond Python and torch, "
-        f"disk {foretold['disk_bytes'] / 1e9:.2f} GB\n"
-        f"{_forwards(foretold['forwards'], foretold['forwards_asked'])}, "
-        f"about {foretold['seconds']:.0f} s by one probed block",
+        f"peak memory {foretold.peak_memory_bytes / 1e9:.2f} GB beyond Python and torch, "
+        f"disk {foretold.disk_bytes / 1e9:.2f} GB\n"
+        f"{_forwards(foretold.forwards, foretold.forwards_asked)}, "
+        f"about {foretold.seconds:.0f} s by one probed block",
         highlight=False,
     )
 

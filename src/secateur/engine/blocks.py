@@ -144,3 +144,9 @@ def head_logits_with_grad(model: Model, hidden: Tensor) -> Tensor:
     ids = torch.zeros(rows.shape[:2], dtype=torch.long, device=model.device)
     with model.open_ends(), _swapped(model, [_Injector(rows)]):
         return model.hf(input_ids=ids, use_cache=False).logits[:, 0]
+
+
+def activation_bytes(model: Model, length: int) -> int:
+    """What one row takes inside a block: a few hidden states, and the widest MLP's gate, up and product."""
+    width = max(block.shape.width for block in model.layout().blocks.values())
+    return length * (4 * model.hidden_size + 3 * width) * model.dtype.itemsize

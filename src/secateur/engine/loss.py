@@ -20,7 +20,14 @@ SLICE_BYTES = 4 * 2**20  # of these, at once through a softmax on a CPU: its cop
 
 
 class Metric(Protocol):
-    """A loss per predicted token, from logits."""
+    """A loss per predicted token, from logits.
+
+    Attributes:
+        heads: passes through the head that `prepare` takes.
+    """
+
+    @property
+    def heads(self) -> int: ...
 
     def prepare(self, model: Model, sample: int, positions: slice) -> Tensor | None:
         """What the chunk needs once for all variants."""
@@ -32,6 +39,8 @@ class Metric(Protocol):
 @dataclass(frozen=True)
 class NegativeLogLikelihood:
     """-log p(target), in nats; its mean's exponential is the perplexity."""
+
+    heads = 0
 
     def prepare(self, model: Model, sample: int, positions: slice) -> None:
         return None
@@ -53,6 +62,7 @@ class KLDivergence:
     """
 
     reference: Tensor
+    heads = 1
 
     def prepare(self, model: Model, sample: int, positions: slice) -> Tensor:
         logits = head_logits(model, self.reference[sample, positions]).float()
@@ -80,6 +90,11 @@ def _slice_rows(logits: Tensor) -> int:
     if logits.device.type != "cpu":
         return len(logits)
     return max(1, SLICE_BYTES // (4 * logits.shape[-1]))
+
+
+def logit_bytes(model: Model, length: int) -> int:
+    """A chunk of logits, twice: in the model's dtype and in float32, or, for KL, beside the reference's."""
+    return 2 * min(LOGIT_BYTES, 4 * model.vocab_size * length)
 
 
 @torch.no_grad()

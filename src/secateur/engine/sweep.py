@@ -1,74 +1,106 @@
 """`sweep`: the loss of many variants of a model in one pass over its blocks.
 
-A variant is a set of muted parts. Variants that agree up to some block share their hidden states up to there; the
-states split only where variants differ. A greedy round over N candidates therefore costs about half of N forwards, and
-each block is opened once, however many variants there are. It is exact: the losses are those of the whole model with
-the same parts removed.
+A variant is a set of parts that are removed, or replaced by another version of them. Variants that agree up to some
+block share their hidden states up to there; the states split only where variants differ. A greedy round over N
+candidates therefore costs about half of N forwards, and each block is opened once, however many variants there are. It
+is exact: the losses are those of the whole model with the same parts removed or replaced.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from secateur.engine.blocks import BlockInputs, run_block
-from secateur.engine.loss import Metric, NegativeLogLikelihood, sample_losses
+from secateur.engine.blocks import BlockInputs, activation_bytes, run_block
+from secateur.engine.loss import Metric, NegativeLogLikelihood, logit_bytes, sample_losses
 from secateur.engine.tokens import Tokens
 from secateur.model.handle import Model
-from secateur.model.modeling_secateur import Shape, drop_attention, drop_mlp
+from secateur.model.layout import BlockLayout
+from secateur.model.modeling_secateur import Shape
 from secateur.model.views import Block
-from secateur.run import Advance, Run
+from secateur.run import Advance, Rehearsal, Run
+from secateur.surgery.apply import trial
+from secateur.surgery.edits import BlockEdit, DropAttention, DropMLP
 
 Kind = Literal["attention", "mlp", "block"]
 MEMORY_BYTES = 2 * 2**30
 CPU_TOKENS = 1024  # per block-forward; a CPU gains nothing beyond, and its caches lose
+REMOVED = -1  # a part's version
 
 
 @dataclass(frozen=True, order=True)
 class Part:
-    """Something that a variant goes without: a block's attention, its MLP, or the whole block."""
+    """Something of which a variant has another version: a block's attention, its MLP, or the whole block.
+
+    Attributes:
+        version: REMOVED, or the number of one that the sweep is given (see `Versions`).
+    """
 
     block: int
     kind: Kind
+    version: int = REMOVED
 
 
 Variant = frozenset[Part]
 DENSE: Variant = frozenset()
+Versions = Mapping[Part, BlockEdit]  # the edit that makes the part's version; of whole blocks there are none
+_REMOVES: Mapping[Kind, tuple[type[DropAttention | DropMLP], ...]] = {
+    "attention": (DropAttention,),
+    "mlp": (DropMLP,),
+    "block": (DropAttention, DropMLP),
+}
 
 
 @contextmanager
-def muted(block: Block, parts: Iterable[Part]) -> Iterator[None]:
-    """For the time of the context the block lacks these modules, exactly as if they had been dropped.
+def altered(block: Block, parts: Iterable[Part], versions: Versions | None = None) -> Iterator[None]:
+    """For the time of the context the block has these versions of its parts, exactly as if it had been edited so.
 
-    Of a whole block only the maps on its residual branch are left, where the residual stream was rebased.
+    Of a whole block that is removed only the maps on its residual branch are left, where the residual stream was
+    rebased.
     """
-    family, module = block.family, block.module
-    kinds = {part.kind for part in parts}
-    if "block" in kinds:
-        kinds = {"attention", "mlp"}
-    saved: dict[str, nn.Module] = {}
-
-    def save(*paths: str) -> None:
-        for path in paths:
-            saved.setdefault(path, module.get_submodule(path))
-
-    try:
-        if "attention" in kinds and block.has_attention:
-            save(family.attention, *family.attention_norms, *family.shared_norms)
-            drop_attention(module, family)
-        if "mlp" in kinds and block.has_mlp:
-            save(*family.mlp, *family.mlp_norms, *family.shared_norms)
-            drop_mlp(module, family)
+    edits: dict[type[BlockEdit], BlockEdit] = {}
+    for part in parts:
+        if part.version != REMOVED:
+            edit = (versions or {})[part]
+            edits[type(edit)] = edit
+            continue
+        for kind in _REMOVES[part.kind]:
+            if block.has_attention if kind is DropAttention else block.has_mlp:
+                edits[kind] = kind(block.number)
+    with trial(block, list(edits.values())):
         yield
-    finally:
-        for path, original in saved.items():
-            module.set_submodule(path, original)
+
+
+class Sweeper:
+    """Sweeps of one model by one run, in this process: what a search is handed. A subclass may spread the variants over
+    workers, and adds what these metered to the run's meter.
+
+    Args:
+        versions: the edits of the versions that variants name.
+    """
+
+    def __init__(self, model: Model, run: Run, versions: Versions | None = None) -> None:
+        self.model, self.run, self.versions = model, run, versions
+
+    def sums(self, tokens: Tokens, variants: Sequence[Variant], metric: Metric, label: str) -> Tensor:
+        """Weighted sums of losses, (variants, samples) float64; see `sample_sweep`."""
+        return sample_sweep(self.model, tokens, variants, metric, run=self.run, versions=self.versions, label=label)
+
+    def final_states(self, tokens: Tokens) -> Tensor:
+        """Of the model as it is, (samples, length, hidden)."""
+        return final_states(self.model, tokens, run=self.run)
+
+
+def sweeper_of(model: Model, run: Run, versions: Versions | None = None) -> Sweeper:
+    """The run's own kind of sweeper."""
+    made: Sweeper = (run.sweeper or Sweeper)(model, run, versions)
+    return made
 
 
 def sweep(
@@ -78,21 +110,26 @@ def sweep(
     metric: Metric | None = None,
     *,
     run: Run | None = None,
+    versions: Versions | None = None,
     memory_bytes: int = MEMORY_BYTES,
     label: str = "sweep",
 ) -> Tensor:
     """Mean loss of each variant over all counted predictions.
 
     Args:
-        variants: sets of muted parts, by block numbers of the model as loaded; the empty set is the model as it is.
+        variants: sets of parts that are removed or of another version, by block numbers of the model as loaded; the
+            empty set is the model as it is.
         metric: negative log-likelihood if None.
+        versions: the edits that make the versions, by part.
         memory_bytes: what the hidden states and activations may take, half each. Samples, then variants, that do not
             fit together are run in groups, at least one sample and two variants at a time.
 
     Returns:
         (variants,) float64, in nats. A variant whose activations overflow has NaN or Inf.
     """
-    sums = sample_sweep(model, tokens, variants, metric, run=run, memory_bytes=memory_bytes, label=label)
+    sums = sample_sweep(
+        model, tokens, variants, metric, run=run, versions=versions, memory_bytes=memory_bytes, label=label
+    )
     return sums.sum(dim=1) / tokens.weights[:, 1:].double().sum()
 
 
@@ -103,6 +140,7 @@ def sample_sweep(
     metric: Metric | None = None,
     *,
     run: Run | None = None,
+    versions: Versions | None = None,
     memory_bytes: int = MEMORY_BYTES,
     label: str = "sweep",
 ) -> Tensor:
@@ -117,12 +155,14 @@ def sample_sweep(
     variants_at_once = max(2, memory_bytes // (2 * row_bytes))
     sums: dict[Variant, Tensor] = {v: torch.zeros(tokens.samples, dtype=torch.float64) for v in unique}
     groups = [unique[i : i + variants_at_once] for i in range(0, len(unique), variants_at_once)]
+    if isinstance(run, Rehearsal):
+        return _counted(model, tokens, variants, groups, metric, run)
     rows_at_once = _rows_at_once(model, tokens.length, model.device.type, memory_bytes)
     with run.progress(label, _work(model, groups) * tokens.samples) as done:
         for start in range(0, tokens.samples, samples_at_once):
             ids = tokens.ids[start : start + samples_at_once]
             for group in groups:
-                finals = propagate(model, ids, group, run=run, rows_at_once=rows_at_once, done=done)
+                finals = propagate(model, ids, group, run=run, rows_at_once=rows_at_once, versions=versions, done=done)
                 for place in range(len(ids)):
                     hidden = [finals[variant][place] for variant in group]
                     losses = sample_losses(model, hidden, tokens, start + place, metric, run)
@@ -135,6 +175,10 @@ def final_states(model: Model, tokens: Tokens, *, run: Run | None = None) -> Ten
     """Hidden states after the last block, (samples, length, hidden); what `KLDivergence` keeps of a reference."""
     run = run or Run()
     run.meter.asked_tokens += tokens.ids.numel() * len(model.numbers)
+    if isinstance(run, Rehearsal):
+        run.meter.block_tokens += tokens.ids.numel() * len(model.numbers)
+        with run.holding(sweep_bytes(model, tokens.ids.numel(), tokens.length, run.device)):
+            return torch.empty(*tokens.ids.shape, model.hidden_size, dtype=model.dtype, device="meta")
     rows_at_once = _rows_at_once(model, tokens.length, model.device.type, MEMORY_BYTES)
     return propagate(model, tokens.ids, [DENSE], run=run, rows_at_once=rows_at_once)[DENSE]
 
@@ -147,6 +191,7 @@ def propagate(
     *,
     run: Run,
     rows_at_once: int,
+    versions: Versions | None = None,
     done: Advance = lambda amount: None,
 ) -> dict[Variant, Tensor]:
     """Hidden states after the last block for each variant: ids (samples, length) -> (samples, length, hidden)."""
@@ -154,7 +199,7 @@ def propagate(
     states = {DENSE: inputs.embed_windows(ids, 1)}  # by the parts muted so far
     for number in list(model.numbers):
         with model.open(number) as block:
-            states = _through(block, inputs, states, variants, run, rows_at_once, done)
+            states = _through(block, inputs, states, variants, versions, run, rows_at_once, done)
     return {variant: states[_upto(variant, model.numbers[-1])] for variant in variants}
 
 
@@ -163,6 +208,7 @@ def _through(
     inputs: BlockInputs,
     states: dict[Variant, Tensor],
     variants: Sequence[Variant],
+    versions: Versions | None,
     run: Run,
     rows_at_once: int,
     done: Advance,
@@ -188,7 +234,7 @@ def _through(
         samples, length = before[0].shape[:2]
         outputs: list[Tensor] = []
         rows = [(state, sample) for state in range(len(before)) for sample in range(samples)]
-        with muted(block, action):
+        with altered(block, action, versions):
             for start in range(0, len(rows), rows_at_once):
                 batch = rows[start : start + rows_at_once]
                 # a state that passed a dropped block may still lie on another device
@@ -216,18 +262,47 @@ def _runs(action: Variant, shape: Shape) -> bool:
     return bool(shape.attention_skip or shape.mlp_skip) or not any(part.kind == "block" for part in action)
 
 
+def _counted(
+    model: Model, tokens: Tokens, variants: Sequence[Variant], groups: Sequence[Sequence[Variant]], metric: Metric,
+    run: Rehearsal,
+) -> Tensor:  # fmt: skip
+    """What `sample_sweep` would do, counted, and made-up losses: at random, times the parameters that are missing,
+    since small parts are the ones that go first."""
+    unique, predicted = sum(map(len, groups)), tokens.length - 1
+    run.meter.block_tokens += _work(model, groups) * tokens.ids.numel()
+    run.meter.head_tokens += (unique + len(groups) * metric.heads) * tokens.samples * predicted
+    held = sweep_bytes(model, sweep_states(unique, tokens.samples, tokens.length), tokens.length, run.device)
+    with run.holding(held + logit_bytes(model, tokens.length)):
+        blocks = model.layout().blocks
+        sizes = [1 + sum(_size(blocks[part.block], part.kind) for part in variant) for variant in variants]
+        losses = torch.tensor([run.loss_of(variant) * size for variant, size in zip(variants, sizes, strict=True)])
+    return losses.double()[:, None].repeat(1, tokens.samples) * predicted
+
+
 def _upto(variant: Variant, number: int) -> Variant:
     return frozenset(part for part in variant if part.block <= number)
+
+
+def _size(block: BlockLayout, kind: Kind) -> int:
+    return {"attention": block.attention, "mlp": block.mlp, "block": block.parameters}[kind]
 
 
 def _work(model: Model, groups: Sequence[Sequence[Variant]]) -> int:
     """Block-forwards per sample: the distinct states that each block produces, dropped blocks apart."""
     total, blocks = 0, model.layout().blocks
     for group in groups:
+        actions = [_by_block(variant) for variant in group]
+        states = [0] * len(group)  # equal numbers: equal prefixes
         for number in model.numbers:
-            reached = {_upto(variant, number) for variant in group}
-            total += sum(_runs(variant & {Part(number, "block")}, blocks[number].shape) for variant in reached)
+            shape, outputs = blocks[number].shape, dict[tuple[int, Variant], int]()
+            for place, action in enumerate(actions):
+                states[place] = outputs.setdefault((states[place], action.get(number, DENSE)), len(outputs))
+            total += sum(_runs(action, shape) for _, action in outputs)
     return total
+
+
+def _by_block(variant: Variant) -> dict[int, Variant]:
+    return {part.block: frozenset(other for other in variant if other.block == part.block) for part in variant}
 
 
 def _row_bytes(model: Model, length: int) -> int:
@@ -265,9 +340,3 @@ def _rows_at_once(model: Model, length: int, device: str, memory_bytes: int) -> 
     if device == "cpu":
         return max(1, CPU_TOKENS // length)
     return max(1, memory_bytes // 2 // activation_bytes(model, length))
-
-
-def activation_bytes(model: Model, length: int) -> int:
-    """What one row takes inside a block: a few hidden states, and the widest MLP's gate, up and product."""
-    width = max(block.shape.width for block in model.layout().blocks.values())
-    return length * (4 * model.hidden_size + 3 * width) * model.dtype.itemsize

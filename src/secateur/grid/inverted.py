@@ -24,19 +24,19 @@ import torch
 from torch import Tensor, nn
 
 from secateur.engine.loss import NegativeLogLikelihood
-from secateur.engine.sweep import Part
+from secateur.engine.sweep import Part, sweeper_of
 from secateur.engine.tokens import Tokens
 from secateur.engine.walk import walk
 from secateur.errors import InfeasibleBudgetError, InvalidOptionError, NumericalError
-from secateur.methods import Cost, Method, get_method
+from secateur.methods import Method, get_method
 from secateur.methods.two_ssp import attention_count
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.layout import BlockLayout, Layout
 from secateur.model.views import Block
 from secateur.pruning import run_method
-from secateur.run import Run
-from secateur.solvers.greedy import greedy_cost, greedy_removal
+from secateur.run import Meter, Rehearsal, Run
+from secateur.solvers.greedy import greedy_removal
 from secateur.surgery.edits import DropAttention, Edit
 
 PUBLISHED: Final = "published"
@@ -181,7 +181,8 @@ def direction_norms(model: Model, tokens: Tokens, run: Run) -> dict[str, Tensor]
 
     def look(number: int, side: int) -> Callable[[Tensor], None]:
         def add(x: Tensor) -> None:
-            weights = tokens.weights[windows[number]].to(x.device)  # (length,); walked window by window
+            windows[number] = windows.get(number, -1) + (side == 0)  # walked window by window, and enters first
+            weights = tokens.weights[windows[number]].to(x.device)  # (length,)
             weighted = x.reshape(len(weights), -1).float() * weights[:, None].sqrt()
             sums[number][side] += torch.linalg.vector_norm(weighted, dim=0).cpu().double()
 
@@ -189,7 +190,6 @@ def direction_norms(model: Model, tokens: Tokens, run: Run) -> dict[str, Tensor]
 
     for visit in walk(model, tokens, order="samples", run=run, label="2ssp inverted"):
         number, block = visit.block.number, visit.block
-        windows[number] = windows.get(number, -1) + 1
         if not block.has_mlp:
             visit.advance()
             continue
@@ -239,33 +239,11 @@ def _muted(model: Model, number: int, norms: Tensor, kept: int) -> Iterator[None
             handle.remove()
 
 
-def removed(layout: Layout, budget: Budget, *, amount: Amount = PUBLISHED, alpha: float = 1.5) -> dict[str, float]:
-    """The shares that will be gone, of the blocks and of the model."""
-    made = plan(layout, budget, amount, alpha=alpha)
-    return InvertedResult(made, _without_attentions(layout, made.attentions)).achieved(layout)
-
-
-def foretell(
-    layout: Layout, samples: int, length: int, budget: Budget, *, amount: Amount = PUBLISHED, alpha: float = 1.5
-) -> Cost:
-    """As a method's: its cost, and the layout without as many attention modules."""
-    made = plan(layout, budget, amount, alpha=alpha)
-    there = [number for number, block in layout.blocks.items() if block.attention]
-    after = _without_attentions(layout, made.attentions)
-    blocks = len(layout.blocks)
-    search = greedy_cost(
-        range(len(there), len(there) - made.attentions, -1), blocks=blocks, samples=1, length=length, criterion="ppl",
-        after=after,
-    )  # fmt: skip
-    walked = samples * length * blocks
-    return replace(search, block_tokens=search.block_tokens + walked, asked_tokens=search.asked_tokens + walked)
-
-
-def _without_attentions(layout: Layout, count: int) -> Layout:
-    """Without the first ones: which ones go changes no number, as long as blocks are alike."""
-    for number in [number for number, block in layout.blocks.items() if block.attention][:count]:
-        layout = layout.with_block(number, layout.blocks[number].without_attention())
-    return layout
+def rehearsed(model: Model, samples: int, length: int, budget: Budget, **options: Any) -> tuple[Meter, InvertedResult]:
+    """What it will take and leave; the model may be a hollow one. Errors are those of `inverted`."""
+    run, tokens = Rehearsal(), Tokens.of(torch.zeros(samples, length, dtype=torch.long))
+    with inverted(model.hollow(), tokens, budget, run, **options) as result:
+        return run.meter, result
 
 
 def _attentions_only(count: int) -> Method:
@@ -275,10 +253,10 @@ def _attentions_only(count: int) -> Method:
         """Attention modules by perplexity on the first window."""
         candidates = [Part(number, "attention") for number, block in model.layout().blocks.items() if block.attention]
         removal = greedy_removal(
-            model, tokens.first(1), candidates, count, metric=NegativeLogLikelihood(), run=run, key=f"{NAME} stage 2"
-        )
+            sweeper_of(model, run), tokens.first(1), candidates, count, metric=NegativeLogLikelihood(),
+            key=f"{NAME} stage 2",
+        )  # fmt: skip
         for part, _ in removal:
             yield DropAttention(part.block)
 
-    like = get_method("2ssp")
-    return Method(NAME, search, foretell, like.paper, "", 1, like.length, like.bibtex, (DropAttention,))
+    return replace(get_method("2ssp"), name=NAME, prune=search, samples=1, edits=(DropAttention,))

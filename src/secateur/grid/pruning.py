@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from typing import TypeVar
 
 from msgspec import UNSET
@@ -21,7 +21,7 @@ from secateur.methods import get_method
 from secateur.model.budget import shares
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
-from secateur.pruning import prepare, run_job
+from secateur.pruning import Plan, Request, plan, prepare, run_job
 from secateur.record import public_facts
 from secateur.report.results import PruneCost, Shape, Shares
 from secateur.run import MemoryStore, Meter, Observer, Run
@@ -58,11 +58,13 @@ class CellPlan:
         cell: whose size is known.
         meter: the work.
         removed: the shares of the blocks' and of the model's parameters that will be gone, as far as is known before.
+        plan: None for one that exists in memory only.
     """
 
     cell: Cell
     meter: Meter
     removed: Mapping[str, float]
+    plan: Plan | None
 
 
 def plan_cell(cell: Cell, model: Model) -> CellPlan:
@@ -72,15 +74,16 @@ def plan_cell(cell: Cell, model: Model) -> CellPlan:
         InfeasibleBudgetError and the other errors with which the cell would be refused.
     """
     assert cell.calibration is not None  # narrows the type
-    samples, length, layout = cell.calibration.samples, cell.calibration.length, model.layout()
-    if cell.method == inverted.NAME:  # what it mutes is still in the layout
-        options = inverted.complete(cell.options)
-        cost = inverted.foretell(layout, samples, length, cell.budget, **options)
-        removed = inverted.removed(layout, cell.budget, **options)
-    else:
-        cost = get_method(cell.method).plan(model, cell.budget, samples, length, cell.options).cost
-        removed = shares(layout, cost.after)
-    return CellPlan(cell, Meter(int(cost.block_tokens), int(cost.head_tokens), int(cost.asked_tokens)), removed)
+    samples, length, budget = cell.calibration.samples, cell.calibration.length, cell.budget
+    if cell.method == inverted.NAME:
+        meter, result = inverted.rehearsed(model, samples, length, budget, **inverted.complete(cell.options))
+        return CellPlan(cell, meter, result.achieved(model.layout()), None)
+    request = Request(
+        sparsity=budget.sparsity, method=cell.method, of=cell.of, round_to=cell.round_to, options=cell.options,
+        samples=samples, length=length, seed=cell.calibration.seed,
+    )  # fmt: skip
+    planned = plan(request, model)
+    return CellPlan(cell, planned.meter, shares(planned.before, planned.after), planned)
 
 
 # --- what sparsities of one method share ---
@@ -133,7 +136,7 @@ class SharingRun(Run):
         self._shared, self._clock = shared, clock
         self._spared: list[Spent] = []
 
-    def step(self, key: str, compute: Callable[[], T]) -> T:
+    def step(self, key: str, compute: Callable[[], T], *, scratch_bytes: float = 0) -> T:
         shared = self._shared
         if shared is None or not key.startswith(shared.beginning):
             return super().step(key, compute)
@@ -169,18 +172,19 @@ class SharingRun(Run):
 
 
 @contextmanager
-def pruned(plan: CellPlan, model: Model, tokens: Tokens, run: SharingRun) -> Iterator[Fields]:
+def pruned(planned: CellPlan, model: Model, tokens: Tokens, run: SharingRun) -> Iterator[Fields]:
     """Prune the model in place and give what the cell's file says of it; in the context the model can be judged."""
-    cell, before, head = plan.cell, model.layout(), model.head_cost
-    run.expect(plan.meter.block_tokens, plan.meter.head_tokens, head=head)
+    cell, before, head = planned.cell, model.layout(), model.head_cost
+    run.expect(planned.meter, head=head)
     with ExitStack() as stack:
         with device_peak(model) as peak:
             began = run.spent()
-            if cell.method == inverted.NAME:
+            if planned.plan is None:
                 muted = inverted.inverted(model, tokens, cell.budget, run, **cell.options)
                 fields = _in_memory(stack.enter_context(muted), cell, model, before)
             else:
-                fields = _by_method(cell, model, tokens, run)
+                request = replace(planned.plan.request, calibration=tokens)
+                fields = _by_method(replace(planned.plan, request=request), model, run)
             spent = run.spent().since(began)
         forwards = run.meter.forwards(len(before.blocks), tokens.length, head=head)
         forwards_asked = run.meter.forwards_asked(len(before.blocks), tokens.length)
@@ -194,12 +198,8 @@ def pruned(plan: CellPlan, model: Model, tokens: Tokens, run: SharingRun) -> Ite
         }  # fmt: skip
 
 
-def _by_method(cell: Cell, model: Model, tokens: Tokens, run: Run) -> Fields:
-    job = prepare(
-        model, cell.method, sparsity=cell.budget.sparsity, of=cell.of, round_to=cell.round_to, calibration=tokens,
-        seed=run.seed, **cell.options,
-    )  # fmt: skip
-    pruning = run_job(job, run=run).pruning
+def _by_method(planned: Plan, model: Model, run: Run) -> Fields:
+    pruning = run_job(prepare(planned, model), run=run).pruning
     curve = next((note for note in run.notes.values() if isinstance(note, list)), None)  # the search's, by generation
     return {
         "options": pruning.options,

@@ -42,7 +42,7 @@ def targets(model: Model) -> list[str]:
 def attach(model: Model, settings: Settings) -> Any:
     """Put adapters on, in float32 whatever the model's dtype; all else is frozen.
 
-    Their first values are drawn from torch's shared generator (see `isolation`); at first they change nothing.
+    Their first values are drawn from torch's shared generator (see `hf.own_randomness`); at first they change nothing.
 
     Returns:
         peft's model around `model.hf`, whose linear maps now carry the adapters.

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from secateur.engine.chat import counted, render_conversation, response_spans
 from secateur.engine.tokens import tokenize
 from secateur.errors import DataError
 from secateur.heal.settings import Settings, Template
+from secateur.record import TrainingData
 from secateur.run import Run
 
 IGNORED = -100  # the label of a token on which there is no loss
@@ -37,24 +37,11 @@ class Example:
 
 @dataclass(frozen=True)
 class Examples:
-    """Rows to train on, rows held out, and what they are.
-
-    Attributes:
-        facts: name, form, numbers of rows; goes into records.
-    """
+    """Rows to train on, rows held out, and what they are; whose licence is not known here."""
 
     train: tuple[Example, ...] = field(repr=False)
     held_out: tuple[Example, ...] = field(repr=False)
-    facts: Mapping[str, Any]
-
-    def fingerprint(self) -> str:
-        """sha256 over ids and labels, in order."""
-        digest = hashlib.sha256(f"{len(self.train)} {len(self.held_out)}".encode())
-        for row in (*self.train, *self.held_out):
-            digest.update(str(len(row.ids)).encode())
-            digest.update(row.ids.numpy().tobytes())
-            digest.update(row.labels.numpy().tobytes())
-        return digest.hexdigest()
+    facts: TrainingData
 
 
 def make_examples(read: Instructions | Text, tokenizer: PreTrainedTokenizerBase, settings: Settings) -> Examples:
@@ -88,23 +75,34 @@ def make_examples(read: Instructions | Text, tokenizer: PreTrainedTokenizerBase,
         raise DataError(f"'{read.name}' gives one row of {length} tokens; at least 2 are needed, one to hold out")
     order = torch.randperm(len(usable), generator=Run(settings.seed).rng("held out")).tolist()
     some = settings.held_out_of(len(usable))
-    facts = {
-        "name": PurePath(read.name).name if len(PurePath(read.name).parts) > 1 else read.name,
-        "form": form,
+    train = tuple(usable[row] for row in sorted(order[some:]))
+    held_out = tuple(usable[row] for row in sorted(order[:some]))
+    facts = TrainingData(
+        name=PurePath(read.name).name if len(PurePath(read.name).parts) > 1 else read.name,
+        form=form,
         **{key: read.provenance[key] for key in ("sha256", "text_sha256", "revision") if key in read.provenance},
-        "rows": given,
-        "dropped": given - len(usable),
-        "cut": sum(len(ids) > length for ids, _ in rows),
-        "train": len(usable) - some,
-        "held_out": some,
-        "train_tokens": sum(len(usable[row].ids) for row in order[some:]),
-        "counted_tokens": sum(int((usable[row].labels != IGNORED).sum()) for row in order[some:]),
-    }
-    return Examples(
-        train=tuple(usable[row] for row in sorted(order[some:])),
-        held_out=tuple(usable[row] for row in sorted(order[:some])),
-        facts=facts,
+        rows=given,
+        dropped=given - len(usable),
+        cut=sum(len(ids) > length for ids, _ in rows),
+        train=len(train),
+        held_out=some,
+        train_tokens=sum(len(row.ids) for row in train),
+        counted_tokens=sum(int((row.labels != IGNORED).sum()) for row in train),
+        licence=None,
+        licence_known_by=None,
+        fingerprint=_fingerprint(train, held_out),
     )
+    return Examples(train, held_out, facts)
+
+
+def _fingerprint(train: Sequence[Example], held_out: Sequence[Example]) -> str:
+    """sha256 over ids and labels, in order."""
+    digest = hashlib.sha256(f"{len(train)} {len(held_out)}".encode())
+    for row in (*train, *held_out):
+        digest.update(str(len(row.ids)).encode())
+        digest.update(row.ids.numpy().tobytes())
+        digest.update(row.labels.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def collate(rows: Sequence[Example], pad: int = 0) -> dict[str, Tensor]:

@@ -4,40 +4,49 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec import structs
 
 from secateur.assets import licence_of, read_training
-from secateur.errors import DataError, Interrupted, InvalidOptionError, OutputError, OutputExistsError
-from secateur.folders import resolved, write_file
-from secateur.heal import (
-    Distillation,
-    Examples,
-    Labels,
-    Settings,
-    attach,
-    detach,
-    make_examples,
-    own_randomness,
-    require_extra,
-    targets,
-)
-from secateur.heal.record import make_recovery_record
-from secateur.hf import quiet_transformers
+from secateur.errors import DataError, Interrupted, InvalidOptionError
+from secateur.export import tier
+from secateur.heal import state
+from secateur.heal.adapter import attach, detach, require_extra, targets
+from secateur.heal.data import Examples, make_examples
+from secateur.heal.objectives import Distillation, Labels
+from secateur.heal.settings import Settings
+from secateur.hf import own_randomness, quiet_transformers
+from secateur.model.facts import environment, origin, sizes
 from secateur.model.handle import Model
-from secateur.record import Record
-from secateur.run import Run
+from secateur.model.load import Source
+from secateur.output import Outcome, Output
+from secateur.record import Cost, HeldOutLoss, Record, Recovery, TrainingData, public_arguments, public_facts
+from secateur.run import Observer, Run
 from secateur.version import __version__
 
-_JOB = "recovery.json"  # in a run's folder: whose it is
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """All that decides a recovery of a given model by a given teacher, or none. Only the settings are checked yet.
+
+    Attributes:
+        data: a file in the Alpaca form or with `messages` or `text`, or a text's name.
+        licence: the data's, for the record and the card, where secateur does not know it.
+        texts, cache: folders with named texts, and of what was fetched.
+    """
+
+    data: str
+    settings: Settings = field(default_factory=Settings)
+    licence: str | None = None
+    texts: Path | None = None
+    cache: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +70,7 @@ class RecoveryJob:
     examples: Examples
     settings: Settings
     teacher: Model | None
-    facts: dict[str, Any]  # of the data
+    data: TrainingData
     model_fingerprint: str
     teacher_fingerprint: str | None
 
@@ -69,8 +78,8 @@ class RecoveryJob:
     def fingerprint(self) -> str:
         """Identity of the outcome; the same in two runs of the same job."""
         parts = [
-            "recover", self.model_fingerprint, self.examples.fingerprint(), self.teacher_fingerprint,
-            asdict(self.settings), __version__,
+            "recover", self.model_fingerprint, self.data.fingerprint, self.teacher_fingerprint,
+            structs.asdict(self.settings), __version__,
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -78,47 +87,8 @@ class RecoveryJob:
     def disk_bytes(self) -> int:
         """About what it will write: the model, and two checkpoints with adapters and their two moments in float32."""
         weights = sum(p.numel() * p.element_size() for p in self.model.hf.parameters())
-        adapters = 0
-        for path in targets(self.model):
-            adapters += self.settings.rank * sum(self.model.hf.get_submodule(path).weight.shape)
-        return weights + 2 * 3 * 4 * adapters
-
-
-def prepare_recovery(
-    model: Model,
-    data: str | Path,
-    *,
-    distill: Model | None = None,
-    licence: str | None = None,
-    texts: Path | None = None,
-    cache: Path | None = None,
-    **settings: Any,
-) -> RecoveryJob:
-    """Check everything that `recover` will need. Arguments and errors are those of `recover`."""
-    require_extra()
-    unknown = settings.keys() - Settings.__dataclass_fields__.keys()
-    if unknown:
-        known = ", ".join(Settings.__dataclass_fields__)
-        raise InvalidOptionError(f"recover has no option {', '.join(sorted(unknown))}; it has {known}")
-    chosen = Settings(**settings)
-    _check_model(model, chosen)
-    if distill is not None:
-        Distillation(model, distill)  # do they fit?
-    read = read_training(str(data), data=texts, cache=cache)
-    assert model.tokenizer is not None  # `_check_model` has seen to it
-    examples = make_examples(read, model.tokenizer, chosen)
-    highest = max(int(row.ids.max()) for row in (*examples.train, *examples.held_out))
-    if highest >= model.vocab_size:
-        raise DataError(
-            f"the tokenizer does not fit the model: it gives token id {highest}, and the model's vocabulary has "
-            f"{model.vocab_size}. Put the model's own tokenizer beside its weights"
-        )
-    known_licence, known_by = (licence, "given") if licence else licence_of(read)
-    facts = {**examples.facts, "licence": known_licence, "licence_known_by": known_by}
-    facts["fingerprint"] = examples.fingerprint()
-    return RecoveryJob(
-        model, examples, chosen, distill, facts, model.fingerprint(), distill.fingerprint() if distill else None
-    )
+        widths = sum(sum(self.model.hf.get_submodule(path).weight.shape) for path in targets(self.model))
+        return weights + 2 * 3 * 4 * self.settings.rank * widths
 
 
 def recover(
@@ -137,19 +107,93 @@ def recover(
 
     Args:
         model: pruned or dense, with its tokenizer; it must be resident as a whole.
-        data: a file in the Alpaca form or with `messages` or `text`, or a text's name.
+        data, licence, texts, cache: as `Request` has them.
         distill: learn from this model's predictions (usually the dense one's) instead of from labels.
-        licence: the data's, for the record and the card, where secateur does not know it.
-        texts, cache: folders with named texts, and of what was fetched.
         checkpoints: a folder for what an interrupted run needs to go on; the same call goes on from there.
-        settings: see `secateur.heal.Settings`; the defaults are the paper's.
+        settings: see `secateur.heal.settings.Settings`; the defaults are the paper's.
 
     Raises:
         DataError, InvalidOptionError, MissingExtraError, UnsupportedModelError: before anything is trained.
         NumericalError, Interrupted: the loss became NaN or Inf, the user wants no more. The model is as it was.
     """
-    job = prepare_recovery(model, data, distill=distill, licence=licence, texts=texts, cache=cache, **settings)
+    if unknown := sorted(settings.keys() - set(Settings.__struct_fields__)):
+        known = ", ".join(Settings.__struct_fields__)
+        raise InvalidOptionError(f"recover has no option {', '.join(unknown)}; it has {known}")
+    request = Request(data=str(data), settings=Settings(**settings), licence=licence, texts=texts, cache=cache)
+    job = prepare_recovery(request, model, distill)
     return run_recovery(job, checkpoints=Path(checkpoints) if checkpoints else None, run=run)
+
+
+def recover_to(
+    request: Request,
+    source: Source,
+    output: Output,
+    *,
+    teacher: Source | None = None,
+    observer: Observer | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> Outcome:
+    """Heal a model that is known by name and write it, whole or not at all; an interrupted run goes on from what lies
+    beside the output's folder, in `OUT.run`.
+
+    Args:
+        teacher: learn from this model's predictions.
+        arguments: goes into the record as given.
+
+    Raises:
+        OutputExistsError, OutputBusyError, OutputError: the folder holds something else, another process is about to
+            write it, or it cannot be written.
+        What `recover` raises.
+    """
+    require_extra()
+    output.check(source.name, teacher.name if teacher else None, request.data)
+    job = prepare_recovery(request, source.load(), teacher.load() if teacher else None)
+    with output.claimed():
+        if (record := output.holds(job.fingerprint)) is not None:
+            return Outcome(record, was_there=True)
+        output.require_space(job.disk_bytes)
+        folder, run = state.folder_beside(output.folder), Run(job.settings.seed, observer=observer)
+        recovered = run_recovery(job, checkpoints=folder, overwrite=output.overwrite, run=run, arguments=arguments)
+        output.write(recovered)
+        state.forget(folder)
+    return Outcome(recovered.record, was_there=False)
+
+
+def prepare_recovery(request: Request, model: Model, teacher: Model | None = None) -> RecoveryJob:
+    """Check and read everything that a recovery of `model` will need. Errors are those of `recover`."""
+    require_extra()
+    settings = request.settings
+    _check_model(model, settings)
+    if teacher is not None:
+        Distillation(model, teacher)  # do they fit?
+    read = read_training(request.data, data=request.texts, cache=request.cache)
+    assert model.tokenizer is not None  # `_check_model` has seen to it
+    examples = make_examples(read, model.tokenizer, settings)
+    highest = max(int(row.ids.max()) for row in (*examples.train, *examples.held_out))
+    if highest >= model.vocab_size:
+        raise DataError(
+            f"the tokenizer does not fit the model: it gives token id {highest}, and the model's vocabulary has "
+            f"{model.vocab_size}. Put the model's own tokenizer beside its weights"
+        )
+    licence, known_by = (request.licence, "given") if request.licence else licence_of(read)
+    data = structs.replace(examples.facts, licence=licence, licence_known_by=known_by)
+    teacher_fingerprint = teacher.fingerprint() if teacher else None
+    return RecoveryJob(model, examples, settings, teacher, data, model.fingerprint(), teacher_fingerprint)
+
+
+def _check_model(model: Model, settings: Settings) -> None:
+    if model.tokenizer is None:
+        raise DataError("the model has no tokenizer, so it cannot be given text to train on")
+    if model.max_length is not None and settings.max_length > model.max_length:
+        raise InvalidOptionError(f"max_length {settings.max_length}; the model's positions end at {model.max_length}")
+    if model.dtype == torch.float16:
+        raise InvalidOptionError("float16 cannot be trained without loss scaling; take bfloat16 or float32")
+    if model.device.type == "cuda" and model.device.index not in (None, 0):
+        raise InvalidOptionError(
+            f"Trainer works on the first CUDA device, not on {model.device}; set "
+            f"CUDA_VISIBLE_DEVICES={model.device.index} and use --device cuda"
+        )
+    targets(model)
 
 
 def run_recovery(
@@ -171,112 +215,76 @@ def run_recovery(
         OutputExistsError: the checkpoints are another recovery's.
         Interrupted: by the user; says where it stands.
     """
-    from secateur.heal import trainer  # imports half of transformers
+    from secateur.heal.trainer import Course, train  # imports half of transformers
 
     model, run = job.model, run or Run(job.settings.seed)
     objective = Distillation(model, job.teacher) if job.teacher else Labels(model)
+    course = Course(model, objective, job.examples, job.settings)
     start = time.monotonic()
-    with _run_folder(checkpoints, job.fingerprint, overwrite) as folder, quiet_transformers():
+    with state.opened(checkpoints, job.fingerprint, overwrite=overwrite) as folder, quiet_transformers():
         with own_randomness(job.settings.seed):
             adapted = attach(model, job.settings)
             merge = False
             try:
-                trained = trainer.train(
-                    model, adapted, objective, job.examples, job.settings, folder, run, keep=checkpoints is not None
-                )
+                trained = train(course, adapted, folder, run, keep=checkpoints is not None)
                 merge = True
             except KeyboardInterrupt as interrupt:
-                raise Interrupted(_where(folder, job, kept=checkpoints is not None)) from interrupt
+                raise Interrupted(_standing(checkpoints, course.steps)) from interrupt
             finally:
                 detach(model, adapted, merge=merge)
-        after = trainer.measure(objective, job.examples, job.settings, run)
-    record = make_recovery_record(
-        model,
-        model_fingerprint=job.model_fingerprint,
-        fingerprint=job.fingerprint,
-        settings={**asdict(job.settings), "batch_size": job.settings.rows_at_once},
-        data=job.facts,
-        teacher={**job.teacher.source, "fingerprint": job.teacher_fingerprint} if job.teacher else None,
-        steps=trained.steps,
+        with run.observer.progress("held-out loss", course.held_out_work) as advance:
+            after = course.held_out_loss(advance)
+    recovery = Recovery(
+        objective="distillation" if job.teacher else "labels",
+        teacher=public_facts({**job.teacher.source, "fingerprint": job.teacher_fingerprint}) if job.teacher else None,
+        data=job.data,
+        settings={**structs.asdict(job.settings), "batch_size": job.settings.rows_at_once},
+        adapted_maps=len(targets(model)),
+        steps=course.steps,
         resumed_at=trained.resumed_at,
-        training=trained.training,
-        held_out=[*trained.held_out, (trained.steps, after)],
-        adapted=len(targets(model)),
-        seconds=time.monotonic() - start,
-        arguments=arguments,
+        held_out_loss=HeldOutLoss(
+            before=trained.held_out[0][1], after=after, curve=_rounded([*trained.held_out, (course.steps, after)])
+        ),
+        training_loss=_rounded(trained.training),
     )
+    record = _record(job, recovery, time.monotonic() - start, arguments or {})
     model.parents = [*model.parents, record.alone]
     return Recovered(model, record)
 
 
-def run_folder(out: Path) -> Path:
-    """Where a recovery that will be written to `out` keeps its checkpoints."""
-    out = resolved(out)
-    return out.with_name(f"{out.name}.run")
-
-
-def forget_run(folder: Path) -> None:
-    """Remove a run's folder, if it is one."""
-    if (folder / _JOB).is_file():
-        shutil.rmtree(folder)
-
-
-def _check_model(model: Model, settings: Settings) -> None:
-    if model.tokenizer is None:
-        raise DataError("the model has no tokenizer, so it cannot be given text to train on")
-    if model.max_length is not None and settings.max_length > model.max_length:
-        raise InvalidOptionError(f"max_length {settings.max_length}; the model's positions end at {model.max_length}")
-    if model.dtype == torch.float16:
-        raise InvalidOptionError("float16 cannot be trained without loss scaling; take bfloat16 or float32")
-    if model.device.type == "cuda" and model.device.index not in (None, 0):
-        raise InvalidOptionError(
-            f"Trainer works on the first CUDA device, not on {model.device}; set "
-            f"CUDA_VISIBLE_DEVICES={model.device.index} and use --device cuda"
-        )
-    targets(model)
-
-
-@contextmanager
-def _run_folder(folder: Path | None, fingerprint: str, overwrite: bool) -> Iterator[Path]:
-    """The folder for checkpoints, made or taken up again; one that vanishes if none is asked."""
-    with tempfile.TemporaryDirectory() if folder is None else nullcontext(folder) as place:
-        path = Path(place)
-        if folder is not None:
-            _claim(path, fingerprint, overwrite)
-        yield path
-
-
-def _claim(folder: Path, fingerprint: str, overwrite: bool) -> None:
-    marker = folder / _JOB
-    if folder.exists():
-        try:
-            if json.loads(marker.read_text(encoding="utf-8"))["fingerprint"] == fingerprint:
-                return
-        except (OSError, ValueError, KeyError, TypeError):
-            if not folder.is_dir() or any(folder.iterdir()):
-                raise OutputExistsError(f"{folder} is no folder of a recovery's checkpoints; move it away") from None
-        else:
-            if not overwrite:
-                raise OutputExistsError(
-                    f"{folder} has the checkpoints of another recovery (other model, data or settings); go on with "
-                    "that one, choose another --out, or give --overwrite to throw them away"
-                )
-            shutil.rmtree(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_file(marker, json.dumps({"fingerprint": fingerprint}) + "\n")
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be written: {error.strerror or error}") from error
-
-
-def _where(folder: Path, job: RecoveryJob, *, kept: bool) -> str:
-    """Where an interrupted recovery stands, and how it goes on."""
-    from secateur.heal import state
-
-    last = next(reversed(state.checkpoints(folder)), None) if kept else None
-    if last is None:
-        return "interrupted" + (" before the first checkpoint" if kept else "") + "; nothing was written"
-    steps = job.settings.steps(len(job.examples.train))
-    return (
-        f"interrupted; step {state.step_of(last)} of {steps} is kept in {folder}. The same command goes on from there"
+def _record(job: RecoveryJob, recovery: Recovery, seconds: float, arguments: Mapping[str, Any]) -> Record:
+    """It has no edits, so a record with a `recovery` is not replayed by edits."""
+    model, layout = job.model, sizes(job.model.layout(), job.model)
+    return Record(
+        secateur=__version__,
+        fingerprint=job.fingerprint,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        method="lora",
+        seed=job.settings.seed,
+        tier=tier(model),
+        model=origin(model, job.model_fingerprint),
+        arguments=public_arguments(arguments),
+        environment=environment(model),
+        cost=Cost(seconds=round(seconds, 1)),
+        before=layout,
+        after=layout,
+        recovery=recovery,
+        evaluations=[],
+        edits=[],
+        parents=model.parents,
     )
+
+
+def _rounded(curve: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    return [(step, round(loss, 6)) for step, loss in curve]
+
+
+def _standing(checkpoints: Path | None, steps: int) -> str:
+    """Where an interrupted recovery stands, and how it goes on."""
+    if checkpoints is None:
+        return "interrupted; nothing was written"
+    last = state.newest(checkpoints)
+    if last is None:
+        return "interrupted before the first checkpoint; nothing was written"
+    kept = f"step {state.step_of(last)} of {steps} is kept in {checkpoints}"
+    return f"interrupted; {kept}. The same command goes on from there"

@@ -1,78 +1,72 @@
-"""The settings of a recovery; SlimGPT's are the defaults."""
+"""The settings of a recovery; SlimGPT's are the defaults. The command's flags are made of them."""
 
 from __future__ import annotations
 
+import functools
 import math
-from dataclasses import dataclass
-from typing import Literal, get_args
+import typing
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct, ValidationError, convert
 
 from secateur.errors import InvalidOptionError
 
 Template = Literal["alpaca", "chat"]
+Count = Annotated[int, Meta(ge=1)]
+Positive = Annotated[float, Meta(gt=0)]
 
 LARGEST_BATCH = 8  # sequences at once, where none is asked
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How a model is healed. The defaults are those of SlimGPT (arXiv 2412.18110, its paper and code).
+def _is(help: str) -> Meta:
+    """What a setting is: for the command's help, and for the message where a value is none."""
+    return Meta(description=help)
 
-    Args:
-        epochs: passes over the training rows; a fraction is fine.
-        max_steps: stop after so many optimizer steps instead.
-        lr: the peak of AdamW's learning rate, which falls to zero along a cosine.
-        warmup_steps: steps of linear rise to it.
-        global_batch: rows per optimizer step.
-        batch_size: rows per forward, a divisor of `global_batch`; the largest up to 8 if None.
-        max_length: tokens per row; what is longer is cut.
-        rank, alpha, dropout: of the LoRA adapters.
-        held_out: rows never trained on; min(2000, 8 % of the rows) if None (the paper: 2000).
-        eval_every: steps between two held-out losses; a quarter of all steps if None.
-        autocast: training's matrix products in bfloat16 (the paper trains in it), the logits' and the teacher's too,
-            which is faster; weights, adapters and held-out losses stay in their own dtype.
-        template: how instructions are put: the Alpaca prompt, or the model's own chat template.
-        seed: decides the held-out rows, the order, the adapters' first values and the dropout.
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """How a model is healed. The defaults are those of SlimGPT (arXiv 2412.18110, its paper and code).
 
     Raises:
         InvalidOptionError: a value out of its range.
     """
 
-    epochs: float = 1.0
-    max_steps: int | None = None
-    lr: float = 1e-4
-    warmup_steps: int = 10
-    global_batch: int = 64
-    batch_size: int | None = None
-    max_length: int = 256
-    rank: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.05
-    held_out: int | None = None
-    eval_every: int | None = None
-    autocast: bool = False
-    template: Template = "alpaca"
-    seed: int = 0
+    epochs: Annotated[Positive, _is("Passes over the training rows; a fraction is fine.")] = 1.0
+    max_steps: Annotated[Count | None, _is("So many optimizer steps instead.")] = None
+    lr: Annotated[Positive, _is("Peak of AdamW's learning rate, which falls to zero along a cosine.")] = 1e-4
+    warmup_steps: Annotated[int, Meta(ge=0), _is("Steps of linear rise to it.")] = 10
+    global_batch: Annotated[Count, _is("Rows per optimizer step.")] = 64
+    batch_size: Annotated[
+        Count | None, _is("Rows per forward, as memory allows; a divisor of global_batch. Up to 8 if not given.")
+    ] = None
+    max_length: Annotated[int, Meta(ge=2), _is("Tokens per row; what is longer is cut.")] = 256
+    rank: Annotated[Count, _is("Of the LoRA adapters.")] = 8
+    alpha: Annotated[Positive, _is("Of the LoRA adapters.")] = 16.0
+    dropout: Annotated[float, Meta(ge=0, lt=1), _is("Of the LoRA adapters.")] = 0.05
+    held_out: Annotated[
+        Count | None, _is("Rows to measure on and never train on; 8 %, at most 2000 (the paper's), if not given.")
+    ] = None
+    eval_every: Annotated[Count | None, _is("Steps between two measurements; a quarter of all if not given.")] = None
+    autocast: Annotated[
+        bool,
+        _is(
+            "Training's matrix products in bfloat16, as in the paper, the logits' and the teacher's too: faster. "
+            "Weights, adapters and measurements stay in their own dtype."
+        ),
+    ] = False
+    template: Annotated[
+        Template, _is("How instructions are put: alpaca (the paper's prompt) or chat, the model's own chat template.")
+    ] = "alpaca"
+    seed: Annotated[int, Meta(ge=0, lt=2**32), _is("Of rows held out, order, adapters, dropout.")] = 0
 
     def __post_init__(self) -> None:
-        counts = ("max_steps", "global_batch", "batch_size", "rank", "held_out", "eval_every")
-        for name in counts:
+        for name, hint in _hints().items():
             value = getattr(self, name)
-            if value is not None and not (type(value) is int and value >= 1):
-                raise InvalidOptionError(f"{name} must be a whole number of at least 1, not {value!r}")
-        for name in ("epochs", "lr", "alpha"):
-            value = getattr(self, name)
-            if not (isinstance(value, (int, float)) and 0 < value < math.inf):
-                raise InvalidOptionError(f"{name} must be a positive number, not {value!r}")
-        if not (type(self.max_length) is int and self.max_length >= 2):
-            raise InvalidOptionError(f"max_length must be a whole number of at least 2, not {self.max_length!r}")
-        if not (type(self.warmup_steps) is int and self.warmup_steps >= 0):
-            raise InvalidOptionError(f"warmup_steps must be a whole number of at least 0, not {self.warmup_steps!r}")
-        if not (type(self.seed) is int and 0 <= self.seed < 2**32):
-            raise InvalidOptionError(f"seed must be a whole number from 0 to 2**32 - 1, not {self.seed!r}")
-        if not 0 <= self.dropout < 1:
-            raise InvalidOptionError(f"dropout must be at least 0 and below 1, not {self.dropout!r}")
-        if self.template not in get_args(Template):
-            raise InvalidOptionError(f"template is one of {', '.join(get_args(Template))}, not {self.template!r}")
+            try:
+                convert(value, hint)
+            except ValidationError as error:
+                raise InvalidOptionError(f"{name} {value!r}: {error}. {description(hint)}") from None
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InvalidOptionError(f"{name} must be a finite number, not {value!r}")
         if self.global_batch % self.rows_at_once:
             raise InvalidOptionError(
                 f"batch_size {self.batch_size} does not divide global_batch {self.global_batch}: a step is a whole "
@@ -103,3 +97,13 @@ class Settings:
     def steps(self, rows: int) -> int:
         """Optimizer steps over so many training rows."""
         return self.max_steps or math.ceil(self.epochs * self.steps_per_epoch(rows))
+
+
+@functools.cache
+def _hints() -> dict[str, Any]:
+    return typing.get_type_hints(Settings, include_extras=True)
+
+
+def description(hint: Any) -> str:
+    """What a field is, by its annotation."""
+    return next(meta.description for meta in reversed(hint.__metadata__) if meta.description)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from secateur.heal.data import Example, Examples, collate
 from secateur.heal.objectives import Batch, Objective, mean_loss
 from secateur.heal.settings import Settings
 from secateur.model.handle import Model
+from secateur.record import Curve
 from secateur.run import Advance, Run
 
 HELD_OUT_LOSS = "held_out_loss"  # the name in Trainer's history
@@ -28,33 +29,82 @@ _BACKWARD = 1.0  # what a backward costs, in forwards (frozen weights need no gr
 
 
 @dataclass(frozen=True)
+class Course:
+    """What is trained, on what, and how; and the numbers that follow from it."""
+
+    model: Model
+    objective: Objective
+    examples: Examples
+    settings: Settings
+
+    @property
+    def steps(self) -> int:
+        return self.settings.steps(len(self.examples.train))
+
+    @property
+    def eval_every(self) -> int:
+        """Steps between two held-out losses."""
+        return self.settings.eval_every or max(1, self.steps // 4)
+
+    @property
+    def held_out_work(self) -> int:
+        """Tokens through a forward for one held-out loss."""
+        return sum(batch["input_ids"].numel() for batch in self._held_out())
+
+    @property
+    def work(self) -> float:
+        """Tokens through a forward, all in all: training, and the held-out rows at the start and now and then."""
+        train = self.examples.train
+        order = LikeLengths(train, self.settings.global_batch, self.settings.seed)
+        epoch = sum(batch["input_ids"].numel() for batch in self._batches([train[row] for row in order]))
+        epochs = self.steps / self.settings.steps_per_epoch(len(train))
+        measured = 1 + (self.steps - 1) // self.eval_every
+        return (1 + _BACKWARD) * epoch * epochs + measured * self.held_out_work
+
+    def held_out_loss(self, advance: Advance) -> float:
+        """The loss per counted token over the held-out rows.
+
+        Raises:
+            NumericalError: it is NaN or Inf.
+        """
+
+        def batches() -> Iterator[Batch]:
+            for batch in self._held_out():
+                yield batch
+                advance(batch["input_ids"].numel())
+
+        return mean_loss(self.objective, batches())
+
+    def _held_out(self) -> Iterator[Batch]:
+        return self._batches(sorted(self.examples.held_out, key=lambda row: -len(row.ids)))
+
+    def _batches(self, rows: Sequence[Example]) -> Iterator[Batch]:
+        for start in range(0, len(rows), self.settings.rows_at_once):
+            yield collate(rows[start : start + self.settings.rows_at_once])
+
+
+@dataclass(frozen=True)
 class Trained:
     """What a training did.
 
     Attributes:
-        steps: of how many the run consists.
         resumed_at: the step of the checkpoint it went on from, None if it began at the beginning.
-        training, held_out: (step, loss per counted token).
     """
 
-    steps: int
     resumed_at: int | None
-    training: list[tuple[int, float]]
-    held_out: list[tuple[int, float]]
+    training: Curve
+    held_out: Curve
+
+    @classmethod
+    def of(cls, history: TrainerState, resumed_at: int | None) -> Trained:
+        def curve(name: str) -> Curve:
+            return [(int(entry["step"]), entry[name]) for entry in history.log_history if name in entry]
+
+        return cls(resumed_at, curve("loss"), curve(HELD_OUT_LOSS))
 
 
-def train(
-    model: Model,
-    adapted: Any,
-    objective: Objective,
-    examples: Examples,
-    settings: Settings,
-    folder: Path,
-    run: Run,
-    *,
-    keep: bool = True,
-) -> Trained:
-    """Train the adapters that `adapted` put on `model`, going on from the newest checkpoint in `folder`.
+def train(course: Course, adapted: Any, folder: Path, run: Run, *, keep: bool = True) -> Trained:
+    """Train the adapters that `adapted` put on the model, going on from the newest checkpoint in `folder`.
 
     Args:
         keep: write checkpoints.
@@ -63,37 +113,15 @@ def train(
         NumericalError: the loss became NaN or Inf.
         CheckpointError: the checkpoint is damaged or of another model.
     """
-    last = next(reversed(state.checkpoints(folder)), None)
-    steps = settings.steps(len(examples.train))
-    if last is not None and state.step_of(last) >= steps:  # trained, but interrupted before it was written
+    last = state.newest(folder)
+    done = None if last is None else state.step_of(last)
+    if last is not None and done is not None and done >= course.steps:  # trained, but interrupted before it was written
         state.read_adapters(last, adapted)
-        return _told(state.read_history(last), steps, steps)
-    done = 0.0 if last is None else state.step_of(last) / steps
-    total = _work(examples, settings)
-    with run.observer.progress("recovery", total, done * total) as advance:
-        trainer = _Recovery(model, adapted, objective, examples, settings, folder, advance, last, keep)
+        return Trained.of(state.read_history(last), course.steps)
+    with run.observer.progress("recovery", course.work, (done or 0) / course.steps * course.work) as advance:
+        trainer = _Recovery(course, adapted, folder, advance, resuming=last is not None, keep=keep)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
-    return _told(trainer.state, steps, state.step_of(last) if last else None)
-
-
-def held_out_loss(
-    objective: Objective, examples: Examples, settings: Settings, advance: Advance | None = None
-) -> float:
-    """The loss per counted token over the held-out rows."""
-
-    def batches() -> Iterator[Batch]:
-        for batch in _batches(_longest_first(examples.held_out), settings):
-            yield batch
-            if advance is not None:
-                advance(batch["input_ids"].numel())
-
-    return mean_loss(objective, batches())
-
-
-def measure(objective: Objective, examples: Examples, settings: Settings, run: Run) -> float:
-    """`held_out_loss` with a bar of its own."""
-    with run.observer.progress("held-out loss", _held_out_work(examples, settings)) as advance:
-        return held_out_loss(objective, examples, settings, advance)
+    return Trained.of(trainer.state, done)
 
 
 class LikeLengths(Sampler[int]):
@@ -127,31 +155,16 @@ class _Recovery(Trainer):
     loss_is_scaled_for_ga = True  # `compute_loss` divides by the counted tokens of the whole step
 
     def __init__(
-        self,
-        model: Model,
-        adapted: Any,
-        objective: Objective,
-        examples: Examples,
-        settings: Settings,
-        folder: Path,
-        advance: Advance,
-        last: Path | None,
-        keep: bool,
+        self, course: Course, adapted: Any, folder: Path, advance: Advance, *, resuming: bool, keep: bool
     ) -> None:
-        self._model = model
-        self._adapted = adapted
-        self._objective = objective
-        self._examples = examples
-        self._settings = settings
-        self._advance = advance
-        steps = settings.steps(len(examples.train))
+        self._course, self._adapted, self._advance = course, adapted, advance
         use_cache = adapted.config.use_cache
         super().__init__(
             model=adapted,
-            args=_arguments(model, settings, steps, folder, resuming=last is not None),
-            train_dataset=examples.train,
+            args=_arguments(course, folder, resuming=resuming),
+            train_dataset=course.examples.train,
             data_collator=collate,
-            callbacks=[_Conductor(eval_every(settings, steps), max(1, steps // _SAVES) if keep else None)],
+            callbacks=[_Conductor(course.eval_every, max(1, course.steps // _SAVES) if keep else None)],
             compute_loss_func=_per_token,
         )
         adapted.config.use_cache = use_cache  # Trainer has set its own
@@ -166,22 +179,24 @@ class _Recovery(Trainer):
     ) -> Any:
         """The micro-batch's share of the loss per counted token of the whole step."""
         assert num_items_in_batch is not None  # Trainer counts the labels where it has a loss function
-        with torch.autocast(self._model.device.type, torch.bfloat16, enabled=self._settings.autocast):
-            total = self._objective.total(inputs)
+        course = self._course
+        with torch.autocast(course.model.device.type, torch.bfloat16, enabled=course.settings.autocast):
+            total = course.objective.total(inputs)
         loss = _per_token(total, None, num_items_in_batch)
         self._advance((1 + _BACKWARD) * inputs["input_ids"].numel())
         return loss.to(self.args.device)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """The loss over the held-out rows."""
-        self._model.hf.eval()
-        metrics = {HELD_OUT_LOSS: held_out_loss(self._objective, self._examples, self._settings, self._advance)}
+        self._course.model.hf.eval()
+        metrics = {HELD_OUT_LOSS: self._course.held_out_loss(self._advance)}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        return LikeLengths(self._examples.train, self._settings.global_batch, self._settings.seed)
+        settings = self._course.settings
+        return LikeLengths(self._course.examples.train, settings.global_batch, settings.seed)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         state.write(Path(str(self.args.output_dir)), self._adapted, self.optimizer, self.lr_scheduler, self.state)
@@ -202,8 +217,7 @@ class _Conductor(TrainerCallback):
     """Says when to measure and when to save, and stops a training that has blown up."""
 
     def __init__(self, eval_every: int, save_every: int | None) -> None:
-        self._eval_every = eval_every
-        self._save_every = save_every
+        self._eval_every, self._save_every = eval_every, save_every
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         last = state.global_step >= state.max_steps  # measured after merging
@@ -218,11 +232,6 @@ class _Conductor(TrainerCallback):
             )
 
 
-def eval_every(settings: Settings, steps: int) -> int:
-    """Steps between two held-out losses."""
-    return settings.eval_every or max(1, steps // 4)
-
-
 def _per_token(total: Tensor, labels: object, num_items_in_batch: Tensor | int) -> Tensor:
     """Trainer's form of a loss function."""
     if isinstance(num_items_in_batch, Tensor):
@@ -230,10 +239,11 @@ def _per_token(total: Tensor, labels: object, num_items_in_batch: Tensor | int) 
     return total / num_items_in_batch
 
 
-def _arguments(model: Model, settings: Settings, steps: int, folder: Path, *, resuming: bool) -> TrainingArguments:
+def _arguments(course: Course, folder: Path, *, resuming: bool) -> TrainingArguments:
+    settings, device = course.settings, course.model.device.type
     arguments = TrainingArguments(
         output_dir=str(folder),
-        max_steps=steps,
+        max_steps=course.steps,
         per_device_train_batch_size=settings.rows_at_once,
         gradient_accumulation_steps=settings.global_batch // settings.rows_at_once,
         optim="adamw_torch",
@@ -242,7 +252,7 @@ def _arguments(model: Model, settings: Settings, steps: int, folder: Path, *, re
         warmup_steps=settings.warmup_steps,
         max_grad_norm=1.0,
         seed=settings.seed,
-        logging_steps=max(1, steps // _LOGS),
+        logging_steps=max(1, course.steps // _LOGS),
         logging_nan_inf_filter=False,
         eval_on_start=not resuming,
         eval_strategy="no",  # the conductor says when
@@ -250,40 +260,9 @@ def _arguments(model: Model, settings: Settings, steps: int, folder: Path, *, re
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
-        use_cpu=model.device.type == "cpu",
-        dataloader_pin_memory=model.device.type == "cuda",
+        use_cpu=device == "cpu",
+        dataloader_pin_memory=device == "cuda",
     )
     if arguments.n_gpu > 1:  # one model on its own device, no copies of it on the others
         arguments._n_gpu = 1
     return arguments
-
-
-def _work(examples: Examples, settings: Settings) -> float:
-    """Tokens through a forward, all in all: training steps, and the held-out rows at the start and now and then."""
-    steps = settings.steps(len(examples.train))
-    order = LikeLengths(examples.train, settings.global_batch, settings.seed)
-    epoch = sum(batch["input_ids"].numel() for batch in _batches([examples.train[row] for row in order], settings))
-    measured = 1 + (steps - 1) // eval_every(settings, steps)
-    return (1 + _BACKWARD) * epoch * steps / settings.steps_per_epoch(len(examples.train)) + measured * _held_out_work(
-        examples, settings
-    )
-
-
-def _held_out_work(examples: Examples, settings: Settings) -> int:
-    return sum(batch["input_ids"].numel() for batch in _batches(_longest_first(examples.held_out), settings))
-
-
-def _batches(rows: Sequence[Example], settings: Settings) -> Iterator[Batch]:
-    for start in range(0, len(rows), settings.rows_at_once):
-        yield collate(rows[start : start + settings.rows_at_once])
-
-
-def _longest_first(rows: Iterable[Example]) -> list[Example]:
-    return sorted(rows, key=lambda row: -len(row.ids))
-
-
-def _told(history: TrainerState, steps: int, resumed_at: int | None) -> Trained:
-    def curve(name: str) -> list[tuple[int, float]]:
-        return [(int(entry["step"]), entry[name]) for entry in history.log_history if name in entry]
-
-    return Trained(steps, resumed_at, curve("loss"), curve(HELD_OUT_LOSS))

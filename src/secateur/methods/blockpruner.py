@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
-from typing import Any
 
-from secateur.engine.sweep import Part
-from secateur.engine.tokens import Tokens, check_cut
+from secateur.engine.sweep import Part, sweeper_of
+from secateur.engine.tokens import Tokens
 from secateur.errors import InfeasibleBudgetError
-from secateur.methods.registry import Cost, method
+from secateur.methods.registry import method
 from secateur.model.budget import Budget, takes
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.run import Run
 from secateur.solvers.criterion import Criterion, dense_metric
-from secateur.solvers.greedy import best_removal, greedy_cost
+from secateur.solvers.greedy import best_removal
 from secateur.surgery.apply import predict
 from secateur.surgery.edits import DropAttention, DropMLP, Edit
 
-logger = logging.getLogger(__name__)
-
 _WINDOW = 2048  # tokens that 2SSP's repository searches on
-
-BIBTEX = """@inproceedings{zhong2025blockpruner,
-  title     = {{BlockPruner}: Fine-grained Pruning for Large Language Models},
-  author    = {Longguang Zhong and Fanqi Wan and Ruijun Chen and Xiaojun Quan and Liangzhi Li},
-  booktitle = {Findings of the Association for Computational Linguistics: ACL 2025},
-  year      = {2025},
-  url       = {https://arxiv.org/abs/2406.10594}
-}"""
 
 Choose = Callable[[list[Part]], Part]  # of the candidates, the one to remove
 
@@ -99,26 +87,6 @@ def _check_reach(layout: Layout, budget: Budget, alternate: bool) -> None:
         )
 
 
-def _foretell(
-    layout: Layout, samples: int, length: int, budget: Budget, *, alternate: bool, criterion: Criterion,
-    search_samples: int, search_length: int | None, **_: Any,
-) -> Cost:  # fmt: skip
-    search_length = check_cut(search_samples, search_length, samples, length)
-    candidates: list[int] = []  # by round
-
-    def first(some: list[Part]) -> Part:  # which ones go is not known: as many attention modules as MLPs
-        candidates.append(len(some))
-        return some[0]
-
-    after = layout
-    for unit in removals(layout, budget, alternate=alternate, choose=first):
-        after = predict(after, _edit(unit))
-    return greedy_cost(
-        candidates, blocks=len(layout.blocks), samples=search_samples, length=search_length, criterion=criterion,
-        after=after,
-    )  # fmt: skip
-
-
 def _edit(unit: Part) -> Edit:
     return DropAttention(unit.block) if unit.kind == "attention" else DropMLP(unit.block)
 
@@ -129,8 +97,7 @@ def _edit(unit: Part) -> Edit:
     unit="attention modules and MLPs",
     samples=1,
     length=_WINDOW,
-    bibtex=BIBTEX,
-    foretell=_foretell,
+    bibtex="zhong2025blockpruner",
     edits=(DropAttention, DropMLP),
     needs="rounds, until the budget is met, of one forward per module there is: 2L at first",
     shared="blockpruner/",
@@ -162,14 +129,15 @@ def blockpruner(
     _check_reach(layout, budget, alternate)
     if (there := search.samples * search.length) < _WINDOW:
         run.note("reduced", f"A reduced BlockPruner search: it judges on {there:,} tokens (in full {_WINDOW:,}).")
-    metric = dense_metric(model, search, criterion, run)
+    sweeper = sweeper_of(model, run)
+    metric = dense_metric(sweeper, search, criterion)
     place = 0
 
     def cheapest(candidates: list[Part]) -> Part:
         nonlocal place
-        unit, loss = best_removal(model, search, candidates, metric=metric, run=run, key=f"blockpruner/{place}")
+        unit, loss = best_removal(sweeper, search, candidates, metric=metric, key=f"blockpruner/{place}")
         place += 1
-        logger.info("blockpruner: without the %s of block %d: %s %.6f nats", unit.kind, unit.block, criterion, loss)
+        run.log("blockpruner: without the %s of block %d: %s %.6f nats", unit.kind, unit.block, criterion, loss)
         return unit
 
     for unit in removals(layout, budget, alternate=alternate, choose=cheapest):

@@ -2,44 +2,29 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
-import torch
-
-from secateur.engine.sweep import Kind, Part, Variant
+from secateur.engine.sweep import Kind, Part, Variant, sweeper_of
 from secateur.engine.tokens import Tokens
 from secateur.errors import InfeasibleBudgetError, InvalidOptionError
-from secateur.methods.registry import Cost, method
+from secateur.methods.registry import method
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.run import Run
-from secateur.solvers.counting import CountingSweeps, evolution_cost
 from secateur.solvers.criterion import Criterion
-from secateur.solvers.evolution import Generation, Selection, Space, Sweeps, WindowLosses, Windows, evolve
-from secateur.surgery.apply import predict
+from secateur.solvers.evolution import Selection, Space, WindowLosses, Windows, evolve
 from secateur.surgery.edits import DropAttention, DropBlock, DropMLP, Edit
 
 KEY = "evopress"
 SAMPLES, LENGTH = 64, 2048  # 131,072 tokens
 
-logger = logging.getLogger(__name__)
-
 Units = Literal["modules", "blocks"]
-
-BIBTEX = """@inproceedings{sieberling2025evopress,
-  title     = {{EvoPress}: Accurate Dynamic Model Compression via Evolutionary Search},
-  author    = {Oliver Sieberling and Denis Kuznedelev and Eldar Kurtic and Dan Alistarh},
-  booktitle = {International Conference on Machine Learning},
-  year      = {2025},
-  url       = {https://arxiv.org/abs/2410.14649}
-}"""
 
 
 @dataclass(frozen=True)
@@ -157,26 +142,6 @@ def _listed(numbers: Sequence[int]) -> str:
     return " then ".join(f"{number:,}" for number in numbers)
 
 
-def _foretell(
-    layout: Layout, samples: int, length: int, budget: Budget, *, criterion: Criterion, windows: Windows, **options: Any
-) -> Cost:  # fmt: skip
-    made = plan(layout, budget, **options)
-    sweeps, run = CountingSweeps(layout, criterion), Run()
-    score = WindowLosses(sweeps, torch.ones(samples, length), run, key=KEY, windows=windows, asked=made.asked)
-    best, cost = evolution_cost(_search(made, score, run), made.generations, sweeps)
-    after = layout
-    for edit in _edits(best):
-        after = predict(after, edit)
-    return replace(cost, after=after)
-
-
-def _search(made: Plan, score: WindowLosses, run: Run) -> Iterator[Generation]:
-    return evolve(
-        made.space, score, run, key=KEY, generations=made.generations, offspring=made.offspring, initial=made.initial,
-        initial_tokens=made.initial_tokens, selections=made.selections, max_mutations=made.max_mutations,
-    )  # fmt: skip
-
-
 def _edits(variant: Variant) -> list[Edit]:
     """What makes a variant real, ascending."""
     edits: dict[Kind, type[DropAttention | DropMLP | DropBlock]] = {
@@ -193,8 +158,7 @@ def _edits(variant: Variant) -> list[Edit]:
     unit="attention modules and MLPs, or whole blocks",
     samples=SAMPLES,
     length=LENGTH,
-    bibtex=BIBTEX,
-    foretell=_foretell,
+    bibtex="sieberling2025evopress",
     edits=(DropAttention, DropMLP, DropBlock),
     needs="per generation: every candidate on the first step's tokens, the survivors on the next one's",
 )
@@ -244,14 +208,18 @@ def evopress(
         initial_tokens=initial_tokens, survivors=survivors, selection_tokens=selection_tokens,
         max_mutations=max_mutations,
     )  # fmt: skip
-    sweeps = Sweeps(model, tokens, run, criterion=criterion)
-    score = WindowLosses(sweeps, tokens.weights, run, key=KEY, windows=windows, asked=made.asked)
+    score = WindowLosses(
+        sweeper_of(model, run), tokens, key=KEY, windows=windows, criterion=criterion, asked=made.asked
+    )
     if short := reduced(made, tokens.samples * tokens.length):
         run.note("reduced", short)
-        logger.info("%s", short)
+        run.log("%s", short)
     curve = []
-    for generation in _search(made, score, run):
+    for generation in evolve(
+        made.space, score, run, key=KEY, generations=made.generations, offspring=made.offspring, initial=made.initial,
+        initial_tokens=made.initial_tokens, selections=made.selections, max_mutations=made.max_mutations,
+    ):  # fmt: skip
         curve.append(generation.loss)
-        logger.info("evopress: generation %d: %s %.6f nats", generation.number, criterion, generation.loss)
+        run.log("evopress: generation %d: %s %.6f nats", generation.number, criterion, generation.loss)
     run.note(f"best {criterion} by generation, in nats", curve)
     yield from _edits(generation.parents[0])

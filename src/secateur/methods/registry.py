@@ -6,36 +6,16 @@ import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib import resources
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from secateur.errors import InvalidOptionError, NameTakenError, UnknownNameError
-from secateur.model.budget import Budget
-from secateur.model.handle import Model, require_positions
+from secateur.model.handle import require_positions
 from secateur.signatures import Option, documented, options_of
-from secateur.solvers.cost import Cost
-from secateur.surgery.apply import require_edits
 from secateur.surgery.edits import Edit
 
 Prune = Callable[..., Iterator[Edit]]  # (model, tokens, budget, run, *, options) -> edits
-
-
-Foretell = Callable[..., Cost]  # (layout, tokens' (samples, length), budget, *, options) -> Cost
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A run that can be made, as far as a model's shapes and family tell.
-
-    Attributes:
-        samples, length: of the calibration.
-        options: all of the method's.
-    """
-
-    samples: int
-    length: int
-    options: dict[str, Any]
-    cost: Cost
 
 
 @dataclass(frozen=True)
@@ -45,7 +25,6 @@ class Method:
     Attributes:
         samples, length: its calibration by default; its paper's, or what the docstring says.
         unit: what it removes.
-        foretell: its cost, before any work.
         edits: the kinds that it may yield; a family that cannot do one of them is refused before any work.
         needs: what it runs, in full-length forwards; L blocks, S calibration windows.
         shared: how the keys of those steps begin whose results do not depend on the budget, so that a run at one
@@ -54,7 +33,6 @@ class Method:
 
     name: str
     prune: Prune
-    foretell: Foretell
     paper: str
     unit: str
     samples: int
@@ -101,21 +79,6 @@ class Method:
         require_positions(max_length, length)
         return samples, length
 
-    def plan(
-        self, model: Model, budget: Budget, samples: int | None, length: int | None, options: Mapping[str, Any]
-    ) -> Plan:
-        """Check all of a run that needs no weights; the model may be a hollow one.
-
-        Raises:
-            UnknownNameError, InvalidOptionError: see `complete` and `window_shape`.
-            UnsupportedEditError: the model's family cannot do one of the method's edits.
-            InfeasibleBudgetError: with the reachable range.
-        """
-        complete = self.complete(options)
-        samples, length = self.window_shape(model.max_length, samples, length)
-        require_edits(model.family, *self.edits)
-        return Plan(samples, length, complete, self.foretell(model.layout(), samples, length, budget, **complete))
-
 
 _METHODS: dict[str, Method] = {}
 _TRIED: set[str] = set()  # entry points of other packages: each is loaded once
@@ -129,12 +92,16 @@ def method(
     samples: int,
     length: int,
     bibtex: str,
-    foretell: Foretell,
     edits: tuple[type[Edit], ...],
     needs: str = "",
     shared: str | None = None,
 ) -> Callable[[Prune], Prune]:
     """Register a generator of edits as a method. Its docstring's "Args" document its options.
+
+    Its cost is stated nowhere: it is rehearsed (see `pruning.plan`).
+
+    Args:
+        bibtex: how to cite it; of ours the key in `references.bib`.
 
     Raises:
         ValueError: it has no docstring, or an option that this does not document.
@@ -149,10 +116,17 @@ def method(
         keyword_only = [p.name for p in inspect.signature(prune).parameters.values() if p.kind is p.KEYWORD_ONLY]
         if missing := [option for option in keyword_only if option not in documented(prune.__doc__)]:
             raise ValueError(f"method '{name}': its docstring's \"Args\" lack {', '.join(missing)}")
-        _METHODS[name] = Method(name, prune, foretell, paper, unit, samples, length, bibtex, edits, needs, shared)
+        citation = bibtex if bibtex.startswith("@") else _cited(bibtex)
+        _METHODS[name] = Method(name, prune, paper, unit, samples, length, citation, edits, needs, shared)
         return prune
 
     return register
+
+
+def _cited(key: str) -> str:
+    """The entry of that key in our references."""
+    entries = resources.files("secateur.methods").joinpath("references.bib").read_text(encoding="utf-8").split("\n\n")
+    return next(entry.strip() for entry in entries if f"{{{key}," in entry)
 
 
 def methods() -> dict[str, Method]:

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from secateur.engine.tokens import Tokens
 from secateur.engine.walk import Order
-from secateur.methods.registry import Cost, method
+from secateur.methods.registry import method
 from secateur.model.budget import Budget, leading
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.run import Run
-from secateur.solvers.similarity import Positions, drop_cost, span_distances
+from secateur.solvers.similarity import Positions, span_distances
 from secateur.surgery.edits import DropBlock, Edit
-
-logger = logging.getLogger(__name__)
-
-BIBTEX = """@article{men2024shortgpt,
-  title   = {{ShortGPT}: Layers in Large Language Models are More Redundant Than You Expect},
-  author  = {Xin Men and Mingyu Xu and Qingyu Zhang and Bingning Wang and Hongyu Lin and Yaojie Lu and Xianpei Han and
-             Weipeng Chen},
-  journal = {arXiv preprint arXiv:2403.03853},
-  year    = {2024},
-  url     = {https://arxiv.org/abs/2403.03853}
-}"""
 
 
 def influence_of_cosine(cosine: Tensor) -> Tensor:
@@ -59,21 +46,13 @@ def least_influential(layout: Layout, influence: Tensor, budget: Budget) -> list
     return ranked[: max(1, min(count, len(ranked) - 1))]
 
 
-def _foretell(
-    layout: Layout, samples: int, length: int, budget: Budget, *, positions: Positions, order: Order, **_: Any
-) -> Cost:
-    dropped = list(layout.blocks)[: budget.whole_blocks(layout)]
-    return drop_cost(layout, dropped, 1, samples, length, positions=positions, order=order)
-
-
 @method(
     "shortgpt",
     paper="https://arxiv.org/abs/2403.03853",
     unit="whole blocks",
     samples=128,
     length=2048,
-    bibtex=BIBTEX,
-    foretell=_foretell,
+    bibtex="men2024shortgpt",
     edits=(DropBlock,),
     needs="S forwards without the LM head",
     shared="influence",
@@ -99,5 +78,5 @@ def shortgpt(
     budget.whole_blocks(layout)  # is it feasible at all?
     influence = run.step("influence", lambda: block_influence(model, tokens, positions=positions, order=order, run=run))
     for number in least_influential(layout, influence, budget):
-        logger.info("shortgpt: block %d goes, influence %.6f", number, influence[list(layout.blocks).index(number)])
+        run.log("shortgpt: block %d goes, influence %.6f", number, influence[list(layout.blocks).index(number)])
         yield DropBlock(number)

@@ -3,40 +3,27 @@
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 
 from secateur.engine.tokens import Tokens
 from secateur.engine.walk import Tap, Visit, walk
 from secateur.errors import InfeasibleBudgetError, InvalidOptionError
-from secateur.methods.registry import Cost, method
+from secateur.methods.registry import method
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.run import Run
-from secateur.solvers.moments import SecondMoment
 from secateur.solvers.pca import basis_bytes, principal_basis
 from secateur.surgery.edits import CentreEmbedding, Edit, FoldNorms, Rebase, UntieHead
 
 _TINY = 1e-6  # keeps a state of zeros finite
 _ROUNDING = 0.25  # of the target: widths so coarse that they miss it by more are refused
 
-logger = logging.getLogger(__name__)
-
 Signal = Literal["stream", "norm"]
-
-BIBTEX = """@inproceedings{ashkboos2024slicegpt,
-  title     = {{SliceGPT}: Compress Large Language Models by Deleting Rows and Columns},
-  author    = {Saleh Ashkboos and Maximilian L. Croci and Marcelo Gennari do Nascimento and Torsten Hoefler and
-               James Hensman},
-  booktitle = {International Conference on Learning Representations},
-  year      = {2024},
-  url       = {https://arxiv.org/abs/2401.15024}
-}"""
 
 
 def sites_to_slice(layout: Layout, dimension: int, *, slice_head: bool) -> list[int]:
@@ -124,40 +111,15 @@ def principal(visit: Visit, tap: Tap, dimension: int, *, hidden: int, signal: Si
     Returns:
         (stream, dimension) float32, which the journal keeps; the decomposition is float64.
     """
-    moment = SecondMoment()
 
-    def add(x: Tensor, weights: Tensor) -> None:
-        if signal == "norm":  # what the folded norm makes of x, squared, but for its eps
-            weights = weights / (x.double().pow(2).sum(dim=-1) / hidden + _TINY)
-        moment.add(x, weights)
+    def weigh(x: Tensor, weights: Tensor) -> Tensor:
+        """What the folded norm makes of x, squared, but for its eps."""
+        return weights / (x.double().pow(2).sum(dim=-1) / hidden + _TINY)
 
-    visit.observe(**{tap: add})
+    moment = visit.second_moment(tap, weigh=weigh if signal == "norm" else None)
     assert moment.total is not None  # narrows the type; there is at least one window
-    return principal_basis(moment.total, dimension).float().cpu()
-
-
-def _foretell(
-    layout: Layout, samples: int, length: int, budget: Budget, *, dimension: int | None, multiple: int,
-    slice_head: bool, untie: bool, mean_centre: bool, **_: Any,
-) -> Cost:  # fmt: skip
-    untied = unties(layout, untie=untie, mean_centre=mean_centre)
-    width = plan(layout, budget, dimension=dimension, multiple=multiple, slice_head=slice_head, untie=untied)
-    after = sliced(layout, width, slice_head=slice_head, untie=untied)
-    sites = sites_to_slice(layout, width, slice_head=slice_head)
-    widths = [layout.stream_width(site) for site in sites]
-    # a block runs once to show its middle and once to move on; for a site before a block nothing is run
-    looks = sum(site % 2 for site in sites) + (layout.sites[-1] in sites)
-    walked = samples * length
-    work = walked * (looks + len(layout.blocks) - 1)
-    return Cost(
-        block_tokens=work,
-        head_tokens=0,
-        asked_tokens=work,
-        peak_states=walked,
-        after=after,
-        # the bases are float32, in the edits and in the journal
-        extra_bytes=basis_bytes(max(widths, default=0)) + 2 * 4 * width * sum(widths),
-    )
+    basis = principal_basis(moment.total, dimension).float()
+    return basis if basis.is_meta else basis.cpu()
 
 
 @method(
@@ -167,8 +129,7 @@ def _foretell(
     needs="(2 - 1/L) S forwards without the LM head",
     samples=256,
     length=2048,
-    bibtex=BIBTEX,
-    foretell=_foretell,
+    bibtex="ashkboos2024slicegpt",
     edits=(Rebase, FoldNorms, UntieHead, CentreEmbedding),
 )
 def slicegpt(
@@ -200,7 +161,7 @@ def slicegpt(
     sites = sites_to_slice(layout, width, slice_head=slice_head)
     if dimension is not None:
         run.note("dimension", f"The width of {dimension} was asked for, which decides; the sparsity asked does not.")
-    logger.info("slicegpt: %d of %d sites are sliced to %d directions", len(sites), len(layout.sites), width)
+    run.log("slicegpt: %d of %d sites are sliced to %d directions", len(sites), len(layout.sites), width)
     if untied:
         yield UntieHead()
     if mean_centre:
@@ -214,4 +175,6 @@ def slicegpt(
             del taps[layout.sites[-1]]
         for site in sorted(taps.keys() & set(sites)):
             look = functools.partial(principal, visit, taps[site], width, hidden=layout.ends.hidden, signal=signal)
-            yield Rebase(site, run.step(f"slicegpt/{site}", look))  # the next PCA sees this site sliced
+            scratch_bytes = basis_bytes(layout.stream_width(site))
+            # the next PCA sees this site sliced
+            yield Rebase(site, run.step(f"slicegpt/{site}", look, scratch_bytes=scratch_bytes))

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import logging
+import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from secateur.engine.tokens import Tokens
-from secateur.engine.walk import Visit, walk
-from secateur.errors import InfeasibleBudgetError, InvalidOptionError, NumericalError
-from secateur.methods.registry import Cost, method
+from secateur.engine.walk import Tap, Visit, walk
+from secateur.errors import InfeasibleBudgetError, InvalidOptionError
+from secateur.methods.registry import method
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.layout import BlockLayout, Layout
 from secateur.run import Run
-from secateur.solvers.moments import SecondMoment
-from secateur.solvers.obs import GroupError, Kept, group_sizes, prune_bytes, prune_groups
+from secateur.solvers.obs import GroupError, group_sizes, prune_bytes, prune_groups
 from secateur.solvers.ratios import Shape, ratios
 from secateur.surgery.edits import Edit, KeepHeads, KeepNeurons, keep
 
@@ -29,16 +27,6 @@ Precision = Literal["float32", "float64"]
 
 _HIGHEST = 0.99  # of what a block can lose: something stays
 _ROUNDING = 0.25  # of the target: plans so coarse that they miss it by more are refused
-
-logger = logging.getLogger(__name__)
-
-BIBTEX = """@inproceedings{ling2024slimgpt,
-  title     = {{SlimGPT}: Layer-wise Structured Pruning for Large Language Models},
-  author    = {Gui Ling and Ziyang Wang and Yuliang Yan and Qingwen Liu},
-  booktitle = {Advances in Neural Information Processing Systems},
-  year      = {2024},
-  url       = {https://arxiv.org/abs/2412.18110}
-}"""
 
 
 @dataclass(frozen=True)
@@ -147,63 +135,13 @@ def _check(group: str | int, damping: float) -> None:
         raise InvalidOptionError(f"damping is a share of the Hessian's mean diagonal, 0 or more, not {damping}")
 
 
-def _foretell(
-    layout: Layout, samples: int, length: int, budget: Budget, *, ratio: Shape, first_ratio: float | None,
-    last_ratio: float | None, rounding: Rounding, group: Any, damping: float, compensate: bool, precision: Precision,
-    **_: Any,
-) -> Cost:  # fmt: skip
-    _check(group, damping)
-    made = plan(
-        layout, budget, ratio=ratio, first_ratio=first_ratio, last_ratio=last_ratio, rounding=rounding
-    )  # fmt: skip
-    after, passes = layout, 0
-    numbers = list(layout.blocks)
-    for number, each in made.items():
-        block = after.blocks[number]
-        if each.kv_groups:
-            block = block.with_kv_heads(block.shape.kv_heads - each.kv_groups)
-        after = after.with_block(number, block.with_width(block.shape.width - each.neurons))
-        passes += bool(each.kv_groups) + bool(each.neurons) + (number != numbers[-1])
-    work, walked = passes * samples * length, samples * length
-    return Cost(
-        block_tokens=work,
-        head_tokens=0,
-        asked_tokens=work,
-        peak_states=walked,
-        after=after,
-        extra_bytes=_extra_bytes(layout, after, made, getattr(torch, precision), compensate),
-    )
-
-
-def _extra_bytes(
-    before: Layout, after: Layout, made: dict[int, BlockPlan], dtype: torch.dtype, compensate: bool
-) -> int:
-    """The largest solve, and the compensated weights, which are in the edits and in the journal."""
-    hidden, solves, kept = before.ends.hidden, [0], 0
-    for number, each in made.items():
-        for goes, columns in ((each.kv_groups, _head_columns), (each.neurons, _neuron_columns)):
-            if goes:
-                solves.append(prune_bytes(hidden, columns(before.blocks[number]), dtype))
-                kept += hidden * columns(after.blocks[number])
-    return max(solves) + 2 * dtype.itemsize * kept * compensate
-
-
-def _head_columns(block: BlockLayout) -> int:
-    return block.shape.query_heads * block.head_dim
-
-
-def _neuron_columns(block: BlockLayout) -> int:
-    return block.shape.width
-
-
 @method(
     "slimgpt",
     paper="https://arxiv.org/abs/2412.18110",
     unit="attention heads (KV groups) and FFN neurons of every block, compensated",
     samples=256,
     length=2048,
-    bibtex=BIBTEX,
-    foretell=_foretell,
+    bibtex="ling2024slimgpt",
     edits=(KeepHeads, KeepNeurons),
     needs="up to three forwards of every window without the LM head, and the solves",
 )
@@ -237,53 +175,38 @@ def slimgpt(
         precision: of the Hessian and all that is done with it, float32 (the paper's) or float64.
     """
     _check(group, damping)
-    made = plan(
-        model.layout(), budget, ratio=ratio, first_ratio=first_ratio, last_ratio=last_ratio, rounding=rounding
-    )  # fmt: skip
+    plans = plan(model.layout(), budget, ratio=ratio, first_ratio=first_ratio, last_ratio=last_ratio, rounding=rounding)
     if first_ratio is not None and last_ratio is not None:
         run.note("ratios", "The first and last block's ratios were asked for, which decide; the sparsity does not.")
     dtype = getattr(torch, precision)
-    common: dict[str, Any] = {"error": head_error, "damping": damping, "compensate": compensate}
+    solve = functools.partial(_solve, run, dtype, error=head_error, damping=damping, compensate=compensate)
     for visit in walk(model, tokens, order="blocks", run=run, label="slimgpt"):
         number, block = visit.block.number, visit.block
-        todo = made.get(number, BlockPlan(0, 0, 0))
+        losses = plans.get(number, BlockPlan(0, 0, 0))
 
         # Heads first; the FFN's statistics then see the pruned attention, and the next block the pruned block.
-        if todo.kv_groups:
-            groups = block.shape.kv_heads
-
-            def heads(visit: Visit = visit, groups: int = groups, todo: BlockPlan = todo) -> Kept:
-                weight, hessian = visit.block.weight("attention_out"), _hessian(visit, "attention_hidden", dtype)
-                size = weight.shape[1] // groups
-                name = f"block {visit.block.number}, attention"
-                return prune_groups(weight, hessian, size, [1] * todo.kv_groups, name=name, **common)
-
-            kept = _step(run, f"slimgpt/{number}/heads", heads)
+        if losses.kv_groups:
+            kept = solve(visit, "attention_hidden", block.shape.kv_heads, [1] * losses.kv_groups)
             yield KeepHeads(number, keep(kept["index"]), kept["weight"] if compensate else None)
-        if todo.neurons:
-
-            def neurons(visit: Visit = visit, todo: BlockPlan = todo) -> Kept:
-                weight, hessian = visit.block.weight("mlp_out"), _hessian(visit, "mlp_hidden", dtype)
-                name = f"block {visit.block.number}, FFN"
-                return prune_groups(weight, hessian, 1, group_sizes(todo.neurons, group), name=name, **common)
-
-            kept = _step(run, f"slimgpt/{number}/neurons", neurons)
+        if losses.neurons:
+            kept = solve(visit, "mlp_hidden", block.shape.width, group_sizes(losses.neurons, group))
             yield KeepNeurons(number, keep(kept["index"]), kept["weight"] if compensate else None)
 
 
-def _hessian(visit: Visit, tap: str, dtype: torch.dtype) -> Tensor:
-    """H = 2 E[x x^T] of the inputs x of one output projection, over all calibration tokens."""
-    moment = SecondMoment(dtype)
-    visit.observe(**{tap: moment.add})
-    if moment.total is None:
-        raise NumericalError(f"block {visit.block.number}: its {tap} was never computed")
-    return 2 * moment.mean
+def _solve(
+    run: Run, dtype: torch.dtype, visit: Visit, tap: Tap, groups: int, schedule: list[int], **how: Any
+) -> dict[str, Any]:
+    """One journaled step: which of a map's groups of columns stay, and the map on these; see `prune_groups`."""
+    role, kind = ("attention_out", "heads") if tap == "attention_hidden" else ("mlp_out", "neurons")
+    key = f"slimgpt/{visit.block.number}/{kind}"
 
-
-def _step(run: Run, key: str, solve: Callable[[], Kept]) -> dict[str, Any]:
     def compute() -> dict[str, Any]:
-        kept = solve()
-        logger.info("%s: %d stay, error %.6g", key, len(kept.index), kept.error)
+        # H = 2 E[x x^T] of the inputs x of the output projection, over all calibration tokens
+        weight, hessian = visit.block.weight(role), 2 * visit.second_moment(tap, dtype).mean
+        name = f"block {visit.block.number}, {kind}"
+        kept = prune_groups(weight, hessian, weight.shape[1] // groups, schedule, name=name, **how)
+        run.log("%s: %d stay, error %.6g", key, len(kept.index), kept.error)
         return {"index": kept.index, "weight": kept.weight, "error": kept.error}
 
-    return run.step(key, compute)
+    rows, columns = visit.block.weight(role).shape
+    return run.step(key, compute, scratch_bytes=prune_bytes(rows, columns, dtype))

@@ -2,46 +2,35 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from secateur.engine.loss import NegativeLogLikelihood
-from secateur.engine.sweep import Part
-from secateur.engine.tokens import Tokens, check_cut
+from secateur.engine.sweep import Part, sweeper_of
+from secateur.engine.tokens import Tokens
 from secateur.engine.walk import Order, walk
 from secateur.errors import InfeasibleBudgetError, InvalidOptionError, NumericalError
-from secateur.methods.registry import Cost, method
+from secateur.methods.registry import method
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.run import Run
 from secateur.solvers.criterion import Criterion, dense_metric
-from secateur.solvers.greedy import greedy_cost, greedy_removal
+from secateur.solvers.greedy import greedy_removal
 from secateur.surgery.edits import DropAttention, Edit, KeepNeurons, keep
 
 _ROUNDING = 0.25  # of the target: widths so coarse that they miss it by more are refused
 
-logger = logging.getLogger(__name__)
-
 Norm = Literal["l2", "l1"]
-
-BIBTEX = """@article{sandri2025ssp,
-  title   = {{2SSP}: A Two-Stage Framework for Structured Pruning of {LLM}s},
-  author  = {Fabrizio Sandri and Elia Cunegatti and Giovanni Iacca},
-  journal = {Transactions on Machine Learning Research},
-  year    = {2025},
-  url     = {https://arxiv.org/abs/2501.17771}
-}"""
 
 
 @dataclass(frozen=True)
-class Plan:
+class Balance:
     """The balance of the two stages: how many attention modules go, and each block's FFN width.
 
     Attributes:
@@ -67,7 +56,7 @@ def attention_count(layout: Layout, sparsity: float, alpha: float) -> int:
     return math.floor(len(attention) * sparsity ** (ratio / alpha) + 0.5)
 
 
-def plan(layout: Layout, budget: Budget, *, alpha: float = 1.5, attentions: int | None = None) -> Plan:
+def plan(layout: Layout, budget: Budget, *, alpha: float = 1.5, attentions: int | None = None) -> Balance:
     """Balance the stages: the attention modules by equation 5, the rest of the budget from the FFNs, at one rate.
 
     Raises:
@@ -92,7 +81,7 @@ def plan(layout: Layout, budget: Budget, *, alpha: float = 1.5, attentions: int 
     return made
 
 
-def _plan(layout: Layout, budget: Budget, share: float, alpha: float, attentions: int | None) -> Plan | None:
+def _plan(layout: Layout, budget: Budget, share: float, alpha: float, attentions: int | None) -> Balance | None:
     """The plan for a share of the blocks' parameters; None where it is out of reach."""
     if not 0 < share < 1:
         return None
@@ -113,7 +102,7 @@ def _plan(layout: Layout, budget: Budget, share: float, alpha: float, attentions
     )
     if min(widths.values()) == 0 or abs(taken - left) > _ROUNDING * share * layout.block_parameters:
         return None
-    return Plan(count, widths)
+    return Balance(count, widths)
 
 
 def _near(layout: Layout, budget: Budget, alpha: float, attentions: int | None) -> list[tuple[float, float]]:
@@ -176,39 +165,13 @@ def _forced(stage1_only: bool, attentions: int | None) -> int | None:
     return 0 if stage1_only else attentions
 
 
-def _foretell(
-    layout: Layout, samples: int, length: int, budget: Budget, *, alpha: float, attentions: int | None,
-    stage1_only: bool, criterion: Criterion, search_samples: int, search_length: int | None, order: Order, **_: Any,
-) -> Cost:  # fmt: skip
-    search_length = check_cut(search_samples, search_length, samples, length)
-    made = plan(layout, budget, alpha=alpha, attentions=_forced(stage1_only, attentions))
-    after = layout
-    for number, width in made.widths.items():
-        after = after.with_block(number, after.blocks[number].with_width(width))
-    there = [number for number, block in layout.blocks.items() if block.attention]
-    for number in there[: made.attentions]:  # which ones go is not known; they are of one size but for rounding
-        after = after.with_block(number, after.blocks[number].without_attention())
-    blocks, walked = len(layout.blocks), samples * length
-    search = greedy_cost(
-        range(len(there), len(there) - made.attentions, -1), blocks=blocks, samples=search_samples,
-        length=search_length, criterion=criterion, after=after,
-    )  # fmt: skip
-    return replace(
-        search,
-        block_tokens=search.block_tokens + walked * blocks,
-        asked_tokens=search.asked_tokens + walked * blocks,
-        peak_states=walked if order == "blocks" else length,
-    )
-
-
 @method(
     "2ssp",
     paper="https://arxiv.org/abs/2501.17771",
     unit="FFN neurons, then attention modules",
     samples=32,
     length=2048,
-    bibtex=BIBTEX,
-    foretell=_foretell,
+    bibtex="sandri2025ssp",
     edits=(KeepNeurons, DropAttention),
     needs="S forwards for the scores; then N rounds (equation 5) of one forward per attention module there is",
     shared="scores",
@@ -240,19 +203,19 @@ def two_ssp(
         search_length: tokens of each of these; their whole length if not given.
         order: samples or blocks; how stage 1 walks (equal results, different memory).
     """
-    made = plan(model.layout(), budget, alpha=alpha, attentions=_forced(stage1_only, attentions))
-    logger.info("2ssp: %d attention modules go, FFN widths %s", made.attentions, sorted(set(made.widths.values())))
-    search = tokens.first(search_samples, search_length)
-    metric = dense_metric(model, search, criterion, run) if made.attentions else NegativeLogLikelihood()
+    balance = plan(model.layout(), budget, alpha=alpha, attentions=_forced(stage1_only, attentions))
+    run.log("2ssp: %d attention modules go, FFN widths %s", balance.attentions, sorted(set(balance.widths.values())))
+    search, sweeper = tokens.first(search_samples, search_length), sweeper_of(model, run)
+    metric = dense_metric(sweeper, search, criterion) if balance.attentions else NegativeLogLikelihood()
 
     # Stage 1 scores the dense model to its end before the first edit; an edit inside the walk would be another method.
     scores = run.step("scores", lambda: neuron_scores(model, tokens, norm=norm, order=order, run=run))
-    for number, width in made.widths.items():
+    for number, width in balance.widths.items():
         yield KeepNeurons(number, top_neurons(scores[str(number)], width))
 
     candidates = [Part(number, "attention") for number, b in model.layout().blocks.items() if b.attention]
     for part, loss in greedy_removal(
-        model, search, candidates, made.attentions, metric=metric, run=run, key="2ssp stage 2"
+        sweeper, search, candidates, balance.attentions, metric=metric, key="2ssp stage 2"
     ):
-        logger.info("2ssp: without the attention of block %d: %s %.6f nats", part.block, criterion, loss)
+        run.log("2ssp: without the attention of block %d: %s %.6f nats", part.block, criterion, loss)
         yield DropAttention(part.block)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,23 +11,13 @@ from torch import Tensor
 from secateur.engine.tokens import Tokens
 from secateur.engine.walk import Order
 from secateur.errors import InfeasibleBudgetError
-from secateur.methods.registry import Cost, method
+from secateur.methods.registry import method
 from secateur.model.budget import Budget, leading
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.run import Run
-from secateur.solvers.similarity import Positions, drop_cost, span_distances
+from secateur.solvers.similarity import Positions, span_distances
 from secateur.surgery.edits import DropBlock, Edit
-
-logger = logging.getLogger(__name__)
-
-BIBTEX = """@inproceedings{gromov2025unreasonable,
-  title     = {The Unreasonable Ineffectiveness of the Deeper Layers},
-  author    = {Andrey Gromov and Kushal Tirumala and Hassan Shapourian and Paolo Glorioso and Daniel A. Roberts},
-  booktitle = {International Conference on Learning Representations},
-  year      = {2025},
-  url       = {https://arxiv.org/abs/2403.17887}
-}"""
 
 
 def angle(cosine: Tensor) -> Tensor:
@@ -86,23 +74,13 @@ def mean_angles(
     return torch.stack([by_length[n][start] for start, n in lengths.items()])
 
 
-def _foretell(
-    layout: Layout, samples: int, length: int, budget: Budget, *, positions: Positions, order: Order, **_: Any
-) -> Cost:
-    lengths = window_lengths(layout, budget)
-    start, n = next(iter(lengths.items()))
-    dropped = list(layout.blocks)[start : start + n]
-    return drop_cost(layout, dropped, max(lengths.values()), samples, length, positions=positions, order=order)
-
-
 @method(
     "window",
     paper="https://arxiv.org/abs/2403.17887",
     unit="consecutive whole blocks",
     samples=128,
     length=2048,
-    bibtex=BIBTEX,
-    foretell=_foretell,
+    bibtex="gromov2025unreasonable",
     edits=(DropBlock,),
     needs="S forwards without the LM head",
 )
@@ -131,6 +109,6 @@ def window(
     best = int(distances.argmin())  # of equal ones the first
     start, n = list(lengths.items())[best]
     numbers = list(model.numbers)[start : start + n]
-    logger.info("window: blocks %d to %d go, angular distance %.6f", numbers[0], numbers[-1], distances[best])
+    run.log("window: blocks %d to %d go, angular distance %.6f", numbers[0], numbers[-1], distances[best])
     for number in numbers:
         yield DropBlock(number)

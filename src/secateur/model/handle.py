@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -67,6 +67,9 @@ class Model:
         # For hidden states that are held elsewhere: (site, site, matrix), X <- X @ matrix takes those that wait at the
         # first site to the second. A `Rebase` stays where it is, `DropBlock` leads on to what comes after.
         self.rebases: list[tuple[int, int, torch.Tensor | None]] = []
+        self._layout: tuple[tuple[int, tuple[int, ...]], Layout] | None = None  # with the edits that it knows of
+        # Walks under way: each says why an edit at a place (a block's number, None for the embedding) cannot be.
+        self.guards: list[Callable[[int | None], str | None]] = []
         _adopt(self.hf, self.family)
         self.hf.eval()
 
@@ -138,7 +141,11 @@ class Model:
         return state
 
     def layout(self) -> Layout:
-        return Layout.of(self)
+        """The model in numbers; read off the modules anew after each edit."""
+        state = self.edits_applied, tuple(self.numbers)
+        if self._layout is None or self._layout[0] != state:
+            self._layout = state, Layout.of(self)
+        return self._layout[1]
 
     def hollow(self) -> Model:
         """A twin without weights (all on `meta`): the same layout, block numbers, tokenizer and source."""

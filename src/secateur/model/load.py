@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from secateur.errors import (
 from secateur.hf import quiet_transformers
 from secateur.model.described import Description, describe
 from secateur.model.families import accept_row
-from secateur.model.handle import Model, require_family
+from secateur.model.handle import Model, hollow, require_family
 from secateur.model.refusals import ARCHITECTURE, adapter, pickle_only, refuse, refuse_files, unknown_type
 from secateur.model.sums import verify_weights
 from secateur.record import RECORD, Record, read_record
@@ -215,3 +215,30 @@ def _fetch_error(location: str, error: Exception) -> CheckpointError | FetchErro
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A model by name, and how it is to be loaded; see `load`."""
+
+    name: str
+    device: str | None = None
+    dtype: str = "auto"
+    revision: str | None = None
+    cache: Path | None = None
+
+    def load(self) -> Model:
+        return load(self.name, device=self.device, dtype=self.dtype, revision=self.revision, cache=self.cache)
+
+    def hollow(self) -> Model:
+        """The model without weights (on `meta`), from its configuration alone; its source has its `model_type`, the
+        `location` (folder or hub id) that the name stands for, and its `revision` there."""
+        location, _ = resolve_model(self.name, cache=self.cache, revision=self.revision)
+        check_dtype(self.dtype)
+        config, about = read_config(location, self.revision)
+        dtype = getattr(torch, self.dtype) if self.dtype != "auto" else (config.dtype or torch.float32)
+        source = {
+            "name": self.name, "model_type": config.model_type, "location": location, "revision": about.revision,
+        }  # fmt: skip
+        with explained(location):
+            return hollow(config, dtype, source)

@@ -60,7 +60,7 @@ class Block:
         """The residual stream as it would leave the block without its attention and MLP: (..., in) -> (..., out)."""
         for name in SKIPS:
             if (skip := getattr(self.module, name, None)) is not None:
-                x = x @ skip.detach().to(x)
+                x = x @ (torch.ones_like(skip, device=x.device) if skip.is_meta else skip.detach()).to(x)
         return x
 
     @property

@@ -8,11 +8,9 @@ from typing import Literal
 from torch import Tensor
 
 from secateur.engine.loss import KLDivergence, Metric, NegativeLogLikelihood
-from secateur.engine.sweep import final_states
+from secateur.engine.sweep import Sweeper
 from secateur.engine.tokens import Tokens
 from secateur.errors import DataError
-from secateur.model.handle import Model
-from secateur.run import Run
 
 Criterion = Literal["ppl", "kl"]
 
@@ -26,7 +24,7 @@ def search_metric(criterion: Criterion, reference: Callable[[], Tensor]) -> Metr
     return KLDivergence(reference()) if criterion == "kl" else NegativeLogLikelihood()
 
 
-def dense_metric(model: Model, search: Tokens, criterion: Criterion, run: Run) -> Metric:
+def dense_metric(sweeper: Sweeper, search: Tokens, criterion: Criterion) -> Metric:
     """As `search_metric`, on the windows `search`; the reference is the model as it is now, whose final hidden states
     are a journaled step named "dense states".
 
@@ -35,4 +33,4 @@ def dense_metric(model: Model, search: Tokens, criterion: Criterion, run: Run) -
     """
     if not search.weights[:, 1:].any():
         raise DataError(f"no token counts in the {search.samples} windows of the search; give more search_samples")
-    return search_metric(criterion, lambda: run.step("dense states", lambda: final_states(model, search, run=run)))
+    return search_metric(criterion, lambda: sweeper.run.step("dense states", lambda: sweeper.final_states(search)))

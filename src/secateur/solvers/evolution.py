@@ -15,18 +15,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from secateur.engine.sweep import Kind, Part, Variant, final_states, sample_sweep
+from secateur.engine.sweep import Kind, Part, Sweeper, Variant
 from secateur.engine.tokens import Tokens
 from secateur.errors import InvalidOptionError, NumericalError
-from secateur.model.handle import Model
 from secateur.run import Run
 from secateur.solvers.criterion import Criterion, search_metric
 
 Windows = Literal["drawn", "first"]
 Window = tuple[int, int]  # a sample's number, and how many of its first tokens are taken
 Score = Callable[..., list[float]]  # (variants, tokens, generation, step) -> their mean losses
-Compute = Callable[[Sequence[Variant], Sequence[int], int, str], Tensor]
-# (variants, samples, length, label) -> weighted sums of losses, (variants, samples) float64
 
 _PATIENCE = 100  # draws in a row that bring nothing new, after which a space counts as exhausted
 
@@ -177,9 +174,11 @@ class WindowLosses:
     draws them for each selection without replacement, as the authors do; "first" always takes the first ones. The
     losses are kept by variant and window, so an elite parent costs something on windows that it has not seen, only.
 
+    For the KL divergence to the dense model it keeps that model's final hidden states (samples x length x hidden) of
+    the windows met so far, on the CPU. They are not journaled: a resumed run computes again those that it needs.
+
     Args:
-        compute: gives the losses; `Sweeps`, or a stand-in.
-        weights: of the calibration tokens, (samples, length). Windows where nothing counts are left out.
+        tokens: of the calibration. Windows where nothing counts are left out.
         asked: the numbers of tokens that the calls will ask for.
 
     Raises:
@@ -187,12 +186,20 @@ class WindowLosses:
     """
 
     def __init__(
-        self, compute: Compute, weights: Tensor, run: Run, *, key: str, windows: Windows, asked: Sequence[int]
+        self,
+        sweeper: Sweeper,
+        tokens: Tokens,
+        *,
+        key: str,
+        windows: Windows,
+        criterion: Criterion,
+        asked: Sequence[int],
     ) -> None:
-        self._compute, self._weights, self._run = compute, weights, run
-        self._key, self._windows = key, windows
+        self._sweeper, self._tokens, self._run = sweeper, tokens, sweeper.run
+        self._key, self._windows, self._criterion = key, windows, criterion
         self._known: dict[tuple[Variant, Window], float] = {}
-        self._pools = {tokens: self._pool(tokens) for tokens in asked}
+        self._dense: dict[Window, Tensor] = {}  # (length, hidden)
+        self._pools = {count: self._pool(count) for count in asked}
 
     def __call__(self, variants: Sequence[Variant], tokens: int, generation: int, step: int) -> list[float]:
         windows = self._take(tokens, generation, step)
@@ -205,14 +212,14 @@ class WindowLosses:
         sums: list[list[list[float]]] = self._run.step(
             f"{self._key}/{generation}/{step}",
             lambda: [
-                self._compute(lacking, samples, length, label).tolist() for (lacking, length), samples in groups.items()
+                self._sums(lacking, samples, length, label).tolist() for (lacking, length), samples in groups.items()
             ],
         )
         for ((lacking, length), samples), rows in zip(groups.items(), sums, strict=True):
             for variant, row in zip(lacking, rows, strict=True):
                 for sample, value in zip(samples, row, strict=True):
                     self._known[variant, (sample, length)] = value
-        counted = sum(float(self._weights[sample, 1:length].double().sum()) for sample, length in windows)
+        counted = sum(float(self._tokens.weights[sample, 1:length].double().sum()) for sample, length in windows)
         return [sum(self._known[variant, window] for window in windows) / counted for variant in variants]
 
     def _take(self, tokens: int, generation: int, step: int) -> list[Window]:
@@ -224,12 +231,12 @@ class WindowLosses:
 
     def _pool(self, tokens: int) -> tuple[list[int], list[int]]:
         """The samples to choose from, and the lengths of those to take."""
-        length = self._weights.shape[1]
+        weights, length = self._tokens.weights, self._tokens.length
         if tokens < 2:
             raise InvalidOptionError(f"a selection needs at least 2 tokens, not {tokens}")
         whole, rest = divmod(tokens, length)
         lengths = [length] * whole + [rest] * (rest >= 2)  # a single token predicts nothing
-        counting = self._weights[:, 1 : length if whole else rest].any(dim=1)
+        counting = weights[:, 1 : length if whole else rest].any(dim=1)
         pool = [sample for sample, counts in enumerate(counting.tolist()) if counts]
         if tokens > len(pool) * length:
             raise InvalidOptionError(
@@ -238,29 +245,19 @@ class WindowLosses:
             )
         return pool, lengths
 
-
-class Sweeps:
-    """Losses of variants by `sample_sweep`: all variants at once over each window.
-
-    For the KL divergence to the dense model it keeps that model's final hidden states (samples x length x hidden) of
-    the windows met so far, on the CPU. They are not journaled: a resumed run computes again those that it needs.
-    """
-
-    def __init__(self, model: Model, tokens: Tokens, run: Run, *, criterion: Criterion = "kl") -> None:
-        self._model, self._tokens, self._run, self._criterion = model, tokens, run, criterion
-        self._dense: dict[Window, Tensor] = {}  # (length, hidden)
-
-    def __call__(self, variants: Sequence[Variant], samples: Sequence[int], length: int, label: str) -> Tensor:
-        chosen = self._cut(samples, length)
+    def _sums(self, variants: Sequence[Variant], samples: Sequence[int], length: int, label: str) -> Tensor:
+        """Weighted sums of losses, (variants, samples): all variants at once over each window."""
         metric = search_metric(
             self._criterion, lambda: torch.stack([self._reference(sample, length) for sample in samples])
         )
-        return sample_sweep(self._model, chosen, variants, metric, run=self._run, label=label)
+        return self._sweeper.sums(self._cut(samples, length), variants, metric, label)
 
     def _reference(self, sample: int, length: int) -> Tensor:
         window = (sample, length)
         if window not in self._dense:  # one by one: equal to the last bit, whatever was met before
-            self._dense[window] = final_states(self._model, self._cut([sample], length), run=self._run)[0].cpu()
+            states = self._sweeper.final_states(self._cut([sample], length))[0]
+            self._dense[window] = states if states.is_meta else states.cpu()
+            self._run.hold(states.numel() * states.element_size())
         return self._dense[window]
 
     def _cut(self, samples: Sequence[int], length: int) -> Tokens:

@@ -70,6 +70,9 @@ def prune_groups(
     Raises:
         NumericalError: NaN or Inf in the statistics, or a Hessian that no damping makes positive definite.
     """
+    if hessian.is_meta:  # of a rehearsal
+        groups = len(hessian) // size - sum(schedule)
+        return Kept(torch.arange(groups), hessian.new_empty(len(weight), groups * size), 0.0)
     if not torch.isfinite(hessian).all():
         raise NumericalError(f"{name}: the inputs have NaN or Inf; use another dtype")
     w, h = weight.to(hessian.dtype).to(hessian.device).clone(), hessian.clone()

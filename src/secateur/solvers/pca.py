@@ -21,6 +21,8 @@ def principal_basis(moment: Tensor, count: int) -> Tensor:
     Raises:
         NumericalError: the moment has NaN or Inf.
     """
+    if moment.is_meta:  # of a rehearsal
+        return moment.new_empty(len(moment), count)
     if not torch.isfinite(moment).all():
         raise NumericalError("the activations have NaN or Inf; use another dtype (float32, bfloat16) or other data")
     vectors = torch.linalg.eigh(moment.double()).eigenvectors.flip(1)[:, :count]  # eigh: ascending

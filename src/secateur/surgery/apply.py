@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from secateur.errors import InvalidEditError, UnsupportedEditError
 from secateur.model.handle import Model
@@ -37,9 +39,10 @@ def apply(model: Model, edit: Edit) -> None:
 
     Raises:
         UnsupportedEditError: the family cannot do it.
-        InvalidEditError: the edit does not fit the model.
+        InvalidEditError: the edit does not fit the model, or changes what a walk under way has computed already.
     """
     require_edits(model.family, type(edit))
+    _check_walks(model, edit)
     if isinstance(edit, StreamEdit):
         change_stream(model, edit)
     elif isinstance(edit, DropBlock):
@@ -52,6 +55,33 @@ def apply(model: Model, edit: Edit) -> None:
             _change(block, edit)
     model.edits_applied += 1
     model.state_config()
+
+
+@contextmanager
+def trial(block: Block, edits: Sequence[BlockEdit]) -> Iterator[None]:
+    """For the time of the context the block is edited so, then it is as it was. Tensors that stay are not copied."""
+    family, module = block.family, block.module
+    norms = (*family.attention_norms, *family.mlp_norms, *family.shared_norms)
+    parts = {path: module.get_submodule(path) for path in (family.attention, *family.mlp, *norms)} if edits else {}
+    try:
+        for path, part in parts.items():
+            module.set_submodule(path, _twin(part))
+        with torch.no_grad():
+            for edit in edits:
+                _check_block(block, edit)
+                _change(block, edit)
+        yield
+    finally:
+        for path, part in parts.items():
+            module.set_submodule(path, part)
+
+
+def _twin(module: nn.Module) -> nn.Module:
+    """Other modules that hold the same tensors."""
+    twin = copy.copy(module)
+    twin._parameters, twin._buffers = dict(module._parameters), dict(module._buffers)
+    twin._modules = {name: child and _twin(child) for name, child in module._modules.items()}
+    return twin
 
 
 def predict(layout: Layout, edit: Edit) -> Layout:
@@ -92,6 +122,22 @@ def require_edits(family: Family, *kinds: type[Edit]) -> None:
         reason = family.cannot.get(kind.__name__) or (family.no_rebase if stream else None)
         if reason is not None:
             raise UnsupportedEditError(f"{family.model_type} cannot do {kind.__name__}: {reason}")
+
+
+def _check_walks(model: Model, edit: Edit) -> None:
+    """Refuse an edit behind a walk. Folding and untying change no activation."""
+    match edit:
+        case FoldNorms() | UntieHead():
+            return
+        case CentreEmbedding():
+            place = None
+        case Rebase():
+            place = edit.site // 2
+        case _:
+            place = edit.block
+    for guard in model.guards:
+        if (reason := guard(place)) is not None:
+            raise InvalidEditError(reason)
 
 
 def _check_drop(model: Model, edit: DropBlock) -> None:
@@ -153,5 +199,9 @@ def _check_weight(block: Block, weight: Tensor | None, shape: tuple[int, ...]) -
         return
     if tuple(weight.shape) != shape:
         raise InvalidEditError(f"block {block.number}: the weight has shape {tuple(weight.shape)}, not {shape}")
+    if weight.is_meta:
+        if not next(block.module.parameters()).is_meta:  # of a hollow model
+            raise InvalidEditError(f"block {block.number}: the edit only names its weight, as records do")
+        return
     if not torch.isfinite(weight).all():
         raise InvalidEditError(f"block {block.number}: the weight has NaN or Inf")

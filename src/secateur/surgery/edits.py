@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, get_args
 
 import torch
@@ -113,17 +113,29 @@ Edit = BlockEdit | StreamEdit
 EDITS: dict[str, type[Edit]] = {cls.__name__: cls for cls in (*get_args(BlockEdit), *get_args(StreamEdit))}
 
 
+def named(edit: Edit) -> Edit:
+    """What is kept of an edit once it is real: each tensor on `meta`, with its name, the sha256 of its bytes."""
+    tensors = {field.name: getattr(edit, field.name) for field in fields(edit)}
+    names: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        if isinstance(tensor, Tensor) and not tensor.is_meta:
+            names[name] = tensor.detach().to("meta")
+            names[name].sha256 = _sha256(tensor)
+    return replace(edit, **names) if names else edit
+
+
 def to_json(edit: Edit) -> dict[str, Any]:
     """An edit as JSON; a tensor is named by the sha256 of its bytes."""
     entry: dict[str, Any] = {"edit": type(edit).__name__}
-    for each in fields(edit):
-        value = getattr(edit, each.name)
+    for field in fields(edit):
+        value = getattr(edit, field.name)
         if isinstance(value, Tensor):
-            entry[each.name] = {"sha256": _sha256(value), "shape": list(value.shape)}
+            digest = getattr(value, "sha256", None) or _sha256(value)
+            entry[field.name] = {"sha256": digest, "shape": list(value.shape)}
         elif isinstance(value, tuple):
-            entry[each.name] = list(value)
+            entry[field.name] = list(value)
         elif value is not None:
-            entry[each.name] = value
+            entry[field.name] = value
     return entry
 
 

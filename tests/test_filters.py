@@ -1,0 +1,181 @@
+"""A filter is part of a pruning: of its identity, its plan, its journal; method and filter share one walk.
+
+Shown by ridge regression of the output projections on what stays, towards the outputs that were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from models import tiny, tiny_closed, tiny_tokens
+from oracles import mean_kl, mean_nll
+from torch import Tensor
+
+from secateur.engine.tokens import Tokens
+from secateur.engine.walk import Follower, Tap
+from secateur.errors import JournalError, SecateurError, UnsupportedEditError
+from secateur.methods import Method, registry
+from secateur.model.budget import Budget
+from secateur.model.handle import Model
+from secateur.pruning import Filter, Job, Pruned, Request, plan, prepare, run_job
+from secateur.run import MemoryStore, Run
+from secateur.surgery.edits import Edit, KeepHeads, KeepNeurons, SetWeight
+
+
+def ridge(weight: Tensor, moment: Tensor, kept: list[int], damping: float) -> Tensor:
+    """W' = W C_(:,S) (C_SS + d I)^-1: the least E |W x - W' x_S|^2, damped; weight (rows, columns), moment C."""
+    among = moment[kept][:, kept]
+    among = among + damping * among.diagonal().mean() * torch.eye(len(kept), dtype=among.dtype, device=among.device)
+    return torch.linalg.solve(among, moment[kept] @ weight.to(moment).T).T.float()
+
+
+def refit(model: Model, tokens: Tokens, run: Run, edits: Iterator[Edit], *, damping: float = 1e-3) -> Iterator[Edit]:
+    """Fill in the output weights of what is narrowed."""
+    follower = Follower(model, tokens, run)
+    for edit in edits:
+        if isinstance(edit, (KeepNeurons, KeepHeads)) and edit.out_weight is None:
+            heads = isinstance(edit, KeepHeads)
+            tap: Tap = "attention_hidden" if heads else "mlp_hidden"
+
+            def weight(edit: KeepNeurons | KeepHeads = edit, tap: Tap = tap, heads: bool = heads) -> Tensor:
+                with model.open(edit.block) as block:
+                    old = block.weight("attention_out" if heads else "mlp_out").detach()
+                    size = old.shape[1] // (block.shape.kv_heads if heads else block.shape.width)
+                columns = [group * size + place for group in edit.index for place in range(size)]
+                total = follower.second_moment(edit.block, tap).total
+                assert total is not None
+                return ridge(old, total, columns, damping)
+
+            edit = replace(edit, out_weight=run.step(f"{type(edit).__name__} {edit.block}", weight))
+        yield edit
+
+
+REFIT = Filter("refit", (), refit, {"damping": 1e-3})
+
+
+def halve_heads(model: Model, tokens: Tokens, budget: Budget, run: Run) -> Iterator[Edit]:
+    """Every other KV group, chosen by nothing, in no walk.
+
+    A method for the test.
+    """
+    scores = run.step("scores", lambda: torch.ones(4))
+    for number in model.numbers:
+        yield KeepHeads(number, tuple(range(0, len(scores), 2)))
+
+
+HEADS = Method("heads", halve_heads, "p", "heads", 2, 8, "@b", (KeepHeads,))
+CASES: dict[str, dict[str, Any]] = {
+    "2ssp": {"attentions": 1, "search_samples": 4},
+    "slimgpt": {"compensate": False, "rounding": "carry"},
+    "heads": {},
+}
+
+
+@pytest.fixture(autouse=True)
+def heads_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry._METHODS, "heads", HEADS)
+
+
+def job(method: str, model: Model, *filters: Filter, **options: Any) -> Job:
+    options = {**CASES.get(method, {}), **options}
+    request = Request(
+        method=method, sparsity=0.4, options=options, filters=filters, calibration=tiny_tokens(model, 4, 16)
+    )
+    return prepare(plan(request, model), model)
+
+
+def run(method: str, *filters: Filter, model: Model | None = None, through: Run | None = None) -> tuple[Pruned, Run]:
+    through = through or Run()
+    return run_job(job(method, model or tiny("llama"), *filters), run=through), through
+
+
+@pytest.mark.parametrize("method", CASES)
+def test_the_same_parts_go_and_the_model_comes_nearer_to_the_dense_one(method: str) -> None:
+    dense = tiny("llama")
+    tokens = tiny_tokens(dense, 4, 16)
+    (plain, _), (refitted, _) = run(method), run(method, REFIT)
+    if method == "heads":  # the others see the refitted model when they choose further
+        assert [edit.index for edit in plain.pruning.edits] == [edit.index for edit in refitted.pruning.edits]  # type: ignore[union-attr]  # all keep something
+    assert plain.pruning.after.parameters == refitted.pruning.after.parameters
+    assert mean_kl(dense, refitted.model, tokens) < mean_kl(dense, plain.model, tokens)
+
+
+@pytest.mark.parametrize("method", CASES)
+def test_it_costs_at_most_the_methods_work_once_more(method: str) -> None:
+    model = tiny("llama")
+    (_, alone), (pruned, both) = run(method), run(method, REFIT)
+    window = 4 * 16 * 4
+    assert alone.meter.block_tokens < both.meter.block_tokens or method == "slimgpt"  # which has looked already
+    assert both.meter.block_tokens <= max(2 * alone.meter.block_tokens, window)
+    foretold = job(method, model, REFIT).plan
+    assert foretold.after.parameters == pruned.pruning.after.parameters
+    assert foretold.meter.block_tokens == pytest.approx(both.meter.block_tokens, rel=0.1)
+
+
+@pytest.mark.parametrize("method", CASES)
+def test_a_replay_takes_no_forward_and_closed_blocks_have_no_weights(method: str) -> None:
+    pruned, recorded = run(method, REFIT)
+    again, replay = run(method, REFIT, through=Run(store=recorded.store))
+    assert replay.meter.block_tokens == replay.meter.head_tokens == 0
+    closed = tiny_closed("llama")
+    run(method, REFIT, model=closed)
+    assert pruned.model.fingerprint() == again.model.fingerprint() == closed.whole().fingerprint()
+
+
+def test_it_is_part_of_the_identity_and_of_the_record() -> None:
+    model = tiny("llama")
+    other = Filter("refit", (), refit, {"damping": 0.1})
+    jobs = [job("2ssp", model), job("2ssp", model, REFIT), job("2ssp", model, other), job("2ssp", model, REFIT, other)]
+    assert len({each.fingerprint for each in jobs}) == 4
+    pruned, _ = run("2ssp", REFIT)
+    assert pruned.record.filters == {"refit": {"damping": 1e-3}}
+    assert pruned.record.fingerprint == jobs[1].fingerprint
+    assert run("2ssp")[0].record.filters is None
+
+
+def test_what_it_may_yield_is_asked_of_the_family_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("llama")
+    monkeypatch.setattr(model, "family", replace(model.family, cannot={"SetWeight": "of a whim"}))
+    job("2ssp", model, REFIT)
+    with pytest.raises(UnsupportedEditError, match="of a whim"):
+        job("2ssp", model, Filter("refit", (SetWeight,), refit))
+
+
+def test_where_nothing_is_narrowed_it_costs_nothing() -> None:
+    (plain, alone), (filtered, both) = run("shortgpt"), run("shortgpt", REFIT)
+    assert alone.meter == both.meter
+    assert plain.model.fingerprint() == filtered.model.fingerprint()
+
+
+def test_a_journal_answers_its_own_job_only() -> None:
+    store = MemoryStore()
+    first, _ = run("2ssp", through=Run(store=store))
+    for other in (
+        job("2ssp", tiny("llama", seed=1)),
+        job("2ssp", tiny("llama"), REFIT),
+        job("2ssp", tiny("llama"), alpha=2.0),
+    ):
+        with pytest.raises(JournalError):
+            run_job(other, run=Run(store=store))
+    again, _ = run("2ssp", through=Run(store=store))
+    assert again.model.fingerprint() == first.model.fingerprint()
+
+
+def test_statistics_are_asked_for_in_the_order_of_the_blocks() -> None:
+    model = tiny("llama")
+    follower = Follower(model, tiny_tokens(model, 2, 8), Run().scoped("test"))
+    follower.second_moment(2, "mlp_hidden")
+    with pytest.raises(SecateurError, match="block 1"):
+        follower.second_moment(1, "mlp_hidden")
+
+
+def test_a_loss_is_lower_with_the_filter_on_other_text_too() -> None:
+    dense = tiny("llama")
+    other = tiny_tokens(dense, 8, 16, seed=5)
+    (plain, _), (refitted, _) = run("slimgpt"), run("slimgpt", REFIT)
+    apart = [abs(mean_nll(each.model, other) - mean_nll(dense, other)) for each in (plain, refitted)]
+    assert apart[1] < apart[0]

@@ -125,7 +125,7 @@ def test_a_cell_is_what_prune_and_perplexity_say(done: tuple[Path, Cells], text:
     judged = Matrices(model, [_cell("x", _rows(text, 5))], data=None, cache=None).rows(_rows(text, 5))
     cell = done[1]["2ssp-0.25"]
     assert cell.prune is not None
-    assert cell.perplexity["plain.txt"].nll == pytest.approx(perplexity(model, judged)["nll"], abs=1e-9)
+    assert cell.perplexity["plain.txt"].nll == pytest.approx(perplexity(model, judged).nll, abs=1e-9)
     assert cell.prune.forwards == pruned.record.cost.forwards
     assert cell.prune.peak_device_memory_bytes is None  # of a CPU nobody tells it
     assert cell.parameters == pruned.pruning.after.parameters

@@ -34,12 +34,12 @@ def test_it_equals_a_loop_by_hand(family: str, chunk: int | None, monkeypatch: p
         monkeypatch.setattr("secateur.judge.fidelity.LOGIT_BYTES", chunk * 2 * 4 * model.vocab_size)
     tokens = weighted(tiny_tokens(model, 3, 9))
     result = fidelity(model, dense, tokens)
-    assert result["loss"] == pytest.approx(mean_nll(model, tokens), rel=1e-6)
-    assert result["dense_loss"] == pytest.approx(mean_nll(dense, tokens), rel=1e-6)
-    assert result["kl"] == pytest.approx(mean_kl(dense, model, tokens), rel=1e-4)
-    assert result["top1_agreement"] == pytest.approx(agreement(dense, model, tokens))
-    assert (result["samples"], result["length"]) == (3, 9)
-    assert result["predictions"] == int((tokens.weights[:, 1:] > 0).sum())
+    assert result.loss == pytest.approx(mean_nll(model, tokens), rel=1e-6)
+    assert result.dense_loss == pytest.approx(mean_nll(dense, tokens), rel=1e-6)
+    assert result.kl == pytest.approx(mean_kl(dense, model, tokens), rel=1e-4)
+    assert result.top1_agreement == pytest.approx(agreement(dense, model, tokens))
+    assert (result.samples, result.length) == (3, 9)
+    assert result.predictions == int((tokens.weights[:, 1:] > 0).sum())
 
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)
@@ -48,12 +48,12 @@ def test_a_model_is_faithful_to_itself_and_never_more(family: str) -> None:
     tokens = tiny_tokens(model, 2, 8)
     for one, same in ((dense, dense), (model, copy.deepcopy(model))):
         result = fidelity(one, same, tokens)
-        assert (result["kl"], result["top1_agreement"]) == (0, 1)
-        assert result["loss"] == result["dense_loss"]
+        assert (result.kl, result.top1_agreement) == (0, 1)
+        assert result.loss == result.dense_loss
     forth, back = fidelity(model, dense, tokens), fidelity(dense, model, tokens)
-    assert forth["kl"] > 0 < back["kl"]
-    assert forth["kl"] != pytest.approx(back["kl"], rel=1e-3)  # the divergence is from the dense model
-    assert (forth["top1_agreement"], forth["loss"]) == (back["top1_agreement"], back["dense_loss"])
+    assert forth.kl > 0 < back.kl
+    assert forth.kl != pytest.approx(back.kl, rel=1e-3)  # the divergence is from the dense model
+    assert (forth.top1_agreement, forth.loss) == (back.top1_agreement, back.dense_loss)
 
 
 def test_windows_add_up_and_give_the_standard_error() -> None:
@@ -62,11 +62,13 @@ def test_windows_add_up_and_give_the_standard_error() -> None:
     weights[1] = 0  # nothing counts there
     tokens = Tokens.of(tiny_tokens(model, 4, 8).ids, weights)
     result = fidelity(model, dense, tokens)
-    assert result["window_predictions"] == [7, 7, 7]
+    assert result.window_predictions == [7, 7, 7]
     for key, window in (("loss", "window_nll"), ("kl", "window_kl"), ("top1_agreement", "window_top1")):
-        assert statistics.mean(result[window]) == pytest.approx(result[key])
-        assert statistics.stdev(result[window]) / math.sqrt(3) == pytest.approx(result[f"{key}_stderr"])
-    assert fidelity(model, dense, tokens.first(1))["kl_stderr"] is None
+        assert statistics.mean(getattr(result, window)) == pytest.approx(getattr(result, key))
+        assert statistics.stdev(getattr(result, window)) / math.sqrt(3) == pytest.approx(
+            getattr(result, f"{key}_stderr")
+        )
+    assert fidelity(model, dense, tokens.first(1)).kl_stderr is None
 
 
 def test_only_what_counts_reaches_the_head_and_little_of_it_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from oracles import Watcher, mean_nll, standing, weighted
 
 from secateur.engine.tokens import Tokens
 from secateur.errors import InvalidOptionError, NumericalError
-from secateur.judge.perplexity import perplexity, perplexity_by_window, ratio
+from secateur.judge.perplexity import perplexity, ratio
 from secateur.run import Run
 
 
@@ -25,19 +25,18 @@ def test_perplexity_equals_a_loop_by_hand(family: str, shape: Any) -> None:
     model = standing(family, shape)
     tokens = weighted(tiny_tokens(model, 4, 9))
     tokens = Tokens.of(tokens.ids, tokens.weights * torch.tensor([1.0, 0, 1, 1])[:, None])
-    result = perplexity_by_window(model, tokens)
+    result = perplexity(model, tokens)
     nll = mean_nll(model, tokens)
-    assert result["nll"] == pytest.approx(nll, rel=1e-6)
-    assert result["perplexity"] == pytest.approx(math.exp(nll), rel=1e-5)
-    assert (result["samples"], result["length"]) == (4, 9)
-    assert result["predictions"] == int((tokens.weights[:, 1:] != 0).sum()) < 24
-    losses, weights = result["window_nll"], result["window_predictions"]
+    assert result.nll == pytest.approx(nll, rel=1e-6)
+    assert result.perplexity == pytest.approx(math.exp(nll), rel=1e-5)
+    assert (result.samples, result.length) == (4, 9)
+    assert result.predictions == int((tokens.weights[:, 1:] != 0).sum()) < 24
+    losses, weights = result.window_nll, result.window_predictions
     by_hand = [mean_nll(model, Tokens.of(tokens.ids[i, None], tokens.weights[i, None])) for i in (0, 2, 3)]
     assert losses == pytest.approx(by_hand, rel=1e-6)
     assert weights == pytest.approx(tokens.weights[[0, 2, 3], 1:].sum(dim=1).tolist())
-    assert result["nll_stderr"] == pytest.approx(statistics.stdev(by_hand) / math.sqrt(3), rel=1e-4)
-    assert {k: v for k, v in result.items() if not k.startswith("window_")} == perplexity(model, tokens)
-    assert perplexity(model, tokens.first(1))["nll_stderr"] is None
+    assert result.nll_stderr == pytest.approx(statistics.stdev(by_hand) / math.sqrt(3), rel=1e-4)
+    assert perplexity(model, tokens.first(1)).nll_stderr is None
 
 
 def test_windows_are_taken_one_at_a_time() -> None:
@@ -74,6 +73,6 @@ def test_only_perplexities_over_the_same_tokens_are_compared(tokens: Callable[[T
     dense, model = standing("llama"), standing("llama", "lopsided")
     windows = tiny_tokens(model, 2, 9)
     before, after = perplexity(dense, windows), perplexity(model, windows)
-    assert ratio(before, after) == pytest.approx(after["perplexity"] / before["perplexity"])
+    assert ratio(before, after) == pytest.approx(after.perplexity / before.perplexity)
     with pytest.raises(InvalidOptionError, match=message):
         ratio(before, perplexity(model, tokens(windows)))

@@ -442,9 +442,9 @@ def test_an_error_is_printed_once(words: tuple[str, ...], monkeypatch: pytest.Mo
 def test_the_demo_is_the_asset_and_no_folder_of_that_name(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from secateur import forecast
+    from secateur.model import load as load_module
 
     pruned_folder(tmp_path / "demo")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(forecast, "resolve_model", lambda name, **kwargs: (str(model_folder), {}))
+    monkeypatch.setattr(load_module, "resolve_model", lambda name, **kwargs: (str(model_folder), {}))
     assert "pruned" not in call("inspect", "demo", "--json").json

@@ -13,6 +13,7 @@ import torch
 import yaml
 from models import logits, parameters, random, tiny, tiny_in, tiny_tokens
 from msgspec import structs
+from oracles import prepared
 
 import secateur
 from secateur import Budget, Model, Tokens, load, prune, save
@@ -21,7 +22,7 @@ from secateur.card import card
 from secateur.errors import CheckpointError, OutputExistsError
 from secateur.export import tier
 from secateur.methods import get_method
-from secateur.pruning import Job, Pruning, identity, make_record
+from secateur.pruning import Pruning, make_record
 from secateur.record import RECORD, Cost, MeasuredPerplexity, Record, append_evaluation, dump, public_name, read_record
 from secateur.surgery.apply import apply
 from secateur.surgery.edits import DropAttention, DropBlock, Edit, KeepNeurons, from_json
@@ -33,14 +34,14 @@ def tokens_for(model: Model, seed: int = 0) -> Tokens:
     return tiny_tokens(model, 3, 12, seed)
 
 
-def recorded(model: Model, *edits: Edit, tokens: Tokens | None = None, **told: Any) -> Record:
+def recorded(model: Model, *edits: Edit, tokens: Tokens | None = None, **more: Any) -> Record:
     """The record of a run that made these edits."""
-    job = Job(model, "2ssp", tokens or tokens_for(model), Budget(0.25), 3, {"alpha": 1.5}, model.fingerprint())
+    job = prepared(model, sparsity=0.25, calibration=tokens or tokens_for(model), seed=3)
     before = model.layout()
     for edit in edits:
         apply(model, edit)
-    pruning = Pruning("2ssp", job.options, job.budget, list(edits), before, model.layout())
-    return make_record(job, pruning, Cost(seconds=1.0, forwards=2, forwards_asked=3.5), **told)
+    pruning = Pruning("2ssp", dict(job.plan.options), Budget(0.25), list(edits), before, model.layout())
+    return make_record(job, pruning, Cost(seconds=1.0, forwards=2, forwards_asked=3.5), **more)
 
 
 # --- the record ---
@@ -114,35 +115,22 @@ def test_edits_with_tensors_are_named_but_not_stored() -> None:
 
 
 def test_whatever_decides_the_outcome_decides_the_identity() -> None:
-    ids = torch.arange(5, 29).view(2, 12)
-    weights = torch.ones(2, 12)
+    ids, weights = tokens_for(tiny("llama")).ids, torch.ones(3, 12)
     weights[0, 3] = 0
+    other = tiny("llama", seed=1)
 
-    def of(**changed: Any) -> str:
-        arguments: dict[str, Any] = {
-            "model_fingerprint": "m", "tokens": Tokens.of(ids), "method": "2ssp", "options": {"alpha": 1.5},
-            "budget": Budget(0.25), "seed": 0,
-        }  # fmt: skip
-        return identity(**{**arguments, **changed})
+    def of(model: Model | None = None, **changed: Any) -> str:
+        request: dict[str, Any] = {"calibration": Tokens.of(ids), "sparsity": 0.25, "seed": 0, "attentions": 0}
+        return prepared(model or tiny("llama"), **{**request, **changed}).fingerprint
 
     changes: list[dict[str, Any]] = [
-        {"model_fingerprint": "n"},
-        {"tokens": Tokens.of(ids + 1)},
-        {"tokens": Tokens.of(ids.view(4, 6))},
-        {"tokens": Tokens.of(ids, weights)},
-        {"method": "other"},
-        {"options": {"alpha": 1.6}},
-        {"budget": Budget(0.26)},
-        {"budget": Budget(0.25, of="model")},
-        {"budget": Budget(0.25, round_to=8)},
-        {"seed": 1},
-    ]
+        {"model": other}, {"calibration": Tokens.of((ids + 1) % 90)}, {"calibration": Tokens.of(ids.view(6, 6))},
+        {"calibration": Tokens.of(ids, weights)}, {"norm": "l1"},
+        {"sparsity": 0.26}, {"of": "model"}, {"round_to": 2}, {"seed": 1},
+    ]  # fmt: skip
     identities = [of(), *(of(**change) for change in changes)]
     assert len(set(identities)) == len(identities)
     assert of() == of()
-    assert of(tokens=Tokens.of(ids, source={"name": "elsewhere"})) == of()  # what counts is what they are
-    options = {"alpha": 1.5, "norm": "l2"}
-    assert of(options=options) == of(options=dict(reversed(options.items())))
 
 
 # --- what is private ---

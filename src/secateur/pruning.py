@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -44,6 +45,8 @@ from secateur.run import Meter, Observer, Rehearsal, Run
 from secateur.surgery.apply import apply, predict, require_edits
 from secateur.surgery.edits import Edit, named, to_json
 from secateur.version import __version__
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -209,7 +212,8 @@ def run_method(
     edits = []
     for edit in stream:
         apply(model, edit)
-        run.log("applied %s%s", type(edit).__name__, _place(edit))
+        if not run.rehearses:
+            logger.debug("applied %s%s", type(edit).__name__, _place(edit))
         predicted = predict(predicted, edit)
         edits.append(named(edit))
     after = model.layout()
@@ -329,7 +333,7 @@ def run_job(
         forwards=round(run.meter.forwards(blocks, length, head=head), 2),
         forwards_asked=round(run.meter.forwards_asked(blocks, length), 2),
     )
-    record = _record(job, pruning, cost, run.notes, arguments or {})
+    record = make_record(job, pruning, cost, notes=run.notes, arguments=arguments)
     for name, tokens in texts.items():
         after = perplexity(model, tokens, run=judge)
         after["text"] = public_name(str(after["text"]))
@@ -340,8 +344,20 @@ def run_job(
     return Pruned(model, pruning, record)
 
 
-def _record(job: Job, pruning: Pruning, cost: Cost, notes: Mapping[str, Any], arguments: Mapping[str, Any]) -> Record:
-    """Describe what a finished run did to the job's model."""
+def make_record(
+    job: Job,
+    pruning: Pruning,
+    cost: Cost,
+    *,
+    notes: Mapping[str, Any] | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> Record:
+    """Describe what a finished run did to the job's model.
+
+    Args:
+        notes: what the method said of its run (`Run.note`).
+        arguments: the command line or call as given.
+    """
     model, budget, filters = job.model, pruning.budget, job.plan.request.filters
     return Record(
         secateur=__version__,
@@ -360,14 +376,14 @@ def _record(job: Job, pruning: Pruning, cost: Cost, notes: Mapping[str, Any], ar
         tier=tier(model),
         model=origin(model, job.model_fingerprint),
         calibration={**public_facts(job.tokens.source), "fingerprint": job.tokens.fingerprint()},
-        arguments=public_arguments(arguments),
+        arguments=public_arguments(arguments or {}),
         environment=environment(model),
         cost=cost,
         before=sizes(pruning.before, model),
         after=sizes(pruning.after, model),
         perplexity=[],
         evaluations=[],
-        notes=dict(notes),
+        notes=dict(notes or {}),
         edits=[to_json(edit) for edit in pruning.edits],
         parents=model.parents,
     )

@@ -13,7 +13,6 @@ import torch
 import yaml
 from models import logits, parameters, random, tiny, tiny_in, tiny_tokens
 from msgspec import structs
-from oracles import prepared
 
 import secateur
 from secateur import Budget, Model, Tokens, load, prune, save
@@ -22,7 +21,7 @@ from secateur.card import card
 from secateur.errors import CheckpointError, OutputExistsError
 from secateur.export import tier
 from secateur.methods import get_method
-from secateur.pruning import Pruning, make_record
+from secateur.pruning import Filter, Job, Pruning, Request, make_record, plan, prepare
 from secateur.record import RECORD, Cost, MeasuredPerplexity, Record, append_evaluation, dump, public_name, read_record
 from secateur.surgery.apply import apply
 from secateur.surgery.edits import DropAttention, DropBlock, Edit, KeepNeurons, from_json
@@ -34,14 +33,21 @@ def tokens_for(model: Model, seed: int = 0) -> Tokens:
     return tiny_tokens(model, 3, 12, seed)
 
 
-def recorded(model: Model, *edits: Edit, tokens: Tokens | None = None, **more: Any) -> Record:
+def job_of(model: Model, tokens: Tokens | None = None, **request: Any) -> Job:
+    asked = {"sparsity": 0.25, "calibration": tokens or tokens_for(model), "options": {"alpha": 1.5}, "seed": 3}
+    return prepare(plan(Request(**{**asked, **request}), model), model)
+
+
+def recorded(
+    model: Model, *edits: Edit, tokens: Tokens | None = None, notes: Any = None, arguments: Any = None
+) -> Record:
     """The record of a run that made these edits."""
-    job = prepared(model, sparsity=0.25, calibration=tokens or tokens_for(model), seed=3)
-    before = model.layout()
+    job, before = job_of(model, tokens), model.layout()
     for edit in edits:
         apply(model, edit)
     pruning = Pruning("2ssp", dict(job.plan.options), Budget(0.25), list(edits), before, model.layout())
-    return make_record(job, pruning, Cost(seconds=1.0, forwards=2, forwards_asked=3.5), **more)
+    cost = Cost(seconds=1.0, forwards=2, forwards_asked=3.5)
+    return make_record(job, pruning, cost, notes or {}, arguments or {})
 
 
 # --- the record ---
@@ -115,22 +121,30 @@ def test_edits_with_tensors_are_named_but_not_stored() -> None:
 
 
 def test_whatever_decides_the_outcome_decides_the_identity() -> None:
-    ids, weights = tokens_for(tiny("llama")).ids, torch.ones(3, 12)
+    ids = torch.arange(5, 29).view(2, 12)
+    weights = torch.ones(2, 12)
     weights[0, 3] = 0
-    other = tiny("llama", seed=1)
 
-    def of(model: Model | None = None, **changed: Any) -> str:
-        request: dict[str, Any] = {"calibration": Tokens.of(ids), "sparsity": 0.25, "seed": 0, "attentions": 0}
-        return prepared(model or tiny("llama"), **{**request, **changed}).fingerprint
+    def of(model: Model | None = None, tokens: Tokens | None = None, **request: Any) -> str:
+        return job_of(model or tiny("llama"), tokens or Tokens.of(ids), **request).fingerprint
 
     changes: list[dict[str, Any]] = [
-        {"model": other}, {"calibration": Tokens.of((ids + 1) % 90)}, {"calibration": Tokens.of(ids.view(6, 6))},
-        {"calibration": Tokens.of(ids, weights)}, {"norm": "l1"},
-        {"sparsity": 0.26}, {"of": "model"}, {"round_to": 2}, {"seed": 1},
-    ]  # fmt: skip
+        {"model": tiny("llama", seed=1)},
+        {"tokens": Tokens.of(ids + 1)},
+        {"tokens": Tokens.of(ids.view(4, 6))},
+        {"tokens": Tokens.of(ids, weights)},
+        {"method": "shortgpt", "options": {}},
+        {"options": {"alpha": 1.6}},
+        {"sparsity": 0.26},
+        {"of": "model"},
+        {"round_to": 8},
+        {"seed": 1},
+        {"filters": [Filter("none", (), lambda model, tokens, run, edits: edits)]},
+    ]
     identities = [of(), *(of(**change) for change in changes)]
     assert len(set(identities)) == len(identities)
-    assert of() == of()
+    assert of() == of(tokens=Tokens.of(ids, source={"name": "elsewhere"}))  # what counts is what they are
+    assert of(options={"alpha": 1.5, "norm": "l2"}) == of(options={"norm": "l2", "alpha": 1.5})
 
 
 # --- what is private ---

@@ -70,7 +70,7 @@ def check_perplexity(result: Any, method: str, sparsity: float) -> None:
     tokens = read_tokens(
         result.model, "wikitext2", purpose="evaluation", length=2048, samples=WINDOWS, data=SHARED / "data"
     )
-    assert perplexity(result.model, tokens)["perplexity"] == pytest.approx(PERPLEXITY[method, sparsity], rel=1e-3)
+    assert perplexity(result.model, tokens).perplexity == pytest.approx(PERPLEXITY[method, sparsity], rel=1e-3)
 
 
 @pytest.mark.parametrize("sparsity", [0.25, 0.5])

@@ -193,7 +193,7 @@ def _perplexity(table: _Comparison, results: Sequence[Perplexity]) -> None:
     change = None
     if len(results) == 2:
         try:
-            change = f"{ratio(*map(to_builtins, results)) - 1:+.1%}"
+            change = f"{ratio(*results) - 1:+.1%}"
         except InvalidOptionError as error:
             change = "other tokens"
             table.remarks.append(str(error))

@@ -138,7 +138,7 @@ class SharingRun(Run):
 
     def step(self, key: str, compute: Callable[[], T], *, scratch_bytes: float = 0) -> T:
         shared = self._shared
-        if shared is None or not key.startswith(shared.beginning):
+        if shared is None or not (self._scope + key).startswith(shared.beginning):
             return super().step(key, compute)
         return super().step(key, lambda: self._taken_over(shared, key, compute))
 

@@ -124,15 +124,12 @@ class _Runner:
                 break
             left = busy
         self.folder.write_index(self.index)
-        self._write_tables()
+        self.asked.write_tables(self.folder.path)
         return self._there()
 
     def _there(self) -> dict[str, CellResult]:
         """This grid's cells that are in the folder."""
         return self.folder.cells(cell.name for cell in self.cells)
-
-    def _write_tables(self) -> None:
-        self.asked.write_tables(self.folder.path)
 
     def _load(self) -> Model:
         """The dense model; the one that was looked at first is used up first."""
@@ -155,30 +152,25 @@ class _Runner:
     # --- one cell ---
 
     def _tried(self, cell: Cell, pace: Pace) -> bool:
-        """Make a cell, unless another process is making it, or the one that it is matched to."""
+        """Make a cell, unless it is there. False if it has to wait: another process is making it, or one of the same
+        identity, which can be copied then, or the one that it is matched to."""
         if cell.matched_to is not None and self.folder.cell(cell.matched_to) is None:
             return False
-        try:
-            return self._one(cell, pace)
-        except KeyboardInterrupt:
-            raise Interrupted(
-                f"interrupted in {cell.name}; finished cells are whole, and the same command goes on from there"
-            ) from None
-
-    def _one(self, cell: Cell, pace: Pace) -> bool:
-        """Make a cell, unless it is there; False if another process is making it, or one of the same identity, which
-        can be copied then."""
         claims = [self.folder.cell_path(name) for name in (cell.name, self._claim(cell))]
         try:
             with claimed(claims[0]), claimed(claims[1]), pace.cell(cell.name) as seconds:
                 if self._is_done(cell.name):  # by another process, meanwhile
                     return True
                 made = self.folder.write_cell(structs.replace(self._made(cell, pace), seconds=seconds))
+            self.asked.write_tables(self.folder.path)
+            self.grid.told(made)
         except OutputBusyError:
             logger.info("%s is being made by another process", cell.name)
             return False
-        self._write_tables()
-        self.grid.told(made)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"interrupted in {cell.name}; finished cells are whole, and the same command goes on from there"
+            ) from None
         return True
 
     def _is_done(self, name: str) -> bool:

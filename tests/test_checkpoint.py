@@ -225,6 +225,7 @@ def test_weights_are_written_as_transformers_would(family: str, layout: str, tmp
             with quiet_transformers():
                 hf.save_pretrained(theirs, max_shard_size=size)
             assert weight_files(ours) == weight_files(theirs)
+            assert hf is not model.hf or config_of(ours) == config_of(theirs)
             assert (len(weight_files(ours)) > 2) == (size == "20KB")
             assert verify_weights(Description("", {}, ours))
         if dtypes == "float32":
@@ -302,6 +303,12 @@ def test_a_folder_that_holds_no_model_is_never_overwritten(tmp_path: Path) -> No
         with pytest.raises(OutputExistsError):
             save(tiny("llama"), home, overwrite=overwrite)
     assert [path.name for path in tmp_path.rglob("*")] == ["home", "precious"]
+
+
+@pytest.mark.parametrize("size", ["500B", "big", "GB", "1 XB"])
+def test_a_shard_size_has_a_unit(size: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidOptionError, match="as 5GB or 500MB"):
+        save(tiny("llama"), tmp_path / "pruned", max_shard_size=size)
 
 
 def test_all_files_can_be_read_by_whoever_reads_the_folder(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ LAYERS: tuple[set[str], ...] = (
     {"judge", "output"},
     {"pruning"},
     {"forecast"},
+    {"testing"},
     {"heal"},
     {"report"},
     {"grid"},
@@ -207,7 +208,7 @@ def test_only_surgery_changes_a_model() -> None:
         "drop_block": {"model/handle.py"},
         "forget_block": {"surgery/apply.py"},
         "state_config": {"surgery/apply.py"},
-        "apply": {"pruning.py"},
+        "apply": {"pruning.py", "testing.py"},
     }
     users: dict[str, set[str]] = {name: set() for name in primitives}
     for file in FILES:

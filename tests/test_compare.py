@@ -483,16 +483,16 @@ def test_a_judge_that_is_missing_is_said_before_any_work(
 @pytest.mark.parametrize("name", [name for name, each in methods().items() if each.shared])
 def test_shared_steps_hold_at_every_sparsity_and_cost_as_if_run_alone(name: str) -> None:
     tokens = Tokens.of(torch.randint(5, 97, (2, 16), generator=torch.Generator().manual_seed(0)))
-    shared = Shared(get_method(name).shared or "")
+    shared = Shared(get_method(name).shared)
 
-    def run(sparsity: float, store: Shared | None) -> tuple[Any, Any]:
-        sharing = SharingRun(0, shared=store)
+    def run(sparsity: float, store: Shared) -> tuple[Any, Any]:
+        sharing = SharingRun(0, store)
         done = run_job(prepared(tiny("llama"), name, sparsity=sparsity, calibration=tokens), run=sharing)
         return edit_facts(done.pruning.edits), sharing.meter
 
     run(0.25, shared)
     assert shared.spared_s == 0
-    assert run(0.5, shared) == run(0.5, None)
+    assert run(0.5, shared) == run(0.5, Shared())
     assert shared.spared_s > 0
 
 

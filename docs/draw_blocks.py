@@ -8,22 +8,24 @@ import sys
 from pathlib import Path
 
 from secateur.report.blocks import lanes, picture
+from secateur.report.results import Shape
 
 
 def draw(record: dict) -> str:
     """The picture of a pruning that narrowed FFNs and dropped attentions, as 2SSP does."""
     before = record["before"]
     heads, neurons = before["kv_heads"] // before["attentions"], before["neurons"] // before["mlps"]
-    dense = [{"block": n, "kv_heads": heads, "width": neurons} for n in range(before["blocks"])]
     widths = {e["block"]: len(e["index"]) for e in record["edits"] if e["edit"] == "KeepNeurons"}
     dropped = {e["block"] for e in record["edits"] if e["edit"] == "DropAttention"}
-    shape = [
-        {"block": n, "kv_heads": 0 if n in dropped else heads, "width": widths.get(n, neurons)}
-        for n in range(before["blocks"])
-    ]
+
+    def shape(block: int, width: int, kv_heads: int) -> Shape:
+        return Shape(block=block, width=width, kv_heads=kv_heads, query_heads=0, attention=kv_heads > 0, mlp=width > 0)
+
+    dense = [shape(block, neurons, heads) for block in range(before["blocks"])]
+    after = [shape(n, widths.get(n, neurons), 0 if n in dropped else heads) for n in range(before["blocks"])]
     achieved = record["sparsity"]["achieved"]["blocks"]
     name = f"{record['model']['name']}, {record['method']}: {achieved:.1%} of the blocks' parameters removed"
-    return picture(lanes(shape, dense), title=name) + "\n"
+    return picture(name, lanes(after, dense))
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ bench/slimgpt.py.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from os.path import relpath
 from pathlib import Path
 from typing import Any
@@ -24,17 +24,26 @@ from slimgpt_tables import SLIMGPT
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from secateur.forecast import Forwards
-from secateur.grid.ablation_table import NAME as ABLATION_TABLE
-from secateur.grid.ablation_table import ablation_table
-from secateur.grid.main_table import DIFFERENCES, main_table
-from secateur.grid.raw import RawFolder
-from secateur.grid.render import Column, Table, markdown
 from secateur.methods import Method, get_method, methods
 from secateur.model.handle import Model
 from secateur.pruning import Request, plan
-from secateur.report.html import on_lines
-from secateur.report.results import CELL, CELLS, INDEX
-from secateur.report.results_before import commands_of
+from secateur.report.ablation import NAME as ABLATION_TABLE
+from secateur.report.ablation import ablation_table, groups
+from secateur.report.main_table import DIFFERENCES, main_table
+from secateur.report.page import on_lines
+from secateur.report.results import (
+    ABLATE,
+    CELL,
+    CELLS,
+    COMPARE,
+    DENSE,
+    INDEX,
+    MISSING,
+    CellResult,
+    Results,
+    read_results,
+)
+from secateur.report.table import Column, Table, markdown
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS / "results"
@@ -52,89 +61,68 @@ def demo_model() -> Model:
         return Model(AutoModelForCausalLM.from_config(config), source={"name": "SmolLM2-135M-Instruct"})
 
 
-@dataclass(frozen=True)
-class Grid:
-    """Cells that may be compared with each other: one model, one judgement.
-
-    Attributes:
-        kind: "compare" or "ablate".
-        cells: as `secateur compare` writes them, by name.
-        files: the file that each was read from.
-        missing: names of the cells that the folder's index has and that are not there yet.
-        commands: that made the folder, without `secateur`.
-    """
-
-    kind: str
-    folder: Path
-    cells: dict[str, dict[str, Any]]
-    files: dict[str, Path]
-    missing: list[str] = field(default_factory=list)
-    commands: list[list[str]] = field(default_factory=list)
-
-    def of(self, method: str) -> dict[str, dict[str, Any]]:
-        """The dense cell, the method's or its ablations', and 2SSP's at the sizes that these really have; nothing if
-        the method is not there."""
-        names = {name for name, cell in self.cells.items() if _whose(cell) == method and not cell["matched_to"]}
-        if not names:
-            return {}
-        return {
-            name: cell
-            for name, cell in self.cells.items()
-            if name in names or cell["method"] == "dense" or cell["matched_to"] in names
-        }
-
-    def missing_of(self, method: str) -> list[str]:
-        """The method's own, and 2SSP's at their sizes, by the names that `secateur compare` gives them."""
-        return [name for name in self.missing if re.fullmatch(rf"(2ssp-as-)?{re.escape(method)}-[\d.e-]+", name)]
-
-    def table(self, cells: Mapping[str, Mapping[str, Any]], missing: Iterable[str] = ()) -> str:
-        """A table of some cells, which says what else belongs there and is not there yet."""
-        if self.kind == "compare":
-            return markdown(main_table(cells, {"cells": [*cells, *missing]})).strip()
-        return markdown(ablation_table(cells)).strip()
-
-    def links(self, cells: Iterable[str], page: Path) -> str:
-        """To the cells, and to what tells them apart; of an ablation, which has a cell per seed, to the table: they lie
-        beside it."""
-        files = {name: self.files[name] for name in cells}
-        if (told := self.folder / DIFFERENCES).is_file():
-            files["differences, with intervals"] = told
-        if self.kind == "ablate":
-            files = {"table": self.folder / f"{ABLATION_TABLE}.json", "settings": self.folder / INDEX}
-        return f"Files: {', '.join(f'[{name}]({relpath(file, page.parent)})' for name, file in files.items())}."
+def subset(results: Results, cells: Iterable[CellResult]) -> Results:
+    """Some of a folder's cells, which may be compared with each other: one model, one judgement."""
+    return replace(results, cells=tuple(cells))
 
 
-def _whose(cell: Mapping[str, Any]) -> str:
+def of_method(results: Results, method: str) -> Results | None:
+    """The dense cell, the method's or its ablations', and 2SSP's at the sizes that these really have; with those that
+    are not there yet, by the names that `secateur compare` gives them. None if the method is not there."""
+    own = [cell for cell in results.pruned if _whose(cell) == method and not cell.matched_to]
+    names = {cell.name for cell in own}
+    to_come = re.compile(rf"(2ssp-as-)?{re.escape(method)}-[\d.e-]+")
+    return subset(results, (
+        cell for cell in results.cells
+        if cell.name in names or cell.method == DENSE or cell.matched_to in names
+        or (cell.status == MISSING and to_come.fullmatch(cell.name))
+    )) if own else None  # fmt: skip
+
+
+def table(results: Results) -> str:
+    """A table of some cells, which says what else belongs there and is not there yet."""
+    if results.index.kind == COMPARE:
+        return markdown(main_table(results)).strip()
+    return markdown(ablation_table(results, groups(results))).strip()
+
+
+def links(results: Results, page: Path) -> str:
+    """To the cells, and to what tells them apart; of an ablation, which has a cell per seed, to the table: they lie
+    beside it."""
+    folder = results.folder
+    files = {cell.name: folder / CELLS / cell.name / CELL for cell in results.cells if cell.status != MISSING}
+    if (told := folder / DIFFERENCES).is_file():
+        files["differences, with intervals"] = told
+    if results.index.kind == ABLATE:
+        files = {"table": folder / f"{ABLATION_TABLE}.json", "settings": folder / INDEX}
+    return f"Files: {', '.join(f'[{name}]({relpath(file, page.parent)})' for name, file in files.items())}."
+
+
+def _whose(cell: CellResult) -> str:
     """The method that a cell tells of: that of an ablation may be tried in a variant that is no method."""
-    return str((cell.get("ablation") or {}).get("of") or cell["method"])
+    return cell.ablation.of if cell.ablation else cell.method
 
 
-def grids(results: Path = RESULTS) -> list[Grid]:
-    """All comparisons and ablations under a folder, by name."""
-    found = []
-    for file in sorted(results.glob(f"*/{INDEX}")):
-        written = RawFolder(file.parent)
-        index = written.index() or {}
-        cells = written.cells(index["cells"])
-        files = {name: file.parent / CELLS / name / CELL for name in cells}
-        missing = [name for name in index["cells"] if name not in cells]
-        found.append(Grid(index.get("kind", "compare"), file.parent, cells, files, missing, commands_of(index)))
-    return found
+def folders(kind: str, results: Path | None = None) -> list[Results]:
+    """All comparisons, or ablations, under a folder, by name."""
+    results = results or RESULTS
+    read = [read_results(file.parent) for file in sorted(results.glob(f"*/{INDEX}"))]
+    return [each for each in read if each.index.kind == kind]
 
 
-def settings(method: Method, cells: Iterable[Mapping[str, Any]]) -> str:
+def settings(method: Method, cells: Iterable[CellResult]) -> str:
     """In words, the calibration and the options of a method's cells, as far as they are not its defaults."""
     told = []
     for cell in cells:
-        if cell["method"] != method.name or cell["matched_to"]:
+        if cell.method != method.name or cell.matched_to or not cell.calibration:
             continue
-        used = cell["calibration"]
+        used = cell.calibration
         windows = f"{used['samples']:,} windows of {used['length']:,} tokens of {used['name']}"
         if (used["samples"], used["length"]) != (method.samples, method.length):
             windows += f" (by default {method.samples:,} of {method.length:,})"
         own = [
             f"`{name}={value}`"
-            for name, value in cell["options"].items()
+            for name, value in cell.options.items()
             if name in method.options and value != method.options[name].default
         ]
         told.append(f"Calibrated on {windows}; {', '.join(own) or 'all options at their defaults'}.")
@@ -143,63 +131,61 @@ def settings(method: Method, cells: Iterable[Mapping[str, Any]]) -> str:
 
 def figures(name: str, page: Path) -> Iterator[str]:
     """What was measured of a method, a table per comparison that has it."""
-    for grid in grids():
-        if grid.kind == "compare" and (cells := grid.of(name)):
-            yield f"**{_title(grid)}.** {settings(get_method(name), cells.values())}"
-            yield grid.table(cells, grid.missing_of(name))
-            yield grid.links(cells, page)
+    for folder in folders(COMPARE):
+        if found := of_method(folder, name):
+            yield f"**{_title(found)}.** {settings(get_method(name), found.cells)}"
+            yield table(found)
+            yield links(found, page)
 
 
 def ablations(name: str, page: Path) -> Iterator[str]:
     """A method's ablations."""
-    found = [(grid, cells) for grid in grids() if grid.kind == "ablate" and (cells := grid.of(name))]
-    for grid, cells in found:
-        yield f"**{_title(grid)}**"
-        yield grid.table(cells)
-        yield grid.links(cells, page)
-        yield from made_by(grid)
-    if not found:
+    measured = [found for folder in folders(ABLATE) if (found := of_method(folder, name))]
+    for found in measured:
+        yield f"**{_title(found)}**"
+        yield table(found)
+        yield links(found, page)
+        yield from made_by(found)
+    if not measured:
         yield "Not measured yet."
 
 
 def overview(_: str, page: Path) -> Iterator[str]:
     """Everything that was compared, a table per comparison."""
-    for grid in grids():
-        if grid.kind == "compare":
-            report = grid.folder / "report.html"
-            yield f"**{_title(grid)}**" + (f" [The report]({relpath(report, page.parent)})" if report.is_file() else "")
-            yield grid.table(grid.cells, grid.missing)
-            said = {name: settings(method, grid.cells.values()) for name, method in methods().items()}
-            yield "\n".join(f"- {name}: {words}" for name, words in said.items() if words)
-            yield grid.links(grid.cells, page)
-            yield from made_by(grid)
+    for results in folders(COMPARE):
+        report = results.folder / "report.html"
+        yield f"**{_title(results)}**" + (f" [The report]({relpath(report, page.parent)})" if report.is_file() else "")
+        yield table(results)
+        said = {name: settings(method, results.cells) for name, method in methods().items()}
+        yield "\n".join(f"- {name}: {words}" for name, words in said.items() if words)
+        yield links(results, page)
+        yield from made_by(results)
 
 
 def perplexities(name: str, page: Path) -> Iterator[str]:
     """A comparison's perplexities on all texts, in short: a row per method, a column per sparsity."""
-    grid = next(grid for grid in grids() if grid.folder.name == name)
-    done = [cell for cell in grid.cells.values() if cell["status"] == "done" and not cell["matched_to"]]
-    asked = sorted({cell["sparsity"] for cell in done if cell["sparsity"]})
+    results = next(each for each in folders(COMPARE) if each.folder.name == name)
+    done = [cell for cell in results.done if not cell.matched_to]
     rows: dict[str, dict[str, Any]] = {}
     for cell in done:
-        told = " / ".join(f"{each['perplexity']:.1f}" for each in cell["perplexity"].values())
-        for sparsity in [cell["sparsity"]] if cell["sparsity"] else asked:
-            rows.setdefault(cell["label"], {"method": cell["label"]})[str(sparsity)] = told
-    columns = [Column("method", "method"), *(Column(str(each), f"{each:.1%}") for each in asked)]
+        told = " / ".join(f"{each.perplexity:.1f}" for each in cell.perplexity.values())
+        for sparsity in [cell.sparsity] if cell.sparsity else results.sparsities:
+            rows.setdefault(cell.label, {"method": cell.label})[str(sparsity)] = told
+    columns = [Column("method", "method"), *(Column(str(each), f"{each:.1%}") for each in results.sparsities)]
     yield markdown(Table(columns, list(rows.values()))).strip()
     whole = relpath(RESULTS / "README.md", page.parent)
-    yield f"Texts: {', '.join(done[0]['perplexity'])}. [The whole table]({whole})."
+    yield f"Texts: {', '.join(done[0].perplexity)}. [The whole table]({whole})."
 
 
-def made_by(grid: Grid) -> Iterator[str]:
+def made_by(results: Results) -> Iterator[str]:
     """The commands that made a folder; their paths are named by their last part only."""
-    if grid.commands:
-        yield "```console\n" + "\n".join(f"$ {on_lines(words)}" for words in grid.commands) + "\n```"
+    if commands := results.index.all_commands:
+        yield "```console\n" + "\n".join(f"$ {on_lines(words)}" for words in commands) + "\n```"
 
 
-def _title(grid: Grid) -> str:
-    kinds = {"compare": "Comparison", "ablate": "Ablation"}
-    return f"{kinds[grid.kind]} (`docs/results/{grid.folder.name}`)"
+def _title(results: Results) -> str:
+    kinds = {COMPARE: "Comparison", ABLATE: "Ablation"}
+    return f"{kinds[results.index.kind]} (`docs/results/{results.folder.name}`)"
 
 
 def foretold(_: str, __: Path) -> Iterator[str]:

@@ -9,7 +9,7 @@ from os.path import relpath
 from pathlib import Path
 from typing import Any
 
-from secateur.grid.render import Column, Table, markdown
+from secateur.report.table import Column, Table, markdown
 
 CELLS = Path(__file__).parent / "results" / "slimgpt"
 ORDER = (
@@ -22,9 +22,9 @@ WIDTH = 576  # rows of the demo model's down projection: drift.json has means ov
 def slimgpt(_: str, page: Path) -> Iterator[str]:
     """The cells: schedules, ablations, calibration."""
     columns = [
-        Column("variant", "variant"), Column("sparsity", "asked", ".3g"), Column("calibration", "calibrated on"),
-        Column("2048", "perplexity at 2,048", ".2f"), Column("128", "perplexity at 128", ".2f"),
-        Column("cpu_s", "pruning, CPU s", ",.0f"),
+        Column("variant", "variant"), Column("sparsity", "asked", form=".3g"), Column("calibration", "calibrated on"),
+        Column("2048", "perplexity at 2,048", form=".2f"), Column("128", "perplexity at 128", form=".2f"),
+        Column("cpu_s", "pruning, CPU s", form=",.0f"),
     ]  # fmt: skip
     rows = []
     for file in CELLS.glob("*-*-*x*.json"):
@@ -61,8 +61,8 @@ def losses(_: str, __: Path) -> Iterator[str]:
         if lost is not None:
             thirds = {f"{start}": sum(lost[start : start + 10]) for start in (0, 10, 20)}
             rows.append({"variant": name, **thirds, "all": sum(lost)})
-    columns = [Column(f"{start}", f"blocks {start} to {start + 9}", ".2f") for start in (0, 10, 20)]
-    yield markdown(Table([Column("variant", "variant"), *columns, Column("all", "all", ".2f")], rows)).strip()
+    columns = [Column(f"{start}", f"blocks {start} to {start + 9}", form=".2f") for start in (0, 10, 20)]
+    yield markdown(Table([Column("variant", "variant"), *columns, Column("all", "all", form=".2f")], rows)).strip()
 
 
 def heads(_: str, page: Path) -> Iterator[str]:
@@ -106,7 +106,7 @@ def recovered(_: str, page: Path) -> Iterator[str]:
         )
     columns = [
         Column("model", "model"), Column("held", "held-out loss, nats per token"),
-        Column("2048", "perplexity at 2,048", ".2f"), Column("128", "perplexity at 128", ".2f"),
+        Column("2048", "perplexity at 2,048", form=".2f"), Column("128", "perplexity at 128", form=".2f"),
     ]  # fmt: skip
     yield markdown(Table(columns, rows)).strip()
 
@@ -119,9 +119,9 @@ def growth(_: str, page: Path) -> Iterator[str]:
     """Memory and time by width."""
     file = CELLS / "growth.json"
     columns = [
-        Column("hidden", "hidden size", ",.0f"), Column("width", "FFN neurons", ",.0f"),
-        Column("peak_mb", "peak MB above the weights", ".1f"), Column("foretold_mb", "foretold", ".1f"),
-        Column("cpu_s_per_block", "CPU s per block", ".2f"),
+        Column("hidden", "hidden size", form=",.0f"), Column("width", "FFN neurons", form=",.0f"),
+        Column("peak_mb", "peak MB above the weights", form=".1f"), Column("foretold_mb", "foretold", form=".1f"),
+        Column("cpu_s_per_block", "CPU s per block", form=".2f"),
     ]  # fmt: skip
     yield markdown(Table(columns, json.loads(file.read_text())["rows"])).strip()
     yield f"File: [growth]({relpath(file, page.parent)})."

@@ -99,7 +99,7 @@ def make_compare_folder(
                   "blocks": BLOCKS, "family": "llama", "hidden_size": HIDDEN},
         "arguments": {"command": ["compare", "demo", "--methods", ",".join(methods), "--texts", ",".join(texts),
                                   "--eval-samples", str(windows), "--inference", "--out", "out/compare"]},
-        "settings": {"calibration": {"text": "c4", "seed": 0}, "judging": {"texts": list(texts), "length": 2048}},
+        "settings": {"texts": list(texts), "length": 2048, "grid": {"calibration": "c4", "seed": 0}},
         "texts": {text: {"name": text, "fingerprint": "9f31" * 8} for text in texts},
         "machine": "AMD EPYC, 2 cores, 1 thread", "created": "2026-11-27T10:00:00+00:00",
         "versions": {"secateur": "0.1.0", "torch": "2.13.0+cpu", "transformers": "5.23.0", "python": "3.11.7"},
@@ -185,7 +185,7 @@ def _inference(draw: random.Random, achieved: float) -> dict[str, Any]:
         return {
             **{name: statistics.median(values) for name, values in measured.items()},
             **{f"{name}_rounds": values for name, values in measured.items()},
-            "prefill_ms_iqr": 80.0, "token_ms_iqr": 8.0, "weight_bytes": 269_000_000 * share,
+            "prefill_ms_iqr": 80.0, "token_ms_iqr": 8.0, "weight_bytes": round(269_000_000 * share),
             "kv_bytes_per_token": 23_040, "peak_memory_bytes": 800_000_000, "peak_memory_by": COUNTER,
         }  # fmt: skip
 

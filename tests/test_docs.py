@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 import yaml
+from ablation_folders import CHOICES, make_ablation_folder
 from compare_folders import make_compare_folder
 from conftest import ROOT, importing
+from msgspec import structs
 
 from secateur.methods import methods
 
@@ -107,35 +109,32 @@ def test_a_wrong_figure_does_not_stay(docs: Any, tmp_path: Path) -> None:
 def test_every_method_has_its_own_picture_of_the_size_that_was_measured(docs: Any) -> None:
     drawn = {name: text(f"images/methods/{name}.svg") for name in OURS}
     assert len(set(drawn.values())) == len(OURS)
-    for name, picture in drawn.items():
-        cells = [
-            cell
-            for grid in docs("figures").grids()
-            for cell in grid.cells.values()
-            if cell["method"] == name and cell["sparsity"] == docs("draw_methods").SPARSITY
-        ]
-        assert any(f"{cell['achieved']['blocks']:.1%}" in picture for cell in cells)
+    for name, (_, cell) in docs("draw_methods").newest().items():
+        assert f"{cell.achieved.blocks:.1%}" in drawn[name]
 
 
 @pytest.mark.slow
 def test_the_pictures_are_those_of_the_cells(docs: Any) -> None:
-    draw = docs("draw_methods")
-    demo = docs("figures").demo_model()
-    for name, cell in draw.newest().items():
-        assert draw.draw(demo, cell) == text(f"images/methods/{name}.svg"), "renew it by `make figures`"
+    for name, found in docs("draw_methods").newest().items():
+        drawn = docs("draw_methods").draw(*found)
+        titles = (re.findall("<title>([^<]*)", each) for each in (drawn, text(f"images/methods/{name}.svg")))
+        assert next(titles) == next(titles), "renew it by `make figures`"
 
 
 def test_a_comparison_that_is_put_there_is_found(docs: Any, tmp_path: Path) -> None:
     make_compare_folder(tmp_path / "main", windows=2, documents=2)
-    (grid,) = docs("figures").grids(tmp_path)
-    cells = grid.of("shortgpt")
-    assert {cell["method"] for cell in cells.values()} == {"dense", "shortgpt", "2ssp"}
-    assert all(cell["matched_to"] for cell in cells.values() if cell["method"] == "2ssp")
-    assert len(cells) == 1 + 3 + 3
-    table = grid.table(cells)
-    assert all(f"{cell['perplexity']['c4']['perplexity']:.2f}" in table for cell in cells.values())
-    assert all(path.is_file() for path in grid.files.values())
-    assert "".join(docs("figures").made_by(grid)).startswith("```console\n$ secateur compare")
+    figures = docs("figures")
+    (results,) = figures.folders("compare", tmp_path)
+    found = figures.of_method(results, "shortgpt")
+    assert {cell.method for cell in found.cells} == {"dense", "shortgpt", "2ssp"}
+    assert all(cell.matched_to for cell in found.cells if cell.method == "2ssp")
+    assert len(found.cells) == 1 + 3 + 3
+    table = figures.table(found)
+    assert all(f"{cell.perplexity['c4'].perplexity:.2f}" in table for cell in found.cells)
+    linked = re.findall(r"\(([^)]*)\)", figures.links(found, tmp_path / "x.md"))
+    assert linked
+    assert all((tmp_path / link).is_file() for link in linked)
+    assert "".join(figures.made_by(results)).startswith("```console\n$ secateur compare")
 
 
 def test_tables_of_an_unfinished_comparison_say_what_is_not_there_yet(
@@ -146,8 +145,7 @@ def test_tables_of_an_unfinished_comparison_say_what_is_not_there_yet(
         tmp_path / "main", methods=("2ssp", "shortgpt"), windows=2, documents=2, change={}, missing=missing
     )
     figures = docs("figures")
-    found = figures.grids(tmp_path)
-    monkeypatch.setattr(figures, "grids", lambda: found)
+    monkeypatch.setattr(figures, "RESULTS", tmp_path)
     page = folder / "x.md"
 
     def told(tables: Iterator[str]) -> list[str]:
@@ -158,27 +156,21 @@ def test_tables_of_an_unfinished_comparison_say_what_is_not_there_yet(
     assert told(figures.figures("2ssp", page)) == ["2ssp-0.5"]
 
 
-def test_an_ablation_is_no_comparison(docs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ablation_is_no_comparison_and_has_all_its_variants(
+    docs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     figures = docs("figures")
-    monkeypatch.setattr(figures, "grids", lambda: [])
+    monkeypatch.setattr(figures, "RESULTS", tmp_path)
     assert list(figures.ablations("2ssp", tmp_path / "x.md")) == ["Not measured yet."]
-    grid = figures.Grid("ablate", tmp_path, {}, {})
-    monkeypatch.setattr(figures, "grids", lambda: [grid])
-    grid.cells["2ssp-norm-l1"] = {"method": "2ssp", "matched_to": None}
+    make_ablation_folder(tmp_path / "a", choices={key: CHOICES[key] for key in list(CHOICES)[:3]}, windows=2)
     assert list(figures.figures("2ssp", tmp_path / "x.md")) == []
-    grid.cells["dense"] = {"method": "dense", "matched_to": None}
-    assert list(figures.ablations("slimgpt", tmp_path / "x.md")) == ["Not measured yet."]
-
-
-def test_an_ablation_has_all_its_variants(docs: Any, tmp_path: Path) -> None:
-    cells = {
-        "dense": {"method": "dense", "matched_to": None, "ablation": None},
-        "plain": {"method": "2ssp", "matched_to": None, "ablation": {"of": "2ssp"}},
-        "inverted": {"method": "2ssp-inverted", "matched_to": None, "ablation": {"of": "2ssp"}},
-        "matched": {"method": "2ssp", "matched_to": "inverted", "ablation": {"of": "2ssp"}},
-        "other": {"method": "slimgpt", "matched_to": None, "ablation": {"of": "slimgpt"}},
-    }
-    assert list(docs("figures").Grid("ablate", tmp_path, cells, {}).of("2ssp")) == list(cells)[:4]
+    (results,) = figures.folders("ablate")
+    inverted = structs.replace(results.pruned[0], name="inverted", method="2ssp-inverted")
+    matched = structs.replace(results.pruned[0], name="matched", matched_to="inverted")
+    found = figures.of_method(figures.subset(results, (*results.cells, inverted, matched)), "2ssp")
+    assert {cell.method for cell in found.cells} == {"dense", "2ssp", "2ssp-inverted"}
+    assert found.cells[-1] is matched
+    assert "".join(figures.ablations("slimgpt", tmp_path / "x.md")).count("calibration-size") > 8
 
 
 def test_equations_become_mathml(docs: Any) -> None:

@@ -9,8 +9,8 @@ import torch
 from compare_folders import METHODS
 
 from secateur.methods import methods
+from secateur.report.drawing import round_numbers
 from secateur.report.looks import count, listed, looks, number, percent, seconds, times
-from secateur.report.plots import round_numbers
 
 GROUNDS = ("#ffffff", "#fbfbfa", "#1b1f26", "#14171c")  # those of templates/page.css
 # Machado, Oliveira and Fernandes (2009), severity 1: what a person with one of the three blindnesses sees.
@@ -62,7 +62,7 @@ def test_the_methods_tried_here_are_all_that_secateur_has() -> None:
 
 def test_every_method_of_ours_has_a_look_of_its_own_everywhere() -> None:
     found = looks(METHODS)
-    for key in ("name", "colour", "glyph", "symbol", "marker"):
+    for key in ("name", "colour", "glyph", "marker"):
         assert len({getattr(look, key) for look in found.values()}) == len(METHODS)
     alone = {method: looks([method])[method] for method in METHODS}
     assert alone == found
@@ -71,7 +71,7 @@ def test_every_method_of_ours_has_a_look_of_its_own_everywhere() -> None:
 def test_methods_that_we_do_not_know_get_markers_of_their_own() -> None:
     found = looks(["theirs", "2ssp", "others"])
     assert found["theirs"].name == "theirs"
-    assert len({look.symbol for look in found.values()}) == 3
+    assert len({look.marker for look in found.values()}) == 3
 
 
 def test_numbers_read_as_people_write_them() -> None:
@@ -87,12 +87,8 @@ def test_numbers_read_as_people_write_them() -> None:
     assert [seconds(value).replace("\u00a0", " ") for value in (0.81, 9.96, 59.7, 200, 3600, 7500)] == [
         "0.8 s", "10 s", "1 min", "3 min 20 s", "1 h", "2 h 5 min",
     ]  # fmt: skip
-    assert [listed(words) for words in (["a"], ["a", "b"], ["a", "b", "c"], [])] == [
-        "a",
-        "a and b",
-        "a, b and c",
-        "none",
-    ]
+    lists = (["a"], "a"), (["a", "b"], "a and b"), (["a", "b", "c"], "a, b and c"), ([], "none")
+    assert all(listed(words) == told for words, told in lists)
 
 
 @pytest.mark.parametrize(

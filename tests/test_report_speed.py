@@ -7,18 +7,19 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import convert
 from oracles import PROPERTY
 
 from secateur.judge.statistics import quartiles
-from secateur.report.figures import Timing, speed
-from secateur.report.results_before import CellResult
+from secateur.report.comparing import Timing, speed
+from secateur.report.results import CellResult
 
 SECONDS = st.floats(0.01, 1e4)
 
 
 def timed(pruned: dict[str, Any], dense: dict[str, Any], kind: str = "prefill") -> Timing | None:
     cell = {"method": "2ssp", "status": "done", "inference": {"pruned": pruned, "dense": dense}}
-    return speed(CellResult("2ssp-0.25", cell), kind)
+    return speed(convert(cell, CellResult), kind)
 
 
 def rounds(values: list[float]) -> dict[str, Any]:

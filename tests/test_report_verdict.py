@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 from compare_folders import make_compare_folder
 
-from secateur.grid.differences import differences
-from secateur.grid.main_table import difference_table
-from secateur.report.compared import accuracy, by_accuracy, by_loss, loss_gap, ratio
-from secateur.report.results_before import Results, read_results
+from secateur.report.comparing import by_accuracy, by_loss, loss_gap, ratio
+from secateur.report.main_table import difference_table, differences
+from secateur.report.results import Results, read_results
 from secateur.report.verdict import SAME_SIZE, Verdict, verdict
 
 TWO = {"methods": ("2ssp", "slicegpt"), "sparsities": (0.25,), "texts": ("wikitext2",), "change": {}}
@@ -50,8 +49,8 @@ def test_what_the_interval_does_not_tell_apart_is_called_level(tmp_path: Path) -
 
 def test_pairing_tells_apart_what_the_spread_of_each_alone_hides(tmp_path: Path) -> None:
     results, words = said(tmp_path, **TWO, harms={"2ssp": 0.1, "slicegpt": 0.15})
-    better, worse = (cell.section("perplexity")["wikitext2"] for cell in results.pruned)
-    assert worse["nll"] - better["nll"] < better["nll_stderr"] + worse["nll_stderr"]
+    better, worse = (cell.perplexity["wikitext2"] for cell in results.pruned)
+    assert (worse.nll or 0) - (better.nll or 0) < (better.nll_stderr or 0) + (worse.nll_stderr or 0)
     assert len(words.sizes[0].level) == 1
 
 
@@ -59,14 +58,14 @@ def test_without_windows_it_is_not_known_who_is_best(tmp_path: Path) -> None:
     folder = make_compare_folder(tmp_path, **TWO)
     for name in ("2ssp-0.25", "slicegpt-0.25"):
         found = json.loads((folder / "cells" / name / "cell.json").read_text())["perplexity"]
-        edit(folder, name, perplexity={text: each | {"window_nll": None} for text, each in found.items()})
+        edit(folder, name, perplexity={text: each | {"window_nll": []} for text, each in found.items()})
     words = verdict(read_results(folder))
     size = words.sizes[0]
     assert ([cell.method for cell in size.level], [cell.method for cell in size.unsure]) == (["2ssp"], ["slicegpt"])
     assert "Whether SliceGPT differs from it is not known: no interval." in size.text
     assert words.headline.startswith("Lowest perplexity: 2SSP at 25")
     assert words.headline.endswith("At 25\u00a0% intervals are missing: who is level is not known.")
-    award = words.measures[0].awards[0]
+    award = words.measures["perplexity over dense"][0]
     assert award is not None
     assert [cell.method for cell in award.unsure] == ["slicegpt"]
 
@@ -158,8 +157,7 @@ def test_tasks_are_level_on_the_page_where_the_table_does_not_tell_them_apart(tm
     assert gap.high is not None
     assert gap.high < 0
     assert [cell.method for cell in ranking.level] == ["2ssp", "slicegpt"]
-    told = differences({cell.name: cell.data for cell in results.cells}, "2ssp")
-    better = {row["measure"]: row["better"] for row in difference_table(told).rows}
+    better = {row["measure"]: row["better"] for row in difference_table(differences(results, "2ssp")).rows}
     assert better["piqa"] == ""
 
 
@@ -171,10 +169,7 @@ def test_times_without_a_spread_are_not_told_apart(tmp_path: Path) -> None:
         found["pruned"] |= {"prefill_ms_iqr": None, "prefill_ms_rounds": []}
         edit(folder, name, inference=found)
     other = verdict(read_results(folder))
-    known, unknown = (
-        next(measure for measure in each.measures if measure.name == "prefill ms, over dense").awards[0]
-        for each in (words, other)
-    )
+    known, unknown = (each.measures["prefill ms, over dense"][0] for each in (words, other))
     assert known is not None
     assert unknown is not None
     assert (len(known.level) + len(known.unsure), len(known.unsure)) in ((1, 0), (2, 0))
@@ -259,7 +254,7 @@ def test_failed_and_missing_cells_are_said_and_not_judged(tmp_path: Path) -> Non
 
 def test_only_perplexity_is_said_to_be_little(tmp_path: Path) -> None:
     _, words = said(tmp_path, only_perplexity=True, windows=5)
-    assert [measure.name for measure in words.measures] == ["perplexity over dense", "time to prune, in one run each"]
+    assert list(words.measures) == ["perplexity over dense", "time to prune, in one run each"]
     for told in ("No tasks were run", "No text was generated", "5 windows only"):
         assert any(told in caveat for caveat in words.caveats), told
 
@@ -269,12 +264,12 @@ def test_tasks_that_the_dense_model_cannot_do_count_in_no_average(tmp_path: Path
     assert list(results.average.grey) == ["winogrande"]
     assert any(caveat.startswith("winogrande is grey and in no average") for caveat in words.caveats)
     cell = results.pruned[0]
-    before = accuracy(results, cell)
+    before = results.accuracy(cell)
     assert before is not None
     tasks = json.loads((tmp_path / "cells" / cell.name / "cell.json").read_text())["tasks"]
     edit(tmp_path, cell.name, tasks={**tasks, "winogrande": tasks["winogrande"] | {"value": 1.0}})
     again = read_results(tmp_path)
-    assert accuracy(again, again.pruned[0]) == before
+    assert again.accuracy(again.pruned[0]) == before
 
 
 def test_a_metric_of_another_kind_is_in_no_average(tmp_path: Path) -> None:
@@ -287,8 +282,8 @@ def test_a_metric_of_another_kind_is_in_no_average(tmp_path: Path) -> None:
     results = read_results(folder)
     cell = results.pruned[0]
     assert results.average.tasks == ("hellaswag", "arc_easy")
-    values = [cell.section("tasks")[task]["value"] for task in results.average.tasks]
-    assert accuracy(results, cell) == pytest.approx(sum(values) / 2)
+    values = [cell.tasks[task].value or 0.0 for task in results.average.tasks]
+    assert results.accuracy(cell) == pytest.approx(sum(values) / 2)
     caveats = verdict(results).caveats
     assert any(caveat.startswith("piqa is in no average: its metric is acc_norm") for caveat in caveats)
     assert any(caveat == "lambada is in no average: its metric, perplexity, is no accuracy." for caveat in caveats)
@@ -301,9 +296,9 @@ def test_tasks_that_disagree_with_perplexity_are_said(tmp_path: Path) -> None:
     edit(folder, "slicegpt-0.25", tasks=one["tasks"])
     words = verdict(read_results(folder))
     assert any("tasks and perplexity disagree: the former put SliceGPT first" in caveat for caveat in words.caveats)
-    accuracy = next(measure for measure in words.measures if measure.name == "mean acc on tasks")
-    assert accuracy.awards[0] is not None
-    assert [cell.method for cell in accuracy.awards[0].level] == ["slicegpt"]
+    award = words.measures["mean acc on tasks"][0]
+    assert award is not None
+    assert [cell.method for cell in award.level] == ["slicegpt"]
 
 
 def test_a_cell_without_tasks_is_named(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -43,6 +44,8 @@ from secateur.run import Meter, Observer, Rehearsal, Run
 from secateur.surgery.apply import apply, predict, require_edits
 from secateur.surgery.edits import Edit, named, to_json
 from secateur.version import __version__
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -208,7 +211,8 @@ def run_method(
     edits = []
     for edit in stream:
         apply(model, edit)
-        run.log("applied %s%s", type(edit).__name__, _place(edit))
+        if not run.rehearses:
+            logger.debug("applied %s%s", type(edit).__name__, _place(edit))
         predicted = predict(predicted, edit)
         edits.append(named(edit))
     after = model.layout()
@@ -360,14 +364,14 @@ def make_record(
         tier=tier(model),
         model=origin(model, job.model_fingerprint),
         calibration={**public_facts(job.tokens.source), "fingerprint": job.tokens.fingerprint()},
-        arguments=public_arguments(arguments),
+        arguments=public_arguments(arguments or {}),
         environment=environment(model),
         cost=cost,
         before=sizes(pruning.before, model),
         after=sizes(pruning.after, model),
         perplexity=[],
         evaluations=[],
-        notes=dict(notes),
+        notes=dict(notes or {}),
         edits=[to_json(edit) for edit in pruning.edits],
         parents=model.parents,
     )

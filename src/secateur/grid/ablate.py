@@ -13,15 +13,14 @@ import msgspec
 
 from secateur.errors import InvalidOptionError, SecateurError, UnknownNameError
 from secateur.grid import inverted
-from secateur.grid.ablation_table import NAME, write_ablation_table
 from secateur.grid.cells import DENSE_CELL, WINDOWS, Asked, Cell, Options, parse_value, read_sparsities
-from secateur.grid.raw import RawFolder
 from secateur.grid.run import Grid, run_grid
 from secateur.methods import Method, get_method
-from secateur.methods.two_ssp import plan as two_ssp_plan
+from secateur.methods.two_ssp import balance
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.record import public_name
+from secateur.report.ablation import NAME, write_ablation_table
 from secateur.report.results import ABLATE, AblationTerms, CellResult
 
 TEXT, ORDER, NOTHING = "text", "rows-columns", ""
@@ -144,7 +143,7 @@ class Ablation(Asked):
         return {name: value for name, value in terms.items() if name not in varied}
 
     def write_tables(self, folder: Path) -> None:
-        write_ablation_table(RawFolder(folder))
+        write_ablation_table(folder)
 
 
 def _feasible(model: Model, budget: Budget) -> list[int]:
@@ -153,7 +152,7 @@ def _feasible(model: Model, budget: Budget) -> list[int]:
     feasible = []
     for count in range(sum(block.attention > 0 for block in layout.blocks.values()) + 1):
         with suppress(SecateurError):
-            two_ssp_plan(layout, budget, attentions=count)
+            balance(layout, budget, attentions=count)
             feasible.append(count)
     if not feasible:
         raise InvalidOptionError(

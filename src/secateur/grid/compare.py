@@ -9,12 +9,11 @@ from typing import Any, ClassVar
 
 from secateur.errors import InvalidOptionError
 from secateur.grid.cells import DENSE_CELL, Asked, Cell, Options, read_sparsities
-from secateur.grid.main_table import NAME, write_main_table
 from secateur.grid.presets import get_preset
-from secateur.grid.raw import RawFolder
 from secateur.grid.run import Grid, run_grid
 from secateur.methods import Method, get_method, methods
 from secateur.model.handle import Model
+from secateur.report.main_table import NAME, write_main_table
 from secateur.report.results import COMPARE, CellResult
 from secateur.surgery.edits import DropAttention, DropBlock, DropMLP
 
@@ -124,7 +123,7 @@ class Comparison(Asked):
         )  # fmt: skip
 
     def write_tables(self, folder: Path) -> None:
-        write_main_table(RawFolder(folder), self.base_method)
+        write_main_table(folder, self.base_method)
 
 
 def is_block_wise(method: Method) -> bool:

@@ -17,7 +17,7 @@ from secateur.folders import claimed
 from secateur.forecast import Clock, timed
 from secateur.grid.cells import Asked, Cell, Matrices
 from secateur.grid.folder import GridFolder, make_index, now
-from secateur.grid.pace import PRUNE, Foretold, Pace, Standing, foretell, parts_of, sequences, tokens_of
+from secateur.grid.pace import PRUNE, Foretold, Pace, Standing, foretell, parts_of, sequences
 from secateur.grid.pruning import (
     Fields,
     Shared,
@@ -30,7 +30,7 @@ from secateur.grid.pruning import (
     pruned,
 )
 from secateur.judge.judging import Judge, Judging
-from secateur.judge.results import Evaluation
+from secateur.judge.judging import Part as JudgedPart
 from secateur.methods import methods
 from secateur.model.handle import Model
 from secateur.record import public_name
@@ -95,7 +95,8 @@ def run_grid(grid: Grid, asked: Asked) -> dict[str, CellResult]:
 class _Runner:
     def __init__(self, grid: Grid, asked: Asked) -> None:
         self.grid, self.asked, self.folder = grid, asked, GridFolder(grid.folder)
-        self.folder.index(), asked.settings  # refuse what cannot be, before gigabytes are read
+        self.folder.index()  # refuses what is no grid's folder, and the settings what cannot be, before any reading
+        settings = asked.settings
         self.judge = Judge.of(grid.judging, data=grid.data, cache=grid.cache)
         dense = grid.load()
         self.cells = list(asked.cells(dense))
@@ -105,8 +106,8 @@ class _Runner:
         self.texts = self.judge.windows(dense)
         self.matrices = Matrices(dense, self.cells, data=grid.data, cache=grid.cache)
         self.index = make_index(
-            asked, dense, grid.judging, self.texts, self.cells, arguments=grid.arguments,
-        )  # fmt: skip
+            asked.kind, dense, grid.judging, self.texts, self.cells, settings=settings, arguments=grid.arguments
+        )
         self.shared = self._shared()
         self.foretold: dict[str, Foretold] = {}
         # It was read to know the cells and only looked at, so it is still whole: the first cell takes it instead of
@@ -124,15 +125,12 @@ class _Runner:
                 break
             left = busy
         self.folder.write_index(self.index)
-        self._write_tables()
+        self.asked.write_tables(self.folder.path)
         return self._there()
 
     def _there(self) -> dict[str, CellResult]:
         """This grid's cells that are in the folder."""
         return self.folder.cells(cell.name for cell in self.cells)
-
-    def _write_tables(self) -> None:
-        self.asked.write_tables(self.folder.path)
 
     def _load(self) -> Model:
         """The dense model; the one that was looked at first is used up first."""
@@ -144,8 +142,8 @@ class _Runner:
         judging, self._spare = self.grid.judging, self._load()
         length = min(judging.length, self._spare.max_length or judging.length)
         speed = timed(self._spare, length, steps=sequences(judging))
-        self.foretold = foretell(self.cells, self._spare, judging, tokens_of(self.judge, self.texts), speed)
-        cells = [(cell, self.foretold[cell.name], self.shared.get(cell.name)) for cell in self.cells]
+        self.foretold = foretell(self.cells, self._spare, self.judge, self.texts, speed)
+        cells = [(cell, self.foretold[cell.name], self.shared[cell.name]) for cell in self.cells]
         return Pace(
             {cell.name: parts_of(cell, foretold, shared) for cell, foretold, shared in cells},
             {name: cell.seconds for name, cell in self._there().items() if cell.done},
@@ -155,30 +153,25 @@ class _Runner:
     # --- one cell ---
 
     def _tried(self, cell: Cell, pace: Pace) -> bool:
-        """Make a cell, unless another process is making it, or the one that it is matched to."""
+        """Make a cell, unless it is there. False if it has to wait: another process is making it, or one of the same
+        identity, which can be copied then, or the one that it is matched to."""
         if cell.matched_to is not None and self.folder.cell(cell.matched_to) is None:
             return False
-        try:
-            return self._one(cell, pace)
-        except KeyboardInterrupt:
-            raise Interrupted(
-                f"interrupted in {cell.name}; finished cells are whole, and the same command goes on from there"
-            ) from None
-
-    def _one(self, cell: Cell, pace: Pace) -> bool:
-        """Make a cell, unless it is there; False if another process is making it, or one of the same identity, which
-        can be copied then."""
         claims = [self.folder.cell_path(name) for name in (cell.name, self._claim(cell))]
         try:
             with claimed(claims[0]), claimed(claims[1]), pace.cell(cell.name) as seconds:
                 if self._is_done(cell.name):  # by another process, meanwhile
                     return True
                 made = self.folder.write_cell(structs.replace(self._made(cell, pace), seconds=seconds))
+            self.asked.write_tables(self.folder.path)
+            self.grid.told(made)
         except OutputBusyError:
             logger.info("%s is being made by another process", cell.name)
             return False
-        self._write_tables()
-        self.grid.told(made)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"interrupted in {cell.name}; finished cells are whole, and the same command goes on from there"
+            ) from None
         return True
 
     def _is_done(self, name: str) -> bool:
@@ -214,38 +207,48 @@ class _Runner:
         if cell.method == DENSE:
             model = self._load()
             yield dense_fields(model)
-            yield from map(_judgements, self.judge.judge(model, self.texts, part, dense=lambda: model))
+            yield from self._judged(model, lambda: model, part)
             return
         assert cell.calibration is not None  # narrows the type
         foretold = self.foretold[cell.name]
         if foretold.refused is not None and cell.matched_to is None:
             raise SecateurError(foretold.refused)
-        tokens, shared = self.matrices.rows(cell.calibration), self.shared.get(cell.name)
+        tokens, shared = self.matrices.rows(cell.calibration), self.shared[cell.name]
         with ExitStack() as stack:
             with part(PRUNE) as observer:
                 model, plan = self._load(), foretold.plan
                 if plan is None or plan.cell != cell:  # a match, whose size was foretold otherwise
                     plan = plan_cell(cell, model)
-                run = SharingRun(cell.calibration.seed, shared=shared, observer=observer, clock=self.grid.clock)
+                run = SharingRun(cell.calibration.seed, shared, observer=observer, clock=self.grid.clock)
                 fields = stack.enter_context(pruned(plan, model, tokens, run))
             yield fields
-            dense = self.folder.cell(DENSE)  # its text need not be generated again for each cell
-            samples = dense.generation.samples if dense is not None and dense.generation is not None else None
-            load = functools.cache(self.grid.load)
-            judged = self.judge.judge(model, self.texts, part, dense=load, dense_samples=samples)
-            yield from map(_judgements, judged)
+            yield from self._judged(model, functools.cache(self.grid.load), part)
+
+    def _judged(self, model: Model, load: Load, part: JudgedPart) -> Iterator[Fields]:
+        """The judgements, as far as they are known after each part."""
+        dense = self.folder.cell(DENSE)  # its text need not be generated again for each cell
+        samples = dense.generation.samples if dense is not None and dense.generation is not None else None
+        for known in self.judge.judge(model, self.texts, part, dense=load, dense_samples=samples):
+            judged, against = known.model, known.against.inference if known.against else UNSET
+            by_text = zip(map(public_name, self.texts), judged.perplexity or (), strict=False)
+            yield {
+                "perplexity": {name: structs.replace(result, text=name) for name, result in by_text},
+                "tasks": judged.tasks or {},
+                "inference": InferencePair(dense=against, pruned=judged.inference)
+                if against and judged.inference
+                else None,
+                "generation": judged.generation or None,
+            }
 
     # --- what cells share ---
 
     def _shared(self) -> dict[str, Shared]:
-        """By cell, the steps that it shares with all of the same method, options and calibration."""
-        stores: dict[str, Shared] = {}
-        by_cell = {}
+        """By cell, the store of the steps that it shares with all of the same method, options and calibration."""
+        known, stores, by_cell = methods(), dict[str, Shared](), dict[str, Shared]()
         for cell in self.cells:
-            method = methods().get(cell.method)
-            if method is not None and method.shared is not None:
-                key = digest(cell.method, complete_options(cell), self.matrices.fingerprint(cell.calibration))
-                by_cell[cell.name] = stores.setdefault(key, Shared(method.shared))
+            beginning = known[cell.method].shared if cell.method in known else None
+            key = digest(cell.method, complete_options(cell), self.matrices.fingerprint(cell.calibration))
+            by_cell[cell.name] = stores.setdefault(key, Shared(beginning)) if beginning is not None else Shared()
         return by_cell
 
     def _same(self, fingerprint: str | None) -> CellResult | None:
@@ -285,17 +288,6 @@ class _Runner:
                     f"{self.folder.cell_path(cell.name)} was made with other options or another calibration; choose "
                     "another --out, or give the same"
                 )
-
-
-def _judgements(known: Evaluation) -> Fields:
-    """What a cell's file says of them."""
-    judged, dense = known.model, known.against.inference if known.against else UNSET
-    pair = InferencePair(dense=dense, pruned=judged.inference) if dense and judged.inference else None
-    named = [structs.replace(result, text=public_name(str(result.text))) for result in judged.perplexity or ()]
-    return {
-        "perplexity": {result.text: result for result in named}, "tasks": judged.tasks or {}, "inference": pair,
-        "generation": judged.generation or None,
-    }  # fmt: skip
 
 
 def _labelled(label: str, notes: Mapping[str, str]) -> str:

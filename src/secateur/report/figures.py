@@ -1,151 +1,199 @@
-"""The numbers of the plots: the page's and matplotlib's are drawn from the same ones."""
+"""What a comparison's pictures show."""
 
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from secateur.judge.statistics import quartiles
-from secateur.report.compared import accuracy, loss_gap
-from secateur.report.looks import looks, method_name, percent
-from secateur.report.results_before import CellResult, Results, finite_or_none
+from secateur.report.blocks import draw_lanes, lanes
+from secateur.report.comparing import loss_gap, speed
+from secateur.report.drawing import INK, PAPER, add_legend, mark, new_figure, set_ticks
+from secateur.report.looks import Look, looks, number, percent, title
+from secateur.report.results import CellResult, Results
 
-TIMED = {"prefill": "prefill_ms", "token": "token_ms", "throughput": "throughput_tokens_s"}  # by kind: its key
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 Z = 1.96  # standard errors on either side of a 95 % interval
-ALL = "*"  # all texts together: the geometric mean of perplexity over the dense model's
+_DASHES = ("solid", "dashed", "dotted")  # of the sizes, where the colour is the method's
+Point = tuple[float, float, float]  # a value and its 95 % interval, the value itself where none is known
+Y = Callable[[CellResult], Point | None]
 
 
-def figures(results: Results) -> dict[str, Any]:
-    """What the plots show, in plain JSON.
-
-    Returns:
-        `texts`, `start` (the one shown first), `metric` (of `accuracy`), `sparsities`, `methods` (key, name, colour,
-        glyph, symbol, marker), `dense` and `cells`; each cell has `y`, by text: [value, low, high] with a 95 % interval
-        (the value itself where none is known), `accuracy` of the same form or None, and `speed`, by kind: [ratio to
-        dense, low, high, milliseconds], of the same form.
-    """
-    pruned = [_cell(results, cell) for cell in results.pruned if cell.done]
-    found = looks(results.methods)
-    return {
-        "texts": list(results.texts),
-        "start": ALL if len(results.texts) > 1 else next(iter(results.texts), None),
-        "metric": results.average.metric,
-        "sparsities": results.sparsities,
-        "methods": [{"key": key, **vars(look)} for key, look in found.items()],
-        "dense": _cell(results, results.dense) if results.dense else None,
-        "cells": pruned,
-    }
+# --- of a comparison ---
 
 
-def title(cell: CellResult) -> str:
-    """A cell's label, with methods written as people do."""
-    return " ".join(method_name(word) for word in cell.label.split(" "))
+def comparison_figures(results: Results) -> Iterator[tuple[str, Figure]]:
+    """Every plot that the data allow, by the name of its files."""
+    losses: dict[str, Y] = {"all texts": _over_dense(results)} if len(results.texts) > 1 else {}
+    losses |= {text: _loss(results, text) for text in results.texts}
+    for name, x, label in (
+        ("perplexity-size", _millions, "parameters, millions"),
+        ("perplexity-time", lambda cell: cell.wall_s, "pruning time, s"),
+    ):
+        panels = {text: y for text, y in losses.items() if any(x(c) and y(c) for c in results.pruned if c.done)}
+        if panels:
+            yield name, _scatter(results, x, label, panels)
+    accuracy = _accuracy(results)
+    if any(accuracy(cell) for cell in results.pruned if cell.done):
+        yield "accuracy-size", _scatter(results, _millions, "parameters, millions", {"": accuracy})
+    if curves := [cell for cell in results.pruned if cell.done and len(_curve(cell)) > 1 and not cell.matched_to]:
+        yield "search-curve", _curves(results, curves)
+    if timed := [cell for cell in results.pruned if speed(cell, "prefill") or speed(cell, "token")]:
+        yield "inference", _inference(results, [cell for cell in timed if not cell.matched_to])
+    if results.pictured:
+        yield "removed", _removed(results)
 
 
-def _cell(results: Results, cell: CellResult) -> dict[str, Any]:
-    return {
-        "name": cell.name,
-        "method": cell.method,
-        "label": title(cell),
-        "size": results.size_of(cell),
-        "removed": percent(cell.removed),
-        "matched": bool(cell.matched_to),
-        "reduced": cell.reduced,
-        "parameters": cell.parameters,
-        "wall_s": cell.wall_s,
-        "y": {text: y for text in (ALL, *results.texts) if (y := _perplexity(results, cell, text))},
-        "accuracy": _accuracy(results, cell),
-        "speed": {kind: y for kind in ("prefill", "token") if (y := _speed(cell, kind))},
-        "curve": [
-            [x, y]
-            for x, y in cell.data.get("curve") or []
-            if finite_or_none(x) is not None and finite_or_none(y) is not None
-        ],
-    }
+def _millions(cell: CellResult) -> float | None:
+    return cell.parameters / 1e6 if cell.parameters else None
 
 
-def _perplexity(results: Results, cell: CellResult, text: str) -> list[float] | None:
-    if text != ALL:
-        value = results.perplexity(cell, text)
+def _over_dense(results: Results) -> Y:
+    def y(cell: CellResult) -> Point | None:
+        gap = loss_gap(cell, results.dense, results.averaged_texts) if results.dense else None
+        if gap is None or gap.difference > 700:
+            return None
+        low, high = (gap.difference if edge is None else edge for edge in (gap.low, gap.high))
+        return math.exp(gap.difference), math.exp(low), math.exp(high)
+
+    return y
+
+
+def _loss(results: Results, text: str) -> Y:
+    def y(cell: CellResult) -> Point | None:
+        result = results.loss(cell, text)
+        if result is None or result.perplexity is None:
+            return None
+        margin = Z * (result.nll_stderr or 0.0)
+        return result.perplexity, result.perplexity * math.exp(-margin), result.perplexity * math.exp(margin)
+
+    return y
+
+
+def _accuracy(results: Results) -> Y:
+    def y(cell: CellResult) -> Point | None:
+        value = results.accuracy(cell)
         if value is None:
             return None
-        margin = Z * (finite_or_none(results.loss(cell, text).get("nll_stderr")) or 0.0)
-        return [value, value * math.exp(-margin), value * math.exp(margin)]
-    gap = loss_gap(cell, results.dense, results.averaged_texts) if results.dense else None
-    if gap is None or gap.difference > 700:
-        return None
-    low, high = (gap.difference if edge is None else edge for edge in (gap.low, gap.high))
-    return [math.exp(gap.difference), math.exp(low), math.exp(high)]
+        errors = [error for task in results.average.tasks if (error := cell.tasks[task].stderr) is not None]
+        known = len(errors) == len(results.average.tasks)
+        margin = Z * math.hypot(*errors) / len(errors) if known else 0.0
+        return value, value - margin, value + margin
+
+    return y
 
 
-def _accuracy(results: Results, cell: CellResult) -> list[float] | None:
-    value = accuracy(results, cell)
-    if value is None:
-        return None
-    errors = [finite_or_none(cell.section("tasks")[task].get("stderr")) for task in results.average.tasks]
-    known = [error for error in errors if error is not None]
-    margin = Z * math.hypot(*known) / len(known) if len(known) == len(errors) else 0.0
-    return [value, value - margin, value + margin]
+def _scatter(
+    results: Results, x: Callable[[CellResult], float | None], label: str, panels: Mapping[str, Y]
+) -> Figure:  # fmt: skip
+    """A panel per text, with a line per method through its sizes; one panel without a name is of the mean accuracy."""
+    figure, axes = new_figure(len(panels))
+    for axis, (name, y) in zip(axes, panels.items(), strict=True):
+        drawn: list[tuple[float, float]] = []
+        for method, look in looks(results.methods).items():
+            cells = [cell for cell in results.pruned if cell.method == method and cell.done and x(cell) and y(cell)]
+            for matched in (False, True):
+                drawn += _line(axis, results, [c for c in cells if bool(c.matched_to) == matched], look, x, y)
+        if results.dense and (dense := y(results.dense)):
+            axis.axhline(dense[0], color=INK, linewidth=1, linestyle=":", zorder=1)
+            if x is _millions and (across := _millions(results.dense)):
+                axis.plot(across, dense[0], marker="*", markersize=12, color=INK, zorder=3)
+                drawn.append((across, dense[0]))
+        axis.set_xscale("log")
+        set_ticks(axis.xaxis, [point[0] for point in drawn])
+        if name:
+            axis.set_yscale("log")
+            set_ticks(axis.yaxis, [point[1] for point in drawn])
+        measure = "perplexity over dense" if name == "all texts" else "perplexity"
+        axis.set(xlabel=label, ylabel=measure if name else f"mean {results.average.metric}", title=name)
+    _legend(figure, results)
+    return figure
 
 
-def _speed(cell: CellResult, kind: str) -> list[float] | None:
-    timing = speed(cell, kind)
-    if timing is None:
-        return None
-    low, high = (timing.ratio if edge is None else edge for edge in (timing.low, timing.high))
-    return [timing.ratio, low, high, timing.value]
+def _line(
+    axis: Axes, results: Results, cells: Sequence[CellResult], look: Look, x: Callable[[CellResult], float | None], y: Y
+) -> list[tuple[float, float]]:
+    """A method's own sizes as a line; those at another method's size are single hollow markers."""
+    points = sorted(((x(c) or 0.0, y(c) or (0.0, 0.0, 0.0), c) for c in cells), key=lambda each: each[0])
+    if points and not points[0][2].matched_to:
+        style = "dotted" if any(cell.reduced for cell in cells) else "solid"
+        (line,) = axis.plot([p[0] for p in points], [p[1][0] for p in points], color=look.colour, linewidth=1.8,
+                            linestyle=style, zorder=2)  # fmt: skip
+        mark(line, points[0][2].method)
+    for across, (value, low, high), cell in points:
+        size = results.size_of(cell)
+        mark(axis.vlines(across, low, high, color=look.colour, linewidth=1, zorder=2), cell.method, size)
+        (dot,) = axis.plot(across, value, marker=look.marker, markersize=7, color=look.colour, zorder=2,
+                           markerfacecolor=PAPER if cell.matched_to else look.colour)  # fmt: skip
+        interval = "" if low == high else f" (95 %: {number(low)} to {number(high)})"
+        took = "" if cell.wall_s is None else f", pruned in {number(cell.wall_s)} s"
+        mark(dot, cell.method, size, f"{title(cell)}, {percent(cell.removed)} removed: {number(value)}{interval}; "
+             f"{number((cell.parameters or 0) / 1e6)} M parameters{took}")  # fmt: skip
+    return [(across, value[0]) for across, value, _ in points]
 
 
-class Timing(NamedTuple):
-    """What was timed, relative to the dense model timed in turn with it.
-
-    Attributes:
-        low, high: the range of the ratio's quartiles; None where it is not known.
-        value: the cell's own median, in ms or in tokens per second.
-    """
-
-    ratio: float
-    low: float | None
-    high: float | None
-    value: float
+def _legend(figure: Figure, results: Results) -> None:
+    entries = {look.name: (look.colour, look.marker, "-", look.colour) for look in looks(results.methods).values()}
+    if any(cell.matched_to for cell in results.pruned):
+        entries["2SSP, at another's size"] = (looks(["2ssp"])["2ssp"].colour, "o", "none", PAPER)
+    if results.dense:
+        entries["Dense"] = (INK, "*", ":", INK)
+    add_legend(figure, entries)
 
 
-def speed(cell: CellResult, kind: str) -> Timing | None:
-    """What was timed of a cell; None where it was not.
-
-    Args:
-        kind: "prefill" (the whole prompt), "token" (each further one) or "throughput" (the higher, the faster).
-    """
-    both, key = cell.section("inference"), TIMED[kind]
-    ours, theirs = both.get("pruned") or {}, both.get("dense") or {}
-    value, dense = finite_or_none(ours.get(key)), finite_or_none(theirs.get(key))
-    if value is None or not dense:
-        return None
-    return Timing(*_over_dense(ours, theirs, key), value)
+def _curve(cell: CellResult) -> list[tuple[int, float]]:
+    return [(generation, loss) for generation, loss in cell.curve or [] if loss is not None]
 
 
-def _over_dense(
-    ours: Mapping[str, Any], theirs: Mapping[str, Any], key: str
-) -> tuple[float, float | None, float | None]:
-    """A ratio and the range of its quartiles, in one of two ways.
+def _curves(results: Results, cells: Sequence[CellResult]) -> Figure:
+    """The best of each search, by generation: a colour per method, a dash per size."""
+    figure, (axis,) = new_figure(1)
+    entries = {}
+    for cell in cells:
+        look, size = looks([cell.method])[cell.method], results.size_of(cell)
+        dash = _DASHES[results.sparsities.index(size) % len(_DASHES)] if size in results.sparsities else "solid"
+        (line,) = axis.plot(*zip(*_curve(cell), strict=True), color=look.colour, linewidth=1.8, linestyle=dash)
+        name = f"{title(cell)}, {percent(size)}"
+        mark(line, cell.method, size, name)
+        entries[name] = (look.colour, "", dash, look.colour)
+    axis.set(xlabel="generation", ylabel="loss, nats")
+    add_legend(figure, entries)
+    return figure
 
-    Where the rounds are stored: median and quartiles of the ratios round by round. In each round the models run right
-    after each other, so that what slows down both cancels.
 
-    Where they are not, as in cells made before they were: median over median. The range is from the lower quartile over
-    the dense model's upper one to the upper one over its lower one: nobody knows which rounds belong together. A
-    quartile is taken as half the stored range from the median; the range is not known where one has no range, or the
-    dense model's lower quartile would be below 0.
-    """
-    one, other = (each.get(f"{key}_rounds") or [] for each in (ours, theirs))
-    if one and len(one) == len(other) and all(other):
-        ratios = [value / dense for value, dense in zip(one, other, strict=True)]
-        return statistics.median(ratios), *(quartiles(ratios) or (None, None))
-    value, dense = ours[key], theirs[key]
-    spreads = [finite_or_none(each.get(f"{key}_iqr")) for each in (ours, theirs)]
-    if spreads[0] is None or spreads[1] is None or spreads[1] >= 2 * dense:
-        return value / dense, None, None
-    half, dense_half = spreads[0] / 2, spreads[1] / 2
-    return value / dense, max(0.0, value - half) / (dense + dense_half), (value + half) / (dense - dense_half)
+def _inference(results: Results, cells: Sequence[CellResult]) -> Figure:
+    figure, axes = new_figure(2, (4.6, 0.9 + 0.26 * len(cells)))
+    for axis, (kind, heading) in zip(axes, (("prefill", "prefill ms"), ("token", "ms per token")), strict=True):
+        for row, cell in enumerate(cells):
+            if timing := speed(cell, kind):
+                (bar,) = axis.barh(row, timing.ratio, color=looks([cell.method])[cell.method].colour, height=0.7)
+                words = f"{title(cell)}, {percent(cell.removed)} removed: {number(timing.value)} ms, "
+                mark(bar, cell.method, results.size_of(cell), f"{words}{number(timing.ratio)}× dense")
+                low, high = (timing.ratio if edge is None else edge for edge in (timing.low, timing.high))
+                mark(axis.hlines(row, low, high, color=INK, linewidth=1), cell.method, results.size_of(cell))
+        axis.axvline(1, color=INK, linewidth=1, linestyle=":")
+        axis.set_yticks(range(len(cells)), [f"{title(cell)}, {percent(results.size_of(cell))}" for cell in cells])
+        axis.tick_params(axis="y", labelsize=8, left=False, labelleft=axis is axes[0])
+        axis.set(title=f"{heading}, over dense", ylim=(len(cells) - 0.5, -0.5))
+        axis.grid(visible=False, axis="y")
+    return figure
+
+
+def _removed(results: Results) -> Figure:
+    """A picture per cell, in its method's colour, method by method."""
+    dense = results.dense.shape if results.dense else None
+    hidden = results.index.model.hidden_size
+    cells = sorted(results.pictured, key=lambda cell: results.methods.index(cell.method))
+    pictures = [
+        (f"{title(cell)}, {percent(results.size_of(cell))}", lanes(cell.shape or [], dense or [], hidden),
+         looks([cell.method])[cell.method].colour, cell) for cell in cells
+    ]  # fmt: skip
+    figure, axes = new_figure(len(pictures), (3.9, 1.15), columns=3)
+    for axis, (name, rows, colour, cell) in zip(axes, pictures, strict=True):
+        draw_lanes(axis, rows, colour)
+        axis.set_title(name, fontsize=9, loc="left")
+        mark(axis, cell.method, results.size_of(cell))
+    return figure

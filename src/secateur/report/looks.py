@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from secateur.report.results import CellResult
+
 # Seven colours found by search: told apart by people with any of the three colour blindnesses, and clear of a white
 # and of a dark ground. tests/test_report_looks.py holds them to that. Each has its own marker as well.
 _KNOWN = {
@@ -17,63 +19,45 @@ _KNOWN = {
     "blockpruner": ("BlockPruner", "#89BA00"),
     "evopress": ("EvoPress", "#FF69C6"),
 }
-_NBSP = "\u00a0"  # a number and its unit stay on one line
+NBSP = "\u00a0"  # a number and its unit stay on one line
 GREY = "#808080"  # for a method that we do not know; its marker tells it from others
-INK = "#30343b"  # dense, on a light ground; the page uses its own ink
-# (the page's glyph, plotly's symbol, matplotlib's marker)
+# the page's glyph and matplotlib's marker
 _MARKERS = (
-    ("●", "circle", "o"),
-    ("■", "square", "s"),
-    ("◆", "diamond", "D"),
-    ("▲", "triangle-up", "^"),
-    ("▼", "triangle-down", "v"),
-    ("✚", "cross", "P"),
-    ("✖", "x", "X"),
-    ("◀", "triangle-left", "<"),
-    ("▶", "triangle-right", ">"),
-    ("⬟", "pentagon", "p"),
-    ("⬢", "hexagon", "h"),
-)
+    ("●", "o"), ("■", "s"), ("◆", "D"), ("▲", "^"), ("▼", "v"), ("✚", "P"), ("✖", "X"), ("◀", "<"), ("▶", ">"),
+    ("⬟", "p"), ("⬢", "h"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Look:
-    """One method's name, colour and marker.
-
-    Attributes:
-        glyph, symbol, marker: the same form as a character, in plotly and in matplotlib.
-    """
+    """One method's name, colour and marker; `glyph` is the marker's form as a character."""
 
     name: str
     colour: str
     glyph: str
-    symbol: str
     marker: str
 
 
 def looks(methods: Iterable[str]) -> dict[str, Look]:
     """One look per method; those we know look the same in every report, others are grey with markers of their own."""
-    order = {name: number for number, name in enumerate(_KNOWN)}
-    found: dict[str, Look] = {}
-    others = 0
-    for method in methods:
-        name, colour = _KNOWN.get(method, (method, GREY))
-        if method in order:
-            marker = _MARKERS[order[method]]
-        else:
-            marker = _MARKERS[len(_KNOWN) + others % (len(_MARKERS) - len(_KNOWN))]
-            others += 1
-        found[method] = Look(name, colour, *marker)
-    return found
+    known, others = list(_KNOWN), _MARKERS[len(_KNOWN) :]
+    methods = list(methods)
+    strangers = [method for method in methods if method not in _KNOWN]
+    return {
+        method: Look(*_KNOWN[method], *_MARKERS[known.index(method)])
+        if method in _KNOWN
+        else Look(method, GREY, *others[strangers.index(method) % len(others)])
+        for method in methods
+    }
 
 
-def size_looks(sizes: Sequence[float | None]) -> list[Look]:
+def size_looks(sizes: Sequence[float | None]) -> dict[float | None, Look]:
     """One look per size, for plots of a single method: the same colours, since they can be told apart."""
     colours = [colour for _, colour in _KNOWN.values()]
-    return [
-        Look(percent(size), colours[place % len(colours)], *_MARKERS[place % len(_MARKERS)])
+    return {
+        size: Look(percent(size), colours[place % len(colours)], *_MARKERS[place % len(_MARKERS)])
         for place, size in enumerate(sizes)
-    ]
+    }
 
 
 def method_name(method: str) -> str:
@@ -81,12 +65,17 @@ def method_name(method: str) -> str:
     return "Dense" if method == "dense" else _KNOWN.get(method, (method, ""))[0]
 
 
+def title(cell: CellResult) -> str:
+    """A cell's label, with methods written as people do."""
+    return " ".join(method_name(word) for word in cell.shown.split(" "))
+
+
 def percent(share: float | None, digits: int = 1) -> str:
     """0.375 -> 37.5 %, 0.25 -> 25 %."""
     if share is None:
         return "–"
     text = f"{100 * share:.{digits}f}"
-    return f"{text.rstrip('0').rstrip('.') if '.' in text else text}{_NBSP}%"
+    return f"{text.rstrip('0').rstrip('.') if '.' in text else text}{NBSP}%"
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -112,7 +101,7 @@ def count(value: float | None) -> str:
         return "–"
     for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if value >= size:
-            return f"{number(value / size)}{_NBSP}{unit}"
+            return f"{number(value / size)}{NBSP}{unit}"
     return f"{value:,.0f}"
 
 
@@ -121,17 +110,14 @@ def seconds(value: float | None) -> str:
     if value is None:
         return "–"
     if value < 9.95:
-        return f"{value:.1f}{_NBSP}s"
+        return f"{value:.1f}{NBSP}s"
     whole = round(value)
     if whole < 60:
-        return f"{whole}{_NBSP}s"
-    if whole < 3600:
-        return _two(*divmod(whole, 60), "min", "s")
-    return _two(*divmod(round(value / 60), 60), "h", "min")
-
-
-def _two(large: int, small: int, unit: str, smaller: str) -> str:
-    return f"{large}{_NBSP}{unit}" + (f"{_NBSP}{small}{_NBSP}{smaller}" if small else "")
+        return f"{whole}{NBSP}s"
+    large, small, unit, smaller = (*divmod(whole, 60), "min", "s")
+    if whole >= 3600:
+        large, small, unit, smaller = (*divmod(round(value / 60), 60), "h", "min")
+    return f"{large}{NBSP}{unit}" + (f"{NBSP}{small}{NBSP}{smaller}" if small else "")
 
 
 def listed(words: Sequence[str]) -> str:

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import base64
+import hashlib
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from secateur.errors import OutputError
+import msgspec
+
+from secateur.errors import MissingExtraError, OutputError
 from secateur.folders import write_file
-from secateur.report.ablated_page import ablation_figures, render_ablation
-from secateur.report.ablated_plots import save_ablation_plots
-from secateur.report.ablated_words import AblationVerdict, ablation_verdict
-from secateur.report.blocks import lanes, picture
-from secateur.report.figures import figures
-from secateur.report.html import in_words, make_html
-from secateur.report.looks import looks
-from secateur.report.plots import save_plots
-from secateur.report.results import ABLATE
-from secateur.report.results_before import CellResult, Results, read_results
-from secateur.report.table import PageColumn, PageRow, columns, generated, rows, running
+from secateur.report.ablation import Group, ablation_table, beside_the_default, groups
+from secateur.report.ablation_figures import ablation_figures, places, sizes, together
+from secateur.report.ablation_verdict import AblationVerdict, ablation_verdict
+from secateur.report.drawing import for_page, save
+from secateur.report.figures import comparison_figures
+from secateur.report.looks import count, looks, method_name, percent, times, title
+from secateur.report.main_table import main_table
+from secateur.report.results import ABLATE, CellResult, Results, read_results
+from secateur.report.table import text, typeset
 from secateur.report.verdict import Verdict, verdict
 
 PAGE, PLOTS = "report.html", "plots"
+_CAPTIONS = {
+    "perplexity-size": ("Perplexity against size", "both axes logarithmic"),
+    "perplexity-time": ("Perplexity against pruning time", "both axes logarithmic"),
+    "accuracy-size": ("Mean accuracy on tasks against size", "size on a logarithmic axis, accuracy on a plain one"),
+    "search-curve": ("Best of the search, by generation", "both axes plain; a colour per method, a dash per size"),
+}
 
 
 def write_report(folder: Path) -> Verdict | AblationVerdict:
@@ -36,54 +47,119 @@ def write_report(folder: Path) -> Verdict | AblationVerdict:
         OutputError: the folder cannot be written.
     """
     results = read_results(folder)
-    said: Verdict | AblationVerdict
-    if results.kind == ABLATE:
-        said, drawn, save = ablation_verdict(results), ablation_figures(results), save_ablation_plots
-        html = render_ablation(results, said, drawn)
-    else:
-        said, drawn, save = verdict(results), figures(results), save_plots
-        html = render(results, said, drawn)
+    ablation = results.index.kind == ABLATE
+    said = ablation_verdict(results) if ablation else verdict(results)
+    drawn = ablation_figures(results) if ablation else comparison_figures(results)
     try:
-        save(results, drawn, folder / PLOTS)
+        html = render(results, said, save(drawn, folder / PLOTS))
         write_file(folder / PAGE, html)
     except OSError as error:
         raise OutputError(f"{folder} cannot be written: {error.strerror or error}") from error
     return said
 
 
-def render(results: Results, said: Verdict, drawn: Mapping[str, Any]) -> str:
-    """The HTML of a comparison's page.
+def render(results: Results, said: Verdict | AblationVerdict, drawn: Mapping[str, str]) -> str:
+    """The HTML of a folder's page.
+
+    All that comes from models and users is escaped by the template, and a policy in the page's head lets the browser
+    run our script only, and reach no address at all.
+
+    Args:
+        drawn: the pictures as SVG, by the name of their files.
 
     Raises:
         MissingExtraError: the extra `report` is not installed.
     """
-    wanted = columns(results)
-    return make_html(
-        "page.html", "page.js", results, drawn, verdict=said, columns=wanted, rows=rows(results, wanted),
-        running=_measured(results, running(results)), generated=_measured(results, generated(results)),
-        removed=list(_removed(results)), samples=_samples(results),
+    try:
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+        from markupsafe import Markup
+    except ImportError as error:
+        raise MissingExtraError.of("jinja2", "report", "the report") from error
+    environment = Environment(
+        loader=PackageLoader("secateur.report", "templates"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {
+        "percent": percent, "count": count, "times": times, "title_of": title, "words": in_words, "typeset": typeset,
+        "method_name": method_name, "facts": lambda known: list(_facts(known or {})),
+    }  # fmt: skip
+    script = _own("page.js")
+    more = _of_ablation(results, said) if isinstance(said, AblationVerdict) else _of_comparison(results)
+    pictures = {name: Markup(for_page(svg, _caption(name)[0])) for name, svg in drawn.items()}
+    return environment.get_template(f"{results.index.kind}.html").render(
+        results=results, index=msgspec.to_builtins(results.index), verdict=said, looks=looks(results.methods),
+        commands=[on_lines(words) for words in results.index.all_commands], text=text, pictures=pictures,
+        caption=_caption, style=Markup(_own("page.css")), script=Markup(script),
+        policy=f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {_allowed(script)}",
+        **more,
     )  # fmt: skip
 
 
-def _measured(results: Results, wanted: list[PageColumn]) -> tuple[list[PageColumn], list[PageRow]]:
-    """A table's columns, and its rows but for those of which nothing was measured."""
-    found = rows(results, wanted)
-    return wanted, [row for row in found if any(entry.sort is not None for entry in row.entries)]
+def _of_comparison(results: Results) -> dict[str, Any]:
+    table = main_table(results)
+    return {"table": table, "places": {row["name"]: n for n, row in enumerate(table.rows)}, "samples": samples(results)}
 
 
-def _removed(results: Results) -> Iterator[tuple[CellResult, str]]:
-    """A picture per cell, in its method's colour."""
-    for cell in results.pictured:
-        rows = lanes(cell.data["shape"], results.dense_shape, results.hidden_size)
-        yield cell, picture(rows, title=cell.name, colour=looks([cell.method])[cell.method].colour, compact=True)
+def _of_ablation(results: Results, said: AblationVerdict) -> dict[str, Any]:
+    shown = [beside_the_default(results, group) for group in groups(results)]
+    cards = groupby(said.findings, key=lambda each: (each.group.what, each.group.of))
+    return {
+        "table": ablation_table(results, shown, marked=True),
+        "rows": [(group, value) for group in shown for value in group.values],
+        "cards": [(what, of, list(some)) for (what, of), some in cards], "sizes": sizes(results),
+        "captions": {name: _ablation_caption(some) for name, some in together(results).items()},
+    }  # fmt: skip
 
 
-def _samples(results: Results) -> list[dict[str, Any]]:
+def _ablation_caption(some: Sequence[Group]) -> tuple[str, str]:
+    where = places(some)
+    kind = "values on a logarithmic axis" if where.log else "values on a plain axis" if where.numbers else ""
+    return f"{some[0].what}, {method_name(some[0].of)}", kind or "values as words"
+
+
+def _caption(name: str) -> tuple[str, str]:
+    return _CAPTIONS.get(name, (name, ""))
+
+
+def samples(results: Results) -> dict[tuple[str, str], list[tuple[CellResult, str]]]:
     """By prompt and settings: each cell's text, dense first."""
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for cell in (each for each in results.cells if not each.matched_to):
-        for sample in cell.section("generation").get("samples") or []:
-            prompt, text = str(sample.get("prompt", "")), str(sample.get("text", ""))
-            key = (prompt, in_words(sample.get("settings") or "greedy"))
-            found.setdefault(key, []).append({"cell": cell, "text": text.removeprefix(prompt).strip()})
-    return [{"prompt": p, "settings": s, "texts": texts} for (p, s), texts in found.items()]
+    texts: dict[tuple[str, str], list[tuple[CellResult, str]]] = {}
+    for cell in results.done:
+        for sample in cell.generation.samples if cell.generation and not cell.matched_to else ():
+            words = sample.text.removeprefix(sample.prompt).strip()
+            texts.setdefault((sample.prompt, in_words(sample.settings or "greedy")), []).append((cell, words))
+    return texts
+
+
+def _own(name: str) -> str:
+    return (files("secateur.report") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _allowed(script: str) -> str:
+    """A script by its sum, as a page's content security policy names it."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+def in_words(value: object) -> str:
+    """A setting in one line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {in_words(each)}" for key, each in value.items())
+    if isinstance(value, list):
+        return ", ".join(in_words(each) for each in value) or "none"
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    return str(value)
+
+
+def _facts(known: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested settings as one list of names and values."""
+    for key, value in known.items():
+        if isinstance(value, dict):
+            yield from _facts(value, f"{prefix}{key}, ")
+        else:
+            yield f"{prefix}{key}", in_words(value)
+
+
+def on_lines(words: Sequence[str]) -> str:
+    """A command, one option on a line."""
+    return " ".join(shlex.quote(str(word)) for word in ["secateur", *words]).replace(" --", " \\\n  --")

@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +16,7 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType, field
 
 from secateur.errors import DataError
+from secateur.judge.averages import Average, average_over
 from secateur.judge.results import Facts, Generation, Inference, Perplexity, Scalar, TaskResult
 
 SCHEMA = 1
@@ -198,6 +202,137 @@ class Index(Struct, frozen=True, kw_only=True):
     judged_by: str = ""
     cells: list[str]
 
+    @property
+    def all_commands(self) -> list[list[str]]:
+        """Of older folders the last one only."""
+        last = self.arguments.get("command")
+        return self.commands or ([last] if last else [])
+
+
+# --- a folder as a whole ---
+
+
+@dataclass(frozen=True)
+class Results:
+    """A compare folder: its index, and all cells that it names, in the table's order; of one that is not there yet only
+    the name is known."""
+
+    index: Index
+    cells: tuple[CellResult, ...]
+    folder: Path = Path()
+
+    @property
+    def name(self) -> str:
+        return self.index.model.name or "a model without a name"
+
+    @property
+    def whose(self) -> str:
+        """Of which parameters the sizes are shares."""
+        of = (self.index.settings.get("grid") or {}).get("of")
+        return "all parameters" if of == "model" else "the blocks' parameters"
+
+    @cached_property
+    def dense(self) -> CellResult | None:
+        return next((cell for cell in self.cells if cell.method == DENSE and cell.done), None)
+
+    @cached_property
+    def pruned(self) -> tuple[CellResult, ...]:
+        """Those that were made, whether they failed or not."""
+        return tuple(cell for cell in self.cells if cell.status != MISSING and cell.method != DENSE)
+
+    @cached_property
+    def done(self) -> tuple[CellResult, ...]:
+        return tuple(cell for cell in self.cells if cell.done)
+
+    @property
+    def missing(self) -> list[CellResult]:
+        """Those that are not there yet: running, or still to come."""
+        return [cell for cell in self.cells if cell.status == MISSING]
+
+    @property
+    def pictured(self) -> list[CellResult]:
+        """The cells whose blocks are drawn beside the dense model's."""
+        known = self.dense is not None and self.dense.shape
+        return [cell for cell in self.pruned if cell.done and not cell.matched_to and cell.shape and known]
+
+    @cached_property
+    def sparsities(self) -> list[float]:
+        """The sizes that were asked for; a cell matched to another one's size asks for none of its own."""
+        return sorted({c.sparsity for c in self.pruned if c.sparsity is not None and not c.matched_to})
+
+    @cached_property
+    def methods(self) -> list[str]:
+        return list(dict.fromkeys(cell.method for cell in self.pruned))
+
+    @cached_property
+    def windows(self) -> dict[str, Perplexity]:
+        """By text, the result whose windows all others must have: the dense model's, else the first cell's."""
+        windows: dict[str, Perplexity] = {}
+        for cell in ([self.dense] if self.dense else []) + list(self.done):
+            for text, result in cell.perplexity.items():
+                windows.setdefault(text, result)
+        return windows
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The texts of the perplexities."""
+        return tuple(self.windows)
+
+    @cached_property
+    def averaged_texts(self) -> tuple[str, ...]:
+        """The texts that make the mean over texts: those cut to one length, that of most of them.
+
+        A token of a long window is predicted from more, so what pruning costs depends on the length too.
+        """
+        lengths = Counter(result.length for result in self.windows.values())
+        length = max(lengths, key=lambda length: lengths[length], default=None)
+        return tuple(text for text, result in self.windows.items() if result.length == length)
+
+    @cached_property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(task for cell in self.cells for task in cell.tasks))
+
+    @cached_property
+    def average(self) -> Average:
+        """What the mean over tasks is taken of."""
+        return average_over([cell.tasks for cell in self.cells], self.dense.tasks if self.dense else {})
+
+    def loss(self, cell: CellResult, text: str) -> Perplexity | None:
+        """A finished cell's result on a text; None where it has none, or one over other windows than the rest."""
+        result = cell.perplexity.get(text) if cell.done else None
+        return result if result and same_windows(result, self.windows[text]) else None
+
+    def perplexity(self, cell: CellResult, text: str) -> float | None:
+        result = self.loss(cell, text)
+        return result.perplexity if result else None
+
+    def accuracy(self, cell: CellResult) -> float | None:
+        """The mean over the tasks that count; None unless the cell has them all."""
+        return self.average.of(cell.tasks)
+
+    def cell(self, name: str | None) -> CellResult | None:
+        """One that is there."""
+        return next((cell for cell in self.cells if cell.name == name and cell.status != MISSING), None)
+
+    def size_of(self, cell: CellResult) -> float | None:
+        """The asked size that a cell is shown under: its own, or that of the cell it is matched to."""
+        partner = self.cell(cell.matched_to)
+        return partner.sparsity if partner else cell.sparsity
+
+    def of_size(self, sparsity: float) -> list[CellResult]:
+        """The finished cells that were asked for a size."""
+        return [c for c in self.pruned if c.done and c.sparsity == sparsity and not c.matched_to]
+
+    def partner(self, cell: CellResult) -> CellResult | None:
+        """The finished 2SSP at this cell's achieved size."""
+        return next((c for c in self.pruned if c.matched_to == cell.name and c.done), None)
+
+
+def same_windows(one: Perplexity, other: Perplexity) -> bool:
+    """Whether two perplexities were taken over the same tokens, cut to windows of the same length."""
+    first, second = ((r.length, r.samples, r.predictions, r.fingerprint) for r in (one, other))
+    return first == second
+
 
 # --- reading ---
 
@@ -245,6 +380,17 @@ def read_cell(folder: Path, name: str) -> CellResult | None:
     if not cell.method:
         raise DataError(f"{source} is damaged: it must name its `method`")
     return cell
+
+
+def read_results(folder: Path) -> Results:
+    """A compare folder: the cells that compare.json names, and no others.
+
+    Raises:
+        DataError: no compare folder, of another version, or a file in it is damaged.
+    """
+    index = read_index(folder)
+    cells = (read_cell(folder, name) or CellResult(name=name) for name in index.cells)
+    return Results(index, tuple(cells), folder)
 
 
 def _read(file: Path, kind: type[_Read]) -> _Read:

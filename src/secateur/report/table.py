@@ -1,209 +1,221 @@
-"""The page's tables: what stands in them, in words and as numbers to sort by."""
+"""Tables: rows of values, declared by column, as Markdown, CSV, JSON, LaTeX and for the page. The JSON and the CSV have
+the numbers as they are, the others rounded."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import csv
+import io
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypeVar
 
-from secateur.judge.averages import Average
-from secateur.judge.memory import COUNTER
-from secateur.report.compared import Ranking, accuracy, bold, by_accuracy, by_loss, ratio
-from secateur.report.figures import speed, title
-from secateur.report.looks import count, listed, number, percent, seconds, times
-from secateur.report.results import DENSE
-from secateur.report.results_before import CellResult, Results, finite_or_none
+from secateur.report.looks import NBSP
 
-Formatted = Callable[[float], str]
-GENERATED = {  # the figures of generated text, of `evaluation.generation`
-    "greedy_agreement": "agreement with dense",
-    "common_prefix_tokens": "tokens before it differs",
-    "distinct_1": "distinct tokens",
-    "distinct_2": "distinct pairs",
-    "distinct_3": "distinct triples",
-    "ended_share": "ended by itself",
-}
+Value = str | float | int | None
+Row = Mapping[str, Value]
+S = TypeVar("S")  # what a row is of
 
 
 @dataclass(frozen=True)
-class PageColumn:
-    """A column of numbers.
+class Column(Generic[S]):
+    """One column.
 
     Attributes:
-        text: the text that it belongs to, for the page's switch; None if to none.
-        value: a cell's number; None where it was not measured.
-        hint: what the heading's tooltip says.
-        grey: it cannot tell models apart.
-        rank: tells the best cells of one size, which are printed bold.
+        key: of the rows' values.
+        value: a row's, of what the row is of.
+        form: how a number is shown: a format, or a function.
+        better: whether the low or the high numbers are the better ones, where that is known.
+        sd: a standard deviation that is shown behind the value; its key is the column's with ":sd".
+        grey: says nothing; shown, but not to be read.
+        hidden: in the files of numbers only.
+        page: the part of the page that shows it; of a column that is not hidden the main table, "" for none.
+        files: whether it is in files at all, or on the page only.
+        hint: what the page says of it.
+        sort: the key of the number that it sorts by, where its own is none.
     """
 
-    heading: str
-    value: Callable[[CellResult], float | None]
-    form: Formatted
-    hint: str = ""
-    text: str | None = None
-    grey: bool = False
-    rank: Callable[[Sequence[CellResult]], Ranking] | None = None
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A number in the table.
-
-    Attributes:
-        best: the best of its size, or level with it.
-        unsure: for want of an interval it is not known whether it differs from the best.
-    """
-
-    shown: str
-    sort: float | None
-    best: bool = False
-    unsure: bool = False
-
-
-@dataclass(frozen=True)
-class PageRow:
-    """A cell's row.
-
-    Attributes:
-        size: the one that was asked for, where it is known.
-        first: of its size, so that a line parts it from what stands above.
-    """
-
-    cell: CellResult
+    key: str
     title: str
-    size: float | None
-    first: bool
-    entries: list[Entry]
+    value: Callable[[S], Value] | None = None
+    form: str | Callable[[float], str] = ""
+    better: Literal["low", "high"] | None = None
+    sd: Callable[[S], float | None] | None = None
+    grey: bool = False
+    hidden: bool = False
+    page: str | None = None
+    files: bool = True
+    hint: str = ""
+    sort: str = ""
+
+    @property
+    def part(self) -> str:
+        return self.page if self.page is not None else "" if self.hidden else MAIN
+
+    @property
+    def keys(self) -> list[str]:
+        return [self.key, f"{self.key}:sd"] if self.sd else [self.key]
 
 
-def columns(results: Results) -> list[PageColumn]:
-    """Those that have at least one number."""
-    average = results.average
-    found = [
-        *(_perplexity(results, text) for text in results.texts),
-        PageColumn("× dense", lambda cell: ratio(results, cell), number,
-               f"perplexity over the dense model's, geometric mean over {listed(results.averaged_texts)}"),
-        PageColumn(f"mean {average.metric}", lambda cell: accuracy(results, cell), percent,
-               f"mean over {listed(average.tasks)}",
-               rank=lambda cells: by_accuracy(results, cells)),
-        PageColumn("pruning", lambda cell: cell.wall_s if cell.method != DENSE else None, seconds,
-               "wall-clock time of the pruning itself, in one run"),
-        PageColumn("prefill ms, × dense", lambda cell: _time(cell, "prefill"), times,
-               "time for the whole prompt, over the dense model's in the same run"),
-        PageColumn("ms per token, × dense", lambda cell: _time(cell, "token"), times,
-               "time for each further token, over the dense model's in the same run"),
-        PageColumn("removed", lambda cell: cell.removed, percent, f"share of {results.whose} that is gone"),
-        PageColumn("parameters", lambda cell: cell.parameters, count),
-        PageColumn("weights", lambda cell: finite_or_none(cell.data.get("weight_bytes")), _megabytes),
-        *(_task(results, task) for task in results.tasks),
-    ]  # fmt: skip
-    return _known(results, found)
+MAIN = "main"
 
 
-def running(results: Results) -> list[PageColumn]:
-    """Of the table of what running a model costs; none where that was not measured."""
-    if not any(cell.section("inference") for cell in results.cells):
-        return []
-    return _known(results, [
-        PageColumn("weights", lambda cell: finite_or_none(cell.data.get("weight_bytes")), _megabytes),
-        PageColumn("KV cache per token", lambda cell: _ran(cell, "kv_bytes_per_token"), _kilobytes,
-                   "what the KV cache of one sequence grows by with each token"),
-        PageColumn("throughput, × dense", lambda cell: _time(cell, "throughput"), times,
-                   "new tokens per second, the prompt's time included, over the dense model's in the same run"),
-        PageColumn("peak memory", _device_peak, _megabytes,
-                   "weights and the most beside them, by torch's counter on the device"),
-    ])  # fmt: skip
+@dataclass(frozen=True)
+class Table:
+    """Rows of values by key; None where there is none.
 
-
-def generated(results: Results) -> list[PageColumn]:
-    """Of the table of generated text; none where none was generated."""
-    return _known(results, [
-        PageColumn(name, functools.partial(_generated, key), number if key.endswith("_tokens") else percent)
-        for key, name in GENERATED.items()
-    ])  # fmt: skip
-
-
-def _known(results: Results, found: list[PageColumn]) -> list[PageColumn]:
-    return [each for each in found if any(each.value(cell) is not None for cell in results.cells if cell.done)]
-
-
-def _ran(cell: CellResult, key: str) -> float | None:
-    return finite_or_none((cell.section("inference").get("pruned") or {}).get(key))
-
-
-def _device_peak(cell: CellResult) -> float | None:
-    """Of accelerators only: of a CPU it is what could be seen of it, and stands in main-table.csv."""
-    by = (cell.section("inference").get("pruned") or {}).get("peak_memory_by")
-    return _ran(cell, "peak_memory_bytes") if by == COUNTER else None
-
-
-def _generated(key: str, cell: CellResult) -> float | None:
-    return finite_or_none((cell.section("generation").get("figures") or {}).get(key))
-
-
-def _time(cell: CellResult, kind: str) -> float | None:
-    found = speed(cell, kind)
-    return found.ratio if found else None
-
-
-def _megabytes(size: float) -> str:
-    return f"{number(size / 1e6)}\u00a0MB"
-
-
-def _kilobytes(size: float) -> str:
-    return f"{number(size / 1e3)}\u00a0kB"
-
-
-def _perplexity(results: Results, text: str) -> PageColumn:
-    windows = results.windows[text]
-    hint = f"perplexity, {windows.get('samples', '?')} windows of {windows.get('length', '?')} tokens"
-    return PageColumn(
-        text, lambda cell: results.perplexity(cell, text), number, hint, text=text,
-        rank=lambda cells: by_loss(results, cells, [text]),
-    )  # fmt: skip
-
-
-def _task(results: Results, task: str) -> PageColumn:
-    one = next(cell.section("tasks")[task] for cell in results.cells if task in cell.section("tasks"))
-    hint = f"{one['metric']}, {one.get('documents', '?')} documents"
-    average = results.average
-    why = average.left_out.get(task)
-    return PageColumn(
-        task, lambda cell: finite_or_none(cell.section("tasks").get(task, {}).get("value")),
-        percent if average.is_share(task) else number, f"{hint}; in no average: {why}" if why else hint,
-        grey=task in average.grey,
-        rank=functools.partial(by_accuracy, results, tasks=[task]) if can_be_best(average, task) else None,
-    )  # fmt: skip
-
-
-def can_be_best(average: Average, task: str) -> bool:
-    """Whether a task tells models apart, and it is known which way it is better."""
-    return average.is_share(task) and task not in average.grey
-
-
-def rows(results: Results, wanted: list[PageColumn]) -> list[PageRow]:
-    """One row per cell, in the comparison's order.
-
-    What is bold, `compared.bold` says.
+    Attributes:
+        group: the key whose equal values belong together.
+        bold: places of the rows whose number is set in bold, by the column's key.
+        unsure: those of which that is not known, likewise; the page says so.
+        notes: sentences below it.
     """
-    nobody: frozenset[CellResult] = frozenset()
-    marked = [bold(results, column.rank) if column.rank else (nobody, nobody) for column in wanted]
-    made: list[PageRow] = []
-    last: float | None = None
-    for cell in results.cells:
-        entries = [
-            _entry(cell, column, best=cell in best, unsure=cell in unsure)
-            for column, (best, unsure) in zip(wanted, marked, strict=True)
-        ]
-        size = results.size_of(cell)
-        made.append(PageRow(cell, title(cell), size, size not in (None, last), entries))
-        last = last if size is None else size
-    return made
+
+    columns: Sequence[Column[Any]]
+    rows: Sequence[Row]
+    group: str | None = None
+    bold: Mapping[str, Collection[int]] = field(default_factory=dict)
+    unsure: Mapping[str, Collection[int]] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+    @property
+    def shown(self) -> list[Column[Any]]:
+        return [column for column in self.columns if column.files and not column.hidden]
+
+    @property
+    def written(self) -> list[Column[Any]]:
+        """Those of the files of numbers."""
+        return [column for column in self.columns if column.files]
+
+    def on_page(self, part: str) -> list[Column[Any]]:
+        """Those of a part of the page that have a value at all."""
+        columns = [column for column in self.columns if column.part == part]
+        return [column for column in columns if any(row.get(column.key) is not None for row in self.rows)]
+
+    def has(self, place: int, columns: Iterable[Column[Any]]) -> bool:
+        """Whether a row has a value in any of some columns."""
+        return any(self.rows[place].get(column.key) is not None for column in columns)
 
 
-def _entry(cell: CellResult, column: PageColumn, *, best: bool, unsure: bool) -> Entry:
-    value = column.value(cell) if cell.done else None
+def rows_of(columns: Sequence[Column[S]], sources: Iterable[S]) -> list[dict[str, Value]]:
+    """Every column's value of every source, and its standard deviation."""
+    rows: list[dict[str, Value]] = []
+    for source in sources:
+        row: dict[str, Value] = {}
+        for column in columns:
+            row[column.key] = column.value(source) if column.value else None
+            if column.sd:
+                row[f"{column.key}:sd"] = column.sd(source)
+        rows.append(row)
+    return rows
+
+
+def text(column: Column[Any], row: Row) -> str:
+    """A value as it is shown; "" where there is none."""
+    value = row.get(column.key)
     if value is None:
-        return Entry("–", None)
-    return Entry(column.form(value), value, best, unsure)
+        return ""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not column.form:
+        return str(value)
+    if callable(column.form):
+        return column.form(value)
+    sd = row.get(f"{column.key}:sd") if column.sd else None
+    return format(value, column.form) + (f" ± {sd:{column.form}}" if sd is not None else "")
+
+
+def typeset(words: str) -> str:
+    """As a page has it, where there is a minus sign and no line begins with a unit."""
+    return words.replace("-", "\u2212").replace("%", f"{NBSP}%").replace(" points", f"{NBSP}points")
+
+
+def markdown(table: Table) -> str:
+    lines = [
+        "| " + " | ".join(_escape_markdown(column.title) for column in table.shown) + " |",
+        "|" + "".join("---|" if not column.form else "---:|" for column in table.shown),
+    ]
+    for place, row in enumerate(table.rows):
+        shown = _marked(table, place, row, _escape_markdown, grey="*{}*", bold="**{}**")
+        lines.append("| " + " | ".join(shown) + " |")
+    return "\n".join([*lines, "", *(f"{_escape_markdown(note)}\n" for note in table.notes)])
+
+
+def comma_separated(table: Table) -> str:
+    """All columns, hidden ones too, numbers in full; an empty field where there is none."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    keys = [key for column in table.written for key in column.keys]
+    writer.writerow(keys)
+    writer.writerows([["" if row.get(key) is None else row[key] for key in keys] for row in table.rows])
+    return out.getvalue()
+
+
+def as_json(table: Table) -> dict[str, Any]:
+    columns = [
+        {"key": column.key, "title": column.title, "better": column.better,
+         "sd": f"{column.key}:sd" if column.sd else None, "grey": column.grey}
+        for column in table.written
+    ]  # fmt: skip
+    dropped = {key for column in table.columns if not column.files for key in column.keys}
+    rows = [{key: value for key, value in row.items() if key not in dropped} for row in table.rows]
+    return {"columns": columns, "rows": rows, "notes": list(table.notes)}
+
+
+def latex(table: Table, *, caption: str) -> str:
+    """A `table` for booktabs and xcolor."""
+    body = []
+    for place, row in enumerate(table.rows):
+        shown = _marked(table, place, row, _latex_number, grey=r"\textcolor{{gray}}{{{}}}", bold=r"\textbf{{{}}}")
+        body.append(" & ".join(shown) + r" \\")
+        after = table.rows[place + 1] if place + 1 < len(table.rows) else None
+        if table.group is not None and after is not None and after.get(table.group) != row.get(table.group):
+            body.append(r"\midrule")
+    alignment = "".join("r" if column.form else "l" for column in table.shown)
+    lines = [
+        "% needs the packages booktabs and xcolor",
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{escape_latex(caption)}}}",
+        rf"\begin{{tabular}}{{{alignment}}}",
+        r"\toprule",
+        " & ".join(escape_latex(column.title) for column in table.shown) + r" \\",
+        r"\midrule",
+        *body,
+        r"\bottomrule",
+        r"\end{tabular}",
+        *(rf"\par\smallskip\footnotesize {escape_latex(note)}" for note in table.notes),
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _marked(
+    table: Table, place: int, row: Row, escape: Callable[[str], str], *, grey: str, bold: str
+) -> list[str]:  # fmt: skip
+    """A row's shown values, escaped; grey and bold ones as the formats have it."""
+    shown = []
+    for column in table.shown:
+        words = escape(text(column, row))
+        if words and column.grey:
+            words = grey.format(words)
+        elif words and place in table.bold.get(column.key, ()):
+            words = bold.format(words)
+        shown.append(words)
+    return shown
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+}  # fmt: skip
+
+
+def escape_latex(words: str) -> str:
+    """Every character that LaTeX reads as a command or does not show, spelled out."""
+    return "".join(_LATEX.get(character, character) for character in words)
+
+
+def _latex_number(words: str) -> str:
+    return escape_latex(words).replace("±", r"$\pm$")
+
+
+def _escape_markdown(words: str) -> str:
+    return " ".join(words.replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*").split())

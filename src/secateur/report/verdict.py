@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from secateur.report.awards import Measure, measures
-from secateur.report.compared import Gap, by_accuracy, by_loss, loss_gap, ratio
-from secateur.report.figures import title
-from secateur.report.looks import listed, method_name, number, percent, times
-from secateur.report.results_before import CellResult, Results
+from secateur.report.comparing import LARGEST, Gap, by_accuracy, by_loss, loss_gap, ratio, speed
+from secateur.report.looks import listed, method_name, number, percent, seconds, times, title
+from secateur.report.results import CellResult, Results
 
 TOLERANCES = (1.05, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0)  # perplexity over the dense model's
 SAME_SIZE = 0.005  # of the parameters: what counts as the same size
@@ -33,13 +31,28 @@ class AtSize:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Smallest:
     """The smallest model within a tolerance: perplexity at most `tolerance` times the dense model's. Of models that are
     as small, but for SAME_SIZE, the best."""
 
     tolerance: float
     cell: CellResult
     ratio: float
+
+
+@dataclass(frozen=True)
+class Award:
+    """The best at one size by one measure; only methods at a size that was asked for are in the running.
+
+    Attributes:
+        level: the best number's cell, then those that are level with it.
+        unsure: those of which it is not known whether they are, for want of an interval.
+        value: the best number.
+    """
+
+    level: tuple[CellResult, ...]
+    unsure: tuple[CellResult, ...]
+    value: str
 
 
 @dataclass(frozen=True)
@@ -50,15 +63,15 @@ class Verdict:
         headline, cost: which method, and what it costs, in a sentence each; `cost` may be empty.
         sizes: a paragraph per size.
         choices: the smallest model for how much is acceptable.
-        measures: the best by each measure, one per size.
+        measures: by the name of each measure that a pruned model has, the best at each size.
         caveats: what the reader must know.
     """
 
     headline: str
     cost: str
     sizes: tuple[AtSize, ...]
-    choices: tuple[Choice, ...]
-    measures: tuple[Measure, ...]
+    choices: tuple[Smallest, ...]
+    measures: dict[str, tuple[Award | None, ...]]
     caveats: tuple[str, ...]
 
     @property
@@ -75,47 +88,47 @@ def verdict(results: Results) -> Verdict:
         cost=_cost(results, known),
         sizes=tuple(sizes),
         choices=tuple(_choices(results)),
-        measures=measures(results),
-        caveats=tuple(_caveats(results)),
-    )
+        measures=_measures(results),
+        caveats=(*unfinished(results), *_reduced(results), *_disagreement(results), *_sizes_apart(results),
+                 *_coverage(results)),
+    )  # fmt: skip
 
 
 def _headline(sizes: Sequence[AtSize]) -> str:
     if not sizes:
         return "No verdict: no pruned model has a perplexity yet."
-    groups: dict[tuple[str, ...], list[str]] = {}
+    winners: dict[tuple[str, ...], list[str]] = {}
     for each in sizes:
         names = tuple(dict.fromkeys(method_name(cell.method) for cell in each.level))
-        groups.setdefault(names, []).append(percent(each.sparsity))
+        winners.setdefault(names, []).append(percent(each.sparsity))
     everywhere = set.intersection(*({cell.method for cell in each.level} for each in sizes))
     unsure = [percent(each.sparsity) for each in sizes if each.unsure]
     remark = f" At {listed(unsure)} intervals are missing: who is level is not known." if unsure else ""
-    if len(groups) > 1 and everywhere:
+    if len(winners) > 1 and everywhere:
         winner = next(cell.method for cell in sizes[0].level if cell.method in everywhere)
         what = "is lowest, or level with the lowest," if unsure else "is best, or level with the best,"
-        return f"By perplexity, {method_name(winner)} {what} at every size ({_sizes(sizes)}).{remark}"
-    clauses = []
-    for names, shares in groups.items():
-        who = names[0] if len(names) == 1 else f"{listed(names)} (level)"
-        clauses.append(f"{who} at {listed(shares)}")
+        at = listed([percent(each.sparsity) for each in sizes])
+        return f"By perplexity, {method_name(winner)} {what} at every size ({at}).{remark}"
+    clauses = [
+        f"{names[0] if len(names) == 1 else f'{listed(names)} (level)'} at {listed(shares)}"
+        for names, shares in winners.items()
+    ]
     return f"{'Lowest' if unsure else 'Best by'} perplexity: {'; '.join(clauses)}.{remark}"
 
 
 def to_come(results: Results) -> str:
     """So that nobody takes the best of a few for the best of all."""
-    number = len(results.missing)
-    return f" {number} of {len(results.cells)} cells {'are' if number > 1 else 'is'} still to come." if number else ""
+    missing = len(results.missing)
+    return (
+        f" {missing} of {len(results.cells)} cells {'are' if missing > 1 else 'is'} still to come." if missing else ""
+    )
 
 
 def _cost(results: Results, sizes: Sequence[AtSize]) -> str:
-    found = [(each.sparsity, ratio(results, each.level[0])) for each in sizes]
-    clauses = [f"{times(over)} at {percent(sparsity)}" for sparsity, over in found if over]
+    ratios = [(each.sparsity, ratio(results, each.level[0])) for each in sizes]
+    clauses = [f"{times(over)} at {percent(sparsity)}" for sparsity, over in ratios if over]
     mean = ", on average over the texts" if len(results.averaged_texts) > 1 else ""
     return f"What the best one costs, in perplexity over the dense model's{mean}: {listed(clauses)}." if clauses else ""
-
-
-def _sizes(sizes: Sequence[AtSize]) -> str:
-    return listed([percent(each.sparsity) for each in sizes])
 
 
 # --- at one size ---
@@ -152,19 +165,22 @@ def _at_size(results: Results, sparsity: float) -> AtSize:
 def _best(results: Results, best: CellResult) -> str:
     values = listed([f"{number(results.perplexity(best, text))} on {text}" for text in results.averaged_texts])
     over = ratio(results, best)
-    if over is None:
-        return f"{title(best)} has the lowest perplexity: {values}."
     mean = " on average" if len(results.averaged_texts) > 1 else ""
-    return f"{title(best)} has the lowest perplexity: {values}, {times(over)} the dense model's{mean}."
+    relative = f", {times(over)} the dense model's{mean}" if over is not None else ""
+    return f"{title(best)} has the lowest perplexity: {values}{relative}."
+
+
+def _times(nats: float) -> str:
+    return times(math.exp(min(nats, LARGEST)))
 
 
 def _distance(gap: Gap | None) -> str:
     if gap is None:
         return "at a distance that is not known"
-    more = f"{times(math.exp(min(gap.difference, 700)))} the best one's perplexity"
+    more = f"{_times(gap.difference)} the best one's perplexity"
     if gap.low is None or gap.high is None:
         return f"{more} (no interval)"
-    return f"{more} (95 % interval {number(math.exp(gap.low))} to {number(math.exp(min(gap.high, 700)))})"
+    return f"{more} (95 % interval {_times(gap.low)[:-1]} to {_times(gap.high)[:-1]})"
 
 
 def _off_target(cell: CellResult) -> bool:
@@ -173,127 +189,158 @@ def _off_target(cell: CellResult) -> bool:
 
 def _size_of_best(results: Results, cell: CellResult) -> str:
     """One that removes whole blocks ends beside the size asked for; whether it is better is asked at its own size."""
-    told = f"{title(cell)} removed {percent(cell.removed)} instead of {percent(cell.sparsity)}"
+    missed = f"{title(cell)} removed {percent(cell.removed)} instead of {percent(cell.sparsity)}"
     partner = results.partner(cell)
     gap = loss_gap(partner, cell, results.averaged_texts) if partner else None
     if gap is None:
-        return f"{told}, so it is not quite the same size as the others."
-    over = f"{times(math.exp(min(gap.difference, 700)))} its perplexity"
+        return f"{missed}, so it is not quite the same size as the others."
+    over = f"{_times(gap.difference)} its perplexity"
     if gap.apart is None:
-        return f"{told}; 2SSP at that same size has {over} (no interval: whether they differ is not known)."
+        return f"{missed}; 2SSP at that same size has {over} (no interval: whether they differ is not known)."
     if not gap.apart:
-        return f"{told}; 2SSP at that same size is level with it."
-    return f"{told}; 2SSP at that same size is {'better' if gap.difference < 0 else 'worse'}, {over}."
+        return f"{missed}; 2SSP at that same size is level with it."
+    return f"{missed}; 2SSP at that same size is {'better' if gap.difference < 0 else 'worse'}, {over}."
 
 
 # --- over all sizes ---
 
 
-def _choices(results: Results) -> list[Choice]:
+def _choices(results: Results) -> list[Smallest]:
     """Of the methods at a size that was asked for: a 2SSP at another one's size is a size that only 2SSP was given."""
     running = [cell for cell in results.pruned if not cell.matched_to and cell.parameters]
-    judged = [(cell, over) for cell in running if (over := ratio(results, cell))]
-    found: list[Choice] = []
+    judged = [(cell.parameters or 0, over, cell) for cell in running if (over := ratio(results, cell))]
+    choices: list[Smallest] = []
     for tolerance in TOLERANCES:
-        within = [(cell, over) for cell, over in judged if over <= tolerance]
-        if not within:
-            continue
-        smallest = min(cell.parameters or 0 for cell, _ in within)
-        alike = [(cell, over) for cell, over in within if (cell.parameters or 0) <= smallest * (1 + SAME_SIZE)]
-        cell, over = min(alike, key=lambda each: each[1])
-        if not found or found[-1].cell is not cell:
-            found.append(Choice(tolerance, cell, over))
-    return found
+        within = [each for each in judged if each[1] <= tolerance]
+        least = min((parameters for parameters, _, _ in within), default=0)
+        alike = [(over, cell) for parameters, over, cell in within if parameters <= least * (1 + SAME_SIZE)]
+        if alike:
+            over, cell = min(alike, key=lambda each: each[0])
+            if not choices or choices[-1].cell is not cell:
+                choices.append(Smallest(tolerance, cell, over))
+    return choices
+
+
+def _measures(results: Results) -> dict[str, tuple[Award | None, ...]]:
+    kinds: dict[str, Callable[[Results, Sequence[CellResult]], Award | None]] = {
+        "perplexity over dense": _lowest_loss,
+        f"mean {results.average.metric} on tasks": _highest_accuracy,
+        "prefill ms, over dense": lambda _, cells: _fastest(cells, "prefill"),
+        "ms per token, over dense": lambda _, cells: _fastest(cells, "token"),
+        "time to prune, in one run each": _quickest_pruning,
+    }
+    sizes = [results.of_size(sparsity) for sparsity in results.sparsities]
+    awards = {name: tuple(best(results, cells) for cells in sizes) for name, best in kinds.items()}
+    return {name: each for name, each in awards.items() if any(each)}
+
+
+def _lowest_loss(results: Results, cells: Sequence[CellResult]) -> Award | None:
+    ranking = by_loss(results, cells)
+    over = ratio(results, ranking.cells[0]) if ranking.cells else None
+    return Award(ranking.level, ranking.unsure, times(over)) if over else None
+
+
+def _highest_accuracy(results: Results, cells: Sequence[CellResult]) -> Award | None:
+    ranking = by_accuracy(results, cells)
+    if not ranking.cells:
+        return None
+    return Award(ranking.level, ranking.unsure, percent(results.accuracy(ranking.cells[0])))
+
+
+def _fastest(cells: Sequence[CellResult], kind: str) -> Award | None:
+    """Two are level if the ranges of their ratios' quartiles touch; where one has no range, it is not known."""
+    timed = sorted(((timing, cell) for cell in cells if (timing := speed(cell, kind))), key=lambda each: each[0].ratio)
+    if not timed:
+        return None
+    best, first = timed[0]
+    level = [cell for timing, cell in timed[1:] if best.high and timing.low is not None and timing.low <= best.high]
+    unsure = [cell for timing, cell in timed[1:] if best.high is None or timing.low is None]
+    return Award((first, *level), tuple(unsure), times(best.ratio))
+
+
+def _quickest_pruning(results: Results, cells: Sequence[CellResult]) -> Award | None:
+    timed = [(cell.wall_s, cell) for cell in cells if cell.wall_s is not None]
+    if not timed:
+        return None
+    took, fastest = min(timed, key=lambda each: each[0])
+    return Award((fastest,), (), seconds(took))
 
 
 # --- what the reader must know ---
 
 
-def _caveats(results: Results) -> list[str]:
-    checks: tuple[Callable[[Results], list[str]], ...] = (
-        unfinished, _reduced, _disagreement, _sizes_apart, _coverage,
-    )  # fmt: skip
-    return [caveat for check in checks for caveat in check(results)]
-
-
-def unfinished(results: Results) -> list[str]:
-    told = [
-        f"{title(cell)} at {percent(results.size_of(cell))} failed and is not judged: {cell.error}"
-        for cell in results.cells
-        if cell.status == "failed" and not cell.matched_to
-    ]
+def unfinished(results: Results) -> Iterator[str]:
+    for cell in results.cells:
+        if cell.status == "failed" and not cell.matched_to:
+            why = cell.error or "no reason given"
+            yield f"{title(cell)} at {percent(results.size_of(cell))} failed and is not judged: {why}"
     if missing := [cell.name for cell in results.missing]:
-        told.append(
+        yield (
             f"Not there yet (running, or still to come): {', '.join(missing)}. If the command was stopped, give it "
             "again: it goes on."
         )
     if results.dense is None:
-        told.append("The dense model was not judged, so nothing is said relative to it.")
-    return told
+        yield "The dense model was not judged, so nothing is said relative to it."
 
 
 def _reduced(results: Results) -> list[str]:
-    told: dict[str, list[str]] = {}
+    sizes: dict[str, list[str]] = {}
     for cell in results.pruned:
         if cell.done and cell.reduced:
-            note = (cell.data.get("notes") or {}).get("reduced") or "a smaller search than its paper's"
-            told.setdefault(f"{title(cell)}: {note}", []).append(percent(cell.sparsity))
-    return [f"{what} (at {listed(sizes)})" for what, sizes in told.items()]
+            note = cell.notes.get("reduced") or "a smaller search than its paper's"
+            sizes.setdefault(f"{title(cell)}: {note}", []).append(percent(cell.sparsity))
+    return [f"{what} (at {listed(at)})" for what, at in sizes.items()]
 
 
-def _disagreement(results: Results) -> list[str]:
+def _disagreement(results: Results) -> Iterator[str]:
     """Sizes at which no cell can be best both by perplexity and by tasks, for all that the data tell."""
-    told = []
     for sparsity in results.sparsities:
         cells = results.of_size(sparsity)
         rankings = by_loss(results, cells), by_accuracy(results, cells)
         ours, theirs = ({*ranking.level, *ranking.unsure} for ranking in rankings)
         if ours and theirs and not ours & theirs:
             first, second = (title(ranking.cells[0]) for ranking in rankings)
-            told.append(
+            yield (
                 f"At {percent(sparsity)} tasks and perplexity disagree: the former put {second} first, the latter "
                 f"{first}. Decide by what the model is for."
             )
-    return told
 
 
-def _sizes_apart(results: Results) -> list[str]:
+def _sizes_apart(results: Results) -> Iterator[str]:
     off: dict[str, list[str]] = {}
     for cell in results.pruned:
         if cell.done and not cell.matched_to and _off_target(cell):
             off.setdefault(title(cell), []).append(f"{percent(cell.removed)} for {percent(cell.sparsity)}")
-    if not off:
-        return []
-    return [
-        "Whoever removes whole blocks or modules cannot meet every size: "
-        f"{'; '.join(f'{name} {listed(sizes)}' for name, sizes in off.items())}. "
-        "Where the table has 2SSP at that very size, compare with that."
-    ]
+    if off:
+        yield (
+            "Whoever removes whole blocks or modules cannot meet every size: "
+            f"{'; '.join(f'{name} {listed(sizes)}' for name, sizes in off.items())}. "
+            "Where the table has 2SSP at that very size, compare with that."
+        )
 
 
-def _coverage(results: Results) -> list[str]:
-    told = []
-    windows = min((each.get("samples") or 0 for each in results.windows.values()), default=0)
+def _coverage(results: Results) -> Iterator[str]:
+    windows = min((each.samples or 0 for each in results.windows.values()), default=0)
     if results.windows and windows < FEW_WINDOWS:
-        told.append(f"Perplexity was taken on {windows} windows only; intervals from so few are rough.")
+        yield f"Perplexity was taken on {windows} windows only; intervals from so few are rough."
     if apart := [text for text in results.texts if text not in results.averaged_texts]:
-        told.append(
+        yield (
             f"{listed(apart)} {'was' if len(apart) == 1 else 'were'} cut to windows of another length, and "
             "perplexities of different lengths are never averaged: left out of the mean over texts, and of what is "
             "said of a size."
         )
-    for cell in results.cells:
-        if other := [text for text in cell.section("perplexity") if not results.loss(cell, text)]:
-            told.append(f"{cell.name} was judged on other windows of {listed(other)}; it is not compared there.")
+    for cell in results.done:
+        if other := [text for text in cell.perplexity if not results.loss(cell, text)]:
+            yield f"{cell.name} was judged on other windows of {listed(other)}; it is not compared there."
     if not results.tasks:
-        told.append("No tasks were run. Perplexity alone does not tell what a model can still do.")
-    elif lacking := [cell.name for cell in results.pruned if cell.done and not cell.section("tasks")]:
-        told.append(f"Without tasks: {', '.join(lacking)}.")
+        yield NO_TASKS
+    elif lacking := [cell.name for cell in results.pruned if cell.done and not cell.tasks]:
+        yield f"Without tasks: {', '.join(lacking)}."
     average = results.average
-    told += [
-        f"{task} is {'grey and ' if task in average.grey else ''}in no average: {why}."
-        for task, why in average.left_out.items()
-    ]
-    if not any(cell.section("generation") for cell in results.pruned):
-        told.append("No text was generated. Generation can break before perplexity shows it.")
-    return told
+    for task, why in average.left_out.items():
+        yield f"{task} is {'grey and ' if task in average.grey else ''}in no average: {why}."
+    if not any(cell.generation for cell in results.pruned if cell.done):
+        yield "No text was generated. Generation can break before perplexity shows it."
+
+
+NO_TASKS = "No tasks were run. Perplexity alone does not tell what a model can still do."

@@ -6,21 +6,20 @@ import csv
 import io
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
-from compare_folders import make_compare_folder
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import convert, structs
 from oracles import PROPERTY
 
-from secateur.grid.differences import average_of, differences
-from secateur.grid.main_table import difference_table, main_table
-from secateur.grid.render import Column, Table, as_json, comma_separated, escape_latex, latex, markdown
 from secateur.judge.averages import average_over
-from secateur.report.results_before import read_results
-from secateur.report.table import columns, rows
+from secateur.judge.results import TaskResult
+from secateur.report.main_table import Differences, difference_table, main_table
+from secateur.report.main_table import differences as all_differences
+from secateur.report.results import CellResult, Index, ModelFacts, Results
+from secateur.report.table import Column, Table, as_json, comma_separated, escape_latex, latex, markdown
 
 NASTY = r"50 % of $x_1$ & {a\b} ~ #1 ^2 <p> | *x*"
 
@@ -60,21 +59,32 @@ CELLS = {
         cell("window-0.5", "window", 0.5, [5.0, 5.0, 5.0, 5.0], 30),
     )
 }
-INDEX = {"cells": [*CELLS, "slimgpt-0.5"], "model": {"name": "m"}, "settings": {}}
+
+
+def results_of(cells: dict[str, dict[str, Any]], *missing: str) -> Results:
+    index = Index(model=ModelFacts(name="m"), cells=[*cells, *missing])
+    return Results(index, (*convert(list(cells.values()), list[CellResult]), *(CellResult(name=n) for n in missing)))
+
+
+def table_of(cells: dict[str, dict[str, Any]], *missing: str) -> Table:
+    return main_table(results_of(cells, *missing))
+
+
+def differences(cells: dict[str, dict[str, Any]], base: str, draws: int = 500) -> list[Differences]:
+    return all_differences(results_of(cells), base, draws=draws)
 
 
 def test_differences_are_to_the_base_at_the_same_sparsity_and_to_the_match() -> None:
     told = differences(CELLS, "2ssp", draws=500)
-    assert [(each["cell"], each["against"], each["kind"]) for each in told] == [
+    assert [(each.cell, each.against, each.kind) for each in told] == [
         ("window-0.25", "2ssp-0.25", "same sparsity asked"), ("window-0.25", "2ssp-as-window-0.25", "same size"),
     ]  # fmt: skip  # the base's cell at 0.5 failed
-    found, task = told[0]["perplexity"]["wiki_text"], told[0]["tasks"]["easy"]
-    assert found["difference"] == pytest.approx(1.025)
-    assert 0 < found["low"] <= found["difference"] <= found["high"]
-    assert task["difference"] == pytest.approx(-0.2)
-    assert task["high"] < 0
-    assert task["p"] == pytest.approx(2**-19)
-    assert told[0]["tasks"]["hard"] == {"metric": "acc", "difference": 0, "low": 0, "high": 0, "p": 1}
+    found, task = told[0].perplexity["wiki_text"], told[0].tasks["easy"]
+    assert found.difference == pytest.approx(1.025)
+    assert 0 < (found.low or 0) <= found.difference <= (found.high or 0)
+    assert (task.difference, task.p) == pytest.approx((-0.2, 2**-19))
+    assert (task.high or 0) < 0
+    assert structs.astuple(told[0].tasks["hard"]) == ("acc", 0, 0, 0, 1)
     table = difference_table(told)
     better = {(row["against"], row["measure"]): row["better"] for row in table.rows}
     assert better["2ssp-0.25", "nll, wiki_text"] == better["2ssp-0.25", "easy"] == "2ssp-0.25"
@@ -87,33 +97,32 @@ def test_losses_that_are_no_numbers_or_too_far_apart_end_no_table() -> None:
         return {**CELLS, "window-0.25": {**CELLS["window-0.25"], "perplexity": {"wiki_text": text}}}
 
     (broken, *_), (far, *_) = (differences(losses(value), "2ssp", draws=10) for value in (None, 1e4))
-    assert set(broken["perplexity"]["wiki_text"].values()) == {None}
-    assert far["perplexity"]["wiki_text"]["difference"] > 9000
-    assert far["perplexity"]["wiki_text"]["ratio"] is None
+    assert set(structs.astuple(broken.perplexity["wiki_text"])) == {None}
+    assert (far.perplexity["wiki_text"].difference or 0) > 9000
+    assert far.perplexity["wiki_text"].ratio is None
     assert [row["better"] for row in difference_table([broken]).rows if row["measure"] == "nll, wiki_text"] == [""]
 
 
 def test_with_another_base_the_signs_turn() -> None:
     (one, *_), (other, *_) = differences(CELLS, "2ssp", draws=500), differences(CELLS, "window", draws=500)
-    assert other["cell"] == "2ssp-0.25"
-    assert other["against"] == "window-0.25"
-    ours, theirs = one["perplexity"]["wiki_text"], other["perplexity"]["wiki_text"]
-    assert (theirs["low"], theirs["high"]) == pytest.approx((-ours["high"], -ours["low"]))
+    assert (other.cell, other.against) == ("2ssp-0.25", "window-0.25")
+    ours, theirs = one.perplexity["wiki_text"], other.perplexity["wiki_text"]
+    assert (theirs.low, theirs.high) == pytest.approx((-(ours.high or 0), -(ours.low or 0)))
 
 
 def test_tasks_at_chance_are_grey_and_move_no_average() -> None:
-    average = average_of(CELLS)
+    average = results_of(CELLS).average
     assert (average.metric, average.tasks, set(average.grey)) == ("acc", ("easy",), {"hard"})
     assert "chance" in average.grey["hard"]
-    rows = {row["name"]: row for row in main_table(CELLS, INDEX).rows}
+    rows = {row["name"]: row for row in table_of(CELLS).rows}
     assert rows["window-0.25"]["task_average"] == 0.5
     assert rows["2ssp-0.5"]["task_average"] is None  # it failed
-    text = latex(main_table(CELLS, INDEX), caption="c")
+    text = latex(table_of(CELLS), caption="c")
     assert r"\textcolor{gray}{27.0\%}" in text
     assert r"\textcolor{gray}{50" not in text
     other = {name: {**each, "tasks": {**each["tasks"]}} for name, each in CELLS.items()}
     other["window-0.25"]["tasks"]["hard"] = {**other["window-0.25"]["tasks"]["hard"], "value": 0.9}
-    moved = {row["name"]: row for row in main_table(other, INDEX).rows}
+    moved = {row["name"]: row for row in table_of(other).rows}
     assert {name: row["task_average"] for name, row in moved.items()} == {
         name: row["task_average"] for name, row in rows.items()
     }
@@ -134,11 +143,11 @@ def with_task(name: str, metric: str, value: float) -> dict[str, Any]:
 )
 def test_an_average_is_of_one_kind_of_accuracy(metric: str, why: str) -> None:
     cells = with_task("other", metric, 12.5)
-    average = average_of(cells)
+    average = results_of(cells).average
     assert average.tasks == ("easy",)
     assert why in average.left_out["other"]
-    assert average.of(cells["window-0.25"]["tasks"]) == 0.5
-    text = markdown(main_table(cells, INDEX))
+    assert results_of(cells).accuracy(convert(cells["window-0.25"], CellResult)) == 0.5
+    text = markdown(table_of(cells))
     assert "Average of acc: the mean over easy." in text
     assert f"Left out of the average, other: {average.left_out['other']}" in text
     if metric != "acc_norm":  # neither in per cent nor with a best
@@ -149,13 +158,13 @@ def test_an_average_is_of_one_kind_of_accuracy(metric: str, why: str) -> None:
 
 
 def test_the_kind_that_most_tasks_have_is_averaged() -> None:
-    results = {name: {"metric": kind, "value": v} for name, kind, v in
-               [("a", "acc", 0.1), ("b", "acc_norm", 0.5), ("c", "acc_norm", 0.7)]}  # fmt: skip
+    kinds = (("a", "acc", 0.1), ("b", "acc_norm", 0.5), ("c", "acc_norm", 0.7))
+    results = {name: TaskResult(metric=kind, value=value) for name, kind, value in kinds}
     assert average_over([results], {}).of(results) == pytest.approx(0.6)
-    chance = {"b": {"metric": "acc_norm", "value": 0.5, "stderr": 0.1, "chance": 0.5}}
+    chance = {"b": TaskResult(metric="acc_norm", value=0.5, stderr=0.1, chance=0.5)}
     assert average_over([results], chance).tasks == ("a",)  # of one and one the first; the grey one has no say
     assert average_over([], {}).of({}) is None
-    assert average_over([results], {}).of({**results, "c": {"metric": "acc", "value": 1.0}}) is None
+    assert average_over([results], {}).of({**results, "c": TaskResult(metric="acc", value=1.0)}) is None
 
 
 def test_right_and_wrong_answers_are_told_apart_by_mcnemars_test_and_others_by_the_interval() -> None:
@@ -170,16 +179,16 @@ def test_right_and_wrong_answers_are_told_apart_by_mcnemars_test_and_others_by_t
             {each["name"]: each for each in (judged("2ssp-0.25", "2ssp", worse), judged("x-0.25", "x", answers))},
             "2ssp",
         )
-        found = told[0]["tasks"]["t"]
-        assert found["low"] > 0  # the interval alone would be sure of both
-        assert found["p"] == (None if sure else 1 / 16)
+        found = told[0].tasks["t"]
+        assert (found.low or 0) > 0  # the interval alone would be sure of both
+        assert found.p == (None if sure else 1 / 16)
         assert [row["better"] for row in difference_table(told).rows if row["measure"] == "t"] == [
             "x-0.25" if sure else ""
         ]
 
 
 def test_the_main_table_says_what_failed_what_is_missing_and_what_is_best() -> None:
-    text = markdown(main_table(CELLS, INDEX))
+    text = markdown(table_of(CELLS, "slimgpt-0.5"))
     assert "Not there yet: slimgpt-0.5" in text
     assert text.count("50 % of") == 3  # a note; the failed cell's row and its note
     lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
@@ -215,7 +224,7 @@ def rivals(**more: Any) -> dict[str, dict[str, Any]]:
 
 
 def test_bold_is_the_best_and_all_that_is_level_with_it() -> None:
-    table = main_table(rivals(), INDEX)
+    table = table_of(rivals())
     for key in ("perplexity:wiki_text", "task:easy", "task_average"):
         assert bold_of(table, key) == {"2ssp-0.25", "slimgpt-0.25"}, key
     assert bold_of(table, "task:hard") == set()  # it is grey
@@ -229,36 +238,21 @@ def test_where_no_interval_is_known_the_lowest_alone_is_bold() -> None:
         return {"perplexity": {"wiki_text": {**text, "window_nll": []}}}
 
     alone = {"2ssp": silent("2ssp-0.25"), "slimgpt": silent("slimgpt-0.25"), "window": silent("window-0.25")}
-    assert bold_of(main_table(rivals(**alone), INDEX), "perplexity:wiki_text") == {"2ssp-0.25"}
+    assert bold_of(table_of(rivals(**alone)), "perplexity:wiki_text") == {"2ssp-0.25"}
     bench = {"slimgpt": {"perplexity": {"wiki_text": {"perplexity": 1.5, "nll": 0.4, "samples": 4, "length": 8}}}}
-    assert bold_of(main_table(rivals(**bench), INDEX), "perplexity:wiki_text") == {"slimgpt-0.25"}
+    assert bold_of(table_of(rivals(**bench)), "perplexity:wiki_text") == {"slimgpt-0.25"}
 
 
 def test_a_failed_cell_is_never_bold_though_its_numbers_are_shown() -> None:
     low = {"wiki_text": {**CELLS["dense"]["perplexity"]["wiki_text"], "perplexity": 1.25}}
     failed = {"window": {"status": "failed", "error": "e", "perplexity": low}}
-    table = main_table(rivals(**failed), INDEX)
+    table = table_of(rivals(**failed))
     assert "| 1.25 |" in markdown(table)
     assert bold_of(table, "perplexity:wiki_text") == {"2ssp-0.25", "slimgpt-0.25"}
     only = {**failed, "slimgpt": {"status": "failed", "error": "e"}}
-    table = main_table(rivals(**only), INDEX)  # the one that is left is the best of nothing
+    table = table_of(rivals(**only))  # the one that is left is the best of nothing
     assert bold_of(table, "perplexity:wiki_text") == set()
     assert not any(note.startswith("Bold") for note in table.notes)
-
-
-def test_table_and_page_print_the_same_numbers_bold(tmp_path: Path) -> None:
-    results = read_results(make_compare_folder(tmp_path))
-    table = main_table({each.name: each.data for each in results.cells}, results.about)
-    wanted = columns(results)
-    mean = f"mean {results.average.metric}"
-    keys = {column.key: column.key.partition(":")[2] for column in table.columns if column.better}
-    keys["task_average"] = mean
-    assert set(keys.values()) == {*results.texts, *results.tasks, mean}
-    for key, heading in keys.items():
-        place = [column.heading for column in wanted].index(heading)
-        on_page = {row.cell.name for row in rows(results, wanted) if row.entries[place].best}
-        assert {results.cells[n].name for n in table.bold.get(key, [])} == on_page, key
-        assert on_page or wanted[place].grey
 
 
 def test_times_are_told_over_the_dense_models_of_the_same_run() -> None:
@@ -268,7 +262,7 @@ def test_times_are_told_over_the_dense_models_of_the_same_run() -> None:
         dense = {"prefill_ms": 100.0 * slow, "token_ms": 10.0 * slow}
         pruned = {key: 0.75 * value for key, value in dense.items()}
         other[name] = {**each, "inference": {"dense": dense, "pruned": pruned}}
-    table = main_table(other, INDEX)
+    table = table_of(other)
     assert {row["prefill_ratio"] for row in table.rows} == {row["token_ratio"] for row in table.rows} == {0.75}
     assert "in one run; median over median." in markdown(table)
     shown = [column.key for column in table.shown]
@@ -282,13 +276,13 @@ def test_times_whose_rounds_are_stored_are_told_in_pairs() -> None:
 
     pair = {"dense": timed(4.0, 8.0, 16.0), "pruned": timed(2.0, 4.0, 16.0)}
     stored = {name: {**each, "inference": pair} for name, each in CELLS.items()}
-    table = main_table(stored, INDEX)
+    table = table_of(stored)
     assert [row["token_ratio"] for row in table.rows] == [
         None if row["status"] == "failed" else 0.5 for row in table.rows
     ]
     assert "in one run; the median of the ratios round by round." in markdown(table)
     old = {"dense": {"token_ms": 8.0}, "pruned": {"token_ms": 4.0}}
-    mixed = markdown(main_table({**stored, "dense": {**CELLS["dense"], "inference": old}}, INDEX))
+    mixed = markdown(table_of({**stored, "dense": {**CELLS["dense"], "inference": old}}))
     assert "round by round, where they are stored, else median over median." in mixed
 
 
@@ -299,7 +293,7 @@ def test_what_running_and_generating_gave_is_in_the_files_of_numbers_only() -> N
 
     figures = {"greedy_agreement": 0.75, "distinct_2": 0.5, "ended_share": 0.25, "common_prefix_tokens": 3.5}
     more = {"inference": {"pruned": timed(1.5), "dense": timed(1)}, "generation": {"samples": [], "figures": figures}}
-    table = main_table({**CELLS, "window-0.25": {**CELLS["window-0.25"], **more}}, INDEX)
+    table = table_of({**CELLS, "window-0.25": {**CELLS["window-0.25"], **more}})
     rows = {row["name"]: row for row in csv.DictReader(io.StringIO(comma_separated(table)))}
     found, other = rows["window-0.25"], rows["2ssp-0.25"]
     told = {"throughput_ratio": "1.5", "throughput_low": "1.5", "throughput_tokens_s": "15.0", "token_ratio": "1.0",
@@ -311,13 +305,13 @@ def test_what_running_and_generating_gave_is_in_the_files_of_numbers_only() -> N
     assert {other[key] for key in told} == {""}
     shown = {column.key for column in table.shown}
     assert shown & set(told) == {"token_ratio"}
-    bare = {column.key for column in main_table(CELLS, INDEX).columns}
+    bare = {column.key for column in table_of(CELLS).columns}
     assert not bare & set(told)  # where nothing was measured, there is no column
 
 
 def test_the_peak_while_pruning_is_a_devices_and_no_processs() -> None:
     def told(**prune: Any) -> str:
-        table = main_table({"window-0.25": {**CELLS["window-0.25"], "prune": prune}}, INDEX)
+        table = table_of({"window-0.25": {**CELLS["window-0.25"], "prune": prune}})
         (row,) = csv.DictReader(io.StringIO(comma_separated(table)))
         titles = {column.key: column.title for column in table.columns}
         assert titles["prune_peak_device_memory_mb"] == "peak device memory while pruning, MB"
@@ -329,7 +323,7 @@ def test_the_peak_while_pruning_is_a_devices_and_no_processs() -> None:
 
 
 def test_csv_and_json_have_the_same_numbers() -> None:
-    table = main_table(CELLS, INDEX)
+    table = table_of(CELLS)
     told = json.loads(json.dumps(as_json(table)))
     rows = list(csv.DictReader(io.StringIO(comma_separated(table))))
     assert set(rows[0]) >= {"perplexity:wiki_text", "nll_stderr:wiki_text", "task:easy", "task_average", "parameters"}
@@ -354,7 +348,7 @@ def test_no_character_of_a_text_is_a_command_to_latex(text: str) -> None:
 
 
 def test_every_row_of_the_latex_has_every_column() -> None:
-    text = latex(main_table(CELLS, INDEX), caption=NASTY)
+    text = latex(table_of(CELLS), caption=NASTY)
     body = text[text.index(r"\toprule") : text.index(r"\bottomrule")]
     cells = {len(re.findall(r"(?<!\\)&", line)) for line in body.splitlines() if line.endswith(r" \\")}
     assert len(cells) == 1
@@ -362,8 +356,10 @@ def test_every_row_of_the_latex_has_every_column() -> None:
 
 
 def test_spread_is_shown_behind_the_mean() -> None:
-    table = Table([Column("a", "a", ".2f", sd="b")], [{"a": 1.234, "b": 0.056}, {"a": 2.0, "b": None}])
+    table = Table(
+        [Column("a", "a", form=".2f", sd=lambda _: None)], [{"a": 1.234, "a:sd": 0.056}, {"a": 2.0, "a:sd": None}]
+    )
     assert "| 1.23 ± 0.06 |" in markdown(table)
     assert "| 2.00 |" in markdown(table)
     assert r"1.23 $\pm$ 0.06" in latex(table, caption="")
-    assert comma_separated(table).splitlines() == ["a,b", "1.234,0.056", "2.0,"]
+    assert comma_separated(table).splitlines() == ["a,a:sd", "1.234,0.056", "2.0,"]

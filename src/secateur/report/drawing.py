@@ -1,0 +1,154 @@
+"""How pictures are drawn and kept: by matplotlib, once, as PNG and SVG in plots/; a page holds the same SVG."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from secateur.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+INK, SOFT, LINE, PAPER = "#30343b", "#98a0ab", "#e4e7ec", "#ffffff"
+_ON_PAGE = {INK: "var(--ink)", SOFT: "var(--soft)", LINE: "var(--line)", PAPER: "var(--card)"}
+_DPI, PANEL = 160, (4.8, 3.9)  # inches
+_WIDE = 500  # points, from which on a picture stands alone on its row
+_MARK = "¦"  # parts a mark's kind, method, size and words
+Drawn = Iterable[tuple[str, "Figure"]]
+
+
+def save(drawn: Drawn, folder: Path) -> dict[str, str]:
+    """Write figures as NAME.png and NAME.svg, all in one style; they are drawn one by one.
+
+    Returns:
+        The SVGs by name.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    svgs = {}
+    with styled():
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, figure in drawn:
+            svgs[name] = to_svg(figure)
+            (folder / f"{name}.svg").write_text(svgs[name], encoding="utf-8")
+            figure.savefig(folder / f"{name}.png", dpi=_DPI)
+    return svgs
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """The style of all pictures.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib import rc_context
+    except ImportError as error:
+        raise MissingExtraError.of("matplotlib", "report", "drawing plots") from error
+    style: Any = {
+        "svg.hashsalt": "secateur", "svg.fonttype": "none", "font.size": 10, "axes.spines.top": False,
+        "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True, "grid.color": LINE,
+        "axes.edgecolor": SOFT, "text.parse_math": False, "text.color": INK, "axes.labelcolor": INK,
+        "xtick.color": SOFT, "ytick.color": SOFT, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
+    }  # fmt: skip
+    with rc_context(style), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a name in a script that the font has not
+        yield
+
+
+def to_svg(figure: Figure) -> str:
+    """A figure drawn, with its marks as SVG has them."""
+    out = io.StringIO()
+    figure.savefig(out, format="svg", metadata={"Date": None})
+    figure.set_layout_engine("none")  # it has been laid out, which takes time
+    return _titled(out.getvalue())
+
+
+def mark(artist: Artist, method: str = "", size: float | None = None, words: str = "") -> None:
+    """What a mark is of, for the page's switches, and what it says under the pointer."""
+    parts = (method.replace(_MARK, "|").replace('"', "”"), "" if size is None else str(size), words.replace('"', "”"))
+    artist.set_gid(_MARK.join(("mark", *parts)))
+
+
+def _titled(svg: str) -> str:
+    """Marks as SVG has them; other ids of elements, which are of no use, left out."""
+
+    def group(found: re.Match[str]) -> str:
+        method, size, words = found.groups()
+        data = "".join(f' data-{name}="{value}"' for name, value in (("method", method), ("size", size)) if value)
+        return f"<g{data}>" + (f"<title>{words}</title>" if words else "")
+
+    svg = re.sub(rf'<g id="mark{_MARK}([^{_MARK}"]*){_MARK}([^{_MARK}"]*){_MARK}([^"]*)">', group, svg)
+    return re.sub(r'(<g) id="[\w.]+_\d+"', r"\1", svg)
+
+
+def for_page(svg: str, label: str) -> str:
+    """An SVG as part of a page, in the page's colours; `label` is what a screen reader says."""
+    body = svg[svg.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", body, flags=re.DOTALL)
+    for colour, variable in _ON_PAGE.items():
+        body = body.replace(colour, variable)
+    width = float(re.findall(r'width="([\d.]+)pt"', body)[0])
+    escaped = label.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+    body = re.sub(r' (width|height)="[\d.]+pt"', "", body, count=2)
+    tag = f'<svg role="img" aria-label="{escaped}" class="{"wide" if width > _WIDE else ""}"'
+    return body.replace("<svg", f'{tag} style="--width: {4 / 3 * width:.0f}px"', 1)
+
+
+def new_figure(panels: int, size: tuple[float, float] = PANEL, columns: int = 2) -> tuple[Figure, list[Axes]]:
+    """Panels in rows of `columns`, of `size` inches each."""
+    from matplotlib.figure import Figure  # no pyplot: it keeps figures and a backend for the whole process
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    across, down = min(panels, columns), math.ceil(panels / columns)
+    layout = ConstrainedLayoutEngine(h_pad=0.08)  # inches, between a row's labels and the titles below
+    figure = Figure(figsize=(size[0] * across, size[1] * down), layout=layout)
+    axes = figure.subplots(down, across, squeeze=False).flatten().tolist()
+    for axis in axes[panels:]:
+        axis.remove()
+    return figure, axes[:panels]
+
+
+def set_ticks(axis: Axis, values: Sequence[float]) -> None:
+    """Round numbers as people write them; a log axis of less than a decade has hardly any by itself."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    axis.set_major_locator(FixedLocator(round_numbers(min(values), max(values))))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+
+
+def round_numbers(low: float, high: float) -> list[float]:
+    """Some round numbers for a log axis from `low` to `high`, both above 0: evenly spaced where it is short."""
+    low, high = 0.93 * low, 1.07 * high
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
+    for steps in ((1,), (1, 3), (1, 2, 5)):
+        found = [s * 10.0**d for d in decades for s in steps if low <= s * 10.0**d <= high]
+        if len(found) >= 4:
+            return found[:: math.ceil(len(found) / 8)]
+    size = 10.0 ** math.floor(math.log10((high - low) / 4))
+    step = next(step for step in (size, 2 * size, 5 * size, 10 * size) if (high - low) / step <= 7)
+    return [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def add_legend(figure: Figure, entries: Mapping[str, tuple[str, str, Any, str]]) -> None:
+    """By name: colour, marker, style of the line, and the marker's face."""
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=colour, marker=marker, linestyle=line, markerfacecolor=face, label=name)
+        for name, (colour, marker, line, face) in entries.items()
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(entries)), frameon=False, fontsize=9)

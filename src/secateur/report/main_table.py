@@ -14,10 +14,10 @@ from secateur.folders import write_file
 from secateur.judge.averages import Average, is_accuracy
 from secateur.judge.memory import COUNTER
 from secateur.judge.results import TaskResult
-from secateur.judge.statistics import DRAWS, SURE, difference, told_apart
-from secateur.report.comparing import TIMED, bold, by_accuracy, by_loss, can_be_best, exp, pairs, ratio, speed
+from secateur.judge.statistics import SURE, told_apart
+from secateur.report.comparing import TIMED, accuracies, bold, exp, losses, ratio, speed
 from secateur.report.looks import listed, number, percent, seconds, times
-from secateur.report.results import MISSING, CellResult, Results, dumps, finite, read_results
+from secateur.report.results import MISSING, CellResult, Results, dumps, read_results
 from secateur.report.table import MAIN, Column, Table, as_json, comma_separated, latex, markdown, rows_of
 
 NAME, DIFFERENCES = "main-table", "differences.csv"
@@ -227,11 +227,10 @@ def _kilobytes(size: float) -> str:
 def _marks(results: Results, cells: list[CellResult]) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
     """Places of the rows that are bold, and of those of which that is not known, by the column's key."""
     average = results.average
-    ranks = {f"perplexity:{text}": partial(by_loss, results, texts=[text]) for text in results.texts}
-    shares = [task for task in average.metrics if can_be_best(average, task)]
-    ranks |= {f"task:{task}": partial(by_accuracy, results, tasks=[task]) for task in shares}
-    ranks["task_average"] = partial(by_accuracy, results, tasks=average.tasks)
-    marks = {key: bold(results, rank) for key, rank in ranks.items()}
+    measures = {f"perplexity:{text}": losses(results, text) for text in results.texts}
+    measures |= {f"task:{t}": accuracies(results, t) for t in results.tasks if average.is_share(t)}
+    measures["task_average"] = accuracies(results)
+    marks = {key: bold(results, measure) for key, measure in measures.items() if key[5:] not in average.grey}
     best, unsure = (
         {key: [place for place, cell in enumerate(cells) if cell in both[which]] for key, both in marks.items()}
         for which in (0, 1)
@@ -344,7 +343,7 @@ class Differences(Struct, frozen=True):
     tasks: dict[str, TaskDifference]
 
 
-def differences(results: Results, base: str, *, draws: int = DRAWS) -> list[Differences]:
+def differences(results: Results, base: str) -> list[Differences]:
     """Each cell against the base method's at the same sparsity asked, and against 2SSP's at its own size; paired over
     the same windows and documents.
 
@@ -352,7 +351,7 @@ def differences(results: Results, base: str, *, draws: int = DRAWS) -> list[Diff
         base: a method's name.
     """
     return [
-        Differences(cell.name, other.name, kind, _losses(cell, other, draws), _accuracies(cell, other, draws))
+        _differences(results, cell, other, kind)
         for cell in results.pruned if not cell.matched_to and (cell.perplexity or cell.tasks)
         for other in results.done if (kind := _kind(cell, other, base))
     ]  # fmt: skip
@@ -365,30 +364,17 @@ def _kind(cell: CellResult, other: CellResult, base: str) -> str | None:
     return SAME_SPARSITY if alike else None
 
 
-def _losses(cell: CellResult, other: CellResult, draws: int) -> dict[str, LossDifference]:
-    told: dict[str, LossDifference] = {}
-    for text, mine in cell.perplexity.items():
-        if theirs := other.perplexity.get(text):
-            both = pairs(mine.window_nll, theirs.window_nll, mine.window_predictions or [])
-            found = finite(difference([both], draws=draws)) if both else dict.fromkeys(("difference", "low", "high"))
-            told[text] = LossDifference(
-                found["difference"], found["low"], found["high"], exp(found["difference"])
-            )  # fmt: skip
-    return told
-
-
-def _accuracies(cell: CellResult, other: CellResult, draws: int) -> dict[str, TaskDifference]:
-    told: dict[str, TaskDifference] = {}
-    for task, mine in cell.tasks.items():
-        theirs = other.tasks.get(task)
-        if theirs is None or mine.value is None or theirs.value is None:  # a metric that came to NaN
-            continue
-        both = pairs(mine.per_document, theirs.per_document, None)
-        if both:
-            told[task] = TaskDifference(mine.metric, **finite(difference([both], draws=draws)))
-        else:  # a metric of the whole, as a corpus' F1: nothing to pair
-            told[task] = TaskDifference(mine.metric, mine.value - theirs.value, None, None, None)
-    return told
+def _differences(results: Results, cell: CellResult, other: CellResult, kind: str) -> Differences:
+    by_text, by_task = {}, {}
+    for text in cell.perplexity:
+        if text in other.perplexity:
+            gap = losses(results, text).gap(cell, other)
+            difference, low, high = gap[:3] if gap else (None, None, None)
+            by_text[text] = LossDifference(difference, low, high, exp(difference))
+    for task, result in cell.tasks.items():
+        if gap := accuracies(results, task).gap(cell, other):
+            by_task[task] = TaskDifference(result.metric, *gap)
+    return Differences(cell.name, other.name, kind, by_text, by_task)
 
 
 def difference_table(compared: list[Differences]) -> Table:

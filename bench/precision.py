@@ -53,7 +53,7 @@ def outcome(name: str, dtype: str, threads: int, options: Any, held_out: Tokens 
     tokens = calibration(model, options.samples, options.length, options.text)
     if held_out is None:
         held_out = tokens
-    dense = perplexity(model, held_out)["perplexity"]
+    dense = perplexity(model, held_out).perplexity
     store = MemoryStore()
     search = {"search_length": options.search_length, "attentions": options.attentions}
     pruning = run_method(model, get_method("2ssp"), tokens, Budget(options.sparsity), Run(store=store), **search)
@@ -64,7 +64,7 @@ def outcome(name: str, dtype: str, threads: int, options: Any, held_out: Tokens 
         removed=removed,
         losses=[store.get(f"2ssp stage 2/{place}") for place in range(len(removed))],
         dense=dense,
-        pruned=perplexity(model, held_out)["perplexity"],
+        pruned=perplexity(model, held_out).perplexity,
     )
 
 

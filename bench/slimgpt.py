@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from common import Seconds, folder_parser, load_model, windows, write
+from msgspec import to_builtins
 
-from secateur.judge.perplexity import perplexity
+from secateur.judge.perplexity import perplexity, without_windows
 from secateur.methods import get_method
 from secateur.model.budget import Budget, shares
 from secateur.model.handle import Model
@@ -84,8 +85,10 @@ def errors(run: Run, model: Model) -> dict[str, float]:
 def judged(model: Model, lengths: Sequence[int], options: argparse.Namespace) -> dict[str, Any]:
     """Perplexities by window length."""
     return {
-        str(length): perplexity(
-            model, windows(model, "wikitext2", LENGTHS[length], length, options, purpose="evaluation")
+        str(length): to_builtins(
+            without_windows(
+                perplexity(model, windows(model, "wikitext2", LENGTHS[length], length, options, purpose="evaluation"))
+            )
         )
         for length in lengths
     }

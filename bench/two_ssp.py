@@ -24,7 +24,7 @@ from secateur.engine import sweep as engine
 from secateur.engine.loss import NegativeLogLikelihood
 from secateur.engine.sweep import Part, sweep
 from secateur.engine.tokens import Tokens
-from secateur.methods.two_ssp import Balance, neuron_scores, plan, top_neurons
+from secateur.methods.two_ssp import Balance, balance, neuron_scores, top_neurons
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.run import Run
@@ -122,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report = Report("2SSP's second stage: shared prefixes against whole forwards", options)
     model = load_model(options.model)
     tokens = calibration(model, options.samples, options.length)
-    chosen = plan(model.layout(), Budget(options.sparsity), attentions=options.attentions)
+    chosen = balance(model.layout(), Budget(options.sparsity), attentions=options.attentions)
     narrow(model, tokens, chosen)
     rows = greedy(model, tokens.first(options.search_samples), chosen.attentions, options.repeats)
     shown = [name for name in rows[0] if not name.endswith("clock s")]

@@ -18,7 +18,7 @@ import torch
 from common import Report, made_up_config, parser
 from transformers import AutoModelForCausalLM
 
-from secateur.methods.two_ssp import plan
+from secateur.methods.two_ssp import balance
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.layout import BlockLayout, Layout
@@ -89,7 +89,7 @@ def head_parameters(model: Model) -> int:
 
 def narrowed(layout: Layout, sparsity: float) -> tuple[Layout, int]:
     """The layout after stage 1 of 2SSP, and how many attentions stage 2 removes."""
-    made = plan(layout, Budget(sparsity))
+    made = balance(layout, Budget(sparsity))
     for number, width in made.widths.items():
         layout = layout.with_block(number, layout.blocks[number].with_width(width))
     return layout, made.attentions

@@ -134,6 +134,12 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return 0.15 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def orthonormal(rows: int, columns: int, seed: int = 0) -> Tensor:
+    """A random basis (rows, columns) in float64."""
+    drawn = torch.randn(rows, rows, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.linalg.qr(drawn).Q[:, :columns].contiguous()
+
+
 def layouts(model: Model) -> dict[str, list[Edit]]:
     """Edits that lead a dense tiny model to every kind of layout, by name."""
     every = range(BLOCKS)
@@ -179,16 +185,8 @@ def possible(model: Model, edits: Iterable[Edit]) -> list[Edit]:
     return [edit for edit in edits if type(edit).__name__ not in model.family.cannot]
 
 
-LAYOUTS = (
-    "dense", "block 0 without attention", "one KV group fewer", "one neuron fewer", "one MLP missing",
-    "several attentions missing", "only block 2 has an attention", "all attentions missing", "all MLPs missing",
-    "nothing left but norms", "mixed widths", "mixed KV groups", "blocks dropped", "one block left",
-    "blocks dropped, block 2 without attention", "one width", "one KV group each", "everything",
-)  # fmt: skip
+LAYOUTS = tuple(layouts(tiny("llama")))
 STOCK_LAYOUTS = ("dense", "blocks dropped", "one block left", "one width", "one KV group each")  # but the last on OPT
-
-
-STREAM_LAYOUTS = ("rotated stream", "sliced stream", "sliced stream and more")
 
 
 def stream_layouts(model: Model) -> dict[str, list[Edit]]:
@@ -210,10 +208,7 @@ def stream_layouts(model: Model) -> dict[str, list[Edit]]:
     }
 
 
-def orthonormal(rows: int, columns: int, seed: int = 0) -> Tensor:
-    """A random basis (rows, columns) in float64."""
-    drawn = torch.randn(rows, rows, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return torch.linalg.qr(drawn).Q[:, :columns].contiguous()
+STREAM_LAYOUTS = tuple(stream_layouts(tiny("llama")))
 
 
 def tiny_in(layout: str, family: str, seed: int = 0, **overrides: Any) -> Model:
@@ -264,10 +259,9 @@ class ClosedModel(Model):
         super().__init__(*args, **kwargs)
         self.openings: list[int | None] = []
         self.opened: Counter[int | None] = Counter()  # how often each of those that are open has been entered
-        self._stored: dict[int | None, list[Tensor]] = {}  # shared ones once, in order
-        self._before: dict[int | None, list[tuple[str, int, int]]] = {}  # what those that are open were, to compare
-        self._writable: set[int | None] = {None, *self.numbers}
-        for part in list(self._writable):
+        self._stored: dict[int | None, list[Tensor]] = {}  # what is closed; shared tensors once, in order
+        self._lent: dict[int | None, list[tuple[str, int, int]]] = {}  # what is open and must not be changed
+        for part in (None, *self.numbers):
             self._close(part)
 
     @property
@@ -312,12 +306,11 @@ class ClosedModel(Model):
     def _present(self, part: int | None, write: bool) -> Iterator[None]:
         if part not in self.opened:
             self._fill(part, self._stored.pop(part))
-            self._writable.discard(part)
             self.openings.append(part)
-            self._before[part] = self._versions(part)
+            self._lent[part] = self._versions(part)
         self.opened[part] += 1
         if write:
-            self._writable.add(part)
+            self._lent.pop(part, None)
         try:
             yield
         finally:
@@ -325,8 +318,8 @@ class ClosedModel(Model):
             if not self.opened[part]:
                 del self.opened[part]
                 if part is None or part in self.numbers:  # a block may have been dropped while it was open
-                    kept = part in self._writable or self._versions(part) == self._before[part]
-                    assert kept, f"{part} was changed, but not opened for writing"
+                    same = self._lent.pop(part, None) in (None, self._versions(part))
+                    assert same, f"{part} was changed, but not opened for writing"
                     self._close(part)
 
     def _places(self, part: int | None) -> list[tuple[nn.Module, str]]:

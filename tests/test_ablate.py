@@ -15,7 +15,7 @@ from studies import Loads, grid
 from secateur.errors import InvalidOptionError, OutputExistsError, UnknownNameError
 from secateur.grid import Ablation, Comparison, ablate, compare
 from secateur.grid.ablate import NOTHING, ORDER, TEXT, WHATS
-from secateur.grid.cells import WINDOWS
+from secateur.grid.cells import WINDOWS, Cell
 from secateur.methods import get_method
 
 
@@ -98,39 +98,40 @@ def test_every_ablation_runs_and_says_what_was_asked_and_achieved(name: str, tex
         assert row["method"] == (INVERTED if row["value"] in ("published", "equal") else WHATS[name].method)
 
 
-def test_repeats_are_of_any_method(text: Path) -> None:
-    cells = asked(text, "repeats", seeds=(0, 1, 2), method="shortgpt").cells(Loads()())[1:]
-    assert [cell.name for cell in cells] == [f"shortgpt-repeats-as_given-0.25-seed{seed}" for seed in range(3)]
-    assert {cell.method for cell in cells} == {"shortgpt"}
-    assert [cell.calibration.seed for cell in cells if cell.calibration] == [0, 1, 2]
-
-
 def test_the_same_pruning_in_two_ablations_is_made_once(text: Path, tmp_path: Path) -> None:
     cells = ablate(asked(text, "norm", "stage1-only", seeds=(0,)), grid(tmp_path / "out", text))
     assert cells["stage1-only-False-0.25-seed0"].same_as == "norm-l2-0.25-seed0"
     assert not cells["stage1-only-True-0.25-seed0"].same_as
 
 
+def cells_of(text: Path, what: str, **more: Any) -> list[Cell]:
+    return asked(text, what, **{"seeds": (0,), **more}).cells(Loads()())[1:]
+
+
+def test_repeats_are_of_any_method(text: Path) -> None:
+    cells = cells_of(text, "repeats", seeds=(0, 1, 2), method="shortgpt")
+    assert [cell.name for cell in cells] == [f"shortgpt-repeats-as_given-0.25-seed{seed}" for seed in range(3)]
+    assert {cell.method for cell in cells} == {"shortgpt"}
+    assert [cell.calibration.seed for cell in cells if cell.calibration] == [0, 1, 2]
+
+
 def test_calibration_is_varied_by_size_length_and_source(text: Path) -> None:
-    model = Loads()()
-    sizes = asked(text, "calibration-size", values=("2", "4"), seeds=(0,)).cells(model)[1:]
-    assert [cell.calibration.samples for cell in sizes if cell.calibration] == [2, 4]
-    lengths = asked(text, "calibration-length", values=("8", "16"), seeds=(0,), samples=3).cells(model)[1:]
-    assert [(c.method, c.calibration.length, c.calibration.samples) for c in lengths if c.calibration] == [
-        ("slimgpt", 8, 3), ("slimgpt", 16, 3),
-    ]  # fmt: skip
-    sources = asked(text, "calibration-source", values=(str(text), "c4"), seeds=(0,)).cells(model)[1:]
+    def calibrations(what: str, **more: Any) -> list[tuple[str, int, int]]:
+        return [(c.method, c.calibration.samples, c.calibration.length) for c in cells_of(text, what, **more)
+                if c.calibration]  # fmt: skip
+
+    assert calibrations("calibration-size", values=("2", "4")) == [("2ssp", 2, 24), ("2ssp", 4, 24)]
+    assert calibrations("calibration-size", values=("4",), method="slimgpt") == [("slimgpt", 4, 24)]
+    lengths = calibrations("calibration-length", values=("8", "16"), samples=3)
+    assert lengths == [("slimgpt", 3, 8), ("slimgpt", 3, 16)]
+    sources = cells_of(text, "calibration-source", values=(str(text), "c4"))
     assert [cell.calibration.text for cell in sources if cell.calibration] == [str(text), "c4"]
     assert [cell.name for cell in sources] == [f"calibration-source-{t}-0.25-seed0" for t in ("plain.txt", "c4")]
-    slim = asked(text, "calibration-size", values=("4",), method="slimgpt", seeds=(0,)).cells(model)[1]
-    assert (slim.method, slim.label) == ("slimgpt", "slimgpt, calibration-size 4")
 
 
 def test_the_balance_is_swept_over_every_feasible_number(text: Path) -> None:
-    cells = asked(text, "balance", seeds=(0,)).cells(Loads()())[1:]
-    assert [cell.options["attentions"] for cell in cells] == [0, 1, 2]  # three of four weigh more than a quarter
-    few = asked(text, "balance", seeds=(0,), values=("1", "4")).cells(Loads()())[1:]
-    assert [cell.options["attentions"] for cell in few] == [1, 4]
+    for values, counts in (((), [0, 1, 2]), (("1", "4"), [1, 4])):  # three of four weigh more than a quarter
+        assert [cell.options["attentions"] for cell in cells_of(text, "balance", values=values)] == counts
 
 
 @pytest.mark.parametrize("name", WHATS)

@@ -292,7 +292,7 @@ def test_what_a_model_cannot_be_put_through_is_refused_before_any_work(
     def unwanted(*_: Any, **__: Any) -> None:
         raise AssertionError("work began")
 
-    monkeypatch.setattr("secateur.judge.judging.perplexity_by_window", unwanted)
+    monkeypatch.setattr("secateur.judge.judging.perplexity", unwanted)
     model, other = model_with_tokenizer(), tiny("llama")
     asked = {"texts": (str(texts[0]),), "length": 16}
     with pytest.raises(InvalidOptionError, match="new tokens; the model's positions end"):

@@ -120,8 +120,7 @@ def test_recovered_checkpoints_are_judged_beside_their_losses(
     found = json.loads((tmp_path / "recovered-healed.json").read_text())
     assert found["recovery"]["held_out_loss"] == healed.record.to_json()["recovery"]["held_out_loss"]
     assert (
-        found["perplexity"]["8"]["perplexity"]
-        == perplexity(healed.model, tiny_tokens(healed.model, 2, 8))["perplexity"]
+        found["perplexity"]["8"]["perplexity"] == perplexity(healed.model, tiny_tokens(healed.model, 2, 8)).perplexity
     )
 
 

@@ -16,7 +16,7 @@ from secateur import Run, load, prune, save
 from secateur.errors import NumericalError
 from secateur.export import save as save_checkpoint
 from secateur.judge.fidelity import fidelity
-from secateur.judge.perplexity import perplexity_by_window
+from secateur.judge.perplexity import perplexity
 from secateur.methods import methods
 
 # The methods' defaults, but for one that selects on more tokens than there are here.
@@ -64,7 +64,7 @@ def test_every_method_prunes_saves_and_judges_a_closed_model(name: str, tmp_path
     for model in (tiny_closed("llama"), tiny("llama")):
         tokens = tiny_tokens(model, 8, 16)
         result = prune(model, name, sparsity=0.5, calibration=tokens, run=Run(0), **OPTIONS.get(name, {}))
-        outcomes.append((perplexity_by_window(model, tokens), fidelity(model, tiny("llama"), tokens)))
+        outcomes.append((perplexity(model, tokens), fidelity(model, tiny("llama"), tokens)))
         save(result, tmp_path / type(model).__name__)
         outcomes[-1] += (load(str(tmp_path / type(model).__name__)).fingerprint(), model.fingerprint())
     assert outcomes[0] == outcomes[1]
@@ -76,7 +76,7 @@ def test_each_part_is_read_once_for_what_looks_at_it_once(tmp_path: Path) -> Non
     tokens = tiny_tokens(model, 5, 8)
     prepared(model, "2ssp", sparsity=0.5, calibration=tokens)  # checks and fingerprint
     assert reads(model) == ONCE
-    perplexity_by_window(model, tokens)
+    perplexity(model, tokens)
     assert reads(model) == ONCE
     fidelity(model, dense := tiny_closed("llama", seed=1), tokens)
     assert reads(model) == reads(dense) == ONCE
@@ -88,10 +88,10 @@ def test_each_part_is_read_once_for_what_looks_at_it_once(tmp_path: Path) -> Non
 def test_windows_that_do_not_fit_together_are_judged_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     model, dense = tiny_closed("llama"), tiny_closed("llama", seed=1)
     tokens = tiny_tokens(model, 5, 8)
-    together = perplexity_by_window(model, tokens), fidelity(model, dense, tokens)
+    together = perplexity(model, tokens), fidelity(model, dense, tokens)
     reads(model), reads(dense)
     monkeypatch.setattr("secateur.judge.perplexity.STATE_BYTES", 2 * 8 * model.hidden_size * 4)
-    assert perplexity_by_window(model, tokens) == together[0]
+    assert perplexity(model, tokens) == together[0]
     assert reads(model)[0] == 3  # two windows at a time
     assert fidelity(model, dense, tokens) == together[1]
     assert reads(model)[0] == reads(dense)[0] == 5  # one of each model

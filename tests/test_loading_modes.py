@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -136,33 +135,33 @@ class Checkpoints:
 
     def __init__(self, folder: Path, layouts: list[tuple[str, str]], loaded: tuple[str, ...]) -> None:
         self.folder = folder
+        self.ids = torch.randint(5, 97, (2, 12), generator=torch.Generator().manual_seed(3))
         self.expected: dict[str, torch.Tensor] = {}
-        ids = torch.randint(5, 97, (2, 12), generator=torch.Generator().manual_seed(3))
         names: dict[str, list[str]] = {"A": [], "B": []}
-        self.own_class: dict[str, str] = {}
+        own_class: dict[str, str] = {}
         for family, layout in layouts:
             name = f"{family}-{ALL.index(layout)}"
             model = tiny_in(layout, family)
             model.tokenizer = tiny_tokenizer() if layout == "everything" else None
             names[save(model, folder / name)].append(name)
-            self.expected[name] = logits(model, ids)
-            self.own_class[name] = type(model.hf).__mro__[2].__name__
+            self.expected[name] = logits(model, self.ids)
+            own_class[name] = type(model.hf).__mro__[2].__name__
         self.stock, self.mixed = names["A"], names["B"]
         self.loaded = [name for name in self.mixed if ALL[int(name.partition("-")[2])] in loaded]
         self.saved_again = [name for name in self.mixed if ALL[int(name.partition("-")[2])] == "everything"]
         lists = {"mixed": self.mixed, "stock": self.stock, "loaded": self.loaded, "saved_again": self.saved_again}
-        (folder / "manifest.json").write_text(json.dumps({"ids": ids.tolist(), "own_class": self.own_class, **lists}))
+        manifest = {"ids": self.ids.tolist(), "own_class": own_class, **lists}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        self.with_secateur, self.without_secateur = (
+            self._run(code, name) for name, code in (("with", WITH_SECATEUR), ("without", WITHOUT_SECATEUR))
+        )
 
-    def run(self, code: str, name: str) -> Report:
-        environment = {
-            **os.environ,
-            "HF_MODULES_CACHE": str(self.folder / "modules"),
-            "HF_HOME": str(self.folder / "home"),
-            "HF_HUB_OFFLINE": "1",
-        }
+    def _run(self, code: str, name: str) -> Report:
+        own = {"HF_MODULES_CACHE": str(self.folder / "modules"), "HF_HOME": str(self.folder / "home")}
         done = subprocess.run(
             [sys.executable, "-c", code, str(self.folder), f"{name}.safetensors"],
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600, cwd=self.folder, env=environment,
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600, cwd=self.folder,
+            env={**os.environ, **own, "HF_HUB_OFFLINE": "1"},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return Report(self, self.folder / name, done.stderr)
@@ -190,88 +189,51 @@ class Report:
             assert reason in self.refusals[name + attempt]
 
 
-def process_tests(layouts: list[tuple[str, str]], loaded: tuple[str, ...], folder: Path) -> Iterator[Any]:
-    checkpoints = Checkpoints(folder, layouts, loaded)
-    yield checkpoints
-    yield checkpoints.run(WITH_SECATEUR, "with")
-    yield checkpoints.run(WITHOUT_SECATEUR, "without")
+def assert_every_way(checkpoints: Checkpoints) -> None:
+    """With secateur imported, or its code trusted, all load; with neither, only stock ones do.
+
+    Nor by the family's own class, which ignores `model_type`: never a model with random weights in it.
+    """
+    ours, theirs = checkpoints.with_secateur, checkpoints.without_secateur
+    ours.assert_right(checkpoints.loaded)
+    assert "newly initialized" not in ours.errors
+    theirs.assert_right(checkpoints.loaded, "/remote")
+    theirs.assert_right(checkpoints.stock, "/stock")
+    theirs.assert_right(checkpoints.stock, "/own stock")
+    for attempt in ("/auto config", "/auto"):
+        theirs.assert_refused(checkpoints.mixed, attempt, "trust_remote_code")
+    for attempt in ("/own", "/naive", "/forced"):
+        theirs.assert_refused(checkpoints.mixed, attempt)
 
 
 @pytest.fixture(scope="module")
-def few(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
     chosen = [("llama", layout) for layout in (*FEW, "one KV group each", "sliced stream")]
     chosen += [(family, "everything") for family in KINDS_OF_FAMILY[1:]]
     chosen += [(family, "blocks dropped") for family in KINDS_OF_FAMILY]
     chosen += [("qwen3", "sliced stream and more")]  # the one with a tied head
     loaded = ("everything", "nothing left but norms", *STREAM_LAYOUTS)
-    return tuple(process_tests(chosen, loaded, tmp_path_factory.mktemp("few")))
+    return Checkpoints(tmp_path_factory.mktemp("few"), chosen, loaded)
 
 
-@pytest.fixture
-def checkpoints(few: Any) -> Checkpoints:
-    result: Checkpoints = few[0]
-    return result
-
-
-@pytest.fixture
-def with_secateur(few: Any) -> Report:
-    result: Report = few[1]
-    return result
-
-
-@pytest.fixture
-def without_secateur(few: Any) -> Report:
-    result: Report = few[2]
-    return result
-
-
-def test_every_kind_of_family_takes_part(checkpoints: Checkpoints) -> None:
+def test_every_kind_of_family_loads_in_every_way(checkpoints: Checkpoints) -> None:
     for names in (checkpoints.mixed, checkpoints.stock, checkpoints.loaded, checkpoints.saved_again):
         assert {name.partition("-")[0] for name in names} >= set(KINDS_OF_FAMILY)
+    assert_every_way(checkpoints)
 
 
-def test_importing_secateur_is_enough(checkpoints: Checkpoints, with_secateur: Report) -> None:
-    with_secateur.assert_right(checkpoints.loaded)
-    assert "newly initialized" not in with_secateur.errors
-
-
-def test_trusting_the_checkpoints_code_is_enough(checkpoints: Checkpoints, without_secateur: Report) -> None:
-    without_secateur.assert_right(checkpoints.loaded, "/remote")
-
-
-def test_neither_is_refused(checkpoints: Checkpoints, without_secateur: Report) -> None:
-    """Also by the family's own class, which ignores `model_type`: never a model with random weights in it."""
-    for attempt in ("/auto config", "/auto"):
-        without_secateur.assert_refused(checkpoints.mixed, attempt, "trust_remote_code")
-    for attempt in ("/own", "/naive", "/forced"):
-        without_secateur.assert_refused(checkpoints.mixed, attempt)
-
-
-def test_a_stock_tier_needs_nothing(checkpoints: Checkpoints, without_secateur: Report) -> None:
-    without_secateur.assert_right(checkpoints.stock, "/stock")
-    without_secateur.assert_right(checkpoints.stock, "/own stock")
-
-
-def test_the_modeling_file_is_carried_along(checkpoints: Checkpoints, without_secateur: Report) -> None:
+def test_the_modeling_file_is_carried_along(checkpoints: Checkpoints) -> None:
     """Saved by `save_pretrained` of a model that its own code made, it loads again, everywhere."""
-    without_secateur.assert_right(checkpoints.saved_again, "/again")
+    theirs = checkpoints.without_secateur
+    theirs.assert_right(checkpoints.saved_again, "/again")
     for name in checkpoints.saved_again:
         again = checkpoints.folder / "again" / name
         assert (again / MODELING.name).read_bytes() == MODELING.read_bytes()
-        assert torch.equal(logits(load(str(again)), torch.tensor(ids_of(checkpoints))), checkpoints.expected[name])
-        assert without_secateur.refusals[name + "/text"] == "Hello!"
-
-
-def test_generation_needs_no_secateur(checkpoints: Checkpoints, without_secateur: Report) -> None:
-    ids = torch.tensor(ids_of(checkpoints))
-    for name in checkpoints.saved_again:
-        ours = load(str(checkpoints.folder / name)).hf.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0)
-        assert torch.equal(without_secateur.logits[name + "/generated"].long(), ours)
-
-
-def ids_of(checkpoints: Checkpoints) -> list[list[int]]:
-    ids: list[list[int]] = json.loads((checkpoints.folder / "manifest.json").read_text())["ids"]
-    return ids
+        assert torch.equal(logits(load(str(again)), checkpoints.ids), checkpoints.expected[name])
+        assert theirs.refusals[name + "/text"] == "Hello!"
+        hf = load(str(checkpoints.folder / name)).hf  # generation needs no secateur either
+        ours = hf.generate(checkpoints.ids, max_new_tokens=5, do_sample=False, pad_token_id=0)
+        assert torch.equal(theirs.logits[name + "/generated"].long(), ours)
 
 
 def test_the_checkpoints_code_is_not_run_when_secateur_is_there(checkpoints: Checkpoints) -> None:
@@ -282,13 +244,7 @@ def test_the_checkpoints_code_is_not_run_when_secateur_is_there(checkpoints: Che
     assert type(hf).__module__ == type(hf.config).__module__ == modeling_secateur.__name__
 
 
-@pytest.mark.slow
 def test_all_modes_hold_for_every_layout_of_every_family(tmp_path: Path) -> None:
     every = [(family, layout) for family in FAMILIES for layout in LAYOUTS]
     every += [(family, layout) for family in REBASABLE for layout in STREAM_LAYOUTS]
-    checkpoints, ours, theirs = process_tests(every, ALL, tmp_path)
-    ours.assert_right(checkpoints.loaded)
-    theirs.assert_right(checkpoints.loaded, "/remote")
-    theirs.assert_right(checkpoints.stock, "/stock")
-    for attempt in ("/auto config", "/auto", "/own", "/naive", "/forced"):
-        theirs.assert_refused(checkpoints.mixed, attempt)
+    assert_every_way(Checkpoints(tmp_path, every, ALL))

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from models import tiny
 from oracles import planned, write_texts
 from studies import comparison, grid
 
+from secateur.engine.tokens import Tokens
 from secateur.forecast import Speed
 from secateur.grid import compare
 from secateur.grid.cells import Cell
@@ -32,7 +34,7 @@ from secateur.grid.pace import (
 )
 from secateur.grid.pruning import Shared, SharingRun
 from secateur.judge.generation import REFERENCE
-from secateur.judge.judging import Judging
+from secateur.judge.judging import Judge, Judging
 from secateur.model.budget import Budget
 from secateur.run import Meter
 
@@ -40,7 +42,6 @@ MANY = Judging(
     texts=("a", "b"), length=10, tasks=("piqa",), inference=True, prompt_length=8, new_tokens=4, rounds=2, batch_size=3,
     prompts=("x", "y"), decodings=(REFERENCE,),
 )  # fmt: skip
-TOKENS = {PERPLEXITY: 1530.0, TASKS: 1000.0}
 # A block's token takes a second, the head's a millionth: so both can be read off the sum. Tokens one by one: tens.
 SPEED = Speed(1.0, 1e-6, {n: Speed(10.0, 1e-5) for n in (1, 3, 5)})
 
@@ -50,10 +51,17 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_texts(tmp_path_factory.mktemp("texts"))[0]
 
 
+class Asked(Judge):
+    """A judge whose tasks are of so many tokens."""
+
+    def task_tokens(self) -> float:
+        return 1000.0 if self.judging.tasks else 0.0
+
+
 def foretold(text: Path, judging: Judging, *methods: str, **more: Any) -> dict[str, Foretold]:
-    model, tokens = tiny("llama"), {part: TOKENS[part] for part, asked in
-                                    ((PERPLEXITY, judging.texts), (TASKS, judging.tasks)) if asked}  # fmt: skip
-    return foretell(comparison(text, *methods, **more).cells(model), model, judging, tokens, SPEED)
+    model = tiny("llama")
+    texts = {"a": Tokens.of(torch.zeros(153, 10, dtype=torch.long))} if judging.texts else {}
+    return foretell(comparison(text, *methods, **more).cells(model), model, Asked(judging, ()), texts, SPEED)
 
 
 def test_a_cell_costs_its_pruning_and_what_is_left_of_its_blocks(text: Path) -> None:
@@ -108,7 +116,7 @@ def pace(
     finished: Mapping[str, Mapping[str, float]], clock: Callable[[], float], show: Callable[[Standing], None]
 ) -> Pace:
     cells = [Cell(name=name, method=method, label=name) for name, method in METHODS.items()]
-    parts = {cell.name: parts_of(cell, Foretold(parts=FORETOLD[cell.name]), None) for cell in cells}
+    parts = {cell.name: parts_of(cell, Foretold(parts=FORETOLD[cell.name]), Shared()) for cell in cells}
     return Pace(parts, finished, clock=clock, show=show)
 
 
@@ -227,7 +235,8 @@ def test_what_a_pruning_takes_over_is_not_foretold_again() -> None:
 
     for name, (beginning, steps) in cells.items():
         with running.cell(name) as took, running.part(name, PRUNE) as observer:
-            run = SharingRun(0, shared=stores[beginning], observer=observer, clock=lambda: now[0])
+            run = SharingRun(0, stores[beginning], observer=observer, clock=lambda: now[0])
+            run.store.open(name)
             run.expect(Meter(int(sum(steps))), head=0)
             for place, seconds in enumerate(steps):
                 key = f"{beginning}{place}" if beginning == "rounds/" or place == 0 else f"own {place}"

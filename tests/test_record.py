@@ -21,7 +21,7 @@ from secateur.card import card
 from secateur.errors import CheckpointError, OutputExistsError
 from secateur.export import tier
 from secateur.methods import get_method
-from secateur.pruning import Job, Pruning, identity, make_record
+from secateur.pruning import Filter, Job, Pruning, Request, make_record, plan, prepare
 from secateur.record import RECORD, Cost, MeasuredPerplexity, Record, append_evaluation, dump, public_name, read_record
 from secateur.surgery.apply import apply
 from secateur.surgery.edits import DropAttention, DropBlock, Edit, KeepNeurons, from_json
@@ -33,14 +33,21 @@ def tokens_for(model: Model, seed: int = 0) -> Tokens:
     return tiny_tokens(model, 3, 12, seed)
 
 
-def recorded(model: Model, *edits: Edit, tokens: Tokens | None = None, **told: Any) -> Record:
+def job_of(model: Model, tokens: Tokens | None = None, **request: Any) -> Job:
+    asked = {"sparsity": 0.25, "calibration": tokens or tokens_for(model), "options": {"alpha": 1.5}, "seed": 3}
+    return prepare(plan(Request(**{**asked, **request}), model), model)
+
+
+def recorded(
+    model: Model, *edits: Edit, tokens: Tokens | None = None, notes: Any = None, arguments: Any = None
+) -> Record:
     """The record of a run that made these edits."""
-    job = Job(model, "2ssp", tokens or tokens_for(model), Budget(0.25), 3, {"alpha": 1.5}, model.fingerprint())
-    before = model.layout()
+    job, before = job_of(model, tokens), model.layout()
     for edit in edits:
         apply(model, edit)
-    pruning = Pruning("2ssp", job.options, job.budget, list(edits), before, model.layout())
-    return make_record(job, pruning, Cost(seconds=1.0, forwards=2, forwards_asked=3.5), **told)
+    pruning = Pruning("2ssp", dict(job.plan.options), Budget(0.25), list(edits), before, model.layout())
+    cost = Cost(seconds=1.0, forwards=2, forwards_asked=3.5)
+    return make_record(job, pruning, cost, notes or {}, arguments or {})
 
 
 # --- the record ---
@@ -118,31 +125,26 @@ def test_whatever_decides_the_outcome_decides_the_identity() -> None:
     weights = torch.ones(2, 12)
     weights[0, 3] = 0
 
-    def of(**changed: Any) -> str:
-        arguments: dict[str, Any] = {
-            "model_fingerprint": "m", "tokens": Tokens.of(ids), "method": "2ssp", "options": {"alpha": 1.5},
-            "budget": Budget(0.25), "seed": 0,
-        }  # fmt: skip
-        return identity(**{**arguments, **changed})
+    def of(model: Model | None = None, tokens: Tokens | None = None, **request: Any) -> str:
+        return job_of(model or tiny("llama"), tokens or Tokens.of(ids), **request).fingerprint
 
     changes: list[dict[str, Any]] = [
-        {"model_fingerprint": "n"},
+        {"model": tiny("llama", seed=1)},
         {"tokens": Tokens.of(ids + 1)},
         {"tokens": Tokens.of(ids.view(4, 6))},
         {"tokens": Tokens.of(ids, weights)},
-        {"method": "other"},
+        {"method": "shortgpt", "options": {}},
         {"options": {"alpha": 1.6}},
-        {"budget": Budget(0.26)},
-        {"budget": Budget(0.25, of="model")},
-        {"budget": Budget(0.25, round_to=8)},
+        {"sparsity": 0.26},
+        {"of": "model"},
+        {"round_to": 8},
         {"seed": 1},
+        {"filters": [Filter("none", (), lambda model, tokens, run, edits: edits)]},
     ]
     identities = [of(), *(of(**change) for change in changes)]
     assert len(set(identities)) == len(identities)
-    assert of() == of()
-    assert of(tokens=Tokens.of(ids, source={"name": "elsewhere"})) == of()  # what counts is what they are
-    options = {"alpha": 1.5, "norm": "l2"}
-    assert of(options=options) == of(options=dict(reversed(options.items())))
+    assert of() == of(tokens=Tokens.of(ids, source={"name": "elsewhere"}))  # what counts is what they are
+    assert of(options={"alpha": 1.5, "norm": "l2"}) == of(options={"norm": "l2", "alpha": 1.5})
 
 
 # --- what is private ---

@@ -41,7 +41,7 @@ def scores():
 
 def wikitext_perplexity(model: secateur.Model) -> float:
     tokens = read_tokens(model, "wikitext2", purpose="evaluation", length=2048, samples=WINDOWS, data=SHARED / "data")
-    return perplexity(model, tokens)["perplexity"]
+    return perplexity(model, tokens).perplexity
 
 
 def test_dense_perplexity():

@@ -13,7 +13,7 @@ from oracles import prepared
 import secateur
 from secateur.engine.tokens import read_tokens
 from secateur.judge.perplexity import perplexity
-from secateur.methods.shortgpt import influence_of_cosine
+from secateur.methods.shortgpt import influence
 from secateur.methods.window import angle
 from secateur.pruning import run_job
 from secateur.run import MemoryStore, Run
@@ -44,7 +44,7 @@ def means() -> dict[str, torch.Tensor]:
     """All that ShortGPT and the window at both sparsities look at, from one walk over 32 x 2,048 tokens."""
     model = secateur.load("demo")
     tokens = read_tokens(model, str(CALIBRATION), purpose="calibration", length=2048, samples=32)
-    spans = {"shortgpt": (1, influence_of_cosine), "window 0.25": (8, angle), "window 0.5": (15, angle)}
+    spans = {"shortgpt": (1, influence), "window 0.25": (8, angle), "window 0.5": (15, angle)}
     found = span_distances(
         model, tokens, list(spans.values()), positions="last", order="samples", run=Run(), label="spans"
     )
@@ -70,7 +70,7 @@ def check_perplexity(result: Any, method: str, sparsity: float) -> None:
     tokens = read_tokens(
         result.model, "wikitext2", purpose="evaluation", length=2048, samples=WINDOWS, data=SHARED / "data"
     )
-    assert perplexity(result.model, tokens)["perplexity"] == pytest.approx(PERPLEXITY[method, sparsity], rel=1e-3)
+    assert perplexity(result.model, tokens).perplexity == pytest.approx(PERPLEXITY[method, sparsity], rel=1e-3)
 
 
 @pytest.mark.parametrize("sparsity", [0.25, 0.5])

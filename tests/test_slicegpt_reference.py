@@ -49,4 +49,4 @@ def test_the_same_perplexity(threads):
     achieved = pruned.record.sparsity.achieved.blocks
     assert achieved == pytest.approx(0.142, abs=5e-4)
     tokens = read_tokens(model, "wikitext2", purpose="evaluation", length=2048, samples=WINDOWS, data=SHARED / "data")
-    assert perplexity(model, tokens)["perplexity"] == pytest.approx(PERPLEXITY, rel=0.01)
+    assert perplexity(model, tokens).perplexity == pytest.approx(PERPLEXITY, rel=0.01)

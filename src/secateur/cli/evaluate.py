@@ -15,7 +15,7 @@ from rich.table import Table
 
 import secateur
 from secateur.cli.groups import grouped
-from secateur.cli.guard import EXIT_FAILED, err, out, start_logging
+from secateur.cli.guard import EXIT_FAILED, note, out, say, start_logging
 from secateur.cli.options import ModelName, OutputOptions, RunningOptions, SourceOptions, TaskOptions
 from secateur.cli.progress import Bars
 from secateur.errors import CheckpointError, InvalidOptionError
@@ -99,7 +99,7 @@ def evaluate(
         try:
             append_evaluation(Path(model), {**stamp, **entries})
         except (OSError, CheckpointError) as error:
-            err.print(f"the result could not be added to {model}/secateur.json: {error}", markup=False, highlight=False)
+            note(f"the result could not be added to {model}/secateur.json: {error}")
     _end(report.failed or ())
 
 
@@ -107,7 +107,7 @@ def _end(failed: Sequence[Failure]) -> None:
     """Say what failed, and end with a code of its own."""
     for failure in failed:
         value = "not known" if failure.value is None else f"{failure.value:.6g}"
-        err.print(f"failed, {failure.condition}: {failure.figure} is {value}", markup=False, highlight=False)
+        note(f"failed, {failure.condition}: {failure.figure} is {value}")
     if failed:
         raise typer.Exit(EXIT_FAILED)
 
@@ -139,7 +139,7 @@ def _show(report: Evaluation) -> None:
             out.print(
                 f"\n{name}, {sample.settings['name']}: {sample.prompt}", style="bold", markup=False, highlight=False
             )
-            out.print(sample.text.strip(), markup=False, highlight=False)
+            say(sample.text.strip())
 
 
 class _Comparison:
@@ -183,7 +183,7 @@ class _Comparison:
     def print(self) -> None:
         out.print(self._table)
         for remark in self.remarks:
-            out.print(remark, style="dim", markup=False, highlight=False)
+            say(remark, style="dim")
 
 
 def _perplexity(table: _Comparison, results: Sequence[Perplexity]) -> None:
@@ -193,7 +193,7 @@ def _perplexity(table: _Comparison, results: Sequence[Perplexity]) -> None:
     change = None
     if len(results) == 2:
         try:
-            change = f"{ratio(*map(to_builtins, results)) - 1:+.1%}"
+            change = f"{ratio(*results) - 1:+.1%}"
         except InvalidOptionError as error:
             change = "other tokens"
             table.remarks.append(str(error))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from secateur.cli.guard import err, out
+from secateur.cli.guard import note, say
 from secateur.cli.options import CacheDir, Json
 from secateur.errors import UnknownNameError
 
@@ -21,17 +21,14 @@ def fetch(
 
     from secateur.assets import fetch_demo, fetch_downstream
 
-    def progress(line: str) -> None:
-        err.print(line, highlight=False)
-
     if name == "demo":
-        paths = fetch_demo(cache_dir, progress=progress)
+        paths = fetch_demo(cache_dir, progress=note)
     elif name == "tasks":
-        paths = {"tasks": fetch_downstream(cache_dir, progress=progress)}
+        paths = {"tasks": fetch_downstream(cache_dir, progress=note)}
     else:
         raise UnknownNameError.of("asset", name, ["demo", "tasks"])
     if as_json:
         print(json.dumps({key: str(path) for key, path in paths.items()}))
         return
     for key, path in paths.items():
-        out.print(f"{key}: {path}", highlight=False)
+        say(f"{key}: {path}")

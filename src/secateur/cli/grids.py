@@ -21,7 +21,7 @@ from secateur.cli.progress import in_words, standing_shown
 from secateur.errors import InvalidOptionError, SecateurError
 from secateur.forecast import probe
 from secateur.grid.cells import Asked
-from secateur.grid.pace import PARTS, PRUNE, Foretold, foretell, sequences, tokens_of
+from secateur.grid.pace import PARTS, PRUNE, Foretold, foretell, sequences
 from secateur.grid.run import Grid, run_grid
 from secateur.judge.judging import GENERATION, INFERENCE, PERPLEXITY, TASKS, Judge, Judging
 from secateur.model.handle import Model
@@ -94,7 +94,7 @@ class GridJob:
         clock, unit = (time.process_time, "CPU seconds") if device == "cpu" else (time.perf_counter, "seconds")
         length = min(judging.length, hollow.max_length or judging.length)
         speed = probe(hollow, length, device, steps=sequences(judging), clock=clock)
-        foretold = foretell(cells, hollow, judging, tokens_of(judge, None), speed)
+        foretold = foretell(cells, hollow, judge, None, speed)
         if self.as_json:
             rows = [_row(name, cell, hollow, length) for name, cell in foretold.items()]
             everything = {"seconds": sum(cell.seconds for cell in foretold.values()), "unit": unit}

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any
 
 from typer.models import OptionInfo
@@ -28,8 +28,8 @@ def declared(function: Command, parameters: Sequence[inspect.Parameter]) -> Comm
     return call
 
 
-def grouped(command: Command) -> Command:
-    """The command with the fields of its groups as flags.
+def grouped(command: Command, flags: Iterable[inspect.Parameter] = ()) -> Command:
+    """The command with the fields of its groups as flags, and with further ones, which its `**` takes.
 
     A group is a dataclass whose fields are options, each with a default; its `PANEL` heads them in the help.
 
@@ -40,6 +40,8 @@ def grouped(command: Command) -> Command:
     parameters: list[inspect.Parameter] = []
     for parameter in inspect.signature(command, eval_str=True).parameters.values():
         group = parameter.annotation
+        if parameter.kind is parameter.VAR_KEYWORD:
+            continue
         if not dataclasses.is_dataclass(group):
             parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
             continue
@@ -55,7 +57,7 @@ def grouped(command: Command) -> Command:
         }
         command(**given, **made)
 
-    return declared(call, parameters)
+    return declared(call, [*parameters, *flags])
 
 
 def _flag(group: Any, field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:

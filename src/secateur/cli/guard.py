@@ -28,6 +28,16 @@ out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
 
 
+def say(text: str, style: str | None = None) -> None:
+    """Print for the reader: no markup in it, no colours of numbers."""
+    out.print(text, style=style, markup=False, highlight=False)
+
+
+def note(text: str) -> None:
+    """The same beside the result, on stderr."""
+    err.print(text, markup=False, highlight=False)
+
+
 def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
     """Turn typed errors and Ctrl-C into messages on stderr and exit codes."""
 
@@ -46,8 +56,7 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
             _log("out of memory: %s", error)
             raise typer.Exit(EXIT_REFUSED) from error
         except KeyboardInterrupt as interrupt:
-            told = str(interrupt) if isinstance(interrupt, Interrupted) else "interrupted; no output was written"
-            err.print(told, markup=False, highlight=False)
+            note(str(interrupt) if isinstance(interrupt, Interrupted) else "interrupted; no output was written")
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except BrokenPipeError:  # the reader of our output is gone, as in `secateur methods | head`
             sys.stderr.close()

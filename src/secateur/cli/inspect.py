@@ -11,7 +11,7 @@ import typer
 from msgspec import to_builtins
 from rich.table import Table
 
-from secateur.cli.guard import out
+from secateur.cli.guard import out, say
 from secateur.cli.options import CacheDir, Json, ModelName, Revision
 
 if TYPE_CHECKING:
@@ -36,9 +36,7 @@ def inspect(
 
     hollow = Source(name=model, revision=revision, cache=cache_dir).hollow()
     layout = hollow.layout()
-    about = describe(
-        hollow.source["location"], hollow.source["revision"]
-    )  # `demo` is the asset, no folder of that name
+    about = describe(hollow.source["location"], hollow.source["revision"])  # `demo` is no folder of that name
     record = record_of(about)
     shapes = [block.shape for block in layout.blocks.values()]
     summary: dict[str, Any] = {
@@ -68,30 +66,24 @@ def inspect(
     if as_json:
         print(json.dumps(summary))
         return
-    out.print(
+    say(
         f"{model}: {summary['family']}, {layout.parameters:,} parameters ({layout.block_parameters:,} in blocks), "
-        f"hidden size {hollow.hidden_size}, {summary['dtype']}",
-        highlight=False,
-        markup=False,
+        f"hidden size {hollow.hidden_size}, {summary['dtype']}"
     )
     out.print(_block_table(shapes, hollow.hidden_size))
     if verify:
-        out.print("weights: as secateur wrote them" if summary["verified"] else f"weights: no {SUMS} to compare with")
+        say("weights: as secateur wrote them" if summary["verified"] else f"weights: no {SUMS} to compare with")
     if pruned:
         achieved = pruned.achieved
-        out.print(
+        say(
             f"pruned by {pruned.method}: {achieved.blocks:.2%} of the blocks' parameters ({achieved.model:.2%} of all);"
-            f" edits: {', '.join(f'{n} {kind}' for kind, n in edits.items())}",
-            highlight=False,
-            markup=False,
+            f" edits: {', '.join(f'{n} {kind}' for kind, n in edits.items())}"
         )
     for recovery in recoveries:
         data, losses = recovery.data, recovery.held_out_loss
-        out.print(
+        say(
             f"trained by LoRA on {data.train:,} rows of {data.name}: held-out loss {losses.before:.4f} to "
-            f"{losses.after:.4f}; licence of the data: {data.licence or 'not known'}",
-            highlight=False,
-            markup=False,
+            f"{losses.after:.4f}; licence of the data: {data.licence or 'not known'}"
         )
 
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secateur.cli.guard import out
+from secateur.cli.guard import out, say
 from secateur.cli.options import CacheDir, Json, Revision
 
 if TYPE_CHECKING:
     from secateur.forecast import Forwards
+    from secateur.methods import Method
 
 
 def show_methods(
@@ -39,38 +40,29 @@ def show_methods(
     if model is not None:
         costs = forwards_by_method(Source(name=model, revision=revision, cache=cache_dir), sparsity, of)
     if as_json:
-        print(
-            json.dumps(
-                {
-                    name: {
-                        "summary": method.summary,
-                        "paper": method.paper,
-                        "unit": method.unit,
-                        "needs": method.needs,
-                        "calibration": {"samples": method.samples, "length": method.length},
-                        "options": {o.name: {"default": o.default, "help": o.help} for o in method.options.values()},
-                    }
-                    | ({"cost": _cost_as_json(costs[name])} if costs else {})
-                    for name, method in known.items()
-                }
-            )
-        )
+        print(json.dumps({name: _facts(method, costs.get(name)) for name, method in known.items()}))
         return
     for name, method in known.items():
         out.print(f"[bold]{name}[/]  {method.summary}", highlight=False)
-        out.print(f"  {method.paper}  removes {method.unit}", highlight=False)
-        out.print(f"  calibration: {method.samples} windows of {method.length} tokens", highlight=False)
+        say(f"  {method.paper}  removes {method.unit}")
+        say(f"  calibration: {method.samples} windows of {method.length} tokens")
         if method.needs:
-            out.print(f"  runs {method.needs}", highlight=False, markup=False)
+            say(f"  runs {method.needs}")
         if costs:
-            out.print(f"  at {sparsity:.4g} of {model}: {_cost(costs[name])}", highlight=False, markup=False)
+            say(f"  at {sparsity:.4g} of {model}: {_cost(costs[name])}")
         for option in method.options.values():
-            flag = "--" + option.name.replace("_", "-")
-            out.print(f"  {flag} ({option.default_in_words}): {option.help}", highlight=False, markup=False)
+            say(f"  --{option.name.replace('_', '-')} ({option.default_in_words}): {option.help}")
 
 
-def _cost_as_json(cost: Forwards | str) -> dict[str, Any]:
-    return {"refused": cost} if isinstance(cost, str) else asdict(cost)
+def _facts(method: Method, cost: Forwards | str | None) -> dict[str, Any]:
+    facts = {
+        "summary": method.summary, "paper": method.paper, "unit": method.unit, "needs": method.needs,
+        "calibration": {"samples": method.samples, "length": method.length},
+        "options": {o.name: {"default": o.default, "help": o.help} for o in method.options.values()},
+    }  # fmt: skip
+    if cost is not None:
+        facts["cost"] = {"refused": cost} if isinstance(cost, str) else asdict(cost)
+    return facts
 
 
 def _cost(cost: Forwards | str) -> str:

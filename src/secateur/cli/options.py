@@ -11,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from secateur.judge.judging import Judging
+    from secateur.model.load import Source
 
 ModelName = Annotated[
     str, typer.Argument(metavar="MODEL", help="A model folder, a hub id, or `demo` (SmolLM2-135M-Instruct).")
@@ -77,6 +78,14 @@ class SourceOptions:
     revision: Revision = None
     data: Data = None
     cache_dir: CacheDir = None
+
+    def of(self, model: str) -> Source:
+        """The model of that name, and how it is to be loaded."""
+        from secateur.model.load import Source
+
+        return Source(
+            name=model, device=self.device, dtype=self.dtype, revision=self.revision, cache=self.cache_dir
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,26 +15,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from secateur.cli.groups import declared
-from secateur.cli.guard import err, out, start_logging
-from secateur.cli.options import (
-    SEED,
-    CacheDir,
-    Calibration,
-    Count,
-    Data,
-    Device,
-    Dtype,
-    Json,
-    Length,
-    LogFile,
-    LogLevel,
-    ModelName,
-    OfShare,
-    Revision,
-    RoundTo,
-    Samples,
-)  # fmt: skip
+from secateur.cli.groups import grouped
+from secateur.cli.guard import note, out, say, start_logging
+from secateur.cli.options import SEED, CalibrationOptions, ModelName, OfShare, OutputOptions, RoundTo, SourceOptions
 from secateur.cli.progress import Bars
 from secateur.errors import InvalidOptionError
 from secateur.signatures import Option, builtin_options
@@ -46,16 +29,14 @@ if TYPE_CHECKING:
 
 def _prune(
     model: ModelName,
+    *,
     sparsity: Annotated[float, typer.Option(help="Share of parameters to remove, between 0 and 1.")],
     method: Annotated[str, typer.Option(help="`secateur methods` lists them.")] = "2ssp",
     out_dir: Annotated[Path | None, typer.Option("--out", help="Folder to write.")] = None,
     of: OfShare = "blocks",
     round_to: RoundTo = 1,
-    calibration: Calibration = None,
-    samples: Samples = None,
-    length: Length = None,
     seed: Annotated[int, SEED] = 0,
-    count: Count = "all",
+    calibration: CalibrationOptions,
     perplexity_on: Annotated[
         list[str] | None,
         typer.Option("--perplexity", help="Measure on this text before and after; may be repeated."),
@@ -65,15 +46,9 @@ def _prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would take; writes nothing.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it is there.")] = False,
     max_shard_size: Annotated[str, typer.Option(help="Larger models are saved in shards.")] = "5GB",
-    device: Device = None,
-    dtype: Dtype = "auto",
-    revision: Revision = None,
-    data: Data = None,
-    cache_dir: CacheDir = None,
-    log_level: LogLevel = "warning",
-    log_file: LogFile = None,
-    as_json: Json = False,
-    **given: Any,
+    source: SourceOptions,
+    output: OutputOptions,
+    **options: Any,
 ) -> None:
     """Prune a model and write a smaller checkpoint.
 
@@ -81,34 +56,30 @@ def _prune(
     """
     from secateur.forecast import forecast
     from secateur.judge.judging import Judging
-    from secateur.model.load import Source
     from secateur.output import Output
     from secateur.pruning import Request, prune_to
 
-    start_logging(log_level, log_file)
+    start_logging(output.log_level, output.log_file)
     request = Request(
-        sparsity=sparsity, method=method, of=of, round_to=round_to, options=_method_options(method, given),  # type: ignore[arg-type]  # checked there
-        calibration=calibration, samples=samples, length=length, seed=seed, count=count, data=data, cache=cache_dir,  # type: ignore[arg-type]  # checked there
+        sparsity=sparsity, method=method, of=of, round_to=round_to, options=_method_options(method, options),  # type: ignore[arg-type]  # `of` is checked there
+        seed=seed, data=source.data, cache=source.cache_dir, **vars(calibration),
     )  # fmt: skip
-    source = Source(name=model, device=device, dtype=dtype, revision=revision, cache=cache_dir)
     if dry_run:
-        _show_forecast(forecast(request, source), as_json)
+        _show_forecast(forecast(request, source.of(model)), output.as_json)
         return
     if out_dir is None:
         raise InvalidOptionError("--out DIR is missing: the folder to write (or ask for --dry-run)")
     judging = Judging(texts=tuple(perplexity_on or ()), length=eval_length, samples=eval_samples)
     outcome = prune_to(
-        request, source, Output(out_dir, overwrite, max_shard_size), judging=judging, observer=Bars(),
+        request, source.of(model), Output(out_dir, overwrite, max_shard_size), judging=judging, observer=Bars(),
         arguments={"command": sys.argv[1:]},
     )  # fmt: skip
-    record = outcome.record
     if outcome.was_there:
-        message = f"{out_dir} already holds this result; `secateur eval` measures it"
-        err.print(message, markup=False, highlight=False)
-    if as_json:
-        print(json.dumps({"out": str(out_dir), **record.summary()}))
+        note(f"{out_dir} already holds this result; `secateur eval` measures it")
+    if output.as_json:
+        print(json.dumps({"out": str(out_dir), **outcome.record.summary()}))
     else:
-        _show(record, out_dir)
+        _show(outcome.record, out_dir)
 
 
 def method_flags(methods: Mapping[str, Mapping[str, Option]], taken: Container[str]) -> Iterator[inspect.Parameter]:
@@ -149,7 +120,7 @@ def _options_by_method() -> dict[str, dict[str, Option]]:
 
 
 def _not_a_flag(method: str, option: Option, why: str) -> None:
-    err.print(f"the option '{option.name}' of {method} is left out: {why}", markup=False, highlight=False)
+    note(f"the option '{option.name}' of {method} is left out: {why}")
 
 
 def _method_options(method: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -188,13 +159,11 @@ def _show(record: Record, folder: Path) -> None:
     achieved, cost = record.achieved, record.cost
     out.print(table)
     for remark in record.remarks:
-        out.print(remark, highlight=False, markup=False)
-    out.print(
+        say(remark)
+    say(
         f"{record.method}: {achieved.blocks:.2%} of the blocks' parameters removed ({achieved.model:.2%} of all) in "
         f"{cost.seconds:.0f} s, {_forwards(cost.forwards or 0, cost.forwards_asked or 0)}\n"
-        f"written to {folder} (tier {record.tier})",
-        highlight=False,
-        markup=False,
+        f"written to {folder} (tier {record.tier})"
     )
 
 
@@ -203,14 +172,13 @@ def _show_forecast(foretold: Forecast, as_json: bool) -> None:
         print(json.dumps(asdict(foretold)))
         return
     parameters = foretold.parameters
-    out.print(
+    say(
         f"{foretold.method} on {foretold.model}, {foretold.samples} x {foretold.length} tokens: "
         f"{parameters['before']:,} -> {parameters['after']:,} parameters\n"
         f"peak memory {foretold.peak_memory_bytes / 1e9:.2f} GB beyond Python and torch, "
         f"disk {foretold.disk_bytes / 1e9:.2f} GB\n"
         f"{_forwards(foretold.forwards, foretold.forwards_asked)}, "
-        f"about {foretold.seconds:.0f} s by one probed block",
-        highlight=False,
+        f"about {foretold.seconds:.0f} s by one probed block"
     )
 
 
@@ -218,5 +186,5 @@ def _forwards(done: float, asked: float) -> str:
     return f"{done:.1f} full-length forwards (of {asked:.1f} asked for)"
 
 
-_OWN = [p for p in inspect.signature(_prune, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
-prune = declared(_prune, [*_OWN, *method_flags(_options_by_method(), {parameter.name for parameter in _OWN})])
+_OWN = inspect.signature(grouped(_prune)).parameters
+prune = grouped(_prune, method_flags(_options_by_method(), _OWN))

@@ -16,7 +16,7 @@ from msgspec.structs import fields
 from rich.table import Table
 
 from secateur.cli.groups import declared
-from secateur.cli.guard import err, out, start_logging
+from secateur.cli.guard import note, out, start_logging
 from secateur.cli.options import CacheDir, Device, Dtype, Json, LogFile, LogLevel, ModelName, Revision
 from secateur.cli.progress import Bars
 from secateur.heal.settings import Settings, description
@@ -75,7 +75,7 @@ def _recover(
     )  # fmt: skip
     if outcome.was_there:
         message = f"{out_dir} already holds this result; `secateur eval` measures it"
-        err.print(message, markup=False, highlight=False)
+        note(message)
     if as_json:
         print(json.dumps({"out": str(out_dir), **outcome.record.summary()}))
     else:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from secateur.cli.guard import out
+from secateur.cli.guard import say
 
 
 def report(
@@ -23,7 +23,7 @@ def report(
 
     said = write_report(folder)
     for line in said.lines:
-        out.print(line, markup=False, highlight=False)
+        say(line)
     for caveat in said.caveats:
-        out.print(f"- {caveat}", markup=False, highlight=False)
-    out.print(f"\n{folder / PAGE}", markup=False, highlight=False)
+        say(f"- {caveat}")
+    say(f"\n{folder / PAGE}")

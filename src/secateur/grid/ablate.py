@@ -16,7 +16,7 @@ from secateur.grid import inverted
 from secateur.grid.cells import DENSE_CELL, WINDOWS, Asked, Cell, Options, parse_value, read_sparsities
 from secateur.grid.run import Grid, run_grid
 from secateur.methods import Method, get_method
-from secateur.methods.two_ssp import plan as two_ssp_plan
+from secateur.methods.two_ssp import balance
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.record import public_name
@@ -152,7 +152,7 @@ def _feasible(model: Model, budget: Budget) -> list[int]:
     feasible = []
     for count in range(sum(block.attention > 0 for block in layout.blocks.values()) + 1):
         with suppress(SecateurError):
-            two_ssp_plan(layout, budget, attentions=count)
+            balance(layout, budget, attentions=count)
             feasible.append(count)
     if not feasible:
         raise InvalidOptionError(

@@ -32,7 +32,7 @@ from secateur.report.results import (
     dumps,
     read_cell,
     read_index,
-)
+)  # fmt: skip
 from secateur.version import __version__
 
 _CPU = Path("/proc/cpuinfo")

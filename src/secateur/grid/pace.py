@@ -71,23 +71,19 @@ def sequences(judging: Judging) -> set[int]:
     return {*generated(judging), *([judging.batch_size] if judging.inference else [])}
 
 
-def tokens_of(judge: Judge, texts: Mapping[str, Tokens] | None) -> dict[str, float]:
-    """About how many the texts and the tasks are; Args: texts: None where they were not read."""
-    asked = judge.judging
-    guessed = asked.length * (asked.samples or WINDOWS) * len(asked.texts)
-    read = guessed if texts is None else sum(tokens.ids.numel() for tokens in texts.values())
-    return {PERPLEXITY: read, TASKS: judge.task_tokens()}
-
-
 def foretell(
-    cells: Sequence[Cell], model: Model, judging: Judging, tokens: Mapping[str, float], speed: Speed
+    cells: Sequence[Cell], model: Model, judge: Judge, texts: Mapping[str, Tokens] | None, speed: Speed
 ) -> dict[str, Foretold]:
     """By cell, what it will take.
 
     Args:
         model: the dense one; it may be a hollow one.
-        tokens: of all texts (PERPLEXITY), and of all tasks (TASKS).
+        texts: None where they were not read.
     """
+    asked = judge.judging
+    guessed = asked.length * (asked.samples or WINDOWS) * len(asked.texts)
+    read = guessed if texts is None else sum(tokens.ids.numel() for tokens in texts.values())
+    tokens = {PERPLEXITY: read, TASKS: judge.task_tokens()}
     known: dict[str, Foretold] = {}
     first: dict[str, str] = {}  # the cell of an identity
     for cell in cells:
@@ -106,7 +102,7 @@ def foretell(
         if (same := first.setdefault(identity(cell, "", repr(cell.calibration)), cell.name)) != cell.name:
             known[cell.name] = Foretold(removed=gone[cell.of], same_as=same)
             continue
-        parts = _judging(model, judging, tokens, 1 - gone["blocks"], speed)
+        parts = _judging(model, asked, tokens, 1 - gone["blocks"], speed)
         if plan is not None:
             parts = {PRUNE: speed.seconds(plan.meter.block_tokens, plan.meter.head_tokens), **parts}
         known[cell.name] = Foretold(parts=parts, removed=gone[cell.of], plan=plan)
@@ -174,7 +170,7 @@ class Part:
     name: str
     kind: Kind
     foretold_s: float = 0.0
-    shared: Shared = field(default_factory=lambda: Shared(""))
+    shared: Shared = field(default_factory=Shared)
     began: float = 0.0
     to_spare: float = 0.0
     bars: int = 1
@@ -182,11 +178,11 @@ class Part:
     done: float = 0.0
 
 
-def parts_of(cell: Cell, foretold: Foretold, shared: Shared | None) -> list[Part]:
-    """Args: shared: where the pruning's shared steps lie in this run, if it has some."""
-    pruning = {"kind": (PRUNE, cell.method), **({"shared": shared} if shared is not None else {})}
+def parts_of(cell: Cell, foretold: Foretold, shared: Shared) -> list[Part]:
+    """Args: shared: where the steps lie that the pruning may take over."""
+    kinds = {name: ((PRUNE, cell.method), shared) if name == PRUNE else ((name, ""), Shared()) for name in PARTS}
     return [
-        Part(cell=cell.name, name=name, foretold_s=seconds, **(pruning if name == PRUNE else {"kind": (name, "")}))
+        Part(cell=cell.name, name=name, kind=kinds[name][0], foretold_s=seconds, shared=kinds[name][1])
         for name, seconds in foretold.parts.items()
     ]
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, astuple, dataclass, replace
-from typing import TypeVar
+from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple, TypeVar
 
 from msgspec import UNSET
 
@@ -89,31 +90,34 @@ def plan_cell(cell: Cell, model: Model) -> CellPlan:
 # --- what sparsities of one method share ---
 
 
-@dataclass(frozen=True)
-class Spent:
+class Spent(NamedTuple):
     """Wall and CPU seconds, and the work of a `Meter`."""
 
-    wall_s: float = 0.0
-    cpu_s: float = 0.0
-    block_tokens: int = 0
-    head_tokens: int = 0
-    asked_tokens: int = 0
+    wall_s: float
+    cpu_s: float
+    block_tokens: int
+    head_tokens: int
+    asked_tokens: int
 
     def since(self, earlier: Spent) -> Spent:
-        return Spent(*(now - then for now, then in zip(astuple(self), astuple(earlier), strict=True)))
+        return Spent(*map(operator.sub, self, earlier))
 
 
 class Shared(MemoryStore):
-    """The steps of one method's runs that hold at every sparsity, whose keys begin with `beginning`.
+    """The store of one method's runs at several sparsities: from one to the next it keeps the steps whose keys begin
+    with `beginning`, which hold at every sparsity; none if that is None.
 
     Attributes:
-        spent: what each took.
+        spent: what each step took that is kept.
         spared_s: seconds that were spared so far by taking steps over.
     """
 
-    def __init__(self, beginning: str) -> None:
+    def __init__(self, beginning: str | None = None) -> None:
         super().__init__()
         self.beginning, self.spent, self.spared_s = beginning, dict[str, Spent](), 0.0
+
+    def open(self, identity: str) -> None:
+        self._results = {key: result for key, result in self._results.items() if key in self.spent}
 
     @property
     def seconds(self) -> float:
@@ -125,40 +129,31 @@ class SharingRun(Run):
     """A run that takes steps over from earlier ones; its meter and clocks go as if it were run alone.
 
     Args:
-        shared: of runs of the same method with the same options, calibration and seed; None if nothing is shared.
+        shared: of runs of the same method with the same options, calibration and seed.
         clock: seconds.
     """
 
     def __init__(
-        self, seed: int, *, shared: Shared | None, observer: Observer | None = None, clock: Clock = time.monotonic
+        self, seed: int, shared: Shared, *, observer: Observer | None = None, clock: Clock = time.monotonic
     ) -> None:
-        super().__init__(seed, observer=observer)
+        super().__init__(seed, store=shared, observer=observer)
         self._shared, self._clock = shared, clock
         self._spared: list[Spent] = []
 
     def step(self, key: str, compute: Callable[[], T], *, scratch_bytes: float = 0) -> T:
-        shared = self._shared
-        if shared is None or not key.startswith(shared.beginning):
-            return super().step(key, compute)
-        return super().step(key, lambda: self._taken_over(shared, key, compute))
-
-    def _taken_over(self, shared: Shared, key: str, compute: Callable[[], T]) -> T:
-        try:
-            result: T = shared.get(key)
-        except KeyError:
-            began = self.spent()
-            result = compute()
-            shared.spent[key] = self.spent().since(began)
-            shared.put(key, result)
-            return result
-        spent = shared.spent[key]
-        self._spared.append(spent)
-        shared.spared_s += spent.wall_s
-        with self.progress(key, 1) as advance:
-            self.meter.block_tokens += spent.block_tokens
-            self.meter.head_tokens += spent.head_tokens
-            self.meter.asked_tokens += spent.asked_tokens
-            advance(1)
+        shared, name = self._shared, self._scope + key
+        if (spent := shared.spent.get(name)) is not None:
+            self._spared.append(spent)
+            shared.spared_s += spent.wall_s
+            with self.progress(key, 1) as advance:
+                self.meter.block_tokens += spent.block_tokens
+                self.meter.head_tokens += spent.head_tokens
+                self.meter.asked_tokens += spent.asked_tokens
+                advance(1)
+        began = self.spent()
+        result = super().step(key, compute)
+        if spent is None and shared.beginning is not None and name.startswith(shared.beginning):
+            shared.spent[name] = self.spent().since(began)
         return result
 
     def spent(self) -> Spent:

@@ -17,7 +17,7 @@ from secateur.folders import claimed
 from secateur.forecast import Clock, timed
 from secateur.grid.cells import Asked, Cell, Matrices
 from secateur.grid.folder import GridFolder, make_index, now
-from secateur.grid.pace import PRUNE, Foretold, Pace, Standing, foretell, parts_of, sequences, tokens_of
+from secateur.grid.pace import PRUNE, Foretold, Pace, Standing, foretell, parts_of, sequences
 from secateur.grid.pruning import (
     Fields,
     Shared,
@@ -124,15 +124,12 @@ class _Runner:
                 break
             left = busy
         self.folder.write_index(self.index)
-        self._write_tables()
+        self.asked.write_tables(self.folder.path)
         return self._there()
 
     def _there(self) -> dict[str, CellResult]:
         """This grid's cells that are in the folder."""
         return self.folder.cells(cell.name for cell in self.cells)
-
-    def _write_tables(self) -> None:
-        self.asked.write_tables(self.folder.path)
 
     def _load(self) -> Model:
         """The dense model; the one that was looked at first is used up first."""
@@ -144,8 +141,8 @@ class _Runner:
         judging, self._spare = self.grid.judging, self._load()
         length = min(judging.length, self._spare.max_length or judging.length)
         speed = timed(self._spare, length, steps=sequences(judging))
-        self.foretold = foretell(self.cells, self._spare, judging, tokens_of(self.judge, self.texts), speed)
-        cells = [(cell, self.foretold[cell.name], self.shared.get(cell.name)) for cell in self.cells]
+        self.foretold = foretell(self.cells, self._spare, self.judge, self.texts, speed)
+        cells = [(cell, self.foretold[cell.name], self.shared[cell.name]) for cell in self.cells]
         return Pace(
             {cell.name: parts_of(cell, foretold, shared) for cell, foretold, shared in cells},
             {name: cell.seconds for name, cell in self._there().items() if cell.done},
@@ -155,30 +152,25 @@ class _Runner:
     # --- one cell ---
 
     def _tried(self, cell: Cell, pace: Pace) -> bool:
-        """Make a cell, unless another process is making it, or the one that it is matched to."""
+        """Make a cell, unless it is there. False if it has to wait: another process is making it, or one of the same
+        identity, which can be copied then, or the one that it is matched to."""
         if cell.matched_to is not None and self.folder.cell(cell.matched_to) is None:
             return False
-        try:
-            return self._one(cell, pace)
-        except KeyboardInterrupt:
-            raise Interrupted(
-                f"interrupted in {cell.name}; finished cells are whole, and the same command goes on from there"
-            ) from None
-
-    def _one(self, cell: Cell, pace: Pace) -> bool:
-        """Make a cell, unless it is there; False if another process is making it, or one of the same identity, which
-        can be copied then."""
         claims = [self.folder.cell_path(name) for name in (cell.name, self._claim(cell))]
         try:
             with claimed(claims[0]), claimed(claims[1]), pace.cell(cell.name) as seconds:
                 if self._is_done(cell.name):  # by another process, meanwhile
                     return True
                 made = self.folder.write_cell(structs.replace(self._made(cell, pace), seconds=seconds))
+            self.asked.write_tables(self.folder.path)
+            self.grid.told(made)
         except OutputBusyError:
             logger.info("%s is being made by another process", cell.name)
             return False
-        self._write_tables()
-        self.grid.told(made)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"interrupted in {cell.name}; finished cells are whole, and the same command goes on from there"
+            ) from None
         return True
 
     def _is_done(self, name: str) -> bool:
@@ -220,13 +212,13 @@ class _Runner:
         foretold = self.foretold[cell.name]
         if foretold.refused is not None and cell.matched_to is None:
             raise SecateurError(foretold.refused)
-        tokens, shared = self.matrices.rows(cell.calibration), self.shared.get(cell.name)
+        tokens, shared = self.matrices.rows(cell.calibration), self.shared[cell.name]
         with ExitStack() as stack:
             with part(PRUNE) as observer:
                 model, plan = self._load(), foretold.plan
                 if plan is None or plan.cell != cell:  # a match, whose size was foretold otherwise
                     plan = plan_cell(cell, model)
-                run = SharingRun(cell.calibration.seed, shared=shared, observer=observer, clock=self.grid.clock)
+                run = SharingRun(cell.calibration.seed, shared, observer=observer, clock=self.grid.clock)
                 fields = stack.enter_context(pruned(plan, model, tokens, run))
             yield fields
             dense = self.folder.cell(DENSE)  # its text need not be generated again for each cell
@@ -238,14 +230,12 @@ class _Runner:
     # --- what cells share ---
 
     def _shared(self) -> dict[str, Shared]:
-        """By cell, the steps that it shares with all of the same method, options and calibration."""
-        stores: dict[str, Shared] = {}
-        by_cell = {}
+        """By cell, the store of the steps that it shares with all of the same method, options and calibration."""
+        known, stores, by_cell = methods(), dict[str, Shared](), dict[str, Shared]()
         for cell in self.cells:
-            method = methods().get(cell.method)
-            if method is not None and method.shared is not None:
-                key = digest(cell.method, complete_options(cell), self.matrices.fingerprint(cell.calibration))
-                by_cell[cell.name] = stores.setdefault(key, Shared(method.shared))
+            beginning = known[cell.method].shared if cell.method in known else None
+            key = digest(cell.method, complete_options(cell), self.matrices.fingerprint(cell.calibration))
+            by_cell[cell.name] = stores.setdefault(key, Shared(beginning)) if beginning is not None else Shared()
         return by_cell
 
     def _same(self, fingerprint: str | None) -> CellResult | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,13 +14,14 @@ from secateur.engine.sweep import DENSE, propagate
 from secateur.engine.tokens import Tokens
 from secateur.errors import NumericalError
 from secateur.judge.perplexity import window_groups
+from secateur.judge.results import Fidelity
 from secateur.model.handle import Model, require_same_vocabulary
 from secateur.run import Run
 
 
 def fidelity(
     model: Model, dense: Model, tokens: Tokens, *, run: Run | None = None, label: str = "fidelity"
-) -> dict[str, Any]:
+) -> Fidelity:
     """Compare each counted prediction of a model with the dense model's at the same place.
 
     One window at a time goes through a block, as many one after the other as `perplexity` holds of both models; of a
@@ -30,12 +30,6 @@ def fidelity(
     Args:
         tokens: every prediction is weighed by its token's weight; of chat data read with `count="responses"` only
             what the assistant says counts.
-
-    Returns:
-        `loss` and `dense_loss` (nats per token), `kl` (KL(dense || model), nats per token), `top1_agreement` (share of
-        places where both find the same token most probable), each but the second with its `_stderr` over windows (None
-        for one window); `text`, `samples`, `length`, `predictions`; and per window that counts `window_nll`,
-        `window_kl`, `window_top1` and `window_predictions` (what it weighs).
 
     Raises:
         InvalidOptionError: the models have different vocabularies.
@@ -89,28 +83,28 @@ def _window(
     return sums
 
 
-def _summary(sums: Tensor, counts: Tensor, tokens: Tokens) -> dict[str, Any]:
+def _summary(sums: Tensor, counts: Tensor, tokens: Tokens) -> Fidelity:
     """Means and standard errors: sums (samples, 4), counts (samples,)."""
     loss, dense_loss, kl, top1 = (sums.sum(dim=0) / counts.sum()).tolist()
     counted = counts > 0
     windows = sums[counted] / counts[counted, None]
     several = len(windows) > 1
     errors = (windows.std(dim=0) / math.sqrt(len(windows))).tolist() if several else [None] * 4
-    return {
-        "loss": loss,
-        "loss_stderr": errors[0],
-        "dense_loss": dense_loss,
-        "kl": kl,
-        "kl_stderr": errors[2],
-        "top1_agreement": top1,
-        "top1_agreement_stderr": errors[3],
-        "text": tokens.source.get("name"),
-        "count": tokens.source.get("count"),
-        "samples": tokens.samples,
-        "length": tokens.length,
-        "predictions": int((tokens.weights[:, 1:] > 0).sum()),
-        "window_nll": windows[:, 0].tolist(),
-        "window_kl": windows[:, 2].tolist(),
-        "window_top1": windows[:, 3].tolist(),
-        "window_predictions": counts[counted].tolist(),
-    }
+    return Fidelity(
+        loss=loss,
+        loss_stderr=errors[0],
+        dense_loss=dense_loss,
+        kl=kl,
+        kl_stderr=errors[2],
+        top1_agreement=top1,
+        top1_agreement_stderr=errors[3],
+        text=tokens.source.get("name"),
+        count=tokens.source.get("count"),
+        samples=tokens.samples,
+        length=tokens.length,
+        predictions=int((tokens.weights[:, 1:] > 0).sum()),
+        window_nll=windows[:, 0].tolist(),
+        window_kl=windows[:, 2].tolist(),
+        window_top1=windows[:, 3].tolist(),
+        window_predictions=counts[counted].tolist(),
+    )

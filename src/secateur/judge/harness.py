@@ -6,7 +6,6 @@ rows come from is replaced, so the requests are the originals' by construction.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import importlib.metadata
@@ -16,6 +15,7 @@ import logging
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -56,7 +56,7 @@ def named_version() -> str:
     return f"lm_eval {importlib.metadata.version('lm_eval')}"
 
 
-@contextlib.contextmanager
+@contextmanager
 def quiet() -> Iterator[None]:
     """No bars, warnings or prints of lm-eval and of what it uses; settings and shared generators come back."""
     task = require_lm_eval().api.task
@@ -69,20 +69,20 @@ def quiet() -> Iterator[None]:
         task.tqdm = bar
 
 
-@contextlib.contextmanager
+@contextmanager
 def _silenced() -> Iterator[None]:
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), quiet_transformers(), _no_bars():
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), quiet_transformers(), _no_bars():
             warnings.simplefilter("ignore")
             yield
     finally:
         logger.setLevel(level)
 
 
-@contextlib.contextmanager
+@contextmanager
 def _no_bars() -> Iterator[None]:
     try:
         import datasets

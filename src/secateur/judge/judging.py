@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from msgspec import UNSET, convert, structs
+from msgspec import UNSET, structs
 
 from secateur.engine.tokens import Count, Tokens, read_tokens
 from secateur.errors import InvalidOptionError
@@ -16,8 +16,8 @@ from secateur.judge.fidelity import fidelity
 from secateur.judge.gate import check, failures, known_names, parse
 from secateur.judge.generation import GREEDY, Decoding, check_prompt, generation
 from secateur.judge.inference import inference, longest_prompt, weight_bytes
-from secateur.judge.perplexity import perplexity_by_window
-from secateur.judge.results import Evaluation, Fidelity, Inference, Judgement, Perplexity, Sample
+from secateur.judge.perplexity import perplexity, without_windows
+from secateur.judge.results import Evaluation, Inference, Judgement, Sample
 from secateur.judge.tasks import Planned, check_tokenizer, estimated_tokens, judge_tasks, plan_tasks
 from secateur.model.handle import Model, require_same_vocabulary
 from secateur.run import Observer, Run
@@ -164,19 +164,17 @@ class Judge:
         if texts:
             with part(PERPLEXITY, bars=len(texts)) as observer:
                 measured = [
-                    perplexity_by_window(
-                        model, tokens, run=Run(observer=observer), label=f"perplexity on {text}{suffix}"
-                    )
+                    perplexity(model, tokens, run=Run(observer=observer), label=f"perplexity on {text}{suffix}")
                     for text, tokens in texts.items()
                 ]
-            yield (known := _with(known, perplexity=convert(measured, list[Perplexity])))
+            yield (known := _with(known, perplexity=measured))
         if own and dense is not None:
             with part(FIDELITY, bars=len(own)) as observer:
                 compared = [
                     fidelity(model, dense(), tokens, run=Run(observer=observer), label=f"fidelity on {text}{suffix}")
                     for text, tokens in own.items()
                 ]
-            yield (known := _with(known, fidelity=convert(compared, list[Fidelity])))
+            yield (known := _with(known, fidelity=compared))
         if self.tasks:
             with part(TASKS, bars=len(self.tasks)) as observer:
                 tasks = judge_tasks(model, self.tasks, run=Run(observer=observer))
@@ -259,7 +257,7 @@ def evaluate(
     if against is not None:
         apart = replace(judge, judging=replace(judging, inference=False))
         *_, report = apart.judge(against, judge.windows(against), part, suffix=" (against)")
-        dense = _without_windows(report.model)
+        dense = _figures(report.model)
     samples = dense.generation.samples if dense and dense.generation else None
     *_, report = judge.judge(
         model, texts, part, own=own, dense=(lambda: against) if against else None, dense_samples=samples
@@ -267,7 +265,7 @@ def evaluate(
     if dense is not None:
         timed = report.against.inference if report.against else UNSET
         report = structs.replace(report, against=structs.replace(dense, inference=timed))
-    report = structs.replace(report, model=_without_windows(report.model))
+    report = structs.replace(report, model=_figures(report.model))
     return structs.replace(report, failed=failures(report, conditions)) if conditions else report
 
 
@@ -281,9 +279,7 @@ def _with(known: Evaluation, **results: object) -> Evaluation:
     return structs.replace(known, model=structs.replace(known.model, **results))
 
 
-def _without_windows(judgement: Judgement) -> Judgement:
-    """Of perplexities the figures only; each window's loss is for grids, which compare cells by it."""
-    if not judgement.perplexity:
-        return judgement
-    bare = [structs.replace(each, window_nll=UNSET, window_predictions=UNSET) for each in judgement.perplexity]
-    return structs.replace(judgement, perplexity=bare)
+def _figures(judgement: Judgement) -> Judgement:
+    """Of perplexities the figures only."""
+    texts = judgement.perplexity
+    return structs.replace(judgement, perplexity=texts and [without_windows(result) for result in texts])

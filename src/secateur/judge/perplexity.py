@@ -3,46 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import torch
+from msgspec import UNSET, structs
 
 from secateur.engine.loss import NegativeLogLikelihood, sample_losses
 from secateur.engine.sweep import DENSE, propagate
 from secateur.engine.tokens import Tokens
 from secateur.errors import InvalidOptionError, NumericalError
+from secateur.judge.results import Perplexity
 from secateur.model.handle import Model
+from secateur.record import MeasuredPerplexity, public_name
 from secateur.run import Run
 
 STATE_BYTES = 2**30  # hidden states held at once
 
 
-def perplexity(model: Model, tokens: Tokens, *, run: Run | None = None, label: str = "perplexity") -> dict[str, Any]:
+def perplexity(model: Model, tokens: Tokens, *, run: Run | None = None, label: str = "perplexity") -> Perplexity:
     """exp of the mean negative log-likelihood over all counted predictions; each window predicts length - 1 tokens.
 
     One window at a time goes through a block, as many windows one after the other as `STATE_BYTES` holds, logits come
     in chunks. Perplexities of different window lengths must not be compared; `ratio` refuses to.
 
     Returns:
-        `perplexity`; `nll` in nats per token and its standard error over windows (None for one window); what it was
-        taken over: `text`, `samples`, `length`, `predictions` (how many were counted) and the tokens' `fingerprint`.
+        With what paired comparisons need of each window: `nll` is the mean of `window_nll` weighed by
+        `window_predictions`. Windows where nothing counts are left out.
 
     Raises:
         NumericalError: the model gives NaN or Inf.
-    """
-    result = perplexity_by_window(model, tokens, run=run, label=label)
-    return {name: value for name, value in result.items() if not name.startswith("window_")}
-
-
-def perplexity_by_window(
-    model: Model, tokens: Tokens, *, run: Run | None = None, label: str = "perplexity"
-) -> dict[str, Any]:
-    """As `perplexity`, with what paired comparisons need of each window that counts.
-
-    Returns:
-        Also `window_nll` and `window_predictions`, what the window weighs: `nll` is the mean of the one weighed by the
-        other. Windows where nothing counts are left out.
     """
     run, metric = run or Run(), NegativeLogLikelihood()
     sums = torch.zeros(tokens.samples, dtype=torch.float64)
@@ -58,18 +47,18 @@ def perplexity_by_window(
         raise NumericalError("the model's loss is NaN or Inf; try --dtype float32")
     counted = counts > 0  # of chat data, a window may have nothing that counts
     windows = (sums / counts)[counted]
-    return {
-        "perplexity": _exp(nll),
-        "nll": nll,
-        "nll_stderr": float(windows.std() / math.sqrt(len(windows))) if len(windows) > 1 else None,
-        "text": tokens.source.get("name"),
-        "samples": tokens.samples,
-        "length": tokens.length,
-        "predictions": int((tokens.weights[:, 1:] > 0).sum()),
-        "fingerprint": tokens.fingerprint(),
-        "window_nll": windows.tolist(),
-        "window_predictions": counts[counted].tolist(),
-    }
+    return Perplexity(
+        perplexity=_exp(nll),
+        nll=nll,
+        nll_stderr=float(windows.std() / math.sqrt(len(windows))) if len(windows) > 1 else None,
+        text=tokens.source.get("name"),
+        samples=tokens.samples,
+        length=tokens.length,
+        predictions=int((tokens.weights[:, 1:] > 0).sum()),
+        fingerprint=tokens.fingerprint(),
+        window_nll=windows.tolist(),
+        window_predictions=counts[counted].tolist(),
+    )
 
 
 def window_groups(samples: Sequence[int], length: int, *models: Model) -> Iterator[list[int]]:
@@ -83,24 +72,41 @@ def window_groups(samples: Sequence[int], length: int, *models: Model) -> Iterat
         yield list(samples[start : start + size])
 
 
-def ratio(dense: Mapping[str, Any], other: Mapping[str, Any]) -> float:
-    """How many times the perplexity of `dense` the other one's is; both as `perplexity` gives them.
+def ratio(dense: Perplexity, other: Perplexity) -> float:
+    """How many times the perplexity of `dense` the other one's is.
 
     Raises:
         InvalidOptionError: they were not taken over the same tokens in windows of the same length. A token of a long
             window is predicted from more, so its perplexity is lower whatever the model.
     """
-    if dense["length"] != other["length"]:
+    if dense.length != other.length:
         raise InvalidOptionError(
-            f"perplexities over windows of {dense['length']} and of {other['length']} tokens cannot be compared; take "
+            f"perplexities over windows of {dense.length} and of {other.length} tokens cannot be compared; take "
             "both at one length"
         )
-    if dense["fingerprint"] != other["fingerprint"]:
+    if dense.fingerprint != other.fingerprint:
         raise InvalidOptionError(
-            f"perplexities over different tokens ({dense['text']}, {dense['samples']} windows, and {other['text']}, "
-            f"{other['samples']}) cannot be compared; take both on one text, by one tokenizer"
+            f"perplexities over different tokens ({dense.text}, {dense.samples} windows, and {other.text}, "
+            f"{other.samples}) cannot be compared; take both on one text, by one tokenizer"
         )
-    return _exp(other["nll"] - dense["nll"])
+    return _exp(_known(other.nll) - _known(dense.nll))
+
+
+def before_and_after(before: Perplexity, after: Perplexity) -> MeasuredPerplexity:
+    """For a record: a text's perplexity before a pruning and after it, under the text's public name."""
+    figures = structs.asdict(after) | {"text": public_name(str(after.text))}
+    del figures["window_nll"], figures["window_predictions"]
+    return MeasuredPerplexity(**figures, before=_known(before.perplexity), after=_known(after.perplexity))
+
+
+def without_windows(result: Perplexity) -> Perplexity:
+    """The figures only; each window's loss is for comparisons by window."""
+    return structs.replace(result, window_nll=UNSET, window_predictions=UNSET)
+
+
+def _known(figure: float | None) -> float:
+    assert figure is not None, "a figure that was not measured but read from a file"
+    return figure
 
 
 def _exp(nll: float) -> float:

@@ -10,6 +10,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -29,44 +30,41 @@ Answers = tuple[Sequence[float], Sequence[float]]  # of two models to the questi
 Pairs = tuple[Sequence[float], Sequence[float], Sequence[float] | None]  # a, b and the units' weights
 
 
+class Interval(TypedDict):
+    """A mean difference with its 95 % interval; infinite where nothing is known of it."""
+
+    difference: float
+    low: float
+    high: float
+
+
+class Difference(Interval):
+    """With McNemar's p; None where the units are not answers."""
+
+    p: float | None
+
+
 def paired_bootstrap(
-    a: Sequence[float],
-    b: Sequence[float],
-    weights: Sequence[float] | None = None,
-    *,
-    seed: int = 0,
-    draws: int = DRAWS,
-) -> dict[str, float]:
-    """The mean of a - b with its 95% percentile interval, over units (windows, documents) drawn with replacement.
-
-    Args:
-        a, b: one value per unit, of the same units in the same order.
-        weights: of the units, as the number of predictions of a window; equal if None.
-        draws: bootstrap samples.
-
-    Returns:
-        `difference`, `low`, `high`. Of a single unit nothing is known: its interval is infinite.
-
-    Raises:
-        InvalidOptionError: lengths differ, nothing is there, or weights are negative or all zero.
-    """
+    a: Sequence[float], b: Sequence[float], weights: Sequence[float] | None = None, *, seed: int = 0, draws: int = DRAWS
+) -> Interval:
+    """`stratified_bootstrap` of a single text or task."""
     return stratified_bootstrap([(a, b, weights)], seed=seed, draws=draws)
 
 
-def stratified_bootstrap(strata: Sequence[Pairs], *, seed: int = 0, draws: int = DRAWS) -> dict[str, float]:
-    """As `paired_bootstrap`, of the mean over several texts or tasks, each of which weighs the same.
+def stratified_bootstrap(strata: Sequence[Pairs], *, seed: int = 0, draws: int = DRAWS) -> Interval:
+    """The mean of a - b over several texts or tasks, each of which weighs the same, with its percentile interval.
 
-    Units are drawn within each stratum, as many as it has. Drawn from all together, a sample would have more of one
-    text and less of another than the mean has, and what texts differ in would pass for uncertainty.
+    Units (windows, documents) are drawn with replacement within each stratum, as many as it has. Drawn from all
+    together, a sample would have more of one text and less of another than the mean has, and what texts differ in
+    would pass for uncertainty. Where a stratum has a single unit, the interval is infinite.
 
     Args:
-        strata: `a`, `b` and `weights` of each text or task.
-
-    Returns:
-        `difference`, `low`, `high`. Where a stratum has a single unit, the interval is infinite.
+        strata: of each text or task `a` and `b`, one value per unit, of the same units in the same order; and the
+            units' weights, as the number of predictions of a window, equal if None.
+        draws: bootstrap samples.
 
     Raises:
-        InvalidOptionError: as `paired_bootstrap`; or there is no stratum.
+        InvalidOptionError: no stratum; lengths differ, nothing is there, or weights are negative or all zero.
     """
     if not strata or draws < 1:
         raise InvalidOptionError(f"need at least one stratum and one draw, not {len(strata)} and {draws}")
@@ -122,23 +120,16 @@ def _by_counts(alike: Mapping[tuple[float, float], int], draws: int, generator: 
 
 
 def mcnemar(a: Sequence[float], b: Sequence[float]) -> float:
-    """McNemar's exact test of two models on the same yes-or-no questions; its two-sided p.
+    """McNemar's exact test of two models on the same yes-or-no questions (1 right, 0 wrong); its two-sided p.
 
     Only the questions on which they disagree count: were the models equally good, each of the two would be right in
     half of them.
 
-    Args:
-        a, b: 1 where right, 0 where wrong, by question.
-
     Raises:
         InvalidOptionError: lengths differ, nothing is there, or a value is neither 0 nor 1.
     """
-    _check_pairs(a, b)
-    if not is_binary([*a, *b]):
-        raise InvalidOptionError("McNemar's test takes answers that are right (1) or wrong (0), nothing between")
-    only_a = sum(x > y for x, y in zip(a, b, strict=True))
-    only_b = sum(x < y for x, y in zip(a, b, strict=True))
-    n, fewer = only_a + only_b, min(only_a, only_b)
+    signs = _disagreements(a, b)
+    n, fewer = len(signs), min(signs.count(1), signs.count(-1))
     term = tail = 1
     for k in range(1, fewer + 1):  # the binomial coefficients, as whole numbers
         term = term * (n - k + 1) // k
@@ -157,13 +148,12 @@ def mcnemar_over(strata: Sequence[Answers], *, seed: int = 0, draws: int = DRAWS
     """
     if len(strata) == 1:
         return mcnemar(*strata[0])
-    if not strata or not all(is_binary([*a, *b]) for a, b in strata):
-        raise InvalidOptionError("McNemar's test takes answers that are right (1) or wrong (0), of one task at least")
+    if not strata:
+        raise InvalidOptionError("McNemar's test needs at least one task")
     generator = Run(seed).rng("mcnemar")
     found, thrown = 0.0, torch.zeros(draws, dtype=torch.float64)
     for a, b in strata:
-        _check_pairs(a, b)
-        signs = [x - y for x, y in zip(a, b, strict=True) if x != y]
+        signs = _disagreements(a, b)
         coins = torch.full((draws,), float(len(signs)), dtype=torch.float64)
         heads = torch.binomial(coins, torch.full_like(coins, 0.5), generator=generator)
         found += sum(signs) / len(a)
@@ -172,20 +162,21 @@ def mcnemar_over(strata: Sequence[Answers], *, seed: int = 0, draws: int = DRAWS
     return (1 + as_large) / (1 + draws)
 
 
-def difference(strata: Sequence[Pairs], *, seed: int = 0, draws: int = DRAWS) -> dict[str, float | None]:
-    """All that is known of a difference, over one or several texts or tasks.
+def _disagreements(a: Sequence[float], b: Sequence[float]) -> list[float]:
+    """1 where only `a` is right, -1 where only `b` is."""
+    _check_pairs(a, b)
+    if not is_binary([*a, *b]):
+        raise InvalidOptionError("McNemar's test takes answers that are right (1) or wrong (0), nothing between")
+    return [x - y for x, y in zip(a, b, strict=True) if x != y]
 
-    Returns:
-        `difference`, `low` and `high` of `stratified_bootstrap`, and `p`: of `mcnemar_over` where all units are
-        answers, right or wrong, without weights; else None.
 
-    Raises:
-        InvalidOptionError: as `stratified_bootstrap`.
-    """
-    found = stratified_bootstrap(strata, seed=seed, draws=draws)
+def difference(strata: Sequence[Pairs], *, seed: int = 0, draws: int = DRAWS) -> Difference:
+    """All that is known of a difference, over one or several texts or tasks: `stratified_bootstrap`, and `mcnemar_over`
+    where all units are answers, right or wrong, without weights."""
+    interval = stratified_bootstrap(strata, seed=seed, draws=draws)
     answers = [(a, b) for a, b, weights in strata if weights is None and is_binary([*a, *b])]
     p = mcnemar_over(answers, seed=seed, draws=draws) if len(answers) == len(strata) else None
-    return {**found, "p": p}
+    return {**interval, "p": p}
 
 
 def told_apart(low: float | None, high: float | None, p: float | None = None) -> bool | None:

@@ -18,30 +18,18 @@ from secateur.solvers.similarity import Positions, span_distances
 from secateur.surgery.edits import DropBlock, Edit
 
 
-def influence_of_cosine(cosine: Tensor) -> Tensor:
+def influence(cosine: Tensor) -> Tensor:
     """Equation 1, inside its expectation: BI_l = 1 - E_t[cos(x_(l,t), x_(l+1,t))], x_l being block l's input."""
     return 1 - cosine
 
 
-def block_influence(
-    model: Model, tokens: Tokens, *, positions: Positions = "all", order: Order = "samples", run: Run
-) -> Tensor:
-    """Block Influence of each block there is, (blocks,) float64; 0 where a block leaves the stream as it is."""
-    spans = [(1, influence_of_cosine)]
-    (influence,) = span_distances(
-        model, tokens, spans, positions=positions, order=order, run=run, label="shortgpt block influence"
-    )
-    return influence
-
-
-def least_influential(layout: Layout, influence: Tensor, budget: Budget) -> list[int]:
+def least_influential(layout: Layout, influences: Tensor, budget: Budget) -> list[int]:
     """The numbers of the blocks to drop, of least influence first, ties to the lower number.
 
-    As many as come nearest to the target: for blocks of one size that is a count of blocks, otherwise their
-    parameters are added up in this order; at least one goes and at least one stays.
+    As many as come nearest to the target in parameters; at least one goes and at least one stays.
     """
     numbers = list(layout.blocks)
-    ranked = [numbers[place] for place in torch.sort(influence, stable=True).indices.tolist()]
+    ranked = [numbers[place] for place in torch.sort(influences, stable=True).indices.tolist()]
     count = leading(budget.target(layout), [layout.blocks[number].parameters for number in ranked])
     return ranked[: max(1, min(count, len(ranked) - 1))]
 
@@ -58,13 +46,7 @@ def least_influential(layout: Layout, influence: Tensor, budget: Budget) -> list
     shared="influence",
 )
 def shortgpt(
-    model: Model,
-    tokens: Tokens,
-    budget: Budget,
-    run: Run,
-    *,
-    positions: Positions = "all",
-    order: Order = "samples",
+    model: Model, tokens: Tokens, budget: Budget, run: Run, *, positions: Positions = "all", order: Order = "samples"
 ) -> Iterator[Edit]:
     """The whole blocks that change the residual stream least (Block Influence), in one shot.
 
@@ -76,7 +58,11 @@ def shortgpt(
     """
     layout = model.layout()
     budget.whole_blocks(layout)  # is it feasible at all?
-    influence = run.step("influence", lambda: block_influence(model, tokens, positions=positions, order=order, run=run))
-    for number in least_influential(layout, influence, budget):
-        run.log("shortgpt: block %d goes, influence %.6f", number, influence[list(layout.blocks).index(number)])
+    label, spans = "shortgpt block influence", [(1, influence)]
+    (influences,) = run.step(
+        "influence",
+        lambda: span_distances(model, tokens, spans, positions=positions, order=order, run=run, label=label),
+    )
+    for number in least_influential(layout, influences, budget):
+        run.log("shortgpt: block %d goes, influence %.6f", number, influences[list(layout.blocks).index(number)])
         yield DropBlock(number)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from secateur.engine.tokens import Tokens
 from secateur.engine.walk import Order, walk
 from secateur.errors import InfeasibleBudgetError, InvalidOptionError, NumericalError
 from secateur.methods.registry import method
-from secateur.model.budget import Budget
+from secateur.model.budget import Budget, reachable
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.run import Run
@@ -29,14 +28,8 @@ _ROUNDING = 0.25  # of the target: widths so coarse that they miss it by more ar
 Norm = Literal["l2", "l1"]
 
 
-@dataclass(frozen=True)
-class Balance:
-    """The balance of the two stages: how many attention modules go, and each block's FFN width.
-
-    Attributes:
-        attentions: N_attn of equation 5, or what was forced.
-        widths: kept neurons by block number.
-    """
+class Balance(NamedTuple):
+    """Of the two stages: how many attention modules go, and each block's FFN width, by block number."""
 
     attentions: int
     widths: dict[int, int]
@@ -56,7 +49,7 @@ def attention_count(layout: Layout, sparsity: float, alpha: float) -> int:
     return math.floor(len(attention) * sparsity ** (ratio / alpha) + 0.5)
 
 
-def plan(layout: Layout, budget: Budget, *, alpha: float = 1.5, attentions: int | None = None) -> Balance:
+def balance(layout: Layout, budget: Budget, *, alpha: float = 1.5, attentions: int | None = None) -> Balance:
     """Balance the stages: the attention modules by equation 5, the rest of the budget from the FFNs, at one rate.
 
     Raises:
@@ -65,63 +58,36 @@ def plan(layout: Layout, budget: Budget, *, alpha: float = 1.5, attentions: int 
         InvalidOptionError: alpha not positive, or more attention modules asked than there are.
     """
     share = budget.block_share(layout)
-    there = [block for block in layout.blocks.values() if block.attention]
+    modules = sum(block.attention > 0 for block in layout.blocks.values())
     if not alpha > 0:
         raise InvalidOptionError(f"alpha must be positive, not {alpha}")
-    if attentions is not None and not 0 <= attentions <= len(there):
-        raise InvalidOptionError(f"{attentions} attention modules asked; the model has {len(there)}")
-    made = _plan(layout, budget, share, alpha, attentions)
-    if made is None:
+    if attentions is not None and not 0 <= attentions <= modules:
+        raise InvalidOptionError(f"{attentions} attention modules asked; the model has {modules}")
+    balanced = _balance(layout, budget, share, alpha, attentions)
+    if balanced is None:
         scale = budget.sparsity / share
-        ranges = [f"{low * scale:.4g} to {high * scale:.4g}" for low, high in _near(layout, budget, alpha, attentions)]
+        ranges = reachable(lambda other: _balance(layout, budget, other, alpha, attentions), share)
+        reach = " or ".join(f"{low * scale:.4g} to {high * scale:.4g}" for low, high in ranges)
         raise InfeasibleBudgetError(
             f"2ssp cannot remove {budget.sparsity:.4g} of the parameters of the {budget.of}; with these "
-            f"options it reaches {' or '.join(ranges) or 'nothing'}"
+            f"options it reaches {reach or 'nothing'}"
         )
-    return made
+    return balanced
 
 
-def _plan(layout: Layout, budget: Budget, share: float, alpha: float, attentions: int | None) -> Balance | None:
-    """The plan for a share of the blocks' parameters; None where it is out of reach."""
-    if not 0 < share < 1:
-        return None
+def _balance(layout: Layout, budget: Budget, share: float, alpha: float, attentions: int | None) -> Balance | None:
+    """For a share of the blocks' parameters; None where it is out of reach: equation 5's number jumps."""
     count = attention_count(layout, share, alpha) if attentions is None else attentions
+    blocks = {number: block for number, block in layout.blocks.items() if block.mlp}
     sizes = [block.attention + block.attention_norms for block in layout.blocks.values() if block.attention]
-    neurons = sum(block.shape.width * block.neuron for block in layout.blocks.values())
     left = share * layout.block_parameters - (count * sum(sizes) / len(sizes) if count else 0)
-    if not neurons or left < 0:
+    if not 0 < share < 1 or not blocks or left < 0:
         return None
-    rate = left / neurons
-    widths = {
-        number: budget.width(block.shape.width * (1 - rate), block.shape.width)
-        for number, block in layout.blocks.items()
-        if block.mlp
-    }
-    taken = sum(
-        (block.shape.width - widths.get(n, 0)) * block.neuron for n, block in layout.blocks.items() if block.mlp
-    )
-    if min(widths.values()) == 0 or abs(taken - left) > _ROUNDING * share * layout.block_parameters:
-        return None
-    return Balance(count, widths)
-
-
-def _near(layout: Layout, budget: Budget, alpha: float, attentions: int | None) -> list[tuple[float, float]]:
-    """The shares of the blocks' parameters that a plan exists for, to a thousandth: the ranges (low, high) next below
-    and next above the budget's. Equation 5's number jumps, so there may be gaps between ranges."""
-    share = budget.block_share(layout)
-    good = {i for i in range(1, 1000) if _plan(layout, budget, i / 1000, alpha, attentions)}
-    ranges = []
-    if below := [i for i in good if i < 1000 * share]:
-        low = high = max(below)
-        while low - 1 in good:
-            low -= 1
-        ranges.append((low / 1000, high / 1000))
-    if above := [i for i in good if i > 1000 * share]:
-        low = high = min(above)
-        while high + 1 in good:
-            high += 1
-        ranges.append((low / 1000, high / 1000))
-    return ranges
+    rate = left / sum(block.shape.width * block.neuron for block in blocks.values())
+    widths = {n: budget.width(block.shape.width * (1 - rate), block.shape.width) for n, block in blocks.items()}
+    taken = sum((block.shape.width - widths[n]) * block.neuron for n, block in blocks.items())
+    missed = abs(taken - left) > _ROUNDING * share * layout.block_parameters
+    return None if missed or min(widths.values()) == 0 else Balance(count, widths)
 
 
 def neuron_scores(model: Model, tokens: Tokens, *, norm: Norm, order: Order, run: Run) -> dict[str, Tensor]:
@@ -156,13 +122,6 @@ def neuron_scores(model: Model, tokens: Tokens, *, norm: Norm, order: Order, run
 def top_neurons(scores: Tensor, count: int) -> tuple[int, ...]:
     """The `count` neurons of the highest scores (width,); ties go to the lower number."""
     return keep(torch.sort(scores, descending=True, stable=True).indices[:count])
-
-
-def _forced(stage1_only: bool, attentions: int | None) -> int | None:
-    """The number of attention modules that the options demand; None leaves it to equation 5."""
-    if stage1_only and attentions:
-        raise InvalidOptionError(f"stage1_only removes no attention; {attentions} asked")
-    return 0 if stage1_only else attentions
 
 
 @method(
@@ -203,19 +162,19 @@ def two_ssp(
         search_length: tokens of each of these; their whole length if not given.
         order: samples or blocks; how stage 1 walks (equal results, different memory).
     """
-    balance = plan(model.layout(), budget, alpha=alpha, attentions=_forced(stage1_only, attentions))
-    run.log("2ssp: %d attention modules go, FFN widths %s", balance.attentions, sorted(set(balance.widths.values())))
+    if stage1_only and attentions:
+        raise InvalidOptionError(f"stage1_only removes no attention; {attentions} asked")
+    count, widths = balance(model.layout(), budget, alpha=alpha, attentions=0 if stage1_only else attentions)
+    run.log("2ssp: %d attention modules go, FFN widths %s", count, sorted(set(widths.values())))
     search, sweeper = tokens.first(search_samples, search_length), sweeper_of(model, run)
-    metric = dense_metric(sweeper, search, criterion) if balance.attentions else NegativeLogLikelihood()
+    metric = dense_metric(sweeper, search, criterion) if count else NegativeLogLikelihood()
 
     # Stage 1 scores the dense model to its end before the first edit; an edit inside the walk would be another method.
     scores = run.step("scores", lambda: neuron_scores(model, tokens, norm=norm, order=order, run=run))
-    for number, width in balance.widths.items():
+    for number, width in widths.items():
         yield KeepNeurons(number, top_neurons(scores[str(number)], width))
 
     candidates = [Part(number, "attention") for number, b in model.layout().blocks.items() if b.attention]
-    for part, loss in greedy_removal(
-        sweeper, search, candidates, balance.attentions, metric=metric, key="2ssp stage 2"
-    ):
+    for part, loss in greedy_removal(sweeper, search, candidates, count, metric=metric, key="2ssp stage 2"):
         run.log("2ssp: without the attention of block %d: %s %.6f nats", part.block, criterion, loss)
         yield DropAttention(part.block)

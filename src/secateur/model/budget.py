@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -99,3 +99,18 @@ def shares(before: Layout, after: Layout) -> dict[str, float]:
         "blocks": 1 - after.block_parameters / before.block_parameters,
         "model": 1 - after.parameters / before.parameters,
     }
+
+
+def reachable(feasible: Callable[[float], object], share: float) -> list[tuple[float, float]]:
+    """The shares for which something is feasible, to a thousandth: the ranges (low, high) next below and next above
+    `share`."""
+    good = {i for i in range(1, 1000) if feasible(i / 1000)}
+    ranges = []
+    for near, step in ((max((i for i in good if i < 1000 * share), default=None), -1),
+                       (min((i for i in good if i > 1000 * share), default=None), 1)):  # fmt: skip
+        if near is not None:
+            end = near
+            while end + step in good:
+                end += step
+            ranges.append((min(near, end) / 1000, max(near, end) / 1000))
+    return ranges

@@ -1,0 +1,1 @@
+"""A method and a family that secateur finds by this package's entry points."""

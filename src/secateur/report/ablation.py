@@ -14,7 +14,7 @@ from secateur.judge.statistics import interval_of_mean, mean_and_sd, told_apart
 from secateur.methods import get_method
 from secateur.report.comparing import ALL, LARGEST, Measure, accuracies, losses
 from secateur.report.looks import listed, number, percent
-from secateur.report.main_table import average_notes, cell_notes, failures, pruning, write
+from secateur.report.main_table import at, average_notes, cell_notes, failures, write
 from secateur.report.results import DENSE, MISSING, AblationTerms, CellResult, Results, dumps, read_results
 from secateur.report.table import Column, Row, Table, Value, as_json, comma_separated, latex, markdown, rows_of
 
@@ -351,8 +351,8 @@ def _columns(results: Results, cells: Sequence[CellResult]) -> Iterator[Column[_
         if not measure.lower:
             yield _mean("task_average", f"average of {average.metric}", ".1%", results.accuracy)
             yield from _against_columns(measure)
-    yield _mean("prune_cpu_s", "pruning, CPU s", ",.0f", pruning("cpu_s"))
-    yield _mean("forwards", "forwards", ",.0f", pruning("forwards"))
+    yield _mean("prune_cpu_s", "pruning, CPU s", ",.0f", at("prune.cpu_s"))
+    yield _mean("forwards", "forwards", ",.0f", at("prune.forwards"))
 
 
 def _seeds(row: _Row) -> int:

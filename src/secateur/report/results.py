@@ -4,7 +4,6 @@ writes and every reader reads them. What an older file has not, has its default.
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -413,20 +412,10 @@ def _read(file: Path, kind: type[_Read]) -> _Read:
 def dumps(value: Struct | Mapping[str, Any]) -> str:
     """JSON of one entry per line, without NaN and Inf, which are no JSON: they become null. Short lists of numbers
     (a window's loss each) stay on one line."""
-    return _dump(finite(msgspec.to_builtins(value)), "") + "\n"
+    return _dump(json.loads(msgspec.json.encode(value)), "") + "\n"
 
 
-def finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): finite(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(each) for each in value]
-    return value
-
-
-def _dump(value: Any, indent: str) -> str:
+def _dump(value: object, indent: str) -> str:
     inner = indent + " "
     if isinstance(value, dict) and value:
         entries = [f"{inner}{json.dumps(key)}: {_dump(each, inner)}" for key, each in value.items()]

@@ -30,7 +30,7 @@ from secateur.grid.pruning import (
     pruned,
 )
 from secateur.judge.judging import Judge, Judging
-from secateur.judge.results import Evaluation
+from secateur.judge.judging import Part as JudgedPart
 from secateur.methods import methods
 from secateur.model.handle import Model
 from secateur.record import public_name
@@ -95,7 +95,8 @@ def run_grid(grid: Grid, asked: Asked) -> dict[str, CellResult]:
 class _Runner:
     def __init__(self, grid: Grid, asked: Asked) -> None:
         self.grid, self.asked, self.folder = grid, asked, GridFolder(grid.folder)
-        self.folder.index(), asked.settings  # refuse what cannot be, before gigabytes are read
+        self.folder.index()  # refuses what is no grid's folder, and the settings what cannot be, before any reading
+        settings = asked.settings
         self.judge = Judge.of(grid.judging, data=grid.data, cache=grid.cache)
         dense = grid.load()
         self.cells = list(asked.cells(dense))
@@ -105,8 +106,8 @@ class _Runner:
         self.texts = self.judge.windows(dense)
         self.matrices = Matrices(dense, self.cells, data=grid.data, cache=grid.cache)
         self.index = make_index(
-            asked, dense, grid.judging, self.texts, self.cells, arguments=grid.arguments,
-        )  # fmt: skip
+            asked.kind, dense, grid.judging, self.texts, self.cells, settings=settings, arguments=grid.arguments
+        )
         self.shared = self._shared()
         self.foretold: dict[str, Foretold] = {}
         # It was read to know the cells and only looked at, so it is still whole: the first cell takes it instead of
@@ -206,7 +207,7 @@ class _Runner:
         if cell.method == DENSE:
             model = self._load()
             yield dense_fields(model)
-            yield from map(_judgements, self.judge.judge(model, self.texts, part, dense=lambda: model))
+            yield from self._judged(model, lambda: model, part)
             return
         assert cell.calibration is not None  # narrows the type
         foretold = self.foretold[cell.name]
@@ -221,11 +222,23 @@ class _Runner:
                 run = SharingRun(cell.calibration.seed, shared, observer=observer, clock=self.grid.clock)
                 fields = stack.enter_context(pruned(plan, model, tokens, run))
             yield fields
-            dense = self.folder.cell(DENSE)  # its text need not be generated again for each cell
-            samples = dense.generation.samples if dense is not None and dense.generation is not None else None
-            load = functools.cache(self.grid.load)
-            judged = self.judge.judge(model, self.texts, part, dense=load, dense_samples=samples)
-            yield from map(_judgements, judged)
+            yield from self._judged(model, functools.cache(self.grid.load), part)
+
+    def _judged(self, model: Model, load: Load, part: JudgedPart) -> Iterator[Fields]:
+        """The judgements, as far as they are known after each part."""
+        dense = self.folder.cell(DENSE)  # its text need not be generated again for each cell
+        samples = dense.generation.samples if dense is not None and dense.generation is not None else None
+        for known in self.judge.judge(model, self.texts, part, dense=load, dense_samples=samples):
+            judged, against = known.model, known.against.inference if known.against else UNSET
+            by_text = zip(map(public_name, self.texts), judged.perplexity or (), strict=False)
+            yield {
+                "perplexity": {name: structs.replace(result, text=name) for name, result in by_text},
+                "tasks": judged.tasks or {},
+                "inference": InferencePair(dense=against, pruned=judged.inference)
+                if against and judged.inference
+                else None,
+                "generation": judged.generation or None,
+            }
 
     # --- what cells share ---
 
@@ -275,17 +288,6 @@ class _Runner:
                     f"{self.folder.cell_path(cell.name)} was made with other options or another calibration; choose "
                     "another --out, or give the same"
                 )
-
-
-def _judgements(known: Evaluation) -> Fields:
-    """What a cell's file says of them."""
-    judged, dense = known.model, known.against.inference if known.against else UNSET
-    pair = InferencePair(dense=dense, pruned=judged.inference) if dense and judged.inference else None
-    named = [structs.replace(result, text=public_name(str(result.text))) for result in judged.perplexity or ()]
-    return {
-        "perplexity": {result.text: result for result in named}, "tasks": judged.tasks or {}, "inference": pair,
-        "generation": judged.generation or None,
-    }  # fmt: skip
 
 
 def _labelled(label: str, notes: Mapping[str, str]) -> str:

@@ -7,7 +7,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from secateur.pruning import Job, Plan, Request, plan, prepare
 from secateur.run import Advance, Run
 from secateur.surgery.apply import apply
 from secateur.surgery.edits import DropAttention, DropBlock, DropMLP, Edit, KeepHeads, KeepNeurons
+from secateur.testing import edit_facts as edit_facts
 
 PROPERTY = settings(deadline=None, derandomize=True, database=None, max_examples=12)
 
@@ -137,12 +138,6 @@ def activations(model: Model, ids: Tensor) -> dict[int, dict[str, Tensor]]:
     for handle in handles:
         handle.remove()
     return seen
-
-
-def edit_facts(edits: Sequence[Edit]) -> list[tuple[str, int | None, tuple[int, ...] | None]]:
-    """Edits in a form that compares equal."""
-    places = [getattr(edit, "block", getattr(edit, "site", None)) for edit in edits]
-    return [(type(e).__name__, at, getattr(e, "index", None)) for e, at in zip(edits, places, strict=True)]
 
 
 class Watcher:

@@ -225,6 +225,7 @@ def test_weights_are_written_as_transformers_would(family: str, layout: str, tmp
             with quiet_transformers():
                 hf.save_pretrained(theirs, max_shard_size=size)
             assert weight_files(ours) == weight_files(theirs)
+            assert hf is not model.hf or config_of(ours) == config_of(theirs)
             assert (len(weight_files(ours)) > 2) == (size == "20KB")
             assert verify_weights(Description("", {}, ours))
         if dtypes == "float32":
@@ -251,20 +252,19 @@ def test_tokenizer_template_and_generation_settings_come_along(layout: str, tmp_
     assert (tmp_path / "pruned" / "notes.json").read_text() == '{"method": "m"}'
 
 
-@pytest.mark.parametrize(
-    ("family", "layout"), [("llama", "dense"), *((family, "everything") for family in FAMILY_NAMES)]
-)
-def test_transformers_own_saving_works_too(family: str, layout: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_transformers_own_saving_works_too(family: str, tmp_path: Path) -> None:
     """`hf.save_pretrained`, which trainers and adapters call, writes what `load` reads: always tier B."""
-    model = tiny_in(layout, family)
-    model.hf.save_pretrained(tmp_path / "by hf")
-    assert config_of(tmp_path / "by hf")["model_type"] == f"secateur-{family}"
-    loaded = load(str(tmp_path / "by hf"))
-    assert_same_model(loaded, model)
-    loaded.hf.save_pretrained(tmp_path / "again")
-    assert (tmp_path / "again" / SOURCE.name).read_bytes() == SOURCE.read_bytes()
-    assert_same_model(load(str(tmp_path / "again")), model)
-    assert config_of(tmp_path / "again") == config_of(tmp_path / "by hf")
+    for layout in ("dense", "everything"):
+        once, twice = tmp_path / layout, tmp_path / f"{layout} again"
+        model = tiny_in(layout, family)
+        model.hf.save_pretrained(once)
+        loaded = load(str(once))
+        assert_same_model(loaded, model)
+        loaded.hf.save_pretrained(twice)
+        assert_same_model(load(str(twice)), model)
+        assert config_of(twice) == config_of(once)
+        assert config_of(once)["model_type"] == f"secateur-{family}"
 
 
 def test_the_per_layer_schema_is_transformers_own(tmp_path: Path) -> None:
@@ -302,6 +302,12 @@ def test_a_folder_that_holds_no_model_is_never_overwritten(tmp_path: Path) -> No
         with pytest.raises(OutputExistsError):
             save(tiny("llama"), home, overwrite=overwrite)
     assert [path.name for path in tmp_path.rglob("*")] == ["home", "precious"]
+
+
+@pytest.mark.parametrize("size", ["500B", "big", "GB", "1 XB"])
+def test_a_shard_size_has_a_unit(size: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidOptionError, match="as 5GB or 500MB"):
+        save(tiny("llama"), tmp_path / "pruned", max_shard_size=size)
 
 
 def test_all_files_can_be_read_by_whoever_reads_the_folder(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ This one file is used by the package and copied verbatim into every checkpoint t
 so that `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` works where secateur is not installed.
 It therefore imports only torch and transformers. It holds
 
-- THE table of model families: what a block's parts are called, and nothing else about a family;
+- THE table of model families: what a block's parts are called, and nothing else about a family; a checkpoint of a
+  family of somebody else's brings its row in its configuration;
 - the primitives that shrink a block, used both to prune weights and to rebuild the shapes of a saved model;
 - one generic residual block, whose stream may have another width and basis at each site;
 - for each family one subclass of its stock `ForCausalLM`. No forward is copied: the stock model is built and its

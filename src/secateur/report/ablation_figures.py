@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from secateur.report.ablation import (
     Choice,
     Group,
-    Measure,
     against,
     beside_the_default,
     difference_in_words,
@@ -18,6 +17,7 @@ from secateur.report.ablation import (
     measures,
     spread,
 )
+from secateur.report.comparing import Measure
 from secateur.report.drawing import PAPER, add_legend, mark, new_figure, set_ticks
 from secateur.report.looks import Look, method_name, number, percent, size_looks
 from secateur.report.results import Results
@@ -83,7 +83,7 @@ def sizes(results: Results) -> dict[float | None, Look]:
 def ablation_figures(results: Results) -> Iterator[tuple[str, Figure]]:
     """Every plot that the data allow, by the name of its files."""
     for name, some in together(results).items():
-        known = [m for m in measures(results) if any(spread(g, value, m.of) for g in some for value in g.values)]
+        known = [m for m in measures(results) if any(spread(g, value, m.shown) for g in some for value in g.values)]
         if known:
             yield name, _panels(some, known, sizes(results))
 
@@ -93,7 +93,7 @@ def _panels(some: Sequence[Group], known: Sequence[Measure], looks: dict[float |
     where = places(some)
     for axis, measure in zip(axes, known, strict=True):
         heights = [height for group in some for height in _line(axis, group, measure, where, looks[group.sparsity])]
-        if measure.relative:
+        if measure.lower:
             axis.set_yscale("log")
             set_ticks(axis.yaxis, heights)
         _values(axis, where)
@@ -110,15 +110,15 @@ def _panels(some: Sequence[Group], known: Sequence[Measure], looks: dict[float |
 
 def _line(axis: Axes, group: Group, measure: Measure, where: Places, look: Look) -> list[float]:
     """Means with their spread, and each seed as a small point; all heights that were drawn."""
-    form = number if measure.relative else percent
+    form = number if measure.lower else percent
     heights: list[float] = []
     line: list[tuple[float, float]] = []
     for value in sorted(group.values, key=where.of):
-        over = spread(group, value, measure.of)
+        over = spread(group, value, measure.shown)
         if over is None:
             continue
         x, hollow, sd = where.of(value), bool(value.matched_to), over.sd or 0.0
-        seeds = {seed: y for seed in group.seeds if (y := measure.of(value.cells[seed])) is not None}
+        seeds = {seed: y for seed in group.seeds if (y := measure.shown(value.cells[seed])) is not None}
         bar = axis.vlines(x, over.mean - sd, over.mean + sd, color=look.colour, linewidth=1.2)
         (dot,) = axis.plot(x, over.mean, marker=look.marker, markersize=7, color=look.colour, zorder=2.5,
                            markerfacecolor=PAPER if hollow else look.colour)  # fmt: skip

@@ -122,25 +122,14 @@ def new_figure(panels: int, size: tuple[float, float] = PANEL, columns: int = 2)
 
 
 def set_ticks(axis: Axis, values: Sequence[float]) -> None:
-    """Round numbers as people write them; a log axis of less than a decade has hardly any by itself."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+    """Numbers as people write them; a log axis of less than a decade has hardly any by itself."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-    axis.set_major_locator(FixedLocator(round_numbers(min(values), max(values))))
+    decades = math.log10(max(values) / min(values))
+    subs = (1.0, 2.0, 5.0) if decades < 1.5 else (1.0, 3.0) if decades < 3 else (1.0,)
+    axis.set_major_locator(MaxNLocator(6) if decades < 1 else LogLocator(subs=subs, numticks=9))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-
-
-def round_numbers(low: float, high: float) -> list[float]:
-    """Some round numbers for a log axis from `low` to `high`, both above 0: evenly spaced where it is short."""
-    low, high = 0.93 * low, 1.07 * high
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
-    for steps in ((1,), (1, 3), (1, 2, 5)):
-        found = [s * 10.0**d for d in decades for s in steps if low <= s * 10.0**d <= high]
-        if len(found) >= 4:
-            return found[:: math.ceil(len(found) / 8)]
-    size = 10.0 ** math.floor(math.log10((high - low) / 4))
-    step = next(step for step in (size, 2 * size, 5 * size, 10 * size) if (high - low) / step <= 7)
-    return [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def add_legend(figure: Figure, entries: Mapping[str, tuple[str, str, Any, str]]) -> None:

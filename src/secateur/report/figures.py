@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from secateur.report.blocks import draw_lanes, lanes
-from secateur.report.comparing import loss_gap, speed
+from secateur.report.comparing import LARGEST, losses, speed
 from secateur.report.drawing import INK, PAPER, add_legend, mark, new_figure, set_ticks
 from secateur.report.looks import Look, looks, number, percent, title
 from secateur.report.results import CellResult, Results
@@ -53,8 +53,8 @@ def _millions(cell: CellResult) -> float | None:
 
 def _over_dense(results: Results) -> Y:
     def y(cell: CellResult) -> Point | None:
-        gap = loss_gap(cell, results.dense, results.averaged_texts) if results.dense else None
-        if gap is None or gap.difference > 700:
+        gap = losses(results).gap(cell, results.dense) if results.dense else None
+        if gap is None or gap.difference > LARGEST:
             return None
         low, high = (gap.difference if edge is None else edge for edge in (gap.low, gap.high))
         return math.exp(gap.difference), math.exp(low), math.exp(high)

@@ -111,8 +111,8 @@ def _matrix(
     first, windows = calibrations[0], {method: calibration.samples for method, calibration in wanted}
     try:
         return read_tokens(
-            model, first.text, purpose="calibration", samples=max(each.samples for each in calibrations),
-            length=max(each.length for each in calibrations), seed=first.seed, count=first.count, data=data,
+            model, first.text, purpose="calibration", samples=max(one.samples for one in calibrations),
+            length=max(one.length for one in calibrations), seed=first.seed, count=first.count, data=data,
             cache=cache,
         )  # fmt: skip
     except DataError as error:
@@ -205,17 +205,17 @@ def read_sparsities(asked: Iterable[str | float], blocks: int) -> list[float]:
         InvalidOptionError: another word, or a number outside (0, 1).
     """
     sparsities: set[float] = set()
-    for each in asked:
-        if each == "paper":
+    for word in asked:
+        if word == "paper":
             sparsities.update(PAPER)
-        elif each == "every-block":
+        elif word == "every-block":
             sparsities.update(count / blocks for count in range(1, blocks))
         else:
             try:
-                sparsities.add(Budget(float(each)).sparsity)
+                sparsities.add(Budget(float(word)).sparsity)
             except (ValueError, InvalidOptionError):
                 raise InvalidOptionError(
-                    f"a sparsity is a number between 0 and 1, `paper` or `every-block`, not {each!r}"
+                    f"a sparsity is a number between 0 and 1, `paper` or `every-block`, not {word!r}"
                 ) from None
     return sorted(sparsities)
 
@@ -227,12 +227,12 @@ def parse_options(asked: Iterable[str]) -> dict[str, Options]:
         InvalidOptionError, UnknownNameError: not of that form, or no such method, option or value.
     """
     options: dict[str, dict[str, object]] = {}
-    for each in asked:
-        left, equals, text = each.partition("=")
+    for word in asked:
+        left, equals, text = word.partition("=")
         method, dot, name = left.partition(".")
         if not (equals and dot):
             raise InvalidOptionError(
-                f"options of a method are METHOD.NAME=VALUE, as evopress.generations=4; not {each!r}"
+                f"options of a method are METHOD.NAME=VALUE, as evopress.generations=4; not {word!r}"
             )
         name = name.replace("-", "_")
         options.setdefault(method, {})[name] = parse_value(get_method(method), name, text)

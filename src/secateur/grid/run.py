@@ -120,15 +120,15 @@ class _Runner:
         left = [cell for cell in self.cells if not self._is_done(cell.name)]
         pace = self._pace() if left else None
         while left and pace is not None:  # what another process made impossible for now may be possible after others
-            busy = [cell for cell in left if not self._tried(cell, pace)]
+            busy = [cell for cell in left if not self._try(cell, pace)]
             if len(busy) == len(left):
                 break
             left = busy
         self.folder.write_index(self.index)
         self.asked.write_tables(self.folder.path)
-        return self._there()
+        return self._results()
 
-    def _there(self) -> dict[str, CellResult]:
+    def _results(self) -> dict[str, CellResult]:
         """This grid's cells that are in the folder."""
         return self.folder.cells(cell.name for cell in self.cells)
 
@@ -146,13 +146,13 @@ class _Runner:
         cells = [(cell, self.foretold[cell.name], self.shared[cell.name]) for cell in self.cells]
         return Pace(
             {cell.name: parts_of(cell, foretold, shared) for cell, foretold, shared in cells},
-            {name: cell.seconds for name, cell in self._there().items() if cell.done},
+            {name: cell.seconds for name, cell in self._results().items() if cell.done},
             clock=self.grid.clock, show=self.grid.shown,
         )  # fmt: skip
 
     # --- one cell ---
 
-    def _tried(self, cell: Cell, pace: Pace) -> bool:
+    def _try(self, cell: Cell, pace: Pace) -> bool:
         """Make a cell, unless it is there. False if it has to wait: another process is making it, or one of the same
         identity, which can be copied then, or the one that it is matched to."""
         if cell.matched_to is not None and self.folder.cell(cell.matched_to) is None:
@@ -162,9 +162,9 @@ class _Runner:
             with claimed(claims[0]), claimed(claims[1]), pace.cell(cell.name) as seconds:
                 if self._is_done(cell.name):  # by another process, meanwhile
                     return True
-                made = self.folder.write_cell(structs.replace(self._made(cell, pace), seconds=seconds))
+                written = self.folder.write_cell(structs.replace(self._result(cell, pace), seconds=seconds))
             self.asked.write_tables(self.folder.path)
-            self.grid.told(made)
+            self.grid.told(written)
         except OutputBusyError:
             logger.info("%s is being made by another process", cell.name)
             return False
@@ -178,7 +178,7 @@ class _Runner:
         cell = self.folder.cell(name)
         return cell is not None and cell.done
 
-    def _made(self, cell: Cell, pace: Pace) -> CellResult:
+    def _result(self, cell: Cell, pace: Pace) -> CellResult:
         """The cell's file; of one that fails, what was known by then."""
         result = CellResult(
             name=cell.name, method=cell.method, label=cell.label, sparsity=cell.sparsity, of=cell.of, status="failed",
@@ -253,7 +253,7 @@ class _Runner:
 
     def _same(self, fingerprint: str | None) -> CellResult | None:
         """A finished cell of the same identity, which need not be made twice."""
-        return next((cell for cell in self._there().values() if cell.done and cell.fingerprint == fingerprint), None)
+        return next((cell for cell in self._results().values() if cell.done and cell.fingerprint == fingerprint), None)
 
     def _matched(self, cell: Cell) -> Cell:
         """With the size that the cell which it is matched to achieved."""
@@ -278,12 +278,12 @@ class _Runner:
         """Refuse a folder, or a cell, that was made with other arguments."""
         earlier = self.folder.cells(self.folder.check(self.index, self.cells))
         for cell in self.cells:
-            if (made := earlier.get(cell.name)) is None or not made.done:
+            if (result := earlier.get(cell.name)) is None or not result.done:
                 continue
-            partner = earlier.get(cell.matched_to) if cell.matched_to is not None else made
+            partner = earlier.get(cell.matched_to) if cell.matched_to is not None else result
             if partner is None or partner.achieved is None:
                 continue  # its size is not known before that one is made
-            if made.fingerprint != self._fingerprint(self._matched(cell)):
+            if result.fingerprint != self._fingerprint(self._matched(cell)):
                 raise OutputExistsError(
                     f"{self.folder.cell_path(cell.name)} was made with other options or another calibration; choose "
                     "another --out, or give the same"

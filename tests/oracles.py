@@ -153,6 +153,24 @@ class Watcher:
         self.shown.append((label, total, sum(steps)))
 
 
+class Impatient:
+    """An observer that interrupts after so much of the work."""
+
+    def __init__(self, share: float = 0.7) -> None:
+        self.share = share
+
+    @contextmanager
+    def progress(self, label: str, total: float, done: float = 0.0) -> Iterator[Advance]:
+        worked = [done]
+
+        def advance(amount: float) -> None:
+            worked.append(amount)
+            if sum(worked) > self.share * total:
+                raise KeyboardInterrupt
+
+        yield advance
+
+
 def write_model(folder: Path, family: str = "llama", **overrides: Any) -> Path:
     """A stock checkpoint of a tiny model, with its tokenizer."""
     with quiet_transformers():

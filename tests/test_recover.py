@@ -9,7 +9,6 @@ import json
 import random
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from models import BLOCKS, FAMILY_NAMES, logits, parameters, tiny, tiny_in, tiny_tokenizer
-from oracles import edited, mean_kl, mean_nll
+from oracles import Impatient, edited, mean_kl, mean_nll
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -46,7 +45,6 @@ from secateur.heal.settings import Settings
 from secateur.heal.trainer import LikeLengths
 from secateur.methods import methods
 from secateur.record import read_record
-from secateur.run import Advance
 from secateur.surgery.edits import DropAttention, KeepNeurons
 
 pytestmark = pytest.mark.slow  # several seconds each for its imports and its processes
@@ -542,24 +540,6 @@ def test_the_forward_s_batch_size_does_not_matter(data: Path) -> None:
 
 
 # --- interrupted ---
-
-
-class Impatient:
-    """An observer that interrupts after so much work."""
-
-    def __init__(self, share: float) -> None:
-        self.share = share
-
-    @contextmanager
-    def progress(self, label: str, total: float, done: float = 0.0) -> Iterator[Advance]:
-        self.done = done
-
-        def advance(amount: float) -> None:
-            self.done += amount
-            if self.done > self.share * total:
-                raise KeyboardInterrupt
-
-        yield advance
 
 
 def test_a_resumed_run_ends_as_an_uninterrupted_one(data: Path, tmp_path: Path) -> None:

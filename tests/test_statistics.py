@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,15 +11,20 @@ import torch
 from secateur.errors import InvalidOptionError
 from secateur.judge.statistics import (
     DRAWS,
+    Interval,
     difference,
     is_binary,
     mcnemar,
     mcnemar_over,
     mean_and_sd,
-    paired_bootstrap,
     stratified_bootstrap,
     told_apart,
 )
+
+
+def paired_bootstrap(a: Any, b: Any, weights: Any = None, **options: int) -> Interval:
+    """Of one text or task."""
+    return stratified_bootstrap([(a, b, weights)], **options)
 
 
 def normal(*shape: int, seed: int) -> torch.Tensor:

@@ -62,11 +62,7 @@ def whole_load(folder: Path, **options: Any) -> Any:
 
 
 def assert_same_model(one: Model, other: Model) -> None:
-    mine, theirs = one.hf.state_dict(), other.hf.state_dict()
-    assert mine.keys() == theirs.keys()
-    for name, tensor in mine.items():
-        assert tensor.dtype == theirs[name].dtype
-        assert torch.equal(tensor, theirs[name]), name
+    assert one.fingerprint() == other.fingerprint()
     ids = tiny_tokens(one, 2, 12).ids
     assert torch.equal(logits(one, ids), logits(other, ids))
     assert list(one.layout().blocks.values()) == list(other.layout().blocks.values())
@@ -281,39 +277,26 @@ def test_the_per_layer_schema_is_transformers_own(tmp_path: Path) -> None:
     assert (config["num_attention_heads"], config["num_key_value_heads"]) == (8, 4)
 
 
-def test_an_existing_folder_is_not_touched(tmp_path: Path) -> None:
-    model = tiny_in("everything", "llama")
-    written = tmp_path / "pruned"
+def test_what_is_there_is_touched_only_if_asked_and_ours(tmp_path: Path) -> None:
+    def contents() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    model, written, home = tiny_in("everything", "llama"), tmp_path / "pruned", tmp_path / "home"
     save(tiny("llama"), written, files={"README.md": "old", RECORD: "{}"})
-    before = {path.name: path.read_bytes() for path in written.iterdir()}
-    with pytest.raises(OutputExistsError):
-        save(model, written)
-    assert {path.name: path.read_bytes() for path in written.iterdir()} == before
-    save(model, written, overwrite=True)
-    assert not (written / "README.md").exists()
-    assert_same_model(load(str(written)), model)
-
-
-def test_a_folder_that_holds_no_model_is_never_overwritten(tmp_path: Path) -> None:
-    home = tmp_path / "home"
     home.mkdir()
     (home / "precious").write_text("x")
-    for overwrite in (False, True):
+    before = contents()
+    for folder, overwrite in ((written, False), (home, False), (home, True)):
         with pytest.raises(OutputExistsError):
-            save(tiny("llama"), home, overwrite=overwrite)
-    assert [path.name for path in tmp_path.rglob("*")] == ["home", "precious"]
-
-
-@pytest.mark.parametrize("size", ["500B", "big", "GB", "1 XB"])
-def test_a_shard_size_has_a_unit(size: str, tmp_path: Path) -> None:
-    with pytest.raises(InvalidOptionError, match="as 5GB or 500MB"):
-        save(tiny("llama"), tmp_path / "pruned", max_shard_size=size)
-
-
-def test_all_files_can_be_read_by_whoever_reads_the_folder(tmp_path: Path) -> None:
-    save(tiny_in("everything", "llama"), tmp_path / "pruned", files={"README.md": ""}, max_shard_size="40KB")
-    modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "pruned").iterdir()}
-    assert len(modes) == 1
+            save(model, folder, overwrite=overwrite)
+    for size in ("500B", "big", "GB", "1 XB"):
+        with pytest.raises(InvalidOptionError, match="as 5GB or 500MB"):
+            save(model, written, overwrite=True, max_shard_size=size)
+    assert contents() == before
+    save(model, written, overwrite=True, max_shard_size="40KB")
+    assert not (written / "README.md").exists()
+    assert_same_model(load(str(written)), model)
+    assert len({stat.S_IMODE(path.stat().st_mode) for path in written.iterdir()}) == 1  # whoever reads one reads all
 
 
 # --- the modeling file ---

@@ -20,7 +20,7 @@ from secateur.cli.options import SourceOptions
 from secateur.cli.progress import in_words, standing_shown
 from secateur.errors import InvalidOptionError, SecateurError
 from secateur.forecast import probe
-from secateur.grid.cells import Asked
+from secateur.grid.asked import Asked
 from secateur.grid.pace import PARTS, PRUNE, Foretold, foretell, sequences
 from secateur.grid.run import Grid, run_grid
 from secateur.judge.judging import GENERATION, INFERENCE, PERPLEXITY, TASKS, Judge, Judging

@@ -15,8 +15,7 @@ from msgspec import structs, to_builtins
 from secateur.engine.tokens import Tokens
 from secateur.errors import OutputError, OutputExistsError
 from secateur.folders import new_folder, resolved, write_file
-from secateur.grid.cells import Cell
-from secateur.grid.pruning import digest
+from secateur.grid.cells import Cell, digest
 from secateur.judge.judging import Judging
 from secateur.model.facts import environment
 from secateur.model.handle import Model

@@ -15,20 +15,12 @@ from msgspec import UNSET, structs
 from secateur.errors import Interrupted, InvalidOptionError, OutputBusyError, OutputExistsError, SecateurError
 from secateur.folders import claimed
 from secateur.forecast import Clock, timed
-from secateur.grid.cells import Asked, Cell, Matrices
+from secateur.grid.asked import Asked
+from secateur.grid.cells import Cell, Matrices, digest
 from secateur.grid.folder import GridFolder, make_index, now
 from secateur.grid.pace import PRUNE, Foretold, Pace, Standing, foretell, parts_of, sequences
-from secateur.grid.pruning import (
-    Fields,
-    Shared,
-    SharingRun,
-    complete_options,
-    dense_fields,
-    digest,
-    identity,
-    plan_cell,
-    pruned,
-)
+from secateur.grid.pruning import Fields, dense_fields, plan_cell, pruned
+from secateur.grid.sharing import Shared, SharingRun
 from secateur.judge.judging import Judge, Judging
 from secateur.judge.judging import Part as JudgedPart
 from secateur.methods import methods
@@ -247,7 +239,7 @@ class _Runner:
         known, stores, by_cell = methods(), dict[str, Shared](), dict[str, Shared]()
         for cell in self.cells:
             beginning = known[cell.method].shared if cell.method in known else None
-            key = digest(cell.method, complete_options(cell), self.matrices.fingerprint(cell.calibration))
+            key = digest(cell.method, cell.complete_options, self.matrices.fingerprint(cell.calibration))
             by_cell[cell.name] = stores.setdefault(key, Shared(beginning)) if beginning is not None else Shared()
         return by_cell
 
@@ -265,7 +257,7 @@ class _Runner:
         return replace(cell, sparsity=getattr(other.achieved, cell.of))
 
     def _fingerprint(self, cell: Cell) -> str:
-        return identity(cell, self.index.judged_by, self.matrices.fingerprint(cell.calibration))
+        return cell.identity(self.index.judged_by, self.matrices.fingerprint(cell.calibration))
 
     def _claim(self, cell: Cell) -> str:
         """The name by which what the cell is, is claimed."""

@@ -7,7 +7,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from secateur.pruning import Job, Plan, Request, plan, prepare
 from secateur.run import Advance, Run
 from secateur.surgery.apply import apply
 from secateur.surgery.edits import DropAttention, DropBlock, DropMLP, Edit, KeepHeads, KeepNeurons
+from secateur.testing import edit_facts as edit_facts
 
 PROPERTY = settings(deadline=None, derandomize=True, database=None, max_examples=12)
 
@@ -139,12 +140,6 @@ def activations(model: Model, ids: Tensor) -> dict[int, dict[str, Tensor]]:
     return seen
 
 
-def edit_facts(edits: Sequence[Edit]) -> list[tuple[str, int | None, tuple[int, ...] | None]]:
-    """Edits in a form that compares equal."""
-    places = [getattr(edit, "block", getattr(edit, "site", None)) for edit in edits]
-    return [(type(e).__name__, at, getattr(e, "index", None)) for e, at in zip(edits, places, strict=True)]
-
-
 class Watcher:
     """An observer that notes (label, total, done) of every bar, `done` being what it began with and was advanced by."""
 
@@ -156,6 +151,24 @@ class Watcher:
         steps = [done]
         yield steps.append
         self.shown.append((label, total, sum(steps)))
+
+
+class Impatient:
+    """An observer that interrupts after so much of the work."""
+
+    def __init__(self, share: float = 0.7) -> None:
+        self.share = share
+
+    @contextmanager
+    def progress(self, label: str, total: float, done: float = 0.0) -> Iterator[Advance]:
+        worked = [done]
+
+        def advance(amount: float) -> None:
+            worked.append(amount)
+            if sum(worked) > self.share * total:
+                raise KeyboardInterrupt
+
+        yield advance
 
 
 def write_model(folder: Path, family: str = "llama", **overrides: Any) -> Path:

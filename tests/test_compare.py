@@ -35,12 +35,13 @@ from secateur.errors import (
 )
 from secateur.folders import claimed
 from secateur.grid import Calibration, Comparison, Grid, Judging, compare
-from secateur.grid.cells import Cell, Matrices, parse_options, read_sparsities
+from secateur.grid.asked import parse_options, read_sparsities
+from secateur.grid.cells import Cell, Matrices
 from secateur.grid.compare import is_block_wise
 from secateur.grid.pace import Standing
 from secateur.grid.presets import PRESETS
-from secateur.grid.pruning import Shared, SharingRun
 from secateur.grid.run import run_grid
+from secateur.grid.sharing import Shared, SharingRun
 from secateur.judge import generation as written
 from secateur.judge import judging
 from secateur.judge.generation import Decoding

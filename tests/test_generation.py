@@ -18,7 +18,6 @@ from secateur.surgery.apply import apply
 from secateur.surgery.edits import DropAttention, DropBlock
 
 PROMPT, NEW = 7, 6
-HARD = ("block 0 without attention", "blocks dropped, block 2 without attention", "everything")
 
 
 def generate(model: Model, ids: Tensor, mask: Tensor | None = None, **options: Any) -> Tensor:
@@ -73,19 +72,6 @@ def assert_padding_is_right(model: Model) -> None:
 @pytest.mark.parametrize(
     ("family", "layout"),
     [
-        *(("llama", layout) for layout in LAYOUTS),
-        *((family, layout) for family in FAMILY_NAMES if family != "llama" for layout in HARD),
-        *((family, "sliced stream and more") for family in REBASABLE),
-    ],
-)
-def test_cached_generation_is_right(family: str, layout: str) -> None:
-    assert_cache_is_right(tiny_in(layout, family))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("family", "layout"),
-    [
         *((family, layout) for family in FAMILY_NAMES for layout in LAYOUTS),
         *((family, layout) for family in REBASABLE for layout in STREAM_LAYOUTS),
     ],
@@ -109,21 +95,18 @@ def test_cached_generation_is_right_after_loading(family: str, tmp_path: Path) -
     assert torch.equal(generate(loaded, prompt), generate(model, prompt))
 
 
-@pytest.mark.parametrize("family", FAMILY_NAMES)
-def test_beams_static_caches_and_lookup_are_right(family: str) -> None:
-    assert_searches_are_right(tiny_in("everything", family))
-
-
 @pytest.mark.parametrize(
-    "layout", ["dense", "block 0 without attention", "all attentions missing", "sliced stream and more"]
+    ("family", "layout"),
+    [
+        *((family, "everything") for family in FAMILY_NAMES),
+        *(("llama", layout) for layout in ("dense", "block 0 without attention", "all attentions missing")),
+        ("llama", "sliced stream and more"),
+    ],
 )
-def test_searches_are_right_on_llama(layout: str) -> None:
-    assert_searches_are_right(tiny_in(layout, "llama"))
-
-
-@pytest.mark.parametrize("family", FAMILY_NAMES)
-def test_left_padding_is_right(family: str) -> None:
-    assert_padding_is_right(tiny_in("everything", family))
+def test_beams_static_caches_lookup_and_left_padding_are_right(family: str, layout: str) -> None:
+    model = tiny_in(layout, family)
+    assert_searches_are_right(model)
+    assert_padding_is_right(model)
 
 
 @pytest.mark.parametrize("family", ["mistral", "qwen2"])

@@ -7,8 +7,8 @@ import gc
 import itertools
 import json
 import random
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from models import BLOCKS, FAMILY_NAMES, logits, parameters, tiny, tiny_in, tiny_tokenizer
-from oracles import edited, mean_kl, mean_nll
+from oracles import Impatient, edited, mean_kl, mean_nll
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -45,7 +45,6 @@ from secateur.heal.settings import Settings
 from secateur.heal.trainer import LikeLengths
 from secateur.methods import methods
 from secateur.record import read_record
-from secateur.run import Advance
 from secateur.surgery.edits import DropAttention, KeepNeurons
 
 pytestmark = pytest.mark.slow  # several seconds each for its imports and its processes
@@ -154,14 +153,10 @@ def test_merging_changes_nothing(family: str) -> None:
 def test_adapters_are_float32_and_nothing_else_is_trained() -> None:
     model = tiny("llama")
     model.hf.to(torch.bfloat16)
-    adapted = attach(model, Settings(rank=3))
-    trained = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
+    trained = {name: p for name, p in attach(model, Settings(rank=3)).named_parameters() if p.requires_grad}
     assert len(trained) == 2 * 7 * BLOCKS
     assert all("lora_" in name and p.dtype == torch.float32 and 3 in p.shape for name, p in trained.items())
-
-
-def test_a_model_without_linear_maps_is_refused() -> None:
-    with pytest.raises(UnsupportedModelError, match="no linear map"):
+    with pytest.raises(UnsupportedModelError):
         targets(tiny_in("nothing left but norms", "llama"))
 
 
@@ -267,59 +262,43 @@ def responses(examples: Any, tokenizer: Any) -> list[str]:
     return sorted(tokenizer.decode(row.ids[row.labels != IGNORED]) for row in rows)
 
 
-def test_only_the_response_is_counted() -> None:
+@pytest.mark.parametrize("template", ["alpaca", "chat"])
+def test_only_the_response_is_counted(template: str) -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.eos_token = "<|im_end|>"
-    examples = make_examples(instructions(), tokenizer, Settings(max_length=400))
+    examples = make_examples(instructions(), tokenizer, Settings(template=template, max_length=400))
     assert responses(examples, tokenizer) == ["3<|im_end|>", "hi\n  you<|im_end|>"]
     assert (examples.facts.rows, examples.facts.dropped, examples.facts.cut) == (3, 1, 0)
-    texts = {tokenizer.decode(row.ids) for row in (*examples.train, *examples.held_out)}
-    filled = [row.prompt + row.output + "<|im_end|>" for row in ROWS[:2]]
-    known = tokenizer("".join(filled))["input_ids"]
-    assert texts == {tokenizer.decode(tokenizer(text)["input_ids"]) for text in filled}
-    assert known  # the prompt has characters that the tiny tokenizer does not know; both sides have them alike
-    for row in (*examples.train, *examples.held_out):
+    rows = (*examples.train, *examples.held_out)
+    for row in rows:
         assert torch.equal(row.labels[row.labels != IGNORED], row.ids[row.labels != IGNORED])
-
-
-def test_the_prompts_are_alpacas() -> None:
-    assert ROWS[0].prompt == (
-        "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
-        "response that appropriately completes the request.\n\n### Instruction:\nadd\n\n### Input:\n1 2\n\n"
-        "### Response:\n"
-    )
-    assert ROWS[1].prompt == (
-        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-        "### Instruction:\nsay hi\n\n### Response:\n"
-    )
-
-
-def test_instructions_by_the_chat_template() -> None:
-    tokenizer = tiny_tokenizer()
-    examples = make_examples(instructions(), tokenizer, Settings(template="chat"))
-    assert responses(examples, tokenizer) == ["3<|im_end|>", "hi\n  you<|im_end|>"]
+    if template == "alpaca":
+        filled = [tokenizer(row.prompt + row.output + "<|im_end|>")["input_ids"] for row in ROWS[:2]]
+        assert sorted(row.ids.tolist() for row in rows) == sorted(filled)
+        return
     with pytest.raises(DataError, match="no chat template"):
         make_examples(instructions(), tiny_tokenizer(chat=False), Settings(template="chat"))
 
 
-def test_conversations_count_what_the_assistant_says() -> None:
+def test_the_prompts_are_alpacas() -> None:
+    begins = "Below is an instruction that describes a task"
+    asks = "rite a response that appropriately completes the request.\n\n### Instruction:\n"
+    assert ROWS[0].prompt == (
+        f"{begins}, paired with an input that provides further context. W{asks}add\n\n### Input:\n1 2\n\n"
+        "### Response:\n"
+    )
+    assert ROWS[1].prompt == f"{begins}. W{asks}say hi\n\n### Response:\n"
+
+
+def test_conversations_count_what_the_assistant_says_and_plain_text_all() -> None:
     tokenizer = tiny_tokenizer()
-    talks = [
-        [{"role": role, "content": f"{role[0]}{turn}"} for turn in "12" for role in ("user", "assistant")]
-        for _ in range(3)
-    ]
-    examples = make_examples(chat_text("talk", talks, {}), tokenizer, Settings())
+    talk = [{"role": role, "content": f"{role[0]}{turn}"} for turn in "12" for role in ("user", "assistant")]
+    examples = make_examples(chat_text("talk", [talk] * 3, {}), tokenizer, Settings())
     assert responses(examples, tokenizer) == ["a1<|im_end|>a2<|im_end|>"] * 3
-
-
-def test_plain_text_comes_in_windows_that_count_all() -> None:
-    text = plain_text("t", "abcd" * 16, {}, where="t")
-    examples = make_examples(text, tiny_tokenizer(), Settings(max_length=8))
-    rows = [*examples.train, *examples.held_out]
+    windows = make_examples(plain_text("t", "abcd" * 16, {}, where="t"), tokenizer, Settings(max_length=8))
+    rows = [*windows.train, *windows.held_out]
     assert len(rows) == 8
-    for row in rows:
-        assert row.labels[0] == IGNORED
-        assert torch.equal(row.labels[1:], row.ids[1:])
+    assert all(row.labels.tolist() == [IGNORED, *row.ids[1:].tolist()] for row in rows)
 
 
 def test_rows_are_cut_or_dropped_and_counted() -> None:
@@ -354,8 +333,6 @@ def test_rows_held_out_are_never_trained_on() -> None:
 
 def test_a_tokenizers_own_beginning_is_kept() -> None:
     tokenizer = tiny_tokenizer()
-    ids = tokenizer("", verbose=False)["input_ids"]
-    assert ids == []
     plain = make_examples(instructions(*ROWS[:2]), tokenizer, Settings(max_length=400))
 
     class Beginning(type(tokenizer)):  # type: ignore[misc]
@@ -365,8 +342,7 @@ def test_a_tokenizers_own_beginning_is_kept() -> None:
                 encoded["input_ids"] = [self.bos_token_id, *encoded["input_ids"]]
             return encoded
 
-    tokenizer.bos_token = "<|im_start|>"
-    tokenizer.__class__ = Beginning
+    tokenizer.bos_token, tokenizer.__class__ = "<|im_start|>", Beginning
     begun = make_examples(instructions(*ROWS[:2]), tokenizer, Settings(max_length=400))
     for before, after in zip((*plain.train, *plain.held_out), (*begun.train, *begun.held_out), strict=True):
         assert after.ids.tolist() == [tokenizer.bos_token_id, *before.ids.tolist()]
@@ -510,11 +486,13 @@ def test_distillation_brings_the_model_nearer_to_the_dense_one(data: Path) -> No
     assert dense.fingerprint() == fingerprint
 
 
-@pytest.mark.parametrize("family", ["phi3", "gpt2"])
-def test_other_families_heal_too(family: str, data: Path) -> None:
+@pytest.mark.parametrize(("family", "dtype"), [("phi3", "float32"), ("gpt2", "float32"), ("llama", "bfloat16")])
+def test_other_families_and_dtypes_heal_too(family: str, dtype: str, data: Path) -> None:
     model = pruned_tiny(family)
+    model.hf.to(getattr(torch, dtype))
     losses = recover(model, data, max_steps=6, **QUICK).record.recovery.held_out_loss
     assert losses.after < losses.before
+    assert model.dtype == getattr(torch, dtype)
 
 
 @pytest.mark.parametrize("method", sorted(methods()))
@@ -534,14 +512,6 @@ def test_checkpoints_of_every_method_heal(method: str, data: Path, tmp_path: Pat
     assert losses.after < losses.before
     ids = torch.arange(5, 25)[None]
     torch.testing.assert_close(logits(again, ids), logits(loaded, ids))
-
-
-def test_bfloat16_heals_too(data: Path) -> None:
-    model = pruned_tiny()
-    model.hf.to(torch.bfloat16)
-    losses = recover(model, data, max_steps=6, **QUICK).record.recovery.held_out_loss
-    assert losses.after < losses.before
-    assert model.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("distill", [False, True])
@@ -570,24 +540,6 @@ def test_the_forward_s_batch_size_does_not_matter(data: Path) -> None:
 
 
 # --- interrupted ---
-
-
-class Impatient:
-    """An observer that interrupts after so much work."""
-
-    def __init__(self, share: float) -> None:
-        self.share = share
-
-    @contextmanager
-    def progress(self, label: str, total: float, done: float = 0.0) -> Iterator[Advance]:
-        self.done = done
-
-        def advance(amount: float) -> None:
-            self.done += amount
-            if self.done > self.share * total:
-                raise KeyboardInterrupt
-
-        yield advance
 
 
 def test_a_resumed_run_ends_as_an_uninterrupted_one(data: Path, tmp_path: Path) -> None:
@@ -648,15 +600,12 @@ def test_a_loss_that_blows_up_is_an_error_and_the_model_is_kept(data: Path) -> N
 # --- refused before anything is trained ---
 
 
-def no_tokenizer(model: Model) -> None:
-    model.tokenizer = None
-
-
 REFUSED: dict[str, tuple[Callable[[Model], Any], dict[str, Any], type[SecateurError], str]] = {
-    "no tokenizer": (no_tokenizer, {}, DataError, "no tokenizer"),
+    "no tokenizer": (lambda model: setattr(model, "tokenizer", None), {}, DataError, "no tokenizer"),
+    "another tokenizer": (lambda model: model.hf.resize_token_embeddings(20), {}, DataError, "tokenizer does not fit"),
     "float16": (lambda model: model.hf.to(torch.float16), {}, InvalidOptionError, "loss scaling"),
     "too long": (lambda model: None, {"max_length": 65}, InvalidOptionError, "positions end at 64"),
-    "unknown option": (lambda model: None, {"learning_rate": 1}, InvalidOptionError, "no option learning_rate"),
+    "unknown option": (lambda model: None, {"learning_rate": 1}, InvalidOptionError, "learning_rate"),
 }
 
 
@@ -669,14 +618,7 @@ def test_what_cannot_be_healed_is_refused(name: str, data: Path) -> None:
         recover(model, data, **{**QUICK, **settings})
 
 
-def test_a_foreign_tokenizer_is_refused(data: Path) -> None:
-    with pytest.raises(DataError, match="tokenizer does not fit"):
-        recover(with_tokenizer(tiny("llama", vocab_size=20)), data, **QUICK)
-
-
 def test_missing_extras_are_named(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(MissingExtraError, match=r"peft.*secateur\[recover\]"):
         recover(pruned_tiny(), data, **QUICK)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from models import logits
-from oracles import write_model
+from oracles import Impatient, write_model
 from test_cli import Told, _own_world, call, contents  # noqa: F401  # a fixture
 
 import secateur
 from secateur import folders
 from secateur.cli import recover as cli
 from secateur.heal import trainer
-from secateur.run import Advance
 
 pytestmark = pytest.mark.slow  # several seconds each for its imports and its processes
 
@@ -101,21 +99,6 @@ def test_the_same_command_again_finds_its_result(recover: Callable[..., Told], t
     assert contents(tmp_path) == before
     assert recover("--seed", 1, "--overwrite").code == 0
     assert json.loads((tmp_path / "out" / "secateur.json").read_text())["seed"] == 1
-
-
-class Impatient:
-    """Bars that interrupt after so much work."""
-
-    @contextmanager
-    def progress(self, label: str, total: float, done: float = 0.0) -> Iterator[Advance]:
-        worked = [done]
-
-        def advance(amount: float) -> None:
-            worked.append(amount)
-            if sum(worked) > 0.7 * total:
-                raise KeyboardInterrupt
-
-        yield advance
 
 
 def test_an_interrupted_run_says_how_it_goes_on(

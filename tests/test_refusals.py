@@ -19,6 +19,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImage
 from secateur import load
 from secateur.errors import CheckpointError, FetchError, SecateurError, UnsupportedModelError
 from secateur.hf import quiet_transformers
+from secateur.model import described
 from secateur.model.described import Description
 from secateur.model.handle import Model
 from secateur.model.load import Source
@@ -58,15 +59,12 @@ def test_models_of_other_kinds_are_refused_by_their_kind(reason: str, kind: str,
         refuse(Description("this model", config.to_dict()), *ARCHITECTURE)
 
 
-@pytest.mark.parametrize("kind", ["qwen3_next", "jamba", "granitemoehybrid", "nemotron_h"])
-def test_what_is_both_is_refused_as_one_of_them(kind: str) -> None:
-    with pytest.raises(UnsupportedModelError, match=f"{EXPERTS}|{STATE}"):
-        refuse(Description("m", CONFIG_MAPPING[kind]().to_dict()), *ARCHITECTURE)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_no_supported_family_is_taken_for_another_kind(family: str) -> None:
-    refuse(Description("m", CONFIG_MAPPING[family]().to_dict()), *ARCHITECTURE)
+def test_what_is_both_is_refused_as_one_of_them_and_no_supported_family_as_either() -> None:
+    for kind in ("qwen3_next", "jamba", "granitemoehybrid", "nemotron_h"):
+        with pytest.raises(UnsupportedModelError, match=f"{EXPERTS}|{STATE}"):
+            refuse(Description("m", CONFIG_MAPPING[kind]().to_dict()), *ARCHITECTURE)
+    for family in FAMILIES:
+        refuse(Description("m", CONFIG_MAPPING[family]().to_dict()), *ARCHITECTURE)
 
 
 def test_a_model_in_memory_is_refused_too() -> None:
@@ -154,11 +152,13 @@ def test_quantised_checkpoints_name_method_and_base(
     assert f"Prune the base model{named} and quantise the result" in str(refused.value)
 
 
-def test_gguf_files_alone_name_the_base(tmp_path: Path) -> None:
+def test_gguf_files_alone_name_the_base_which_is_never_the_model_itself(tmp_path: Path) -> None:
     (tmp_path / "m.Q4_K_M.gguf").write_bytes(b"GGUF")
     (tmp_path / "README.md").write_text("---\nbase_model: org/base\n---\n")
     with pytest.raises(UnsupportedModelError, match=r"GGUF.*\(org/base\), in safetensors"):
         load(str(tmp_path))
+    assert base_model(Description("org/m", {"_name_or_path": "org/m"})) is None
+    assert base_model(Description("org/m", {"_name_or_path": 3, "base_model_name_or_path": "org/n"})) == "org/n"
 
 
 def test_pickles_are_not_read_and_can_be_converted_as_the_message_says(
@@ -196,11 +196,6 @@ def test_adapters_are_to_be_merged(config: dict[str, Any] | None, tmp_path: Path
     (folder / "adapter_config.json").write_text("{")  # damaged, and still an adapter
     with pytest.raises(UnsupportedModelError, match="PEFT adapter, no whole model"):
         load(str(folder))
-
-
-def test_a_base_is_never_the_model_itself() -> None:
-    assert base_model(Description("org/m", {"_name_or_path": "org/m"})) is None
-    assert base_model(Description("org/m", {"_name_or_path": 3, "base_model_name_or_path": "org/n"})) == "org/n"
 
 
 # --- unknown kinds, and a checkpoint's own code ---
@@ -280,9 +275,7 @@ def test_names_that_are_nothing_are_refused(name: str) -> None:
             ask(name)
 
 
-def test_an_adapter_on_the_hub_is_told_from_a_missing_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from secateur.model import described
-
+def test_what_the_hub_has_instead_of_safetensors_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
 
     def only_the_adapter(repository: str, name: str, **options: Any) -> str:
@@ -290,18 +283,14 @@ def test_an_adapter_on_the_hub_is_told_from_a_missing_model(monkeypatch: pytest.
             raise OSError(f"no {name}")
         return str(tmp_path / name)
 
-    monkeypatch.setattr(described, "cached_file", only_the_adapter)
-    with pytest.raises(UnsupportedModelError, match="org/lora is a PEFT adapter of org/base"):
-        load("org/lora")
-
-
-def test_a_model_on_the_hub_without_safetensors(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = tiny_hf("llama").config
-    monkeypatch.setattr(PreTrainedConfig, "get_config_dict", lambda *a, **k: (config.to_dict(), {}))
-
     def no_safetensors(*args: Any, **kwargs: Any) -> Any:
         raise OSError("org/m does not appear to have a file named model.safetensors")
 
+    monkeypatch.setattr(described, "cached_file", only_the_adapter)
+    with pytest.raises(UnsupportedModelError, match="org/lora is a PEFT adapter of org/base"):
+        load("org/lora")
+    config = tiny_hf("llama").config.to_dict()
+    monkeypatch.setattr(PreTrainedConfig, "get_config_dict", lambda *a, **k: (config, {}))
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", no_safetensors)
     with pytest.raises(CheckpointError, match=r"pickles only.*use_safetensors=False"):
         load("org/m")

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -75,36 +72,6 @@ def test_a_stock_layout_is_saved_without_a_row(tmp_path: Path) -> None:
     model = Model(foreign(HELIUM))
     assert save(apply_all(model, layouts(model)["blocks dropped"]), tmp_path / "stock") == "A"
     assert ROW not in json.loads((tmp_path / "stock" / "config.json").read_text())
-
-
-PROGRAM = """
-import json, sys, torch
-if {remote}:
-    sys.modules["secateur"] = None  # not installed
-    from transformers import AutoModelForCausalLM
-    hf = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
-else:
-    import secateur
-    hf = secateur.load(sys.argv[1]).hf
-ids = torch.arange(5, 17)[None]
-print(json.dumps(hf(input_ids=ids, use_cache=False).logits.tolist()))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("remote", [False, True])
-def test_a_fresh_process_needs_no_package(remote: bool, tmp_path: Path) -> None:
-    register_family(HELIUM)
-    model = Model(foreign(HELIUM))
-    save(apply_all(model, stream_layouts(model)["sliced stream and more"]), tmp_path / "pruned")
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(remote=remote), str(tmp_path / "pruned")],
-        env={**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"},
-        capture_output=True, text=True, cwd=tmp_path, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    expected = logits(model, torch.arange(5, 17)[None])
-    assert torch.allclose(torch.tensor(json.loads(done.stdout)), expected, atol=1e-6)
 
 
 def test_a_name_has_one_row() -> None:

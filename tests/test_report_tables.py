@@ -70,12 +70,12 @@ def table_of(cells: dict[str, dict[str, Any]], *missing: str) -> Table:
     return main_table(results_of(cells, *missing))
 
 
-def differences(cells: dict[str, dict[str, Any]], base: str, draws: int = 500) -> list[Differences]:
-    return all_differences(results_of(cells), base, draws=draws)
+def differences(cells: dict[str, dict[str, Any]], base: str) -> list[Differences]:
+    return all_differences(results_of(cells), base)
 
 
 def test_differences_are_to_the_base_at_the_same_sparsity_and_to_the_match() -> None:
-    told = differences(CELLS, "2ssp", draws=500)
+    told = differences(CELLS, "2ssp")
     assert [(each.cell, each.against, each.kind) for each in told] == [
         ("window-0.25", "2ssp-0.25", "same sparsity asked"), ("window-0.25", "2ssp-as-window-0.25", "same size"),
     ]  # fmt: skip  # the base's cell at 0.5 failed
@@ -93,10 +93,10 @@ def test_differences_are_to_the_base_at_the_same_sparsity_and_to_the_match() -> 
 
 def test_losses_that_are_no_numbers_or_too_far_apart_end_no_table() -> None:
     def losses(value: float | None) -> dict[str, Any]:
-        text = {**CELLS["window-0.25"]["perplexity"]["wiki_text"], "window_nll": [value] * 4}
+        text = {**CELLS["window-0.25"]["perplexity"]["wiki_text"], "window_nll": [value] * 4, "nll": value}
         return {**CELLS, "window-0.25": {**CELLS["window-0.25"], "perplexity": {"wiki_text": text}}}
 
-    (broken, *_), (far, *_) = (differences(losses(value), "2ssp", draws=10) for value in (None, 1e4))
+    (broken, *_), (far, *_) = (differences(losses(value), "2ssp") for value in (None, 1e4))
     assert set(structs.astuple(broken.perplexity["wiki_text"])) == {None}
     assert (far.perplexity["wiki_text"].difference or 0) > 9000
     assert far.perplexity["wiki_text"].ratio is None
@@ -104,7 +104,7 @@ def test_losses_that_are_no_numbers_or_too_far_apart_end_no_table() -> None:
 
 
 def test_with_another_base_the_signs_turn() -> None:
-    (one, *_), (other, *_) = differences(CELLS, "2ssp", draws=500), differences(CELLS, "window", draws=500)
+    (one, *_), (other, *_) = differences(CELLS, "2ssp"), differences(CELLS, "window")
     assert (other.cell, other.against) == ("2ssp-0.25", "window-0.25")
     ours, theirs = one.perplexity["wiki_text"], other.perplexity["wiki_text"]
     assert (theirs.low, theirs.high) == pytest.approx((-(ours.high or 0), -(ours.low or 0)))
@@ -153,7 +153,7 @@ def test_an_average_is_of_one_kind_of_accuracy(metric: str, why: str) -> None:
     if metric != "acc_norm":  # neither in per cent nor with a best
         assert "1250" not in text
         assert "**12.5**" not in text
-        assert not any(row["better"] for row in difference_table(differences(cells, "2ssp", draws=99)).rows
+        assert not any(row["better"] for row in difference_table(differences(cells, "2ssp")).rows
                        if row["measure"] == "other")  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from compare_folders import make_compare_folder
 
-from secateur.report.comparing import by_accuracy, by_loss, loss_gap, ratio
+from secateur.report.comparing import accuracies, losses, ratio
 from secateur.report.main_table import difference_table, differences
 from secateur.report.results import Results, read_results
 from secateur.report.verdict import SAME_SIZE, Verdict, verdict
@@ -76,10 +76,10 @@ def test_other_windows_are_never_compared(tmp_path: Path) -> None:
     edit(folder, "2ssp-0.25", perplexity={text: each | {"length": 512} for text, each in found.items()})
     results = read_results(folder)
     one, other = results.pruned
-    assert loss_gap(one, other, ("wikitext2",)) is None
+    assert losses(results).gap(one, other) is None
     assert ratio(results, one) is None
     words = verdict(results)
-    assert by_loss(results, results.of_size(0.25)).cells == (other,)  # not even by its bare number
+    assert losses(results).rank(results.of_size(0.25)).cells == (other,)  # not even by its bare number
     assert results.perplexity(one, "wikitext2") is None
     assert any("2ssp-0.25 was judged on other windows of wikitext2" in caveat for caveat in words.caveats)
 
@@ -94,11 +94,11 @@ def test_texts_of_two_lengths_are_never_averaged(tmp_path: Path) -> None:
     assert results.texts == ("c4", "demo", "own")
     assert results.averaged_texts == ("c4", "own")
     assert results.dense is not None
-    gap = loss_gap(cell, results.dense, ("c4", "own"))
+    gap = losses(results).gap(cell, results.dense)
     assert gap is not None
     assert ratio(results, cell) == pytest.approx(math.exp(gap.difference))
     assert results.perplexity(cell, "demo") is not None  # shown by itself
-    assert [each.method for each in by_loss(results, results.pruned, ["demo"]).cells] == ["2ssp", "slicegpt"]
+    assert [each.method for each in losses(results, "demo").rank(results.pruned).cells] == ["2ssp", "slicegpt"]
     words = verdict(results)
     assert "demo" not in words.sizes[0].text
     assert any(caveat.startswith("demo was cut to windows of another length") for caveat in words.caveats)
@@ -106,8 +106,8 @@ def test_texts_of_two_lengths_are_never_averaged(tmp_path: Path) -> None:
 
 def test_texts_weigh_the_same(tmp_path: Path) -> None:
     results, _ = said(tmp_path, methods=("2ssp",), sparsities=(0.25,), change={})
-    gaps = [loss_gap(results.pruned[0], results.cells[0], (text,)) for text in results.texts]
-    together = loss_gap(results.pruned[0], results.cells[0], results.texts)
+    gaps = [losses(results, text).gap(results.pruned[0], results.cells[0]) for text in results.texts]
+    together = losses(results).gap(results.pruned[0], results.cells[0])
     assert together is not None
     assert together.difference == pytest.approx(sum(gap.difference for gap in gaps if gap) / 3)
     assert together.low is not None
@@ -120,11 +120,12 @@ def test_what_texts_differ_in_is_no_uncertainty(tmp_path: Path) -> None:
     folder = make_compare_folder(tmp_path, **{**TWO, "texts": ("c4", "demo")})
     found = json.loads((folder / "cells" / "2ssp-0.25" / "cell.json").read_text())["perplexity"]
     for text, more in (("c4", 0.1), ("demo", 0.5)):
-        losses = [loss + more for loss in found[text]["window_nll"]]
-        found[text] |= {"window_nll": losses, "nll": found[text]["nll"] + more}
+        windows = [loss + more for loss in found[text]["window_nll"]]
+        found[text] |= {"window_nll": windows, "nll": found[text]["nll"] + more}
     edit(folder, "slicegpt-0.25", perplexity=found)
-    one, other = read_results(folder).pruned
-    gap = loss_gap(other, one, ("c4", "demo"))
+    results = read_results(folder)
+    one, other = results.pruned
+    gap = losses(results).gap(other, one)
     assert gap is not None
     assert (gap.difference, gap.low, gap.high) == pytest.approx((0.3, 0.3, 0.3))
     assert gap.apart is True
@@ -132,12 +133,13 @@ def test_what_texts_differ_in_is_no_uncertainty(tmp_path: Path) -> None:
 
 def test_windows_weigh_as_much_as_they_predict(tmp_path: Path) -> None:
     folder = make_compare_folder(tmp_path, **TWO, windows=4)
-    for name, losses, nll in (("2ssp-0.25", [1, 1, 1, 1], 1), ("slicegpt-0.25", [2, 2, 1, 1], 1.5)):
+    for name, windows, nll in (("2ssp-0.25", [1, 1, 1, 1], 1), ("slicegpt-0.25", [2, 2, 1, 1], 1.5)):
         found = json.loads((folder / "cells" / name / "cell.json").read_text())["perplexity"]["wikitext2"]
-        weights = {"window_nll": losses, "nll": nll, "window_predictions": [1, 1, 1e9, 1e9]}
+        weights = {"window_nll": windows, "nll": nll, "window_predictions": [1, 1, 1e9, 1e9]}
         edit(folder, name, perplexity={"wikitext2": found | weights})
-    one, other = read_results(folder).pruned
-    gap = loss_gap(other, one, ("wikitext2",))
+    results = read_results(folder)
+    one, other = results.pruned
+    gap = losses(results).gap(other, one)
     assert gap is not None
     assert gap.high == 1  # a sample of the two small windows only
     assert gap.low == 0
@@ -151,7 +153,7 @@ def test_tasks_are_level_on_the_page_where_the_table_does_not_tell_them_apart(tm
                 "per_document": [1.0] * right + [0.0] * (100 - right)}  # fmt: skip
         edit(folder, name, tasks={"piqa": task})
     results = read_results(folder)
-    ranking = by_accuracy(results, results.of_size(0.25))
+    ranking = accuracies(results).rank(results.of_size(0.25))
     gap = ranking.gaps[1]
     assert gap is not None
     assert gap.high is not None
@@ -248,7 +250,7 @@ def test_failed_and_missing_cells_are_said_and_not_judged(tmp_path: Path) -> Non
     assert words.headline.endswith(f" 1 of {len(results.cells)} cells is still to come.")
     assert any("SliceGPT at 50\u00a0% failed" in caveat and "block 7" in caveat for caveat in words.caveats)
     assert any(caveat.startswith("Not there yet (running, or still to come): window-0.5") for caveat in words.caveats)
-    judged = by_loss(results, results.of_size(0.5)).cells
+    judged = losses(results).rank(results.of_size(0.5)).cells
     assert not {"window-0.5", "slicegpt-0.5"} & {cell.name for cell in judged}
 
 

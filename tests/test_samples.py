@@ -20,7 +20,6 @@ from secateur.judge.generation import (
     GREEDY,
     REFERENCE,
     REFERENCE_PROMPTS,
-    Decoding,
     distinct,
     generate,
     generation,
@@ -250,8 +249,3 @@ def test_another_vocabulary_is_refused() -> None:
     model = speaking(tiny("llama"))
     with pytest.raises(InvalidOptionError, match="greedy agreement compares"):
         judged(model, ["ab"], dense=tiny("llama"))
-
-
-def test_a_decoding_is_for_records() -> None:
-    assert Decoding(name="x", max_length=3).record()["name"] == "x"
-    assert SHORT.record() != GREEDY.record()

@@ -165,32 +165,6 @@ def test_a_sliced_model_is_the_dense_one_with_its_stream_projected(family: str, 
     assert widths == [bases[site].shape[1] if site in bases else hidden for site in SITES]
 
 
-@torch.no_grad()
-def low_rank(model: Model, basis: Tensor) -> Model:
-    """All that is ever added to the residual stream lies in the span of the basis (hidden, rank)."""
-    projection = (basis @ basis.T).float()
-    embedding = model.hf.get_input_embeddings().weight
-    embedding.copy_(embedding @ projection)
-    for number in model.numbers:
-        with model.open(number) as block:
-            for linear in (block.attention_out, block.mlp_out):
-                linear.weight.copy_(projection @ linear.weight)
-                if linear.bias is not None:
-                    linear.bias.copy_(projection @ linear.bias)
-    return model
-
-
-@pytest.mark.parametrize(("family", "tied"), CAN)
-def test_slicing_a_stream_of_low_rank_loses_nothing(family: str, tied: bool) -> None:
-    basis = orthonormal(tiny(family).hidden_size, 11)
-    dense = low_rank(tiny(family, tie_word_embeddings=tied), basis)
-    dense.hf.double()  # what float32 rounds, a processor's kernels decide
-    before, parameters = logits(dense, IDS), dense.layout().parameters
-    model = apply_all(dense, [FoldNorms(), *(Rebase(site, basis) for site in SITES)])
-    assert difference(logits(model, IDS), before) < 4e-6
-    assert model.layout().parameters < parameters
-
-
 # --- with other edits ---
 
 

@@ -39,7 +39,8 @@ def test_the_demo_model_needs_no_hub_for_its_texts(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_compare_writes_its_tables_and_is_done_once(where: tuple[object, ...], tmp_path: Path) -> None:
-    words = ("--methods", "2ssp,shortgpt", "--sparsities", "0.25", "--out", tmp_path / "out")
+    words = ("--methods", "2ssp,shortgpt", "--sparsities", "0.25", "--option", "2ssp.attentions=2")
+    words = (*words, "--out", tmp_path / "out")
     told = compare(where, *words)
     assert told.code == 0, told.err
     assert "| shortgpt | 0.25 |" in told.out
@@ -51,6 +52,8 @@ def test_compare_writes_its_tables_and_is_done_once(where: tuple[object, ...], t
     index = json.loads((tmp_path / "out/compare.json").read_text())
     assert index["arguments"]["command"][:2] == ["compare", "model"]  # no private path
     assert str(tmp_path) not in (tmp_path / "out/compare.json").read_text()
+    cell = json.loads((tmp_path / "out/cells/2ssp-0.25/cell.json").read_text())
+    assert sum(not block["attention"] for block in cell["shape"]) == cell["options"]["attentions"] == 2
     again = compare(where, *words, "--json")
     assert again.code == 0
     assert [row["name"] for row in again.json["rows"]] == index["cells"]
@@ -82,19 +85,10 @@ def test_a_dry_run_writes_nothing_and_foretells_every_cell(
     assert "Guessed: the windows of texts that are wanted whole, tasks, by their first documents" in shown.out
 
 
-def test_a_perplexity_that_is_no_number_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_perplexity_that_is_no_number_is_told() -> None:
     perplexity = {"c4": Perplexity(perplexity=None), "wikitext2": Perplexity(perplexity=12.345)}
-    grids._tell(CellResult(name="x", status="done", perplexity=perplexity))
-    assert capsys.readouterr().err == "x: c4 not finite, wikitext2 12.35\n"
-
-
-@pytest.mark.slow
-def test_options_reach_their_method(where: tuple[object, ...], tmp_path: Path) -> None:
-    words = ("--methods", "2ssp", "--sparsities", "0.25", "--option", "2ssp.attentions=2", "--out", tmp_path / "out")
-    assert compare(where, *words).code == 0
-    cell = json.loads((tmp_path / "out/cells/2ssp-0.25/cell.json").read_text())
-    assert cell["options"]["attentions"] == 2
-    assert sum(not block["attention"] for block in cell["shape"]) == 2
+    told = grids.cell_in_words(CellResult(name="x", status="done", perplexity=perplexity))
+    assert told == "x: c4 not finite, wikitext2 12.35"
 
 
 @pytest.mark.slow

@@ -32,6 +32,7 @@ from secateur.model.layout import Layout
 from secateur.model.load import Source, check_device
 from secateur.output import Outcome, Output
 from secateur.record import (
+    FORMAT,
     Cost,
     Record,
     Shares,
@@ -347,6 +348,7 @@ def make_record(
     model, budget, filters = job.model, pruning.budget, job.plan.request.filters
     return Record(
         secateur=__version__,
+        format=FORMAT,
         fingerprint=job.fingerprint,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         method=pruning.method,
@@ -395,7 +397,7 @@ def prune_to(
     Raises:
         OutputExistsError, OutputBusyError, OutputError: the folder holds something else, another process is about to
             write it, or it cannot be written.
-        What `plan`, `prepare` and `run_job` raise.
+        SecateurError: what `plan`, `prepare` and `run_job` raise.
     """
     judging = judging or Judging()
     text = request.calibration if isinstance(request.calibration, str) else None

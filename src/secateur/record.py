@@ -146,7 +146,7 @@ class Record(Struct, kw_only=True, omit_defaults=True):
     """
 
     secateur: str
-    format: int = FORMAT
+    format: int
     fingerprint: str
     created: str
     method: str
@@ -204,7 +204,7 @@ class Record(Struct, kw_only=True, omit_defaults=True):
     def to_json(self) -> Facts:
         """The entries of `secateur.json`."""
         entries: Facts = msgspec.to_builtins(self)
-        return {"secateur": self.secateur, "format": self.format, **entries, "parents": entries.get("parents", [])}
+        return {**entries, "parents": entries.get("parents", [])}
 
     def summary(self) -> Facts:
         """The entries but the long ones: what the commands print as JSON."""

@@ -12,8 +12,9 @@ An AssertionError says what is owed.
 
 from __future__ import annotations
 
+import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +31,7 @@ from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.model.load import load
 from secateur.output import save
-from secateur.pruning import Pruning, Request, plan, prune, run_method
+from secateur.pruning import Plan, Pruning, Request, plan, prune, run_method
 from secateur.run import MemoryStore, Run
 from secateur.surgery.apply import apply
 from secateur.surgery.edits import Edit
@@ -61,7 +62,7 @@ def a_block(layout: Layout) -> float:
     return max(block.parameters for block in layout.blocks.values())
 
 
-def edit_facts(edits: list[Edit]) -> list[tuple[str, int | None, tuple[int, ...] | None]]:
+def edit_facts(edits: Sequence[Edit]) -> list[tuple[str, int | None, tuple[int, ...] | None]]:
     """Kind, place and what stays, of edits that are to be compared."""
     places = [getattr(edit, "block", getattr(edit, "site", None)) for edit in edits]
     return [(type(e).__name__, at, getattr(e, "index", None)) for e, at in zip(edits, places, strict=True)]
@@ -115,8 +116,9 @@ class Contract:
         model = self.model()
         pruning = self.prune(model)
         _owe(pruning.after == model.layout(), "the layout that its edits predict")
-        gone = self.budget.achieved(pruning.before, pruning.after) - self.budget.sparsity
-        missed = abs(gone) * self.budget.target(pruning.before) / self.budget.sparsity
+        gone, target = self.budget.achieved(pruning.before, pruning.after), self.budget.target(pruning.before)
+        missed = abs(gone / self.budget.sparsity - 1) * target
+        _owe(gone > 0, "a smaller model")
         _owe(missed <= self.budget.round_to * self.unit(pruning.before), f"the budget met to a unit, not by {missed:,}")
 
     def refuses_what_cannot_be(self) -> None:
@@ -127,7 +129,8 @@ class Contract:
             for attempt in (lambda s: self.prune(model, run, Budget(s)), lambda s: self.planned(model, Budget(s))):
                 try:
                     attempt(sparsity)
-                except InfeasibleBudgetError:
+                except InfeasibleBudgetError as error:
+                    _owe(bool(re.search(r"\d\.\d+.* to \d\.\d+", str(error))), f"the range that is in reach: {error}")
                     continue
                 _owe(False, f"an InfeasibleBudgetError at a sparsity of {sparsity}")
         _owe((model.fingerprint(), run.meter.block_tokens) == (before, 0), "a refusal before any work")
@@ -137,6 +140,7 @@ class Contract:
         model, run = self.model(), Run()
         planned, pruning = self.planned(model), self.prune(model, run)
         missed = abs(pruning.after.parameters - planned.after.parameters)
+        _owe(planned.before == pruning.before, "a plan of this very model")
         _owe(missed <= self.unit(pruning.before), f"a plan of the layout to a unit, not by {missed:,} parameters")
         for count in ("block_tokens", "head_tokens", "asked_tokens"):
             ran, expected = getattr(run.meter, count), getattr(planned.meter, count)
@@ -164,7 +168,7 @@ class Contract:
     def prune(self, model: Model, run: Run | None = None, budget: Budget | None = None) -> Pruning:
         return run_method(model, self._method, self.tokens, budget or self.budget, run or Run(), **self.options)
 
-    def planned(self, model: Model, budget: Budget | None = None) -> Any:
+    def planned(self, model: Model, budget: Budget | None = None) -> Plan:
         """The plan of such a pruning."""
         budget = budget or self.budget
         request = Request(

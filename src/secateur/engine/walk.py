@@ -112,7 +112,8 @@ class _Stream:
         """Nobody wants the states any more."""
 
     def _start(self) -> None:
-        self.hidden = [self.inputs.embed(ids) for ids in self.ids]
+        with self.model.open_ends():
+            self.hidden = [self.inputs.embed(ids) for ids in self.ids]
 
     def _wait(self) -> None:
         there = [number for number in self.ahead if number in self.model.numbers]

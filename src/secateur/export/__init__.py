@@ -78,7 +78,7 @@ def check_output(folder: Path, *, overwrite: bool = False, max_shard_size: str =
         OutputError: nothing can be written there.
         InvalidOptionError: the size is none.
     """
-    if not re.fullmatch(r"\d+(\.\d+)?\s*[KMGT]?B", max_shard_size.strip(), re.IGNORECASE):
+    if not re.fullmatch(r"\d+(\.\d+)?\s*[KMGT]B", max_shard_size.strip(), re.IGNORECASE):
         raise InvalidOptionError(f"the shard size is a number with a unit, as 5GB or 500MB, not {max_shard_size!r}")
     folder = resolved(folder)
     if folder.exists():

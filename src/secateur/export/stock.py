@@ -51,7 +51,7 @@ def _stock_config(model: Model) -> PreTrainedConfig | str:
     if not family.free_head_dim and shape.query_heads * first.head_dim != config.hidden_size:
         return f"divides its hidden size among the heads, and {shape.query_heads} of {first.head_dim} do not make it up"
     plain: Any = plain_config(config, family, [shape])
-    values: dict[str, Any] = {family.width: shape.width, family.query_heads: shape.query_heads}
+    values = {family.width: shape.width, family.query_heads: shape.query_heads}
     if family.kv_heads:
         values[family.kv_heads] = shape.kv_heads
     if family.free_head_dim:

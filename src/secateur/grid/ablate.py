@@ -13,7 +13,8 @@ import msgspec
 
 from secateur.errors import InvalidOptionError, SecateurError, UnknownNameError
 from secateur.grid import inverted
-from secateur.grid.cells import DENSE_CELL, WINDOWS, Asked, Cell, Options, parse_value, read_sparsities
+from secateur.grid.asked import WINDOWS, Asked, parse_value, read_sparsities
+from secateur.grid.cells import DENSE_CELL, Cell, Options
 from secateur.grid.run import Grid, run_grid
 from secateur.methods import Method, get_method
 from secateur.methods.two_ssp import balance

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from secateur.engine.tokens import Count, Tokens, read_tokens
-from secateur.errors import DataError, InvalidOptionError, UnknownNameError
-from secateur.methods import Method, get_method
+from secateur.errors import DataError
+from secateur.grid import inverted
+from secateur.methods import get_method
 from secateur.model.budget import Budget, Convention
 from secateur.model.handle import Model
-from secateur.record import public_name
 from secateur.report.results import DENSE, AblationTerms
-
-PAPER = (0.25, 0.375, 0.5)  # sparsities of 2SSP's tables
-WINDOWS = ("samples", "length")  # of the calibration; may be given as if they were a method's options
 
 Options = Mapping[str, Any]  # of a method, by name; each option has its own kind
 
@@ -73,6 +71,23 @@ class Cell:
         assert self.sparsity is not None  # narrows the type
         return Budget(self.sparsity, of=self.of, round_to=self.round_to)
 
+    @property
+    def complete_options(self) -> Options:
+        """With the method's defaults: two cells that say the same in other words are the same."""
+        if self.method in (DENSE, inverted.NAME):
+            return inverted.complete(self.options) if self.method == inverted.NAME else {}
+        return get_method(self.method).complete(self.options)
+
+    def identity(self, judged_by: str, calibration: str | None) -> str:
+        """sha256 of all that decides its figures."""
+        terms = {"method": self.method, "sparsity": self.sparsity, "of": self.of, "round_to": self.round_to}
+        seed = self.calibration.seed if self.calibration else None
+        return digest(judged_by, {**terms, "options": self.complete_options, "seed": seed}, calibration)
+
+
+def digest(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
 
 DENSE_CELL = Cell(name=DENSE, method=DENSE, label=DENSE)
 
@@ -111,8 +126,8 @@ def _matrix(
     first, windows = calibrations[0], {method: calibration.samples for method, calibration in wanted}
     try:
         return read_tokens(
-            model, first.text, purpose="calibration", samples=max(each.samples for each in calibrations),
-            length=max(each.length for each in calibrations), seed=first.seed, count=first.count, data=data,
+            model, first.text, purpose="calibration", samples=max(one.samples for one in calibrations),
+            length=max(one.length for one in calibrations), seed=first.seed, count=first.count, data=data,
             cache=cache,
         )  # fmt: skip
     except DataError as error:
@@ -120,137 +135,3 @@ def _matrix(
         raise DataError(
             f"{error}. Windows asked for: {asked}; --samples sets all methods', METHOD.samples one's"
         ) from error
-
-
-# --- what a grid is asked for ---
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked(ABC):
-    """What a grid is of, a `Comparison` or an `Ablation`, and what all its cells have in common.
-
-    Attributes:
-        of: whose parameters a sparsity is a share of.
-        options: by method; `samples` and `length` there are those of its calibration.
-        calibration: a text's name or file; samples, length: the preset's or the paper's of each method if None.
-        count: "all" tokens of the calibration, or of chat data "responses" only.
-        kind: a folder is of one kind; table: the name of its main table's files.
-    """
-
-    kind: ClassVar[str]
-    table: ClassVar[str]
-
-    of: Convention = "blocks"
-    options: Mapping[str, Options] = field(default_factory=dict)
-    calibration: str = "c4"
-    samples: int | None = None
-    length: int | None = None
-    count: Count = "all"
-
-    @abstractmethod
-    def cells(self, model: Model) -> list[Cell]:
-        """The cells in the table's order, the dense one first, a matched one after what it is matched to.
-
-        Args:
-            model: the dense one; it may be a hollow one.
-
-        Raises:
-            UnknownNameError, InvalidOptionError: a method, option, value, sparsity or calibration that cannot be.
-        """
-
-    @abstractmethod
-    def write_tables(self, folder: Path) -> None:
-        """Write the tables of all cells that are in the folder."""
-
-    @property
-    def settings(self) -> dict[str, object]:
-        """As the folder's index has them."""
-        return {**asdict(self), "calibration": public_name(self.calibration)}
-
-    def options_of(
-        self, method: Method, *, below: Options | None = None, above: Options | None = None
-    ) -> tuple[Options, Options]:
-        """A method's own options, checked, and what was given of its calibration.
-
-        Args:
-            below: hold where nothing was given; above: hold in any case.
-
-        Raises:
-            UnknownNameError, InvalidOptionError: what the method would refuse.
-        """
-        for_all = {name: value for name in WINDOWS if (value := getattr(self, name)) is not None}
-        given = {**(below or {}), **for_all, **self.options.get(method.name, {}), **(above or {})}
-        own = {name: value for name, value in given.items() if name not in WINDOWS}
-        method.complete(own)
-        return own, {name: value for name, value in given.items() if name in WINDOWS}
-
-    def calibration_of(self, model: Model, method: Method, windows: Options, *, text: str, seed: int) -> Calibration:
-        """Of the shape that was given, else of the method's paper.
-
-        Raises:
-            InvalidOptionError: too few or too long windows.
-        """
-        shape = method.window_shape(model.max_length, windows.get("samples"), windows.get("length"))
-        return Calibration(text=text, samples=shape[0], length=shape[1], seed=seed, count=self.count)
-
-
-def read_sparsities(asked: Iterable[str | float], blocks: int) -> list[float]:
-    """Numbers, `paper` (25, 37.5, 50 %: the reference's -2) or `every-block` (each number of blocks but none and all,
-    as a share of them: its -1), ascending and each once.
-
-    Args:
-        blocks: of the model.
-
-    Raises:
-        InvalidOptionError: another word, or a number outside (0, 1).
-    """
-    sparsities: set[float] = set()
-    for each in asked:
-        if each == "paper":
-            sparsities.update(PAPER)
-        elif each == "every-block":
-            sparsities.update(count / blocks for count in range(1, blocks))
-        else:
-            try:
-                sparsities.add(Budget(float(each)).sparsity)
-            except (ValueError, InvalidOptionError):
-                raise InvalidOptionError(
-                    f"a sparsity is a number between 0 and 1, `paper` or `every-block`, not {each!r}"
-                ) from None
-    return sorted(sparsities)
-
-
-def parse_options(asked: Iterable[str]) -> dict[str, Options]:
-    """`METHOD.NAME=VALUE`, several of them -> by method and name.
-
-    Raises:
-        InvalidOptionError, UnknownNameError: not of that form, or no such method, option or value.
-    """
-    options: dict[str, dict[str, object]] = {}
-    for each in asked:
-        left, equals, text = each.partition("=")
-        method, dot, name = left.partition(".")
-        if not (equals and dot):
-            raise InvalidOptionError(
-                f"options of a method are METHOD.NAME=VALUE, as evopress.generations=4; not {each!r}"
-            )
-        name = name.replace("-", "_")
-        options.setdefault(method, {})[name] = parse_value(get_method(method), name, text)
-    return dict(options)
-
-
-def parse_value(method: Method, name: str, text: str) -> object:
-    """The value of one option, or of the calibration's samples or length.
-
-    Raises:
-        UnknownNameError, InvalidOptionError: no such option or value.
-    """
-    if name in WINDOWS:
-        if not text.isdecimal():
-            raise InvalidOptionError(f"{method.name}.{name} is a whole number, not {text!r}")
-        return int(text)
-    if name not in method.options:
-        raise UnknownNameError.of(f"option of {method.name}", name, [*method.options, *WINDOWS])
-    value = method.options[name].parse(text)
-    method.complete({name: value})
-    return value

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from secateur.errors import InvalidOptionError
-from secateur.grid.cells import DENSE_CELL, Asked, Cell, Options, read_sparsities
+from secateur.grid.asked import Asked, read_sparsities
+from secateur.grid.cells import DENSE_CELL, Cell, Options
 from secateur.grid.presets import get_preset
 from secateur.grid.run import Grid, run_grid
 from secateur.methods import Method, get_method, methods

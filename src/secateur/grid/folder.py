@@ -15,8 +15,7 @@ from msgspec import structs, to_builtins
 from secateur.engine.tokens import Tokens
 from secateur.errors import OutputError, OutputExistsError
 from secateur.folders import new_folder, resolved, write_file
-from secateur.grid.cells import Asked, Cell
-from secateur.grid.pruning import digest
+from secateur.grid.cells import Cell, digest
 from secateur.judge.judging import Judging
 from secateur.model.facts import environment
 from secateur.model.handle import Model
@@ -124,8 +123,8 @@ class GridFolder:
 
 
 def make_index(
-    asked: Asked, dense: Model, judging: Judging, texts: Mapping[str, Tokens], cells: Sequence[Cell],
-    arguments: Mapping[str, object],
+    kind: str, dense: Model, judging: Judging, texts: Mapping[str, Tokens], cells: Sequence[Cell], *,
+    settings: Mapping[str, object], arguments: Mapping[str, object],
 ) -> Index:  # fmt: skip
     """The content of a new `compare.json`."""
     layout, fingerprint = dense.layout(), dense.fingerprint()
@@ -136,14 +135,14 @@ def make_index(
     prints = {name: facts["fingerprint"] for name, facts in by_text.items()}
     judged = {**asdict(judging), "texts": list(by_text)}
     return Index(
-        kind=asked.kind,
+        kind=kind,
         model=ModelFacts(
             name=public_facts(dense.source).get("name"), fingerprint=fingerprint, parameters=layout.parameters,
             block_parameters=layout.block_parameters, blocks=len(layout.blocks), hidden_size=layout.ends.hidden,
             family=dense.family.model_type,
         ),
         arguments=public_arguments(arguments),
-        settings={**to_builtins(judged), "grid": to_builtins(asked.settings)},
+        settings={**to_builtins(judged), "grid": to_builtins(settings)},
         texts=by_text,
         machine=machine(),
         versions={"secateur": __version__, **environment(dense)},

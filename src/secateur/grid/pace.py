@@ -17,7 +17,8 @@ from secateur.engine.tokens import Tokens
 from secateur.errors import SecateurError
 from secateur.forecast import Speed
 from secateur.grid.cells import Cell
-from secateur.grid.pruning import CellPlan, Shared, identity, plan_cell
+from secateur.grid.pruning import CellPlan, plan_cell
+from secateur.grid.sharing import Shared
 from secateur.judge.generation import GREEDY
 from secateur.judge.judging import GENERATION, INFERENCE, PERPLEXITY, TASKS, Judge, Judging
 from secateur.model.handle import Model
@@ -87,21 +88,22 @@ def foretell(
     known: dict[str, Foretold] = {}
     first: dict[str, str] = {}  # the cell of an identity
     for cell in cells:
-        if cell.matched_to is not None and cell.sparsity is None:
-            other = known[cell.matched_to]
-            if other.refused is not None:
+        if cell.matched_to is not None:
+            if known[cell.matched_to].refused is not None:
                 known[cell.name] = Foretold(refused=f"{cell.matched_to}, whose size it is to have, is refused")
                 continue
-            cell = replace(cell, sparsity=other.removed)
+            cell = replace(cell, sparsity=known[cell.matched_to].removed)
+        same = first.setdefault(cell.identity("", repr(cell.calibration)), cell.name)
+        if same != cell.name:
+            twin = known[same]
+            known[cell.name] = twin if twin.refused is not None else Foretold(removed=twin.removed, same_as=same)
+            continue
         try:
             plan = plan_cell(cell, model) if cell.method != DENSE else None
         except SecateurError as error:
             known[cell.name] = Foretold(refused=str(error))
             continue
         gone = plan.removed if plan is not None else {"blocks": 0.0, cell.of: 0.0}
-        if (same := first.setdefault(identity(cell, "", repr(cell.calibration)), cell.name)) != cell.name:
-            known[cell.name] = Foretold(removed=gone[cell.of], same_as=same)
-            continue
         parts = _judging(model, asked, tokens, 1 - gone["blocks"], speed)
         if plan is not None:
             parts = {PRUNE: speed.seconds(plan.meter.block_tokens, plan.meter.head_tokens), **parts}

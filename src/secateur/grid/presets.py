@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from secateur.errors import UnknownNameError
+from secateur.grid.cells import Options
 from secateur.judge.generation import REFERENCE, REFERENCE_PROMPTS
 from secateur.judge.judging import Judging
 from secateur.model.budget import Convention
 
-Options = Mapping[str, Any]
 BySparsity = Callable[[str, float, int], Options]  # (method, sparsity, hidden size)
 
 

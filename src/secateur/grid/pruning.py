@@ -2,53 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import operator
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
-from typing import NamedTuple, TypeVar
+from dataclasses import dataclass, replace
 
 from msgspec import UNSET
 
 from secateur.engine.tokens import Tokens
-from secateur.forecast import Clock
 from secateur.grid import inverted
-from secateur.grid.cells import DENSE, Cell
+from secateur.grid.cells import Cell
+from secateur.grid.sharing import SharingRun
 from secateur.judge.memory import device_peak
-from secateur.methods import get_method
 from secateur.model.budget import shares
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.pruning import Plan, Request, plan, prepare, run_job
 from secateur.record import public_facts
 from secateur.report.results import PruneCost, Shape, Shares
-from secateur.run import MemoryStore, Meter, Observer, Run
+from secateur.run import Meter, Run
 
-T = TypeVar("T")
 Fields = dict[str, object]  # of a `CellResult`
-
-
-def complete_options(cell: Cell) -> dict[str, object]:
-    """The cell's options with the method's defaults: two cells that say the same in other words are the same."""
-    if cell.method == DENSE:
-        return {}
-    if cell.method == inverted.NAME:
-        return inverted.complete(cell.options)
-    return get_method(cell.method).complete(cell.options)
-
-
-def digest(*parts: object) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def identity(cell: Cell, judged_by: str, calibration: str | None) -> str:
-    """sha256 of all that decides a cell's figures."""
-    terms = {"method": cell.method, "sparsity": cell.sparsity, "of": cell.of, "round_to": cell.round_to}
-    seed = cell.calibration.seed if cell.calibration else None
-    return digest(judged_by, {**terms, "options": complete_options(cell), "seed": seed}, calibration)
 
 
 @dataclass(frozen=True)
@@ -85,85 +58,6 @@ def plan_cell(cell: Cell, model: Model) -> CellPlan:
     )  # fmt: skip
     planned = plan(request, model)
     return CellPlan(cell, planned.meter, shares(planned.before, planned.after), planned)
-
-
-# --- what sparsities of one method share ---
-
-
-class Spent(NamedTuple):
-    """Wall and CPU seconds, and the work of a `Meter`."""
-
-    wall_s: float
-    cpu_s: float
-    block_tokens: int
-    head_tokens: int
-    asked_tokens: int
-
-    def since(self, earlier: Spent) -> Spent:
-        return Spent(*map(operator.sub, self, earlier))
-
-
-class Shared(MemoryStore):
-    """The store of one method's runs at several sparsities: from one to the next it keeps the steps whose keys begin
-    with `beginning`, which hold at every sparsity; none if that is None.
-
-    Attributes:
-        spent: what each step took that is kept.
-        spared_s: seconds that were spared so far by taking steps over.
-    """
-
-    def __init__(self, beginning: str | None = None) -> None:
-        super().__init__()
-        self.beginning, self.spent, self.spared_s = beginning, dict[str, Spent](), 0.0
-
-    def open(self, identity: str) -> None:
-        self._results = {key: result for key, result in self._results.items() if key in self.spent}
-
-    @property
-    def seconds(self) -> float:
-        """That the steps which lie here took."""
-        return sum(spent.wall_s for spent in self.spent.values())
-
-
-class SharingRun(Run):
-    """A run that takes steps over from earlier ones; its meter and clocks go as if it were run alone.
-
-    Args:
-        shared: of runs of the same method with the same options, calibration and seed.
-        clock: seconds.
-    """
-
-    def __init__(
-        self, seed: int, shared: Shared, *, observer: Observer | None = None, clock: Clock = time.monotonic
-    ) -> None:
-        super().__init__(seed, store=shared, observer=observer)
-        self._shared, self._clock = shared, clock
-        self._spared: list[Spent] = []
-
-    def step(self, key: str, compute: Callable[[], T], *, scratch_bytes: float = 0) -> T:
-        shared, name = self._shared, self._scope + key
-        if (spent := shared.spent.get(name)) is not None:
-            self._spared.append(spent)
-            shared.spared_s += spent.wall_s
-            with self.progress(key, 1) as advance:
-                self.meter.block_tokens += spent.block_tokens
-                self.meter.head_tokens += spent.head_tokens
-                self.meter.asked_tokens += spent.asked_tokens
-                advance(1)
-        began = self.spent()
-        result = super().step(key, compute)
-        if spent is None and shared.beginning is not None and name.startswith(shared.beginning):
-            shared.spent[name] = self.spent().since(began)
-        return result
-
-    def spent(self) -> Spent:
-        """Until now, from some time before the run."""
-        wall_s = self._clock() + sum(spent.wall_s for spent in self._spared)
-        cpu_s = time.process_time() + sum(spent.cpu_s for spent in self._spared)
-        return Spent(wall_s, cpu_s, **asdict(self.meter))
-
-
-# --- the pruning ---
 
 
 @contextmanager
@@ -214,7 +108,7 @@ def _in_memory(result: inverted.InvertedResult, cell: Cell, model: Model, before
         f"{result.plan.attentions} attention modules go. In memory only: its FFNs are muted, not smaller."
     )
     return {
-        "options": complete_options(cell),
+        "options": cell.complete_options,
         **_sizes(achieved, result.parameters, model),
         "notes": {"inverted": note},
         "shape": shape(before, result.after),

@@ -15,22 +15,14 @@ from msgspec import UNSET, structs
 from secateur.errors import Interrupted, InvalidOptionError, OutputBusyError, OutputExistsError, SecateurError
 from secateur.folders import claimed
 from secateur.forecast import Clock, timed
-from secateur.grid.cells import Asked, Cell, Matrices
+from secateur.grid.asked import Asked
+from secateur.grid.cells import Cell, Matrices, digest
 from secateur.grid.folder import GridFolder, make_index, now
 from secateur.grid.pace import PRUNE, Foretold, Pace, Standing, foretell, parts_of, sequences
-from secateur.grid.pruning import (
-    Fields,
-    Shared,
-    SharingRun,
-    complete_options,
-    dense_fields,
-    digest,
-    identity,
-    plan_cell,
-    pruned,
-)
+from secateur.grid.pruning import Fields, dense_fields, plan_cell, pruned
+from secateur.grid.sharing import Shared, SharingRun
 from secateur.judge.judging import Judge, Judging
-from secateur.judge.results import Evaluation
+from secateur.judge.judging import Part as JudgedPart
 from secateur.methods import methods
 from secateur.model.handle import Model
 from secateur.record import public_name
@@ -95,7 +87,8 @@ def run_grid(grid: Grid, asked: Asked) -> dict[str, CellResult]:
 class _Runner:
     def __init__(self, grid: Grid, asked: Asked) -> None:
         self.grid, self.asked, self.folder = grid, asked, GridFolder(grid.folder)
-        self.folder.index(), asked.settings  # refuse what cannot be, before gigabytes are read
+        self.folder.index()  # refuses what is no grid's folder, and the settings what cannot be, before any reading
+        settings = asked.settings
         self.judge = Judge.of(grid.judging, data=grid.data, cache=grid.cache)
         dense = grid.load()
         self.cells = list(asked.cells(dense))
@@ -105,8 +98,8 @@ class _Runner:
         self.texts = self.judge.windows(dense)
         self.matrices = Matrices(dense, self.cells, data=grid.data, cache=grid.cache)
         self.index = make_index(
-            asked, dense, grid.judging, self.texts, self.cells, arguments=grid.arguments,
-        )  # fmt: skip
+            asked.kind, dense, grid.judging, self.texts, self.cells, settings=settings, arguments=grid.arguments
+        )
         self.shared = self._shared()
         self.foretold: dict[str, Foretold] = {}
         # It was read to know the cells and only looked at, so it is still whole: the first cell takes it instead of
@@ -119,15 +112,15 @@ class _Runner:
         left = [cell for cell in self.cells if not self._is_done(cell.name)]
         pace = self._pace() if left else None
         while left and pace is not None:  # what another process made impossible for now may be possible after others
-            busy = [cell for cell in left if not self._tried(cell, pace)]
+            busy = [cell for cell in left if not self._try(cell, pace)]
             if len(busy) == len(left):
                 break
             left = busy
         self.folder.write_index(self.index)
         self.asked.write_tables(self.folder.path)
-        return self._there()
+        return self._results()
 
-    def _there(self) -> dict[str, CellResult]:
+    def _results(self) -> dict[str, CellResult]:
         """This grid's cells that are in the folder."""
         return self.folder.cells(cell.name for cell in self.cells)
 
@@ -145,13 +138,13 @@ class _Runner:
         cells = [(cell, self.foretold[cell.name], self.shared[cell.name]) for cell in self.cells]
         return Pace(
             {cell.name: parts_of(cell, foretold, shared) for cell, foretold, shared in cells},
-            {name: cell.seconds for name, cell in self._there().items() if cell.done},
+            {name: cell.seconds for name, cell in self._results().items() if cell.done},
             clock=self.grid.clock, show=self.grid.shown,
         )  # fmt: skip
 
     # --- one cell ---
 
-    def _tried(self, cell: Cell, pace: Pace) -> bool:
+    def _try(self, cell: Cell, pace: Pace) -> bool:
         """Make a cell, unless it is there. False if it has to wait: another process is making it, or one of the same
         identity, which can be copied then, or the one that it is matched to."""
         if cell.matched_to is not None and self.folder.cell(cell.matched_to) is None:
@@ -161,9 +154,9 @@ class _Runner:
             with claimed(claims[0]), claimed(claims[1]), pace.cell(cell.name) as seconds:
                 if self._is_done(cell.name):  # by another process, meanwhile
                     return True
-                made = self.folder.write_cell(structs.replace(self._made(cell, pace), seconds=seconds))
+                written = self.folder.write_cell(structs.replace(self._result(cell, pace), seconds=seconds))
             self.asked.write_tables(self.folder.path)
-            self.grid.told(made)
+            self.grid.told(written)
         except OutputBusyError:
             logger.info("%s is being made by another process", cell.name)
             return False
@@ -177,7 +170,7 @@ class _Runner:
         cell = self.folder.cell(name)
         return cell is not None and cell.done
 
-    def _made(self, cell: Cell, pace: Pace) -> CellResult:
+    def _result(self, cell: Cell, pace: Pace) -> CellResult:
         """The cell's file; of one that fails, what was known by then."""
         result = CellResult(
             name=cell.name, method=cell.method, label=cell.label, sparsity=cell.sparsity, of=cell.of, status="failed",
@@ -206,7 +199,7 @@ class _Runner:
         if cell.method == DENSE:
             model = self._load()
             yield dense_fields(model)
-            yield from map(_judgements, self.judge.judge(model, self.texts, part, dense=lambda: model))
+            yield from self._judged(model, lambda: model, part)
             return
         assert cell.calibration is not None  # narrows the type
         foretold = self.foretold[cell.name]
@@ -221,11 +214,23 @@ class _Runner:
                 run = SharingRun(cell.calibration.seed, shared, observer=observer, clock=self.grid.clock)
                 fields = stack.enter_context(pruned(plan, model, tokens, run))
             yield fields
-            dense = self.folder.cell(DENSE)  # its text need not be generated again for each cell
-            samples = dense.generation.samples if dense is not None and dense.generation is not None else None
-            load = functools.cache(self.grid.load)
-            judged = self.judge.judge(model, self.texts, part, dense=load, dense_samples=samples)
-            yield from map(_judgements, judged)
+            yield from self._judged(model, functools.cache(self.grid.load), part)
+
+    def _judged(self, model: Model, load: Load, part: JudgedPart) -> Iterator[Fields]:
+        """The judgements, as far as they are known after each part."""
+        dense = self.folder.cell(DENSE)  # its text need not be generated again for each cell
+        samples = dense.generation.samples if dense is not None and dense.generation is not None else None
+        for known in self.judge.judge(model, self.texts, part, dense=load, dense_samples=samples):
+            judged, against = known.model, known.against.inference if known.against else UNSET
+            by_text = zip(map(public_name, self.texts), judged.perplexity or (), strict=False)
+            yield {
+                "perplexity": {name: structs.replace(result, text=name) for name, result in by_text},
+                "tasks": judged.tasks or {},
+                "inference": InferencePair(dense=against, pruned=judged.inference)
+                if against and judged.inference
+                else None,
+                "generation": judged.generation or None,
+            }
 
     # --- what cells share ---
 
@@ -234,13 +239,13 @@ class _Runner:
         known, stores, by_cell = methods(), dict[str, Shared](), dict[str, Shared]()
         for cell in self.cells:
             beginning = known[cell.method].shared if cell.method in known else None
-            key = digest(cell.method, complete_options(cell), self.matrices.fingerprint(cell.calibration))
+            key = digest(cell.method, cell.complete_options, self.matrices.fingerprint(cell.calibration))
             by_cell[cell.name] = stores.setdefault(key, Shared(beginning)) if beginning is not None else Shared()
         return by_cell
 
     def _same(self, fingerprint: str | None) -> CellResult | None:
         """A finished cell of the same identity, which need not be made twice."""
-        return next((cell for cell in self._there().values() if cell.done and cell.fingerprint == fingerprint), None)
+        return next((cell for cell in self._results().values() if cell.done and cell.fingerprint == fingerprint), None)
 
     def _matched(self, cell: Cell) -> Cell:
         """With the size that the cell which it is matched to achieved."""
@@ -252,7 +257,7 @@ class _Runner:
         return replace(cell, sparsity=getattr(other.achieved, cell.of))
 
     def _fingerprint(self, cell: Cell) -> str:
-        return identity(cell, self.index.judged_by, self.matrices.fingerprint(cell.calibration))
+        return cell.identity(self.index.judged_by, self.matrices.fingerprint(cell.calibration))
 
     def _claim(self, cell: Cell) -> str:
         """The name by which what the cell is, is claimed."""
@@ -265,27 +270,16 @@ class _Runner:
         """Refuse a folder, or a cell, that was made with other arguments."""
         earlier = self.folder.cells(self.folder.check(self.index, self.cells))
         for cell in self.cells:
-            if (made := earlier.get(cell.name)) is None or not made.done:
+            if (result := earlier.get(cell.name)) is None or not result.done:
                 continue
-            partner = earlier.get(cell.matched_to) if cell.matched_to is not None else made
+            partner = earlier.get(cell.matched_to) if cell.matched_to is not None else result
             if partner is None or partner.achieved is None:
                 continue  # its size is not known before that one is made
-            if made.fingerprint != self._fingerprint(self._matched(cell)):
+            if result.fingerprint != self._fingerprint(self._matched(cell)):
                 raise OutputExistsError(
                     f"{self.folder.cell_path(cell.name)} was made with other options or another calibration; choose "
                     "another --out, or give the same"
                 )
-
-
-def _judgements(known: Evaluation) -> Fields:
-    """What a cell's file says of them."""
-    judged, dense = known.model, known.against.inference if known.against else UNSET
-    pair = InferencePair(dense=dense, pruned=judged.inference) if dense and judged.inference else None
-    named = [structs.replace(result, text=public_name(str(result.text))) for result in judged.perplexity or ()]
-    return {
-        "perplexity": {result.text: result for result in named}, "tasks": judged.tasks or {}, "inference": pair,
-        "generation": judged.generation or None,
-    }  # fmt: skip
 
 
 def _labelled(label: str, notes: Mapping[str, str]) -> str:

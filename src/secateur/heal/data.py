@@ -130,23 +130,18 @@ def _example(ids: Tensor, counts: Tensor, length: int) -> Example | None:
 def _instructions(
     rows: Iterable[Instruction], tokenizer: PreTrainedTokenizerBase, template: Template
 ) -> list[tuple[Tensor, Tensor]]:
-    told = (row for row in rows if row.output.strip())
+    answered = [row for row in rows if row.output.strip()]
     if template == "chat":
-        return [_conversation(_as_chat(row), tokenizer, number) for number, row in enumerate(told)]
+        return [_conversation(_as_chat(row), tokenizer, number) for number, row in enumerate(answered)]
     start = tokenizer("", verbose=False)["input_ids"]  # what the tokenizer begins a text with, if anything
     begin = [tokenizer.bos_token_id] if tokenizer.bos_token_id in start else []
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     encoded = []
-    for row in told:
-        prompt = row.prompt
-        text = prompt + row.output
-        ids, counts = _encode(text, [(len(prompt), len(text))], tokenizer)
-        encoded.append(
-            (
-                torch.tensor(begin + ids + end),
-                torch.tensor([False] * len(begin) + counts + [True] * len(end)),
-            )
-        )
+    for row in answered:
+        text = row.prompt + row.output
+        ids, counts = _encode(text, [(len(row.prompt), len(text))], tokenizer)
+        counted_too = [False] * len(begin) + counts + [True] * len(end)
+        encoded.append((torch.tensor(begin + ids + end), torch.tensor(counted_too)))
     return encoded
 
 

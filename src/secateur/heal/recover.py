@@ -27,7 +27,7 @@ from secateur.model.facts import environment, origin, sizes
 from secateur.model.handle import Model
 from secateur.model.load import Source
 from secateur.output import Outcome, Output
-from secateur.record import Cost, HeldOutLoss, Record, Recovery, TrainingData, public_arguments, public_facts
+from secateur.record import FORMAT, Cost, HeldOutLoss, Record, Recovery, TrainingData, public_arguments, public_facts
 from secateur.run import Observer, Run
 from secateur.version import __version__
 
@@ -257,6 +257,7 @@ def _record(job: RecoveryJob, recovery: Recovery, seconds: float, arguments: Map
     model, layout = job.model, sizes(job.model.layout(), job.model)
     return Record(
         secateur=__version__,
+        format=FORMAT,
         fingerprint=job.fingerprint,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         method="lora",

@@ -8,8 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from msgspec import convert
-
 from secateur.judge.results import TaskResult
 
 STANDARD_ERRORS = 3.0  # above chance, for a task that can tell models apart
@@ -108,7 +106,6 @@ class Average:
 
     def of(self, results: TaskResults) -> float | None:
         """A model's mean; None where there is none, or it was not judged on all of the tasks by this metric."""
-        results = convert(results, dict[str, TaskResult])  # older callers have them as JSON
         taken = [results[task] for task in self.tasks if task in results and results[task].metric == self.metric]
         values = [result.value for result in taken if result.value is not None]
         return sum(values) / len(values) if values and len(values) == len(self.tasks) else None
@@ -126,10 +123,9 @@ def average_over(models: Iterable[TaskResults], dense: TaskResults) -> Average:
     """
     metrics: dict[str, str] = {}
     for judged in models:
-        for task, result in convert(judged, dict[str, TaskResult]).items():
+        for task, result in judged.items():
             metrics.setdefault(task, result.metric)
-    of_dense = convert(dense, dict[str, TaskResult])
-    grey = {task: why for task in metrics if task in of_dense and (why := at_chance(of_dense[task]))}
+    grey = {task: why for task in metrics if task in dense and (why := at_chance(dense[task]))}
     kinds = Counter(kind for task, kind in metrics.items() if task not in grey and is_accuracy(kind))
     metric = max(kinds, key=lambda kind: kinds[kind], default=None)
     others = {task: _why(kind, metric) for task, kind in metrics.items() if task not in grey and kind != metric}

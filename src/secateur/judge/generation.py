@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 import torch
-from msgspec import convert, structs
+from msgspec import structs
 from torch import Tensor
 from transformers import GenerationConfig
 
@@ -98,7 +98,7 @@ def generate(model: Model, prompt: str, decoding: Decoding = GREEDY) -> Continua
     new = output[0, ids.shape[1] :].cpu()
     found = [place for place, token in enumerate(new.tolist()) if token in ends]
     new = new[: found[0] + 1] if found else new  # the best beam may be shorter than the longest, and padded
-    assert model.tokenizer is not None  # narrows the type; `_encode` refused
+    assert model.tokenizer is not None  # narrows the type; `check_prompt` refused
     return Continuation(ids[0].cpu(), new, str(model.tokenizer.decode(new, skip_special_tokens=True)), bool(found))
 
 
@@ -108,8 +108,22 @@ def check_prompt(model: Model, prompt: str, decoding: Decoding) -> tuple[Tensor,
     Raises:
         DataError: as `generate`.
     """
-    ids = _encode(model, prompt)
-    return ids, _room(model, decoding, ids.shape[1])
+    if model.tokenizer is None:
+        raise DataError("the model has no tokenizer, so it cannot be given text")
+    ids: Tensor = model.tokenizer(prompt, return_tensors="pt")["input_ids"]
+    if not ids.numel():
+        raise DataError("the prompt is empty")
+    if (highest := int(ids.max())) >= model.vocab_size:
+        raise DataError(f"the tokenizer does not fit the model: token id {highest}, vocabulary {model.vocab_size}")
+    length, rooms = ids.shape[1], [] if decoding.max_new_tokens is None else [decoding.max_new_tokens]
+    for what, limit in (
+        ("the model's positions end", model.max_length),
+        (f"'{decoding.name}' ends", decoding.max_length),
+    ):
+        if limit is not None and length >= limit:
+            raise DataError(f"the prompt has {length} tokens; {what} at {limit}")
+        rooms += [] if limit is None else [limit - length]
+    return ids, min(rooms)
 
 
 def generation(
@@ -159,9 +173,7 @@ def generation(
             done(1)
         figures = _figures(list(plain.values()))
         if dense is not None:
-            known = {
-                s.prompt: s.tokens for s in convert(dense_samples or [], list[Sample]) if s.settings == greedy.record()
-            }
+            known = {told.prompt: told.tokens for told in dense_samples or () if told.settings == greedy.record()}
             agreed = []
             for prompt, text in plain.items():
                 new = torch.tensor(known[prompt]) if prompt in known else generate(dense, prompt, greedy).ids
@@ -206,29 +218,6 @@ def _agreement(model: Model, dense: Model, prompt: Tensor, new: Tensor) -> Tenso
         for each in (model, dense)
     ]
     return picks[0] == picks[1]
-
-
-def _encode(model: Model, prompt: str) -> Tensor:
-    """A prompt's ids with the tokenizer's special tokens, (1, length)."""
-    if model.tokenizer is None:
-        raise DataError("the model has no tokenizer, so it cannot be given text")
-    ids: Tensor = model.tokenizer(prompt, return_tensors="pt")["input_ids"]
-    if not ids.numel():
-        raise DataError("the prompt is empty")
-    if (highest := int(ids.max())) >= model.vocab_size:
-        raise DataError(f"the tokenizer does not fit the model: token id {highest}, vocabulary {model.vocab_size}")
-    return ids
-
-
-def _room(model: Model, decoding: Decoding, length: int) -> int:
-    """How many tokens may follow a prompt of `length`."""
-    limits = {"the model's positions end": model.max_length, f"'{decoding.name}' ends": decoding.max_length}
-    there = {what: limit for what, limit in limits.items() if limit is not None}
-    for what, limit in there.items():
-        if length >= limit:
-            raise DataError(f"the prompt has {length} tokens; {what} at {limit}")
-    rooms = [limit - length for limit in there.values()]
-    return min(rooms if decoding.max_new_tokens is None else [*rooms, decoding.max_new_tokens])
 
 
 def _ends(model: Model, decoding: Decoding) -> list[int]:

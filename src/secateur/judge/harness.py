@@ -75,26 +75,19 @@ def _silenced() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), quiet_transformers(), _no_bars():
+        import datasets
+    except ImportError:  # then lm-eval is not here either
+        bars = False
+    else:
+        bars = not datasets.are_progress_bars_disabled()
+        datasets.disable_progress_bars()
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), quiet_transformers():
             warnings.simplefilter("ignore")
             yield
     finally:
         logger.setLevel(level)
-
-
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    try:
-        import datasets
-    except ImportError:  # then lm-eval is not here either
-        yield
-        return
-    were_off = datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if not were_off:
+        if bars:
             datasets.enable_progress_bars()
 
 
@@ -247,7 +240,9 @@ def answer(
 def _wrapped(model: Model, batch_size: int, run: Run, label: str) -> Any:
     """The model as lm-eval wants it: its own wrapper, with our progress and checks."""
 
-    class Judged(require_lm_eval().models.huggingface.HFLM):  # type: ignore[misc]  # lm-eval has no types
+    HFLM: Any = require_lm_eval().models.huggingface.HFLM  # noqa: N806  # a class
+
+    class Judged(HFLM):
         truncated = 0
 
         def _loglikelihood_tokens(
@@ -273,14 +268,10 @@ def _wrapped(model: Model, batch_size: int, run: Run, label: str) -> Any:
             self._advance(len(inps))
             return logits
 
-        def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> Any:
-            return super().loglikelihood(requests, disable_tqdm=True)
-
-        def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> Any:
-            return super().loglikelihood_rolling(requests, disable_tqdm=True)
-
-        def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> Any:
-            return super().generate_until(requests, disable_tqdm=True)
+        # lm-eval draws bars unless it is told not to
+        loglikelihood = functools.partialmethod(HFLM.loglikelihood, disable_tqdm=True)
+        loglikelihood_rolling = functools.partialmethod(HFLM.loglikelihood_rolling, disable_tqdm=True)
+        generate_until = functools.partialmethod(HFLM.generate_until, disable_tqdm=True)
 
     return Judged(
         pretrained=model.hf,

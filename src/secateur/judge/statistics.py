@@ -44,13 +44,6 @@ class Difference(Interval):
     p: float | None
 
 
-def paired_bootstrap(
-    a: Sequence[float], b: Sequence[float], weights: Sequence[float] | None = None, *, seed: int = 0, draws: int = DRAWS
-) -> Interval:
-    """`stratified_bootstrap` of a single text or task."""
-    return stratified_bootstrap([(a, b, weights)], seed=seed, draws=draws)
-
-
 def stratified_bootstrap(strata: Sequence[Pairs], *, seed: int = 0, draws: int = DRAWS) -> Interval:
     """The mean of a - b over several texts or tasks, each of which weighs the same, with its percentile interval.
 

@@ -118,7 +118,7 @@ def plan_tasks(
         data: folder with the rows, for machines without a network; see `secateur.assets.read_rows`.
 
     Raises:
-        UnknownNameError, InvalidOptionError, DataError, FetchError, MissingExtraError.
+        UnknownNameError, InvalidOptionError, DataError, FetchError, MissingExtraError: before the model is judged.
     """
     if limit is not None and limit < 1:
         raise InvalidOptionError(f"the limit is a number of documents, at least 1; not {limit}")

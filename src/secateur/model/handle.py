@@ -31,7 +31,7 @@ from secateur.model.modeling_secateur import (
 )
 from secateur.model.refusals import ARCHITECTURE, refuse
 from secateur.model.views import Block
-from secateur.record import Record
+from secateur.record import Facts, Record
 
 
 class Model:
@@ -55,12 +55,12 @@ class Model:
         self,
         hf: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase | None = None,
-        source: Mapping[str, Any] | None = None,
+        source: Facts | None = None,
     ) -> None:
         self.family = require_family(hf.config)
         self.hf: Any = hf
         self.tokenizer = tokenizer
-        self.source: dict[str, Any] = dict(source or {})
+        self.source: Facts = dict(source or {})
         self.numbers: list[int] = list(range(len(self.blocks)))
         self.parents: list[Record] = []  # records of earlier prunings, on disk or in this session, oldest first
         self.edits_applied = 0
@@ -205,7 +205,7 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
-def hollow(config: PreTrainedConfig, dtype: torch.dtype, source: Mapping[str, Any]) -> Model:
+def hollow(config: PreTrainedConfig, dtype: torch.dtype, source: Facts) -> Model:
     """The model that a stock or saved configuration describes, without weights (on `meta`)."""
     with torch.device("meta"), quiet_transformers():
         return Model(AutoModelForCausalLM.from_config(config, dtype=dtype), source=source)

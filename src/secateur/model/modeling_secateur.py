@@ -4,7 +4,8 @@ This one file is used by the package and copied verbatim into every checkpoint t
 so that `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` works where secateur is not installed.
 It therefore imports only torch and transformers. It holds
 
-- THE table of model families: what a block's parts are called, and nothing else about a family;
+- THE table of model families: what a block's parts are called, and nothing else about a family; a checkpoint of a
+  family of somebody else's brings its row in its configuration;
 - the primitives that shrink a block, used both to prune weights and to rebuild the shapes of a saved model;
 - one generic residual block, whose stream may have another width and basis at each site;
 - for each family one subclass of its stock `ForCausalLM`. No forward is copied: the stock model is built and its
@@ -67,9 +68,8 @@ class Family:
     query_heads: str = "num_attention_heads"
     kv_heads: str | None = "num_key_value_heads"
     free_head_dim: bool = True  # the stock class takes a head_dim other than hidden_size / heads
-    requires: Mapping[str, Any] = field(
-        default_factory=dict, hash=False
-    )  # settings without which the row does not hold
+    # settings without which the row does not hold
+    requires: Mapping[str, bool | int | float | str | None] = field(default_factory=dict, hash=False)
     cannot: Mapping[str, str] = field(default_factory=dict, hash=False)  # edit -> why this family refuses it
     no_rebase: str | None = NOT_PRE_NORM
     final_norm: str = "model.norm"
@@ -78,12 +78,18 @@ class Family:
 
 
 _POST_NORMS = "a norm after a module does not commute with a rotation of what it adds"
-_NORMS_ON_BOTH_SIDES: dict[str, Any] = {  # a norm before and after each module
-    "attention_norms": ("input_layernorm", "post_attention_layernorm"),
-    "mlp_norms": ("pre_feedforward_layernorm", "post_feedforward_layernorm"),
-    "requires": {"use_bidirectional_attention": False},
-    "no_rebase": _POST_NORMS,
-}
+
+
+def _norms_on_both_sides(model_type: str) -> Family:
+    """The row of a family with a norm before and after each module."""
+    return Family(
+        model_type=model_type,
+        attention_norms=("input_layernorm", "post_attention_layernorm"),
+        mlp_norms=("pre_feedforward_layernorm", "post_feedforward_layernorm"),
+        requires={"use_bidirectional_attention": False},
+        no_rebase=_POST_NORMS,
+    )
+
 
 FAMILIES: dict[str, Family] = {
     row.model_type: row
@@ -94,8 +100,8 @@ FAMILIES: dict[str, Family] = {
         Family(model_type="qwen3", no_rebase=None),
         Family(model_type="smollm3", no_rebase=None),
         Family(model_type="granite", no_rebase=None, multiplier="residual_multiplier"),
-        Family(model_type="gemma2", **_NORMS_ON_BOTH_SIDES),
-        Family(model_type="gemma3_text", **_NORMS_ON_BOTH_SIDES),
+        _norms_on_both_sides("gemma2"),
+        _norms_on_both_sides("gemma3_text"),
         Family(
             model_type="olmo2",
             attention_norms=("post_attention_layernorm",),
@@ -745,9 +751,9 @@ def state_shapes(config: PreTrainedConfig, family: Family, shapes: Sequence[Shap
     """
     config.per_layer_config = None
     setattr(config, family.width, -1)
-    layers: dict[int, dict[str, Any]] = {}
+    layers: dict[int, dict[str, object]] = {}
     for place, shape in enumerate(shapes):
-        layer: dict[str, Any] = {family.width: shape.width}
+        layer: dict[str, object] = {family.width: shape.width}
         if shape.kv_heads:
             layer[family.query_heads] = shape.query_heads
             if family.kv_heads:

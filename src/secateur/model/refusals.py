@@ -42,10 +42,8 @@ def _multimodal(about: Description) -> str | None:
     modal = [key for key in parts if key.startswith(_MODES)]
     if not modal:
         return None
-    text: Mapping[str, Any] = next(
-        (config[key] for key in ("text_config", "llm_config", "language_config") if key in modal), {}
-    )
-    kind = Description("", text).type
+    texts = ("text_config", "llm_config", "language_config")
+    kind = Description("", next((config[key] for key in texts if key in modal), {})).type
     says = f"is a multimodal model ({_type(about)} with {', '.join(sorted(modal))})"
     if kind not in FAMILIES:
         inner = f", of type '{kind}'," if kind else ""

@@ -12,23 +12,13 @@ from typing import Any, NamedTuple, cast
 from secateur.errors import UnknownNameError
 from secateur.judge.statistics import interval_of_mean, mean_and_sd, told_apart
 from secateur.methods import get_method
-from secateur.report.comparing import (
-    LARGEST,
-    Gap,
-    accuracy_difference,
-    accuracy_gap,
-    exp,
-    loss_difference,
-    loss_gap,
-)
+from secateur.report.comparing import ALL, LARGEST, Measure, accuracies, losses
 from secateur.report.looks import listed, number, percent
-from secateur.report.main_table import average_notes, cell_notes, failures, pruning, write
+from secateur.report.main_table import at, average_notes, cell_notes, failures, write
 from secateur.report.results import DENSE, MISSING, AblationTerms, CellResult, Results, dumps, read_results
 from secateur.report.table import Column, Row, Table, Value, as_json, comma_separated, latex, markdown, rows_of
 
 NAME = "ablation-table"
-ALL = "*"  # all texts together: the geometric mean of perplexity over the dense model's
-ACCURACY = "accuracy"  # the mean over the tasks that count
 TEXT = "c4"  # that both papers calibrate on
 Of = Callable[[CellResult], float | None]
 
@@ -62,10 +52,6 @@ class Group:
         of: the method.
         values: in the order of the cells.
         own: the default of the method, as the tables show a value; None where it has no fixed one.
-        default: the value that is the default; None where it is not there.
-        seeds: that all values have of which any cell is finished. Means are over these: else they would be of other
-            draws.
-        left_out: finished cells of other seeds.
     """
 
     what: str
@@ -73,9 +59,22 @@ class Group:
     sparsity: float | None
     values: tuple[Choice, ...]
     own: str | None
-    default: Choice | None
-    seeds: tuple[int, ...]
-    left_out: int
+
+    @property
+    def default(self) -> Choice | None:
+        """The value that is the default; None where it is not there."""
+        return next((value for value in self.values if value.shown == self.own and value.cells), None)
+
+    @property
+    def seeds(self) -> list[int]:
+        """That all values have of which any cell is finished. Means are over these, not over other draws in each."""
+        finished = [set(value.cells) for value in self.values if value.cells]
+        return sorted(set.intersection(*finished)) if finished else []
+
+    @property
+    def left_out(self) -> int:
+        """How many finished cells are of other seeds."""
+        return sum(len(value.cells) - len(self.seeds) for value in self.values if value.cells)
 
 
 def groups(results: Results) -> list[Group]:
@@ -87,8 +86,8 @@ def groups(results: Results) -> list[Group]:
             values = by_group.setdefault((terms.what, terms.of, results.size_of(cell)), {})
             values.setdefault(terms.value, []).append(cell)
     return [
-        _group(*key, tuple(_choice(shown, cells) for shown, cells in values.items()),
-               own_default(_terms(next(iter(values.values()))[0])))
+        Group(*key, tuple(_choice(shown, cells) for shown, cells in values.items()),
+              own_default(_terms(next(iter(values.values()))[0])))
         for key, values in by_group.items()
     ]  # fmt: skip
 
@@ -109,7 +108,7 @@ def beside_the_default(results: Results, group: Group) -> Group:
     if not alike:
         return group
     default = _choice(str(group.own), alike, taken_from=_terms(alike[0]).what)
-    return _group(group.what, group.of, group.sparsity, (default, value), group.own)
+    return replace(group, values=(default, value))
 
 
 def _terms(cell: CellResult) -> AblationTerms:
@@ -123,14 +122,6 @@ def _settings(terms: AblationTerms, value: str | None) -> dict[str, str]:
     if varied is None or len(varied) != 1:
         return {}
     return {name: str(each) for name, each in {**terms.terms, varied[0][0]: value}.items()}
-
-
-def _group(what: str, of: str, sparsity: float | None, values: tuple[Choice, ...], own: str | None) -> Group:
-    finished = [set(value.cells) for value in values if value.cells]
-    seeds = sorted(set.intersection(*finished)) if finished else []
-    default = next((value for value in values if value.shown == own and value.cells), None)
-    left_out = sum(map(len, finished)) - len(seeds) * len(finished)
-    return Group(what, of, sparsity, values, own, default, tuple(seeds), left_out)
 
 
 def _choice(shown: str, cells: Sequence[CellResult], taken_from: str | None = None) -> Choice:
@@ -175,52 +166,11 @@ def _varied(terms: AblationTerms, value: str) -> list[tuple[str, Any]] | None:
 # --- what is measured ---
 
 
-@dataclass(frozen=True)
-class Measure:
-    """What values are compared by.
-
-    Attributes:
-        key: ALL, a text after "perplexity:", or ACCURACY.
-        of: a cell's number.
-        difference, gap: of two cells, without and with an interval; of perplexities in nats.
-    """
-
-    key: str
-    title: str
-    of: Of
-    difference: Callable[[CellResult, CellResult], float | None]
-    gap: Callable[[CellResult, CellResult], Gap | None]
-
-    @property
-    def relative(self) -> bool:
-        """Perplexities are compared by their ratio, accuracies by their difference."""
-        return self.key != ACCURACY
-
-
 def measures(results: Results) -> list[Measure]:
     """All texts together first where there is a dense model, then each, then the tasks."""
-    known: list[Measure] = []
-    dense, texts, tasks = results.dense, results.averaged_texts, results.average.tasks
-    if dense and texts:
-        known.append(_loss(ALL, "perplexity over dense", lambda cell: exp(loss_difference(cell, dense, texts)), texts))
-    for text in results.texts:
-        known.append(_loss(f"perplexity:{text}", f"perplexity, {text}", _perplexity(results, text), (text,)))
-    if tasks:
-        known.append(Measure(
-            ACCURACY, f"mean {results.average.metric}", results.accuracy,
-            lambda a, b: accuracy_difference(a, b, tasks), lambda a, b: accuracy_gap(a, b, tasks),
-        ))  # fmt: skip
-    return known
-
-
-def _loss(key: str, title: str, of: Of, texts: tuple[str, ...]) -> Measure:
-    return Measure(
-        key, title, of, lambda a, b: loss_difference(a, b, texts), lambda a, b: loss_gap(a, b, texts)
-    )  # fmt: skip
-
-
-def _perplexity(results: Results, text: str) -> Of:
-    return lambda cell: results.perplexity(cell, text)
+    overall = [losses(results)] if results.dense and results.averaged_texts else []
+    tasks = [accuracies(results)] if results.average.tasks else []
+    return [*overall, *(losses(results, text) for text in results.texts), *tasks]
 
 
 # --- over seeds ---
@@ -240,11 +190,9 @@ def spread(group: Group, value: Choice, of: Of) -> Spread | None:
     return Spread(*mean_and_sd(known)) if known and len(known) == len(numbers) else None
 
 
-@dataclass(frozen=True)
-class Against:
-    """The difference of a value to the default: the mean over pairs of one seed.
-
-    Of perplexities it is relative (0.02: 2 % higher), of accuracies in the measure itself.
+class Against(NamedTuple):
+    """The difference of a value to another: the mean over pairs of one seed. Of perplexities it is relative (0.02: 2 %
+    higher), of accuracies in the measure itself.
 
     Attributes:
         sd: over the seeds; None for a single one.
@@ -272,7 +220,7 @@ def between(group: Group, value: Choice, other: Choice, measure: Measure) -> Aga
     if value is other or not value.cells or not other.cells or not group.seeds:
         return None
     pairs = [(value.cells[seed], other.cells[seed]) for seed in group.seeds]
-    scale = _relative if measure.relative else float
+    scale = _relative if measure.lower else float
     if len(pairs) == 1:
         gap = measure.gap(*pairs[0])
         if gap is None:
@@ -292,7 +240,7 @@ def _relative(nats: float) -> float:
 
 
 def signed(difference: float, measure: Measure) -> str:
-    return f"{100 * difference:+.2f}{'%' if measure.relative else ' points'}"
+    return f"{100 * difference:+.2f}{'%' if measure.lower else ' points'}"
 
 
 def difference_in_words(gap: Against, measure: Measure) -> str:
@@ -386,32 +334,30 @@ def _columns(results: Results, cells: Sequence[CellResult]) -> Iterator[Column[_
     yield _mean("achieved", "removed", ".2%", lambda cell: cell.removed, hint=f"share of {results.whose}")
     for measure in measures(results):
         if measure.key == ALL:
-            yield _mean(ALL, measure.title, number, measure.of, files=False)
+            yield _mean(ALL, measure.title, number, measure.shown, files=False)
             yield from _against_columns(measure, files=False)
-        elif measure.relative:
-            yield _mean(measure.key, measure.title, ".2f", measure.of)
+        elif measure.lower:
+            yield _mean(measure.key, measure.title, ".2f", measure.shown)
             yield from _against_columns(measure)
     average = results.average
     for task in results.tasks:
         share = average.is_share(task)
         title = task if share else f"{task}, {average.metrics[task]}"
-        yield _mean(f"task:{task}", title, ".1%" if share else ".4g", _task(task), grey=task in average.grey)
+        yield _mean(
+            f"task:{task}", title, ".1%" if share else ".4g", accuracies(results, task).shown, grey=task in average.grey
+        )
     for measure in measures(results):
-        if not measure.relative:
-            yield _mean("task_average", f"average of {average.metric}", ".1%", measure.of)
+        if not measure.lower:
+            yield _mean("task_average", f"average of {average.metric}", ".1%", results.accuracy)
             yield from _against_columns(measure)
-    yield _mean("prune_cpu_s", "pruning, CPU s", ",.0f", pruning("cpu_s"))
-    yield _mean("forwards", "forwards", ",.0f", pruning("forwards"))
+    yield _mean("prune_cpu_s", "pruning, CPU s", ",.0f", at("prune.cpu_s"))
+    yield _mean("forwards", "forwards", ",.0f", at("prune.forwards"))
 
 
 def _seeds(row: _Row) -> int:
     if row.dense:
         return 1
     return len(row.group.seeds) if row.group and row.value and row.value.cells else 0
-
-
-def _task(task: str) -> Of:
-    return lambda cell: cell.tasks[task].value if cell.done and task in cell.tasks else None
 
 
 def _mean(key: str, title: str, form: str | Callable[[float], str], of: Of, **more: Any) -> Column[_Row]:

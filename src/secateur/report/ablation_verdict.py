@@ -7,11 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from secateur.report.ablation import (
-    ALL,
     Against,
     Choice,
     Group,
-    Measure,
     beside_the_default,
     between,
     groups,
@@ -20,6 +18,7 @@ from secateur.report.ablation import (
     signed,
     spread,
 )
+from secateur.report.comparing import ALL, Measure
 from secateur.report.looks import NBSP, listed, method_name, number, percent, times
 from secateur.report.results import Results
 from secateur.report.table import typeset
@@ -88,7 +87,7 @@ def _headline(findings: Sequence[Finding], measure: Measure | None) -> str:
     judged = [each for each in findings if each.judged]
     if measure is None or not any(each.best for each in findings):
         return "No verdict: nothing was measured yet."
-    by = "perplexity" if measure.relative else measure.title
+    by = "perplexity" if measure.lower else measure.title
     if not judged:
         return f"Nothing can be held against a default by {by}: no ablation has its method's own and another value."
     better = [each for each in judged if each.better]
@@ -116,13 +115,13 @@ def _finding(group: Group, measure: Measure | None) -> Finding:
     if measure is None:
         return Finding(group, None, None, "Nothing was measured yet.")
     running, others = _running(group)
-    means = [(value, over) for value in running if (over := spread(group, value, measure.of))]
+    means = [(value, over) for value in running if (over := spread(group, value, measure.shown))]
     if not means:
         return Finding(group, None, None, "No value has been measured over common seeds yet.")
-    sign = 1 if measure.relative else -1
+    sign = 1 if measure.lower else -1
     ranked = sorted(means, key=lambda each: sign * each[1].mean)
     best, over = ranked[0]
-    what = "lowest perplexity" if measure.relative else f"highest {measure.title}"
+    what = "lowest perplexity" if measure.lower else f"highest {measure.title}"
     level = _shown(over.mean, measure) + (" the dense model's" if measure.key == ALL else "")
     gap = None
     if len(ranked) == 1:
@@ -163,14 +162,14 @@ def _removed(group: Group, value: Choice) -> float | None:
 
 
 def _shown(value: float, measure: Measure) -> str:
-    return times(value) if measure.key == ALL else number(value) if measure.relative else percent(value)
+    return times(value) if measure.key == ALL else number(value) if measure.lower else percent(value)
 
 
 def _spread(mean: float, sd: float | None, group: Group, measure: Measure) -> str:
     """Two digits of a standard deviation, for it is known no better."""
     if sd is None:
         return ", of one seed"
-    shown = number(sd, 2) if measure.relative else percent(sd)
+    shown = number(sd, 2) if measure.lower else percent(sd)
     return f", ± {shown} over {len(group.seeds)} seeds ({percent(sd / mean)} of it)"
 
 

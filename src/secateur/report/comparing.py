@@ -3,24 +3,20 @@ dense model's, paired over rounds."""
 
 from __future__ import annotations
 
-import functools
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
-from msgspec import UnsetType
-
-from secateur.judge.averages import Average
-from secateur.judge.results import Inference
-from secateur.judge.statistics import Pairs, quartiles, told_apart
-from secateur.judge.statistics import difference as paired_difference
+from secateur.judge.results import Inference, Perplexity, TaskResult
+from secateur.judge.statistics import Pairs, difference, quartiles, told_apart
 from secateur.report.results import CellResult, Results, same_windows
 
+ALL, ACCURACY = "*", "accuracy"  # keys: all texts of one length together, and the tasks that count
 LARGEST = 700.0  # nats whose exponential is still a number
 TIMED = {"prefill": "prefill_ms", "token": "token_ms", "throughput": "throughput_tokens_s"}  # by kind: its key
-_Numbers = Sequence[float | None] | UnsetType
 
 
 def exp(nats: float | None) -> float | None:
@@ -28,100 +24,22 @@ def exp(nats: float | None) -> float | None:
     return math.exp(nats) if nats is not None and nats < LARGEST else None
 
 
-# --- differences ---
-
-
-@dataclass(frozen=True)
-class Gap:
+class Gap(NamedTuple):
     """The difference a - b of two cells with its 95 % interval, None where the data allow none.
 
-    Of perplexities it is the difference of losses in nats per token, of tasks that of the mean accuracy; `p` is
-    McNemar's where all answers are right or wrong.
+    Of perplexities it is the difference of losses in nats per token, of tasks that of the accuracy; `p` is McNemar's
+    where all answers are right or wrong.
     """
 
     difference: float
-    low: float | None
-    high: float | None
+    low: float | None = None
+    high: float | None = None
     p: float | None = None
 
     @property
     def apart(self) -> bool | None:
         """Whether the two differ as far as the data tell: `statistics.told_apart`."""
         return told_apart(self.low, self.high, self.p)
-
-
-@functools.lru_cache(maxsize=1024)  # words, table and plots ask for the same ones
-def loss_gap(a: CellResult, b: CellResult, texts: tuple[str, ...]) -> Gap | None:
-    """The mean over texts of the difference in loss; None unless both have each text, on the same windows.
-
-    A window weighs as much as it has predictions; every text weighs the same, whatever its number of windows. The
-    exponent is a ratio of perplexities.
-    """
-    both = [(a.perplexity[text], b.perplexity[text]) for text in texts if text in a.perplexity and text in b.perplexity]
-    return _gap(
-        loss_difference(a, b, texts), [pairs(x.window_nll, y.window_nll, x.window_predictions or []) for x, y in both]
-    )
-
-
-def loss_difference(a: CellResult, b: CellResult, texts: Sequence[str]) -> float | None:
-    """That of `loss_gap`, without the work for an interval."""
-    differences = []
-    for text in texts if a.done and b.done else ():
-        one, other = a.perplexity.get(text), b.perplexity.get(text)
-        if not one or not other or not same_windows(one, other) or one.nll is None or other.nll is None:
-            return None
-        differences.append(one.nll - other.nll)
-    return sum(differences) / len(differences) if differences else None
-
-
-@functools.lru_cache(maxsize=1024)
-def accuracy_gap(a: CellResult, b: CellResult, tasks: tuple[str, ...]) -> Gap | None:
-    """The difference of the mean over tasks; None if a task is not measured in both in the same way."""
-    both = [(a.tasks[task], b.tasks[task]) for task in tasks if task in a.tasks and task in b.tasks]
-    return _gap(accuracy_difference(a, b, tasks), [pairs(x.per_document, y.per_document, None) for x, y in both])
-
-
-def accuracy_difference(a: CellResult, b: CellResult, tasks: Sequence[str]) -> float | None:
-    """That of `accuracy_gap`, without the work for an interval."""
-    differences = []
-    for task in tasks if a.done and b.done else ():
-        one, other = a.tasks.get(task), b.tasks.get(task)
-        if not one or not other or one.value is None or other.value is None:
-            return None
-        if (one.metric, one.fewshot, one.documents) != (other.metric, other.fewshot, other.documents):
-            return None
-        differences.append(one.value - other.value)
-    return sum(differences) / len(differences) if differences else None
-
-
-def pairs(ours: _Numbers, theirs: _Numbers, weights: Sequence[float] | None) -> Pairs | None:
-    """One text's windows or one task's documents; None where they are not known, or not of both."""
-    known = [value for value in ours or () if value is not None], [value for value in theirs or () if value is not None]
-    sizes = {len(known[0]), len(known[1]), len(ours or ()), len(theirs or ())}
-    sizes |= set() if weights is None else {len(weights)}
-    return (*known, weights) if len(sizes) == 1 and known[0] else None
-
-
-def _gap(difference: float | None, strata: Sequence[Pairs | None]) -> Gap | None:
-    if difference is None:
-        return None
-    known = [each for each in strata if each is not None]
-    if len(known) < len(strata):
-        return Gap(difference, None, None)
-    found = paired_difference(known)
-    return Gap(difference, _finite(found["low"]), _finite(found["high"]), found["p"])
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
-
-
-def ratio(results: Results, cell: CellResult) -> float | None:
-    """Perplexity over the dense model's: the geometric mean over the texts of one length."""
-    return exp(loss_difference(cell, results.dense, results.averaged_texts)) if results.dense else None
-
-
-# --- rankings ---
 
 
 @dataclass(frozen=True)
@@ -150,58 +68,131 @@ class Ranking:
         return list(zip(self.cells, self.gaps, strict=True))[1:]
 
 
-def by_loss(results: Results, cells: Sequence[CellResult], texts: Sequence[str] | None = None) -> Ranking:
-    """Rank by the mean loss over texts (those of one length if None); cells without one of them are left out."""
-    chosen = results.averaged_texts if texts is None else tuple(texts)
+@dataclass(frozen=True, eq=False)
+class Measure:
+    """What cells are compared by: the mean loss over texts, or the mean accuracy over tasks, each of which weighs the
+    same. A cell has it if it has every text or task, over the same windows, or asked in the same way, as the rest.
 
-    def mean(cell: CellResult) -> float | None:
-        losses = [result.nll for text in chosen if (result := results.loss(cell, text)) and result.nll is not None]
-        return sum(losses) / len(chosen) if chosen and len(losses) == len(chosen) else None
+    Attributes:
+        key: ALL, a text after "perplexity:", a task after "task:", or ACCURACY.
+        lower: whether it is of losses, of which the lower are the better ones; they are compared by the ratio of
+            perplexities, accuracies by their difference.
+        names: of the texts or tasks; reference: the result of each that others must be like.
+        shown: the number that tables show: a perplexity, that over the dense model's, or an accuracy.
+    """
 
-    return _rank(cells, mean, lambda a, b: loss_gap(a, b, chosen))
+    key: str
+    title: str
+    lower: bool
+    names: tuple[str, ...]
+    reference: Mapping[str, Perplexity | TaskResult]
+    shown: Callable[[CellResult], float | None]
+
+    def of(self, cell: CellResult) -> list[tuple[float, Perplexity | TaskResult]] | None:
+        """A cell's numbers and results, by text or task."""
+        known: Mapping[str, Perplexity | TaskResult] = cell.perplexity if self.lower else cell.tasks
+        numbers = []
+        for name in self.names:
+            result, reference = known.get(name), self.reference.get(name)
+            number = result.nll if isinstance(result, Perplexity) else result.value if result else None
+            if result is None or reference is None or number is None or not _alike(result, reference):
+                return None
+            numbers.append((number, result))
+        return numbers or None
+
+    def difference(self, a: CellResult, b: CellResult) -> float | None:
+        """That of `gap`, without the work for an interval."""
+        ours, theirs = self.of(a), self.of(b)
+        if ours is None or theirs is None:
+            return None
+        return sum(x - y for (x, _), (y, _) in zip(ours, theirs, strict=True)) / len(ours)
+
+    @lru_cache(maxsize=1024)  # noqa: B019  # words, table and pictures ask for the same ones
+    def gap(self, a: CellResult, b: CellResult) -> Gap | None:
+        """The mean over texts or tasks; None unless both have each. A window weighs as much as it has predictions."""
+        ours, theirs, plain = self.of(a), self.of(b), self.difference(a, b)
+        if ours is None or theirs is None or plain is None:
+            return None
+        both = [_pairs(x, y) for (_, x), (_, y) in zip(ours, theirs, strict=True)]
+        known = [each for each in both if each is not None]
+        if len(known) < len(both):
+            return Gap(plain)
+        found = difference(known)
+        return Gap(found["difference"] or 0.0, _finite(found["low"]), _finite(found["high"]), found["p"])
+
+    def rank(self, cells: Sequence[CellResult]) -> Ranking:
+        """From best to worst; cells that lack it are left out."""
+        sign = 1 if self.lower else -1
+        scored = [(sign * sum(n for n, _ in of), order) for order, cell in enumerate(cells) if (of := self.of(cell))]
+        ranked = tuple(cells[order] for _, order in sorted(scored))
+        return Ranking(ranked, tuple(None if cell is ranked[0] else self.gap(cell, ranked[0]) for cell in ranked))
 
 
-def by_accuracy(results: Results, cells: Sequence[CellResult], tasks: Sequence[str] | None = None) -> Ranking:
-    """Rank by the mean accuracy over tasks (those that count if None); cells that lack one are left out."""
-    chosen, metrics = results.average.tasks if tasks is None else tuple(tasks), results.average.metrics
-
-    def shortfall(cell: CellResult) -> float | None:
-        of_cell = [result for task in chosen if (result := cell.tasks.get(task)) and result.metric == metrics.get(task)]
-        values = [result.value for result in of_cell if result.value is not None and cell.done]
-        return -sum(values) / len(chosen) if chosen and len(values) == len(chosen) else None
-
-    return _rank(cells, shortfall, lambda a, b: accuracy_gap(a, b, chosen))
+def _alike(one: Perplexity | TaskResult, other: Perplexity | TaskResult) -> bool:
+    if isinstance(one, Perplexity) and isinstance(other, Perplexity):
+        return same_windows(one, other)
+    keys = ("metric", "fewshot", "documents")
+    return [getattr(one, key, None) for key in keys] == [getattr(other, key, None) for key in keys]
 
 
-def can_be_best(average: Average, task: str) -> bool:
-    """Whether a task tells models apart, and it is known which way it is better."""
-    return average.is_share(task) and task not in average.grey
+def _pairs(one: Perplexity | TaskResult, other: Perplexity | TaskResult) -> Pairs | None:
+    """One text's windows or one task's documents; None where they are not known, or not of both."""
+    weights = None
+    if isinstance(one, Perplexity) and isinstance(other, Perplexity):
+        values, weights = [list(r.window_nll or ()) for r in (one, other)], list(one.window_predictions or ())
+    elif isinstance(one, TaskResult) and isinstance(other, TaskResult):
+        values = [list(r.per_document) for r in (one, other)]
+    sizes = {*map(len, values), len(values[0] if weights is None else weights)}
+    if len(sizes) > 1 or 0 in sizes or any(value is None for each in values for value in each):
+        return None
+    return values[0], values[1], weights  # type: ignore[return-value]  # none of them is None, as was asked above
 
 
-def bold(
-    results: Results, rank: Callable[[Sequence[CellResult]], Ranking]
-) -> tuple[frozenset[CellResult], frozenset[CellResult]]:
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+@lru_cache(maxsize=256)
+def losses(results: Results, text: str | None = None) -> Measure:
+    """Of one text, or of all of one length."""
+    key, title, names = ALL, "perplexity over dense", results.averaged_texts
+    if text is None:
+        return Measure(key, title, True, names, results.windows, lambda cell: ratio(results, cell))
+    key, title, names = f"perplexity:{text}", f"perplexity, {text}", (text,)
+    return Measure(key, title, True, names, results.windows, lambda cell: results.perplexity(cell, text))
+
+
+@lru_cache(maxsize=256)
+def accuracies(results: Results, task: str | None = None) -> Measure:
+    """Of one task, or of all that count."""
+    key, title, names = ACCURACY, f"mean {results.average.metric}", results.average.tasks
+    if task is None:
+        return Measure(key, title, False, names, results.asked, results.accuracy)
+    return Measure(f"task:{task}", task, False, (task,), results.asked, lambda cell: value_of(cell, task))
+
+
+def value_of(cell: CellResult, task: str) -> float | None:
+    return cell.tasks[task].value if task in cell.tasks else None
+
+
+def ratio(results: Results, cell: CellResult) -> float | None:
+    """Perplexity over the dense model's: the geometric mean over the texts of one length."""
+    return exp(losses(results).difference(cell, results.dense)) if results.dense else None
+
+
+def bold(results: Results, measure: Measure) -> tuple[frozenset[CellResult], frozenset[CellResult]]:
     """Whom every table prints bold in a column, and of whom it is not known whether they should be.
 
     Bold are, of each size that was asked for, the best and all that the intervals do not tell from it; without an
     interval the best alone. A failed cell is in no ranking, nor is a 2SSP at another method's size; one that is alone
     at its size is the best of nothing.
     """
-    rankings = [ranking for size in results.sparsities if len((ranking := rank(results.of_size(size))).cells) > 1]
+    rankings = [measure.rank(results.of_size(size)) for size in results.sparsities]
+    some = [ranking for ranking in rankings if len(ranking.cells) > 1]
     return (
-        frozenset(cell for ranking in rankings for cell in ranking.level),
-        frozenset(cell for ranking in rankings for cell in ranking.unsure),
+        frozenset(cell for ranking in some for cell in ranking.level),
+        frozenset(cell for ranking in some for cell in ranking.unsure),
     )
-
-
-def _rank(
-    cells: Sequence[CellResult],
-    badness: Callable[[CellResult], float | None],
-    gap: Callable[[CellResult, CellResult], Gap | None],
-) -> Ranking:
-    scored = [(value, order, cell) for order, cell in enumerate(cells) if (value := badness(cell)) is not None]
-    ranked = tuple(cell for _, _, cell in sorted(scored, key=lambda each: each[:2]))
-    return Ranking(ranked, tuple(None if cell is ranked[0] else gap(cell, ranked[0]) for cell in ranked))
 
 
 # --- times ---

@@ -7,17 +7,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
 from secateur.errors import OutputError
 from secateur.folders import write_file
 from secateur.judge.averages import Average, is_accuracy
 from secateur.judge.memory import COUNTER
 from secateur.judge.results import TaskResult
-from secateur.judge.statistics import DRAWS, SURE, difference, told_apart
-from secateur.report.comparing import TIMED, bold, by_accuracy, by_loss, can_be_best, exp, pairs, ratio, speed
+from secateur.judge.statistics import SURE, told_apart
+from secateur.report.comparing import TIMED, accuracies, bold, exp, losses, speed
 from secateur.report.looks import listed, number, percent, seconds, times
-from secateur.report.results import MISSING, CellResult, Results, dumps, finite, read_results
+from secateur.report.results import MISSING, CellResult, Results, dumps, read_results
 from secateur.report.table import MAIN, Column, Table, as_json, comma_separated, latex, markdown, rows_of
 
 NAME, DIFFERENCES = "main-table", "differences.csv"
@@ -83,9 +83,9 @@ def write(folder: Path, files: Mapping[str, str]) -> None:
 def main_table(results: Results) -> Table:
     """A row per cell that is there, in the index's order."""
     cells = [cell for cell in results.cells if cell.status != MISSING]
-    columns = [*_sizes(results), *_judged(results, cells), *_costs(results, cells)]
+    columns = [*_sizes(results), *_judged(results, cells), *_costs(cells)]
     failed = any(cell.status == "failed" for cell in cells)
-    columns.append(Column("error", "error", lambda cell: cell.error, hidden=not failed, page=""))
+    columns.append(Column("error", "error", at("error"), hidden=not failed, page=""))
     rows = [{**row, "group": results.size_of(cell)} for row, cell in zip(rows_of(columns, cells), cells, strict=True)]
     best, unsure = _marks(results, cells)
     return Table(columns, rows, "group", best, unsure, _notes(results, cells, any(best.values())))
@@ -94,22 +94,34 @@ def main_table(results: Results) -> Table:
 # --- columns ---
 
 
+def at(path: str) -> Of:
+    """A cell's value at a path of attributes; None where there is none."""
+
+    def value(cell: object) -> Any:
+        for name in path.split("."):
+            cell = getattr(cell, name, None)
+        return None if cell is UNSET else cell
+
+    return value
+
+
+def _hidden(path: str, title: str, key: str = "") -> Column[CellResult]:
+    return Column(key or path, title, at(path), hidden=True)
+
+
 def _sizes(results: Results) -> Iterator[Column[CellResult]]:
-    blocks, model = (f"share of {whose} that is gone" for whose in ("the blocks' parameters", "all parameters"))
-    asked = results.whose
-    yield Column("name", "cell", lambda cell: cell.name, hidden=True)
-    yield Column("label", "method", lambda cell: cell.label, page="")
-    yield Column("method", "method", lambda cell: cell.method, hidden=True)
-    yield Column("status", "status", lambda cell: cell.status, hidden=True)
-    yield Column("matched_to", "matched to", lambda cell: cell.matched_to, hidden=True)
-    yield Column("sparsity", "asked", lambda cell: cell.sparsity, ".4g", page="")
-    yield Column("achieved_blocks", "of the blocks", partial(_share, "blocks"), ".2%",
-                 hint=blocks, page=None if asked in blocks else "")  # fmt: skip
-    yield Column("achieved_model", "of the model", partial(_share, "model"), ".2%",
-                 hint=model, page=None if asked in model else "")  # fmt: skip
-    yield Column("parameters", "parameters", lambda cell: cell.parameters, ",d")
-    yield Column("weight_bytes", "bytes of weights", lambda cell: cell.weight_bytes, _megabytes, hidden=True,
-                 page=MAIN)  # fmt: skip
+    yield _hidden("name", "cell")
+    yield Column("label", "method", at("label"), page="")
+    yield _hidden("method", "method")
+    yield _hidden("status", "status")
+    yield _hidden("matched_to", "matched to")
+    yield Column("sparsity", "asked", at("sparsity"), ".4g", page="")
+    for of, whose in (("blocks", "the blocks' parameters"), ("model", "all parameters")):
+        page = None if whose == results.whose else ""
+        yield Column(f"achieved_{of}", f"of the {of}", at(f"achieved.{of}"), ".2%", page=page,
+                     hint=f"share of {whose} that is gone")  # fmt: skip
+    yield Column("parameters", "parameters", at("parameters"), ",d")
+    yield Column("weight_bytes", "bytes of weights", at("weight_bytes"), _megabytes, hidden=True, page=MAIN)
 
 
 def _judged(results: Results, cells: list[CellResult]) -> Iterator[Column[CellResult]]:
@@ -120,12 +132,11 @@ def _judged(results: Results, cells: list[CellResult]) -> Iterator[Column[CellRe
                      hint=f"{windows.samples} windows of {windows.length} tokens")  # fmt: skip
     for text in texts:
         yield Column(f"nll_stderr:{text}", f"standard error of nll, {text}", partial(_of_text, text, "nll_stderr"),
-                     ".4f", hidden=True)  # fmt: skip
-    yield Column("ratio", "perplexity, × dense", lambda cell: ratio(results, cell), number, files=False,
+                     hidden=True)  # fmt: skip
+    yield Column("ratio", "perplexity, × dense", losses(results).shown, number, files=False,
                  hint=f"geometric mean over {listed(results.averaged_texts)}")  # fmt: skip
     for task in results.tasks:
-        share, metric = average.is_share(task), average.metrics[task]
-        why = average.left_out.get(task)
+        share, metric, why = average.is_share(task), average.metrics[task], average.left_out.get(task)
         yield Column(
             f"task:{task}", task if share else f"{task}, {metric}", partial(_of_task, task, "value"),
             ".1%" if share else ".4g", "high" if share else None, grey=share and task in average.grey,
@@ -146,74 +157,55 @@ def _of_task(task: str, key: str, cell: CellResult) -> float | None:
     return getattr(cell.tasks.get(task), key, None)
 
 
-def _costs(results: Results, cells: list[CellResult]) -> Iterator[Column[CellResult]]:
-    yield Column("prune_cpu_s", "pruning, CPU s", pruning("cpu_s"), ",.0f", page="")
-    yield Column("prune_wall_s", "pruning, s", pruning("wall_s"), seconds, hidden=True, page=MAIN,
+def _costs(cells: list[CellResult]) -> Iterator[Column[CellResult]]:
+    yield Column("prune_cpu_s", "pruning, CPU s", at("prune.cpu_s"), ",.0f", page="")
+    yield Column("prune_wall_s", "pruning, s", at("prune.wall_s"), seconds, hidden=True, page=MAIN,
                  hint="wall-clock time of the pruning itself, in one run")  # fmt: skip
-    yield Column("forwards", "forwards", pruning("forwards"), ",.0f", page="")
-    yield Column("forwards_asked", "forwards asked", pruning("forwards_asked"), ",.0f", hidden=True)
+    yield Column("forwards", "forwards", at("prune.forwards"), ",.0f", page="")
+    yield _hidden("prune.forwards_asked", "forwards asked", "forwards_asked")
     yield Column("prune_peak_device_memory_mb", "peak device memory while pruning, MB", _device_peak_mb, hidden=True)
     if any(cell.inference for cell in cells):
         yield from _running()
     if any(cell.generation for cell in cells):
         for key, title in _FIGURES.items():
-            yield Column(f"generation:{key}", f"{title}, greedy text", partial(_generated, key),
+            yield Column(f"generation:{key}", f"{title}, greedy text", at(f"generation.figures.{key}"),
                          number if key.endswith("_tokens") else percent, hidden=True, page=GENERATED)  # fmt: skip
 
 
 def _running() -> Iterator[Column[CellResult]]:
     for kind, name in _TIMES.items():
-        of = partial(_timing, kind, "ratio")
-        shown = kind != "throughput"
-        yield Column(f"{kind}_ratio", f"{name}, × dense", of, ".2f" if shown else times, hidden=not shown,
-                     page=None if shown else RUNNING, hint="over the dense model's in the same run")  # fmt: skip
+        more: dict[str, Any] = {"form": times, "hidden": True, "page": RUNNING} if kind == "throughput" else {}
+        yield Column(f"{kind}_ratio", f"{name}, × dense", partial(_timing, kind, "ratio"), **{"form": ".2f"} | more,
+                     hint="over the dense model's in the same run")  # fmt: skip
     for kind, name in _TIMES.items():
         for edge, quartile in (("low", "lower"), ("high", "upper")):
             of = partial(_timing, kind, edge)
             yield Column(f"{kind}_{edge}", f"{name}, × dense, {quartile} quartile", of, hidden=True)
     for whose, prefix, remark in (("pruned", "", ""), ("dense", "dense_", ", dense in the same run")):
         for key, name in zip(TIMED.values(), ("prefill ms", "ms per token", "new tokens per second"), strict=True):
-            yield Column(f"{prefix}{key}", f"{name}{remark}", _ran(key, whose), hidden=True)
-    yield Column("kv_bytes_per_token", "KV cache, bytes per token", _ran("kv_bytes_per_token"), _kilobytes, hidden=True,
-                 page=RUNNING, hint="what the KV cache of one sequence grows by with each token")  # fmt: skip
-    yield Column("running_peak_memory_bytes", "peak memory while running, bytes", _ran("peak_memory_bytes"),
-                 hidden=True)  # fmt: skip
-    yield Column("running_peak_memory_by", "peak memory while running, how measured", _ran("peak_memory_by"),
-                 hidden=True)  # fmt: skip
+            yield _hidden(f"inference.{whose}.{key}", f"{name}{remark}", f"{prefix}{key}")
+    yield Column("kv_bytes_per_token", "KV cache, bytes per token", at("inference.pruned.kv_bytes_per_token"),
+                 _kilobytes, hidden=True, page=RUNNING, hint="of one sequence, with each token")  # fmt: skip
+    for key, remark in (("bytes", "bytes"), ("by", "how measured")):
+        path, name = f"inference.pruned.peak_memory_{key}", f"running_peak_memory_{key}"
+        yield _hidden(path, f"peak memory while running, {remark}", name)
     yield Column("device_peak", "peak memory", _device_peak, _megabytes, page=RUNNING, files=False,
                  hint="weights and the most beside them, by torch's counter on the device")  # fmt: skip
-
-
-def pruning(key: str) -> Of:
-    """A figure of what the pruning took."""
-    return lambda cell: getattr(cell.prune, key, None)
-
-
-def _share(of: str, cell: CellResult) -> float | None:
-    return getattr(cell.achieved, of, None)
-
-
-def _device_peak_mb(cell: CellResult) -> float | None:
-    peak = (cell.prune and cell.prune.peak_device_memory_bytes) or None
-    return None if peak is None else peak / 1e6
 
 
 def _timing(kind: str, part: str, cell: CellResult) -> float | None:
     return getattr(speed(cell, kind), part, None)
 
 
-def _ran(key: str, whose: str = "pruned") -> Of:
-    return lambda cell: getattr(getattr(cell.inference, whose, None), key, None)
+def _device_peak_mb(cell: CellResult) -> float | None:
+    peak = at("prune.peak_device_memory_bytes")(cell)
+    return None if peak is None else peak / 1e6
 
 
 def _device_peak(cell: CellResult) -> float | None:
     """Of accelerators only: of a CPU it is what could be seen of it, and stands in the files of numbers."""
-    ran = cell.inference.pruned if cell.inference else None
-    return ran.peak_memory_bytes if ran and ran.peak_memory_by == COUNTER else None
-
-
-def _generated(key: str, cell: CellResult) -> float | None:
-    return getattr(cell.generation.figures, key) if cell.generation else None
+    counted = at("inference.pruned.peak_memory_by")(cell) == COUNTER
+    return at("inference.pruned.peak_memory_bytes")(cell) if counted else None
 
 
 def _megabytes(size: float) -> str:
@@ -227,11 +219,10 @@ def _kilobytes(size: float) -> str:
 def _marks(results: Results, cells: list[CellResult]) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
     """Places of the rows that are bold, and of those of which that is not known, by the column's key."""
     average = results.average
-    ranks = {f"perplexity:{text}": partial(by_loss, results, texts=[text]) for text in results.texts}
-    shares = [task for task in average.metrics if can_be_best(average, task)]
-    ranks |= {f"task:{task}": partial(by_accuracy, results, tasks=[task]) for task in shares}
-    ranks["task_average"] = partial(by_accuracy, results, tasks=average.tasks)
-    marks = {key: bold(results, rank) for key, rank in ranks.items()}
+    measures = {f"perplexity:{text}": losses(results, text) for text in results.texts}
+    measures |= {f"task:{t}": accuracies(results, t) for t in results.tasks if average.is_share(t)}
+    measures["task_average"] = accuracies(results)
+    marks = {key: bold(results, measure) for key, measure in measures.items() if key[5:] not in average.grey}
     best, unsure = (
         {key: [place for place, cell in enumerate(cells) if cell in both[which]] for key, both in marks.items()}
         for which in (0, 1)
@@ -344,7 +335,7 @@ class Differences(Struct, frozen=True):
     tasks: dict[str, TaskDifference]
 
 
-def differences(results: Results, base: str, *, draws: int = DRAWS) -> list[Differences]:
+def differences(results: Results, base: str) -> list[Differences]:
     """Each cell against the base method's at the same sparsity asked, and against 2SSP's at its own size; paired over
     the same windows and documents.
 
@@ -352,7 +343,7 @@ def differences(results: Results, base: str, *, draws: int = DRAWS) -> list[Diff
         base: a method's name.
     """
     return [
-        Differences(cell.name, other.name, kind, _losses(cell, other, draws), _accuracies(cell, other, draws))
+        _differences(results, cell, other, kind)
         for cell in results.pruned if not cell.matched_to and (cell.perplexity or cell.tasks)
         for other in results.done if (kind := _kind(cell, other, base))
     ]  # fmt: skip
@@ -365,30 +356,17 @@ def _kind(cell: CellResult, other: CellResult, base: str) -> str | None:
     return SAME_SPARSITY if alike else None
 
 
-def _losses(cell: CellResult, other: CellResult, draws: int) -> dict[str, LossDifference]:
-    told: dict[str, LossDifference] = {}
-    for text, mine in cell.perplexity.items():
-        if theirs := other.perplexity.get(text):
-            both = pairs(mine.window_nll, theirs.window_nll, mine.window_predictions or [])
-            found = finite(difference([both], draws=draws)) if both else dict.fromkeys(("difference", "low", "high"))
-            told[text] = LossDifference(
-                found["difference"], found["low"], found["high"], exp(found["difference"])
-            )  # fmt: skip
-    return told
-
-
-def _accuracies(cell: CellResult, other: CellResult, draws: int) -> dict[str, TaskDifference]:
-    told: dict[str, TaskDifference] = {}
-    for task, mine in cell.tasks.items():
-        theirs = other.tasks.get(task)
-        if theirs is None or mine.value is None or theirs.value is None:  # a metric that came to NaN
-            continue
-        both = pairs(mine.per_document, theirs.per_document, None)
-        if both:
-            told[task] = TaskDifference(mine.metric, **finite(difference([both], draws=draws)))
-        else:  # a metric of the whole, as a corpus' F1: nothing to pair
-            told[task] = TaskDifference(mine.metric, mine.value - theirs.value, None, None, None)
-    return told
+def _differences(results: Results, cell: CellResult, other: CellResult, kind: str) -> Differences:
+    by_text, by_task = {}, {}
+    for text in cell.perplexity:
+        if text in other.perplexity:
+            gap = losses(results, text).gap(cell, other)
+            difference, low, high = gap[:3] if gap else (None, None, None)
+            by_text[text] = LossDifference(difference, low, high, exp(difference))
+    for task, result in cell.tasks.items():
+        if gap := accuracies(results, task).gap(cell, other):
+            by_task[task] = TaskDifference(result.metric, *gap)
+    return Differences(cell.name, other.name, kind, by_text, by_task)
 
 
 def difference_table(compared: list[Differences]) -> Table:

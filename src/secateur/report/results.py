@@ -4,7 +4,6 @@ writes and every reader reads them. What an older file has not, has its default.
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -212,7 +211,7 @@ class Index(Struct, frozen=True, kw_only=True):
 # --- a folder as a whole ---
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Results:
     """A compare folder: its index, and all cells that it names, in the table's order; of one that is not there yet only
     the name is known."""
@@ -267,16 +266,21 @@ class Results:
     @cached_property
     def windows(self) -> dict[str, Perplexity]:
         """By text, the result whose windows all others must have: the dense model's, else the first cell's."""
-        windows: dict[str, Perplexity] = {}
-        for cell in ([self.dense] if self.dense else []) + list(self.done):
-            for text, result in cell.perplexity.items():
-                windows.setdefault(text, result)
-        return windows
+        return {text: result for cell in self._dense_last for text, result in cell.perplexity.items()}
+
+    @cached_property
+    def asked(self) -> dict[str, TaskResult]:
+        """By task, the result that all others must be asked like."""
+        return {task: result for cell in self._dense_last for task, result in cell.tasks.items()}
 
     @property
+    def _dense_last(self) -> list[CellResult]:
+        return [*reversed(self.done), *([self.dense] if self.dense else [])]
+
+    @cached_property
     def texts(self) -> tuple[str, ...]:
         """The texts of the perplexities."""
-        return tuple(self.windows)
+        return tuple(dict.fromkeys(text for cell in self.done for text in cell.perplexity))
 
     @cached_property
     def averaged_texts(self) -> tuple[str, ...]:
@@ -284,9 +288,9 @@ class Results:
 
         A token of a long window is predicted from more, so what pruning costs depends on the length too.
         """
-        lengths = Counter(result.length for result in self.windows.values())
+        lengths = Counter(self.windows[text].length for text in self.texts)
         length = max(lengths, key=lambda length: lengths[length], default=None)
-        return tuple(text for text, result in self.windows.items() if result.length == length)
+        return tuple(text for text in self.texts if self.windows[text].length == length)
 
     @cached_property
     def tasks(self) -> tuple[str, ...]:
@@ -298,8 +302,8 @@ class Results:
         return average_over([cell.tasks for cell in self.cells], self.dense.tasks if self.dense else {})
 
     def loss(self, cell: CellResult, text: str) -> Perplexity | None:
-        """A finished cell's result on a text; None where it has none, or one over other windows than the rest."""
-        result = cell.perplexity.get(text) if cell.done else None
+        """A cell's result on a text; None where it has none, or one over other windows than the rest."""
+        result = cell.perplexity.get(text)
         return result if result and same_windows(result, self.windows[text]) else None
 
     def perplexity(self, cell: CellResult, text: str) -> float | None:
@@ -339,13 +343,6 @@ def same_windows(one: Perplexity, other: Perplexity) -> bool:
 _Read = TypeVar("_Read", bound=Struct)
 
 
-class _Head(Struct):
-    """What decides whether the rest can be read."""
-
-    schema: int | None = None
-    kind: str = COMPARE
-
-
 def read_index(folder: Path) -> Index:
     """A folder's compare.json.
 
@@ -355,12 +352,11 @@ def read_index(folder: Path) -> Index:
     source = folder / INDEX
     if not source.is_file():
         raise DataError(f"{folder} is no compare folder: it has no {INDEX}. `secateur compare` or `ablate` makes one.")
-    head = _read(source, _Head)
-    if head.schema != SCHEMA:
-        raise DataError(f"{source} has schema {head.schema!r}; this secateur reads {SCHEMA}")
-    if head.kind not in (COMPARE, ABLATE):
-        raise DataError(f"{folder} is neither a comparison nor an ablation but of the kind {head.kind!r}")
     index = _read(source, Index)
+    if index.schema != SCHEMA:
+        raise DataError(f"{source} has schema {index.schema!r}; this secateur reads {SCHEMA}")
+    if index.kind not in (COMPARE, ABLATE):
+        raise DataError(f"{folder} is neither a comparison nor an ablation but of the kind {index.kind!r}")
     for name in index.cells:
         if Path(name).name != name:
             raise DataError(f"{source} is damaged: {name[:100]!r} is no name of a cell")
@@ -408,20 +404,10 @@ def _read(file: Path, kind: type[_Read]) -> _Read:
 def dumps(value: Struct | Mapping[str, Any]) -> str:
     """JSON of one entry per line, without NaN and Inf, which are no JSON: they become null. Short lists of numbers
     (a window's loss each) stay on one line."""
-    return _dump(finite(msgspec.to_builtins(value)), "") + "\n"
+    return _dump(json.loads(msgspec.json.encode(value)), "") + "\n"
 
 
-def finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): finite(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(each) for each in value]
-    return value
-
-
-def _dump(value: Any, indent: str) -> str:
+def _dump(value: object, indent: str) -> str:
     inner = indent + " "
     if isinstance(value, dict) and value:
         entries = [f"{inner}{json.dumps(key)}: {_dump(each, inner)}" for key, each in value.items()]

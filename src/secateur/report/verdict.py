@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from secateur.report.comparing import LARGEST, Gap, by_accuracy, by_loss, loss_gap, ratio, speed
+from secateur.report.comparing import LARGEST, Gap, Measure, accuracies, losses, ratio, speed
 from secateur.report.looks import listed, method_name, number, percent, seconds, times, title
 from secateur.report.results import CellResult, Results
 
@@ -136,7 +137,7 @@ def _cost(results: Results, sizes: Sequence[AtSize]) -> str:
 
 def _at_size(results: Results, sparsity: float) -> AtSize:
     cells = results.of_size(sparsity)
-    ranking = by_loss(results, cells)
+    ranking = losses(results).rank(cells)
     if not ranking.cells:
         return AtSize(sparsity, (), (), "No method has finished at this size.")
     best, level, unsure = ranking.cells[0], ranking.level, ranking.unsure
@@ -191,7 +192,7 @@ def _size_of_best(results: Results, cell: CellResult) -> str:
     """One that removes whole blocks ends beside the size asked for; whether it is better is asked at its own size."""
     missed = f"{title(cell)} removed {percent(cell.removed)} instead of {percent(cell.sparsity)}"
     partner = results.partner(cell)
-    gap = loss_gap(partner, cell, results.averaged_texts) if partner else None
+    gap = losses(results).gap(partner, cell) if partner else None
     if gap is None:
         return f"{missed}, so it is not quite the same size as the others."
     over = f"{_times(gap.difference)} its perplexity"
@@ -207,7 +208,7 @@ def _size_of_best(results: Results, cell: CellResult) -> str:
 
 def _choices(results: Results) -> list[Smallest]:
     """Of the methods at a size that was asked for: a 2SSP at another one's size is a size that only 2SSP was given."""
-    running = [cell for cell in results.pruned if not cell.matched_to and cell.parameters]
+    running = [cell for cell in results.pruned if cell.done and not cell.matched_to and cell.parameters]
     judged = [(cell.parameters or 0, over, cell) for cell in running if (over := ratio(results, cell))]
     choices: list[Smallest] = []
     for tolerance in TOLERANCES:
@@ -222,32 +223,25 @@ def _choices(results: Results) -> list[Smallest]:
 
 
 def _measures(results: Results) -> dict[str, tuple[Award | None, ...]]:
-    kinds: dict[str, Callable[[Results, Sequence[CellResult]], Award | None]] = {
-        "perplexity over dense": _lowest_loss,
-        f"mean {results.average.metric} on tasks": _highest_accuracy,
-        "prefill ms, over dense": lambda _, cells: _fastest(cells, "prefill"),
-        "ms per token, over dense": lambda _, cells: _fastest(cells, "token"),
+    kinds: dict[str, Callable[[Sequence[CellResult]], Award | None]] = {
+        "perplexity over dense": partial(_ranked, losses(results), times),
+        f"mean {results.average.metric} on tasks": partial(_ranked, accuracies(results), percent),
+        "prefill ms, over dense": partial(_fastest, "prefill"),
+        "ms per token, over dense": partial(_fastest, "token"),
         "time to prune, in one run each": _quickest_pruning,
     }
     sizes = [results.of_size(sparsity) for sparsity in results.sparsities]
-    awards = {name: tuple(best(results, cells) for cells in sizes) for name, best in kinds.items()}
+    awards = {name: tuple(best(cells) for cells in sizes) for name, best in kinds.items()}
     return {name: each for name, each in awards.items() if any(each)}
 
 
-def _lowest_loss(results: Results, cells: Sequence[CellResult]) -> Award | None:
-    ranking = by_loss(results, cells)
-    over = ratio(results, ranking.cells[0]) if ranking.cells else None
-    return Award(ranking.level, ranking.unsure, times(over)) if over else None
+def _ranked(measure: Measure, form: Callable[[float], str], cells: Sequence[CellResult]) -> Award | None:
+    ranking = measure.rank(cells)
+    best = measure.shown(ranking.cells[0]) if ranking.cells else None
+    return Award(ranking.level, ranking.unsure, form(best)) if best is not None else None
 
 
-def _highest_accuracy(results: Results, cells: Sequence[CellResult]) -> Award | None:
-    ranking = by_accuracy(results, cells)
-    if not ranking.cells:
-        return None
-    return Award(ranking.level, ranking.unsure, percent(results.accuracy(ranking.cells[0])))
-
-
-def _fastest(cells: Sequence[CellResult], kind: str) -> Award | None:
+def _fastest(kind: str, cells: Sequence[CellResult]) -> Award | None:
     """Two are level if the ranges of their ratios' quartiles touch; where one has no range, it is not known."""
     timed = sorted(((timing, cell) for cell in cells if (timing := speed(cell, kind))), key=lambda each: each[0].ratio)
     if not timed:
@@ -258,7 +252,7 @@ def _fastest(cells: Sequence[CellResult], kind: str) -> Award | None:
     return Award((first, *level), tuple(unsure), times(best.ratio))
 
 
-def _quickest_pruning(results: Results, cells: Sequence[CellResult]) -> Award | None:
+def _quickest_pruning(cells: Sequence[CellResult]) -> Award | None:
     timed = [(cell.wall_s, cell) for cell in cells if cell.wall_s is not None]
     if not timed:
         return None
@@ -296,7 +290,7 @@ def _disagreement(results: Results) -> Iterator[str]:
     """Sizes at which no cell can be best both by perplexity and by tasks, for all that the data tell."""
     for sparsity in results.sparsities:
         cells = results.of_size(sparsity)
-        rankings = by_loss(results, cells), by_accuracy(results, cells)
+        rankings = losses(results).rank(cells), accuracies(results).rank(cells)
         ours, theirs = ({*ranking.level, *ranking.unsure} for ranking in rankings)
         if ours and theirs and not ours & theirs:
             first, second = (title(ranking.cells[0]) for ranking in rankings)

@@ -1,0 +1,88 @@
+"""What prunings by one method at several sparsities share: steps that hold at all of them are computed once, and count
+as if each pruning were run alone."""
+
+from __future__ import annotations
+
+import operator
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import NamedTuple, TypeVar
+
+from secateur.forecast import Clock
+from secateur.run import MemoryStore, Observer, Run
+
+T = TypeVar("T")
+
+
+class Spent(NamedTuple):
+    """Wall and CPU seconds, and the work of a `Meter`."""
+
+    wall_s: float
+    cpu_s: float
+    block_tokens: int
+    head_tokens: int
+    asked_tokens: int
+
+    def since(self, earlier: Spent) -> Spent:
+        return Spent(*map(operator.sub, self, earlier))
+
+
+class Shared(MemoryStore):
+    """The store of one method's runs at several sparsities: from one to the next it keeps the steps whose keys begin
+    with `beginning`, which hold at every sparsity; none if that is None.
+
+    Attributes:
+        spent: what each step took that is kept.
+        spared_s: seconds that were spared so far by taking steps over.
+    """
+
+    def __init__(self, beginning: str | None = None) -> None:
+        super().__init__()
+        self.beginning, self.spent, self.spared_s = beginning, dict[str, Spent](), 0.0
+
+    def open(self, identity: str) -> None:
+        self._results = {key: result for key, result in self._results.items() if key in self.spent}
+
+    @property
+    def seconds(self) -> float:
+        """That the steps which lie here took."""
+        return sum(spent.wall_s for spent in self.spent.values())
+
+
+class SharingRun(Run):
+    """A run that takes steps over from earlier ones; its meter and clocks go as if it were run alone.
+
+    Args:
+        shared: of runs of the same method with the same options, calibration and seed.
+        clock: seconds.
+    """
+
+    def __init__(
+        self, seed: int, shared: Shared, *, observer: Observer | None = None, clock: Clock = time.monotonic
+    ) -> None:
+        super().__init__(seed, store=shared, observer=observer)
+        self._shared, self._clock = shared, clock
+        self._spared: list[Spent] = []
+
+    def step(self, key: str, compute: Callable[[], T], *, scratch_bytes: float = 0) -> T:
+        shared, name = self._shared, self._scope + key
+        if (spent := shared.spent.get(name)) is not None:
+            self._spared.append(spent)
+            shared.spared_s += spent.wall_s
+            with self.progress(key, 1) as advance:
+                self.meter.block_tokens += spent.block_tokens
+                self.meter.head_tokens += spent.head_tokens
+                self.meter.asked_tokens += spent.asked_tokens
+                advance(1)
+        began = self.spent()
+        result = super().step(key, compute)
+        if spent is None and shared.beginning is not None and name.startswith(shared.beginning):
+            shared.spent[name] = self.spent().since(began)
+        return result
+
+    def spent(self) -> Spent:
+        """Until now, from some time before the run."""
+        wall_s = self._clock() + sum(spent.wall_s for spent in self._spared)
+        cpu_s = time.process_time() + sum(spent.cpu_s for spent in self._spared)
+        return Spent(wall_s, cpu_s, **asdict(self.meter))

@@ -52,10 +52,6 @@ class Group:
         of: the method.
         values: in the order of the cells.
         own: the default of the method, as the tables show a value; None where it has no fixed one.
-        default: the value that is the default; None where it is not there.
-        seeds: that all values have of which any cell is finished. Means are over these: else they would be of other
-            draws.
-        left_out: finished cells of other seeds.
     """
 
     what: str
@@ -63,9 +59,22 @@ class Group:
     sparsity: float | None
     values: tuple[Choice, ...]
     own: str | None
-    default: Choice | None
-    seeds: tuple[int, ...]
-    left_out: int
+
+    @property
+    def default(self) -> Choice | None:
+        """The value that is the default; None where it is not there."""
+        return next((value for value in self.values if value.shown == self.own and value.cells), None)
+
+    @property
+    def seeds(self) -> list[int]:
+        """That all values have of which any cell is finished. Means are over these, not over other draws in each."""
+        finished = [set(value.cells) for value in self.values if value.cells]
+        return sorted(set.intersection(*finished)) if finished else []
+
+    @property
+    def left_out(self) -> int:
+        """How many finished cells are of other seeds."""
+        return sum(len(value.cells) - len(self.seeds) for value in self.values if value.cells)
 
 
 def groups(results: Results) -> list[Group]:
@@ -77,8 +86,8 @@ def groups(results: Results) -> list[Group]:
             values = by_group.setdefault((terms.what, terms.of, results.size_of(cell)), {})
             values.setdefault(terms.value, []).append(cell)
     return [
-        _group(*key, tuple(_choice(shown, cells) for shown, cells in values.items()),
-               own_default(_terms(next(iter(values.values()))[0])))
+        Group(*key, tuple(_choice(shown, cells) for shown, cells in values.items()),
+              own_default(_terms(next(iter(values.values()))[0])))
         for key, values in by_group.items()
     ]  # fmt: skip
 
@@ -99,7 +108,7 @@ def beside_the_default(results: Results, group: Group) -> Group:
     if not alike:
         return group
     default = _choice(str(group.own), alike, taken_from=_terms(alike[0]).what)
-    return _group(group.what, group.of, group.sparsity, (default, value), group.own)
+    return replace(group, values=(default, value))
 
 
 def _terms(cell: CellResult) -> AblationTerms:
@@ -113,14 +122,6 @@ def _settings(terms: AblationTerms, value: str | None) -> dict[str, str]:
     if varied is None or len(varied) != 1:
         return {}
     return {name: str(each) for name, each in {**terms.terms, varied[0][0]: value}.items()}
-
-
-def _group(what: str, of: str, sparsity: float | None, values: tuple[Choice, ...], own: str | None) -> Group:
-    finished = [set(value.cells) for value in values if value.cells]
-    seeds = sorted(set.intersection(*finished)) if finished else []
-    default = next((value for value in values if value.shown == own and value.cells), None)
-    left_out = sum(map(len, finished)) - len(seeds) * len(finished)
-    return Group(what, of, sparsity, values, own, default, tuple(seeds), left_out)
 
 
 def _choice(shown: str, cells: Sequence[CellResult], taken_from: str | None = None) -> Choice:
@@ -189,11 +190,9 @@ def spread(group: Group, value: Choice, of: Of) -> Spread | None:
     return Spread(*mean_and_sd(known)) if known and len(known) == len(numbers) else None
 
 
-@dataclass(frozen=True)
-class Against:
-    """The difference of a value to the default: the mean over pairs of one seed.
-
-    Of perplexities it is relative (0.02: 2 % higher), of accuracies in the measure itself.
+class Against(NamedTuple):
+    """The difference of a value to another: the mean over pairs of one seed. Of perplexities it is relative (0.02: 2 %
+    higher), of accuracies in the measure itself.
 
     Attributes:
         sd: over the seeds; None for a single one.

@@ -18,7 +18,7 @@ from secateur.report.ablation import (
     spread,
 )
 from secateur.report.comparing import Measure
-from secateur.report.drawing import PAPER, add_legend, mark, new_figure, set_ticks
+from secateur.report.drawing import PAPER, Dot, add_legend, draw_dots, mark, new_figure, set_ticks
 from secateur.report.looks import Look, method_name, number, percent, size_looks
 from secateur.report.results import Results
 from secateur.report.table import typeset
@@ -111,29 +111,21 @@ def _panels(some: Sequence[Group], known: Sequence[Measure], looks: dict[float |
 def _line(axis: Axes, group: Group, measure: Measure, where: Places, look: Look) -> list[float]:
     """Means with their spread, and each seed as a small point; all heights that were drawn."""
     form = number if measure.lower else percent
-    heights: list[float] = []
-    line: list[tuple[float, float]] = []
-    for value in sorted(group.values, key=where.of):
+    dots, heights = [], []
+    for value in group.values:
         over = spread(group, value, measure.shown)
         if over is None:
             continue
-        x, hollow, sd = where.of(value), bool(value.matched_to), over.sd or 0.0
-        seeds = {seed: y for seed in group.seeds if (y := measure.shown(value.cells[seed])) is not None}
-        bar = axis.vlines(x, over.mean - sd, over.mean + sd, color=look.colour, linewidth=1.2)
-        (dot,) = axis.plot(x, over.mean, marker=look.marker, markersize=7, color=look.colour, zorder=2.5,
-                           markerfacecolor=PAPER if hollow else look.colour)  # fmt: skip
-        small = axis.scatter([x] * len(seeds), list(seeds.values()), s=9, color=look.colour, alpha=0.45, zorder=3)
-        gap = against(group, value, measure)
-        mark(dot, size=group.sparsity, words=f"{value.shown}, {look.name} removed: {measure.title} {form(over.mean)}"
-             + (f" ± {form(sd)} over {len(seeds)} seeds" if over.sd is not None else "")
-             + (f"; against the default: {typeset(difference_in_words(gap, measure))}" if gap else ""))  # fmt: skip
-        for artist in (bar, small):
-            mark(artist, size=group.sparsity)
-        heights += [over.mean, *seeds.values()]
-        line += [] if hollow else [(x, over.mean)]
-    if where.numbers and line:
-        (path,) = axis.plot(*zip(*line, strict=True), color=look.colour, linewidth=1.8, zorder=2)
-        mark(path, size=group.sparsity)
+        x, sd, gap = where.of(value), over.sd or 0.0, against(group, value, measure)
+        words = f"{value.shown}, {look.name} removed: {measure.title} {form(over.mean)}"
+        words += f" ± {form(sd)} over {len(group.seeds)} seeds" if over.sd is not None else ""
+        words += f"; against the default: {typeset(difference_in_words(gap, measure))}" if gap else ""
+        hollow, size = bool(value.matched_to), group.sparsity
+        dots.append(Dot(x, over.mean, over.mean - sd, over.mean + sd, words, hollow, size=size))
+        seeds = [measure.shown(value.cells[seed]) or 0.0 for seed in group.seeds]
+        mark(axis.scatter([x] * len(seeds), seeds, s=9, color=look.colour, alpha=0.45, zorder=3), size=group.sparsity)
+        heights += [over.mean, *seeds]
+    draw_dots(axis, dots, look.colour, look.marker, "-" if where.numbers else "none")
     return heights
 
 

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from secateur.errors import MissingExtraError
 
@@ -58,8 +58,9 @@ def styled() -> Iterator[None]:
     except ImportError as error:
         raise MissingExtraError.of("matplotlib", "report", "drawing plots") from error
     style: Any = {
-        "svg.hashsalt": "secateur", "svg.fonttype": "none", "font.size": 10, "axes.spines.top": False,
-        "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True, "grid.color": LINE,
+        "svg.hashsalt": "secateur", "svg.fonttype": "none", "font.size": 10, "lines.linewidth": 1.8,
+        "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
+        "grid.color": LINE,
         "axes.edgecolor": SOFT, "text.parse_math": False, "text.color": INK, "axes.labelcolor": INK,
         "xtick.color": SOFT, "ytick.color": SOFT, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
     }  # fmt: skip
@@ -121,6 +122,34 @@ def new_figure(panels: int, size: tuple[float, float] = PANEL, columns: int = 2)
     return figure, axes[:panels]
 
 
+class Dot(NamedTuple):
+    """A point of a line, with its range; `hollow` ones are on no line. `words` are what it says under the pointer."""
+
+    x: float
+    y: float
+    low: float
+    high: float
+    words: str
+    hollow: bool = False
+    method: str = ""
+    size: float | None = None
+
+
+def draw_dots(axis: Axes, dots: Sequence[Dot], colour: str, marker: str, line: Any = "-") -> None:
+    """Draw points from left to right, and a line through those that are not hollow."""
+    dots = sorted(dots, key=lambda dot: dot.x)
+    solid = [dot for dot in dots if not dot.hollow]
+    if solid and line != "none":
+        (path,) = axis.plot([dot.x for dot in solid], [dot.y for dot in solid], color=colour, linestyle=line, zorder=2)
+        mark(path, solid[0].method, solid[0].size if len({dot.size for dot in solid}) == 1 else None)
+    for dot in dots:
+        bar = axis.vlines(dot.x, dot.low, dot.high, color=colour, linewidth=1.1, zorder=2)
+        mark(bar, dot.method, dot.size)
+        face = PAPER if dot.hollow else colour
+        (point,) = axis.plot(dot.x, dot.y, marker=marker, markersize=7, color=colour, markerfacecolor=face, zorder=2.5)
+        mark(point, dot.method, dot.size, dot.words)
+
+
 def set_ticks(axis: Axis, values: Sequence[float]) -> None:
     """Numbers as people write them; a log axis of less than a decade has hardly any by itself."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
@@ -140,4 +169,6 @@ def add_legend(figure: Figure, entries: Mapping[str, tuple[str, str, Any, str]])
         Line2D([], [], color=colour, marker=marker, linestyle=line, markerfacecolor=face, label=name)
         for name, (colour, marker, line, face) in entries.items()
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(entries)), frameon=False, fontsize=9)
+    fit = int(figure.get_figwidth() / (0.45 + 0.065 * max(map(len, entries))))  # inches: a handle, and a letter each
+    columns = max(1, min(fit, len(entries)))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 
 from secateur.report.blocks import draw_lanes, lanes
 from secateur.report.comparing import LARGEST, losses, speed
-from secateur.report.drawing import INK, PAPER, add_legend, mark, new_figure, set_ticks
-from secateur.report.looks import Look, looks, number, percent, title
+from secateur.report.drawing import INK, PAPER, Dot, add_legend, draw_dots, mark, new_figure, set_ticks
+from secateur.report.looks import count, looks, number, percent, title
 from secateur.report.results import CellResult, Results
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Z = 1.96  # standard errors on either side of a 95 % interval
@@ -94,9 +93,10 @@ def _scatter(
     for axis, (name, y) in zip(axes, panels.items(), strict=True):
         drawn: list[tuple[float, float]] = []
         for method, look in looks(results.methods).items():
-            cells = [cell for cell in results.pruned if cell.method == method and cell.done and x(cell) and y(cell)]
-            for matched in (False, True):
-                drawn += _line(axis, results, [c for c in cells if bool(c.matched_to) == matched], look, x, y)
+            dots = [_dot(results, c, x, y) for c in results.pruned if c.method == method and c.done and x(c) and y(c)]
+            reduced = any(cell.reduced for cell in results.pruned if cell.method == method and cell.done)
+            draw_dots(axis, dots, look.colour, look.marker, ":" if reduced else "-")
+            drawn += [(dot.x, dot.y) for dot in dots]
         if results.dense and (dense := y(results.dense)):
             axis.axhline(dense[0], color=INK, linewidth=1, linestyle=":", zorder=1)
             if x is _millions and (across := _millions(results.dense)):
@@ -113,26 +113,13 @@ def _scatter(
     return figure
 
 
-def _line(
-    axis: Axes, results: Results, cells: Sequence[CellResult], look: Look, x: Callable[[CellResult], float | None], y: Y
-) -> list[tuple[float, float]]:
-    """A method's own sizes as a line; those at another method's size are single hollow markers."""
-    points = sorted(((x(c) or 0.0, y(c) or (0.0, 0.0, 0.0), c) for c in cells), key=lambda each: each[0])
-    if points and not points[0][2].matched_to:
-        style = "dotted" if any(cell.reduced for cell in cells) else "solid"
-        (line,) = axis.plot([p[0] for p in points], [p[1][0] for p in points], color=look.colour, linewidth=1.8,
-                            linestyle=style, zorder=2)  # fmt: skip
-        mark(line, points[0][2].method)
-    for across, (value, low, high), cell in points:
-        size = results.size_of(cell)
-        mark(axis.vlines(across, low, high, color=look.colour, linewidth=1, zorder=2), cell.method, size)
-        (dot,) = axis.plot(across, value, marker=look.marker, markersize=7, color=look.colour, zorder=2,
-                           markerfacecolor=PAPER if cell.matched_to else look.colour)  # fmt: skip
-        interval = "" if low == high else f" (95 %: {number(low)} to {number(high)})"
-        took = "" if cell.wall_s is None else f", pruned in {number(cell.wall_s)} s"
-        mark(dot, cell.method, size, f"{title(cell)}, {percent(cell.removed)} removed: {number(value)}{interval}; "
-             f"{number((cell.parameters or 0) / 1e6)} M parameters{took}")  # fmt: skip
-    return [(across, value[0]) for across, value, _ in points]
+def _dot(results: Results, cell: CellResult, x: Callable[[CellResult], float | None], y: Y) -> Dot:
+    """A cell's; that of one at another method's size is hollow."""
+    value, low, high = y(cell) or (0.0, 0.0, 0.0)
+    interval = "" if low == high else f" (95 %: {number(low)} to {number(high)})"
+    took = "" if cell.wall_s is None else f", pruned in {number(cell.wall_s)} s"
+    words = f"{title(cell)}, {percent(cell.removed)} removed: {number(value)}{interval}; {count(cell.parameters)}{took}"
+    return Dot(x(cell) or 0.0, value, low, high, words, bool(cell.matched_to), cell.method, results.size_of(cell))
 
 
 def _legend(figure: Figure, results: Results) -> None:

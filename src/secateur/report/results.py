@@ -343,13 +343,6 @@ def same_windows(one: Perplexity, other: Perplexity) -> bool:
 _Read = TypeVar("_Read", bound=Struct)
 
 
-class _Head(Struct):
-    """What decides whether the rest can be read."""
-
-    schema: int | None = None
-    kind: str = COMPARE
-
-
 def read_index(folder: Path) -> Index:
     """A folder's compare.json.
 
@@ -359,12 +352,11 @@ def read_index(folder: Path) -> Index:
     source = folder / INDEX
     if not source.is_file():
         raise DataError(f"{folder} is no compare folder: it has no {INDEX}. `secateur compare` or `ablate` makes one.")
-    head = _read(source, _Head)
-    if head.schema != SCHEMA:
-        raise DataError(f"{source} has schema {head.schema!r}; this secateur reads {SCHEMA}")
-    if head.kind not in (COMPARE, ABLATE):
-        raise DataError(f"{folder} is neither a comparison nor an ablation but of the kind {head.kind!r}")
     index = _read(source, Index)
+    if index.schema != SCHEMA:
+        raise DataError(f"{source} has schema {index.schema!r}; this secateur reads {SCHEMA}")
+    if index.kind not in (COMPARE, ABLATE):
+        raise DataError(f"{folder} is neither a comparison nor an ablation but of the kind {index.kind!r}")
     for name in index.cells:
         if Path(name).name != name:
             raise DataError(f"{source} is damaged: {name[:100]!r} is no name of a cell")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from secateur.report.comparing import LARGEST, Gap, accuracies, losses, ratio, speed
+from secateur.report.comparing import LARGEST, Gap, Measure, accuracies, losses, ratio, speed
 from secateur.report.looks import listed, method_name, number, percent, seconds, times, title
 from secateur.report.results import CellResult, Results
 
@@ -222,32 +223,25 @@ def _choices(results: Results) -> list[Smallest]:
 
 
 def _measures(results: Results) -> dict[str, tuple[Award | None, ...]]:
-    kinds: dict[str, Callable[[Results, Sequence[CellResult]], Award | None]] = {
-        "perplexity over dense": _lowest_loss,
-        f"mean {results.average.metric} on tasks": _highest_accuracy,
-        "prefill ms, over dense": lambda _, cells: _fastest(cells, "prefill"),
-        "ms per token, over dense": lambda _, cells: _fastest(cells, "token"),
+    kinds: dict[str, Callable[[Sequence[CellResult]], Award | None]] = {
+        "perplexity over dense": partial(_ranked, losses(results), times),
+        f"mean {results.average.metric} on tasks": partial(_ranked, accuracies(results), percent),
+        "prefill ms, over dense": partial(_fastest, "prefill"),
+        "ms per token, over dense": partial(_fastest, "token"),
         "time to prune, in one run each": _quickest_pruning,
     }
     sizes = [results.of_size(sparsity) for sparsity in results.sparsities]
-    awards = {name: tuple(best(results, cells) for cells in sizes) for name, best in kinds.items()}
+    awards = {name: tuple(best(cells) for cells in sizes) for name, best in kinds.items()}
     return {name: each for name, each in awards.items() if any(each)}
 
 
-def _lowest_loss(results: Results, cells: Sequence[CellResult]) -> Award | None:
-    ranking = losses(results).rank(cells)
-    over = ratio(results, ranking.cells[0]) if ranking.cells else None
-    return Award(ranking.level, ranking.unsure, times(over)) if over else None
+def _ranked(measure: Measure, form: Callable[[float], str], cells: Sequence[CellResult]) -> Award | None:
+    ranking = measure.rank(cells)
+    best = measure.shown(ranking.cells[0]) if ranking.cells else None
+    return Award(ranking.level, ranking.unsure, form(best)) if best is not None else None
 
 
-def _highest_accuracy(results: Results, cells: Sequence[CellResult]) -> Award | None:
-    ranking = accuracies(results).rank(cells)
-    if not ranking.cells:
-        return None
-    return Award(ranking.level, ranking.unsure, percent(results.accuracy(ranking.cells[0])))
-
-
-def _fastest(cells: Sequence[CellResult], kind: str) -> Award | None:
+def _fastest(kind: str, cells: Sequence[CellResult]) -> Award | None:
     """Two are level if the ranges of their ratios' quartiles touch; where one has no range, it is not known."""
     timed = sorted(((timing, cell) for cell in cells if (timing := speed(cell, kind))), key=lambda each: each[0].ratio)
     if not timed:
@@ -258,7 +252,7 @@ def _fastest(cells: Sequence[CellResult], kind: str) -> Award | None:
     return Award((first, *level), tuple(unsure), times(best.ratio))
 
 
-def _quickest_pruning(results: Results, cells: Sequence[CellResult]) -> Award | None:
+def _quickest_pruning(cells: Sequence[CellResult]) -> Award | None:
     timed = [(cell.wall_s, cell) for cell in cells if cell.wall_s is not None]
     if not timed:
         return None

@@ -19,7 +19,7 @@ from test_cli import call
 from test_report_page import EVIL, Elements
 
 from secateur.grid.ablate import NOTHING, ORDER, TEXT, WHATS, Ablation
-from secateur.judge.statistics import interval_of_mean, paired_bootstrap
+from secateur.judge.statistics import interval_of_mean, stratified_bootstrap
 from secateur.methods import get_method
 from secateur.model.handle import Model
 from secateur.report.ablation import ablation_table, groups, own_default
@@ -94,7 +94,7 @@ def test_one_seed_has_the_paired_interval_over_windows() -> None:
     cells = cells_of(seeds=(0,))
     row = rows_of(cells)["norm", "2ssp", "l1"]
     ours, theirs = (cells[f"norm-{v}-0.25-seed0"]["perplexity"]["c4"] for v in ("l1", "l2"))
-    wanted = paired_bootstrap(ours["window_nll"], theirs["window_nll"], ours["window_predictions"])
+    wanted = stratified_bootstrap([(ours["window_nll"], theirs["window_nll"], ours["window_predictions"])])
     edges = [math.expm1(wanted[key]) for key in ("difference", "low", "high")]
     assert [row[AGAINST], row[f"{AGAINST}:low"], row[f"{AGAINST}:high"]] == pytest.approx(edges)
     assert row[f"{AGAINST}:sd"] is None

@@ -397,7 +397,7 @@ def prune_to(
     Raises:
         OutputExistsError, OutputBusyError, OutputError: the folder holds something else, another process is about to
             write it, or it cannot be written.
-        What `plan`, `prepare` and `run_job` raise.
+        SecateurError: what `plan`, `prepare` and `run_job` raise.
     """
     judging = judging or Judging()
     text = request.calibration if isinstance(request.calibration, str) else None

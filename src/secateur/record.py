@@ -239,7 +239,7 @@ def _read(path: Path) -> tuple[Facts, Record] | None:
         ) from error
 
 
-def append_evaluation(folder: Path, evaluation: Mapping[str, Any]) -> None:
+def append_evaluation(folder: Path, evaluation: Facts) -> None:
     """Add an evaluation to a checkpoint's record, atomically; a folder without one is left alone."""
     if (read := _read(folder)) is not None:
         entries, _ = read  # as they are: a newer secateur may have written more than is known here
@@ -296,7 +296,7 @@ def public_name(name: str, *, local: bool = False) -> str:
     return name
 
 
-def public_facts(facts: Mapping[str, Any]) -> Facts:
+def public_facts(facts: Mapping[str, object]) -> Facts:
     """The same facts on a model or text with public names. What comes from the hub or PyPI has no others."""
     if facts.get("source") in ("hub", "pypi"):
         return dict(facts)
@@ -307,7 +307,7 @@ def public_facts(facts: Mapping[str, Any]) -> Facts:
     }
 
 
-def public_arguments(arguments: Mapping[str, Any]) -> Facts:
+def public_arguments(arguments: Mapping[str, object]) -> Facts:
     """The same arguments with public names; of a command line, in each word and behind each `--option=`."""
 
     def public(value: Any, before: Any = None) -> Any:
@@ -323,7 +323,7 @@ def public_arguments(arguments: Mapping[str, Any]) -> Facts:
     return {name: public(value) for name, value in arguments.items()}
 
 
-def _public_evaluation(evaluation: Mapping[str, Any]) -> Facts:
+def _public_evaluation(evaluation: Facts) -> Facts:
     """The same with public names of models and texts."""
 
     def public(judged: Facts) -> Facts:

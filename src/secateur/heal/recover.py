@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +27,17 @@ from secateur.model.facts import environment, origin, sizes
 from secateur.model.handle import Model
 from secateur.model.load import Source
 from secateur.output import Outcome, Output
-from secateur.record import FORMAT, Cost, HeldOutLoss, Record, Recovery, TrainingData, public_arguments, public_facts
+from secateur.record import (
+    FORMAT,
+    Cost,
+    Facts,
+    HeldOutLoss,
+    Record,
+    Recovery,
+    TrainingData,
+    public_arguments,
+    public_facts,
+)
 from secateur.run import Observer, Run
 from secateur.version import __version__
 
@@ -131,7 +141,7 @@ def recover_to(
     *,
     teacher: Source | None = None,
     observer: Observer | None = None,
-    arguments: Mapping[str, Any] | None = None,
+    arguments: Facts | None = None,
 ) -> Outcome:
     """Heal a model that is known by name and write it, whole or not at all; an interrupted run goes on from what lies
     beside the output's folder, in `OUT.run`.
@@ -202,7 +212,7 @@ def run_recovery(
     checkpoints: Path | None = None,
     overwrite: bool = False,
     run: Run | None = None,
-    arguments: Mapping[str, Any] | None = None,
+    arguments: Facts | None = None,
 ) -> Recovered:
     """Run a prepared recovery, or go on with it.
 
@@ -252,7 +262,7 @@ def run_recovery(
     return Recovered(model, record)
 
 
-def _record(job: RecoveryJob, recovery: Recovery, seconds: float, arguments: Mapping[str, Any]) -> Record:
+def _record(job: RecoveryJob, recovery: Recovery, seconds: float, arguments: Facts) -> Record:
     """It has no edits, so a record with a `recovery` is not replayed by edits."""
     model, layout = job.model, sizes(job.model.layout(), job.model)
     return Record(

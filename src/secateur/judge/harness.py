@@ -26,8 +26,11 @@ from secateur.assets import Rows
 from secateur.assets.hub import hub_error
 from secateur.errors import DataError, MissingExtraError, NumericalError, UnknownNameError
 from secateur.hf import own_randomness, quiet_transformers
+from secateur.judge.results import Facts
 from secateur.model.handle import Model
 from secateur.run import Run
+
+Tasks = dict[str, Any]  # lm-eval's task objects, of which it has no types, by name
 
 _SEED = 1234  # lm-eval's own default, for the same examples
 _NO_HUB = "Without a hub: a task file of your own, or the tasks that `secateur fetch tasks` brings."
@@ -94,7 +97,7 @@ def _silenced() -> Iterator[None]:
 # --- tasks ---
 
 
-def local_tasks(names: Mapping[str, Mapping[str, list[Any]]], folder: str, rows: Rows) -> dict[str, Any]:
+def local_tasks(names: Mapping[str, Mapping[str, list[Any]]], folder: str, rows: Rows) -> Tasks:
     """lm-eval's own tasks with rows of ours.
 
     Args:
@@ -118,7 +121,7 @@ def local_tasks(names: Mapping[str, Mapping[str, list[Any]]], folder: str, rows:
             raise DataError(f"{rows.where} does not have the rows that {folder} needs: {_said(error)}") from error
 
 
-def _with_rows(config: Mapping[str, Any], splits: Mapping[str, list[Any]], where: str) -> dict[str, Any]:
+def _with_rows(config: Facts, splits: Mapping[str, list[Any]], where: str) -> Facts:
     """A task's configuration with its data set replaced, and the splits for examples left out that are not there."""
     import datasets
 
@@ -133,7 +136,7 @@ def _with_rows(config: Mapping[str, Any], splits: Mapping[str, list[Any]], where
     return {"task": config["task"], "custom_dataset": rows, **missing}
 
 
-def file_tasks(path: Path) -> dict[str, Any]:
+def file_tasks(path: Path) -> Tasks:
     """The tasks of a user's file.
 
     Raises:
@@ -166,7 +169,7 @@ def _require_named_files(path: Path) -> None:
         )
 
 
-def named_tasks(name: str, known: Sequence[str]) -> dict[str, Any]:
+def named_tasks(name: str, known: Sequence[str]) -> Tasks:
     """lm-eval's own tasks behind a name, with the rows that they themselves ask the hub for.
 
     Raises:
@@ -213,9 +216,7 @@ def characters(name: str, task: Any, documents: int) -> float:
 # --- answers ---
 
 
-def answer(
-    model: Model, tasks: Mapping[str, Any], documents: Mapping[str, int], *, batch_size: int, run: Run, label: str
-) -> dict[str, Any]:
+def answer(model: Model, tasks: Tasks, documents: Mapping[str, int], *, batch_size: int, run: Run, label: str) -> Facts:
     """lm-eval's results for the first so many documents of each task; its samples lie under "samples".
 
     Under "truncated" stands how many sequences lost their beginning, being longer than the model's positions.

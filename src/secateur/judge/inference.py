@@ -6,14 +6,13 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from secateur.errors import InvalidOptionError
 from secateur.judge.memory import peak_tensor_memory
-from secateur.judge.results import Inference
+from secateur.judge.results import Facts, Inference
 from secateur.judge.statistics import quartiles
 from secateur.model.handle import Model
 from secateur.run import Run
@@ -64,7 +63,7 @@ def inference(
                 done(1)
     return {
         name: Inference(
-            **_summary(times[name], new_tokens, batch_size),
+            **_times(times[name], new_tokens, batch_size),
             weight_bytes=weight_bytes(model),
             kv_bytes_per_token=kv_bytes_per_token(model),
             peak_memory_bytes=peaks[name][0],
@@ -128,14 +127,14 @@ def _now(model: Model) -> float:
     return time.perf_counter()
 
 
-def _summary(times: Sequence[tuple[float, float]], new_tokens: int, batch_size: int) -> dict[str, Any]:
+def _times(times: Sequence[tuple[float, float]], new_tokens: int, batch_size: int) -> Facts:
     """The fields of times: medians, interquartile ranges, and each round."""
     measured = {
         "prefill_ms": [1000 * first for first, _ in times],
         "token_ms": [1000 * rest / new_tokens for _, rest in times],
         "throughput_tokens_s": [batch_size * new_tokens / (first + rest) for first, rest in times],
     }
-    fields: dict[str, Any] = {}
+    fields: Facts = {}
     for name, values in measured.items():
         fields[name] = statistics.median(values)
         fields[f"{name}_rounds"] = [round(value, 3) for value in values]

@@ -84,7 +84,7 @@ class Planned:
     """
 
     name: str
-    parts: dict[str, Any] = field(repr=False)
+    parts: harness.Tasks = field(repr=False)
     sizes: dict[str, int] = field(repr=False)
     metric: str
     chance: float | None
@@ -118,7 +118,7 @@ def plan_tasks(
         data: folder with the rows, for machines without a network; see `secateur.assets.read_rows`.
 
     Raises:
-        UnknownNameError, InvalidOptionError, DataError, FetchError, MissingExtraError.
+        UnknownNameError, InvalidOptionError, DataError, FetchError, MissingExtraError: before the model is judged.
     """
     if limit is not None and limit < 1:
         raise InvalidOptionError(f"the limit is a number of documents, at least 1; not {limit}")
@@ -234,7 +234,7 @@ def _plan(name: str, setting: Setting, limit: int | None, data: Path | None, cac
     return [_planned(line, parts, setting, limit, source) for line, parts in groups.items()]
 
 
-def _offline(name: str, data: Path | None, cache: Path | None) -> tuple[dict[str, Any], Facts]:
+def _offline(name: str, data: Path | None, cache: Path | None) -> tuple[harness.Tasks, Facts]:
     folder, rows_name = OFFLINE[name]
     rows = read_rows(rows_name, data=data, cache=cache)
     parts: dict[str, Mapping[str, list[Any]]] = {name: rows.splits}
@@ -254,7 +254,7 @@ def _by_subject(splits: Mapping[str, list[Any]], where: str) -> dict[str, Mappin
     return {f"mmlu_{subject}": subjects[subject] for subject in sorted(subjects)}
 
 
-def _planned(name: str, parts: dict[str, Any], setting: Setting, limit: int | None, source: Facts) -> Planned:
+def _planned(name: str, parts: harness.Tasks, setting: Setting, limit: int | None, source: Facts) -> Planned:
     """Settle metric and few-shot examples with lm-eval's tasks, or say why they cannot be had."""
     metrics = list(next(iter(parts.values())).aggregation())
     metric = setting.metric or ("acc" if "acc" in metrics else metrics[0])
@@ -325,13 +325,13 @@ def _judge(model: Model, plan: Planned, batch_size: int, run: Run) -> TaskResult
     )
 
 
-def _of_first_filter(samples: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def _of_first_filter(samples: Iterable[Facts]) -> list[Facts]:
     """A document may be scored once for each of the task's filters."""
     samples = list(samples)
     return sorted((each for each in samples if each["filter"] == samples[0]["filter"]), key=lambda s: s["doc_id"])
 
 
-def _aggregated(plan: Planned, parts: Mapping[str, Any], results: Mapping[str, Any]) -> float:
+def _aggregated(plan: Planned, parts: harness.Tasks, results: Facts) -> float:
     """lm-eval's own figure, for a metric that is no mean; such a line has one part."""
     (part,) = parts
     found = {key.partition(",")[0]: value for key, value in reversed(results["results"][part].items())}

@@ -159,15 +159,15 @@ def inverted(
         NumericalError: a norm is NaN or Inf.
     """
     before = model.layout()
-    made = plan(before, budget, amount, alpha=alpha)
+    planned = plan(before, budget, amount, alpha=alpha)
     norms = run.step("norms", lambda: direction_norms(model, tokens, run))
     with ExitStack() as stack:
         for number, block in before.blocks.items():
             if block.mlp:
-                stack.enter_context(_muted(model, number, norms[str(number)], made.kept))
-        search = _attentions_only(made.attentions)
+                stack.enter_context(_muted(model, number, norms[str(number)], planned.kept))
+        search = _attentions_only(planned.attentions)
         after = run_method(model, search, tokens, budget, run).after
-        yield InvertedResult(made, after)
+        yield InvertedResult(planned, after)
 
 
 def direction_norms(model: Model, tokens: Tokens, run: Run) -> dict[str, Tensor]:

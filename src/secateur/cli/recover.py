@@ -15,9 +15,9 @@ import typer
 from msgspec.structs import fields
 from rich.table import Table
 
-from secateur.cli.groups import declared
+from secateur.cli.groups import grouped
 from secateur.cli.guard import note, out, start_logging
-from secateur.cli.options import CacheDir, Device, Dtype, Json, LogFile, LogLevel, ModelName, Revision
+from secateur.cli.options import CacheDir, Device, Dtype, ModelName, OutputOptions, Revision
 from secateur.cli.progress import Bars
 from secateur.heal.settings import Settings, description
 
@@ -46,20 +46,18 @@ def _recover(
     dtype: Dtype = "auto",
     revision: Revision = None,
     texts: Annotated[
-        Path | None,
-        typer.Option("--data-dir", envvar="SECATEUR_DATA", help="Folder with the named texts."),
+        Path | None, typer.Option("--data-dir", envvar="SECATEUR_DATA", help="Folder with the named texts.")
     ] = None,
     cache_dir: CacheDir = None,
-    log_level: LogLevel = "warning",
-    log_file: LogFile = None,
-    as_json: Json = False,
+    *,
+    output: OutputOptions,
     **settings: Any,
 ) -> None:
     """Heal a pruned model by LoRA and write it, the adapters merged.
 
     Interrupted, it says where it stands; the same command goes on from there. The defaults are SlimGPT's.
     """
-    start_logging(log_level, log_file)
+    start_logging(output.log_level, output.log_file)
     chosen = Settings(**settings)  # a bad value is told before torch is imported
 
     from secateur.heal.recover import Request, recover_to
@@ -74,9 +72,8 @@ def _recover(
         arguments={"command": sys.argv[1:]},
     )  # fmt: skip
     if outcome.was_there:
-        message = f"{out_dir} already holds this result; `secateur eval` measures it"
-        note(message)
-    if as_json:
+        note(f"{out_dir} already holds this result; `secateur eval` measures it")
+    if output.as_json:
         print(json.dumps({"out": str(out_dir), **outcome.record.summary()}))
     else:
         _show(outcome.record, out_dir)
@@ -94,8 +91,7 @@ def _setting_flags() -> Iterator[inspect.Parameter]:
         )
 
 
-_own = inspect.signature(_recover, eval_str=True).parameters.values()
-recover = declared(_recover, [*(p for p in _own if p.kind is not p.VAR_KEYWORD), *_setting_flags()])
+recover = grouped(_recover, _setting_flags())
 
 
 def _show(record: Record, folder: Path) -> None:

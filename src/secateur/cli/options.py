@@ -22,10 +22,6 @@ Device = Annotated[
 ]
 Dtype = Annotated[str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16.")]
 Revision = Annotated[str | None, typer.Option(help="Revision of a hub model.")]
-Data = Annotated[
-    Path | None,
-    typer.Option(envvar="SECATEUR_DATA", help="Folder with the named texts, for machines without a hub."),
-]
 CacheDir = Annotated[Path | None, typer.Option(envvar="SECATEUR_CACHE", help="Where fetched models and texts lie.")]
 LogLevel = Annotated[str, typer.Option(help="debug, info, warning or error.")]
 LogFile = Annotated[Path | None, typer.Option(help="Log to this file too.")]
@@ -35,17 +31,6 @@ OF = typer.Option(help="A share of the `blocks`' parameters or of the whole `mod
 OfShare = Annotated[str, OF]
 SEED = typer.Option(help="0: the text's first windows, as the papers do; n: a draw of them.", show_default="0")
 RoundTo = Annotated[int, typer.Option(help="Round FFN widths to a multiple of this, in methods that choose them.")]
-Calibration = Annotated[
-    str | None,
-    typer.Option(
-        help="c4, wikitext2, fineweb-edu, demo, or a .txt, .jsonl or .parquet file.",
-        show_default="c4",
-    ),
-]
-Samples = Annotated[int | None, typer.Option(help="Calibration: windows.", show_default="each paper's number")]
-Length = Annotated[int | None, typer.Option(help="Calibration: tokens per window.", show_default="each paper's number")]
-Count = Annotated[str, typer.Option(help="Which tokens count: all, or only the responses in chat data.")]
-
 SPARSITIES = (
     "Numbers between 0 and 1 with commas between; `paper` is 0.25,0.375,0.5, `every-block` every number of blocks."
 )
@@ -64,6 +49,7 @@ MethodOption = Annotated[
 ]
 GridDryRun = Annotated[bool, typer.Option("--dry-run", help="Only list the cells with what their parts would take.")]
 
+PAPERS = "each paper's number"
 _REFERENCE = "2ssp"  # among prompts: the reference's, and its decoding
 
 
@@ -76,7 +62,10 @@ class SourceOptions:
     device: Device = None
     dtype: Dtype = "auto"
     revision: Revision = None
-    data: Data = None
+    data: Annotated[
+        Path | None,
+        typer.Option(envvar="SECATEUR_DATA", help="Folder with the named texts, for machines without a hub."),
+    ] = None
     cache_dir: CacheDir = None
 
     def of(self, model: str) -> Source:
@@ -101,14 +90,17 @@ class OutputOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationOptions:
-    """The calibration of all cells."""
+    """What a pruning is calibrated on: fields of `secateur.pruning.Request`."""
 
     PANEL: ClassVar[str] = "Calibration"
 
-    calibration: Calibration = None
-    samples: Samples = None
-    length: Length = None
-    count: Count = "all"
+    calibration: Annotated[
+        str | None,
+        typer.Option(help="c4, wikitext2, fineweb-edu, demo, or a .txt, .jsonl or .parquet file.", show_default="c4"),
+    ] = None
+    samples: Annotated[int | None, typer.Option(help="Calibration: windows.", show_default=PAPERS)] = None
+    length: Annotated[int | None, typer.Option(help="Calibration: tokens per window.", show_default=PAPERS)] = None
+    count: Annotated[str, typer.Option(help="Which tokens count: all, or only the responses in chat data.")] = "all"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,11 +120,9 @@ class TextOptions:
 
     def applied(self, judging: Judging) -> Judging:
         """The judging with what was given."""
-        if self.texts is not None:
-            judging = replace(judging, texts=tuple(words(self.texts)))
-        if self.eval_samples is not None:
-            judging = replace(judging, samples=self.eval_samples or None)
-        return judging if self.eval_length is None else replace(judging, length=self.eval_length)
+        texts = None if self.texts is None else tuple(words(self.texts))
+        judging = _given(judging, texts=texts, length=self.eval_length)
+        return judging if self.eval_samples is None else replace(judging, samples=self.eval_samples or None)
 
 
 @dataclass(frozen=True, kw_only=True)

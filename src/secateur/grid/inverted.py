@@ -15,7 +15,7 @@ smaller FFN. What that FFN would have is counted.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
@@ -28,7 +28,7 @@ from secateur.engine.sweep import Part, sweeper_of
 from secateur.engine.tokens import Tokens
 from secateur.engine.walk import walk
 from secateur.errors import InfeasibleBudgetError, InvalidOptionError, NumericalError
-from secateur.methods import Method, get_method
+from secateur.methods import Method, Options, get_method
 from secateur.methods.two_ssp import attention_count
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
@@ -44,7 +44,7 @@ EQUAL: Final = "equal"
 Amount = Literal["published", "equal"]
 AMOUNTS: tuple[Amount, ...] = (PUBLISHED, EQUAL)
 NAME = "2ssp-inverted"
-DEFAULTS: Mapping[str, Any] = {"amount": PUBLISHED, "alpha": 1.5}  # its options
+DEFAULTS: Options = {"amount": PUBLISHED, "alpha": 1.5}  # its options
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class InvertedPlan:
     hidden: int
 
 
-def complete(given: Mapping[str, Any]) -> dict[str, Any]:
+def complete(given: Options) -> Options:
     """The given options, and the others at their defaults.
 
     Raises:

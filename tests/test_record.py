@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from models import logits, parameters, random, tiny, tiny_in, tiny_tokens
+from models import parameters, random, tiny, tiny_in, tiny_tokens
 from msgspec import structs
 
 import secateur
 from secateur import Budget, Model, Tokens, load, prune, save
 from secateur.assets.demo import DEMO_TEXT
 from secateur.card import card
-from secateur.errors import CheckpointError, OutputExistsError
+from secateur.errors import CheckpointError
 from secateur.export import tier
 from secateur.methods import get_method
 from secateur.pruning import Filter, Job, Pruning, Request, make_record, plan, prepare
@@ -225,18 +225,6 @@ def test_records_chain_through_checkpoints(tmp_path: Path) -> None:
     assert "was pruned by 2ssp, 2ssp" in (tmp_path / "third" / "README.md").read_text()
 
 
-def test_records_chain_within_a_session(tmp_path: Path) -> None:
-    """Pruned twice without saving in between, as after saving and loading: the same records, the same model."""
-    model = tiny("llama")
-    tokens = tokens_for(model)
-    first = prune(model, sparsity=0.2, calibration=tokens)
-    second = prune(model, sparsity=0.1, calibration=tokens, stage1_only=True)
-    assert (first.record.parents, second.record.parents) == ([], [first.record])
-    assert model.parents == [first.record, second.record.alone]
-    save(second, tmp_path / "second")
-    assert load(str(tmp_path / "second")).parents == model.parents
-
-
 # --- evaluations and damage ---
 
 
@@ -297,29 +285,6 @@ def test_a_damaged_record_is_named(text: str, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=r"secateur\.json"):
             read(tmp_path)
     assert (tmp_path / RECORD).read_text() == text
-
-
-def test_an_interrupted_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny("llama")
-    first = prune(model, sparsity=0.2, calibration=tokens_for(model))
-    save(first, tmp_path / "out")
-    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    second = prune(model, sparsity=0.2, calibration=tokens_for(model))
-    with pytest.raises(OutputExistsError):
-        save(second, tmp_path / "out")
-
-    def interrupted(*args: Any, **kwargs: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(type(model.hf), "save_pretrained", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            save(second, tmp_path / "out", overwrite=True)
-    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
-    assert os.listdir(tmp_path) == ["out"]
-    save(second, tmp_path / "out", overwrite=True)
-    ids = tokens_for(model).ids
-    assert torch.equal(logits(load(str(tmp_path / "out")), ids), logits(model, ids))
 
 
 # --- the card ---

@@ -20,7 +20,7 @@ from models import (
     tiny_tokens,
 )
 from oracles import PROPERTY, activations, planned, prepared, standing, weighted
-from test_stream import difference, low_rank
+from test_stream import difference
 from torch import Tensor
 
 from secateur.engine.tokens import Tokens
@@ -107,6 +107,21 @@ def test_windows_that_do_not_count_do_not_matter() -> None:
     run(one, tokens.first(2))
     run(other, Tokens.of(tokens.ids, weights))
     assert difference(logits(one, tokens.ids), logits(other, tokens.ids)) < 1e-4
+
+
+@torch.no_grad()
+def low_rank(model: Model, basis: Tensor) -> Model:
+    """All that is ever added to the residual stream lies in the span of the basis (hidden, rank)."""
+    projection = (basis @ basis.T).float()
+    embedding = model.hf.get_input_embeddings().weight
+    embedding.copy_(embedding @ projection)
+    for number in model.numbers:
+        with model.open(number) as block:
+            for linear in (block.attention_out, block.mlp_out):
+                linear.weight.copy_(projection @ linear.weight)
+                if linear.bias is not None:
+                    linear.bias.copy_(projection @ linear.bias)
+    return model
 
 
 @pytest.mark.parametrize(("family", "tied"), [("llama", False), ("qwen2", True), ("phi3", True)])

@@ -24,7 +24,7 @@ from secateur.errors import CheckpointError
 from secateur.export import tier
 from secateur.judge.judging import Judging
 from secateur.judge.perplexity import before_and_after, perplexity
-from secateur.methods import Method, get_method
+from secateur.methods import Method, Options, get_method
 from secateur.model.budget import Budget, Convention, shares
 from secateur.model.facts import environment, origin, sizes
 from secateur.model.handle import Model, require_positions
@@ -63,7 +63,7 @@ class Filter:
     name: str
     edits: tuple[type[Edit], ...]
     apply: Callable[..., Iterator[Edit]]
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Options = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ class Request:
     method: str | Method = "2ssp"
     of: Convention = "blocks"
     round_to: int = 1
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Options = field(default_factory=dict)
     filters: Sequence[Filter] = ()
     calibration: str | Tokens | None = None
     samples: int | None = None
@@ -99,7 +99,7 @@ class Request:
     cache: Path | None = None
 
     @classmethod
-    def given(cls, method: str, arguments: Mapping[str, Any]) -> Request:
+    def given(cls, method: str, arguments: Options) -> Request:
         """From a call's keyword arguments: this class's fields, and the method's options."""
         own = {name: value for name, value in arguments.items() if name in {field.name for field in fields(cls)}}
         options = {name: value for name, value in arguments.items() if name not in own}
@@ -127,7 +127,7 @@ class Plan:
     """
 
     request: Request
-    options: Mapping[str, Any]
+    options: Options
     samples: int
     length: int
     meter: Meter
@@ -180,7 +180,7 @@ class Pruning:
     """
 
     method: str
-    options: dict[str, Any]
+    options: Options
     budget: Budget
     edits: list[Edit] = field(repr=False)
     before: Layout = field(repr=False)
@@ -353,7 +353,7 @@ def make_record(
         fingerprint=job.fingerprint,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         method=pruning.method,
-        options=pruning.options,
+        options=dict(pruning.options),
         filters={filtering.name: dict(filtering.options) for filtering in filters} or None,
         seed=job.plan.request.seed,
         sparsity=Sparsity(

@@ -15,6 +15,7 @@ from secateur.model.handle import require_positions
 from secateur.signatures import Option, documented, options_of
 from secateur.surgery.edits import Edit
 
+Options = Mapping[str, Any]  # of a method or a filter, by name; what JSON can hold
 Prune = Callable[..., Iterator[Edit]]  # (model, tokens, budget, run, *, options) -> edits
 
 
@@ -51,7 +52,7 @@ class Method:
         """Its keyword-only arguments; the CLI derives its flags from them."""
         return options_of(self.prune)
 
-    def complete(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def complete(self, given: Options) -> Options:
         """The given options checked and the others at their defaults.
 
         Raises:

@@ -118,7 +118,7 @@ class Measure:
         if len(known) < len(both):
             return Gap(plain)
         found = difference(known)
-        return Gap(found["difference"] or 0.0, _finite(found["low"]), _finite(found["high"]), found["p"])
+        return Gap(found["difference"], _finite(found["low"]), _finite(found["high"]), found["p"])
 
     def rank(self, cells: Sequence[CellResult]) -> Ranking:
         """From best to worst; cells that lack it are left out."""

@@ -51,11 +51,11 @@ def grouped(command: Command, flags: Iterable[inspect.Parameter] = ()) -> Comman
 
     @functools.wraps(command)
     def call(**given: Any) -> None:
-        made = {
+        filled = {
             name: group(**{field.name: given.pop(field.name) for field in dataclasses.fields(group)})
             for name, group in groups.items()
         }
-        command(**given, **made)
+        command(**given, **filled)
 
     return declared(call, [*parameters, *flags])
 

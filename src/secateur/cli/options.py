@@ -213,8 +213,8 @@ class RunningOptions:
         given = self.generate or ()
         decodings = (REFERENCE,) if self.beams or _REFERENCE in given else ()
         if given:
-            found = [prompt for word in given for prompt in (REFERENCE_PROMPTS if word == _REFERENCE else (word,))]
-            return replace(judging, prompts=tuple(dict.fromkeys(found)), decodings=decodings)
+            prompts = [prompt for word in given for prompt in (REFERENCE_PROMPTS if word == _REFERENCE else (word,))]
+            return replace(judging, prompts=tuple(dict.fromkeys(prompts)), decodings=decodings)
         return replace(judging, decodings=decodings) if decodings else judging
 
 
@@ -224,5 +224,5 @@ def words(given: str | Sequence[str] | None) -> list[str]:
     return [word for each in several for part in each.split(",") if (word := part.strip())]
 
 
-def _given(judging: Judging, **told: object) -> Judging:
-    return replace(judging, **{name: value for name, value in told.items() if value is not None})  # type: ignore[arg-type]  # each is of its field's type
+def _given(judging: Judging, **settings: object) -> Judging:
+    return replace(judging, **{name: value for name, value in settings.items() if value is not None})  # type: ignore[arg-type]  # each is of its field's type

@@ -106,8 +106,8 @@ def method_flags(methods: Mapping[str, Mapping[str, Option]], taken: Container[s
                 users.append((method, option))
     for name, users in by_name.items():
         if users:
-            told = "; ".join(f"{user}: {option.help} ({option.default_in_words})" for user, option in users)
-            flag = typer.Option(help=told, rich_help_panel="Method options", show_default=False)
+            explained = "; ".join(f"{user}: {option.help} ({option.default_in_words})" for user, option in users)
+            flag = typer.Option(help=explained, rich_help_panel="Method options", show_default=False)
             kind = bool if users[0][1].is_switch else str  # str: each method reads its own words
             yield inspect.Parameter(
                 name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, flag]

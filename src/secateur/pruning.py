@@ -75,6 +75,7 @@ class Request:
         sparsity: share of parameters to remove, in (0, 1).
         of: a share of the blocks' parameters, or of the whole model's.
         round_to: round FFN widths to a multiple of this, in methods that choose FFN widths.
+        method: its name, or one that is not registered.
         options: the method's own; `secateur methods` lists them.
         filters: in the order in which edits go through them.
         calibration: a text's name or file (c4 if None; demo for the demo model), or ready `Tokens`.
@@ -85,7 +86,7 @@ class Request:
     """
 
     sparsity: float
-    method: str = "2ssp"
+    method: str | Method = "2ssp"
     of: Convention = "blocks"
     round_to: int = 1
     options: Options = field(default_factory=dict)
@@ -259,7 +260,7 @@ class Job:
         """sha256 of all that decides the outcome; on one kind of device, jobs of one identity give the same model."""
         request = self.plan.request
         parts = [
-            self.model_fingerprint, self.tokens.fingerprint(), request.method, dict(self.plan.options),
+            self.model_fingerprint, self.tokens.fingerprint(), self.plan.method.name, dict(self.plan.options),
             asdict(request.budget), request.seed, __version__,
             *([[filtering.name, dict(filtering.options)] for filtering in request.filters]),
         ]  # fmt: skip

@@ -78,11 +78,6 @@ def test_the_dtype_decides_the_bytes(tmp_path: Path) -> None:
     assert told["auto"]["disk_bytes"] == told["float32"]["disk_bytes"] == 2 * told["bfloat16"]["disk_bytes"]
 
 
-def test_the_papers_windows_if_none_are_given(tmp_path: Path) -> None:
-    told = asdict(foretold(without_weights(write_model(tmp_path / "model")), samples=None, length=None))
-    assert (told["samples"], told["length"]) == (32, 64)
-
-
 def test_seconds_are_tokens_times_speed() -> None:
     assert Speed(block_s=0.5, head_s=2.0).seconds(300, 20) == 190
 

@@ -15,7 +15,6 @@ from oracles import PROPERTY, Watcher, edited, lopsided, mean_kl, mean_nll, stan
 from torch import Tensor, nn
 
 from secateur.engine import loss as loss_module
-from secateur.engine import sweep as sweep_module
 from secateur.engine.loss import KLDivergence, NegativeLogLikelihood
 from secateur.engine.sweep import (
     DENSE,
@@ -88,12 +87,6 @@ def test_one_loss_per_sample() -> None:
     for sample in range(3):
         alone = type(tokens).of(tokens.ids[sample : sample + 1], tokens.weights[sample : sample + 1])
         close(each[:, sample] / alone.weights[:, 1:].sum(), [mean_nll(without(model, each), alone) for each in NESTED])
-
-
-def test_the_empty_variant_is_the_model_as_it_is() -> None:
-    model = lopsided(tiny("llama"))
-    tokens = tiny_tokens(model, 2, 9)
-    close(sweep(model, tokens, [DENSE]), [mean_nll(model, tokens)])
 
 
 def test_no_variants_no_losses() -> None:
@@ -305,29 +298,6 @@ def test_nan_in_one_module_spoils_only_the_variants_that_have_it() -> None:
         assert (loss == loss) == (variant in healed)
     clean = sweep(tiny("qwen2"), tokens, healed)
     assert [loss for v, loss in zip(variants, losses.tolist(), strict=True) if v in healed] == clean.tolist()
-
-
-def test_states_lie_apart_and_only_a_new_one_takes_new_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny("llama")
-    tokens = tiny_tokens(model, 2, 6)
-    dropped = [frozenset({Part(1, "block")}), frozenset({Part(1, "block"), Part(1, "mlp")})]  # two names for one state
-    variants = [*SINGLES, *dropped, *(each | {Part(3, "mlp")} for each in dropped)]
-    through, seen = sweep_module._through, []
-
-    def spy(block: Any, inputs: Any, states: dict[Variant, Tensor], *rest: Any) -> dict[Variant, Tensor]:
-        before = {state.data_ptr() for state in states.values()}
-        after = through(block, inputs, states, *rest)
-        places = {state.data_ptr() for state in after.values()}
-        seen.append((len(after), len(places), len(places - before), len(states)))
-        return after
-
-    monkeypatch.setattr(sweep_module, "_through", spy)
-    close(sweep(model, tokens, variants), [mean_nll(without(model, each), tokens) for each in variants])
-    assert len(seen) == 4
-    for states, places, new, came_in in seen:
-        assert places == states
-        assert new == states - came_in
-    assert max(states for states, *_ in seen) * 2 * 6 == sweep_states(len(set(variants)), 2, 6)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -50,11 +50,6 @@ def test_seed_zero_cuts_the_text_into_consecutive_windows(text: str, length: int
     assert tokens.weights.dtype == torch.float32
 
 
-def test_seed_zero_takes_the_first_windows() -> None:
-    tokens = tokenize(plain(CORPUS), TOKENIZER, length=10, samples=3)
-    assert windows(tokens) == [CORPUS[0:10], CORPUS[10:20], CORPUS[20:30]]
-
-
 def test_another_seed_draws_from_the_same_windows_without_replacement() -> None:
     every = windows(tokenize(plain(CORPUS), TOKENIZER, length=10))
     assert len(set(every)) == 10
@@ -91,11 +86,6 @@ def test_a_short_text_is_refused_with_what_it_has(samples: int | None, length: i
 def test_windows_of_no_use_are_refused(samples: int, length: int) -> None:
     with pytest.raises(InvalidOptionError, match="at least 1 window of at least 2 tokens"):
         tokenize(plain(CORPUS), TOKENIZER, length=length, samples=samples)
-
-
-def test_an_unknown_count_is_refused() -> None:
-    with pytest.raises(InvalidOptionError, match="all, responses"):
-        tokenize(plain(CORPUS), TOKENIZER, length=10, count="respones")  # type: ignore[arg-type]
 
 
 def test_the_source_says_how_to_get_the_windows_again() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from models import FAMILY_NAMES, REBASABLE, logits, tiny, tiny_closed, tiny_tokens
-from oracles import activations, edited, lopsided, standing
+from oracles import Watcher, activations, edited, lopsided, standing, weighted
 from torch import Tensor, nn
 
 from secateur.engine.tokens import Tokens
@@ -70,8 +70,9 @@ def collect(model: Model, tokens: Tokens, **options: Any) -> Collector:
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_taps_equal_hooks_on_the_whole_model(family: str, shape: Any, batch_size: int, order: str) -> None:
     model = standing(family, shape)
-    tokens = tiny_tokens(model, 4, 11)
+    tokens = weighted(tiny_tokens(model, 4, 11))
     seen = collect(model, tokens, order=order, batch_size=batch_size)
+    assert all(torch.equal(torch.cat(weights), tokens.weights) for weights in seen.weights.values())
     expected = [activations(model, ids) for ids in tokens.ids.split(batch_size)]  # batched alike: bit for bit
     taps = {(number, name) for number, by_name in expected[0].items() for name in by_name}
     assert set(seen.x) == taps
@@ -196,11 +197,12 @@ def test_closed_blocks_have_no_weights(order: str, passes: int) -> None:
 @pytest.mark.parametrize("order", ["blocks", "samples"])
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_the_meter_counts_every_token_through_every_block(order: str, batch_size: int) -> None:
-    model = lopsided(tiny("mistral"))
+    model, watcher = lopsided(tiny("mistral")), Watcher()
     tokens = tiny_tokens(model, 5, 7)
-    run = Run()
-    for visit in walk(model, tokens, order=order, batch_size=batch_size, run=run):
+    run = Run(observer=watcher)
+    for visit in walk(model, tokens, order=order, batch_size=batch_size, run=run, label="look"):
         visit.advance()
+    assert watcher.shown == [("look", 20, 20)]
     assert run.meter.block_tokens == 5 * 7 * 4
     assert run.meter.head_tokens == 0
     for visit in walk(model, tokens, order=order, batch_size=batch_size, run=run):

@@ -19,23 +19,28 @@ if TYPE_CHECKING:
     from secateur.model.budget import Budget
     from secateur.model.families import Family, register_family
     from secateur.model.handle import Model
-    from secateur.model.load import load
-    from secateur.output import save
-    from secateur.pruning import Pruned, prune
+    from secateur.model.load import Source, load
+    from secateur.output import Output, save
+    from secateur.pruning import Filter, Pruned, Request, prune, prune_to
     from secateur.run import Run
 
 _HOMES = {
     "Budget": "model.budget",
     "Family": "model.families",
+    "Filter": "pruning",
     "Judging": "judge.judging",
     "Model": "model.handle",
+    "Output": "output",
     "Pruned": "pruning",
     "Recovered": "heal.recover",
+    "Request": "pruning",
     "Run": "run",
+    "Source": "model.load",
     "Tokens": "engine.tokens",
     "evaluate": "judge.judging",
     "load": "model.load",
     "prune": "pruning",
+    "prune_to": "pruning",
     "recover": "heal.recover",
     "register_family": "model.families",
     "save": "output",
@@ -46,17 +51,22 @@ auto.register_beside_transformers()
 __all__ = [
     "Budget",
     "Family",
+    "Filter",
     "Judging",
     "Model",
+    "Output",
     "Pruned",
     "Recovered",
+    "Request",
     "Run",
     "SecateurError",
+    "Source",
     "Tokens",
     "__version__",
     "evaluate",
     "load",
     "prune",
+    "prune_to",
     "recover",
     "register_family",
     "save",

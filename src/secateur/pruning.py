@@ -24,7 +24,7 @@ from secateur.errors import CheckpointError
 from secateur.export import tier
 from secateur.judge.judging import Judging
 from secateur.judge.perplexity import before_and_after, perplexity
-from secateur.methods import Method, get_method
+from secateur.methods import Method, Options, get_method
 from secateur.model.budget import Budget, Convention, shares
 from secateur.model.facts import environment, origin, sizes
 from secateur.model.handle import Model, require_positions
@@ -63,7 +63,7 @@ class Filter:
     name: str
     edits: tuple[type[Edit], ...]
     apply: Callable[..., Iterator[Edit]]
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Options = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +74,7 @@ class Request:
         sparsity: share of parameters to remove, in (0, 1).
         of: a share of the blocks' parameters, or of the whole model's.
         round_to: round FFN widths to a multiple of this, in methods that choose FFN widths.
+        method: its name, or one that is not registered.
         options: the method's own; `secateur methods` lists them.
         filters: in the order in which edits go through them.
         calibration: a text's name or file (c4 if None; demo for the demo model), or ready `Tokens`.
@@ -84,10 +85,10 @@ class Request:
     """
 
     sparsity: float
-    method: str = "2ssp"
+    method: str | Method = "2ssp"
     of: Convention = "blocks"
     round_to: int = 1
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Options = field(default_factory=dict)
     filters: Sequence[Filter] = ()
     calibration: str | Tokens | None = None
     samples: int | None = None
@@ -98,7 +99,7 @@ class Request:
     cache: Path | None = None
 
     @classmethod
-    def given(cls, method: str, arguments: Mapping[str, Any]) -> Request:
+    def given(cls, method: str, arguments: Options) -> Request:
         """From a call's keyword arguments: this class's fields, and the method's options."""
         own = {name: value for name, value in arguments.items() if name in {field.name for field in fields(cls)}}
         options = {name: value for name, value in arguments.items() if name not in own}
@@ -126,7 +127,7 @@ class Plan:
     """
 
     request: Request
-    options: Mapping[str, Any]
+    options: Options
     samples: int
     length: int
     meter: Meter
@@ -179,7 +180,7 @@ class Pruning:
     """
 
     method: str
-    options: dict[str, Any]
+    options: Options
     budget: Budget
     edits: list[Edit] = field(repr=False)
     before: Layout = field(repr=False)
@@ -258,7 +259,7 @@ class Job:
         """sha256 of all that decides the outcome; on one kind of device, jobs of one identity give the same model."""
         request = self.plan.request
         parts = [
-            self.model_fingerprint, self.tokens.fingerprint(), request.method, dict(self.plan.options),
+            self.model_fingerprint, self.tokens.fingerprint(), self.plan.method.name, dict(self.plan.options),
             asdict(request.budget), request.seed, __version__,
             *([[filtering.name, dict(filtering.options)] for filtering in request.filters]),
         ]  # fmt: skip
@@ -352,7 +353,7 @@ def make_record(
         fingerprint=job.fingerprint,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         method=pruning.method,
-        options=pruning.options,
+        options=dict(pruning.options),
         filters={filtering.name: dict(filtering.options) for filtering in filters} or None,
         seed=job.plan.request.seed,
         sparsity=Sparsity(

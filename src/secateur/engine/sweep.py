@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -104,32 +104,10 @@ def sweeper_of(model: Model, run: Run, versions: Versions | None = None) -> Swee
 
 
 def sweep(
-    model: Model,
-    tokens: Tokens,
-    variants: Sequence[Variant],
-    metric: Metric | None = None,
-    *,
-    run: Run | None = None,
-    versions: Versions | None = None,
-    memory_bytes: int = MEMORY_BYTES,
-    label: str = "sweep",
+    model: Model, tokens: Tokens, variants: Sequence[Variant], metric: Metric | None = None, **how: Any
 ) -> Tensor:
-    """Mean loss of each variant over all counted predictions.
-
-    Args:
-        variants: sets of parts that are removed or of another version, by block numbers of the model as loaded; the
-            empty set is the model as it is.
-        metric: negative log-likelihood if None.
-        versions: the edits that make the versions, by part.
-        memory_bytes: what the hidden states and activations may take, half each. Samples, then variants, that do not
-            fit together are run in groups, at least one sample and two variants at a time.
-
-    Returns:
-        (variants,) float64, in nats. A variant whose activations overflow has NaN or Inf.
-    """
-    sums = sample_sweep(
-        model, tokens, variants, metric, run=run, versions=versions, memory_bytes=memory_bytes, label=label
-    )
+    """Mean loss of each variant over all counted predictions, (variants,) float64, in nats; else as `sample_sweep`."""
+    sums = sample_sweep(model, tokens, variants, metric, **how)
     return sums.sum(dim=1) / tokens.weights[:, 1:].double().sum()
 
 
@@ -144,7 +122,19 @@ def sample_sweep(
     memory_bytes: int = MEMORY_BYTES,
     label: str = "sweep",
 ) -> Tensor:
-    """As `sweep`, but the weighted sum of losses per variant and sample, (variants, samples) float64."""
+    """The weighted sum of losses of each variant over each sample's counted predictions.
+
+    Args:
+        variants: sets of parts that are removed or of another version, by block numbers of the model as loaded; the
+            empty set is the model as it is.
+        metric: negative log-likelihood if None.
+        versions: the edits that make the versions, by part.
+        memory_bytes: what the hidden states and activations may take, half each. Samples, then variants, that do not
+            fit together are run in groups, at least one sample and two variants at a time.
+
+    Returns:
+        (variants, samples) float64, in nats. A variant whose activations overflow has NaN or Inf.
+    """
     run, metric = run or Run(), metric or NegativeLogLikelihood()
     if not variants:
         return torch.zeros(0, tokens.samples, dtype=torch.float64)

@@ -15,6 +15,7 @@ from secateur.model.handle import require_positions
 from secateur.signatures import Option, documented, options_of
 from secateur.surgery.edits import Edit
 
+Options = Mapping[str, Any]  # of a method or a filter, by name; what JSON can hold
 Prune = Callable[..., Iterator[Edit]]  # (model, tokens, budget, run, *, options) -> edits
 
 
@@ -51,7 +52,7 @@ class Method:
         """Its keyword-only arguments; the CLI derives its flags from them."""
         return options_of(self.prune)
 
-    def complete(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def complete(self, given: Options) -> Options:
         """The given options checked and the others at their defaults.
 
         Raises:
@@ -153,12 +154,14 @@ def _load_plugin(entry: EntryPoint) -> None:
         )
 
 
-def get_method(name: str) -> Method:
-    """The method of that name.
+def get_method(name: str | Method) -> Method:
+    """The method of that name; one that is given is returned.
 
     Raises:
         UnknownNameError: there is none.
     """
+    if isinstance(name, Method):
+        return name
     if name not in _METHODS and name not in methods():  # looking for other packages' takes a while
         raise UnknownNameError.of("method", name, _METHODS)
     return _METHODS[name]

@@ -91,15 +91,6 @@ def test_the_record_says_all_that_is_needed_to_repeat_the_run(texts: tuple[Path,
     assert record.parents == []
 
 
-def test_the_records_edits_give_the_same_weights() -> None:
-    model = tiny("qwen2")
-    record = small(model, attentions=2).record
-    other = tiny("qwen2")
-    for entry in record.edits:
-        apply(other, from_json(entry))
-    assert other.fingerprint() == model.fingerprint()
-
-
 def test_the_same_call_gives_the_same_model_and_identity(texts: tuple[Path, Path]) -> None:
     chosen: dict[str, Any] = {"sparsity": 0.4, "calibration": str(texts[0]), "samples": 4, "length": 16}
     one, two = (secateur.prune(model_with_tokenizer(), **chosen) for _ in range(2))

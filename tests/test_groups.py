@@ -19,10 +19,12 @@ from secateur.cli.compare import compare
 from secateur.cli.evaluate import evaluate
 from secateur.cli.groups import grouped
 from secateur.cli.options import CalibrationOptions, RunningOptions, SourceOptions, TaskOptions, TextOptions, words
+from secateur.cli.prune import prune
 from secateur.errors import InvalidOptionError
 from secateur.grid.ablate import WHATS
 from secateur.judge.generation import REFERENCE, REFERENCE_PROMPTS
 from secateur.judge.judging import Judging
+from secateur.pruning import Request
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +91,14 @@ def test_commands_share_their_options_to_the_word() -> None:
             found = [flag(user[field.name].annotation, user[field.name].default) for user in users]
             kind, option, default = flag(hints[field.name], field.default)
             assert found == [(kind, {**option, "rich_help_panel": group.PANEL}, default)] * len(users)
+
+
+def test_prune_has_a_flag_for_every_field_of_a_request() -> None:
+    flags = inspect.signature(prune).parameters
+    fields = {field.name: field.default for field in dataclasses.fields(Request)}
+    assert flags["sparsity"].default is inspect.Parameter.empty
+    own = {name: fields[name] for name in fields if name not in ("sparsity", "options", "filters", "cache")}
+    assert {name: flags[name].default for name in own} == own
 
 
 def test_words_have_commas_or_are_repeated() -> None:

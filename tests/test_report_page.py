@@ -18,7 +18,7 @@ from compare_folders import BLOCKS, make_compare_folder
 from test_cli import call
 
 from secateur.errors import MissingExtraError
-from secateur.judge.memory import TENSORS
+from secateur.judge.inference import TENSORS
 from secateur.report.blocks import lanes, picture
 from secateur.report.drawing import for_page, save
 from secateur.report.figures import comparison_figures
@@ -301,7 +301,6 @@ def test_pictures_are_files_and_the_page_holds_them_in_its_own_colours(tmp_path:
         assert len(points) == 3 + 3 * (cell.method == "2ssp")  # its match's too
         assert any(f": {value} (95 %" in point for point in points)
     assert ">EvoPress, 25\u00a0%</text>" in svgs["search-curve"]
-    assert svgs == save(comparison_figures(results), tmp_path / "again")
 
 
 def test_infinite_perplexities_are_left_out_of_pictures(tmp_path: Path) -> None:

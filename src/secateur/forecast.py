@@ -103,7 +103,7 @@ def forecast(request: Request, source: Source) -> Forecast:
     before, after, item = planned.before, planned.after, hollow.dtype.itemsize
     return Forecast(
         model=source.name,
-        method=request.method,
+        method=planned.method.name,
         parameters={"before": before.parameters, "after": after.parameters},
         removed=shares(before, after),
         peak_memory_bytes=int(before.parameters * item + planned.held_bytes),

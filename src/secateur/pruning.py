@@ -22,6 +22,7 @@ import torch
 from secateur.engine.tokens import Count, Tokens, check_tokens, read_tokens
 from secateur.errors import CheckpointError
 from secateur.export import tier
+from secateur.folders import claimed, require_space
 from secateur.judge.judging import Judging
 from secateur.judge.perplexity import before_and_after, perplexity
 from secateur.methods import Method, Options, get_method
@@ -74,6 +75,7 @@ class Request:
         sparsity: share of parameters to remove, in (0, 1).
         of: a share of the blocks' parameters, or of the whole model's.
         round_to: round FFN widths to a multiple of this, in methods that choose FFN widths.
+        method: its name, or one that is not registered.
         options: the method's own; `secateur methods` lists them.
         filters: in the order in which edits go through them.
         calibration: a text's name or file (c4 if None; demo for the demo model), or ready `Tokens`.
@@ -84,7 +86,7 @@ class Request:
     """
 
     sparsity: float
-    method: str = "2ssp"
+    method: str | Method = "2ssp"
     of: Convention = "blocks"
     round_to: int = 1
     options: Options = field(default_factory=dict)
@@ -258,7 +260,7 @@ class Job:
         """sha256 of all that decides the outcome; on one kind of device, jobs of one identity give the same model."""
         request = self.plan.request
         parts = [
-            self.model_fingerprint, self.tokens.fingerprint(), request.method, dict(self.plan.options),
+            self.model_fingerprint, self.tokens.fingerprint(), self.plan.method.name, dict(self.plan.options),
             asdict(request.budget), request.seed, __version__,
             *([[filtering.name, dict(filtering.options)] for filtering in request.filters]),
         ]  # fmt: skip
@@ -402,7 +404,7 @@ def prune_to(
     judging = judging or Judging()
     text = request.calibration if isinstance(request.calibration, str) else None
     output.check(source.name, text, *judging.texts)
-    with output.claimed():
+    with claimed(output.folder):
         hollow = source.hollow()
         device = check_device(None if source.device == "auto" else source.device)
         planned = plan(request, hollow, device=torch.device(device).type)
@@ -411,7 +413,7 @@ def prune_to(
         job = prepare(planned, source.load())
         if (record := output.holds(job.fingerprint)) is not None:
             return Outcome(record, was_there=True)
-        output.require_space(planned.after.parameters * job.model.dtype.itemsize)
+        require_space(output.folder, planned.after.parameters * job.model.dtype.itemsize)
         texts = {
             name: read_tokens(
                 job.model, name, purpose="evaluation", length=judging.length, samples=judging.samples,

@@ -76,7 +76,7 @@ def disk_full(cache: Path, detail: str) -> FetchError:
     )
 
 
-def publish(made: Path, final: Path, usable: Callable[[Path], bool]) -> None:
+def publish(finished: Path, final: Path, usable: Callable[[Path], bool]) -> None:
     """Move a finished folder to its place in the cache, atomically.
 
     If another process was faster, its copy stays if `usable` and ours is dropped with the scratch folder; an
@@ -85,7 +85,7 @@ def publish(made: Path, final: Path, usable: Callable[[Path], bool]) -> None:
     final.parent.mkdir(parents=True, exist_ok=True)
     for attempt in range(3):
         try:
-            os.rename(made, final)
+            os.rename(finished, final)
             return
         except OSError as error:
             if error.errno not in _TAKEN:
@@ -93,7 +93,7 @@ def publish(made: Path, final: Path, usable: Callable[[Path], bool]) -> None:
         if usable(final):
             return
         with contextlib.suppress(FileNotFoundError):  # another process moved it away first
-            os.rename(final, made.with_name(f"{made.name}.old{attempt}"))
+            os.rename(final, finished.with_name(f"{finished.name}.old{attempt}"))
     raise FetchError(f"{final} keeps being replaced by other processes; try again when they have finished.")
 
 
@@ -175,8 +175,8 @@ def sha256_of(file: Path) -> str:
 
 def check_sha256(file: Path, sha256: str) -> None:
     """Raise FetchError, and delete the file, if what was downloaded is not what was pinned."""
-    if (found := sha256_of(file)) != sha256:
+    if (actual := sha256_of(file)) != sha256:
         file.unlink()
         raise FetchError(
-            f"{file.name} has sha256 {found}, expected {sha256}; nothing was cached. Is pip's index a faithful mirror?"
+            f"{file.name} has sha256 {actual}, expected {sha256}; nothing was cached. Is pip's index a faithful mirror?"
         )

@@ -53,9 +53,9 @@ def convert_gguf(gguf: Path, out: Path) -> None:
         expected = _probe(model)
         del model  # one copy in memory at a time
         copy = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, local_files_only=True).eval()
-        found = _probe(copy)
-    if not torch.equal(expected, found):
-        difference = (expected - found).abs().max().item()
+        actual = _probe(copy)
+    if not torch.equal(expected, actual):
+        difference = (expected - actual).abs().max().item()
         raise FetchError(
             f"the converted copy of {name} does not give the model's logits (off by {difference:.3g}); "
             "nothing was cached. Please report this with your versions of transformers, torch and gguf."

@@ -39,8 +39,8 @@ class Commands(TyperGroup):
 def function(name: str) -> Callable[..., None]:
     """The command's function; its signature is its flags."""
     module, _, attribute = COMMANDS[name].partition(":")
-    found: Callable[..., None] = getattr(import_module(f"secateur.cli.{module}"), attribute)
-    return found
+    command: Callable[..., None] = getattr(import_module(f"secateur.cli.{module}"), attribute)
+    return command
 
 
 def _click_command(name: str, command: Callable[..., None]) -> Any:

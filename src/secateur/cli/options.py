@@ -2,50 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
+from secateur.cli.guard import note
+
 if TYPE_CHECKING:
     from secateur.judge.judging import Judging
     from secateur.model.load import Source
+    from secateur.output import Outcome
+    from secateur.record import Record
 
 ModelName = Annotated[
     str, typer.Argument(metavar="MODEL", help="A model folder, a hub id, or `demo` (SmolLM2-135M-Instruct).")
 ]
-Device = Annotated[
-    str | None,
-    typer.Option(help="cpu, cuda, cuda:1 ...; auto spreads over all. CUDA where there is one, if not given."),
-]
-Dtype = Annotated[str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16.")]
 Revision = Annotated[str | None, typer.Option(help="Revision of a hub model.")]
-Data = Annotated[
-    Path | None,
-    typer.Option(envvar="SECATEUR_DATA", help="Folder with the named texts, for machines without a hub."),
-]
 CacheDir = Annotated[Path | None, typer.Option(envvar="SECATEUR_CACHE", help="Where fetched models and texts lie.")]
-LogLevel = Annotated[str, typer.Option(help="debug, info, warning or error.")]
-LogFile = Annotated[Path | None, typer.Option(help="Log to this file too.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON; all else goes to stderr.")]
 
 OF = typer.Option(help="A share of the `blocks`' parameters or of the whole `model`'s.", show_default="blocks")
 OfShare = Annotated[str, OF]
 SEED = typer.Option(help="0: the text's first windows, as the papers do; n: a draw of them.", show_default="0")
 RoundTo = Annotated[int, typer.Option(help="Round FFN widths to a multiple of this, in methods that choose them.")]
-Calibration = Annotated[
-    str | None,
-    typer.Option(
-        help="c4, wikitext2, fineweb-edu, demo, or a .txt, .jsonl or .parquet file.",
-        show_default="c4",
-    ),
-]
-Samples = Annotated[int | None, typer.Option(help="Calibration: windows.", show_default="each paper's number")]
-Length = Annotated[int | None, typer.Option(help="Calibration: tokens per window.", show_default="each paper's number")]
-Count = Annotated[str, typer.Option(help="Which tokens count: all, or only the responses in chat data.")]
-
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it is there.")]
+ShardSize = Annotated[str, typer.Option("--max-shard-size", help="Larger models are saved in shards.")]
 SPARSITIES = (
     "Numbers between 0 and 1 with commas between; `paper` is 0.25,0.375,0.5, `every-block` every number of blocks."
 )
@@ -64,28 +49,39 @@ MethodOption = Annotated[
 ]
 GridDryRun = Annotated[bool, typer.Option("--dry-run", help="Only list the cells with what their parts would take.")]
 
+PAPERS = "each paper's number"
 _REFERENCE = "2ssp"  # among prompts: the reference's, and its decoding
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceOptions:
-    """Where the model and the data come from."""
+class ModelOptions:
+    """Where a model comes from, and where it goes."""
 
     PANEL: ClassVar[str] = "Model and data"
 
-    device: Device = None
-    dtype: Dtype = "auto"
+    device: Annotated[
+        str | None,
+        typer.Option(help="cpu, cuda, cuda:1 ...; auto spreads over all. CUDA where there is one, if not given."),
+    ] = None
+    dtype: Annotated[str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16.")] = "auto"
     revision: Revision = None
-    data: Data = None
     cache_dir: CacheDir = None
 
     def of(self, model: str) -> Source:
         """The model of that name, and how it is to be loaded."""
         from secateur.model.load import Source
 
-        return Source(
-            name=model, device=self.device, dtype=self.dtype, revision=self.revision, cache=self.cache_dir
-        )  # fmt: skip
+        return Source(name=model, device=self.device, dtype=self.dtype, revision=self.revision, cache=self.cache_dir)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions(ModelOptions):
+    """And where the texts come from."""
+
+    data: Annotated[
+        Path | None,
+        typer.Option(envvar="SECATEUR_DATA", help="Folder with the named texts, for machines without a hub."),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,21 +90,33 @@ class OutputOptions:
 
     PANEL: ClassVar[str] = "Output"
 
-    log_level: LogLevel = "warning"
-    log_file: LogFile = None
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "warning"
+    log_file: Annotated[Path | None, typer.Option(help="Log to this file too.")] = None
     as_json: Json = False
+
+    def tell(self, outcome: Outcome, folder: Path, show: Callable[[Record, Path], None]) -> None:
+        """What was written, or was there already: as JSON, or as `show` prints it."""
+        if outcome.was_there:
+            note(f"{folder} already holds this result; `secateur eval` measures it")
+        if self.as_json:
+            print(json.dumps({"out": str(folder), **outcome.record.summary()}))
+        else:
+            show(outcome.record, folder)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationOptions:
-    """The calibration of all cells."""
+    """What a pruning is calibrated on: fields of `secateur.pruning.Request`."""
 
     PANEL: ClassVar[str] = "Calibration"
 
-    calibration: Calibration = None
-    samples: Samples = None
-    length: Length = None
-    count: Count = "all"
+    calibration: Annotated[
+        str | None,
+        typer.Option(help="c4, wikitext2, fineweb-edu, demo, or a .txt, .jsonl or .parquet file.", show_default="c4"),
+    ] = None
+    samples: Annotated[int | None, typer.Option(help="Calibration: windows.", show_default=PAPERS)] = None
+    length: Annotated[int | None, typer.Option(help="Calibration: tokens per window.", show_default=PAPERS)] = None
+    count: Annotated[str, typer.Option(help="Which tokens count: all, or only the responses in chat data.")] = "all"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,11 +136,9 @@ class TextOptions:
 
     def applied(self, judging: Judging) -> Judging:
         """The judging with what was given."""
-        if self.texts is not None:
-            judging = replace(judging, texts=tuple(words(self.texts)))
-        if self.eval_samples is not None:
-            judging = replace(judging, samples=self.eval_samples or None)
-        return judging if self.eval_length is None else replace(judging, length=self.eval_length)
+        texts = None if self.texts is None else tuple(words(self.texts))
+        judging = _given(judging, texts=texts, length=self.eval_length)
+        return judging if self.eval_samples is None else replace(judging, samples=self.eval_samples or None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,8 +213,8 @@ class RunningOptions:
         given = self.generate or ()
         decodings = (REFERENCE,) if self.beams or _REFERENCE in given else ()
         if given:
-            found = [prompt for word in given for prompt in (REFERENCE_PROMPTS if word == _REFERENCE else (word,))]
-            return replace(judging, prompts=tuple(dict.fromkeys(found)), decodings=decodings)
+            prompts = [prompt for word in given for prompt in (REFERENCE_PROMPTS if word == _REFERENCE else (word,))]
+            return replace(judging, prompts=tuple(dict.fromkeys(prompts)), decodings=decodings)
         return replace(judging, decodings=decodings) if decodings else judging
 
 
@@ -218,5 +224,5 @@ def words(given: str | Sequence[str] | None) -> list[str]:
     return [word for each in several for part in each.split(",") if (word := part.strip())]
 
 
-def _given(judging: Judging, **told: object) -> Judging:
-    return replace(judging, **{name: value for name, value in told.items() if value is not None})  # type: ignore[arg-type]  # each is of its field's type
+def _given(judging: Judging, **settings: object) -> Judging:
+    return replace(judging, **{name: value for name, value in settings.items() if value is not None})  # type: ignore[arg-type]  # each is of its field's type

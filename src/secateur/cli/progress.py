@@ -16,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )  # fmt: skip
 
-from secateur.cli.guard import err, note
+from secateur.cli.guard import err
 
 if TYPE_CHECKING:
     from secateur.grid.pace import Kind, Standing
@@ -94,7 +94,7 @@ def _standing_lines(clock: Callable[[], float]) -> Callable[[Standing], None]:
         nonlocal last, finished
         if clock() - last >= _STANDING_EVERY_S or finished not in (None, now.finished):
             last = clock()
-            note(standing_in_words(now))
+            err.print(standing_in_words(now), markup=False, highlight=False)
         finished = now.finished
 
     return show
@@ -102,12 +102,12 @@ def _standing_lines(clock: Callable[[], float]) -> Callable[[Standing], None]:
 
 def standing_in_words(now: Standing) -> str:
     """How far a grid is, what it is at, how long it will take, and how much of that is guessed."""
-    told = f"{now.finished} of {now.cells} cells"
+    line = f"{now.finished} of {now.cells} cells"
     if now.finished < now.cells:
-        told += f", about {in_words(now.left_s)} left"
+        line += f", about {in_words(now.left_s)} left"
     if now.part:
-        told += f"; {now.cell}: {_PARTS.get(now.part, now.part)} {now.done:.0%}"
-    return f"{told}; not timed yet: {', '.join(map(_kind_in_words, now.guessed))}" if now.guessed else told
+        line += f"; {now.cell}: {_PARTS.get(now.part, now.part)} {now.done:.0%}"
+    return f"{line}; not timed yet: {', '.join(map(_kind_in_words, now.guessed))}" if now.guessed else line
 
 
 def _kind_in_words(kind: Kind) -> str:

@@ -17,7 +17,17 @@ from rich.table import Table
 
 from secateur.cli.groups import grouped
 from secateur.cli.guard import note, out, say, start_logging
-from secateur.cli.options import SEED, CalibrationOptions, ModelName, OfShare, OutputOptions, RoundTo, SourceOptions
+from secateur.cli.options import (
+    SEED,
+    CalibrationOptions,
+    ModelName,
+    OfShare,
+    OutputOptions,
+    Overwrite,
+    RoundTo,
+    ShardSize,
+    SourceOptions,
+)  # fmt: skip
 from secateur.cli.progress import Bars
 from secateur.errors import InvalidOptionError
 from secateur.signatures import Option, builtin_options
@@ -44,8 +54,8 @@ def _prune(
     eval_samples: Annotated[int | None, typer.Option(help="First windows of it; all if not given.")] = None,
     eval_length: Annotated[int, typer.Option(help="Tokens per window of it.")] = 2048,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would take; writes nothing.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it is there.")] = False,
-    max_shard_size: Annotated[str, typer.Option(help="Larger models are saved in shards.")] = "5GB",
+    overwrite: Overwrite = False,
+    max_shard_size: ShardSize = "5GB",
     source: SourceOptions,
     output: OutputOptions,
     **options: Any,
@@ -74,12 +84,7 @@ def _prune(
         request, source.of(model), Output(out_dir, overwrite, max_shard_size), judging=judging, observer=Bars(),
         arguments={"command": sys.argv[1:]},
     )  # fmt: skip
-    if outcome.was_there:
-        note(f"{out_dir} already holds this result; `secateur eval` measures it")
-    if output.as_json:
-        print(json.dumps({"out": str(out_dir), **outcome.record.summary()}))
-    else:
-        _show(outcome.record, out_dir)
+    output.tell(outcome, out_dir, _show)
 
 
 def method_flags(methods: Mapping[str, Mapping[str, Option]], taken: Container[str]) -> Iterator[inspect.Parameter]:
@@ -101,8 +106,8 @@ def method_flags(methods: Mapping[str, Mapping[str, Option]], taken: Container[s
                 users.append((method, option))
     for name, users in by_name.items():
         if users:
-            told = "; ".join(f"{user}: {option.help} ({option.default_in_words})" for user, option in users)
-            flag = typer.Option(help=told, rich_help_panel="Method options", show_default=False)
+            explained = "; ".join(f"{user}: {option.help} ({option.default_in_words})" for user, option in users)
+            flag = typer.Option(help=explained, rich_help_panel="Method options", show_default=False)
             kind = bool if users[0][1].is_switch else str  # str: each method reads its own words
             yield inspect.Parameter(
                 name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, flag]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import json
 import math
 import sys
 import typing
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,9 +15,9 @@ import typer
 from msgspec.structs import fields
 from rich.table import Table
 
-from secateur.cli.groups import declared
-from secateur.cli.guard import note, out, start_logging
-from secateur.cli.options import CacheDir, Device, Dtype, Json, LogFile, LogLevel, ModelName, Revision
+from secateur.cli.groups import grouped
+from secateur.cli.guard import out, start_logging
+from secateur.cli.options import ModelName, ModelOptions, OutputOptions, Overwrite, ShardSize
 from secateur.cli.progress import Bars
 from secateur.heal.settings import Settings, description
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 def _recover(
     model: ModelName,
+    *,
     data: Annotated[
         str,
         typer.Option(
@@ -40,46 +41,32 @@ def _recover(
         typer.Option(help="Learn from this model's predictions, usually the dense one's, instead of from labels."),
     ] = None,
     licence: Annotated[str | None, typer.Option(help="The data's licence, for record and card.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it is there.")] = False,
-    max_shard_size: Annotated[str, typer.Option(help="Larger models are saved in shards.")] = "5GB",
-    device: Device = None,
-    dtype: Dtype = "auto",
-    revision: Revision = None,
+    overwrite: Overwrite = False,
+    max_shard_size: ShardSize = "5GB",
+    source: ModelOptions,
     texts: Annotated[
-        Path | None,
-        typer.Option("--data-dir", envvar="SECATEUR_DATA", help="Folder with the named texts."),
+        Path | None, typer.Option("--data-dir", envvar="SECATEUR_DATA", help="Folder with the named texts.")
     ] = None,
-    cache_dir: CacheDir = None,
-    log_level: LogLevel = "warning",
-    log_file: LogFile = None,
-    as_json: Json = False,
+    output: OutputOptions,
     **settings: Any,
 ) -> None:
     """Heal a pruned model by LoRA and write it, the adapters merged.
 
     Interrupted, it says where it stands; the same command goes on from there. The defaults are SlimGPT's.
     """
-    start_logging(log_level, log_file)
+    start_logging(output.log_level, output.log_file)
     chosen = Settings(**settings)  # a bad value is told before torch is imported
 
     from secateur.heal.recover import Request, recover_to
-    from secateur.model.load import Source
     from secateur.output import Output
 
-    source = Source(name=model, device=device, dtype=dtype, revision=revision, cache=cache_dir)
-    teacher = Source(name=distill, device=device, dtype=dtype, cache=cache_dir) if distill else None
+    teacher = replace(source, revision=None).of(distill) if distill else None
     outcome = recover_to(
-        Request(data=data, settings=chosen, licence=licence, texts=texts, cache=cache_dir), source,
+        Request(data=data, settings=chosen, licence=licence, texts=texts, cache=source.cache_dir), source.of(model),
         Output(out_dir, overwrite, max_shard_size), teacher=teacher, observer=Bars(),
         arguments={"command": sys.argv[1:]},
     )  # fmt: skip
-    if outcome.was_there:
-        message = f"{out_dir} already holds this result; `secateur eval` measures it"
-        note(message)
-    if as_json:
-        print(json.dumps({"out": str(out_dir), **outcome.record.summary()}))
-    else:
-        _show(outcome.record, out_dir)
+    output.tell(outcome, out_dir, _show)
 
 
 def _setting_flags() -> Iterator[inspect.Parameter]:
@@ -94,8 +81,7 @@ def _setting_flags() -> Iterator[inspect.Parameter]:
         )
 
 
-_own = inspect.signature(_recover, eval_str=True).parameters.values()
-recover = declared(_recover, [*(p for p in _own if p.kind is not p.VAR_KEYWORD), *_setting_flags()])
+recover = grouped(_recover, _setting_flags())
 
 
 def _show(record: Record, folder: Path) -> None:

@@ -125,7 +125,12 @@ class Ablation(Asked):
             ),
         )  # fmt: skip
         if what.varies == ORDER and value in inverted.AMOUNTS:
-            options = inverted.complete({**options, "amount": value})
+            if unknown := sorted(set(options) - {"alpha"}):
+                raise InvalidOptionError(
+                    f"2SSP with rows and columns inverted has no {', '.join(unknown)}; of 2ssp's options it takes "
+                    "alpha only"
+                )
+            options = inverted.METHOD.complete({**options, "amount": value})
             return replace(cell, method=inverted.NAME, label=f"{inverted.NAME}, {name} {shown}", options=options)
         if what.varies == ORDER and value == MATCHED:  # beside what the published one really removes
             return replace(cell, sparsity=None, matched_to=_name(named, inverted.PUBLISHED, sparsity, seed))

@@ -12,7 +12,7 @@ from typing import Any
 from secateur.engine.tokens import Count, Tokens, read_tokens
 from secateur.errors import DataError
 from secateur.grid import inverted
-from secateur.methods import get_method
+from secateur.methods import Method, get_method
 from secateur.model.budget import Budget, Convention
 from secateur.model.handle import Model
 from secateur.report.results import DENSE, AblationTerms
@@ -74,9 +74,12 @@ class Cell:
     @property
     def complete_options(self) -> Options:
         """With the method's defaults: two cells that say the same in other words are the same."""
-        if self.method in (DENSE, inverted.NAME):
-            return inverted.complete(self.options) if self.method == inverted.NAME else {}
-        return get_method(self.method).complete(self.options)
+        return {} if self.method == DENSE else self.made_by.complete(self.options)
+
+    @property
+    def made_by(self) -> Method:
+        """The method; not of the dense model."""
+        return inverted.METHOD if self.method == inverted.NAME else get_method(self.method)
 
     def identity(self, judged_by: str, calibration: str | None) -> str:
         """sha256 of all that decides its figures."""

@@ -16,9 +16,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from typing import Final, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -28,27 +27,24 @@ from secateur.engine.sweep import Part, sweeper_of
 from secateur.engine.tokens import Tokens
 from secateur.engine.walk import walk
 from secateur.errors import InfeasibleBudgetError, InvalidOptionError, NumericalError
-from secateur.methods import Method, Options, get_method
+from secateur.methods import get_method
 from secateur.methods.two_ssp import attention_count
-from secateur.model.budget import Budget
+from secateur.model.budget import Budget, shares
 from secateur.model.handle import Model
 from secateur.model.layout import BlockLayout, Layout
-from secateur.model.views import Block
-from secateur.pruning import run_method
-from secateur.run import Meter, Rehearsal, Run
+from secateur.run import Run
 from secateur.solvers.greedy import greedy_removal
 from secateur.surgery.edits import DropAttention, Edit
 
 PUBLISHED: Final = "published"
 EQUAL: Final = "equal"
 Amount = Literal["published", "equal"]
-AMOUNTS: tuple[Amount, ...] = (PUBLISHED, EQUAL)
+AMOUNTS: tuple[Amount, ...] = get_args(Amount)
 NAME = "2ssp-inverted"
-DEFAULTS: Options = {"amount": PUBLISHED, "alpha": 1.5}  # its options
 
 
 @dataclass(frozen=True)
-class InvertedPlan:
+class Inversion:
     """What goes.
 
     Attributes:
@@ -61,50 +57,39 @@ class InvertedPlan:
     kept: int
     hidden: int
 
-
-def complete(given: Options) -> Options:
-    """The given options, and the others at their defaults.
-
-    Raises:
-        InvalidOptionError: another option. Of 2SSP's own the variant has `alpha` only.
-    """
-    if unknown := sorted(set(given) - set(DEFAULTS)):
-        raise InvalidOptionError(
-            f"2SSP with rows and columns inverted has no {', '.join(unknown)}; of 2ssp's options it takes alpha only"
-        )
-    return {**DEFAULTS, **given}
+    def counted(self, layout: Layout) -> Layout:
+        """The layout of a model whose FFNs are muted, with the parameters that smaller ones would have."""
+        gone = self.hidden - self.kept
+        blocks = {n: replace(block, mlp=block.mlp - gone * _direction(block)) for n, block in layout.blocks.items()}
+        return replace(layout, blocks=blocks)
 
 
-def plan(layout: Layout, budget: Budget, amount: Amount, *, alpha: float = 1.5) -> InvertedPlan:
+def invert(layout: Layout, budget: Budget, amount: Amount, *, alpha: float = 1.5) -> Inversion:
     """Keep round(D (1 - s P / (L |FFN|))) directions as published; for equal size what the attentions take is left out.
 
     Raises:
         InfeasibleBudgetError: nothing would stay of the FFNs, or the attention modules alone take more than is asked.
-        InvalidOptionError: another amount; alpha not positive.
+        InvalidOptionError: alpha not positive.
     """
-    if amount not in AMOUNTS:
-        raise InvalidOptionError(f"amount is one of {', '.join(AMOUNTS)}, not {amount!r}")
     if not alpha > 0:
         raise InvalidOptionError(f"alpha must be positive, not {alpha}")
     share = budget.block_share(layout)
     count, hidden = attention_count(layout, share, alpha), layout.ends.hidden
     sizes = [block.attention + block.attention_norms for block in layout.blocks.values() if block.attention]
     wanted = share * layout.block_parameters
-    if amount == EQUAL and count:
-        wanted -= count * sum(sizes) / len(sizes)
-    per_direction = sum(_direction(block) for block in layout.blocks.values())
-    rate = wanted / (hidden * per_direction) if amount == EQUAL else wanted / _ffn(layout)
+    if amount == EQUAL:
+        if count:
+            wanted -= count * sum(sizes) / len(sizes)
+        rate = wanted / (hidden * sum(map(_direction, layout.blocks.values())))
+    else:
+        rate = wanted / sum(block.mlp for block in layout.blocks.values())
     kept = math.floor(hidden * (1 - rate) + 0.5)
     if not 0 < kept <= hidden:
         raise InfeasibleBudgetError(
             f"2SSP with rows and columns inverted cannot remove {budget.sparsity:.4g} of the {budget.of}: "
             f"{kept} of {hidden} directions would stay beside {count} attention modules that go"
         )
-    return InvertedPlan(count, kept, hidden)
-
-
-def _ffn(layout: Layout) -> int:
-    return sum(block.mlp for block in layout.blocks.values())
+    return Inversion(count, kept, hidden)
 
 
 def _direction(block: BlockLayout) -> int:
@@ -113,61 +98,43 @@ def _direction(block: BlockLayout) -> int:
     return (block.mlp_rows + 1) * block.shape.width + block.mlp_bias
 
 
-@dataclass(frozen=True)
-class InvertedResult:
-    """What was done, in the numbers that a smaller model would have.
-
-    Attributes:
-        after: the layout without the attention modules; the FFNs in it are whole, since they are only muted.
-    """
-
-    plan: InvertedPlan
-    after: Layout
-
-    @property
-    def muted(self) -> int:
-        """Parameters of the directions that are not kept."""
-        return (self.plan.hidden - self.plan.kept) * sum(_direction(block) for block in self.after.blocks.values())
-
-    @property
-    def parameters(self) -> int:
-        return self.after.parameters - self.muted
-
-    @property
-    def block_parameters(self) -> int:
-        return self.after.block_parameters - self.muted
-
-    def achieved(self, before: Layout) -> dict[str, float]:
-        return {
-            "blocks": 1 - self.block_parameters / before.block_parameters,
-            "model": 1 - self.parameters / before.parameters,
-        }
-
-
-@contextmanager
-def inverted(
+def prune(
     model: Model, tokens: Tokens, budget: Budget, run: Run, *, amount: Amount = PUBLISHED, alpha: float = 1.5
-) -> Iterator[InvertedResult]:
-    """Prune `model` so for the time of the context. Attention modules are gone for good, FFNs whole again after.
+) -> Iterator[Edit]:
+    """Both stages; the FFNs stay muted, so the model is to be judged and thrown away.
 
     Args:
-        tokens: of whose windows the first one serves the second stage, as in 2SSP.
+        amount: as published, or at equal size.
         alpha: of equation 5, as in 2SSP.
 
     Raises:
-        InfeasibleBudgetError, InvalidOptionError: see `plan`.
+        InfeasibleBudgetError, InvalidOptionError: see `invert`.
         NumericalError: a norm is NaN or Inf.
     """
     before = model.layout()
-    planned = plan(before, budget, amount, alpha=alpha)
+    inversion = invert(before, budget, amount, alpha=alpha)
     norms = run.step("norms", lambda: direction_norms(model, tokens, run))
-    with ExitStack() as stack:
-        for number, block in before.blocks.items():
-            if block.mlp:
-                stack.enter_context(_muted(model, number, norms[str(number)], planned.kept))
-        search = _attentions_only(planned.attentions)
-        after = run_method(model, search, tokens, budget, run).after
-        yield InvertedResult(planned, after)
+    for number, block in before.blocks.items():
+        if block.mlp:
+            _mute(model, number, norms[str(number)], inversion.kept)
+    removal = greedy_removal(
+        sweeper_of(model, run), tokens.first(1),
+        [Part(number, "attention") for number, block in before.blocks.items() if block.attention],
+        inversion.attentions, metric=NegativeLogLikelihood(), key=f"{NAME} stage 2",
+    )  # fmt: skip
+    for part, _ in removal:
+        yield DropAttention(part.block)
+    achieved = shares(before, inversion.counted(model.layout()))[budget.of]
+    run.note(
+        "inverted",
+        f"{achieved:.2%} of the {budget.of} removed, {achieved - budget.sparsity:+.2%} against what was asked: "
+        f"{inversion.kept} of {inversion.hidden} hidden directions stay on either side of each FFN, and "
+        f"{inversion.attentions} attention modules go. In memory only: its FFNs are muted, not smaller.",
+    )
+
+
+# Not registered: nobody may save what it leaves.
+METHOD = replace(get_method("2ssp"), name=NAME, prune=prune, edits=(DropAttention,), shared=None)
 
 
 def direction_norms(model: Model, tokens: Tokens, run: Run) -> dict[str, Tensor]:
@@ -194,7 +161,11 @@ def direction_norms(model: Model, tokens: Tokens, run: Run) -> dict[str, Tensor]
             visit.advance()
             continue
         sums.setdefault(number, torch.zeros(2, model.hidden_size, dtype=torch.float64))
-        with _watched(block, look(number, 0), look(number, 1)):
+        enters, leaves = look(number, 0), look(number, 1)
+        with (
+            block.linear(block.family.mlp_in[0]).register_forward_pre_hook(lambda _, args, to=enters: to(args[0])),
+            block.mlp_out.register_forward_hook(lambda _, args, output, to=leaves: to(output)),
+        ):
             visit.advance()
     for number, total in sums.items():
         if not torch.isfinite(total).all():
@@ -202,61 +173,16 @@ def direction_norms(model: Model, tokens: Tokens, run: Run) -> dict[str, Tensor]
     return {str(number): total for number, total in sums.items()}
 
 
-@contextmanager
-def _watched(block: Block, enters: Callable[[Tensor], None], leaves: Callable[[Tensor], None]) -> Iterator[None]:
-    first = block.linear(block.family.mlp_in[0])
-    handles = [
-        first.register_forward_pre_hook(lambda module, args: enters(args[0])),
-        block.mlp_out.register_forward_hook(lambda module, args, output: leaves(output)),
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def _muted(model: Model, number: int, norms: Tensor, kept: int) -> Iterator[None]:
-    """The block's FFN reads and writes only the `kept` directions of the largest norms (2, hidden)."""
+def _mute(model: Model, number: int, norms: Tensor, kept: int) -> None:
+    """The block's FFN reads and writes only the `kept` directions of the largest norms (2, hidden) from now on."""
     masks = torch.zeros_like(norms)
-    for mask, each in zip(masks, norms, strict=True):
-        mask[torch.sort(each, descending=True, stable=True).indices[:kept]] = 1
+    for mask, side in zip(masks, norms, strict=True):
+        mask[torch.sort(side, descending=True, stable=True).indices[:kept]] = 1
 
     def read(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (args[0] * masks[0].to(args[0]), *args[1:])
 
-    def write(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return output * masks[1].to(output)
-
     with model.open(number) as block:
-        handles = [block.linear(path).register_forward_pre_hook(read) for path in block.family.mlp_in]
-        handles.append(block.mlp_out.register_forward_hook(write))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def rehearsed(model: Model, samples: int, length: int, budget: Budget, **options: Any) -> tuple[Meter, InvertedResult]:
-    """What it will take and leave; the model may be a hollow one. Errors are those of `inverted`."""
-    run, tokens = Rehearsal(), Tokens.of(torch.zeros(samples, length, dtype=torch.long))
-    with inverted(model.hollow(), tokens, budget, run, **options) as result:
-        return run.meter, result
-
-
-def _attentions_only(count: int) -> Method:
-    """2SSP's second stage by itself, as a method for the driver; it is not registered."""
-
-    def search(model: Model, tokens: Tokens, budget: Budget, run: Run) -> Iterator[Edit]:
-        """Attention modules by perplexity on the first window."""
-        candidates = [Part(number, "attention") for number, block in model.layout().blocks.items() if block.attention]
-        removal = greedy_removal(
-            sweeper_of(model, run), tokens.first(1), candidates, count, metric=NegativeLogLikelihood(),
-            key=f"{NAME} stage 2",
-        )  # fmt: skip
-        for part, _ in removal:
-            yield DropAttention(part.block)
-
-    return replace(get_method("2ssp"), name=NAME, prune=search, samples=1, edits=(DropAttention,))
+        for path in block.family.mlp_in:
+            block.linear(path).register_forward_pre_hook(read)
+        block.mlp_out.register_forward_hook(lambda module, args, output: output * masks[1].to(output))

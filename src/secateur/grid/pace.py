@@ -106,7 +106,7 @@ def foretell(
         gone = plan.removed if plan is not None else {"blocks": 0.0, cell.of: 0.0}
         parts = _judging(model, asked, tokens, 1 - gone["blocks"], speed)
         if plan is not None:
-            parts = {PRUNE: speed.seconds(plan.meter.block_tokens, plan.meter.head_tokens), **parts}
+            parts = {PRUNE: speed.seconds(plan.plan.meter.block_tokens, plan.plan.meter.head_tokens), **parts}
         known[cell.name] = Foretold(parts=parts, removed=gone[cell.of], plan=plan)
     return known
 

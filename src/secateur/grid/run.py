@@ -6,7 +6,6 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from secateur.grid.asked import Asked
 from secateur.grid.cells import Cell, Matrices, digest
 from secateur.grid.folder import GridFolder, make_index, now
 from secateur.grid.pace import PRUNE, Foretold, Pace, Standing, foretell, parts_of, sequences
-from secateur.grid.pruning import Fields, dense_fields, plan_cell, pruned
+from secateur.grid.pruning import Fields, dense_fields, plan_cell, prune_cell
 from secateur.grid.sharing import Shared, SharingRun
 from secateur.judge.judging import Judge, Judging
 from secateur.judge.judging import Part as JudgedPart
@@ -206,15 +205,14 @@ class _Runner:
         if foretold.refused is not None and cell.matched_to is None:
             raise SecateurError(foretold.refused)
         tokens, shared = self.matrices.rows(cell.calibration), self.shared[cell.name]
-        with ExitStack() as stack:
-            with part(PRUNE) as observer:
-                model, plan = self._load(), foretold.plan
-                if plan is None or plan.cell != cell:  # a match, whose size was foretold otherwise
-                    plan = plan_cell(cell, model)
-                run = SharingRun(cell.calibration.seed, shared, observer=observer, clock=self.grid.clock)
-                fields = stack.enter_context(pruned(plan, model, tokens, run))
-            yield fields
-            yield from self._judged(model, functools.cache(self.grid.load), part)
+        with part(PRUNE) as observer:
+            model, plan = self._load(), foretold.plan
+            if plan is None or plan.cell != cell:  # a match, whose size was foretold otherwise
+                plan = plan_cell(cell, model)
+            run = SharingRun(cell.calibration.seed, shared, observer=observer, clock=self.grid.clock)
+            fields = prune_cell(plan, model, tokens, run)
+        yield fields
+        yield from self._judged(model, functools.cache(self.grid.load), part)
 
     def _judged(self, model: Model, load: Load, part: JudgedPart) -> Iterator[Fields]:
         """The judgements, as far as they are known after each part."""

@@ -154,12 +154,14 @@ def _load_plugin(entry: EntryPoint) -> None:
         )
 
 
-def get_method(name: str) -> Method:
-    """The method of that name.
+def get_method(name: str | Method) -> Method:
+    """The method of that name; one that is given is returned.
 
     Raises:
         UnknownNameError: there is none.
     """
+    if isinstance(name, Method):
+        return name
     if name not in _METHODS and name not in methods():  # looking for other packages' takes a while
         raise UnknownNameError.of("method", name, _METHODS)
     return _METHODS[name]

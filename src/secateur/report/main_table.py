@@ -12,7 +12,7 @@ from msgspec import UNSET, Struct
 from secateur.errors import OutputError
 from secateur.folders import write_file
 from secateur.judge.averages import Average, is_accuracy
-from secateur.judge.memory import COUNTER
+from secateur.judge.inference import COUNTER
 from secateur.judge.results import TaskResult
 from secateur.judge.statistics import SURE, told_apart
 from secateur.report.comparing import TIMED, accuracies, bold, exp, losses, speed
@@ -128,33 +128,30 @@ def _judged(results: Results, cells: list[CellResult]) -> Iterator[Column[CellRe
     average, texts = results.average, dict.fromkeys(text for cell in cells for text in cell.perplexity)
     for text in texts:
         windows = next(cell.perplexity[text] for cell in cells if text in cell.perplexity)
-        yield Column(f"perplexity:{text}", f"perplexity, {text}", partial(_of_text, text, "perplexity"), ".2f", "low",
+        yield Column(f"perplexity:{text}", f"perplexity, {text}", _of("perplexity", text, "perplexity"), ".2f", "low",
                      hint=f"{windows.samples} windows of {windows.length} tokens")  # fmt: skip
     for text in texts:
-        yield Column(f"nll_stderr:{text}", f"standard error of nll, {text}", partial(_of_text, text, "nll_stderr"),
+        yield Column(f"nll_stderr:{text}", f"standard error of nll, {text}", _of("perplexity", text, "nll_stderr"),
                      hidden=True)  # fmt: skip
     yield Column("ratio", "perplexity, × dense", losses(results).shown, number, files=False,
                  hint=f"geometric mean over {listed(results.averaged_texts)}")  # fmt: skip
     for task in results.tasks:
         share, metric, why = average.is_share(task), average.metrics[task], average.left_out.get(task)
         yield Column(
-            f"task:{task}", task if share else f"{task}, {metric}", partial(_of_task, task, "value"),
+            f"task:{task}", task if share else f"{task}, {metric}", _of("tasks", task, "value"),
             ".1%" if share else ".4g", "high" if share else None, grey=share and task in average.grey,
             hint=metric + (f"; in no average: {why}" if why else ""),
         )  # fmt: skip
     for task in results.tasks:
-        yield Column(f"task_stderr:{task}", f"standard error, {task}", partial(_of_task, task, "stderr"), hidden=True)
+        yield Column(f"task_stderr:{task}", f"standard error, {task}", _of("tasks", task, "stderr"), hidden=True)
     if average.tasks:
         yield Column("task_average", f"average of {average.metric}", results.accuracy, ".1%", "high",
                      hint=f"mean over {listed(average.tasks)}")  # fmt: skip
 
 
-def _of_text(text: str, key: str, cell: CellResult) -> float | None:
-    return getattr(cell.perplexity.get(text), key, None)
-
-
-def _of_task(task: str, key: str, cell: CellResult) -> float | None:
-    return getattr(cell.tasks.get(task), key, None)
+def _of(section: str, name: str, key: str) -> Of:
+    """A figure of a text's or a task's result."""
+    return lambda cell: getattr(getattr(cell, section).get(name), key, None)
 
 
 def _costs(cells: list[CellResult]) -> Iterator[Column[CellResult]]:

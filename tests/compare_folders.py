@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from secateur.judge.memory import COUNTER
+from secateur.judge.inference import COUNTER
 
 BLOCKS, WIDTH, KV_HEADS, HIDDEN = 30, 1536, 3, 576
 PARAMETERS, IN_BLOCKS = 134_515_008, 106_203_456

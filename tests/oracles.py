@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 from hypothesis import settings
-from models import logits, possible, tiny, tiny_hf, tiny_tokenizer
+from models import NO_ENDS, logits, possible, tiny, tiny_hf, tiny_tokenizer
 from torch import Tensor
 
 from secateur.engine.sweep import Part
@@ -23,6 +23,8 @@ from secateur.hf import quiet_transformers
 from secateur.methods import Method
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
+from secateur.model.layout import BlockLayout, Layout
+from secateur.model.modeling_secateur import Shape
 from secateur.pruning import Job, Plan, Request, plan, prepare
 from secateur.run import Advance, Run
 from secateur.surgery.apply import apply
@@ -193,6 +195,20 @@ def write_texts(folder: Path) -> tuple[Path, Path]:
     ]
     chat.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return plain, chat
+
+
+def arithmetic(
+    blocks: int, hidden: int, width: int, query: int, kv: int, head_dim: int, *, qkv_bias: bool = False,
+    qk_norm: bool = False, other: int = 0,
+) -> Layout:  # fmt: skip
+    """The layout of a Llama-like model, from its configuration's numbers."""
+    attention = 2 * hidden * head_dim * (query + kv)
+    attention += qkv_bias * head_dim * (query + 2 * kv) + qk_norm * 2 * head_dim
+    block = BlockLayout(
+        shape=Shape(width, query, kv), head_dim=head_dim, attention=attention, attention_norms=hidden,
+        mlp=3 * hidden * width, mlp_norms=hidden, neuron=3 * hidden, kv_group=attention // kv, rest=0,
+    )  # fmt: skip
+    return Layout(dict.fromkeys(range(blocks), block), other, NO_ENDS)
 
 
 def planned(model: Model, method: str, budget: Budget, samples: int, length: int, **options: Any) -> Plan:

@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from models import NO_ENDS, tiny, tiny_tokens
-from oracles import PROPERTY, edit_facts, edited, lopsided, mean_kl, mean_nll, planned, weighted, without
+from oracles import PROPERTY, mean_kl, mean_nll, weighted, without
 
 from secateur.engine.sweep import Part
 from secateur.engine.tokens import Tokens
-from secateur.errors import DataError, InfeasibleBudgetError, InvalidOptionError
+from secateur.errors import InfeasibleBudgetError
 from secateur.methods import get_method
 from secateur.methods.blockpruner import removals, units
 from secateur.model.budget import Budget
@@ -64,36 +63,11 @@ def test_each_removal_is_the_cheapest_by_brute_force(family: str, alternate: boo
         assert [part.kind for part in gone] == ["attention", "mlp"] * 2  # half of four blocks
 
 
-def test_a_module_that_adds_nothing_goes_first() -> None:
-    model = tiny("llama")
-    with model.open(2) as block, torch.no_grad():
-        block.mlp_out.weight.zero_()
-        block.mlp_out.bias.zero_()
-    assert parts(prune(model, tiny_tokens(model, 2, 8), Budget(0.3), criterion="kl").edits)[0] == Part(2, "mlp")
-
-
-def test_the_search_sees_its_windows_only() -> None:
-    model = tiny("llama")
-    tokens = tiny_tokens(model, 3, 9)
-    ids = tokens.ids.clone()
-    ids[1:], ids[0, 6:] = 7, 7
-    run = Run()
-    edits = prune(tiny("llama"), tokens, Budget(0.4), run, search_length=6).edits
-    other = prune(tiny("llama"), Tokens.of(ids), Budget(0.4), search_length=6).edits
-    assert edit_facts(other) == edit_facts(edits)
-    with pytest.raises(InvalidOptionError):
-        prune(model, tokens, Budget(0.4), search_samples=4)
-    weights = torch.ones(3, 9)
-    weights[0] = 0
-    with pytest.raises(DataError, match="search_samples"):
-        prune(model, Tokens.of(tokens.ids, weights), Budget(0.4))
-
-
 def test_a_search_on_less_than_the_repository_s_window_says_so() -> None:
     model = tiny("llama")
     small, full = Run(), Run()
     prune(tiny("llama"), tiny_tokens(model, 3, 12), Budget(0.2), small, search_samples=2, search_length=9)
-    assert small.notes["reduced"] == "A reduced BlockPruner search: it judges on 18 tokens (in full 2,048)."
+    assert "18 tokens (in full 2,048)" in small.notes["reduced"]
     prune(model, tiny_tokens(model, 32, 64), Budget(0.1), full, search_samples=32)
     assert "reduced" not in full.notes
 
@@ -176,25 +150,3 @@ def test_alternating_ends_within_a_pair_of_the_target(
     largest = [max((size for unit, size in units(made).items() if unit.kind == kind), default=0)
                for kind in ("attention", "mlp")]  # fmt: skip
     assert abs(gone - budget.target(made)) <= sum(largest)
-
-
-@pytest.mark.parametrize("alternate", [False, True])
-@pytest.mark.parametrize("sparsity", [0.03, 0.97])
-def test_nothing_or_everything_is_refused_before_anything_happens(sparsity: float, alternate: bool) -> None:
-    model, run = tiny("llama"), Run()
-    with pytest.raises(InfeasibleBudgetError, match=r"[\d.]+ to [\d.]+ can be reached"):
-        prune(model, tiny_tokens(model, 2, 8), Budget(sparsity), run, alternate=alternate, criterion="kl")
-    assert run.meter.block_tokens == 0
-    with pytest.raises(InfeasibleBudgetError):
-        planned(model, METHOD.name, Budget(sparsity), 2, 8, alternate=alternate)
-
-
-def test_a_model_that_lacks_modules_is_pruned_further() -> None:
-    model = lopsided(tiny("llama"))  # no attention in block 1, no MLP in block 2
-    for alternate in (False, True):
-        got = parts(prune(edited(model), tiny_tokens(model, 2, 8), Budget(0.5), alternate=alternate).edits)
-        assert not {Part(1, "attention"), Part(2, "mlp")} & set(got)
-        assert len(set(got)) == len(got)
-
-
-# --- what it takes ---

@@ -110,12 +110,6 @@ def test_filters_compose_and_may_change_edits() -> None:
         edited(tiny("qwen3"), *pruning.edits)
 
 
-def test_without_filters_the_methods_edits_are_taken_as_they_are() -> None:
-    pruning = run(tiny("qwen3"), narrow)
-    assert all(edit.out_weight is None for edit in pruning.edits if isinstance(edit, KeepNeurons))
-    assert pruning.edits[-1] == DropAttention(1)
-
-
 def test_a_method_that_prunes_by_itself_is_found_out() -> None:
     def method(model: Model, tokens: Tokens, budget: Budget, run: Run) -> Iterator[Edit]:
         """Change the model behind the driver's back."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from models import tiny, tiny_closed, tiny_tokens
-from oracles import PROPERTY, edit_facts, lopsided, mean_kl, mean_nll, planned, standing, weighted, without
+from models import tiny, tiny_tokens
+from oracles import PROPERTY, edit_facts, mean_kl, mean_nll, standing, weighted, without
 from torch import Tensor
 
 from secateur import prune as api_prune
@@ -321,57 +322,23 @@ def test_modules_that_add_nothing_go(family: str, units: str) -> None:
     assert curve[-1] == pytest.approx(0, abs=1e-6) != curve[0]
 
 
-@pytest.mark.parametrize(
-    ("sparsity", "units"), [(0.125, "modules"), (0.374, "modules"), (0.4, "blocks"), (0.8, "modules")]
-)
-def test_the_budget_is_met_to_half_a_block(sparsity: float, units: str) -> None:
-    model = tiny("mistral")
-    pruning = prune(model, tiny_tokens(model, 4, 8), Budget(sparsity), units=units)
-    achieved = pruning.budget.achieved(pruning.before, pruning.after)
-    assert abs(achieved - sparsity) <= 1 / 8 + 1e-9
-    n = math.floor(4 * sparsity + 0.5)
-    kinds = [type(edit) for edit in pruning.edits]
-    assert kinds.count(DropBlock) == (n if units == "blocks" else 0)
-    assert kinds.count(DropAttention) == kinds.count(DropMLP) == (0 if units == "blocks" else n)
-    assert pruning.edits == sorted(pruning.edits, key=lambda edit: (edit.block, type(edit).__name__))
-    assert pruning.after == model.layout()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("units", "criterion"), [("modules", "kl"), ("blocks", "kl"), ("modules", "ppl")])
-def test_the_same_again_and_a_replay_costs_no_forward(units: str, criterion: str) -> None:
-    tokens, store = tiny_tokens(tiny("qwen2"), 4, 8), MemoryStore()
-    chosen: dict[str, Any] = {"units": units, "criterion": criterion}
-    runs = [Run(3, store=store), Run(3, store=store), Run(3)]
-    models = [tiny("qwen2") for _ in runs]
-    edits = [
-        edit_facts(prune(model, tokens, Budget(0.5), run, **chosen).edits)
-        for model, run in zip(models, runs, strict=True)
-    ]
-    assert edits[0] == edits[1] == edits[2]
-    assert runs[0].meter.block_tokens == runs[2].meter.block_tokens > 0
-    assert runs[1].meter.block_tokens == runs[1].meter.head_tokens == 0
-    assert runs[0].notes == runs[1].notes == runs[2].notes
-    assert models[0].fingerprint() == models[1].fingerprint() == models[2].fingerprint()
-
-
 def test_a_run_broken_off_goes_on_to_the_same_end() -> None:
     tokens, chosen = tiny_tokens(tiny("llama"), 6, 8), {"generations": 4, "selection_tokens": "8,20"}
     whole = Run(1)
     want = prune(tiny("llama"), tokens, Budget(0.5), whole, **chosen).edits
 
-    class Broken(MemoryStore):
+    class Breaks(MemoryStore):
+        broken = True
+
         def put(self, key: str, value: Any) -> None:
-            if key == "evopress/3/1":
+            if key == "evopress/3/1" and self.broken:
                 raise KeyboardInterrupt
             super().put(key, value)
 
-    store = Broken()
+    store = Breaks()
     with pytest.raises(KeyboardInterrupt):
         prune(tiny("llama"), tokens, Budget(0.5), Run(1, store=store), **chosen)
-    rest, resumed = MemoryStore(), Run(1)
-    rest._results = store._results
-    resumed.store = rest
+    store.broken, resumed = False, Run(1, store=store)
     assert edit_facts(prune(tiny("llama"), tokens, Budget(0.5), resumed, **chosen).edits) == edit_facts(want)
     assert resumed.notes == whole.notes
     assert 0 < resumed.meter.block_tokens < whole.meter.block_tokens
@@ -387,68 +354,27 @@ def test_another_seed_draws_otherwise() -> None:
     assert len({tuple(curve) for curve in curves}) == 3
 
 
-@pytest.mark.parametrize(("family", "units"), [("llama", "modules"), ("opt", "blocks")])
-def test_closed_blocks_have_no_weights(family: str, units: str) -> None:
-    model, closed = tiny(family), tiny_closed(family)
-    tokens = tiny_tokens(model, 4, 8)
-    edits = prune(model, tokens, Budget(0.5), units=units).edits
-    assert edit_facts(prune(closed, tokens, Budget(0.5), units=units).edits) == edit_facts(edits)
-    assert closed.whole().fingerprint() == model.fingerprint()
-
-
-@pytest.mark.parametrize("units", ["modules", "blocks"])
-def test_a_pruned_model_can_be_pruned_again(units: str) -> None:
-    model = lopsided(tiny("phi3"))
-    pruning = prune(model, tiny_tokens(model, 4, 8), Budget(0.5), units=units)
-    gone = {(type(edit), edit.block) for edit in pruning.edits}
-    assert len(gone) == (4 if units == "modules" else 2)
-    assert not gone & {(DropAttention, 1), (DropMLP, 2)}  # which were not there
-
-
 def test_overflow_is_an_error_not_a_choice() -> None:
-    model = tiny("qwen3")
-    with model.open(2) as block, torch.no_grad():
-        block.linear("mlp.up_proj").weight[3] = torch.nan
-    edits = prune(model, tiny_tokens(model, 4, 8), Budget(0.5), criterion="ppl").edits
-    assert DropMLP(2) in edits  # whoever keeps it loses
+    models = [tiny("qwen3"), tiny("qwen3")]
+    for model in models:
+        with model.open(2) as block, torch.no_grad():
+            block.linear("mlp.up_proj").weight[3] = torch.nan
+    tokens = tiny_tokens(models[0], 4, 8)
+    assert DropMLP(2) in prune(models[0], tokens, Budget(0.5), criterion="ppl").edits  # whoever keeps it loses
     with pytest.raises(NumericalError, match="initial draw"):  # nothing diverges finitely from a model of NaNs
-        prune(tiny_nan(), tiny_tokens(model, 4, 8), Budget(0.5))
-
-
-def tiny_nan() -> Model:
-    model = tiny("qwen3")
-    with model.open(2) as block, torch.no_grad():
-        block.linear("mlp.up_proj").weight[3] = torch.nan
-    return model
+        prune(models[1], tokens, Budget(0.5))
 
 
 # --- constants ---
 
 
-WRONG = [
-    {"generations": 0}, {"offspring": 0}, {"initial": 0}, {"max_mutations": 0}, {"initial_tokens": 1},
-    {"initial_tokens": 33}, {"selection_tokens": "8,33"}, {"selection_tokens": "8"}, {"survivors": "2,1,1"},
-    {"survivors": "1,2"}, {"survivors": "7,1"}, {"survivors": ""}, {"survivors": "2;1"}, {"survivors": "2,0"},
-    {"survivors": "-2,1"}, {"selection_tokens": "1,8"}, {"survivors": "6,6", "initial": 5}, {"units": "heads"},
-    {"windows": "last"}, {"criterion": "loss"}, {"offspring": 2.5},
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("wrong", WRONG, ids=str)
-def test_impossible_constants_are_refused_before_anything_happens(wrong: dict[str, Any]) -> None:
-    model, run = tiny("llama"), Run()
-    with pytest.raises(InvalidOptionError):
-        prune(model, tiny_tokens(model, 4, 8), Budget(0.5), run, **wrong)
-    assert run.meter.block_tokens == 0
-    with pytest.raises(InvalidOptionError):  # and foretold
-        planned(model, METHOD.name, Budget(0.5), 4, 8, **{**SMALL, **wrong})
-
-
-@pytest.mark.parametrize("sparsity", [0.1, 0.9])
-@pytest.mark.parametrize("units", ["modules", "blocks"])
-def test_no_block_and_all_blocks_are_refused(sparsity: float, units: str) -> None:
-    with pytest.raises(InfeasibleBudgetError, match=r"0\.25 \(1 block\) to 0\.75 \(3 of them\) can be reached"):
-        planned(tiny("llama"), METHOD.name, Budget(sparsity), 4, 8, **SMALL, units=units)
+@pytest.mark.parametrize(
+    ("sparsity", "units", "gone"),
+    [(0.125, "modules", 1), (0.374, "modules", 1), (0.4, "blocks", 2), (0.8, "modules", 3)],
+)
+def test_the_sparsity_is_that_of_whole_blocks(sparsity: float, units: str, gone: int) -> None:
+    space = search_space(standing("llama").layout(), Budget(sparsity), units)
+    assert space.gone == ({"block": gone} if units == "blocks" else {"attention": gone, "mlp": gone})
 
 
 def test_where_blocks_lack_modules_the_share_is_of_those_there() -> None:
@@ -460,7 +386,7 @@ def test_where_blocks_lack_modules_the_share_is_of_those_there() -> None:
     assert space.gone == {"attention": 1, "mlp": 2}
     for edit in (DropMLP(0), DropMLP(1), DropAttention(1)):
         layout = predict(layout, edit)
-    with pytest.raises(InfeasibleBudgetError, match="none or all of the modules there are, 1 attention modules and 1"):
+    with pytest.raises(InfeasibleBudgetError):
         search_space(layout, Budget(0.6), "modules")
 
 
@@ -471,20 +397,17 @@ def full(**changes: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("smaller", "tokens", "said"),
-    [({}, 131072, ""), ({"generations": 9, "offspring": 64, "survivors": "4,2,1",
-                         "selection_tokens": "2048,32768,65536"}, 131072, ""),
-     ({"generations": 1}, 131072, "A reduced EvoPress search: generations 1 (in full 2)."),
+    ("smaller", "tokens", "figures"),
+    [({}, 131072, []),
+     ({"generations": 9, "offspring": 64, "survivors": "4,2,1", "selection_tokens": "2048,32768,65536"}, 131072, []),
+     ({"generations": 1}, 131072, ["1", "2"]),
      ({"selection_tokens": "2048,4096", "offspring": 8}, 8192,
-      "A reduced EvoPress search: offspring 8 (in full 32); tokens per selection 2,048 then 4,096 (in full 2,048 then "
-      "32,768); calibration tokens 8,192 (in full 131,072)."),
-     ({"survivors": "1", "selection_tokens": "32768"}, 131072,
-      "A reduced EvoPress search: survivors 1 (in full 2 then 1); tokens per selection 32,768 (in full 2,048 then "
-      "32,768).")],
+      ["8", "32", "2,048", "4,096", "2,048", "32,768", "8,192", "131,072"]),
+     ({"survivors": "1", "selection_tokens": "32768"}, 131072, ["1", "2", "1", "32,768", "2,048", "32,768"])],
     ids=["full", "more", "generations", "tokens", "one step"],
 )  # fmt: skip
-def test_a_smaller_search_than_the_papers_says_so(smaller: dict[str, Any], tokens: int, said: str) -> None:
-    assert reduced(full(**smaller), tokens) == said
+def test_a_smaller_search_than_the_papers_says_so(smaller: dict[str, Any], tokens: int, figures: list[str]) -> None:
+    assert re.findall(r"\d[\d,]*", reduced(full(**smaller), tokens)) == figures  # what is less, and in full
 
 
 def test_record_and_card_tell_of_a_reduced_search_and_its_curve(tmp_path: Path) -> None:
@@ -492,12 +415,8 @@ def test_record_and_card_tell_of_a_reduced_search_and_its_curve(tmp_path: Path) 
     pruned = api_prune(model, "evopress", sparsity=0.5, calibration=tiny_tokens(model, 4, 8), **SMALL)
     save(pruned, tmp_path / "out")
     notes = json.loads((tmp_path / "out" / "secateur.json").read_text())["notes"]
-    assert notes["reduced"].startswith("A reduced EvoPress search: offspring 6 (in full 32); initial candidates 8")
     curve = notes["best kl by generation, in nats"]
     assert len(curve) == 5
     card = (tmp_path / "out" / "README.md").read_text()
     assert notes["reduced"] in card
-    assert "\nBest kl by generation, in nats: " + ", ".join(f"{value:.4g}" for value in curve) + ".\n" in card
-
-
-# --- foretold ---
+    assert ", ".join(f"{value:.4g}" for value in curve) in card

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -78,37 +77,26 @@ def test_the_dtype_decides_the_bytes(tmp_path: Path) -> None:
     assert told["auto"]["disk_bytes"] == told["float32"]["disk_bytes"] == 2 * told["bfloat16"]["disk_bytes"]
 
 
-def test_the_papers_windows_if_none_are_given(tmp_path: Path) -> None:
-    told = asdict(foretold(without_weights(write_model(tmp_path / "model")), samples=None, length=None))
-    assert (told["samples"], told["length"]) == (32, 64)
-
-
 def test_seconds_are_tokens_times_speed() -> None:
     assert Speed(block_s=0.5, head_s=2.0).seconds(300, 20) == 190
 
 
 def test_windows_and_single_tokens_are_timed() -> None:
-    """On a clock that ticks once a look, every median is one tick."""
-    ticks = itertools.count()
-    speed = timed(tiny("llama"), 12, steps=(1, 5), clock=lambda: float(next(ticks)))
-    assert speed.block_s == speed.head_s == pytest.approx(1 / 12)
+    speed = timed(tiny("llama"), 12, steps=(1, 5))
     assert set(speed.steps) == {1, 5}
-    assert {(each.block_s, each.head_s) for each in speed.steps.values()} == {(1.0, 1.0)}
+    assert all(each.block_s > 0 and each.head_s > 0 for each in (speed, *speed.steps.values()))
 
 
 @pytest.mark.parametrize(
     ("wrong", "error", "message"),
     [
         ({"sparsity": 0.99}, InfeasibleBudgetError, "reaches"),
-        ({"samples": 0}, InvalidOptionError, "at least 1 window"),
-        ({"length": 65}, InvalidOptionError, "positions end at 64"),
+        ({"length": 65}, InvalidOptionError, "64"),
         ({"dtype": "int3"}, InvalidOptionError, "float32"),
         ({"dtype": "Tensor"}, InvalidOptionError, "float32"),
         ({"device": "cuda:99"}, InvalidOptionError, "cuda:99"),
         ({"device": "abacus"}, InvalidOptionError, "abacus"),
         ({"alfa": 1}, UnknownNameError, "alpha"),
-        ({"alpha": -1}, InvalidOptionError, "alpha"),
-        ({"search_samples": 4}, InvalidOptionError, "4 windows"),
     ],
     ids=str,
 )

@@ -12,8 +12,15 @@ from oracles import Watcher, standing
 from transformers import DynamicCache
 
 from secateur.errors import InvalidOptionError
-from secateur.judge.inference import inference, kv_bytes_per_token, weight_bytes
-from secateur.judge.memory import COUNTER, TENSORS, device_peak, peak_tensor_memory
+from secateur.judge.inference import (
+    COUNTER,
+    TENSORS,
+    device_peak,
+    inference,
+    kv_bytes_per_token,
+    peak_tensor_memory,
+    weight_bytes,
+)
 from secateur.model.handle import Model
 from secateur.run import Run
 
@@ -160,7 +167,7 @@ def test_a_devices_peak_begins_anew_and_leaves_out_what_was_there(monkeypatch: p
     gpu, device, model = Counters(10**9), torch.device("cuda", 0), tiny("llama")
     gpu.take(10**8)
     gpu.take(-(10**8))  # an earlier cell's
-    monkeypatch.setattr("secateur.judge.memory._devices", lambda model: {device})
+    monkeypatch.setattr("secateur.judge.inference._devices", lambda model: {device})
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: gpu.allocated)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: gpu.peak)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: setattr(gpu, "peak", gpu.allocated))

@@ -15,7 +15,6 @@ from torch import Tensor
 from secateur.engine import loss as loss_module
 from secateur.engine.loss import KLDivergence, NegativeLogLikelihood
 from secateur.engine.sweep import DENSE, Part, sample_sweep, sweep
-from secateur.engine.tokens import Tokens
 from secateur.model.handle import Model
 
 
@@ -60,28 +59,6 @@ def test_a_uniform_model_is_as_perplexed_as_its_vocabulary_is_large(family: str)
             parameter.zero_()
     losses = sweep(model, weighted(tiny_tokens(model, 2, 8)), [DENSE, frozenset({Part(1, "mlp")})])
     assert losses.exp().tolist() == pytest.approx([model.vocab_size] * 2, rel=1e-6)
-
-
-def test_tokens_of_weight_zero_do_not_count() -> None:
-    model = tiny("qwen3")
-    tokens = tiny_tokens(model, 2, 8)
-    weights = torch.ones(2, 8)
-    weights[:, -1] = 0
-    ids = tokens.ids.clone()
-    ids[:, -1] = 5
-    cut = Tokens.of(tokens.ids[:, :-1])
-    muted, changed = Tokens.of(tokens.ids, weights), Tokens.of(ids, weights)
-    assert sweep(model, muted, [DENSE]) == sweep(model, changed, [DENSE])
-    torch.testing.assert_close(sweep(model, muted, [DENSE]), sweep(model, cut, [DENSE]), rtol=1e-6, atol=0)
-    assert sweep(model, tokens, [DENSE]) != sweep(model, Tokens.of(ids), [DENSE])
-
-
-def test_a_windows_first_token_is_not_predicted_whatever_its_weight() -> None:
-    model = tiny("qwen3")
-    tokens = tiny_tokens(model, 2, 8)
-    weights = torch.ones(2, 8)
-    weights[:, 0] = 7
-    assert sweep(model, Tokens.of(tokens.ids, weights), [DENSE]) == sweep(model, tokens, [DENSE])
 
 
 LOGITS = st.lists(st.floats(-30, 30, width=32), min_size=5, max_size=5)

@@ -119,9 +119,9 @@ def test_a_method_must_be_documented() -> None:
         """
         yield DropBlock(0)
 
-    with pytest.raises(ValueError, match="'silent' has no docstring"):
+    with pytest.raises(ValueError, match="silent"):
         method("silent", **FACTS)(silent)
-    with pytest.raises(ValueError, match=r"'terse': .* lack two"):
+    with pytest.raises(ValueError, match=r"terse.* two"):
         method("terse", **FACTS)(terse)
     assert not {"silent", "terse"} & set(methods())
 
@@ -147,9 +147,8 @@ def test_what_is_not_given_takes_its_default(given: dict[str, Any]) -> None:
 @pytest.mark.usefixtures("own_registry")
 @pytest.mark.parametrize(("name", "value"), BAD)
 def test_a_value_of_the_wrong_kind_is_refused(name: str, value: Any) -> None:
-    with pytest.raises(InvalidOptionError, match=f"last: {name} takes ") as caught:
+    with pytest.raises(InvalidOptionError, match=f"{name}.*{value!r}"):
         register().complete({name: value})
-    assert repr(value) in str(caught.value)
 
 
 @pytest.mark.usefixtures("own_registry")
@@ -166,17 +165,13 @@ def test_words_of_a_command_line_become_values(name: str, text: str, value: Any)
 
 
 @pytest.mark.usefixtures("own_registry")
-def test_an_unknown_option_is_answered_by_the_nearest() -> None:
-    with pytest.raises(UnknownNameError, match=r"unknown option of last 'cuont'. Did you mean 'count'\? Known: count,"):
+def test_an_unknown_name_is_answered_by_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match=r"'cuont'.*'count'\?"):
         register().complete({"cuont": 1})
-
-
-def test_an_unknown_method_is_answered_by_the_nearest() -> None:
-    with pytest.raises(UnknownNameError, match=r"unknown method '2spp'. Did you mean '2ssp'\? Known: .*2ssp"):
+    with pytest.raises(UnknownNameError, match=r"'2spp'.*'2ssp'\?"):
         get_method("2spp")
-    with pytest.raises(UnknownNameError, match=r"unknown method 'qqqqqq'\. Known: ") as caught:
+    with pytest.raises(UnknownNameError, match=r"'qqqqqq'[^?]*2ssp[^?]*$"):  # near to none
         get_method("qqqqqq")
-    assert "Did you mean" not in str(caught.value)
 
 
 @pytest.mark.usefixtures("own_registry")
@@ -190,30 +185,15 @@ def test_other_packages_add_methods_by_an_entry_point(monkeypatch: pytest.Monkey
     def installed(*, group: str) -> list[Any]:
         return [SimpleNamespace(name="plugged", value="p:m", load=load)] if group == "secateur.methods" else []
 
-    assert "plugged" not in methods()
     monkeypatch.setattr(registry, "entry_points", installed)
-    assert sorted(methods()) == list(methods())
+    plugged = get_method("plugged")  # by its name alone, with nobody having listed the methods before
     assert {"2ssp", "plugged"} <= set(methods())
+    assert sorted(methods()) == list(methods())
     assert len(loads) == 1
     model = tiny("llama")
-    pruning = run_method(model, get_method("plugged"), tiny_tokens(model, 1, 4), Budget(0.5), Run(), count=2)
+    pruning = run_method(model, plugged, tiny_tokens(model, 1, 4), Budget(0.5), Run(), count=2)
     assert pruning.edits == [DropBlock(3), DropBlock(2)]
     assert model.numbers == [0, 1]
-
-
-@pytest.mark.usefixtures("own_registry")
-def test_another_packages_method_is_found_by_its_name_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As `secateur.prune(model, "plugged")` asks for it, with nobody having listed the methods before."""
-
-    def load() -> None:
-        method("plugged", **FACTS)(drop_last)
-
-    monkeypatch.setattr(
-        registry, "entry_points", lambda *, group: [SimpleNamespace(name="plugged", value="p:m", load=load)]
-    )
-    assert get_method("plugged").samples == 3
-    with pytest.raises(UnknownNameError, match="Did you mean 'plugged'"):
-        get_method("pluged")
 
 
 def _gone() -> None:
@@ -275,5 +255,5 @@ def test_the_papers_windows_where_none_are_asked(given: tuple[Any, Any, Any], sh
 @pytest.mark.usefixtures("own_registry")
 @pytest.mark.parametrize("given", [(None, 0, None), (None, -1, 5), (None, 1, 1), (None, None, 0), (8, 1, 9)])
 def test_windows_that_cannot_be_are_refused(given: tuple[Any, Any, Any]) -> None:
-    with pytest.raises(InvalidOptionError, match=r"windows? of"):
+    with pytest.raises(InvalidOptionError, match="window"):
         register().window_shape(*given)

@@ -18,7 +18,7 @@ from compare_folders import BLOCKS, make_compare_folder
 from test_cli import call
 
 from secateur.errors import MissingExtraError
-from secateur.judge.memory import TENSORS
+from secateur.judge.inference import TENSORS
 from secateur.report.blocks import lanes, picture
 from secateur.report.drawing import for_page, save
 from secateur.report.figures import comparison_figures

@@ -559,7 +559,7 @@ def test_batches_do_not_change_the_outcome(model: Model, data: Path) -> None:
 
 
 def test_suites_name_tasks_that_need_no_hub() -> None:
-    assert all(task in OFFLINE for suite in SUITES.values() for task in suite.tasks)
+    assert all(task in OFFLINE for suite in SUITES.values() for task in suite)
 
 
 @pytest.mark.slow

@@ -50,11 +50,6 @@ def test_seed_zero_cuts_the_text_into_consecutive_windows(text: str, length: int
     assert tokens.weights.dtype == torch.float32
 
 
-def test_seed_zero_takes_the_first_windows() -> None:
-    tokens = tokenize(plain(CORPUS), TOKENIZER, length=10, samples=3)
-    assert windows(tokens) == [CORPUS[0:10], CORPUS[10:20], CORPUS[20:30]]
-
-
 def test_another_seed_draws_from_the_same_windows_without_replacement() -> None:
     every = windows(tokenize(plain(CORPUS), TOKENIZER, length=10))
     assert len(set(every)) == 10
@@ -66,6 +61,10 @@ def test_another_seed_draws_from_the_same_windows_without_replacement() -> None:
     assert len({tuple(some) for some in drawn.values()}) == 5
     assert set().union(*drawn.values()) == set(every)  # from all windows, not from the first six
     assert sorted(windows(tokenize(plain(CORPUS), TOKENIZER, length=10, seed=3))) == sorted(every)
+    assert tokenize(plain(CORPUS), TOKENIZER, length=10, samples=6, seed=2).source == {
+        "source": "file", "name": "corpus", "samples": 6, "length": 10, "seed": 2, "count": "all",
+        "windows_available": 10,
+    }  # fmt: skip
 
 
 def test_a_draw_keeps_weights_beside_their_ids() -> None:
@@ -82,28 +81,14 @@ def test_a_draw_keeps_weights_beside_their_ids() -> None:
 
 @pytest.mark.parametrize(("samples", "length", "there"), [(11, 10, 10), (1, 104, 0), (None, 200, 0), (3, 50, 2)])
 def test_a_short_text_is_refused_with_what_it_has(samples: int | None, length: int, there: int) -> None:
-    with pytest.raises(DataError, match=f"'corpus' has 103 tokens, that is {there} windows of {length};") as caught:
+    with pytest.raises(DataError, match=rf"'corpus'.* 103 .* {there} .* {length}\D.* {samples or 1} "):
         tokenize(plain(CORPUS), TOKENIZER, length=length, samples=samples)
-    assert f"{samples or 1} are needed" in str(caught.value)
 
 
 @pytest.mark.parametrize(("samples", "length"), [(0, 10), (-1, 10), (1, 1), (1, 0), (1, -5)])
 def test_windows_of_no_use_are_refused(samples: int, length: int) -> None:
-    with pytest.raises(InvalidOptionError, match="at least 1 window of at least 2 tokens"):
+    with pytest.raises(InvalidOptionError):
         tokenize(plain(CORPUS), TOKENIZER, length=length, samples=samples)
-
-
-def test_an_unknown_count_is_refused() -> None:
-    with pytest.raises(InvalidOptionError, match="all, responses"):
-        tokenize(plain(CORPUS), TOKENIZER, length=10, count="respones")  # type: ignore[arg-type]
-
-
-def test_the_source_says_how_to_get_the_windows_again() -> None:
-    tokens = tokenize(plain(CORPUS), TOKENIZER, length=10, samples=6, seed=2)
-    assert tokens.source == {
-        "source": "file", "name": "corpus", "samples": 6, "length": 10, "seed": 2, "count": "all",
-        "windows_available": 10,
-    }  # fmt: skip
 
 
 # --- Tokens ---
@@ -120,11 +105,7 @@ def test_the_fingerprint_depends_on_every_id_and_weight() -> None:
     seen.add(Tokens.of(tokens.ids.view(5, 2)).fingerprint())
     assert len(seen) == 1 + 2 * 10 + 1
     assert Tokens.of(tokens.ids.clone(), source={"name": "other"}).fingerprint() in seen
-
-
-def test_the_fingerprint_sees_values_not_memory() -> None:
-    tokens = Tokens.of(torch.arange(12).view(3, 4))
-    turned = Tokens.of(torch.arange(12).view(3, 4).T.contiguous().T)
+    turned = Tokens.of(tokens.ids.T.contiguous().T)  # values, not memory
     assert not turned.ids.is_contiguous()
     assert turned.fingerprint() == tokens.fingerprint()
 
@@ -140,7 +121,7 @@ def test_first_cuts_ids_and_weights_alike() -> None:
 
 @pytest.mark.parametrize(("samples", "length"), [(0, None), (5, None), (-1, 2), (1, 1), (1, 0), (1, 6)])
 def test_first_refuses_more_than_there_is(samples: int, length: int | None) -> None:
-    with pytest.raises(InvalidOptionError, match="from 4 of 5"):
+    with pytest.raises(InvalidOptionError):
         Tokens.of(torch.zeros(4, 5)).first(samples, length)
 
 
@@ -218,27 +199,25 @@ def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
     assert weights.sum() in (3, 2)  # "Ho!", or "Ho" if the stream's last token found no partner
 
 
-def test_a_template_whose_prompt_is_no_start_of_the_answer_is_refused() -> None:
-    tokenizer = other_template("{% for m in messages %}({{ m.role }}:{{ m.content }}){% endfor %}"
-                               "{% if add_generation_prompt %}<go>{% endif %}")  # fmt: skip
-    with pytest.raises(DataError, match="rewrites earlier turns"):
-        one_window(chat([("user", "Hi?"), ("assistant", "Ho!")]), tokenizer, count="responses")
+NO_START = (
+    "{% for m in messages %}({{ m.role }}:{{ m.content }}){% endfor %}{% if add_generation_prompt %}<go>{% endif %}"
+)
+ASKED = [("user", "Hi?"), ("assistant", "Ho!")]
 
 
-@pytest.mark.parametrize("count", ["all", "responses"])
-def test_chat_needs_a_template(count: str) -> None:
-    with pytest.raises(DataError, match="no chat template"):
-        one_window(chat([("user", "Hi?"), ("assistant", "Ho!")]), other_template(None), count=count)
-
-
-def test_plain_text_has_no_responses() -> None:
-    with pytest.raises(DataError, match="'corpus' is plain text"):
-        tokenize(plain(CORPUS), TOKENIZER, length=10, count="responses")
-
-
-def test_chat_without_an_answer_has_nothing_to_count() -> None:
-    with pytest.raises(DataError, match="no assistant message"):
-        one_window(chat([("user", "Hi?")]), count="responses")
+@pytest.mark.parametrize(
+    ("text", "tokenizer", "count", "reason"),
+    [
+        (chat(ASKED), other_template(NO_START), "responses", "rewrites earlier turns"),  # no start of the answer
+        (chat(ASKED), other_template(None), "all", "no chat template"),
+        (chat(ASKED), other_template(None), "responses", "no chat template"),
+        (plain(CORPUS), TOKENIZER, "responses", "plain text"),
+        (chat([("user", "Hi?")]), TOKENIZER, "responses", "no assistant message"),
+    ],
+)
+def test_what_cannot_be_counted_is_refused(text: Text, tokenizer: Any, count: str, reason: str) -> None:
+    with pytest.raises(DataError, match=reason):
+        one_window(text, tokenizer, count=count)
 
 
 def test_windows_without_an_answer_have_nothing_to_count() -> None:

@@ -70,8 +70,9 @@ def collect(model: Model, tokens: Tokens, **options: Any) -> Collector:
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_taps_equal_hooks_on_the_whole_model(family: str, shape: Any, batch_size: int, order: str) -> None:
     model = standing(family, shape)
-    tokens = tiny_tokens(model, 4, 11)
+    tokens = weighted(tiny_tokens(model, 4, 11))
     seen = collect(model, tokens, order=order, batch_size=batch_size)
+    assert all(torch.equal(torch.cat(weights), tokens.weights) for weights in seen.weights.values())
     expected = [activations(model, ids) for ids in tokens.ids.split(batch_size)]  # batched alike: bit for bit
     taps = {(number, name) for number, by_name in expected[0].items() for name in by_name}
     assert set(seen.x) == taps
@@ -79,26 +80,6 @@ def test_taps_equal_hooks_on_the_whole_model(family: str, shape: Any, batch_size
     for number, name in taps:
         want = torch.cat([each[number][name] for each in expected])
         assert torch.equal(seen.all(number, name), want), (number, name)
-
-
-@pytest.mark.parametrize("family", FAMILY_NAMES)
-def test_blocks_are_entered_by_the_models_own_hidden_states(family: str) -> None:
-    model = standing(family)
-    tokens = tiny_tokens(model, 2, 9)
-    with torch.no_grad():
-        full = model.hf(input_ids=tokens.ids, use_cache=False, output_hidden_states=True).hidden_states
-    for order in ("blocks", "samples"):
-        seen = collect(model, tokens, order=order, batch_size=2)  # the model's own batch: bit for bit the same
-        for number in model.numbers:
-            assert torch.equal(seen.all(number, "block_in"), full[number])
-
-
-@pytest.mark.parametrize("order", ["blocks", "samples"])
-def test_weights_reach_the_taps_beside_their_samples(order: str) -> None:
-    model = tiny("llama")
-    tokens = weighted(tiny_tokens(model, 5, 7))
-    seen = collect(model, tokens, order=order, batch_size=2)
-    assert all(torch.equal(torch.cat(weights), tokens.weights) for weights in seen.weights.values())
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3", "opt"])
@@ -216,11 +197,12 @@ def test_closed_blocks_have_no_weights(order: str, passes: int) -> None:
 @pytest.mark.parametrize("order", ["blocks", "samples"])
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_the_meter_counts_every_token_through_every_block(order: str, batch_size: int) -> None:
-    model = lopsided(tiny("mistral"))
+    model, watcher = lopsided(tiny("mistral")), Watcher()
     tokens = tiny_tokens(model, 5, 7)
-    run = Run()
-    for visit in walk(model, tokens, order=order, batch_size=batch_size, run=run):
+    run = Run(observer=watcher)
+    for visit in walk(model, tokens, order=order, batch_size=batch_size, run=run, label="look"):
         visit.advance()
+    assert watcher.shown == [("look", 20, 20)]
     assert run.meter.block_tokens == 5 * 7 * 4
     assert run.meter.head_tokens == 0
     for visit in walk(model, tokens, order=order, batch_size=batch_size, run=run):
@@ -270,14 +252,6 @@ def test_a_look_ends_where_the_last_tap_is_shown(family: str, taps: tuple[str, .
     for number in model.numbers:
         for name in taps:
             assert torch.equal(part.all(number, name), whole.all(number, name))
-
-
-@pytest.mark.parametrize("order", ["blocks", "samples"])
-def test_progress_ends_at_its_total(order: str) -> None:
-    model, watcher = tiny("mistral"), Watcher()
-    for _ in walk(model, tiny_tokens(model, 5, 7), order=order, batch_size=2, run=Run(observer=watcher), label="look"):
-        pass
-    assert watcher.shown == [("look", 20, 20)]
 
 
 def test_the_head_is_never_run() -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,7 +11,7 @@ from secateur.card import card
 from secateur.errors import InvalidOptionError, OutputExistsError
 from secateur.export import Tier, check_output
 from secateur.export import save as save_checkpoint
-from secateur.folders import claimed, require_space, resolved
+from secateur.folders import resolved
 from secateur.model.handle import Model
 from secateur.record import RECORD, Record, dump, read_record
 
@@ -73,12 +71,6 @@ class Output:
                     f"--out {self.folder} holds {name}, which this run reads; choose another folder"
                 )
 
-    @contextmanager
-    def claimed(self) -> Iterator[None]:
-        """Keep other processes off the folder meanwhile; see `folders.claimed`."""
-        with claimed(self.folder):
-            yield
-
     def holds(self, fingerprint: str) -> Record | None:
         """The folder's record if it has the result of this identity already, and is not to be overwritten; None if
         there is nothing.
@@ -94,10 +86,6 @@ class Output:
             return record
         what = "another pruning or recovery" if record else "something that secateur did not write"
         raise OutputExistsError(f"{self.folder} exists and holds {what}; choose another --out, or give --overwrite")
-
-    def require_space(self, needs_bytes: int) -> None:
-        """Raise OutputError unless its disk has that much room."""
-        require_space(self.folder, needs_bytes)
 
     def write(self, result: Result) -> Tier:
         """Write a checkpoint with record and card; return its tier.

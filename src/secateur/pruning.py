@@ -22,6 +22,7 @@ import torch
 from secateur.engine.tokens import Count, Tokens, check_tokens, read_tokens
 from secateur.errors import CheckpointError
 from secateur.export import tier
+from secateur.folders import claimed, require_space
 from secateur.judge.judging import Judging
 from secateur.judge.perplexity import before_and_after, perplexity
 from secateur.methods import Method, Options, get_method
@@ -403,7 +404,7 @@ def prune_to(
     judging = judging or Judging()
     text = request.calibration if isinstance(request.calibration, str) else None
     output.check(source.name, text, *judging.texts)
-    with output.claimed():
+    with claimed(output.folder):
         hollow = source.hollow()
         device = check_device(None if source.device == "auto" else source.device)
         planned = plan(request, hollow, device=torch.device(device).type)
@@ -412,7 +413,7 @@ def prune_to(
         job = prepare(planned, source.load())
         if (record := output.holds(job.fingerprint)) is not None:
             return Outcome(record, was_there=True)
-        output.require_space(planned.after.parameters * job.model.dtype.itemsize)
+        require_space(output.folder, planned.after.parameters * job.model.dtype.itemsize)
         texts = {
             name: read_tokens(
                 job.model, name, purpose="evaluation", length=judging.length, samples=judging.samples,

@@ -30,13 +30,10 @@ _INFERENCE = (
     ("peak memory, MB", "peak_memory_bytes", 1e-6, ",.1f"),
 )
 _FIGURES = (
-    ("greedy agreement", "greedy_agreement", ".1%"),
-    ("tokens before it differs", "common_prefix_tokens", ".1f"),
-    ("distinct tokens, greedy text", "distinct_1", ".1%"),
-    ("distinct pairs, greedy text", "distinct_2", ".1%"),
-    ("distinct triples, greedy text", "distinct_3", ".1%"),
-    ("ended by itself, greedy text", "ended_share", ".0%"),
-)
+    ("greedy agreement", "greedy_agreement", ".1%"), ("tokens before it differs", "common_prefix_tokens", ".1f"),
+    ("distinct tokens, greedy text", "distinct_1", ".1%"), ("distinct pairs, greedy text", "distinct_2", ".1%"),
+    ("distinct triples, greedy text", "distinct_3", ".1%"), ("ended by itself, greedy text", "ended_share", ".0%"),
+)  # fmt: skip
 
 
 @grouped
@@ -241,14 +238,11 @@ def _tasks(table: _Comparison, columns: Sequence[Judgement]) -> None:
         grey |= near
         share = first.chance is not None  # in per cent; any other metric as it is
         table.row(
-            _task_label(first, near),
-            [result.value for result in results],
-            _percent if share else ".3g",
+            _task_label(first, near), [result.value for result in results], _percent if share else ".3g",
             spreads=[result.stderr for result in results],
-            change=_task_change([result.value for result in results], share=share),
-            unit=" %" if share else "",
+            change=_task_change([result.value for result in results], share=share), unit=" %" if share else "",
             style="dim" if near else None,
-        )
+        )  # fmt: skip
         if first.truncated:
             table.remarks.append(
                 f"{name}: {first.truncated} sequences are longer than the model's positions and lost their beginning"

@@ -7,25 +7,12 @@ import dataclasses
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
 from typer.models import OptionInfo
 
 Command = Callable[..., None]
-
-
-def declared(function: Command, parameters: Sequence[inspect.Parameter]) -> Command:
-    """The function with `parameters` as its signature, which is what typer reads."""
-
-    @functools.wraps(function)
-    def call(**given: Any) -> None:
-        function(**given)
-
-    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # mypy knows no signature of one's own
-    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    del call.__wrapped__  # typer would look through to the bare signature
-    return call
 
 
 def grouped(command: Command, flags: Iterable[inspect.Parameter] = ()) -> Command:
@@ -57,7 +44,11 @@ def grouped(command: Command, flags: Iterable[inspect.Parameter] = ()) -> Comman
         }
         command(**given, **filled)
 
-    return declared(call, [*parameters, *flags])
+    signature = [*parameters, *flags]
+    call.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]  # mypy knows no signature of one's own
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in signature}
+    del call.__wrapped__  # typer would look through to the bare signature
+    return call
 
 
 def _flag(group: Any, field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:

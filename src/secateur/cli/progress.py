@@ -16,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )  # fmt: skip
 
-from secateur.cli.guard import err, note
+from secateur.cli.guard import err
 
 if TYPE_CHECKING:
     from secateur.grid.pace import Kind, Standing
@@ -94,7 +94,7 @@ def _standing_lines(clock: Callable[[], float]) -> Callable[[Standing], None]:
         nonlocal last, finished
         if clock() - last >= _STANDING_EVERY_S or finished not in (None, now.finished):
             last = clock()
-            note(standing_in_words(now))
+            err.print(standing_in_words(now), markup=False, highlight=False)
         finished = now.finished
 
     return show

@@ -11,7 +11,7 @@ from secateur.engine.tokens import Tokens
 from secateur.grid import inverted
 from secateur.grid.cells import Cell
 from secateur.grid.sharing import SharingRun
-from secateur.judge.memory import device_peak
+from secateur.judge.inference import device_peak
 from secateur.model.budget import shares
 from secateur.model.handle import Model
 from secateur.model.layout import Layout

@@ -9,6 +9,7 @@ from pathlib import PurePath
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from secateur.assets import Instruction, Instructions, Text
@@ -78,20 +79,13 @@ def make_examples(read: Instructions | Text, tokenizer: PreTrainedTokenizerBase,
     train = tuple(usable[row] for row in sorted(order[some:]))
     held_out = tuple(usable[row] for row in sorted(order[:some]))
     facts = TrainingData(
-        name=PurePath(read.name).name if len(PurePath(read.name).parts) > 1 else read.name,
-        form=form,
+        name=PurePath(read.name).name if len(PurePath(read.name).parts) > 1 else read.name, form=form,
         **{key: read.provenance[key] for key in ("sha256", "text_sha256", "revision") if key in read.provenance},
-        rows=given,
-        dropped=given - len(usable),
-        cut=sum(len(ids) > length for ids, _ in rows),
-        train=len(train),
-        held_out=some,
-        train_tokens=sum(len(row.ids) for row in train),
-        counted_tokens=sum(int((row.labels != IGNORED).sum()) for row in train),
-        licence=None,
-        licence_known_by=None,
+        rows=given, dropped=given - len(usable), cut=sum(len(ids) > length for ids, _ in rows), train=len(train),
+        held_out=some, train_tokens=sum(len(row.ids) for row in train),
+        counted_tokens=sum(int((row.labels != IGNORED).sum()) for row in train), licence=None, licence_known_by=None,
         fingerprint=_fingerprint(train, held_out),
-    )
+    )  # fmt: skip
     return Examples(train, held_out, facts)
 
 
@@ -110,11 +104,9 @@ def collate(rows: Sequence[Example], pad: int = 0) -> dict[str, Tensor]:
 
     No attention mask is needed: attention is causal, so no token sees what fills up behind it.
     """
-    ids = [row.ids for row in rows]
-    labels = [row.labels for row in rows]
     return {
-        "input_ids": torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=pad),
-        "labels": torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORED),
+        "input_ids": pad_sequence([row.ids for row in rows], batch_first=True, padding_value=pad),
+        "labels": pad_sequence([row.labels for row in rows], batch_first=True, padding_value=IGNORED),
     }
 
 
@@ -132,7 +124,12 @@ def _instructions(
 ) -> list[tuple[Tensor, Tensor]]:
     answered = [row for row in rows if row.output.strip()]
     if template == "chat":
-        return [_conversation(_as_chat(row), tokenizer, number) for number, row in enumerate(answered)]
+        asked = [f"{row.instruction}\n\n{row.input}" if row.input else row.instruction for row in answered]
+        chats = [
+            [{"role": "user", "content": user}, {"role": "assistant", "content": row.output}]
+            for user, row in zip(asked, answered, strict=True)
+        ]
+        return [_conversation(chat, tokenizer, number) for number, chat in enumerate(chats)]
     start = tokenizer("", verbose=False)["input_ids"]  # what the tokenizer begins a text with, if anything
     begin = [tokenizer.bos_token_id] if tokenizer.bos_token_id in start else []
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
@@ -143,11 +140,6 @@ def _instructions(
         counted_too = [False] * len(begin) + counts + [True] * len(end)
         encoded.append((torch.tensor(begin + ids + end), torch.tensor(counted_too)))
     return encoded
-
-
-def _as_chat(row: Instruction) -> list[dict[str, str]]:
-    asked = f"{row.instruction}\n\n{row.input}" if row.input else row.instruction
-    return [{"role": "user", "content": asked}, {"role": "assistant", "content": row.output}]
 
 
 def _conversation(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from secateur.engine.blocks import head_logits, head_logits_with_grad
 from secateur.engine.loss import LOGIT_BYTES
-from secateur.errors import InvalidOptionError, NumericalError
+from secateur.errors import InvalidOptionError
 from secateur.heal.data import IGNORED
 from secateur.model.handle import Model, require_same_vocabulary
 
@@ -98,11 +98,7 @@ def predicting(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
     return hidden[:, :-1][counts.to(hidden.device)], labels[counts]
 
 
-class _Loss(Protocol):
-    def __call__(self, states: Tensor, beside: Tensor, /) -> Tensor: ...
-
-
-def _in_chunks(loss: _Loss, model: Model, states: Tensor, beside: Tensor) -> Tensor:
+def _in_chunks(loss: Callable[[Tensor, Tensor], Tensor], model: Model, states: Tensor, beside: Tensor) -> Tensor:
     """The sum of `loss` over chunks of rows. Where there are several, a chunk's logits are computed again when it is
     differentiated, so that only one chunk's exist at a time."""
     rows = max(1, LOGIT_BYTES // 4 // (4 * model.vocab_size))
@@ -112,19 +108,3 @@ def _in_chunks(loss: _Loss, model: Model, states: Tensor, beside: Tensor) -> Ten
     for some, besides in zip(states.split(rows), beside.split(rows), strict=True):
         total = total + checkpoint(loss, some, besides, use_reentrant=False)
     return total
-
-
-@torch.no_grad()
-def mean_loss(objective: Objective, batches: Iterable[Batch]) -> float:
-    """The loss per counted token over all batches.
-
-    Raises:
-        NumericalError: it is NaN or Inf.
-    """
-    total, tokens = 0.0, 0
-    for batch in batches:
-        total += float(objective.total(batch))
-        tokens += int((batch["labels"][:, 1:] != IGNORED).sum())
-    if not torch.isfinite(torch.tensor(total)):
-        raise NumericalError("the held-out loss is NaN or Inf; try a lower --lr, or --dtype float32")
-    return total / tokens

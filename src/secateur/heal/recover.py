@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from msgspec import structs
@@ -17,6 +17,7 @@ from msgspec import structs
 from secateur.assets import licence_of, read_training
 from secateur.errors import DataError, Interrupted, InvalidOptionError
 from secateur.export import tier
+from secateur.folders import claimed, require_space
 from secateur.heal import state
 from secateur.heal.adapter import attach, detach, require_extra, targets
 from secateur.heal.data import Examples, make_examples
@@ -40,6 +41,9 @@ from secateur.record import (
 )
 from secateur.run import Observer, Run
 from secateur.version import __version__
+
+if TYPE_CHECKING:
+    from secateur.heal.trainer import Course, Trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +78,7 @@ class Recovered:
 
 @dataclass(frozen=True)
 class RecoveryJob:
-    """A recovery that is fully specified and not yet run: every argument is checked, nothing is changed."""
+    """A recovery that is fully specified and not yet run: every argument is checked."""
 
     model: Model
     examples: Examples
@@ -158,10 +162,10 @@ def recover_to(
     require_extra()
     output.check(source.name, teacher.name if teacher else None, request.data)
     job = prepare_recovery(request, source.load(), teacher.load() if teacher else None)
-    with output.claimed():
+    with claimed(output.folder):
         if (record := output.holds(job.fingerprint)) is not None:
             return Outcome(record, was_there=True)
-        output.require_space(job.disk_bytes)
+        require_space(output.folder, job.disk_bytes)
         folder, run = state.folder_beside(output.folder), Run(job.settings.seed, observer=observer)
         recovered = run_recovery(job, checkpoints=folder, overwrite=output.overwrite, run=run, arguments=arguments)
         output.write(recovered)
@@ -244,9 +248,19 @@ def run_recovery(
                 detach(model, adapted, merge=merge)
         with run.observer.progress("held-out loss", course.held_out_work) as advance:
             after = course.held_out_loss(advance)
+    record = _record(course, trained, after, job, time.monotonic() - start, arguments or {})
+    model.parents = [*model.parents, record.alone]
+    return Recovered(model, record)
+
+
+def _record(
+    course: Course, trained: Trained, after: float, job: RecoveryJob, seconds: float, arguments: Facts
+) -> Record:
+    """The account of a training, with the held-out loss `after` merging. It has no edits, so none are replayed."""
+    model, teacher, layout = job.model, job.teacher, sizes(job.model.layout(), job.model)
     recovery = Recovery(
-        objective="distillation" if job.teacher else "labels",
-        teacher=public_facts({**job.teacher.source, "fingerprint": job.teacher_fingerprint}) if job.teacher else None,
+        objective="distillation" if teacher else "labels",
+        teacher=public_facts({**teacher.source, "fingerprint": job.teacher_fingerprint}) if teacher else None,
         data=job.data,
         settings={**structs.asdict(job.settings), "batch_size": job.settings.rows_at_once},
         adapted_maps=len(targets(model)),
@@ -257,33 +271,13 @@ def run_recovery(
         ),
         training_loss=_rounded(trained.training),
     )
-    record = _record(job, recovery, time.monotonic() - start, arguments or {})
-    model.parents = [*model.parents, record.alone]
-    return Recovered(model, record)
-
-
-def _record(job: RecoveryJob, recovery: Recovery, seconds: float, arguments: Facts) -> Record:
-    """It has no edits, so a record with a `recovery` is not replayed by edits."""
-    model, layout = job.model, sizes(job.model.layout(), job.model)
     return Record(
-        secateur=__version__,
-        format=FORMAT,
-        fingerprint=job.fingerprint,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        method="lora",
-        seed=job.settings.seed,
-        tier=tier(model),
-        model=origin(model, job.model_fingerprint),
-        arguments=public_arguments(arguments),
-        environment=environment(model),
-        cost=Cost(seconds=round(seconds, 1)),
-        before=layout,
-        after=layout,
-        recovery=recovery,
-        evaluations=[],
-        edits=[],
-        parents=model.parents,
-    )
+        secateur=__version__, format=FORMAT, fingerprint=job.fingerprint,
+        created=datetime.now(UTC).isoformat(timespec="seconds"), method="lora", seed=job.settings.seed,
+        tier=tier(model), model=origin(model, job.model_fingerprint), arguments=public_arguments(arguments),
+        environment=environment(model), cost=Cost(seconds=round(seconds, 1)), before=layout, after=layout,
+        recovery=recovery, evaluations=[], edits=[], parents=model.parents,
+    )  # fmt: skip
 
 
 def _rounded(curve: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
@@ -292,10 +286,7 @@ def _rounded(curve: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
 
 def _standing(checkpoints: Path | None, steps: int) -> str:
     """Where an interrupted recovery stands, and how it goes on."""
-    if checkpoints is None:
-        return "interrupted; nothing was written"
-    last = state.newest(checkpoints)
-    if last is None:
-        return "interrupted before the first checkpoint; nothing was written"
+    if checkpoints is None or (last := state.newest(checkpoints)) is None:
+        return f"interrupted{' before the first checkpoint' if checkpoints else ''}; nothing was written"
     kept = f"step {state.step_of(last)} of {steps} is kept in {checkpoints}"
     return f"interrupted; {kept}. The same command goes on from there"

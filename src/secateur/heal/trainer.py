@@ -15,8 +15,8 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
 
 from secateur.errors import NumericalError
 from secateur.heal import state
-from secateur.heal.data import Example, Examples, collate
-from secateur.heal.objectives import Batch, Objective, mean_loss
+from secateur.heal.data import IGNORED, Example, Examples, collate
+from secateur.heal.objectives import Batch, Objective
 from secateur.heal.settings import Settings
 from secateur.model.handle import Model
 from secateur.record import Curve
@@ -61,19 +61,21 @@ class Course:
         measured = 1 + (self.steps - 1) // self.eval_every
         return (1 + _BACKWARD) * epoch * epochs + measured * self.held_out_work
 
+    @torch.no_grad()
     def held_out_loss(self, advance: Advance) -> float:
         """The loss per counted token over the held-out rows.
 
         Raises:
             NumericalError: it is NaN or Inf.
         """
-
-        def batches() -> Iterator[Batch]:
-            for batch in self._held_out():
-                yield batch
-                advance(batch["input_ids"].numel())
-
-        return mean_loss(self.objective, batches())
+        total, tokens = 0.0, 0
+        for batch in self._held_out():
+            total += float(self.objective.total(batch))
+            tokens += int((batch["labels"][:, 1:] != IGNORED).sum())
+            advance(batch["input_ids"].numel())
+        if not math.isfinite(total):
+            raise NumericalError("the held-out loss is NaN or Inf; try a lower --lr, or --dtype float32")
+        return total / tokens
 
     def _held_out(self) -> Iterator[Batch]:
         return self._batches(sorted(self.examples.held_out, key=lambda row: -len(row.ids)))
@@ -160,22 +162,15 @@ class _Recovery(Trainer):
         self._course, self._adapted, self._advance = course, adapted, advance
         use_cache = adapted.config.use_cache
         super().__init__(
-            model=adapted,
-            args=_arguments(course, folder, resuming=resuming),
-            train_dataset=course.examples.train,
-            data_collator=collate,
+            adapted, _arguments(course, folder, resuming=resuming), collate, course.examples.train,
             callbacks=[_Conductor(course.eval_every, max(1, course.steps // _SAVES) if keep else None)],
             compute_loss_func=_per_token,
-        )
+        )  # fmt: skip
         adapted.config.use_cache = use_cache  # Trainer has set its own
         self.remove_callback(PrinterCallback)
 
     def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
+        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The micro-batch's share of the loss per counted token of the whole step."""
         assert num_items_in_batch is not None  # Trainer counts the labels where it has a loss function
@@ -241,28 +236,14 @@ def _per_token(total: Tensor, labels: object, num_items_in_batch: Tensor | int) 
 
 def _arguments(course: Course, folder: Path, *, resuming: bool) -> TrainingArguments:
     settings, device = course.settings, course.model.device.type
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=course.steps,
-        per_device_train_batch_size=settings.rows_at_once,
-        gradient_accumulation_steps=settings.global_batch // settings.rows_at_once,
-        optim="adamw_torch",
-        learning_rate=settings.lr,
-        lr_scheduler_type="cosine",
-        warmup_steps=settings.warmup_steps,
-        max_grad_norm=1.0,
-        seed=settings.seed,
-        logging_steps=max(1, course.steps // _LOGS),
-        logging_nan_inf_filter=False,
-        eval_on_start=not resuming,
-        eval_strategy="no",  # the conductor says when
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        use_cpu=device == "cpu",
-        dataloader_pin_memory=device == "cuda",
-    )
+    arguments = TrainingArguments(  # when to measure and to save, the conductor says
+        output_dir=str(folder), max_steps=course.steps, per_device_train_batch_size=settings.rows_at_once,
+        gradient_accumulation_steps=settings.global_batch // settings.rows_at_once, optim="adamw_torch",
+        learning_rate=settings.lr, lr_scheduler_type="cosine", warmup_steps=settings.warmup_steps, max_grad_norm=1.0,
+        seed=settings.seed, logging_steps=max(1, course.steps // _LOGS), logging_nan_inf_filter=False,
+        eval_on_start=not resuming, eval_strategy="no", save_strategy="no", report_to="none", disable_tqdm=True,
+        remove_unused_columns=False, use_cpu=device == "cpu", dataloader_pin_memory=device == "cuda",
+    )  # fmt: skip
     if arguments.n_gpu > 1:  # one model on its own device, no copies of it on the others
         arguments._n_gpu = 1
     return arguments

@@ -64,15 +64,10 @@ def chance_of(parts: Mapping[str, Any], documents: Mapping[str, Sequence[Any]], 
         return None
     asked = [(task, document) for part, task in parts.items() for document in documents[part]]
     choices = [task.doc_to_choice(document) for task, document in asked]
-    if not first.multiple_target and not _all_same(choices):
-        return chance_level(choices, [0] * len(choices))  # which one is right does not matter then, and takes time
-    return chance_level(
-        choices,
-        [
-            task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
-            for task, document in asked
-        ],
-    )
+    answers: list[Any] = [0] * len(choices)  # where choices differ, which one is right does not matter; it takes time
+    if first.multiple_target or _all_same(choices):
+        answers = [(task.doc_to_text if task.multiple_input else task.doc_to_target)(each) for task, each in asked]
+    return chance_level(choices, answers)
 
 
 def _all_same(choices: Sequence[Sequence[str]]) -> bool:
@@ -128,12 +123,12 @@ def average_over(models: Iterable[TaskResults], dense: TaskResults) -> Average:
     grey = {task: why for task in metrics if task in dense and (why := at_chance(dense[task]))}
     kinds = Counter(kind for task, kind in metrics.items() if task not in grey and is_accuracy(kind))
     metric = max(kinds, key=lambda kind: kinds[kind], default=None)
-    others = {task: _why(kind, metric) for task, kind in metrics.items() if task not in grey and kind != metric}
+    others = {
+        task: f"its metric is {kind}, the average is of {metric}"
+        if is_accuracy(kind)
+        else f"its metric, {kind}, is no accuracy"
+        for task, kind in metrics.items()
+        if task not in grey and kind != metric
+    }
     tasks = tuple(task for task in metrics if task not in grey and task not in others)
     return Average(metric, tasks, grey, {**grey, **others}, metrics)
-
-
-def _why(metric: str, kept: str | None) -> str:
-    if not is_accuracy(metric):
-        return f"its metric, {metric}, is no accuracy"
-    return f"its metric is {metric}, the average is of {kept}"

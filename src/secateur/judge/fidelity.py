@@ -91,20 +91,9 @@ def _summary(sums: Tensor, counts: Tensor, tokens: Tokens) -> Fidelity:
     several = len(windows) > 1
     errors = (windows.std(dim=0) / math.sqrt(len(windows))).tolist() if several else [None] * 4
     return Fidelity(
-        loss=loss,
-        loss_stderr=errors[0],
-        dense_loss=dense_loss,
-        kl=kl,
-        kl_stderr=errors[2],
-        top1_agreement=top1,
-        top1_agreement_stderr=errors[3],
-        text=tokens.source.get("name"),
-        count=tokens.source.get("count"),
-        samples=tokens.samples,
-        length=tokens.length,
-        predictions=int((tokens.weights[:, 1:] > 0).sum()),
-        window_nll=windows[:, 0].tolist(),
-        window_kl=windows[:, 2].tolist(),
-        window_top1=windows[:, 3].tolist(),
+        loss=loss, loss_stderr=errors[0], dense_loss=dense_loss, kl=kl, kl_stderr=errors[2], top1_agreement=top1,
+        top1_agreement_stderr=errors[3], text=tokens.source.get("name"), count=tokens.source.get("count"),
+        samples=tokens.samples, length=tokens.length, predictions=int((tokens.weights[:, 1:] > 0).sum()),
+        window_nll=windows[:, 0].tolist(), window_kl=windows[:, 2].tolist(), window_top1=windows[:, 3].tolist(),
         window_predictions=counts[counted].tolist(),
-    )
+    )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -56,7 +56,7 @@ def parse(text: str) -> Condition:
 
 
 def known_names(
-    *, perplexity: Iterable[str] = (), fidelity: Iterable[str] = (), tasks: Iterable[str] = (), generation: bool = False
+    *, perplexity: Sequence[str] = (), fidelity: Sequence[str] = (), tasks: Sequence[str] = (), generation: bool = False
 ) -> list[str]:
     """The names that conditions may use where this is asked for.
 
@@ -65,15 +65,14 @@ def known_names(
     """
     names = [
         name
-        for part, texts in (("perplexity", list(perplexity)), ("fidelity", list(fidelity)))
+        for part, texts in (("perplexity", perplexity), ("fidelity", fidelity))
         for short in (_BY_TEXT[part] if texts else ())
-        for name in (short, *(f"{short}:{_label(text)}" for text in texts))
+        for name in (short, *(f"{short}:{PurePath(text).name}" for text in texts))
     ]
-    tasks = list(tasks)
     return [*names, *((_TASKS, *tasks) if tasks else ()), *(_OF_GENERATION if generation else ())]
 
 
-def check(conditions: Sequence[Condition], names: Iterable[str], *, dense: bool) -> None:
+def check(conditions: Sequence[Condition], names: Sequence[str], *, dense: bool) -> None:
     """Refuse what could not be told, before any work.
 
     Args:
@@ -83,7 +82,6 @@ def check(conditions: Sequence[Condition], names: Iterable[str], *, dense: bool)
         UnknownNameError: a name that is not there, with those that are.
         InvalidOptionError: nothing is judged, or the mean over tasks is asked for without the dense model.
     """
-    names = list(names)
     for condition in conditions:
         if condition.name not in names:
             if not names:
@@ -116,7 +114,7 @@ def _figures(judged: Judgement, dense: Judgement | None) -> Iterator[tuple[str, 
     for part, fields in _BY_TEXT.items():
         for result in getattr(judged, part) or ():
             for short, field in fields.items():
-                yield short, f"{short}:{_label(str(result.text))}", getattr(result, field)
+                yield short, f"{short}:{PurePath(str(result.text)).name}", getattr(result, field)
     if tasks := judged.tasks or None:
         yield _TASKS, _TASKS, average_over([tasks], dense.tasks).of(tasks) if dense and dense.tasks else None
         for name, result in tasks.items():
@@ -124,7 +122,3 @@ def _figures(judged: Judgement, dense: Judgement | None) -> Iterator[tuple[str, 
     if generation := judged.generation or None:
         for name in _OF_GENERATION:
             yield name, name, getattr(generation.figures, name)
-
-
-def _label(text: str) -> str:
-    return PurePath(text).name

@@ -78,16 +78,11 @@ def generate(model: Model, prompt: str, decoding: Decoding = GREEDY) -> Continua
     ends = _ends(model, decoding)
     pads = (model.tokenizer.pad_token_id, *ends) if model.tokenizer is not None else ()
     settings = GenerationConfig(
-        max_new_tokens=room,
-        num_beams=decoding.num_beams,
-        no_repeat_ngram_size=decoding.no_repeat_ngram_size,
-        early_stopping=decoding.early_stopping,
-        eos_token_id=ends or None,
-        pad_token_id=next((i for i in pads if i is not None), 0),
-        do_sample=False,
-        repetition_penalty=1.0,
+        max_new_tokens=room, num_beams=decoding.num_beams, no_repeat_ngram_size=decoding.no_repeat_ngram_size,
+        early_stopping=decoding.early_stopping, eos_token_id=ends or None,
+        pad_token_id=next((i for i in pads if i is not None), 0), do_sample=False, repetition_penalty=1.0,
         length_penalty=1.0,
-    )
+    )  # fmt: skip
     own = model.hf.generation_config  # else its entries would fill what is not set here
     model.hf.generation_config = GenerationConfig()
     try:
@@ -197,12 +192,9 @@ def distinct(texts: Sequence[Sequence[int]], n: int) -> float | None:
 def _figures(texts: Sequence[Continuation]) -> GenerationFigures:
     bodies = [text.ids[: len(text.ids) - text.ended].tolist() for text in texts]  # without the token that ends
     return GenerationFigures(
-        distinct_1=distinct(bodies, 1),
-        distinct_2=distinct(bodies, 2),
-        distinct_3=distinct(bodies, 3),
-        ended_share=sum(text.ended for text in texts) / len(texts),
-        new_tokens=sum(map(len, bodies)) / len(bodies),
-    )
+        distinct_1=distinct(bodies, 1), distinct_2=distinct(bodies, 2), distinct_3=distinct(bodies, 3),
+        ended_share=sum(text.ended for text in texts) / len(texts), new_tokens=sum(map(len, bodies)) / len(bodies),
+    )  # fmt: skip
 
 
 @torch.inference_mode()

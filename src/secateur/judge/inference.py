@@ -1,21 +1,28 @@
-"""What running a model costs: the prompt's time, each further token's, throughput, and bytes."""
+"""What running a model costs: the prompt's time, each further token's, throughput, bytes, and the most memory."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from secateur.errors import InvalidOptionError
-from secateur.judge.memory import peak_tensor_memory
 from secateur.judge.results import Facts, Inference
 from secateur.judge.statistics import quartiles
 from secateur.model.handle import Model
 from secateur.run import Run
+
+COUNTER = "torch's counter on the device"
+TENSORS = "tensors alive at once; what an operation takes inside is not seen"
 
 
 def inference(
@@ -43,9 +50,7 @@ def inference(
     Raises:
         InvalidOptionError: a number below one; more new tokens than a model's positions.
     """
-    for name, value in (("rounds", rounds), ("batch_size", batch_size)):
-        if value < 1:
-            raise InvalidOptionError(f"{name} must be at least 1, not {value}")
+    at_least_one(rounds=rounds, batch_size=batch_size)
     run = run or Run()
     prompt_length = min(longest_prompt(model, new_tokens, prompt_length) for model in models.values())
     vocabulary = min(model.vocab_size for model in models.values())
@@ -63,18 +68,20 @@ def inference(
                 done(1)
     return {
         name: Inference(
-            **_times(times[name], new_tokens, batch_size),
-            weight_bytes=weight_bytes(model),
-            kv_bytes_per_token=kv_bytes_per_token(model),
-            peak_memory_bytes=peaks[name][0],
-            peak_memory_by=peaks[name][1],
-            prompt_length=prompt_length,
-            new_tokens=new_tokens,
-            rounds=rounds,
+            **_times(times[name], new_tokens, batch_size), weight_bytes=weight_bytes(model),
+            kv_bytes_per_token=kv_bytes_per_token(model), peak_memory_bytes=peaks[name][0],
+            peak_memory_by=peaks[name][1], prompt_length=prompt_length, new_tokens=new_tokens, rounds=rounds,
             batch_size=batch_size,
         )
         for name, model in models.items()
-    }
+    }  # fmt: skip
+
+
+def at_least_one(**numbers: int | None) -> None:
+    """Raise InvalidOptionError for a number below one; None is no number."""
+    for name, value in numbers.items():
+        if value is not None and value < 1:
+            raise InvalidOptionError(f"{name} must be at least 1, not {value}")
 
 
 def weight_bytes(model: Model) -> int:
@@ -98,9 +105,7 @@ def longest_prompt(model: Model, new_tokens: int, prompt_length: int) -> int:
     Raises:
         InvalidOptionError: a number below one; more new tokens than a model's positions.
     """
-    for name, value in (("prompt_length", prompt_length), ("new_tokens", new_tokens)):
-        if value < 1:
-            raise InvalidOptionError(f"{name} must be at least 1, not {value}")
+    at_least_one(prompt_length=prompt_length, new_tokens=new_tokens)
     if model.max_length is None:
         return prompt_length
     if new_tokens >= model.max_length:
@@ -142,3 +147,78 @@ def _times(times: Sequence[tuple[float, float]], new_tokens: int, batch_size: in
             edges = quartiles(values)
             fields[f"{name}_iqr"] = edges and edges[1] - edges[0]
     return fields
+
+
+# --- memory ---
+
+
+def peak_tensor_memory(model: Model, work: Callable[[], object]) -> tuple[int, str]:
+    """Do some work with a model; return its weights' bytes and the most beside them, and how that was measured.
+
+    Other models that are loaded do not count. On CUDA torch's own counter tells. A CPU has none, and the process's
+    memory holds all models: there every tensor is counted from the operation that makes it until it is gone.
+    """
+    if not _devices(model):
+        weights = _weights(model)
+        living = _Living({tensor.untyped_storage()._cdata for tensor in weights if not tensor.is_meta})
+        with living:
+            work()
+        return sum(tensor.nbytes for tensor in weights) + living.peak, TENSORS
+    with device_peak(model) as told:
+        work()
+    assert told[0] is not None  # narrows the type; there are devices
+    return told[0], COUNTER
+
+
+@contextmanager
+def device_peak(model: Model) -> Iterator[list[int | None]]:
+    """Gives a list that holds, after the context, what `peak_tensor_memory` tells of CUDA; None where there is none.
+
+    What else was on the devices before does not count, nor what was used there earlier: the counters begin anew.
+    """
+    told: list[int | None] = []
+    devices = _devices(model)
+    size = sum(tensor.nbytes for tensor in _weights(model))
+    before = {device: torch.cuda.memory_allocated(device) for device in devices}
+    for device in devices:
+        torch.cuda.reset_peak_memory_stats(device)
+    yield told
+    beside = sum(torch.cuda.max_memory_allocated(device) - there for device, there in before.items())
+    told.append(size + beside if devices else None)
+
+
+def _weights(model: Model) -> list[Tensor]:
+    return list({id(each): each for each in [*model.hf.parameters(), *model.hf.buffers()]}.values())
+
+
+def _devices(model: Model) -> set[torch.device]:
+    return {tensor.device for tensor in _weights(model) if tensor.device.type == "cuda"}
+
+
+class _Living(TorchDispatchMode):
+    """Adds up the storages of the tensors that operations give, for as long as each is there.
+
+    Args:
+        known: storages that were there before.
+    """
+
+    def __init__(self, known: set[int]) -> None:
+        super().__init__()
+        self.peak = 0
+        self._known = known
+        self._bytes: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for each in tree_leaves(result):
+            if isinstance(each, Tensor):
+                self._see(each.untyped_storage())
+        return result
+
+    def _see(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self._known or key in self._bytes:
+            return
+        self._bytes[key] = storage.nbytes()
+        self.peak = max(self.peak, sum(self._bytes.values()))
+        weakref.finalize(storage, self._bytes.pop, key, None)

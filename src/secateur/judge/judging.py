@@ -15,9 +15,9 @@ from secateur.errors import InvalidOptionError
 from secateur.judge.fidelity import fidelity
 from secateur.judge.gate import check, failures, known_names, parse
 from secateur.judge.generation import GREEDY, Decoding, check_prompt, generation
-from secateur.judge.inference import inference, longest_prompt, weight_bytes
+from secateur.judge.inference import at_least_one, inference, longest_prompt, weight_bytes
 from secateur.judge.perplexity import perplexity, without_windows
-from secateur.judge.results import Evaluation, Inference, Judgement, Sample
+from secateur.judge.results import Evaluation, Judgement, Sample
 from secateur.judge.tasks import Planned, check_tokenizer, estimated_tokens, judge_tasks, plan_tasks
 from secateur.model.handle import Model, require_same_vocabulary
 from secateur.run import Observer, Run
@@ -59,10 +59,8 @@ class Judging:
     decodings: tuple[Decoding, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("samples", "limit", "length", "prompt_length", "new_tokens", "rounds", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InvalidOptionError(f"{name} must be at least 1, not {value}")
+        numbers = ("samples", "limit", "length", "prompt_length", "new_tokens", "rounds", "batch_size")
+        at_least_one(**{name: getattr(self, name) for name in numbers})
         if self.decodings and not self.prompts:
             raise InvalidOptionError("there is no prompt to continue; give one as --generate (`prompts`)")
 
@@ -108,10 +106,8 @@ class Judge:
         Raises:
             As `plan_tasks`.
         """
-        tasks = plan_tasks(
-            judging.tasks, metric=judging.metric, limit=judging.limit, fewshot=judging.fewshot, data=data, cache=cache
-        )
-        return cls(judging, tasks, data, cache)
+        asked = {name: getattr(judging, name) for name in ("metric", "limit", "fewshot")}
+        return cls(judging, plan_tasks(judging.tasks, **asked, data=data, cache=cache), data, cache)
 
     def task_tokens(self) -> float:
         """About how many tokens the tasks are."""
@@ -181,7 +177,11 @@ class Judge:
             yield (known := _with(known, tasks=tasks))
         if judging.inference:
             with part(INFERENCE) as observer:
-                times = self._timed({"model": model, **({"against": dense()} if dense else {})}, observer)
+                times = inference(
+                    {"model": model, **({"against": dense()} if dense else {})}, prompt_length=judging.prompt_length,
+                    new_tokens=judging.new_tokens, rounds=judging.rounds, batch_size=judging.batch_size,
+                    run=Run(observer=observer),
+                )  # fmt: skip
                 if dense is not None:
                     against = structs.replace(_about(dense()), inference=times["against"])
                     known = structs.replace(known, against=against)
@@ -195,13 +195,6 @@ class Judge:
                 )  # fmt: skip
             yield (known := _with(known, generation=text))
         yield known
-
-    def _timed(self, models: Mapping[str, Model], observer: Observer) -> dict[str, Inference]:
-        judging = self.judging
-        return inference(
-            models, prompt_length=judging.prompt_length, new_tokens=judging.new_tokens, rounds=judging.rounds,
-            batch_size=judging.batch_size, run=Run(observer=observer),
-        )  # fmt: skip
 
 
 def evaluate(
@@ -236,12 +229,8 @@ def evaluate(
     observer = (run or Run()).observer
     conditions = [parse(each) for each in fail_if]
     judge = Judge.of(judging, data=data, cache=cache)
-    names = known_names(
-        perplexity=judging.texts,
-        fidelity=fidelity_on,
-        tasks=[each.name for each in judge.tasks],
-        generation=bool(judging.prompts),
-    )
+    tasks = [task.name for task in judge.tasks]
+    names = known_names(perplexity=judging.texts, fidelity=fidelity_on, tasks=tasks, generation=bool(judging.prompts))
     check(conditions, names, dense=against is not None)
     if fidelity_on and against is None:
         raise InvalidOptionError("fidelity compares with the dense model; give it as --against (`against`)")

@@ -48,17 +48,12 @@ def perplexity(model: Model, tokens: Tokens, *, run: Run | None = None, label: s
     counted = counts > 0  # of chat data, a window may have nothing that counts
     windows = (sums / counts)[counted]
     return Perplexity(
-        perplexity=_exp(nll),
-        nll=nll,
+        perplexity=_exp(nll), nll=nll,
         nll_stderr=float(windows.std() / math.sqrt(len(windows))) if len(windows) > 1 else None,
-        text=tokens.source.get("name"),
-        samples=tokens.samples,
-        length=tokens.length,
-        predictions=int((tokens.weights[:, 1:] > 0).sum()),
-        fingerprint=tokens.fingerprint(),
-        window_nll=windows.tolist(),
-        window_predictions=counts[counted].tolist(),
-    )
+        text=tokens.source.get("name"), samples=tokens.samples, length=tokens.length,
+        predictions=int((tokens.weights[:, 1:] > 0).sum()), fingerprint=tokens.fingerprint(),
+        window_nll=windows.tolist(), window_predictions=counts[counted].tolist(),
+    )  # fmt: skip
 
 
 def window_groups(samples: Sequence[int], length: int, *models: Model) -> Iterator[list[int]]:

@@ -33,46 +33,27 @@ class Setting:
     fewshot: int | None = None
 
 
-@dataclass(frozen=True)
-class Suite:
-    """The tasks of a paper, each with its setting there."""
-
-    paper: str
-    tasks: Mapping[str, Setting]
-
-
 _ACC, _NORM = Setting("acc", 0), Setting("acc_norm", 0)
 
-SUITES: dict[str, Suite] = {
-    "2ssp": Suite(
-        "https://arxiv.org/abs/2501.17771",
-        dict.fromkeys(("mmlu", "winogrande", "piqa", "hellaswag", "arc_easy", "arc_challenge"), _ACC),
-    ),
-    "slimgpt": Suite(
-        "https://arxiv.org/abs/2412.18110",
-        {
-            "boolq": _ACC, "piqa": _NORM, "hellaswag": _NORM, "winogrande": _ACC, "arc_easy": _NORM,
-            "arc_challenge": _NORM, "openbookqa": _NORM, "mmlu": Setting("acc", 5),
-        },
-    ),
+# The tasks of a paper, each with its setting there: arXiv 2501.17771 and 2412.18110.
+SUITES: dict[str, dict[str, Setting]] = {
+    "2ssp": dict.fromkeys(("mmlu", "winogrande", "piqa", "hellaswag", "arc_easy", "arc_challenge"), _ACC),
+    "slimgpt": {
+        "boolq": _ACC, "piqa": _NORM, "hellaswag": _NORM, "winogrande": _ACC, "arc_easy": _NORM,
+        "arc_challenge": _NORM, "openbookqa": _NORM, "mmlu": Setting("acc", 5),
+    },
 }  # fmt: skip
 
 # The tasks whose rows are at hand without a hub: lm-eval's name of each, its folder in lm-eval, and the name of its
 # rows in `secateur.assets`.
 OFFLINE: dict[str, tuple[str, str]] = {
-    "arc_challenge": ("arc", "arc_challenge"),
-    "arc_easy": ("arc", "arc_easy"),
-    "boolq": ("super_glue/boolq", "boolq"),
-    "commonsense_qa": ("commonsense_qa", "commonsense_qa"),
-    "copa": ("super_glue/copa", "copa"),
-    "hellaswag": ("hellaswag", "hellaswag"),
-    "lambada_openai": ("lambada", "lambada_openai"),
-    "mmlu": ("mmlu/default", "mmlu"),
-    "openbookqa": ("openbookqa", "openbookqa"),
-    "piqa": ("piqa", "piqa"),
-    "social_iqa": ("siqa", "social_i_qa"),
+    "arc_challenge": ("arc", "arc_challenge"), "arc_easy": ("arc", "arc_easy"),
+    "boolq": ("super_glue/boolq", "boolq"), "commonsense_qa": ("commonsense_qa", "commonsense_qa"),
+    "copa": ("super_glue/copa", "copa"), "hellaswag": ("hellaswag", "hellaswag"),
+    "lambada_openai": ("lambada", "lambada_openai"), "mmlu": ("mmlu/default", "mmlu"),
+    "openbookqa": ("openbookqa", "openbookqa"), "piqa": ("piqa", "piqa"), "social_iqa": ("siqa", "social_i_qa"),
     "winogrande": ("winogrande", "winogrande"),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -175,9 +156,7 @@ def estimated_tokens(plan: Sequence[Planned]) -> float:
     read = 0.0
     for line in plan:
         some = max(1, _LOOKED_AT // len(line.parts))
-        read += sum(
-            size * harness.characters(part, line.parts[part], some) for part, size in line.sizes.items() if size
-        )
+        read += sum(n * harness.characters(part, line.parts[part], some) for part, n in line.sizes.items() if n)
     return read / _CHARACTERS_PER_TOKEN
 
 
@@ -202,7 +181,7 @@ def _asked(tasks: Sequence[str], given: Setting) -> dict[str, Setting]:
         raise InvalidOptionError(f"tasks is a list of names, not one: [{tasks!r}]")
     asked: dict[str, Setting] = {}
     for name in tasks:
-        for task, own in SUITES[name].tasks.items() if name in SUITES else [(name, Setting())]:
+        for task, own in SUITES[name].items() if name in SUITES else [(name, Setting())]:
             setting = Setting(given.metric or own.metric, own.fewshot if given.fewshot is None else given.fewshot)
             if asked.setdefault(task, setting) != setting:
                 raise InvalidOptionError(
@@ -310,19 +289,13 @@ def _judge(model: Model, plan: Planned, batch_size: int, run: Run) -> TaskResult
     numbers = [float(outcome) for outcome in outcomes if isinstance(outcome, (int, float))]
     of_mean = len(numbers) == len(outcomes) and all(harness.is_mean(task, plan.metric) for task in parts.values())
     return TaskResult(
-        task=plan.name,
-        metric=plan.metric,
+        task=plan.name, metric=plan.metric,
         value=statistics.fmean(numbers) if of_mean else _aggregated(plan, parts, results),
         stderr=statistics.stdev(numbers) / math.sqrt(len(numbers)) if of_mean and len(numbers) > 1 else None,
-        documents=len(outcomes),
-        chance=plan.chance,
-        fewshot=plan.fewshot,
-        fewshot_split=plan.fewshot_split,
-        per_document=numbers if len(numbers) == len(outcomes) else [],
-        truncated=results["truncated"],
-        source=plan.source,
-        harness=harness.named_version(),
-    )
+        documents=len(outcomes), chance=plan.chance, fewshot=plan.fewshot, fewshot_split=plan.fewshot_split,
+        per_document=numbers if len(numbers) == len(outcomes) else [], truncated=results["truncated"],
+        source=plan.source, harness=harness.named_version(),
+    )  # fmt: skip
 
 
 def _of_first_filter(samples: Iterable[Facts]) -> list[Facts]:

@@ -12,7 +12,7 @@ from msgspec import UNSET, Struct
 from secateur.errors import OutputError
 from secateur.folders import write_file
 from secateur.judge.averages import Average, is_accuracy
-from secateur.judge.memory import COUNTER
+from secateur.judge.inference import COUNTER
 from secateur.judge.results import TaskResult
 from secateur.judge.statistics import SURE, told_apart
 from secateur.report.comparing import TIMED, accuracies, bold, exp, losses, speed

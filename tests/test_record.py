@@ -129,18 +129,11 @@ def test_whatever_decides_the_outcome_decides_the_identity() -> None:
         return job_of(model or tiny("llama"), tokens or Tokens.of(ids), **request).fingerprint
 
     changes: list[dict[str, Any]] = [
-        {"model": tiny("llama", seed=1)},
-        {"tokens": Tokens.of(ids + 1)},
-        {"tokens": Tokens.of(ids.view(4, 6))},
-        {"tokens": Tokens.of(ids, weights)},
-        {"method": "shortgpt", "options": {}},
-        {"options": {"alpha": 1.6}},
-        {"sparsity": 0.26},
-        {"of": "model"},
-        {"round_to": 8},
-        {"seed": 1},
+        {"model": tiny("llama", seed=1)}, {"tokens": Tokens.of(ids + 1)}, {"tokens": Tokens.of(ids.view(4, 6))},
+        {"tokens": Tokens.of(ids, weights)}, {"method": "shortgpt", "options": {}}, {"options": {"alpha": 1.6}},
+        {"sparsity": 0.26}, {"of": "model"}, {"round_to": 8}, {"seed": 1},
         {"filters": [Filter("none", (), lambda model, tokens, run, edits: edits)]},
-    ]
+    ]  # fmt: skip
     identities = [of(), *(of(**change) for change in changes)]
     assert len(set(identities)) == len(identities)
     assert of() == of(tokens=Tokens.of(ids, source={"name": "elsewhere"}))  # what counts is what they are

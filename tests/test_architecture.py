@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -135,6 +136,23 @@ def shared_randomness(file: str) -> Iterator[str]:
     yield from (f"{file} imports {name}" for name in imported(file) if name.split(".")[0] == "random")
 
 
+def crowds_of_parameters(file: str) -> Iterator[str]:
+    """More than ten belong in a type of their own; but a command's flags and a method's options are its signature."""
+    for node in nodes(file):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and part_of(file) != "cli":
+            options = any(ast.unparse(each).startswith("method(") for each in node.decorator_list)
+            every = [*node.args.posonlyargs, *node.args.args, *([] if options else node.args.kwonlyargs)]
+            if len([each for each in every if each.arg not in ("self", "cls")]) > 10:
+                yield f"{file}:{node.lineno} {node.name}"
+
+
+def ignores_without_a_reason(file: str) -> Iterator[str]:
+    for number, line in enumerate((SOURCE / file).read_text(encoding="utf-8").splitlines(), start=1):
+        _, found, rest = line.partition("# type: " + "ignore")
+        if found and not re.sub(r"^\[[\w, -]+\]|# *(noqa|fmt|pragma)\S*.*?(?=#|$)|[\s#]", "", rest):
+            yield f"{file}:{number}"
+
+
 def silence(file: str) -> Iterator[str]:
     module = nodes(file)[0]
     assert isinstance(module, ast.Module)
@@ -166,6 +184,11 @@ BROKEN: dict[Check, list[tuple[str, str]]] = {
         ("model/z.py", "match model_type:\n    case _: pass"),
     ],
     shared_randomness: [("run.py", "torch.randn(3)"), ("run.py", "torch.manual_seed(0)"), ("run.py", "import random")],
+    crowds_of_parameters: [("run.py", f"def f({', '.join('abcdefgh')}, *, i, j, k): pass")],
+    ignores_without_a_reason: [
+        ("run.py", "x = 1  # type: " + "ignore[assignment]"),
+        ("card.py", "x = 1  # type: " + "ignore[a, b]  # noqa: F821"),
+    ],
     silence: [("run.py", "x = 1")],
 }
 

@@ -108,8 +108,8 @@ def test_norms_are_those_of_what_enters_and_leaves_the_ffn() -> None:
         logits(model, window[None])
     handle.remove()
     found = direction_norms(model, tokens, Run())["2"]
-    assert torch.allclose(found[0], sum(x.double().norm(dim=0) for x in seen[0::2]), rtol=1e-5)  # type: ignore[arg-type]
-    assert torch.allclose(found[1], sum(x.double().norm(dim=0) for x in seen[1::2]), rtol=1e-5)  # type: ignore[arg-type]
+    for norms, states in zip(found, (seen[0::2], seen[1::2]), strict=True):
+        assert torch.allclose(norms, torch.stack([x.double().norm(dim=0) for x in states]).sum(dim=0), rtol=1e-5)
 
 
 def test_its_cost_is_foretold() -> None:

@@ -44,18 +44,16 @@ def kept(edits: list[Edit]) -> dict[int, tuple[int, ...]]:
 # --- equation 5 ---
 
 
-@pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
 def test_the_tests_arithmetic_is_that_of_real_modules(family: str) -> None:
-    real = tiny(family).layout()
-    block = real.blocks[0]
-    hidden = block.mlp_norms
+    overrides = {"mlp_bias": False, "attention_bias": False} if family == "llama" else {}
+    real = tiny(family, **overrides).layout().blocks[0]
     made = arithmetic(
-        4, hidden, block.shape.width, block.shape.query_heads, block.shape.kv_heads, block.head_dim,
+        4, real.mlp_norms, real.shape.width, real.shape.query_heads, real.shape.kv_heads, real.head_dim,
         qkv_bias=family == "qwen2", qk_norm=family == "qwen3",
     ).blocks[0]  # fmt: skip
-    assert (made.attention, made.attention_norms, made.mlp, made.mlp_norms, made.neuron) == (
-        block.attention, block.attention_norms, block.mlp, block.mlp_norms, block.neuron
-    )  # fmt: skip
+    for count in ("attention", "attention_norms", "mlp", "mlp_norms", "neuron"):
+        assert getattr(made, count) == getattr(real, count)
 
 
 LLAMA_2_7B = arithmetic(32, 4096, 11008, 32, 32, 128)

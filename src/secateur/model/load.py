@@ -35,12 +35,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def load(
-    name: str,
-    *,
-    device: str | None = None,
-    dtype: str = "auto",
-    revision: str | None = None,
-    cache: Path | None = None,
+    name: str, *, device: str | None = None, dtype: str = "auto", revision: str | None = None, cache: Path | None = None
 ) -> Model:
     """Load a dense or pruned model. Code that comes with a checkpoint is never run: all families are stock ones.
 

@@ -168,15 +168,12 @@ def layouts(model: Model) -> dict[str, list[Edit]]:
         "one width": [KeepNeurons(k, tuple(range(k, k + 9))) for k in every],
         "one KV group each": [KeepHeads(k, (k % groups,)) for k in every],
         "everything": [
-            KeepNeurons(2, odd, out_weight=random(hidden, len(odd), seed=1)),
-            DropBlock(1),
-            KeepHeads(2, (groups - 1,), out_weight=random(hidden, columns, seed=2)),
-            DropAttention(0),
-            KeepNeurons(0, (3, 4, 7)),
-            SetWeight(3, "attention_out", random(hidden, columns * groups, seed=3)),
+            KeepNeurons(2, odd, out_weight=random(hidden, len(odd), seed=1)), DropBlock(1),
+            KeepHeads(2, (groups - 1,), out_weight=random(hidden, columns, seed=2)), DropAttention(0),
+            KeepNeurons(0, (3, 4, 7)), SetWeight(3, "attention_out", random(hidden, columns * groups, seed=3)),
             DropMLP(3),
         ],
-    }
+    }  # fmt: skip
     return {name: possible(model, edits) for name, edits in made.items()}
 
 
@@ -197,15 +194,10 @@ def stream_layouts(model: Model) -> dict[str, list[Edit]]:
         "rotated stream": [FoldNorms(), *(Rebase(site, orthonormal(hidden, hidden, site)) for site in sites)],
         "sliced stream": sliced,
         "sliced stream and more": [
-            DropMLP(1),
-            *sliced,
-            KeepNeurons(0, (1, 2, 5, 7, 11)),
-            DropAttention(0),
-            KeepHeads(3, (0,)),
-            DropAttention(1),
-            DropBlock(2),
+            DropMLP(1), *sliced, KeepNeurons(0, (1, 2, 5, 7, 11)), DropAttention(0), KeepHeads(3, (0,)),
+            DropAttention(1), DropBlock(2),
         ],
-    }
+    }  # fmt: skip
 
 
 STREAM_LAYOUTS = tuple(stream_layouts(tiny("llama")))
@@ -232,12 +224,9 @@ def tiny_tokenizer(*, chat: bool = True) -> PreTrainedTokenizerFast:
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
     core.decoder = decoders.Fuse()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        unk_token="<unk>",
-        pad_token="<pad>",
-        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
-        clean_up_tokenization_spaces=False,
-    )
+        tokenizer_object=core, unk_token="<unk>", pad_token="<pad>",
+        additional_special_tokens=["<|im_start|>", "<|im_end|>"], clean_up_tokenization_spaces=False,
+    )  # fmt: skip
     if chat:
         tokenizer.chat_template = CHAT_TEMPLATE
     assert len(tokenizer) <= VOCABULARY

@@ -40,9 +40,10 @@ def _tokenizer() -> Any:
     return tokenizer
 
 
-def grid(folder: Path, text: Path, *, load: Loads | None = None, more: Mapping[str, Any] | None = None) -> Grid:
-    judging = Judging(texts=(str(text),), length=24, samples=5, **(more or {}))
-    return Grid(load=load or Loads(), folder=folder, judging=judging)
+def grid(folder: Path, text: Path, *, more: Mapping[str, Any] | None = None, **fields: Any) -> Grid:
+    """Args: more: of the judging."""
+    judging = Judging(**{"texts": (str(text),), "length": 24, "samples": 5, **(more or {})})
+    return Grid(**{"load": Loads(), "folder": folder, "judging": judging, **fields})
 
 
 def comparison(text: Path, *methods: str, **more: Any) -> Comparison:

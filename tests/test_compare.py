@@ -98,9 +98,7 @@ def statuses(cells: Cells) -> list[str]:
 def test_cells_say_all_that_the_report_needs(done: tuple[Path, Cells]) -> None:
     folder, cells = done
     index = read_index(folder)
-    assert index.schema == 1
-    assert index.cells == list(cells)
-    assert index.model.blocks == 4
+    assert (index.schema, index.cells, index.model.blocks) == (1, list(cells), 4)
     assert index.model.parameters == tiny("llama").layout().parameters
     assert index.cells[:5] == ["dense", "2ssp-0.25", "shortgpt-0.25", "2ssp-as-shortgpt-0.25", "evopress-0.25"]
     for name, cell in cells.items():
@@ -187,27 +185,18 @@ def same_tables(one: Path, other: Path) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("where", ["between cells", "in a cell"])
-def test_a_stopped_run_goes_on_and_gives_the_same_table(
-    where: str, done: tuple[Path, Cells], text: Path, tmp_path: Path
-) -> None:
+def test_a_stopped_run_goes_on_and_gives_the_same_table(done: tuple[Path, Cells], text: Path, tmp_path: Path) -> None:
     out, told = tmp_path / "out", list[str]()
-
-    def hear(cell: CellResult) -> None:
-        told.append(cell.name)
-        if where == "between cells" and len(told) == 3:
-            raise KeyboardInterrupt
-
     stops = at("shortgpt-0.25", "perplexity", raising(KeyboardInterrupt()))
-    here = grid(out, text)
+    here = grid(out, text, told=lambda cell: told.append(cell.name))
     with pytest.raises(Interrupted, match="same command goes on"):
-        compare(three(text), replace(here, told=hear, shown=stops if where == "in a cell" else here.shown))
+        compare(three(text), replace(here, shown=stops))
     first = whole_files(out)
     assert 0 < len(first) < 6
     assert not list((out / "cells").glob(".*"))  # nothing half-written, no claim
     with (out / "main-table.csv").open() as file:  # what is finished can be looked at
         assert {row["name"] for row in csv.DictReader(file)} == {path.parent.name for path in first}
-    cells = compare(three(text), replace(here, told=lambda cell: told.append(cell.name)))
+    cells = compare(three(text), here)
     assert {path: whole_files(out)[path] for path in first} == first
     assert len(told) == len(set(told)) == len(cells) == len(whole_files(out))
     assert same_tables(out, done[0])
@@ -223,13 +212,9 @@ def test_a_killed_process_goes_on(done: tuple[Path, Cells], text: Path, tmp_path
     script = f"""
 import os, signal, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from dataclasses import replace
-from pathlib import Path
-from studies import grid
-from test_compare import at, three
-from secateur.grid import compare
+from test_compare import Path, at, compare, grid, three
 text, kill = Path({str(text)!r}), lambda: os.kill(os.getpid(), signal.SIGKILL)
-compare(three(text), replace(grid(Path({str(out)!r}), text), shown=at("shortgpt-0.25", "perplexity", kill)))
+compare(three(text), grid(Path({str(out)!r}), text, shown=at("shortgpt-0.25", "perplexity", kill)))
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     killed = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True)
@@ -245,7 +230,7 @@ def test_methods_may_be_added_and_all_commands_are_kept(text: Path, tmp_path: Pa
     out = tmp_path / "out"
 
     def more(method: str) -> tuple[Cells, Index]:
-        here = replace(grid(out, text), arguments={"command": ["--methods", method]})
+        here = grid(out, text, arguments={"command": ["--methods", method]})
         return compare(comparison(text, method), here), read_index(out)
 
     more("shortgpt"), more("window")
@@ -265,27 +250,23 @@ def test_methods_may_be_added_and_all_commands_are_kept(text: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("change", "match"),
+    ("wanted", "here", "match"),
     [
-        ({"more": {"tasks": ("piqa",)}}, "tasks"),
-        ({"load": Loads(seed=1)}, "model"),
-        ({"calibrate": 3}, "samples"),
-        ({"calibrate": 3, "method": "shortgpt"}, "samples"),  # other cells, but in the same table
-        ({"options": {"2ssp": {"norm": "l1"}}}, "2ssp-0.25"),
-        ({"options": {"2ssp": {"alpha": 3.0}}, "method": "shortgpt", "matched": True}, "2ssp-as-shortgpt-0.25"),
+        ({}, {"more": {"tasks": ("piqa",)}}, "tasks"),
+        ({}, {"load": Loads(seed=1)}, "model"),
+        ({"samples": 3}, {}, "samples"),
+        ({"samples": 3, "methods": ("shortgpt",)}, {}, "samples"),  # other cells, but in the same table
+        ({"options": {"2ssp": {"norm": "l1"}}}, {}, "2ssp-0.25"),
+        ({"options": {"2ssp": {"alpha": 3.0}}, "methods": ("shortgpt",), "matched": True}, {}, "2ssp-as-shortgpt-0.25"),
     ],
 )
 def test_a_folder_of_other_arguments_is_refused(
-    change: dict[str, Any], match: str, done: tuple[Path, Cells], text: Path, monkeypatch: pytest.MonkeyPatch
+    wanted: Any, here: Any, match: str, done: tuple[Path, Cells], text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_judges(monkeypatch)
     before = {path: path.read_bytes() for path in done[0].rglob("*.*") if path.is_file()}
-    wanted = comparison(
-        text, change.pop("method", "2ssp"), samples=change.pop("calibrate", 2), options=change.pop("options", {}),
-        matched=change.pop("matched", False),
-    )  # fmt: skip
     with pytest.raises(OutputExistsError, match=match):
-        compare(wanted, grid(done[0], text, **change))
+        compare(replace(comparison(text, "2ssp"), **wanted), grid(done[0], text, **here))
     assert {path: path.read_bytes() for path in done[0].rglob("*.*") if path.is_file()} == before
 
 
@@ -306,7 +287,7 @@ def test_a_folder_with_other_things_in_it_is_refused(text: Path, tmp_path: Path)
 def test_a_cell_that_another_process_makes_is_left_to_it(text: Path, tmp_path: Path) -> None:
     seen: list[Standing] = []
     with claimed(tmp_path / "out/cells/2ssp-0.25"):
-        cells = compare(comparison(text), replace(grid(tmp_path / "out", text), shown=seen.append))
+        cells = compare(comparison(text), grid(tmp_path / "out", text, shown=seen.append))
     assert list(cells) == ["dense", "shortgpt-0.25"]
     assert (seen[-1].finished, seen[-1].cells) == (2, 3)  # what is not made here is not finished
     assert seen[-1].left_s > 0
@@ -318,10 +299,9 @@ def test_a_match_waits_for_a_cell_that_another_process_makes(text: Path, tmp_pat
     here, shortgpt = grid(tmp_path / "out", text), tmp_path / "out/cells/shortgpt-0.25"
     with claimed(shortgpt):
         assert list(compare(comparison(text, matched=True), here)) == ["dense", "2ssp-0.25"]
-    told: list[str] = []
+    told, more = list[str](), comparison(text, "2ssp", "shortgpt", "window", matched=True)
     with ExitStack() as stack:
         stack.enter_context(claimed(shortgpt))
-        more = comparison(text, "2ssp", "shortgpt", "window", matched=True)
         cells = compare(more, replace(here, told=lambda cell: (told.append(cell.name), stack.close())[0]))
     assert told == ["window-0.25", "2ssp-as-window-0.25", "shortgpt-0.25", "2ssp-as-shortgpt-0.25"]
     assert set(statuses(cells)) == {"done"}
@@ -334,7 +314,7 @@ def test_a_cell_like_one_that_another_process_makes_waits_to_be_copied(text: Pat
     identity = compare(wanted, grid(tmp_path / "other", text))[first].fingerprint
     with claimed(out / "cells" / str(identity)):  # as a process that makes the first has it
         assert list(compare(wanted, grid(out, text))) == ["dense", "shortgpt-0.25", "window-0.25"]
-    cells = compare(wanted, replace(grid(out, text), told=lambda cell: names.append(cell.name)))
+    cells = compare(wanted, grid(out, text, told=lambda cell: names.append(cell.name)))
     assert names == [first, second]
     assert (cells[first].same_as, cells[second].same_as) == (UNSET, first)
 
@@ -345,14 +325,14 @@ def test_a_cell_like_one_that_another_process_makes_waits_to_be_copied(text: Pat
 def test_one_failing_cell_is_told_and_tried_again(text: Path, tmp_path: Path) -> None:
     out, names = tmp_path / "out", list[str]()
     worm = at("2ssp-0.25", "perplexity", raising(RuntimeError("a worm in the wood")))
-    cells = compare(comparison(text), replace(grid(out, text), shown=worm))
+    cells = compare(comparison(text), grid(out, text, shown=worm))
     assert statuses(cells) == ["done", "failed", "done"]
     failed = cells["2ssp-0.25"]
     assert failed.error == "RuntimeError: a worm in the wood"
     assert failed.parameters
     assert failed.prune is not None  # what came before is kept
     assert "2ssp-0.25 failed: RuntimeError: a worm in the wood" in (out / "main-table.md").read_text()
-    again = compare(comparison(text), replace(grid(out, text), told=lambda cell: names.append(cell.name)))
+    again = compare(comparison(text), grid(out, text, told=lambda cell: names.append(cell.name)))
     assert statuses(again) == ["done"] * 3
     assert names == ["2ssp-0.25"]
     assert "failed" not in (out / "main-table.md").read_text()
@@ -401,9 +381,8 @@ def test_tasks_times_and_samples_are_in_cells_and_tables(
     cells = compare(comparison(text, matched=True), grid(tmp_path / "out", text, more=more))
     dense, shortgpt = cells["dense"], cells["shortgpt-0.25"]
     assert set(shortgpt.tasks) == {"easy", "hopeless"}
-    assert shortgpt.inference is not None
+    assert shortgpt.inference is not None and dense.inference is not None  # noqa: PT018  # narrows the type
     assert shortgpt.inference.pruned.token_ms < shortgpt.inference.dense.token_ms
-    assert dense.inference is not None
     assert dense.inference.pruned == dense.inference.dense
     agreements = [cell.generation.figures.greedy_agreement for cell in (dense, shortgpt) if cell.generation]
     assert agreements == [None, 0.5]  # nothing is compared with itself
@@ -452,7 +431,7 @@ def test_every_part_is_timed_and_the_end_is_foretold(text: Path, tmp_path: Path)
         if standing.part == "perplexity":
             now[0] = 5 * (standing.finished + standing.done)
 
-    here = replace(grid(tmp_path / "out", text), clock=lambda: now[0], shown=shown)
+    here = grid(tmp_path / "out", text, clock=lambda: now[0], shown=shown)
     cells = compare(comparison(text), here)
     assert [cell.seconds for cell in cells.values()] == [
         {"perplexity": 5.0}, {"prune": 0.0, "perplexity": 5.0}, {"prune": 0.0, "perplexity": 5.0}
@@ -468,10 +447,7 @@ def test_every_part_is_timed_and_the_end_is_foretold(text: Path, tmp_path: Path)
 def test_a_judge_that_is_missing_is_said_before_any_work(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def missing(*args: Any, **more: Any) -> Any:
-        raise DataError("no tasks")
-
-    monkeypatch.setattr(judging, "plan_tasks", missing)
+    monkeypatch.setattr(judging, "plan_tasks", lambda *tasks, **more: raising(DataError("no tasks"))())
     loads = Loads()
     with pytest.raises(DataError, match="no tasks"):
         compare(comparison(text), grid(tmp_path / "out", text, load=loads, more={"tasks": ("piqa",)}))
@@ -543,18 +519,15 @@ def test_per_method_calibration_wins_over_the_common_one(text: Path) -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_feasible_settings_of_methods_that_exist(name: str) -> None:
-    preset = PRESETS[name]
-    cells = Comparison.from_preset(name).cells(WIDE())
-    by_name = {cell.name: cell for cell in cells}
+    by_name = {cell.name: cell for cell in Comparison.from_preset(name).cells(WIDE())}
     if name == "2ssp-paper":
-        assert by_name["slicegpt-0.25"].options["dimension"] == 48
-        assert by_name["slicegpt-0.5"].options["dimension"] == 32
+        assert [by_name[f"slicegpt-{share}"].options["dimension"] for share in (0.25, 0.5)] == [48, 32]
         assert by_name["shortgpt-0.5"].calibration.samples == 256  # type: ignore[union-attr]
         assert by_name["blockpruner-0.5"].options["alternate"] is True
     else:
         assert by_name["slimgpt-0.2"].options == {"damping": 0.0, "first_ratio": 0.0625, "last_ratio": 0.25}
         assert by_name["slimgpt-0.25"].options == {"damping": 0.0}
-        assert preset.judging.length == 128
+        assert PRESETS[name].judging.length == 128
 
 
 def test_what_is_given_wins_over_a_preset_and_a_preset_over_the_paper() -> None:
@@ -571,8 +544,7 @@ def test_what_is_given_wins_over_a_preset_and_a_preset_over_the_paper() -> None:
     assert (match.name, match.calibration.length) == ("2ssp-as-shortgpt-0.5", 64)  # type: ignore[union-attr]
     assert cell.options["positions"] == "last"  # still the preset's, whose other methods were deselected
     assert (cell.calibration.samples, cell.calibration.length) == (256, 64)  # type: ignore[union-attr]
-    usual = Comparison.from_preset(methods=[], sparsities=None, of=None)
-    assert usual == Comparison()
+    assert Comparison.from_preset(methods=[], sparsities=None, of=None) == Comparison()
     published = Comparison.from_preset("slimgpt-paper", seed=0)
     assert (published.methods, published.of, published.seed) == (("slimgpt",), "model", 0)
 
@@ -604,7 +576,6 @@ def test_what_the_model_cannot_be_put_through_is_refused_before_the_first_cell(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     fake_judges(monkeypatch)
-    here = grid(tmp_path / "out", text)
     with pytest.raises(SecateurError, match=match):
-        compare(comparison(text), replace(here, load=load, judging=replace(here.judging, **more)))
+        compare(comparison(text), grid(tmp_path / "out", text, load=load, more=more))
     assert not (tmp_path / "out").exists()

@@ -7,12 +7,14 @@ import io
 import json
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import errors
 from models import tiny, tiny_hf, tiny_tokenizer
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
 
@@ -35,6 +37,7 @@ STOCK = {
     MODAL: ("gemma3", "llava", "qwen2_5_vl", "mistral3", "idefics3"),
     "encoder-decoder": ("t5", "bart", "pegasus"),
 }
+ASKS: tuple[Callable[[str], Model], ...] = (load, lambda name: Source(name=name).hollow())
 
 
 def folder_with(folder: Path, config: dict[str, Any], **files: str) -> Path:
@@ -50,11 +53,9 @@ def test_models_of_other_kinds_are_refused_by_their_kind(reason: str, kind: str,
     with quiet_transformers():
         config = CONFIG_MAPPING[kind]()
         config.save_pretrained(tmp_path)
-    for ask in (lambda: load(str(tmp_path)), lambda: Source(name=str(tmp_path)).hollow()):
-        with pytest.raises(UnsupportedModelError, match=reason) as refused:
-            ask()
-        assert str(tmp_path) in str(refused.value)
-        assert kind in str(refused.value)
+    for ask in ASKS:
+        with pytest.raises(UnsupportedModelError, match=f"{tmp_path}.*{reason}.*{kind}"):
+            ask(str(tmp_path))
     with pytest.raises(UnsupportedModelError, match=reason):  # as a model in memory would be
         refuse(Description("this model", config.to_dict()), *ARCHITECTURE)
 
@@ -70,12 +71,11 @@ def test_what_is_both_is_refused_as_one_of_them_and_no_supported_family_as_eithe
 def test_a_model_in_memory_is_refused_too() -> None:
     hf = tiny_hf("llama")
     hf.config.quantization_config = {"quant_method": "awq"}
-    with pytest.raises(UnsupportedModelError, match=r"quantised \(awq\)"):
-        Model(hf)
-    hf = tiny_hf("llama")
-    hf._hf_peft_config_loaded = True
-    with pytest.raises(UnsupportedModelError, match="merge_and_unload"):
-        Model(hf)
+    other = tiny_hf("llama")
+    other._hf_peft_config_loaded = True
+    for each, says in ((hf, r"quantised \(awq\)"), (other, "merge_and_unload")):
+        with pytest.raises(UnsupportedModelError, match=says):
+            Model(each)
 
 
 # --- multimodal: the text model inside ---
@@ -100,10 +100,9 @@ def test_the_text_model_inside_can_be_saved_as_the_message_says(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     text = {"model_type": "llama", **SMALL}
+    config = CONFIG_MAPPING["llava"](text_config=text, vision_config=VISION)
     with quiet_transformers():
-        whole = AutoModelForImageTextToText.from_config(
-            CONFIG_MAPPING["llava"](text_config=text, vision_config=VISION)
-        ).eval()
+        whole = AutoModelForImageTextToText.from_config(config).eval()
         whole.save_pretrained("llava")
     with pytest.raises(UnsupportedModelError, match="The text model inside, a llama") as refused:
         load("llava")
@@ -130,14 +129,12 @@ QUANTISED: list[tuple[dict[str, Any], dict[str, str], str, str | None]] = [
     ({"quantization_config": {"quant_method": "fp8"}}, {"README.md": "---\nbase_model: a/b\n---\n"}, "fp8", "a/b"),
     (
         {"quantization_config": {"quant_method": "compressed-tensors"}, "_name_or_path": "c/d"},
-        {"README.md": "---\nbase_model:\n- a/b\n- e/f\n---\n# A card"},
-        "compressed-tensors",
-        "a/b",
+        {"README.md": "---\nbase_model:\n- a/b\n- e/f\n---\n# A card"}, "compressed-tensors", "a/b",
     ),
     ({"quantization": {"bits": 4, "group_size": 64}}, {"README.md": "no front matter"}, "unknown method", None),
     ({}, {"quantize_config.json": "{}", "README.md": "---\nbase_model: [broken\n---\n"}, "gptq", None),
     ({}, {"quant_config.json": "{}"}, "awq", None),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("config", "files", "method", "base"), QUANTISED, ids=[f"{q[2]} {q[3]}" for q in QUANTISED])
@@ -145,11 +142,10 @@ def test_quantised_checkpoints_name_method_and_base(
     config: dict[str, Any], files: dict[str, str], method: str, base: str | None, tmp_path: Path
 ) -> None:
     folder = folder_with(tmp_path / "m", {**LLAMA, **config}, **files)
-    named = f" ({base})" if base else ""
-    with pytest.raises(UnsupportedModelError) as refused:
+    named = rf" \({base}\)" if base else ""
+    says = rf"is quantised \({method}\).*Prune the base model{named} and quantise the result"
+    with pytest.raises(UnsupportedModelError, match=says):
         load(str(folder))
-    assert f"is quantised ({method})" in str(refused.value)
-    assert f"Prune the base model{named} and quantise the result" in str(refused.value)
 
 
 def test_gguf_files_alone_name_the_base_which_is_never_the_model_itself(tmp_path: Path) -> None:
@@ -187,8 +183,7 @@ def test_adapters_are_to_be_merged(config: dict[str, Any] | None, tmp_path: Path
     (folder / "adapter_model.safetensors").write_bytes(b"")
     with pytest.raises(UnsupportedModelError, match="PEFT adapter of org/base") as refused:
         load(str(folder))
-    message = str(refused.value)
-    code = re.search(r'python -c "([^"]*)"', message)
+    code = re.search(r'python -c "([^"]*)"', str(refused.value))
     assert code
     compile(code[1], "snippet", "exec")
     assert f"M.from_pretrained('{folder}').merge_and_unload().save_pretrained('lora-merged')" in code[1]
@@ -221,7 +216,7 @@ def test_unknown_kinds_are_refused_and_no_code_is_run(
 ) -> None:
     # the name of the folder must not decide: transformers guesses from it
     folder = folder_with(tmp_path / "llama", config, **{"evil.py": f"open({str(tmp_path / 'ran')!r}, 'w')"})
-    for ask in (load, lambda name: Source(name=name).hollow()):
+    for ask in ASKS:
         with pytest.raises(error, match=says):
             ask(str(folder))
     assert not (tmp_path / "ran").exists()
@@ -231,10 +226,8 @@ def test_code_beside_a_stock_model_is_not_run(tmp_path: Path) -> None:
     with quiet_transformers():
         tiny_hf("phi3").save_pretrained(tmp_path / "m")
     config = json.loads((tmp_path / "m" / "config.json").read_text())
-    folder_with(
-        tmp_path / "m", {**config, "auto_map": {"AutoModelForCausalLM": "evil.Model"}},
-        **{"evil.py": f"open({str(tmp_path / 'ran')!r}, 'w')"},
-    )  # fmt: skip
+    config["auto_map"] = {"AutoModelForCausalLM": "evil.Model"}
+    folder_with(tmp_path / "m", config, **{"evil.py": f"open({str(tmp_path / 'ran')!r}, 'w')"})
     assert load(str(tmp_path / "m")).fingerprint() == tiny("phi3").fingerprint()
     assert not (tmp_path / "ran").exists()
 
@@ -242,26 +235,22 @@ def test_code_beside_a_stock_model_is_not_run(tmp_path: Path) -> None:
 # --- the hub ---
 
 
-def hub_cause(name: str) -> Exception:
-    import huggingface_hub.errors as errors
-
-    response = SimpleNamespace(headers={}, request=None)
-    return getattr(errors, name)("the server's words", response=response)
-
-
 @pytest.mark.parametrize(
     ("cause", "says"),
     [
-        (lambda: hub_cause("GatedRepoError"), "accept its licence at https://huggingface.co/org/m.*hf auth login"),
-        (lambda: hub_cause("RepositoryNotFoundError"), "hub has no org/m.*private.*HF_TOKEN"),
-        (lambda: hub_cause("RevisionNotFoundError"), "hub has no org/m"),
-        (lambda: ConnectionError("Name or service not known"), "check the network.*no folder here"),
-        (lambda: TimeoutError("timed out"), "check the network, the proxy and HF_ENDPOINT"),
+        (errors.GatedRepoError, "accept its licence at https://huggingface.co/org/m.*hf auth login"),
+        (errors.RepositoryNotFoundError, "hub has no org/m.*private.*HF_TOKEN"),
+        (errors.RevisionNotFoundError, "hub has no org/m"),
+        (ConnectionError("Name or service not known"), "check the network.*no folder here"),
+        (TimeoutError("timed out"), "check the network, the proxy and HF_ENDPOINT"),
     ],
 )
 def test_hub_errors_say_where_licence_and_token_go(cause: Any, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    response = SimpleNamespace(headers={}, request=None)
+    cause = cause("the server's words", response=response) if isinstance(cause, type) else cause
+
     def fail(*args: Any, **kwargs: Any) -> Any:
-        raise OSError("cannot load") from cause()
+        raise OSError("cannot load") from cause
 
     monkeypatch.setattr(PreTrainedConfig, "get_config_dict", fail)
     with pytest.raises(FetchError, match=says):
@@ -270,7 +259,7 @@ def test_hub_errors_say_where_licence_and_token_go(cause: Any, says: str, monkey
 
 @pytest.mark.parametrize("name", ["org/m", "m", "a b", "m" * 300, "..", "org/" + "m" * 5000, "x\0y"])
 def test_names_that_are_nothing_are_refused(name: str) -> None:
-    for ask in (load, lambda name: Source(name=name).hollow()):
+    for ask in ASKS:
         with pytest.raises((FetchError, CheckpointError)):
             ask(name)
 

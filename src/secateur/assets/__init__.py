@@ -10,18 +10,6 @@ from secateur.assets.files import Instruction, Instructions
 from secateur.assets.texts import licence_of, read_text, read_training, text_names
 
 __all__ = [
-    "Instruction",
-    "Instructions",
-    "Purpose",
-    "Rows",
-    "Text",
-    "cache_dir",
-    "fetch_demo",
-    "fetch_downstream",
-    "licence_of",
-    "read_rows",
-    "read_text",
-    "read_training",
-    "resolve_model",
-    "text_names",
-]
+    "Instruction", "Instructions", "Purpose", "Rows", "Text", "cache_dir", "fetch_demo", "fetch_downstream",
+    "licence_of", "read_rows", "read_text", "read_training", "resolve_model", "text_names",
+]  # fmt: skip

@@ -169,6 +169,7 @@ def _pip_error(requirement: str, stderr: str, folder: Path) -> FetchError:
 
 
 def sha256_of(file: Path) -> str:
+    """Of a file's content, in hexadecimal."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 

@@ -27,7 +27,7 @@ _TASK = "Below is an instruction that describes a task"
 _ANSWER = "Write a response that appropriately completes the request.\n\n### Instruction:\n"
 ALPACA_LICENCE = "CC BY-NC 4.0 (Stanford Alpaca data): non-commercial use only"
 _LICENCE_BY_SHA256 = {  # of files that are known, whatever they are called
-    "39fbf2b9cb05fd6c733c22ba68d34263995b260f4a056a39065f1d0f8774920c": ALPACA_LICENCE,
+    "39fbf2b9cb05fd6c733c22ba68d34263995b260f4a056a39065f1d0f8774920c": ALPACA_LICENCE
 }
 
 

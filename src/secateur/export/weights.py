@@ -19,8 +19,8 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
+from secateur.assets.cache import sha256_of
 from secateur.model.handle import Model, tensor_bytes
-from secateur.model.sums import sha256
 
 # The format's names of dtypes, in the order in which tensors lie in a file: the widest first, so that all are aligned.
 _DTYPES = {
@@ -113,7 +113,7 @@ class _File:
     def sha256(self) -> str:
         """Of the whole file: taken while it was written, or else, if that was not from front to back, by reading it."""
         whole = self._digested == self._path.stat().st_size
-        return self._digest.hexdigest() if whole else sha256(self._path)
+        return self._digest.hexdigest() if whole else sha256_of(self._path)
 
     def _write(self, at: int, content: bytes | memoryview) -> None:
         self._file.seek(at)

@@ -14,9 +14,9 @@ import msgspec
 from secateur.errors import InvalidOptionError, SecateurError, UnknownNameError
 from secateur.grid import inverted
 from secateur.grid.asked import WINDOWS, Asked, parse_value, read_sparsities
-from secateur.grid.cells import DENSE_CELL, Cell, Options
+from secateur.grid.cells import DENSE_CELL, Cell
 from secateur.grid.run import Grid, run_grid
-from secateur.methods import Method, get_method
+from secateur.methods import Method, Options, get_method
 from secateur.methods.two_ssp import balance
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
@@ -113,13 +113,12 @@ class Ablation(Asked):
             text = str(value)
         elif what.varies not in (ORDER, NOTHING):
             varied = {what.varies: value}
-        options, windows = self.options_of(method, above=varied)
+        options, calibration = self.settle(model, method, text=text, seed=seed, above=varied)
         shown = public_name(text) if what.varies == TEXT else str(value)
         named = name if method.name == what.method else f"{method.name}-{name}"
         cell = Cell(
             name=_name(named, shown, sparsity, seed), method=method.name, label=f"{method.name}, {name} {shown}",
-            sparsity=sparsity, of=self.of, options=options,
-            calibration=self.calibration_of(model, method, windows, text=text, seed=seed),
+            sparsity=sparsity, of=self.of, options=options, calibration=calibration,
             ablation=AblationTerms(
                 what=name, of=method.name, value=shown, seed=seed, terms=self._terms(model, what, method)
             ),
@@ -138,8 +137,7 @@ class Ablation(Asked):
 
     def _terms(self, model: Model, what: What, method: Method) -> dict[str, object]:
         """What all cells of an ablation of one method have in common: all but the value, the sparsity and the seed."""
-        options, windows = self.options_of(method)
-        shape = self.calibration_of(model, method, windows, text=self.calibration, seed=0)
+        options, shape = self.settle(model, method, text=self.calibration, seed=0)
         terms = {
             "of": self.of, "count": self.count, TEXT: public_name(self.calibration), "samples": shape.samples,
             "length": shape.length,

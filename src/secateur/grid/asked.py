@@ -10,8 +10,8 @@ from typing import ClassVar
 
 from secateur.engine.tokens import Count
 from secateur.errors import InvalidOptionError, UnknownNameError
-from secateur.grid.cells import Calibration, Cell, Options
-from secateur.methods import Method, get_method
+from secateur.grid.cells import Calibration, Cell
+from secateur.methods import Method, Options, get_method
 from secateur.model.budget import Budget, Convention
 from secateur.model.handle import Model
 from secateur.record import public_name
@@ -62,31 +62,24 @@ class Asked(ABC):
         """As the folder's index has them."""
         return {**asdict(self), "calibration": public_name(self.calibration)}
 
-    def options_of(
-        self, method: Method, *, below: Options | None = None, above: Options | None = None
-    ) -> tuple[Options, Options]:
-        """A method's own options, checked, and what was given of its calibration.
+    def settle(
+        self, model: Model, method: Method, *, text: str, seed: int, below: Options | None = None,
+        above: Options | None = None,
+    ) -> tuple[Options, Calibration]:  # fmt: skip
+        """A method's own options, checked, and its calibration, whose shape is its paper's where none was given.
 
         Args:
             below: hold where nothing was given; above: hold in any case.
 
         Raises:
-            UnknownNameError, InvalidOptionError: what the method would refuse.
+            UnknownNameError, InvalidOptionError: what the method would refuse; too few or too long windows.
         """
         for_all = {name: value for name in WINDOWS if (value := getattr(self, name)) is not None}
         given = {**(below or {}), **for_all, **self.options.get(method.name, {}), **(above or {})}
-        own = {name: value for name, value in given.items() if name not in WINDOWS}
-        method.complete(own)
-        return own, {name: value for name, value in given.items() if name in WINDOWS}
-
-    def calibration_of(self, model: Model, method: Method, windows: Options, *, text: str, seed: int) -> Calibration:
-        """Of the shape that was given, else of the method's paper.
-
-        Raises:
-            InvalidOptionError: too few or too long windows.
-        """
-        shape = method.window_shape(model.max_length, windows.get("samples"), windows.get("length"))
-        return Calibration(text=text, samples=shape[0], length=shape[1], seed=seed, count=self.count)
+        samples, length = (given.pop(name, None) for name in WINDOWS)
+        method.complete(given)
+        samples, length = method.window_shape(model.max_length, samples, length)
+        return given, Calibration(text=text, samples=samples, length=length, seed=seed, count=self.count)
 
 
 def read_sparsities(asked: Iterable[str | float], blocks: int) -> list[float]:

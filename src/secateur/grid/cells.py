@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from secateur.engine.tokens import Count, Tokens, read_tokens
 from secateur.errors import DataError
 from secateur.grid import inverted
-from secateur.methods import Method, get_method
+from secateur.methods import Method, Options, get_method
 from secateur.model.budget import Budget, Convention
 from secateur.model.handle import Model
 from secateur.report.results import DENSE, AblationTerms
-
-Options = Mapping[str, Any]  # of a method, by name; each option has its own kind
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 from secateur.errors import InvalidOptionError
 from secateur.grid.asked import Asked, read_sparsities
-from secateur.grid.cells import DENSE_CELL, Cell, Options
+from secateur.grid.cells import DENSE_CELL, Cell
 from secateur.grid.presets import get_preset
 from secateur.grid.run import Grid, run_grid
-from secateur.methods import Method, get_method, methods
+from secateur.methods import Method, Options, get_method, methods
 from secateur.model.handle import Model
 from secateur.report.main_table import NAME, write_main_table
 from secateur.report.results import COMPARE, CellResult
@@ -110,11 +110,10 @@ class Comparison(Asked):
             preset = get_preset(self.preset)
             by_sparsity = preset.by_sparsity(method.name, sparsity, model.hidden_size)
             published = {**preset.options.get(method.name, {}), **by_sparsity}
-        options, windows = self.options_of(method, below=published)
+        options, calibration = self.settle(model, method, text=self.calibration, seed=self.seed, below=published)
         return Cell(
             name=f"{method.name}-{sparsity:.6g}", method=method.name, label=method.name, sparsity=sparsity, of=self.of,
-            round_to=self.round_to, options=options,
-            calibration=self.calibration_of(model, method, windows, text=self.calibration, seed=self.seed),
+            round_to=self.round_to, options=options, calibration=calibration,
         )  # fmt: skip
 
     def _match(self, model: Model, cell: Cell, sparsity: float) -> Cell:

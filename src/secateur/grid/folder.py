@@ -20,18 +20,8 @@ from secateur.judge.judging import Judging
 from secateur.model.facts import environment
 from secateur.model.handle import Model
 from secateur.record import public_arguments, public_facts, public_name
-from secateur.report.results import (
-    CELL,
-    CELLS,
-    COMPARE,
-    INDEX,
-    CellResult,
-    Index,
-    ModelFacts,
-    dumps,
-    read_cell,
-    read_index,
-)  # fmt: skip
+from secateur.report import results
+from secateur.report.results import CellResult, Index
 from secateur.version import __version__
 
 _CPU = Path("/proc/cpuinfo")
@@ -57,10 +47,10 @@ class GridFolder:
             DataError: it is damaged.
             OutputExistsError: the folder holds something else.
         """
-        if (self.path / INDEX).is_file():
-            return read_index(self.path)
+        if (self.path / results.INDEX).is_file():
+            return results.read_index(self.path)
         names = {entry.name for entry in self.path.iterdir()} if self.path.is_dir() else set()
-        if any(not name.startswith(".") for name in names - {CELLS}):  # another process may have begun just now
+        if any(not name.startswith(".") for name in names - {results.CELLS}):  # another process may have begun just now
             raise OutputExistsError(f"{self.path} holds something that is no comparison; choose another --out")
         return None
 
@@ -75,16 +65,16 @@ class GridFolder:
         )  # fmt: skip
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_file(self.path / INDEX, dumps(index))
+            write_file(self.path / results.INDEX, results.dumps(index))
         except OSError as error:
-            raise OutputError(f"{self.path / INDEX} cannot be written: {error.strerror or error}") from error
+            raise OutputError(f"{self.path / results.INDEX} cannot be written: {error.strerror or error}") from error
 
     def cell_path(self, name: str) -> Path:
-        return self.path / CELLS / name
+        return self.path / results.CELLS / name
 
     def cell(self, name: str) -> CellResult | None:
         """A cell's file; None if it has not been made."""
-        return read_cell(self.path, name)
+        return results.read_cell(self.path, name)
 
     def cells(self, names: Iterable[str]) -> dict[str, CellResult]:
         """Those of the cells that are there, in this order."""
@@ -96,7 +86,7 @@ class GridFolder:
         One that is there has failed, or it would not have been made again.
         """
         with new_folder(self.cell_path(cell.name), overwrite=True) as partial:
-            (partial / CELL).write_text(dumps(cell), encoding="utf-8")
+            (partial / results.CELL).write_text(results.dumps(cell), encoding="utf-8")
         written = self.cell(cell.name)
         assert written is not None  # narrows the type
         return written
@@ -136,7 +126,7 @@ def make_index(
     judged = {**asdict(judging), "texts": list(by_text)}
     return Index(
         kind=kind,
-        model=ModelFacts(
+        model=results.ModelFacts(
             name=public_facts(dense.source).get("name"), fingerprint=fingerprint, parameters=layout.parameters,
             block_parameters=layout.block_parameters, blocks=len(layout.blocks), hidden_size=layout.ends.hidden,
             family=dense.family.model_type,
@@ -161,7 +151,8 @@ def _commands(index: Index) -> list[list[str]]:
 def _differing(old: Index, new: Index) -> list[str]:
     """What two indices of one folder may not differ in, and do; [] where they fit."""
     had, wanted = old.settings.get("grid", {}), new.settings["grid"]
-    terms = [name for name in _TERMS if name in had and had[name] != wanted[name]] if new.kind == COMPARE else []
+    shared = _TERMS if new.kind == results.COMPARE else ()
+    terms = [name for name in shared if name in had and had[name] != wanted[name]]
     if (old.kind, old.judged_by) == (new.kind, new.judged_by):
         return terms  # calibrated otherwise, cells would seem to be on equal terms
     names = terms + [name for name in ("kind", "model") if getattr(old, name) != getattr(new, name)]

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from secateur.errors import UnknownNameError
-from secateur.grid.cells import Options
 from secateur.judge.generation import REFERENCE, REFERENCE_PROMPTS
 from secateur.judge.judging import Judging
+from secateur.methods import Options
 from secateur.model.budget import Convention
 
 BySparsity = Callable[[str, float, int], Options]  # (method, sparsity, hidden size)
@@ -63,27 +63,18 @@ PRESETS: dict[str, Preset] = {
         },
         by_sparsity=_two_ssp,
         judging=Judging(
-            texts=("wikitext2", "c4", "fineweb-edu"),
-            length=2048,
-            samples=None,
-            tasks=("2ssp",),
-            inference=True,
-            prompts=REFERENCE_PROMPTS,
-            decodings=(REFERENCE,),
+            texts=("wikitext2", "c4", "fineweb-edu"), length=2048, samples=None, tasks=("2ssp",), inference=True,
+            prompts=REFERENCE_PROMPTS, decodings=(REFERENCE,),
         ),
     ),
     # SlimGPT: a share of all parameters; 256 random windows; perplexity over windows of 128 tokens. The paper does not
     # say its damping; the authors' command has none.
     "slimgpt-paper": Preset(
-        methods=("slimgpt",),
-        sparsities=("0.2", "0.25", "0.33", "0.5"),
-        of="model",
-        options={"slimgpt": {"damping": 0.0, "samples": 256, "length": 2048}},
-        by_sparsity=_slimgpt,
-        judging=Judging(texts=("wikitext2",), length=128, samples=None, tasks=("slimgpt",), inference=True),
-        seed=1,
+        methods=("slimgpt",), sparsities=("0.2", "0.25", "0.33", "0.5"), of="model",
+        options={"slimgpt": {"damping": 0.0, "samples": 256, "length": 2048}}, by_sparsity=_slimgpt,
+        judging=Judging(texts=("wikitext2",), length=128, samples=None, tasks=("slimgpt",), inference=True), seed=1,
     ),
-}
+}  # fmt: skip
 
 
 def get_preset(name: str) -> Preset:

@@ -41,12 +41,8 @@ def origin(model: Model, fingerprint: str) -> Facts:
 def environment(model: Model) -> Facts:
     """Versions, threads and device: what else may move a last digit."""
     return {
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "transformers": transformers.__version__,
-        "safetensors": safetensors.__version__,
-        "threads": torch.get_num_threads(),
-        "device": str(model.device),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "attention": model.hf.config._attn_implementation,
-    }
+        "python": platform.python_version(), "torch": str(torch.__version__),
+        "transformers": transformers.__version__, "safetensors": safetensors.__version__,
+        "threads": torch.get_num_threads(), "device": str(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."), "attention": model.hf.config._attn_implementation,
+    }  # fmt: skip

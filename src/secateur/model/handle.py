@@ -14,21 +14,10 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from secateur.errors import InvalidEditError, InvalidOptionError, NumericalError, UnsupportedModelError
 from secateur.hf import quiet_transformers
+from secateur.model import modeling_secateur as modeling
 from secateur.model.described import Description
 from secateur.model.layout import Layout
-from secateur.model.modeling_secateur import (
-    FAMILIES,
-    PREFIX,
-    Family,
-    classes,
-    drop_block,
-    ends_of,
-    family_of,
-    shape_of,
-    state_ends,
-    state_family,
-    state_shapes,
-)
+from secateur.model.modeling_secateur import FAMILIES, PREFIX, Family, classes
 from secateur.model.refusals import ARCHITECTURE, refuse
 from secateur.model.views import Block
 from secateur.record import Facts, Record
@@ -52,10 +41,7 @@ class Model:
     """
 
     def __init__(
-        self,
-        hf: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        source: Facts | None = None,
+        self, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None, source: Facts | None = None
     ) -> None:
         self.family = require_family(hf.config)
         self.hf: Any = hf
@@ -156,13 +142,14 @@ class Model:
 
     def forget_block(self, number: int) -> None:
         """Take a block out of the model; for `surgery.apply` only."""
-        drop_block(self.hf, self.family, self.position(number))
+        modeling.drop_block(self.hf, self.family, self.position(number))
         self.numbers.remove(number)
 
     def state_config(self) -> None:
         """Bring the configuration up to date with the modules; for `surgery.apply` only."""
-        state_shapes(self.hf.config, self.family, [shape_of(block, self.family) for block in self.blocks])
-        state_ends(self.hf.config, ends_of(self.hf, self.family))
+        shapes = [modeling.shape_of(block, self.family) for block in self.blocks]
+        modeling.state_shapes(self.hf.config, self.family, shapes)
+        modeling.state_ends(self.hf.config, modeling.ends_of(self.hf, self.family))
 
     def edited(self) -> None:
         """Take the model as it is now for the loaded one: blocks are numbered anew."""
@@ -218,7 +205,7 @@ def require_family(config: Any) -> Family:
         UnsupportedModelError: there is none, the model is of a kind that `refusals` names, or the row does not cover
             one of its settings.
     """
-    family = family_of(config)
+    family = modeling.family_of(config)
     refuse(Description("this model", config.to_dict()), *ARCHITECTURE)
     if family is None:
         raise UnsupportedModelError(
@@ -275,6 +262,6 @@ def _adopt(hf: PreTrainedModel, family: Family) -> None:
     config = copy.deepcopy(hf.config)
     config.__class__ = config_class
     config.__dict__["model_type"] = config_class.model_type  # set there when it came from a file
-    state_family(config, family)
+    modeling.state_family(config, family)
     hf.__class__ = model_class
     hf.config = config

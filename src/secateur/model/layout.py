@@ -9,18 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 
 from secateur.errors import InvalidEditError
-from secateur.model.modeling_secateur import (
-    Ends,
-    Family,
-    Shape,
-    ends_of,
-    has_attention,
-    has_mlp,
-    head_dim_of,
-    in_features,
-    out_features,
-    shape_of,
-)
+from secateur.model import modeling_secateur as modeling
+from secateur.model.modeling_secateur import Ends, Family, Shape
 
 if TYPE_CHECKING:
     from secateur.model.handle import Model
@@ -166,7 +156,7 @@ class Layout:
         blocks = {number: read_block(module, family) for number, module in zip(model.numbers, modules, strict=True)}
         inside = {id(parameter) for module in modules for parameter in module.parameters()}
         other = sum(p.numel() for p in model.hf.parameters() if id(p) not in inside)
-        return cls(blocks=blocks, other=other, ends=ends_of(model.hf, family))
+        return cls(blocks=blocks, other=other, ends=modeling.ends_of(model.hf, family))
 
     @property
     def block_parameters(self) -> int:
@@ -248,37 +238,29 @@ def read_block(module: nn.Module, family: Family) -> BlockLayout:
     def size(*paths: str) -> int:
         return sum(p.numel() for path in paths for p in module.get_submodule(path).parameters())
 
-    shape = shape_of(module, family)
-    attention = size(family.attention) if has_attention(module, family) else 0
+    shape = modeling.shape_of(module, family)
+    attention = size(family.attention) if modeling.has_attention(module, family) else 0
     mlp = size(*family.mlp)
     norms = size(*family.attention_norms), size(*family.mlp_norms), size(*family.shared_norms)
-    head_dim = head_dim_of(module, family) if attention else 0
+    head_dim = modeling.head_dim_of(module, family) if attention else 0
     kv_group = 0
     if attention:
         rows = (shape.query_heads + 2 * shape.kv_heads) // shape.kv_heads * head_dim
         columns = shape.query_heads // shape.kv_heads * head_dim
         kv_group = rows * _row_cost(module, family.qkv[0]) + columns * _column_cost(module, family.out)
     neuron = 0
-    if has_mlp(module, family):
+    if modeling.has_mlp(module, family):
         fused = 2 if family.fused_mlp_in else 1
         rows_cost = sum(fused * _row_cost(module, path) for path in family.mlp_in)
         neuron = rows_cost + _column_cost(module, family.mlp_out)
     rest = sum(p.numel() for p in module.parameters()) - attention - mlp - sum(norms)
     return BlockLayout(
-        shape=shape,
-        head_dim=head_dim,
-        attention=attention,
-        attention_norms=norms[0],
-        mlp=mlp,
-        mlp_norms=norms[1],
-        neuron=neuron,
-        kv_group=kv_group,
-        rest=rest,
-        shared_norms=norms[2],
+        shape=shape, head_dim=head_dim, attention=attention, attention_norms=norms[0], mlp=mlp, mlp_norms=norms[1],
+        neuron=neuron, kv_group=kv_group, rest=rest, shared_norms=norms[2],
         mlp_rows=len(family.mlp_in) * (2 if family.fused_mlp_in else 1),
         attention_bias=bool(attention) and _has_bias(module, family.out),
-        mlp_bias=has_mlp(module, family) and _has_bias(module, family.mlp_out),
-    )
+        mlp_bias=modeling.has_mlp(module, family) and _has_bias(module, family.mlp_out),
+    )  # fmt: skip
 
 
 def _numel(*sizes: tuple[int, int] | None) -> int:
@@ -291,9 +273,9 @@ def _has_bias(module: nn.Module, path: str) -> bool:
 
 def _row_cost(module: nn.Module, path: str) -> int:
     linear: Any = module.get_submodule(path)
-    return in_features(linear) + (linear.bias is not None)
+    return modeling.in_features(linear) + (linear.bias is not None)
 
 
 def _column_cost(module: nn.Module, path: str) -> int:
     linear: Any = module.get_submodule(path)
-    return out_features(linear)
+    return modeling.out_features(linear)

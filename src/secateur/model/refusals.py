@@ -59,7 +59,8 @@ def _multimodal(about: Description) -> str | None:
 
 
 def _mixture_of_experts(about: Description) -> str | None:
-    count = next((f"{key}={n}" for key in _EXPERTS if _positive(n := about.config.get(key))), None)
+    numbers = {key: about.config.get(key) for key in _EXPERTS}
+    count = next((f"{key}={n}" for key, n in numbers.items() if isinstance(n, int) and n > 0), None)
     if count is None and about.type not in _EXPERT_TYPES:
         return None
     said = _type(about) + (f", {count}" if count else "")
@@ -211,10 +212,6 @@ def _type(about: Description) -> str:
 
 def _families() -> str:
     return ", ".join(sorted(FAMILIES))
-
-
-def _positive(count: Any) -> bool:
-    return isinstance(count, int) and count > 0
 
 
 def _list(value: Any) -> Iterable[Any]:

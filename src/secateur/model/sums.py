@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from secateur.assets.cache import sha256_of
 from secateur.errors import CheckpointError
 from secateur.model.described import Description
 
@@ -45,15 +45,9 @@ def verify_weights(about: Description) -> bool:
         if weights is None:
             instead = "it was not uploaded, or cannot be fetched now" if about.on_hub else "restore it from a copy"
             raise CheckpointError(f"{about.name} has no {name}, which {SUMS} lists; {instead}")
-        if sha256(weights) != digest:
+        if sha256_of(weights) != digest:
             raise CheckpointError(
                 f"{weights} is not the file that secateur wrote: its sha256 differs from {SUMS}. If it is "
                 f"damaged, restore it from a copy; if it was changed on purpose, take {SUMS} away"
             )
     return True
-
-
-def sha256(path: Path) -> str:
-    """Of a file's content, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

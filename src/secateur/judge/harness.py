@@ -98,12 +98,7 @@ def _silenced() -> Iterator[None]:
 
 
 def local_tasks(names: Mapping[str, Mapping[str, list[Any]]], folder: str, rows: Rows) -> Tasks:
-    """lm-eval's own tasks with rows of ours.
-
-    Args:
-        names: each task's rows, by split.
-        folder: where lm-eval keeps their files, inside its `tasks`.
-        rows: where the rows come from, for messages.
+    """lm-eval's own tasks, whose files lie in a `folder` of its `tasks`, with rows of ours: of each task by split.
 
     Raises:
         DataError: the rows do not have what the tasks need.
@@ -160,9 +155,8 @@ def _require_named_files(path: Path) -> None:
     from lm_eval.tasks._yaml_loader import load_yaml
 
     config = load_yaml(path, resolve_func=False)
-    readers = ("json", "csv", "parquet", "text", "arrow")
-    told = config.get("dataset_kwargs") or {}
-    if config.get("dataset_path") in readers and not {"data_files", "data_dir"} & set(told):
+    names = {"data_files", "data_dir"} & set(config.get("dataset_kwargs") or {})
+    if config.get("dataset_path") in ("json", "csv", "parquet", "text", "arrow") and not names:
         raise DataError(
             f"{path} reads {config['dataset_path']} and names no files: put them under `dataset_kwargs`, as "
             "`data_files: {test: rows.jsonl}`"

@@ -24,9 +24,9 @@ def examples(model: Model) -> list[edits.Edit]:
     with model.open(1) as block:
         shape = block.weight("mlp_out").shape
     return [
-        edits.DropBlock(1), edits.DropAttention(1), edits.DropMLP(1), edits.KeepNeurons(1, (0, 2)), edits.KeepHeads(1, (1,)),
-        edits.SetWeight(1, "mlp_out", random(*shape)), edits.FoldNorms(), edits.Rebase(3, orthonormal(model.hidden_size, 9)), edits.UntieHead(),
-        edits.CentreEmbedding(),
+        edits.DropBlock(1), edits.DropAttention(1), edits.DropMLP(1), edits.KeepNeurons(1, (0, 2)),
+        edits.KeepHeads(1, (1,)), edits.SetWeight(1, "mlp_out", random(*shape)), edits.FoldNorms(),
+        edits.Rebase(3, orthonormal(model.hidden_size, 9)), edits.UntieHead(), edits.CentreEmbedding(),
     ]  # fmt: skip
 
 

@@ -61,6 +61,17 @@ def lopsided(model: Model) -> Model:
     return edited(model, *possible(model, edits))
 
 
+def still(model: Model, *parts: Part) -> Model:
+    """A copy in which these parts leave the residual stream as it is, their weights still there."""
+    model = edited(model)
+    for part in parts:
+        with model.open(part.block) as block, torch.no_grad():
+            linears = [block.attention_out] * (part.kind != "mlp") + [block.mlp_out] * (part.kind != "attention")
+            for parameter in [each for linear in linears for each in linear.parameters()]:
+                parameter.zero_()
+    return model
+
+
 def weighted(tokens: Tokens, seed: int = 0) -> Tokens:
     """The same windows with weights of zero, one and others."""
     choices = torch.tensor([0.0, 0.5, 1.0, 2.0])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,14 +24,12 @@ from secateur.errors import (
     UnknownNameError,
 )
 from secateur.judge.judging import Judging
-from secateur.judge.results import Failure, TaskResult
 from secateur.methods import registry
 from secateur.model.handle import Model
 from secateur.output import Output
 from secateur.pruning import run_job
 from secateur.run import Run
-from secateur.surgery.apply import apply
-from secateur.surgery.edits import DropBlock, Edit, from_json
+from secateur.surgery.edits import DropBlock, Edit
 
 
 def model_with_tokenizer(family: str = "llama") -> Model:
@@ -196,18 +193,6 @@ def test_windows_are_the_papers_within_the_models_positions(texts: tuple[Path, P
     assert (job.tokens.samples, job.tokens.length) == (32, 64)
 
 
-def test_responses_alone_may_count(texts: tuple[Path, Path]) -> None:
-    model = model_with_tokenizer()
-    pruned = secateur.prune(
-        model, sparsity=0.5, calibration=str(texts[1]), count="responses", samples=3, length=60, search_samples=3
-    )
-    everything = secateur.prune(
-        model_with_tokenizer(), sparsity=0.5, calibration=str(texts[1]), samples=3, length=60, search_samples=3
-    )
-    assert pruned.record.calibration["count"] == "responses"
-    assert pruned.record.edits != everything.record.edits
-
-
 # --- saved ---
 
 
@@ -216,9 +201,7 @@ def test_what_is_saved_is_what_was_pruned(family: str, tmp_path: Path) -> None:
     model = model_with_tokenizer(family)
     pruned = small(model, attentions=1)
     assert secateur.save(pruned, tmp_path / "out") == "B"
-    loaded = secateur.load(str(tmp_path / "out"))
-    assert loaded.fingerprint() == model.fingerprint()
-    assert loaded.layout() == model.layout()
+    assert secateur.load(str(tmp_path / "out")).fingerprint() == model.fingerprint()
     record = json.loads((tmp_path / "out" / "secateur.json").read_text())
     assert record == json.loads(json.dumps(pruned.record.to_json()))
     card = (tmp_path / "out" / "README.md").read_text()
@@ -255,14 +238,6 @@ def test_pruning_again_chains_the_records(tmp_path: Path) -> None:
         assert [parent.fingerprint for parent in each.record.parents] == [first.record.fingerprint]
         assert each.record.before == first.record.after
         assert each.model.fingerprint() == second.model.fingerprint()
-    original = tiny("qwen3")
-    for entry in [*first.record.edits, *second.record.edits]:
-        apply(original, from_json(entry))
-    assert original.fingerprint() == second.model.fingerprint()
-    secateur.save(second, tmp_path / "two")
-    third = secateur.load(str(tmp_path / "two"))
-    assert [parent.sparsity.asked for parent in third.parents] == [0.5, 0.3]
-    assert "pruned by 2ssp" in (tmp_path / "two" / "README.md").read_text()
 
 
 # --- evaluated ---
@@ -323,25 +298,6 @@ def test_a_gate_looks_at_the_judged_model_only(texts: tuple[Path, Path]) -> None
     assert len(passes) + len(swapped) == 1
 
 
-def test_the_gates_mean_over_tasks_leaves_out_what_is_at_chance_for_the_dense_model(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    model, dense = model_with_tokenizer(), model_with_tokenizer()
-    right = {"easy": (0.6, 0.9), "hard": (0.9, 0.5)}  # the model's, the dense one's
-
-    def judged(each: Any, plan: Any, **_: Any) -> dict[str, TaskResult]:
-        common: dict[str, Any] = {"metric": "acc", "stderr": 0.01, "chance": 0.5}
-        return {task: TaskResult(**common, value=values[each is dense]) for task, values in right.items()}
-
-    plan = tuple(types.SimpleNamespace(name=task) for task in right)
-    monkeypatch.setattr("secateur.judge.judging.plan_tasks", lambda *_, **__: plan)
-    monkeypatch.setattr("secateur.judge.judging.judge_tasks", judged)
-    (failed,) = secateur.evaluate(model, Judging(tasks=("x",)), against=dense, fail_if=["tasks<0.7"]).failed
-    assert failed == Failure(condition="tasks<0.7", figure="tasks", value=0.6)
-    with pytest.raises(SecateurError, match="--against"):
-        secateur.evaluate(model, Judging(tasks=("x",)), fail_if=["tasks<0.7"])
-
-
 @pytest.mark.parametrize(
     ("judging", "words", "message"),
     [
@@ -365,15 +321,6 @@ def test_bad_requests_are_refused_before_any_work(
     model.hf.register_forward_pre_hook(lambda *_: pytest.fail("work was done"))
     with pytest.raises(SecateurError, match=message):
         secateur.evaluate(model, Judging(texts=named, **given), **words)
-
-
-def test_edits_of_a_pruned_model_count_blocks_as_they_are_now() -> None:
-    model = tiny("llama")
-    record = small(model, attentions=2).record
-    gone = [entry["block"] for entry in record.edits if entry["edit"] == "DropAttention"]
-    again = secateur.prune(model, sparsity=0.2, calibration=tiny_tokens(model, 2, 8), attentions=1).record
-    assert again.edits[-1]["block"] not in gone
-    assert edited(tiny("llama"), *(from_json(e) for e in [*record.edits, *again.edits])).layout() == model.layout()
 
 
 def test_blocks_that_went_are_not_counted_by_the_next_pruning(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,12 +16,12 @@ from oracles import edit_facts, mean_kl
 from torch import Tensor
 
 from secateur.engine.tokens import Tokens
-from secateur.engine.walk import Follower, Tap
-from secateur.errors import JournalError, SecateurError, UnsupportedEditError
+from secateur.engine.walk import Follower, Tap, walk
+from secateur.errors import InvalidEditError, InvalidOptionError, JournalError, SecateurError, UnsupportedEditError
 from secateur.methods import Method, registry
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
-from secateur.pruning import Filter, Job, Pruned, Request, plan, prepare, run_job
+from secateur.pruning import Filter, Job, Pruned, Request, plan, prepare, run_job, run_method
 from secateur.run import MemoryStore, Run
 from secateur.surgery.edits import Edit, KeepHeads, KeepNeurons, SetWeight
 
@@ -129,7 +129,8 @@ def test_a_replay_takes_no_forward_and_closed_blocks_have_no_weights(method: str
 def test_it_is_part_of_the_identity_and_of_the_record() -> None:
     model = tiny("llama")
     other = Filter("refit", (), refit, {"damping": 0.1})
-    jobs = [job("2ssp", model), job("2ssp", model, REFIT), job("2ssp", model, other), job("2ssp", model, REFIT, other)]
+    second = Filter("again", (), refit, {"damping": 0.1})
+    jobs = [job("2ssp", model, *filters) for filters in ((), (REFIT,), (other,), (REFIT, second))]
     assert len({each.fingerprint for each in jobs}) == 4
     pruned, _ = run("2ssp", REFIT)
     assert pruned.record.filters == {"refit": {"damping": 1e-3}}
@@ -171,3 +172,30 @@ def test_statistics_are_asked_for_in_the_order_of_the_blocks() -> None:
     follower.second_moment(2, "mlp_hidden")
     with pytest.raises(SecateurError, match="block 1"):
         follower.second_moment(1, "mlp_hidden")
+
+
+@pytest.mark.parametrize("filters", [(REFIT, REFIT), (Filter("odd", (), refit, {"damping": {1}}),)])
+def test_what_would_make_two_jobs_one_is_refused_before_any_work(filters: tuple[Filter, ...]) -> None:
+    with pytest.raises(InvalidOptionError, match=r"refit|odd"):
+        job("2ssp", tiny("llama"), *filters)
+
+
+def walks(model: Model, tokens: Tokens, budget: Budget, run: Run) -> Iterator[Edit]:
+    """One head of each block, while walking."""
+    for visit in walk(model, tokens, run=run):
+        visit.observe(block_out=lambda x, w: None)
+        yield KeepHeads(visit.block.number, (0,))
+
+
+def impossible(model: Model, tokens: Tokens, run: Run, edits: Iterator[Edit]) -> Iterator[Edit]:
+    yield next(edits)
+    yield KeepNeurons(3, (99999,))
+
+
+def test_a_run_that_fails_leaves_no_walk_behind() -> None:
+    model, method = tiny("llama"), replace(HEADS, name="walks", prune=walks)
+    bad = Filter("bad", (KeepNeurons,), impossible)
+    with pytest.raises(InvalidEditError) as caught:
+        run_method(model, method, tiny_tokens(model, 2, 8), Budget(0.5), Run(), filters=[bad])
+    assert caught.tb is not None  # which still holds the generators
+    assert model.guards == []

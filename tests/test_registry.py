@@ -196,37 +196,13 @@ def test_other_packages_add_methods_by_an_entry_point(monkeypatch: pytest.Monkey
     assert model.numbers == [0, 1]
 
 
-def _gone() -> None:
-    raise ImportError("no module named 'gone'")
-
-
-def _stops() -> None:
-    raise SystemExit
-
-
-def _takes_our_name() -> None:
-    method("2ssp", **FACTS)(drop_last)
-
-
-def _unreadable() -> None:
-    def unreadable(model: Any, tokens: Any, budget: Any, run: Any, *, count: "Nowhere" = 1) -> Iterator[Edit]:  # type: ignore[name-defined]  # noqa: F821, UP037  # it is what is tried
-        """Do it.
-
-        Args:
-            count: how many.
-        """
-        yield DropBlock(0)
-
-    method("broken", **FACTS)(unreadable)
-
-
 @pytest.mark.usefixtures("own_registry")
-@pytest.mark.parametrize("load", [_gone, _stops, _takes_our_name, _unreadable])
 def test_somebody_elses_broken_package_is_told_and_left_out(
-    load: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ours = dict(registry._METHODS)
-    broken = SimpleNamespace(name="broken", value="gone:method", load=load)
+    """A method whose annotations cannot be read; the others are tried for real in test_plugin.py."""
+    monkeypatch.setitem(drop_last.__annotations__, "count", "Nowhere")
+    broken, ours = SimpleNamespace(name="last", value="gone:method", load=register), dict(registry._METHODS)
     monkeypatch.setattr(registry, "entry_points", lambda *, group: [broken])
     monkeypatch.setattr(logging.getLogger("secateur"), "propagate", True)
     with caplog.at_level(logging.WARNING):

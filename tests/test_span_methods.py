@@ -10,9 +10,10 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from models import tiny, tiny_tokens
-from oracles import PROPERTY, activations, edited, lopsided, standing, weighted
+from oracles import PROPERTY, activations, edited, lopsided, standing, still, weighted
 from torch import Tensor
 
+from secateur.engine.sweep import Part
 from secateur.engine.tokens import Tokens
 from secateur.errors import DataError, InfeasibleBudgetError
 from secateur.methods import get_method
@@ -23,7 +24,7 @@ from secateur.model.handle import Model
 from secateur.pruning import run_method
 from secateur.run import Run
 from secateur.solvers.similarity import span_distances
-from secateur.surgery.edits import DropBlock, Edit
+from secateur.surgery.edits import DropBlock
 
 
 def block_influence(model: Model, tokens: Tokens, *, positions: Any = "all", run: Run) -> Tensor:
@@ -68,24 +69,9 @@ def test_distances_are_those_of_the_dense_models_stream(family: str, positions: 
                 torch.testing.assert_close(distances, (want * weights).sum(1) / weights.sum(), rtol=1e-4, atol=1e-6)
 
 
-def still(model: Model, *numbers: int) -> Model:
-    """A copy in which these blocks leave the residual stream as it is, their weights still there."""
-    model = edited(model)
-    for number in numbers:
-        with model.open(number) as block, torch.no_grad():
-            for linear in (block.attention_out, block.mlp_out):
-                linear.weight.zero_()
-                if linear.bias is not None:
-                    linear.bias.zero_()
-    return model
-
-
 def dropped(model: Model, name: str, budget: Budget, tokens: Tokens | None = None, **options: Any) -> list[int]:
     tokens = tokens or tiny_tokens(model, 2, 8)
-    return numbers(run_method(model, get_method(name), tokens, budget, Run(), **options).edits)
-
-
-def numbers(edits: list[Edit]) -> list[int]:
+    edits = run_method(model, get_method(name), tokens, budget, Run(), **options).edits
     assert all(isinstance(edit, DropBlock) for edit in edits)
     return [edit.block for edit in edits]
 
@@ -94,14 +80,18 @@ def numbers(edits: list[Edit]) -> list[int]:
 @pytest.mark.parametrize("family", ["llama", "phi3", "opt"])
 def test_blocks_that_do_nothing_go(family: str, positions: str) -> None:
     model = tiny(family, num_hidden_layers=6)
+
+    def gone(name: str, sparsity: float, *silent: int) -> list[int]:
+        quiet = still(model, *(Part(number, "block") for number in silent))
+        return dropped(quiet, name, Budget(sparsity), positions=positions)
+
     # 0: the first block is judged as all others are; ties go to the lower number
-    assert dropped(still(model, 4, 0), "shortgpt", Budget(1 / 3), positions=positions) == [0, 4]
+    assert gone("shortgpt", 1 / 3, 4, 0) == [0, 4]
     for start in (0, 2, 4):
-        gone = dropped(still(model, start, start + 1), "window", Budget(1 / 3), positions=positions)
-        assert gone == [start, start + 1]
+        assert gone("window", 1 / 3, start, start + 1) == [start, start + 1]
     # shortgpt takes the stillest wherever they are; a window is whole
-    assert dropped(still(model, 1, 3, 4), "shortgpt", Budget(0.5), positions=positions) == [1, 3, 4]
-    assert dropped(still(model, 1, 3, 4), "window", Budget(1 / 3), positions=positions) == [3, 4]
+    assert gone("shortgpt", 0.5, 1, 3, 4) == [1, 3, 4]
+    assert gone("window", 1 / 3, 1, 3, 4) == [3, 4]
 
 
 def test_only_the_last_token_that_counts_is_looked_at() -> None:
@@ -109,17 +99,15 @@ def test_only_the_last_token_that_counts_is_looked_at() -> None:
     tokens = tiny_tokens(model, 2, 8)
     weights = torch.ones(2, 8)
     weights[:, 5:] = 0
-    cut = tokens.first(2, 5)
-    got = block_influence(model, Tokens.of(tokens.ids, weights), positions="last", run=Run())
-    torch.testing.assert_close(got, block_influence(model, cut, positions="last", run=Run()))
-    weights[0] = 0  # a window where nothing counts is passed over
-    got = block_influence(model, Tokens.of(tokens.ids, weights), positions="last", run=Run())
-    second = Tokens.of(cut.ids[1:])
-    torch.testing.assert_close(got, block_influence(model, second, positions="last", run=Run()))
+    for windows in (2, 1):  # a window where nothing counts is passed over
+        weights[windows:] = 0
+        got = block_influence(model, Tokens.of(tokens.ids, weights), positions="last", run=Run())
+        cut = block_influence(model, tokens.first(windows, 5), positions="last", run=Run())
+        torch.testing.assert_close(got, cut)
     silent = edited(model)  # nothing enters the first block at its first token: no direction, but no NaN
     silent.hf.get_input_embeddings().weight.data[tokens.ids[0, 0]] = 0
     assert 0 < block_influence(silent, tokens, run=Run())[0] <= 2
-    with pytest.raises(DataError, match="no token"):
+    with pytest.raises(DataError):
         block_influence(model, Tokens.of(tokens.ids, torch.zeros(2, 8)), run=Run())
 
 

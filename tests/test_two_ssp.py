@@ -165,10 +165,6 @@ def test_a_plan_meets_its_target_to_a_rounded_neuron_per_block(given: tuple[Layo
         assert made.attentions == chosen["attentions"]
 
 
-def stated(error: InfeasibleBudgetError) -> list[tuple[float, float]]:
-    return [(float(low), float(high)) for low, high in re.findall(r"([\d.]+) to ([\d.]+)", str(error))]
-
-
 def reaches(layout: Layout, sparsity: float, budget: Budget, chosen: dict[str, Any]) -> bool:
     try:
         return bool(balance(layout, Budget(sparsity, of=budget.of, round_to=budget.round_to), **chosen))
@@ -186,21 +182,17 @@ def test_a_refusal_states_what_can_be_reached(
     assume(not reaches(layout, budget.sparsity, budget, chosen))
     with pytest.raises(InfeasibleBudgetError) as caught:
         balance(layout, budget, **chosen)
-    ranges = stated(caught.value)
+    ranges = [(float(a), float(b)) for a, b in re.findall(r"([\d.]+) to ([\d.]+)", str(caught.value))]
     edges = [0.0, *(edge for pair in ranges for edge in pair), 1.0]
     assert edges == sorted(edges)
-    for low, high in ranges:
-        inside = range(round(1000 * low), round(1000 * high) + 1)
-        assert all(reaches(layout, i / 1000, budget, chosen) for i in inside)
-        assert not low <= budget.sparsity <= high
-    # the ranges are whole, and nothing nearer can be reached
-    for low, high in ranges:
-        for outside in (low - 0.001, high + 0.001):
-            if 0.0005 < outside < 0.9995:
-                assert not reaches(layout, round(outside, 3), budget, chosen)
-    nearest_low = max([high for _, high in ranges if high < budget.sparsity], default=0)
-    nearest_high = min([low for low, _ in ranges if low > budget.sparsity], default=1)
-    between = [i for i in range(1, 1000) if nearest_low < i / 1000 < nearest_high]
+    assert not any(low <= budget.sparsity <= high for low, high in ranges)
+    for low, high in ranges:  # whole, and nothing nearer can be reached
+        assert all(reaches(layout, i / 1000, budget, chosen) for i in range(round(1000 * low), round(1000 * high) + 1))
+        outside = [each for each in (low - 0.001, high + 0.001) if 0.0005 < each < 0.9995]
+        assert not any(reaches(layout, round(each, 3), budget, chosen) for each in outside)
+    below = max(edge for edge in edges if edge <= budget.sparsity)
+    above = min(edge for edge in edges if edge >= budget.sparsity)
+    between = [i for i in range(1, 1000) if below < i / 1000 < above]
     if between:
         assert not reaches(layout, data.draw(st.sampled_from(between)) / 1000, budget, chosen)
 

@@ -151,7 +151,7 @@ def test_an_edit_behind_the_walk_is_refused_and_changes_nothing(edit: Edit, refu
     for visit in walk(model, tokens):
         visit.advance(**seen.taps(visit))
         if visit.block.number == 2 and refused:
-            with pytest.raises(InvalidEditError, match="behind a walk that stands at block 3"):
+            with pytest.raises(InvalidEditError, match="block 3"):
                 apply(model, edit)
             assert model.fingerprint() == before
         elif visit.block.number == 2:
@@ -160,27 +160,23 @@ def test_an_edit_behind_the_walk_is_refused_and_changes_nothing(edit: Edit, refu
     assert (3, "block_out") in seen.x or edit == DropBlock(3)
 
 
-@pytest.mark.parametrize("then", ["advance", "observe"])
-def test_advance_comes_last(then: str) -> None:
+def test_advance_comes_last() -> None:
     model = tiny("qwen3")
     visit = next(walk(model, tiny_tokens(model, 2, 6)))
     visit.advance()
-    with pytest.raises(SecateurError, match="`advance` comes last"):
-        getattr(visit, then)()
+    for then in (visit.advance, visit.observe):
+        with pytest.raises(SecateurError, match="advance"):
+            then()
 
 
-@pytest.mark.parametrize("samples", [1, 2])
-@pytest.mark.parametrize("block", [0, 3])
+@pytest.mark.parametrize(("block", "samples"), [(0, 1), (3, 1), (0, 2), (3, 2)])
 def test_an_edit_inside_a_walk_over_samples_is_refused(block: int, samples: int) -> None:
     model = tiny("qwen3")
-
-    def edit_inside() -> None:
-        for visit in walk(model, tiny_tokens(model, samples, 6), order="samples"):
+    visits = walk(model, tiny_tokens(model, samples, 6), order="samples")
+    with pytest.raises(SecateurError, match="samples"):  # noqa: PT012  # at the edit, or as the walk goes on
+        for visit in visits:
             if visit.block.number == block:
                 apply(model, DropAttention(block))
-
-    with pytest.raises(SecateurError, match="edit inside a walk over samples"):
-        edit_inside()
 
 
 @pytest.mark.parametrize(("order", "passes"), [("blocks", 1), ("samples", 1), ("one by one", 3)])
@@ -212,10 +208,9 @@ def test_the_meter_counts_every_token_through_every_block(order: str, batch_size
 
 @pytest.mark.parametrize("order", ["blocks", "samples"])
 def test_what_nobody_looks_at_is_not_run(order: str) -> None:
-    model = tiny("mistral")
-    tokens = tiny_tokens(model, 3, 7)
-    run = Run()
-    calls = []
+    model, run = tiny("mistral"), Run()
+    model.hf.lm_head.weight = nn.Parameter(torch.zeros(1, 1))  # nor the head ever: it would fail at once
+    tokens, calls = tiny_tokens(model, 3, 7), []
     handle = model.hf.model.register_forward_pre_hook(lambda *_: calls.append(1))
     for _ in walk(model, tokens, order=order, run=run):
         pass
@@ -252,12 +247,6 @@ def test_a_look_ends_where_the_last_tap_is_shown(family: str, taps: tuple[str, .
     for number in model.numbers:
         for name in taps:
             assert torch.equal(part.all(number, name), whole.all(number, name))
-
-
-def test_the_head_is_never_run() -> None:
-    model = tiny("qwen3")
-    model.hf.lm_head.weight = nn.Parameter(torch.zeros(1, 1))  # would fail at once
-    assert len(collect(model, tiny_tokens(model, 2, 6)).x) == 20
 
 
 @pytest.mark.parametrize("tap", TAPS)

@@ -11,16 +11,18 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from functools import cached_property
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from secateur.engine.tokens import Count, Tokens, check_tokens, read_tokens
-from secateur.errors import CheckpointError
+from secateur.errors import CheckpointError, InvalidOptionError
 from secateur.export import tier
 from secateur.folders import claimed, require_space
 from secateur.judge.judging import Judging
@@ -28,7 +30,7 @@ from secateur.judge.perplexity import before_and_after, perplexity
 from secateur.methods import Method, Options, get_method
 from secateur.model.budget import Budget, Convention, shares
 from secateur.model.facts import environment, origin, sizes
-from secateur.model.handle import Model, require_positions
+from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.model.load import Source, check_device
 from secateur.output import Outcome, Output
@@ -47,6 +49,9 @@ from secateur.surgery.edits import Edit, named, to_json
 from secateur.version import __version__
 
 logger = logging.getLogger(__name__)
+
+# What a configuration says that decides no figure.
+_VOLATILE = {"transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures", "auto_map"}
 
 
 @dataclass(frozen=True)
@@ -157,6 +162,7 @@ def plan(request: Request, model: Model, *, device: str | None = None) -> Plan:
     method, budget, tokens = get_method(request.method), request.budget, request.calibration
     options = method.complete(request.options)
     _require_edits(model, method, request.filters)
+    _check_filters(request.filters)
     if isinstance(tokens, Tokens):
         check_tokens(model, tokens)
         samples, length = method.window_shape(model.max_length, tokens.samples, tokens.length)
@@ -207,20 +213,39 @@ def run_method(
     complete = method.complete(options)
     _require_edits(model, method, filters)
     before = predicted = model.layout()
-    stream = method.prune(model, tokens, budget, run, **complete)
-    for filtering in filters:
-        stream = filtering.apply(model, tokens, run.scoped(filtering.name), stream, **filtering.options)
     edits = []
-    for edit in stream:
-        apply(model, edit)
-        if not run.rehearses:
-            logger.debug("applied %s%s", type(edit).__name__, _place(edit))
-        predicted = predict(predicted, edit)
-        edits.append(named(edit))
+    with ExitStack() as stack:  # a generator that is left behind would keep its walk, and a block, open
+        stream = _closing(stack, method.prune(model, tokens, budget, run, **complete))
+        for filtering in filters:
+            scope = run.scoped(filtering.name)
+            stream = _closing(stack, filtering.apply(model, tokens, scope, stream, **filtering.options))
+        for edit in stream:
+            apply(model, edit)
+            if not run.rehearses:
+                logger.debug("applied %s%s", type(edit).__name__, _place(edit))
+            predicted = predict(predicted, edit)
+            edits.append(named(edit))
     after = model.layout()
     if after != predicted:
         raise CheckpointError("the pruned model's layout is not the one that its edits predict; please report this")
     return Pruning(method.name, complete, budget, edits, before, after)
+
+
+def _check_filters(filters: Sequence[Filter]) -> None:
+    """Refuse what would make two jobs one, or one run's steps another's."""
+    names = [filtering.name for filtering in filters]
+    if len(set(names)) < len(names):
+        raise InvalidOptionError(f"filters need names of their own, not {', '.join(names)}")
+    for filtering in filters:
+        try:
+            json.dumps(dict(filtering.options))
+        except (TypeError, ValueError) as error:
+            raise InvalidOptionError(f"options of the filter '{filtering.name}' are no JSON: {error}") from error
+
+
+def _closing(stack: ExitStack, edits: Iterator[Edit]) -> Iterator[Edit]:
+    stack.callback(getattr(edits, "close", lambda: None))
+    return edits
 
 
 def _require_edits(model: Model, method: Method, filters: Sequence[Filter]) -> None:
@@ -248,40 +273,68 @@ class Pruned:
 
 @dataclass(frozen=True)
 class Job:
-    """A pruning that is fully specified and not yet run: every argument is checked, nothing is changed."""
+    """A pruning that is fully specified and not yet run: every argument is checked, nothing is changed.
+
+    Attributes:
+        model_fingerprint: of the weights; settings: of the configuration, as JSON.
+    """
 
     plan: Plan
     model: Model
     tokens: Tokens
     model_fingerprint: str
+    settings: str
+
+    @classmethod
+    def of(cls, planned: Plan, model: Model, tokens: Tokens) -> Job:
+        """Looks at all weights, once.
+
+        Raises:
+            NumericalError: one is no number.
+        """
+        config = {key: value for key, value in model.hf.config.to_dict().items() if key not in _VOLATILE}
+        return cls(planned, model, tokens, model.fingerprint(), json.dumps(config, sort_keys=True, default=str))
 
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of all that decides the outcome; on one kind of device, jobs of one identity give the same model."""
-        request = self.plan.request
+        request, method = self.plan.request, self.plan.method
         parts = [
-            self.model_fingerprint, self.tokens.fingerprint(), self.plan.method.name, dict(self.plan.options),
-            asdict(request.budget), request.seed, __version__,
-            *([[filtering.name, dict(filtering.options)] for filtering in request.filters]),
+            self.model_fingerprint, self.settings, self.tokens.fingerprint(), method.name, dict(self.plan.options),
+            asdict(request.budget), request.seed, __version__, _code_version(method.prune),
+            *([f.name, dict(f.options), _code_version(f.apply)] for f in request.filters),
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+def _code_version(function: Callable[..., Any]) -> str | None:
+    """The version of another package that a method or filter comes from, where it has one."""
+    package = function.__module__.partition(".")[0]
+    if package == "secateur":
+        return None
+    return next((version(name) for name in packages_distributions().get(package, ())), None)
+
+
 def prepare(planned: Plan, model: Model) -> Job:
-    """Read the calibration and look at the weights, before anything is changed.
+    """Read the calibration, if the request has only its name, and look at the weights, before anything is changed.
 
     Raises:
         NumericalError: a weight is no number.
         DataError: the calibration cannot be read, is too short, or the tokenizer is another model's.
     """
+    return Job.of(planned, model, _calibration(planned, model))
+
+
+def _calibration(planned: Plan, model: Model) -> Tokens:
+    """Args: model: with its tokenizer; it may be a hollow one."""
     request, tokens = planned.request, planned.request.calibration
-    if not isinstance(tokens, Tokens):
-        name = tokens or ("demo" if model.source.get("asked") == "demo" else "c4")
-        tokens = read_tokens(
-            model, name, purpose="calibration", length=planned.length, samples=planned.samples, seed=request.seed,
-            count=request.count, data=request.data, cache=request.cache,
-        )  # fmt: skip
-    return Job(planned, model, tokens, model.fingerprint())
+    if isinstance(tokens, Tokens):
+        return tokens
+    return read_tokens(
+        model, tokens or ("demo" if model.source.get("asked") == "demo" else "c4"), purpose="calibration",
+        length=planned.length, samples=planned.samples, seed=request.seed, count=request.count, data=request.data,
+        cache=request.cache,
+    )  # fmt: skip
 
 
 def prune(model: Model, method: str = "2ssp", *, run: Run | None = None, **request: Any) -> Pruned:
@@ -390,7 +443,7 @@ def prune_to(
 ) -> Outcome:
     """Prune a model that is known by name and write a smaller checkpoint, whole or not at all.
 
-    All that can be refused is refused before gigabytes are read, and all else before the work.
+    All that can be refused is refused before gigabytes are read, but for weights that are NaN, before the work.
 
     Args:
         judging: of which the texts are measured before and after.
@@ -405,22 +458,21 @@ def prune_to(
     text = request.calibration if isinstance(request.calibration, str) else None
     output.check(source.name, text, *judging.texts)
     with claimed(output.folder):
-        hollow = source.hollow()
+        hollow = source.hollow(tokenizer=True)
         device = check_device(None if source.device == "auto" else source.device)
         planned = plan(request, hollow, device=torch.device(device).type)
-        if judging.texts:
-            require_positions(hollow.max_length, judging.length)
-        job = prepare(planned, source.load())
-        if (record := output.holds(job.fingerprint)) is not None:
-            return Outcome(record, was_there=True)
-        require_space(output.folder, planned.after.parameters * job.model.dtype.itemsize)
+        tokens = _calibration(planned, hollow)
         texts = {
             name: read_tokens(
-                job.model, name, purpose="evaluation", length=judging.length, samples=judging.samples,
-                data=request.data, cache=request.cache,
+                hollow, name, purpose="evaluation", length=judging.length, samples=judging.samples, data=request.data,
+                cache=request.cache,
             )
             for name in judging.texts
         }  # fmt: skip
+        job = Job.of(planned, source.load(), tokens)
+        if (record := output.holds(job.fingerprint)) is not None:
+            return Outcome(record, was_there=True)
+        require_space(output.folder, planned.after.parameters * job.model.dtype.itemsize)
         pruned = run_job(job, run=Run(request.seed, observer=observer), measure_on=texts, arguments=arguments)
         output.write(pruned)
         return Outcome(pruned.record, was_there=False)

@@ -184,10 +184,7 @@ class Run:
             TypeError: the result cannot be stored.
             ValueError: the key was asked before.
         """
-        key = self._scope + key
-        if key in self._asked:
-            raise ValueError(f"step {key!r} is asked twice in one run; its second result would be the first one's")
-        self._asked.add(key)
+        key = self._claimed(key)
         try:
             result: T = self.store.get(key)
         except KeyError:
@@ -196,6 +193,13 @@ class Run:
             self.store.put(key, computed)
             result = self.store.get(key)  # what a resumed run would get, to the last bit
         return result
+
+    def _claimed(self, key: str) -> str:
+        key = self._scope + key
+        if key in self._asked:
+            raise ValueError(f"step {key!r} is asked twice in one run; its second result would be the first one's")
+        self._asked.add(key)
+        return key
 
     def rng(self, *key: str | int) -> torch.Generator:
         """A generator that depends on the seed and the key only, never on what was drawn before."""
@@ -278,11 +282,13 @@ class Rehearsal(Run):
         self._made_up = self.rng("made-up losses")
 
     def step(self, key: str, compute: Callable[[], T], *, scratch_bytes: float = 0) -> T:
+        key = self._claimed(key)
         with self.holding(scratch_bytes):
             result = compute()
         _check_storable(result, key)
-        self.root.hold(_tensor_bytes(result))  # the journal keeps it to the end
-        return result
+        self.hold(_tensor_bytes(result))  # the journal keeps it to the end
+        with self.holding(_tensor_bytes(result)):  # and the method has a copy, for a while at least
+            return result
 
     def log(self, message: str, *args: object) -> None:
         pass

@@ -116,8 +116,8 @@ class _Stream:
             self.hidden = [self.inputs.embed(ids) for ids in self.ids]
 
     def _wait(self) -> None:
-        there = [number for number in self.ahead if number in self.model.numbers]
-        self._site, self._seen = 2 * there[0] if there else -1, len(self.model.rebases)
+        ahead = [number for number in self.ahead if number in self.model.numbers]
+        self._site, self._seen = 2 * ahead[0] if ahead else -1, len(self.model.rebases)
 
     def _follow(self) -> None:
         """Take the states along where their place was rebased: X <- X Q is what the blocks before would give now."""
@@ -251,8 +251,8 @@ class Visit:
     def finish(self) -> None:
         """A visit that only observed is advanced, while its block is open; one that did not look is caught up with
         when somebody looks further on."""
-        there = self.block.number in self._stream.model.numbers
-        if self._looked and not self._left and there and len(self._stream.ahead) > 1:  # nothing comes after the last
+        remains = self.block.number in self._stream.model.numbers
+        if self._looked and not self._left and remains and len(self._stream.ahead) > 1:  # nothing comes after the last
             self.advance()
 
     def _reach(self) -> None:

@@ -115,19 +115,19 @@ def _numbers(name: str, text: str) -> list[int]:
     return [int(word) for word in words]
 
 
-def reduced(made: Plan, tokens: int) -> str:
+def reduced(search: Plan, tokens: int) -> str:
     """In a sentence, where a search is smaller than 2SSP's comparison has it; "" where it is nowhere.
 
     Args:
         tokens: of the calibration.
     """
     constants = {
-        "generations": ([made.generations], [made.full]),
-        "offspring": ([made.offspring], [32]),
-        "initial candidates": ([made.initial], [64]),
-        "initial tokens": ([made.initial_tokens], [2048]),
-        "survivors": ([each.survivors for each in made.selections], [2, 1]),
-        "tokens per selection": ([each.tokens for each in made.selections], [2048, 32768]),
+        "generations": ([search.generations], [search.full]),
+        "offspring": ([search.offspring], [32]),
+        "initial candidates": ([search.initial], [64]),
+        "initial tokens": ([search.initial_tokens], [2048]),
+        "survivors": ([selection.survivors for selection in search.selections], [2, 1]),
+        "tokens per selection": ([selection.tokens for selection in search.selections], [2048, 32768]),
         "calibration tokens": ([tokens], [SAMPLES * LENGTH]),
     }
     smaller = [
@@ -203,21 +203,22 @@ def evopress(
         criterion: what is minimised, kl to the dense model (the paper's) or ppl.
         windows: drawn takes other calibration windows for each selection, first always the first ones.
     """
-    made = plan(
+    search = plan(
         model.layout(), budget, units=units, generations=generations, offspring=offspring, initial=initial,
         initial_tokens=initial_tokens, survivors=survivors, selection_tokens=selection_tokens,
         max_mutations=max_mutations,
     )  # fmt: skip
     score = WindowLosses(
-        sweeper_of(model, run), tokens, key=KEY, windows=windows, criterion=criterion, asked=made.asked
+        sweeper_of(model, run), tokens, key=KEY, windows=windows, criterion=criterion, asked=search.asked
     )
-    if short := reduced(made, tokens.samples * tokens.length):
+    if short := reduced(search, tokens.samples * tokens.length):
         run.note("reduced", short)
         run.log("%s", short)
     curve = []
     for generation in evolve(
-        made.space, score, run, key=KEY, generations=made.generations, offspring=made.offspring, initial=made.initial,
-        initial_tokens=made.initial_tokens, selections=made.selections, max_mutations=made.max_mutations,
+        search.space, score, run, key=KEY, generations=search.generations, offspring=search.offspring,
+        initial=search.initial, initial_tokens=search.initial_tokens, selections=search.selections,
+        max_mutations=search.max_mutations,
     ):  # fmt: skip
         curve.append(generation.loss)
         run.log("evopress: generation %d: %s %.6f nats", generation.number, criterion, generation.loss)

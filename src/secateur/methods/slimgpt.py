@@ -76,7 +76,7 @@ def plan(
             strict=True,
         )
     )
-    made: dict[int, BlockPlan] = {}
+    plans: dict[int, BlockPlan] = {}
     owed_heads = owed = 0.0  # KV heads, and parameters, that earlier blocks were rounded down by
     for number, share in shares.items():
         block = layout.blocks[number]
@@ -94,16 +94,16 @@ def plan(
         width = budget.width(shape.width - wanted_neurons, shape.width) if shape.width else 0
         neurons = shape.width - max(width, 1) if shape.width else 0
         owed += share * can_lose[number] - heads * block.kv_group - neurons * block.neuron
-        made[number] = BlockPlan(share, heads, neurons)
+        plans[number] = BlockPlan(share, heads, neurons)
     if first_ratio is None or last_ratio is None:
-        _check_met(layout, budget, made)
-    return made
+        _check_met(layout, budget, plans)
+    return plans
 
 
-def _check_met(layout: Layout, budget: Budget, made: dict[int, BlockPlan]) -> None:
+def _check_met(layout: Layout, budget: Budget, plans: dict[int, BlockPlan]) -> None:
     """Refuse a plan whose heads and neurons are too coarse for the target."""
     blocks, target = layout.blocks, budget.target(layout)
-    lost = sum(each.kv_groups * blocks[n].kv_group + each.neurons * blocks[n].neuron for n, each in made.items())
+    lost = sum(each.kv_groups * blocks[n].kv_group + each.neurons * blocks[n].neuron for n, each in plans.items())
     if abs(lost - target) > _ROUNDING * target:
         units = [size for block in blocks.values() for size in (block.kv_group, block.neuron) if size]
         can_lose = sum(_heads(block) + _neurons(block) for block in blocks.values())

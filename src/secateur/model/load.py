@@ -225,15 +225,23 @@ class Source:
     def load(self) -> Model:
         return load(self.name, device=self.device, dtype=self.dtype, revision=self.revision, cache=self.cache)
 
-    def hollow(self) -> Model:
+    def hollow(self, *, tokenizer: bool = False) -> Model:
         """The model without weights (on `meta`), from its configuration alone; its source has its `model_type`, the
-        `location` (folder or hub id) that the name stands for, and its `revision` there."""
+        `location` (folder or hub id) that the name stands for, and its `revision` there.
+
+        Args:
+            tokenizer: whether its tokenizer is loaded too.
+        """
         location, _ = resolve_model(self.name, cache=self.cache, revision=self.revision)
         check_dtype(self.dtype)
         config, about = read_config(location, self.revision)
         dtype = getattr(torch, self.dtype) if self.dtype != "auto" else (config.dtype or torch.float32)
         source = {
-            "name": self.name, "model_type": config.model_type, "location": location, "revision": about.revision,
+            "name": self.name, "asked": self.name, "model_type": config.model_type, "location": location,
+            "revision": about.revision,
         }  # fmt: skip
         with explained(location):
-            return hollow(config, dtype, source)
+            model = hollow(config, dtype, source)
+        if tokenizer:
+            model.tokenizer = _tokenizer(location, about.revision)
+        return model

@@ -60,9 +60,9 @@ class Space:
             return variant
         for _ in range(1 + min(_below(max_mutations, rng), _below(max_mutations, rng))):
             parts = self.parts[kinds[_below(len(kinds), rng)]]
-            there = [part for part in parts if part not in variant]
+            present = [part for part in parts if part not in variant]
             lost = [part for part in parts if part in variant]
-            variant = variant - {lost[_below(len(lost), rng)]} | {there[_below(len(there), rng)]}
+            variant = variant - {lost[_below(len(lost), rng)]} | {present[_below(len(present), rng)]}
         return variant
 
 

@@ -69,10 +69,10 @@ def ratios(
         high = low + (mean - low) / share
     elif low is None:
         low = (mean - share * high) / (1 - share)
-    made = [low + (high - low) * weight for weight in weights]
-    if min(made) < 0 or max(made) > highest:
+    shares = [low + (high - low) * weight for weight in weights]
+    if min(shares) < 0 or max(shares) > highest:
         raise InfeasibleBudgetError(
-            f"to lose {mean:.4g} of what the blocks can lose, each block would have to lose {min(made):.4g} to "
-            f"{max(made):.4g} of it; 0 to {highest:.4g} is possible. Ask for less, or for other endpoints"
+            f"to lose {mean:.4g} of what the blocks can lose, each block would have to lose {min(shares):.4g} to "
+            f"{max(shares):.4g} of it; 0 to {highest:.4g} is possible. Ask for less, or for other endpoints"
         )
-    return made
+    return shares

@@ -52,14 +52,14 @@ def change_stream(model: Model, edit: StreamEdit) -> None:
 def bridge(model: Model, number: int) -> None:
     """Prepare a block for going: what writes the stream before it takes over the maps on its residual branch."""
     with model.open(number) as block:
-        skips = [getattr(block.module, name, None) for name in SKIPS]
-        there = [skip.double() for skip in skips if skip is not None]
+        maps = (getattr(block.module, name, None) for name in SKIPS)
+        skips = [skip.double() for skip in maps if skip is not None]
     after = [later for later in model.numbers if later > number]
     next_site = 2 * after[0] if after else final_site(model.numbers)
-    if not there:
+    if not skips:
         model.rebases.append((2 * number, next_site, None))
         return
-    bridged = there[0] @ there[1] if len(there) == 2 else there[0]
+    bridged = skips[0] @ skips[1] if len(skips) == 2 else skips[0]
     writer = around(model.numbers, 2 * number)[0]
     if writer is None:
         with model.open_ends(write=True):

@@ -271,14 +271,6 @@ def test_no_block_is_scored_on_a_pruned_models_activations(family: str, order: A
     widths = {number: len(index) for number, index in kept(edits).items()}
     assert kept(edits) == {number: top_neurons(dense[str(number)], width) for number, width in widths.items()}
 
-    # the other method, which feeds pruned outputs onward, would have chosen others: this test can tell
-    onward: dict[int, tuple[int, ...]] = {}
-    for number, width in widths.items():
-        narrowed = edited(model, *(KeepNeurons(done, index) for done, index in onward.items()))
-        onward[number] = top_neurons(reference_scores(narrowed, tokens, "l2")[str(number)], width)
-    assert onward[0] == kept(edits)[0]
-    assert onward != kept(edits)
-
 
 # --- stage 2 ---
 

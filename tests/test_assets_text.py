@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -157,16 +157,16 @@ def test_a_file_that_will_not_do_is_named_with_its_line(tmp_path: Path, name: st
 
 
 def test_missing_files_and_unknown_names_differ(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no file"):
-        read(tmp_path / "a.txt")
-    with pytest.raises(DataError, match="no file"):
-        read_text("typo.txt", purpose="evaluation")
-    with pytest.raises(DataError, match="is a folder"):
-        read(write(tmp_path / "folder.txt" / "x", "x").parent)
-    with pytest.raises(UnknownNameError, match=r"Did you mean 'wikitext2'.*\.jsonl"):
-        read_text("wikitext", purpose="evaluation")
-    with pytest.raises(UnknownNameError, match="Did you mean 'evaluation'"):
-        read_text("c4", purpose="evaluate")  # type: ignore[arg-type]
+    folder = str(write(tmp_path / "folder.txt" / "x", "x").parent)
+    for name, purpose, error, says in (
+        (str(tmp_path / "a.txt"), "evaluation", DataError, "no file"),
+        ("typo.txt", "evaluation", DataError, "no file"),
+        (folder, "evaluation", DataError, "is a folder"),
+        ("wikitext", "evaluation", UnknownNameError, r"Did you mean 'wikitext2'.*\.jsonl"),
+        ("c4", "evaluate", UnknownNameError, "Did you mean 'evaluation'"),
+    ):
+        with pytest.raises(error, match=says):
+            read_text(name, purpose=purpose)  # type: ignore[arg-type]  # of a list
 
 
 # --- a data folder ---
@@ -183,24 +183,25 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
-def test_every_known_text_but_the_demo_is_found_in_the_folder(data: Path) -> None:
-    expected = {
-        ("c4", "calibration"): ("train a\n\ntrain b", "train"),
-        ("c4", "evaluation"): ("validation", "validation"),
-        ("wikitext2", "calibration"): (WIKI_JOINED.replace("Title", "Valid"), "validation"),
-        ("wikitext2", "evaluation"): (WIKI_JOINED, "test"),
-        ("fineweb-edu", "calibration"): ("a\n\nb\n", "train"),
-        ("fineweb-edu", "evaluation"): ("a\n\nb\n", "train"),
-    }
-    assert {name for name, _ in expected} == set(text_names()) - {"demo"}
-    for (name, purpose), (joined, split) in expected.items():
-        text = read_text(name, purpose=purpose, data=data)  # type: ignore[arg-type]
-        assert (plain(text), text.name) == (joined, name)
-        facts = text.provenance
-        assert facts["split"] == split
-        assert facts["licence"] == CATALOG.texts[name].licence
-        assert facts["sha256"] == hashlib.sha256(Path(facts["path"]).read_bytes()).hexdigest()
-        assert facts["text_sha256"] == hashlib.sha256(joined.encode()).hexdigest()
+@pytest.mark.parametrize(
+    ("name", "purpose", "joined", "split"),
+    [
+        ("c4", "calibration", "train a\n\ntrain b", "train"),
+        ("c4", "evaluation", "validation", "validation"),
+        ("wikitext2", "calibration", WIKI_JOINED.replace("Title", "Valid"), "validation"),
+        ("wikitext2", "evaluation", WIKI_JOINED, "test"),
+        ("fineweb-edu", "calibration", "a\n\nb\n", "train"),
+        ("fineweb-edu", "evaluation", "a\n\nb\n", "train"),
+    ],
+)
+def test_known_texts_are_found_in_the_folder(data: Path, name: str, purpose: Any, joined: str, split: str) -> None:
+    assert set(text_names()) == {"c4", "wikitext2", "fineweb-edu", "demo"}
+    text = read_text(name, purpose=purpose, data=data)
+    assert (plain(text), text.name) == (joined, name)
+    facts = text.provenance
+    assert (facts["split"], facts["licence"]) == (split, CATALOG.texts[name].licence)
+    assert facts["sha256"] == hashlib.sha256(Path(facts["path"]).read_bytes()).hexdigest()
+    assert facts["text_sha256"] == hashlib.sha256(joined.encode()).hexdigest()
 
 
 def test_wikitext_train_is_preferred_and_line_ends_do_not_matter(data: Path) -> None:
@@ -288,36 +289,13 @@ def test_a_saved_data_set_of_another_split_or_kind_is_refused(tmp_path: Path) ->
 # --- the hub ---
 
 
-class FakeHub:
-    """Stands for `datasets`; counts what is read of a stream."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-        self.read = 0
-        self.fails: Exception | None = None
-        self.bars_off = False
-        self.are_progress_bars_disabled = lambda: self.bars_off
-        self.disable_progress_bars = lambda: vars(self).update(bars_off=True)
-        self.enable_progress_bars = lambda: vars(self).update(bars_off=False)
-
-    def load_dataset(self, *args: Any, **kwargs: Any) -> Iterator[dict[str, str]]:
-        assert self.bars_off
-        self.calls.append((args, kwargs))
-        if self.fails is not None:
-            raise self.fails
-        return self._rows()
-
-    def _rows(self) -> Iterator[dict[str, str]]:
-        for number in range(3000):
-            self.read += 1
-            yield {"text": f"document {number}"}
-
-
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> FakeHub:
+def hub(monkeypatch: pytest.MonkeyPatch) -> Mock:
+    """Stands for `datasets`, with one data set of 3000 rows."""
     import huggingface_hub
 
-    fake = FakeHub()
+    rows = ({"text": f"document {number}"} for number in range(3000))
+    fake = Mock(load_dataset=Mock(return_value=rows), are_progress_bars_disabled=Mock(return_value=False))
     monkeypatch.setitem(sys.modules, "datasets", fake)
 
     def dataset_info(self: object, repository: str, *, revision: str | None) -> SimpleNamespace:
@@ -327,25 +305,31 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     return fake
 
 
-def test_the_hub_is_read_at_the_resolved_commit(hub: FakeHub) -> None:
-    for name, purpose, count in (
-        ("c4", "calibration", 1000), ("c4", "evaluation", 1100), ("fineweb-edu", "evaluation", 500),
-        ("wikitext2", "evaluation", 3000),
-    ):  # fmt: skip
-        hub.calls.clear()
-        hub.read = 0
-        text = read_text(name, purpose=purpose, data=None)  # type: ignore[arg-type]
-        known, place = CATALOG.texts[name], CATALOG.texts[name].place(purpose)  # type: ignore[arg-type]  # of a list
-        [(args, kwargs)] = hub.calls
-        assert args == (known.repository, known.config)
-        assert kwargs["revision"] == text.provenance["revision"] == f"resolved {known.revision}"
-        assert kwargs["split"] == place.splits[0]
-        assert kwargs["data_files"] == ({place.splits[0]: place.data_file} if name == "c4" else None)
-        assert kwargs["streaming"] is (place.documents is not None)
-        assert text.provenance["repository"] == known.repository
-        assert hub.read == count
-        assert plain(text).endswith(f"document {count - 1}")
-        assert not hub.bars_off
+def assert_quiet(hub: Mock) -> None:
+    names = [name for name, *_ in hub.method_calls if name != "are_progress_bars_disabled"]
+    assert names == ["disable_progress_bars", "load_dataset", "enable_progress_bars"]
+
+
+@pytest.mark.parametrize(
+    ("name", "purpose", "count"),
+    [("c4", "calibration", 1000), ("c4", "evaluation", 1100), ("fineweb-edu", "evaluation", 500),
+     ("wikitext2", "evaluation", 3000)],
+)  # fmt: skip
+def test_the_hub_is_read_at_the_resolved_commit(hub: Mock, name: str, purpose: Any, count: int) -> None:
+    text = read_text(name, purpose=purpose, data=None)
+    known, place = CATALOG.texts[name], CATALOG.texts[name].place(purpose)
+    args, kwargs = hub.load_dataset.call_args
+    assert args == (known.repository, known.config)
+    assert kwargs == {
+        "revision": f"resolved {known.revision}", "split": place.splits[0],
+        "data_files": {place.splits[0]: place.data_file} if name == "c4" else None,
+        "streaming": place.documents is not None,
+    }  # fmt: skip
+    assert text.provenance["revision"] == kwargs["revision"]
+    assert text.provenance["repository"] == known.repository
+    assert plain(text).endswith(f"document {count - 1}")
+    assert len(list(hub.load_dataset.return_value)) == 3000 - count  # a stream was read no further
+    assert_quiet(hub)
     assert all(isinstance(value, str) for value in text.provenance.values())
 
 
@@ -365,17 +349,18 @@ def test_without_datasets_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) ->
      (TimeoutError("timed out"), "network.*timed out")],
     ids=str,
 )  # fmt: skip
-def test_hub_errors_name_the_way_out(hub: FakeHub, error: str | Exception, says: str) -> None:
+def test_hub_errors_name_the_way_out(hub: Mock, error: str | Exception, says: str) -> None:
     from huggingface_hub import errors
 
     response = SimpleNamespace(headers={}, request=None)
-    hub.fails = getattr(errors, error)("its words", response=response) if isinstance(error, str) else error
+    raised = getattr(errors, error)("its words", response=response) if isinstance(error, str) else error
+    hub.load_dataset.side_effect = raised
     with pytest.raises(FetchError, match=says):
         read_text("c4", purpose="calibration")
-    assert not hub.bars_off
+    assert_quiet(hub)
 
 
-def test_offline_a_pinned_commit_is_asked_of_the_local_cache(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_a_pinned_commit_is_asked_of_the_local_cache(hub: Mock, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
     from huggingface_hub.errors import OfflineModeIsEnabled
 
@@ -385,6 +370,6 @@ def test_offline_a_pinned_commit_is_asked_of_the_local_cache(hub: FakeHub, monke
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", offline)
     text = read_text("wikitext2", purpose="evaluation")
     assert text.provenance["revision"] == CATALOG.texts["wikitext2"].revision
-    hub.fails = ConnectionError("not cached (OfflineModeIsEnabled)")
+    hub.load_dataset.side_effect = ConnectionError("not cached (OfflineModeIsEnabled)")
     with pytest.raises(FetchError, match="HF_HUB_OFFLINE"):
         read_text("wikitext2", purpose="evaluation")

@@ -232,16 +232,15 @@ def test_weights_are_written_as_transformers_would(family: str, layout: str, tmp
 def test_tokenizer_template_and_generation_settings_come_along(layout: str, tmp_path: Path) -> None:
     model = tiny_in(layout, "llama")
     model.tokenizer = tiny_tokenizer()
-    model.hf.generation_config.max_new_tokens = 17
-    model.hf.generation_config.do_sample = True
-    model.hf.generation_config.temperature = 0.5
+    model.hf.generation_config.update(max_new_tokens=17, do_sample=True, temperature=0.5)
     save(model, tmp_path / "pruned", files={"README.md": "# Prüfung\n", "notes.json": '{"method": "m"}'})
     loaded = load(str(tmp_path / "pruned"))
-    messages = [{"role": "user", "content": "Hello, there!"}]
     assert loaded.tokenizer is not None
-    rendered = loaded.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert rendered == tiny_tokenizer().apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert loaded.tokenizer(rendered)["input_ids"] == tiny_tokenizer()(rendered)["input_ids"]
+    messages = [{"role": "user", "content": "Hello, there!"}]
+    theirs, ours = (
+        each.apply_chat_template(messages, add_generation_prompt=True) for each in (loaded.tokenizer, tiny_tokenizer())
+    )
+    assert theirs["input_ids"] == ours["input_ids"]
     settings = loaded.hf.generation_config
     assert (settings.max_new_tokens, settings.do_sample, settings.temperature) == (17, True, 0.5)
     assert (tmp_path / "pruned" / "README.md").read_text(encoding="utf-8") == "# Prüfung\n"
@@ -331,41 +330,39 @@ def edit_weights(pruned: Path, word: str, change: Any) -> str:
 
 
 def test_damage_is_noticed(pruned: Path) -> None:
-    path = pruned / "model.safetensors"
-    whole, config = path.read_bytes(), (pruned / "config.json").read_bytes()
-    name = edit_weights(pruned, "o_proj", lambda tensor: None)
-    with pytest.raises(CheckpointError, match=f"missing keys: {name}"):
-        load(str(pruned))
-    path.write_bytes(whole)
-    edit_weights(pruned, "down_proj.weight", lambda tensor: tensor[:, :-1])
-    for content, message in ((None, "pruned"), (whole[:-100], "pruned"), (whole[:50], "pruned")):
-        if content is not None:
-            path.write_bytes(content)
+    path, settings = pruned / "model.safetensors", pruned / "config.json"
+    whole, config = path.read_bytes(), settings.read_bytes()
+
+    def refused(message: str) -> None:
         with pytest.raises(CheckpointError, match=message):
             load(str(pruned))
+        path.write_bytes(whole)
+        settings.write_bytes(config)
+
+    refused(f"missing keys: {edit_weights(pruned, 'o_proj', lambda tensor: None)}")
+    edit_weights(pruned, "down_proj.weight", lambda tensor: tensor[:, :-1])
+    refused("pruned")
+    for content in (whole[:-100], whole[:50]):
+        path.write_bytes(content)
+        refused("pruned")
     path.unlink()
-    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
-        load(str(pruned))
-    path.write_bytes(whole)
-    (pruned / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"config\.json"):
-        load(str(pruned))
-    (pruned / "config.json").write_bytes(config)
+    refused(r"model\.safetensors")
+    settings.write_text("{")
+    refused(r"config\.json")
     load(str(pruned))
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path, pruned: Path) -> None:
-    with pytest.raises(CheckpointError, match="there is no folder"):
-        load(str(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match=r"no config\.json"):
-        load(str(tmp_path / "empty"))
-    with pytest.raises(FetchError, match="nobody/no-such-model"):
-        load("nobody/no-such-model")
-    with pytest.raises(InvalidOptionError, match="float64"):
-        load(str(pruned), dtype="float64")
-    with pytest.raises(InvalidOptionError, match="abacus"):
-        load(str(pruned), device="abacus")
+    for name, options, error, says in (
+        (tmp_path / "nowhere", {}, CheckpointError, "there is no folder"),
+        (tmp_path / "empty", {}, CheckpointError, r"no config\.json"),
+        ("nobody/no-such-model", {}, FetchError, "nobody/no-such-model"),
+        (pruned, {"dtype": "float64"}, InvalidOptionError, "float64"),
+        (pruned, {"device": "abacus"}, InvalidOptionError, "abacus"),
+    ):
+        with pytest.raises(error, match=says):
+            load(str(name), **options)
 
 
 def test_loading_leaves_the_callers_logging_alone(pruned: Path) -> None:

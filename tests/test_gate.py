@@ -12,7 +12,7 @@ from msgspec import convert
 from oracles import PROPERTY
 
 from secateur.errors import InvalidOptionError, UnknownNameError
-from secateur.judge.gate import Condition, check, failures, known_names, parse
+from secateur.judge.gate import check, failures, known_names, parse
 from secateur.judge.results import Evaluation, Failure, Judgement, TaskResult
 
 NAMES = st.from_regex(r"[A-Za-z0-9_.:/-]+", fullmatch=True)
@@ -41,9 +41,8 @@ JUDGED = convert(
 def report(**values: float) -> Evaluation:
     """Beside a dense model whose tasks all have chance at 0.5."""
     tasks = {
-        task: TaskResult(metric=result.metric, value=values.get(task, 0.8), stderr=0.01, chance=0.5)
-        for task, result in JUDGED.tasks.items()
-        if task != "lambada"
+        task: TaskResult(metric="acc", value=values.get(task, 0.8), stderr=0.01, chance=0.5)
+        for task in ("piqa", "boolq")
     }
     dense = Judgement(name="d", parameters=2, weight_bytes=8, tasks={**tasks, "lambada": JUDGED.tasks["lambada"]})
     return Evaluation(model=JUDGED, against=dense)
@@ -54,16 +53,12 @@ def failing(text: str, **dense: float) -> list[tuple[str, float | None]]:
 
 
 @PROPERTY
-@given(NAMES, st.sampled_from(sorted(SIGNS)), NUMBERS, st.tuples(SPACE, SPACE, SPACE, SPACE))
-def test_a_condition_is_read_back(name: str, sign: str, bound: float, space: tuple[str, ...]) -> None:
+@given(NAMES, st.sampled_from(sorted(SIGNS)), NUMBERS, NUMBERS, st.tuples(SPACE, SPACE, SPACE, SPACE))
+def test_a_condition_is_read_back(name: str, sign: str, bound: float, value: float, space: tuple[str, ...]) -> None:
+    """And its operator is Python's own."""
     read = parse(f"{space[0]}{name}{space[1]}{sign}{space[2]}{bound!r}{space[3]}")
     assert (read.name, read.operator, read.bound) == (name, sign, bound)
-
-
-@PROPERTY
-@given(st.sampled_from(sorted(SIGNS)), NUMBERS, NUMBERS)
-def test_operators_are_pythons_own(sign: str, value: float, bound: float) -> None:
-    assert Condition("kl", sign, bound).holds(value) == SIGNS[sign](value, bound)
+    assert read.holds(value) == SIGNS[sign](value, bound)
 
 
 @PROPERTY

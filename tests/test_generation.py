@@ -68,45 +68,28 @@ def assert_padding_is_right(model: Model) -> None:
         assert torch.equal(generate(model, batch, mask, **options)[:, -NEW:], torch.stack(alone))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("family", "layout"),
-    [
-        *((family, layout) for family in FAMILY_NAMES for layout in LAYOUTS),
-        *((family, layout) for family in REBASABLE for layout in STREAM_LAYOUTS),
-    ],
-)
-def test_cached_generation_is_right_everywhere(family: str, layout: str, tmp_path: Path) -> None:
+FEW = [
+    *((family, "everything") for family in FAMILY_NAMES),
+    *(("llama", layout) for layout in ("dense", "block 0 without attention", "all attentions missing")),
+    ("llama", "sliced stream and more"),
+]
+ALL = [
+    *((family, layout) for family in FAMILY_NAMES for layout in LAYOUTS),
+    *((family, layout) for family in REBASABLE for layout in STREAM_LAYOUTS),
+]
+REST = [pytest.param(*case, marks=pytest.mark.slow) for case in ALL if case not in FEW]
+
+
+@pytest.mark.parametrize(("family", "layout"), [*FEW, *REST])
+def test_cached_generation_is_right_before_saving_and_after_loading(family: str, layout: str, tmp_path: Path) -> None:
     model = tiny_in(layout, family)
-    save(model, tmp_path / "pruned")
-    for each in (model, load(str(tmp_path / "pruned"))):
-        assert_cache_is_right(each)
-        assert_searches_are_right(each)
-        assert_padding_is_right(each)
-
-
-@pytest.mark.parametrize("family", FAMILY_NAMES)
-def test_cached_generation_is_right_after_loading(family: str, tmp_path: Path) -> None:
-    model = tiny_in("everything", family)
+    assert_searches_are_right(model)
+    assert_padding_is_right(model)
     save(model, tmp_path / "pruned")
     loaded = load(str(tmp_path / "pruned"))
     assert_cache_is_right(loaded)
     prompt = tiny_tokens(model, 2, PROMPT).ids
     assert torch.equal(generate(loaded, prompt), generate(model, prompt))
-
-
-@pytest.mark.parametrize(
-    ("family", "layout"),
-    [
-        *((family, "everything") for family in FAMILY_NAMES),
-        *(("llama", layout) for layout in ("dense", "block 0 without attention", "all attentions missing")),
-        ("llama", "sliced stream and more"),
-    ],
-)
-def test_beams_static_caches_lookup_and_left_padding_are_right(family: str, layout: str) -> None:
-    model = tiny_in(layout, family)
-    assert_searches_are_right(model)
-    assert_padding_is_right(model)
 
 
 @pytest.mark.parametrize("family", ["mistral", "qwen2"])

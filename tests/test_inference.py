@@ -75,9 +75,7 @@ def test_models_take_turns_on_the_same_prompts(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr("secateur.judge.inference._once", once)
     watcher = Watcher()
-    report = inference(
-        models, prompt_length=6, new_tokens=2, rounds=3, batch_size=4, run=Run(observer=watcher)
-    )  # fmt: skip
+    report = inference(models, prompt_length=6, new_tokens=2, rounds=3, batch_size=4, run=Run(observer=watcher))
     assert "".join(name for name, *_ in calls) == "ab" + "ab" + "ba" + "ab"
     assert len({call[1:] for call in calls}) == 1
     assert len(calls[0][1]) == 4 * 6
@@ -101,12 +99,9 @@ def test_prompts_fit_the_positions_of_all_models() -> None:
     assert inference(models, prompt_length=8, new_tokens=4, rounds=1)["a"].prompt_length == 8
     with pytest.raises(InvalidOptionError, match="40 new tokens; the model's positions end at 40"):
         inference(models, new_tokens=40)
-
-
-@pytest.mark.parametrize("name", ["prompt_length", "new_tokens", "rounds", "batch_size"])
-def test_nothing_is_measured_on_nothing(name: str) -> None:
-    with pytest.raises(InvalidOptionError, match="at least 1"):
-        inference({"a": standing("llama")}, **{name: 0})
+    for name in ("prompt_length", "new_tokens", "rounds", "batch_size"):
+        with pytest.raises(InvalidOptionError, match=f"{name} must be at least 1"):
+            inference(models, **{name: 0})
 
 
 # --- memory ---
@@ -144,10 +139,7 @@ def test_memory_grows_with_the_prompt_and_the_batch() -> None:
         for length, batch in ((8, 1), (32, 1), (32, 2))
     ]
     assert peaks[0] < peaks[1] < peaks[2]
-
-
-def test_of_a_cpu_no_device_tells_a_peak() -> None:
-    with device_peak(tiny("llama")) as told:
+    with device_peak(model) as told:  # of a CPU no device tells one
         torch.ones(10**6)
     assert told == [None]
 
@@ -164,10 +156,10 @@ class Counters:
 
 
 def test_a_devices_peak_begins_anew_and_leaves_out_what_was_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu, device, model = Counters(10**9), torch.device("cuda", 0), tiny("llama")
+    gpu, model = Counters(10**9), tiny("llama")
     gpu.take(10**8)
     gpu.take(-(10**8))  # an earlier cell's
-    monkeypatch.setattr("secateur.judge.inference._devices", lambda model: {device})
+    monkeypatch.setattr("secateur.judge.inference._devices", lambda model: {torch.device("cuda", 0)})
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: gpu.allocated)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: gpu.peak)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: setattr(gpu, "peak", gpu.allocated))

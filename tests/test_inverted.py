@@ -10,13 +10,13 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from secateur.errors import InfeasibleBudgetError, InvalidOptionError
 from secateur.grid.cells import Calibration, Cell
 from secateur.grid.inverted import AMOUNTS, METHOD, NAME, Amount, direction_norms, invert
-from secateur.grid.pruning import CellPlan, plan_cell
+from secateur.grid.pruning import counted, plan_cell
 from secateur.methods import methods
 from secateur.methods.two_ssp import attention_count
 from secateur.model.budget import Budget, shares
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
-from secateur.pruning import run_method
+from secateur.pruning import Plan, run_method
 from secateur.run import Run
 
 
@@ -30,11 +30,14 @@ def smollm2() -> Model:
         return Model(AutoModelForCausalLM.from_config(config))
 
 
-def planned(model: Model, budget: Budget, amount: Amount = "published", samples: int = 2) -> CellPlan:
-    calibration = Calibration(text="", samples=samples, length=12)
+def planned(
+    model: Model, budget: Budget, amount: Amount = "published", samples: int = 2
+) -> tuple[Plan, dict[str, float]]:
+    calibration = Calibration(text="", samples=3, length=12)
     options = {"amount": amount}
     cell = Cell(name="c", method=NAME, label="c", sparsity=budget.sparsity, options=options, calibration=calibration)
-    return plan_cell(cell, model)
+    plan = plan_cell(cell, model)
+    return plan, shares(plan.before, counted(cell, plan.before, plan.after))
 
 
 def removed(layout: Layout, budget: Budget, amount: Amount) -> float:
@@ -51,7 +54,7 @@ def test_as_published_it_removes_56_7_percent_of_smollm2_when_asked_for_50() -> 
     assert removed(layout, Budget(0.5), "published") == pytest.approx(0.567, abs=0.001)
     assert removed(layout, Budget(0.5), "equal") == pytest.approx(0.5, abs=0.001)
     for amount in AMOUNTS:  # as a dry run foretells it
-        foretold = planned(model, Budget(0.5), amount).removed["blocks"]
+        foretold = planned(model, Budget(0.5), amount)[1]["blocks"]
         assert foretold == pytest.approx(removed(layout, Budget(0.5), amount))
     assert invert(layout, Budget(0.5), "equal").attentions == attention_count(layout, 0.5, 1.5) == 8
 
@@ -67,7 +70,7 @@ def test_muting_equals_ffns_that_really_lack_the_directions(family: str) -> None
     pruning = run_method(model, METHOD, tokens, budget, Run())
     muted = logits(model, tokens.ids)
     counted = inversion.counted(pruning.after)
-    assert shares(layout, counted) == pytest.approx(planned(whole, budget).removed)
+    assert shares(layout, counted) == pytest.approx(planned(whole, budget)[1])
     gone = {n for n, block in pruning.after.blocks.items() if not block.attention}
     assert len(gone) == inversion.attentions
     for number in whole.numbers:  # zero what a smaller FFN would not have
@@ -114,7 +117,7 @@ def test_norms_are_those_of_what_enters_and_leaves_the_ffn() -> None:
 
 def test_its_cost_is_foretold() -> None:
     model, budget, run = tiny("llama"), Budget(0.5), Run()
-    cost = planned(model, budget, samples=3).plan.meter
+    cost = planned(model, budget)[0].meter
     run_method(model, METHOD, tiny_tokens(model, 3, 12), budget, run)
     assert run.meter.block_tokens == pytest.approx(cost.block_tokens, rel=0.1)
     assert run.meter.head_tokens == cost.head_tokens

@@ -56,17 +56,13 @@ def possible_edits(layout: Layout, rebasable: bool) -> st.SearchStrategy[Edit]:
             choices.append(some(block.shape.width).map(lambda kept, number=number: KeepNeurons(number, kept)))
         if len(layout.blocks) > 1:
             choices.append(st.just(DropBlock(number)))
-    if rebasable:
-        if layout.is_folded:
-            widths = {site: layout.stream_width(site) for site in layout.sites}
-            drawn = st.tuples(st.sampled_from(layout.sites), st.integers(0, 3))
-            choices += 3 * [
-                drawn.map(lambda at: Rebase(at[0], orthonormal(widths[at[0]], max(1, widths[at[0]] - at[1]))))
-            ]
-        else:
-            choices += 3 * [st.just(FoldNorms())]
-        if layout.ends.tied and not layout.is_rebased:
-            choices.append(st.just(UntieHead()))
+    if rebasable and layout.is_folded:
+        at, less = st.sampled_from([(site, layout.stream_width(site)) for site in layout.sites]), st.integers(0, 3)
+        choices += 3 * [st.builds(lambda at, less: Rebase(at[0], orthonormal(at[1], max(1, at[1] - less))), at, less)]
+    elif rebasable:
+        choices += 3 * [st.just(FoldNorms())]
+    if rebasable and layout.ends.tied and not layout.is_rebased:
+        choices.append(st.just(UntieHead()))
     return st.one_of(choices)
 
 
@@ -86,8 +82,7 @@ def test_the_real_layout_is_the_predicted_one(family: str, closed: bool, data: s
         assert predicted.parameters == parameters(model)
         assert list(predicted.blocks) == model.numbers
         assert len(model.blocks) == len(model.numbers) == model.hf.config.num_hidden_layers
-        stated = shapes_from(model.hf.config, model.family)
-        assert stated == [block.shape for block in predicted.blocks.values()]
+        assert shapes_from(model.hf.config, model.family) == [block.shape for block in predicted.blocks.values()]
     if not closed:
         assert torch.isfinite(logits(model, tiny_tokens(model, 1, 8).ids)).all()
 

@@ -8,7 +8,7 @@ import itertools
 import json
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from models import BLOCKS, FAMILY_NAMES, logits, parameters, tiny, tiny_in, tiny_tokenizer
 from oracles import Impatient, edited, mean_kl, mean_nll
 from torch import Tensor, nn
+from transformers import set_seed
 from transformers.pytorch_utils import Conv1D
 
 from secateur import Model, Run, Tokens, load, prune, recover, save
@@ -32,7 +33,6 @@ from secateur.errors import (
     MissingExtraError,
     NumericalError,
     OutputExistsError,
-    SecateurError,
     UnsupportedModelError,
 )
 from secateur.export import tier
@@ -57,23 +57,27 @@ def with_tokenizer(model: Model) -> Model:
     return model
 
 
+def dense_tiny(family: str = "llama") -> Model:
+    return with_tokenizer(tiny(family, num_hidden_layers=2))
+
+
 def pruned_tiny(family: str = "llama") -> Model:
     """A small tier-B model: a narrow block, and one without attention."""
-    model = with_tokenizer(edited(tiny(family, num_hidden_layers=2), KeepNeurons(0, (1, 3, 5, 8)), DropAttention(1)))
+    model = edited(dense_tiny(family), KeepNeurons(0, (1, 3, 5, 8)), DropAttention(1))
     model.edited()
     return model
 
 
-def batch_of(model: Model, rows: int = 3, seed: int = 0) -> dict[str, Tensor]:
+def batch_of(model: Model) -> dict[str, Tensor]:
     """Rows of different lengths, some of their tokens counted."""
-    generator = torch.Generator().manual_seed(seed)
-    made = []
-    for row in range(rows):
-        ids = torch.randint(5, model.vocab_size, (9 + 2 * row,), generator=generator)
-        counts = torch.rand(len(ids), generator=generator) < 0.6
+    generator = torch.Generator().manual_seed(0)
+    examples = []
+    for length in (9, 11, 13):
+        ids = torch.randint(5, model.vocab_size, (length,), generator=generator)
+        counts = torch.rand(length, generator=generator) < 0.6
         counts[0], counts[-1] = False, True
-        made.append(Example(ids, torch.where(counts, ids, IGNORED)))
-    return collate(made)
+        examples.append(Example(ids, torch.where(counts, ids, IGNORED)))
+    return collate(examples)
 
 
 def loud(adapted: Any) -> None:
@@ -84,6 +88,10 @@ def loud(adapted: Any) -> None:
             if parameter.requires_grad:
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
                 assert "lora_" in name
+
+
+def trainable(model: Model) -> dict[str, bool]:
+    return {name: parameter.requires_grad for name, parameter in model.hf.named_parameters()}
 
 
 def prepared(model: Model, data: Path, **settings: Any) -> RecoveryJob:
@@ -129,7 +137,7 @@ def test_merging_changes_nothing(family: str) -> None:
     """With adapters on, and with their product in the weights: the same logits. Taken off unmerged: the old model."""
     model = tiny_in("everything", family)
     before, ids = copy.deepcopy(model), torch.arange(5, 29).view(2, 12)
-    flags = {name: p.requires_grad for name, p in model.hf.named_parameters()}
+    flags = trainable(model)
     adapted = attach(model, Settings())
     torch.testing.assert_close(logits(model, ids), logits(before, ids))  # at first they are zero
     loud(adapted)
@@ -144,7 +152,7 @@ def test_merging_changes_nothing(family: str) -> None:
     detach(merged, adapted, merge=True)
     torch.testing.assert_close(logits(merged, ids), with_adapters, rtol=1e-4, atol=1e-4)
     for each in (model, merged):
-        assert {name: p.requires_grad for name, p in each.hf.named_parameters()} == flags
+        assert trainable(each) == flags
         assert each.layout() == before.layout()
         assert tier(each) == tier(before)
         assert [type(module) for module in each.hf.modules()] == [type(module) for module in before.hf.modules()]
@@ -172,8 +180,7 @@ def test_the_loss_counts_the_labels_and_nothing_else(family: str) -> None:
     model = tiny_in("everything", family)
     batch = batch_of(model)
     weights = (batch["labels"] != IGNORED).float()
-    tokens = Tokens.of(batch["input_ids"], weights)
-    expected = mean_nll(model, tokens) * float(weights.sum())
+    expected = mean_nll(model, Tokens.of(batch["input_ids"], weights)) * float(weights.sum())
     assert loss(Labels(model), batch) == pytest.approx(expected, rel=1e-5)
     alone = [
         {"input_ids": ids[None, :length], "labels": labels[None, :length]}
@@ -184,7 +191,7 @@ def test_the_loss_counts_the_labels_and_nothing_else(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_distillation_is_the_divergence_from_the_teacher(family: str) -> None:
-    teacher, model = with_tokenizer(tiny(family, num_hidden_layers=2)), pruned_tiny(family)
+    teacher, model = dense_tiny(family), pruned_tiny(family)
     batch = batch_of(model)
     weights = (batch["labels"] != IGNORED).float()
     expected = mean_kl(teacher, model, Tokens.of(batch["input_ids"], weights)) * float(weights.sum())
@@ -202,17 +209,15 @@ def gradients(model: Model, objective: Any, batch: dict[str, Tensor]) -> dict[st
 def test_nothing_is_learned_from_an_equal_teacher() -> None:
     teacher, model = with_tokenizer(tiny("llama")), with_tokenizer(tiny("llama"))
     attach(model, Settings())
-    batch = batch_of(model)
-    equal = gradients(model, Distillation(model, teacher), batch)
+    equal, labels = (gradients(model, o, batch_of(model)) for o in (Distillation(model, teacher), Labels(model)))
     assert len(equal) == 2 * 7 * BLOCKS
     assert max(float(each.abs().max()) for each in equal.values()) < 1e-5
-    labels = gradients(model, Labels(model), batch)
     assert max(float(each.abs().max()) for each in labels.values()) > 1e-2
 
 
 @pytest.mark.parametrize("distill", [False, True])
 def test_chunks_of_logits_change_nothing(distill: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    teacher, model = with_tokenizer(tiny("llama", num_hidden_layers=2)), pruned_tiny()
+    teacher, model = dense_tiny(), pruned_tiny()
     loud(attach(model, Settings(dropout=0.0)))
     objective = Distillation(model, teacher) if distill else Labels(model)
     batch = batch_of(model)
@@ -232,12 +237,9 @@ def test_chunks_of_logits_change_nothing(distill: bool, monkeypatch: pytest.Monk
 
 
 def test_another_tokenizer_is_refused() -> None:
-    model = pruned_tiny()
-    other = with_tokenizer(tiny("llama", vocab_size=101))
-    bare = tiny("llama")
-    renamed = with_tokenizer(tiny("llama"))
+    model, renamed = pruned_tiny(), with_tokenizer(tiny("llama"))
     renamed.tokenizer.add_tokens(["new"])  # type: ignore[union-attr]
-    for teacher in (other, bare, renamed):
+    for teacher in (with_tokenizer(tiny("llama", vocab_size=101)), tiny("llama"), renamed):
         with pytest.raises(InvalidOptionError, match="another tokenizer"):
             Distillation(model, teacher)
     with pytest.raises(InvalidOptionError, match="own teacher"):
@@ -375,25 +377,23 @@ def test_bad_data_is_refused_with_its_line(name: str, tmp_path: Path) -> None:
 
 
 def test_a_list_is_read_as_its_lines(tmp_path: Path) -> None:
-    lines, whole = tmp_path / "a.jsonl", tmp_path / "a.json"
-    lines.write_text(GOOD + "\n" + '{"instruction": "c", "output": "d"}\n')
-    whole.write_text(json.dumps([json.loads(line) for line in lines.read_text().splitlines() if line]))
-    read = [read_training(str(path)) for path in (lines, whole)]
-    assert all(isinstance(each, Instructions) for each in read)
-    assert read[0].rows == read[1].rows  # type: ignore[union-attr]
+    rows = [json.loads(GOOD), {"instruction": "c", "output": "d"}]
+    (tmp_path / "a.jsonl").write_text("\n\n".join(map(json.dumps, rows)))
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    lines, whole = (read_training(str(tmp_path / name)) for name in ("a.jsonl", "a.json"))
+    assert lines.rows == whole.rows != ()
 
 
 def test_licences_are_known_or_said_to_be_unknown(tmp_path: Path, shared: Path) -> None:
     sample = (shared / "data/alpaca/alpaca_sample.jsonl").read_bytes()
-    for name, content, known in (
-        ("stanford_alpaca.jsonl", GOOD.encode(), (ALPACA_LICENCE, "the file's name")),
-        ("mine.jsonl", sample, (ALPACA_LICENCE, "the file's sha256")),
-        ("other.jsonl", GOOD.encode(), (None, "nothing")),
-        ("alpaca_chat.jsonl", b'{"messages": [{"role": "user", "content": "a"}]}', (None, "nothing")),
+    for name, content, licence, known_by in (
+        ("stanford_alpaca.jsonl", GOOD.encode(), ALPACA_LICENCE, "the file's name"),
+        ("mine.jsonl", sample, ALPACA_LICENCE, "the file's sha256"),
+        ("other.jsonl", GOOD.encode(), None, "nothing"),
+        ("alpaca_chat.jsonl", b'{"messages": [{"role": "user", "content": "a"}]}', None, "nothing"),
     ):
-        path = tmp_path / name
-        path.write_bytes(content)
-        assert licence_of(read_training(str(path))) == known
+        (tmp_path / name).write_bytes(content)
+        assert licence_of(read_training(str(tmp_path / name))) == (licence, known_by)
 
 
 # --- settings ---
@@ -426,9 +426,8 @@ def test_each_epoch_takes_every_row_once_and_like_lengths_together() -> None:
     second = list(sampler)
     assert sorted(first) == sorted(second) == list(range(37))
     assert first != second
-    for start in range(0, 37, 8):
-        lengths = [len(rows[row].ids) for row in first[start : start + 8]]
-        assert lengths == sorted(lengths, reverse=True)
+    lengths = [len(rows[row].ids) for row in first]
+    assert all(lengths[at : at + 8] == sorted(lengths[at : at + 8], reverse=True) for at in range(0, 37, 8))
     sampler.set_epoch(0)
     assert list(sampler) == first
 
@@ -436,14 +435,17 @@ def test_each_epoch_takes_every_row_once_and_like_lengths_together() -> None:
 # --- recover ---
 
 
+def generators() -> tuple[Any, ...]:
+    """The states of those that the process shares."""
+    return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
+
+
 def test_the_held_out_loss_falls_and_nothing_else_changes(data: Path) -> None:
     model = pruned_tiny()
     before, layout, count = model.fingerprint(), model.layout(), parameters(model)
-    flags = {name: p.requires_grad for name, p in model.hf.named_parameters()}
-    torch.manual_seed(11)
-    random.seed(11)
-    np.random.seed(11)
-    shared = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
+    flags = trainable(model)
+    set_seed(11)
+    shared = generators()
     use_cache = model.hf.config.use_cache
     result = recover(model, data, epochs=2, eval_every=5, **QUICK)
     losses = result.record.recovery.held_out_loss
@@ -453,31 +455,29 @@ def test_the_held_out_loss_falls_and_nothing_else_changes(data: Path) -> None:
     assert result.model is model
     assert model.fingerprint() != before
     assert (model.layout(), parameters(model), tier(model)) == (layout, count, "B")
-    assert {name: p.requires_grad for name, p in model.hf.named_parameters()} == flags
+    assert trainable(model) == flags
     assert not model.hf.training
     assert model.hf.config.use_cache == use_cache
-    assert torch.equal(torch.get_rng_state(), shared[0])
-    assert random.getstate() == shared[1]
-    assert np.random.get_state()[1].tolist() == shared[2]  # type: ignore[index]
+    assert generators() == shared
 
 
 def test_the_held_out_loss_is_the_saved_models(data: Path, tmp_path: Path) -> None:
     """What the record says, measured again by hand on the checkpoint."""
-    model = pruned_tiny()
-    job = prepared(model, data, **QUICK, max_steps=2)
+    job = prepared(pruned_tiny(), data, **QUICK, max_steps=2)
     result = run_recovery(job)
     assert save(result, tmp_path / "out") == "B"
     loaded = load(str(tmp_path / "out"))
-    total = count = 0.0
-    for row in job.examples.held_out:
-        weights = (row.labels != IGNORED).float()[None]
-        total += mean_nll(loaded, Tokens.of(row.ids[None], weights)) * float(weights.sum())
-        count += float(weights.sum())
+    weights = [(row.labels != IGNORED).float() for row in job.examples.held_out]
+    total = sum(
+        mean_nll(loaded, Tokens.of(row.ids[None], counted[None])) * float(counted.sum())
+        for row, counted in zip(job.examples.held_out, weights, strict=True)
+    )
+    count = sum(float(counted.sum()) for counted in weights)
     assert result.record.recovery.held_out_loss.after == pytest.approx(total / count, rel=1e-5)
 
 
 def test_distillation_brings_the_model_nearer_to_the_dense_one(data: Path) -> None:
-    dense, model = with_tokenizer(tiny("llama", num_hidden_layers=2)), pruned_tiny()
+    dense, model = dense_tiny(), pruned_tiny()
     fingerprint = dense.fingerprint()
     result = recover(model, data, distill=dense, max_steps=8, **QUICK)
     told = result.record.recovery
@@ -516,26 +516,23 @@ def test_checkpoints_of_every_method_heal(method: str, data: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("distill", [False, True])
 def test_autocast_trains_alike_and_measures_as_before(distill: bool, data: Path) -> None:
-    told = []
-    for autocast in (False, True):
-        model = pruned_tiny()
-        teacher = with_tokenizer(tiny("llama", num_hidden_layers=2)) if distill else None
-        record = recover(model, data, max_steps=6, autocast=autocast, distill=teacher, **QUICK).record.recovery
-        assert model.dtype == torch.float32
-        told.append((record.held_out_loss, record.training_loss))
-    (one, curve), (other, rounded) = told
-    assert one.before == other.before > 1.01 * other.after
-    assert other.after == pytest.approx(one.after, rel=0.02)
-    assert curve != rounded
+    teacher = dense_tiny() if distill else None
+    plain, rounded = (
+        recover(pruned_tiny(), data, max_steps=6, autocast=autocast, distill=teacher, **QUICK)
+        for autocast in (False, True)
+    )
+    assert rounded.model.dtype == torch.float32
+    one, other = plain.record.recovery, rounded.record.recovery
+    assert one.held_out_loss.before == other.held_out_loss.before > 1.01 * other.held_out_loss.after
+    assert other.held_out_loss.after == pytest.approx(one.held_out_loss.after, rel=0.02)
+    assert one.training_loss != other.training_loss
 
 
 def test_the_forward_s_batch_size_does_not_matter(data: Path) -> None:
     """A step is the mean over all counted tokens of its rows, however they are parted."""
     settings = {**QUICK, "dropout": 0.0, "max_steps": 2}
-    models = [pruned_tiny() for _ in range(2)]
-    for model, size in zip(models, (1, 4), strict=True):
-        recover(model, data, batch_size=size, **settings)
-    for one, other in zip(models[0].hf.parameters(), models[1].hf.parameters(), strict=True):
+    models = [recover(pruned_tiny(), data, batch_size=size, **settings).model for size in (1, 4)]
+    for one, other in zip(*(model.hf.parameters() for model in models), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
@@ -573,15 +570,16 @@ def test_only_its_own_checkpoints_are_gone_on_from(data: Path, tmp_path: Path) -
     folder = tmp_path / "out.run"
     settings = {**QUICK, "max_steps": 2}
     recover(pruned_tiny(), data, checkpoints=folder, **settings)
+    other = {**settings, "lr": 1e-3}
     with pytest.raises(OutputExistsError, match="another recovery"):
-        recover(pruned_tiny(), data, checkpoints=folder, **{**settings, "lr": 1e-3})
-    job = prepared(pruned_tiny(), data, **{**settings, "lr": 1e-3})
+        recover(pruned_tiny(), data, checkpoints=folder, **other)
+    job = prepared(pruned_tiny(), data, **other)
     assert run_recovery(job, checkpoints=folder, overwrite=True).record.recovery.resumed_at is None
     (kept,) = folder.glob("checkpoint-*")
     tensors = kept / "training.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:100])
     with pytest.raises(CheckpointError, match=r"checkpoint-2 is damaged"):
-        recover(pruned_tiny(), data, checkpoints=folder, **{**settings, "lr": 1e-3})
+        recover(pruned_tiny(), data, checkpoints=folder, **other)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
     with pytest.raises(OutputExistsError, match="no folder of a recovery"):
@@ -600,28 +598,19 @@ def test_a_loss_that_blows_up_is_an_error_and_the_model_is_kept(data: Path) -> N
 # --- refused before anything is trained ---
 
 
-REFUSED: dict[str, tuple[Callable[[Model], Any], dict[str, Any], type[SecateurError], str]] = {
-    "no tokenizer": (lambda model: setattr(model, "tokenizer", None), {}, DataError, "no tokenizer"),
-    "another tokenizer": (lambda model: model.hf.resize_token_embeddings(20), {}, DataError, "tokenizer does not fit"),
-    "float16": (lambda model: model.hf.to(torch.float16), {}, InvalidOptionError, "loss scaling"),
-    "too long": (lambda model: None, {"max_length": 65}, InvalidOptionError, "positions end at 64"),
-    "unknown option": (lambda model: None, {"learning_rate": 1}, InvalidOptionError, "learning_rate"),
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_healed_is_refused(name: str, data: Path) -> None:
-    spoil, settings, error, message = REFUSED[name]
+def test_what_cannot_be_healed_is_refused(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = pruned_tiny()
-    spoil(model)
-    with pytest.raises(error, match=message):
-        recover(model, data, **{**QUICK, **settings})
-
-
-def test_missing_extras_are_named(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InvalidOptionError, match="learning_rate"):
+        recover(model, data, learning_rate=1)
+    model.hf.resize_token_embeddings(20)
+    with pytest.raises(DataError, match="tokenizer does not fit"):
+        recover(model, data, **QUICK)
+    model.tokenizer = None
+    with pytest.raises(DataError, match="no tokenizer"):
+        recover(model, data, **QUICK)
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(MissingExtraError, match=r"peft.*secateur\[recover\]"):
-        recover(pruned_tiny(), data, **QUICK)
+        recover(model, data)
 
 
 # --- record and card ---

@@ -16,14 +16,7 @@ from oracles import PROPERTY, Watcher, edited, lopsided
 from transformers import GenerationConfig
 
 from secateur.errors import DataError, InvalidOptionError
-from secateur.judge.generation import (
-    GREEDY,
-    REFERENCE,
-    REFERENCE_PROMPTS,
-    distinct,
-    generate,
-    generation,
-)
+from secateur.judge.generation import GREEDY, REFERENCE, REFERENCE_PROMPTS, distinct, generate, generation
 from secateur.judge.results import Generation
 from secateur.model.handle import Model
 from secateur.run import Run
@@ -137,7 +130,7 @@ def test_text_ends_where_the_positions_end() -> None:
         generate(model, "a" * 20, BEAMS)
 
 
-def test_text_needs_a_tokenizer_and_a_prompt() -> None:
+def test_text_needs_a_tokenizer_and_a_prompt_and_agreement_one_vocabulary() -> None:
     model = tiny("llama")
     with pytest.raises(DataError, match="no tokenizer"):
         generate(model, "a")
@@ -145,6 +138,8 @@ def test_text_needs_a_tokenizer_and_a_prompt() -> None:
         generate(speaking(model), "")
     with pytest.raises(DataError, match="no prompt"):
         generation(model, [])
+    with pytest.raises(InvalidOptionError, match="greedy agreement compares"):
+        judged(model, ["ab"], dense=tiny("llama"))
 
 
 # --- figures ---
@@ -240,12 +235,3 @@ def test_distinct_counts_ngrams_within_texts(texts: list[list[int]], n: int) -> 
     grams = ["".join(map(str, text))[at : at + n] for text in texts for at in range(len(text))]
     grams = [gram for gram in grams if len(gram) == n]
     assert distinct(texts, n) == (len(set(grams)) / len(grams) if grams else None)
-    once = distinct(texts, n)
-    twice = distinct([*texts, *texts], n)
-    assert twice is None if once is None else twice == pytest.approx(once / 2)
-
-
-def test_another_vocabulary_is_refused() -> None:
-    model = speaking(tiny("llama"))
-    with pytest.raises(InvalidOptionError, match="greedy agreement compares"):
-        judged(model, ["ab"], dense=tiny("llama"))

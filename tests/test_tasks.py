@@ -23,7 +23,6 @@ from models import tiny, tiny_in, tiny_tokenizer
 from oracles import Watcher
 from task_rows import ASKED, ROWS, write_rows
 
-from secateur.assets import read_rows
 from secateur.errors import (
     DataError,
     FetchError,
@@ -50,6 +49,7 @@ from secateur.judge.tasks import (
 from secateur.model.handle import Model
 from secateur.run import Run
 
+SOLUTIONS = ("sol1", "sol2")
 SHARES = st.lists(st.integers(1, 300), min_size=1, max_size=60)
 
 
@@ -81,17 +81,11 @@ def task_file(folder: Path, **overrides: Any) -> Path:
     rows = [{"q": f"{n} and", "a": ["one", "two", "four"], "gold": n % 3} for n in range(7)]
     (folder / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = {
-        "task": "mine",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(folder / "mine.jsonl")}},
-        "test_split": "test",
-        "output_type": "multiple_choice",
-        "doc_to_text": "q",
-        "doc_to_choice": "a",
-        "doc_to_target": "gold",
-        "metric_list": [{"metric": "acc_norm", "aggregation": "mean", "higher_is_better": True}],
-        **overrides,
-    }
+        "task": "mine", "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(folder / "mine.jsonl")}}, "test_split": "test",
+        "output_type": "multiple_choice", "doc_to_text": "q", "doc_to_choice": "a", "doc_to_target": "gold",
+        "metric_list": [{"metric": "acc_norm", "aggregation": "mean", "higher_is_better": True}], **overrides,
+    }  # fmt: skip
     file = folder / "mine.yaml"
     file.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))  # JSON is YAML
     return file
@@ -103,6 +97,10 @@ def _files_of_datasets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
         yield
+
+
+def as_datasets(splits: dict[str, Any]) -> Any:
+    return datasets.DatasetDict({split: datasets.Dataset.from_list(rows) for split, rows in splits.items()})
 
 
 # --- the requests ---
@@ -119,14 +117,12 @@ def requests(task: Any) -> list[tuple[Any, ...]]:
 
 def outcomes(task: Any) -> list[dict[str, float]]:
     """What each document scores when its n-th answer is the likeliest by far, for every n."""
-    scores = []
-    for doc in task.eval_docs:
-        count = len(task.doc_to_choice(doc)) if task.OUTPUT_TYPE == "multiple_choice" else 1
-        for likeliest in range(count):
-            scores.append(
-                task.process_results(doc, [(-1.0 if n == likeliest else -1e6, n == likeliest) for n in range(count)])
-            )
-    return scores
+    counts = [len(task.doc_to_choice(doc)) if task.OUTPUT_TYPE == "multiple_choice" else 1 for doc in task.eval_docs]
+    return [
+        task.process_results(doc, [(-1.0 if n == likeliest else -1e6, n == likeliest) for n in range(count)])
+        for doc, count in zip(task.eval_docs, counts, strict=True)
+        for likeliest in range(count)
+    ]
 
 
 def original(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -139,7 +135,7 @@ def original(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
             for split, each in ROWS[rows].items()
         }
         splits.setdefault("train", next(iter(splits.values())))  # the hub has it
-        return datasets.DatasetDict({split: datasets.Dataset.from_list(each) for split, each in splits.items()})
+        return as_datasets(splits)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     lm_eval = harness.require_lm_eval()
@@ -150,7 +146,9 @@ def original(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize("name", OFFLINE)
-def test_requests_and_scores_are_the_originals(name: str, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_and_scores_are_the_originals_and_as_defined(
+    name: str, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (plan,) = plan_tasks([name], data=data)
     for part, task in plan.parts.items():
         theirs = original(part, monkeypatch)
@@ -158,24 +156,36 @@ def test_requests_and_scores_are_the_originals(name: str, data: Path, monkeypatc
         with harness.quiet():
             assert outcomes(task) == outcomes(theirs)
         assert task.aggregation() == theirs.aggregation()
-    assert {"mmlu_anatomy", "mmlu_virology"} == set(plan.parts) or {name} == set(plan.parts)
-
-
-@pytest.mark.parametrize("name", OFFLINE)
-def test_requests_are_as_the_tasks_are_defined(name: str, data: Path) -> None:
-    (plan,) = plan_tasks([name], data=data)
+    assert set(plan.parts) == ({"mmlu_anatomy", "mmlu_virology"} if name == "mmlu" else {name})
     task = next(iter(plan.parts.values()))
     asked, right = ASKED[name]
     first = [(kind, args) for doc, _, kind, args, _ in requests(task) if doc == 0]
     assert first == [("loglikelihood", pair) for pair in asked]
-    likely = [(-1.0, True) if place in (right, None) or right is None else (-1e6, False) for place in range(len(asked))]
+    likely = [(-1.0, True) if right in (place, None) else (-1e6, False) for place in range(len(asked))]
     with harness.quiet():
         assert task.process_results(task.eval_docs[0], likely)[plan.metric] == 1
 
 
-def test_every_offline_task_and_row_set_is_tested() -> None:
+def test_every_offline_task_and_row_set_is_tested_and_suites_need_no_hub() -> None:
     assert set(ASKED) == set(OFFLINE)
     assert set(ROWS) == {rows for _, rows in OFFLINE.values()}
+    assert set(task_names()) == {*SUITES, *OFFLINE}
+    assert all(task in OFFLINE for suite in SUITES.values() for task in suite)
+
+
+def test_a_suite_asks_as_its_paper_does(data: Path) -> None:
+    asked = {
+        name: {plan.name: (plan.metric, plan.fewshot) for plan in plan_tasks([name], limit=1, data=data)}
+        for name in SUITES
+    }
+    tasks = ("mmlu", "winogrande", "piqa", "hellaswag", "arc_easy", "arc_challenge")
+    normed = ("piqa", "hellaswag", "arc_easy", "arc_challenge", "openbookqa")
+    assert asked == {
+        "2ssp": dict.fromkeys(tasks, ("acc", 0)),
+        "slimgpt": {
+            **dict.fromkeys(normed, ("acc_norm", 0)), "boolq": ("acc", 0), "winogrande": ("acc", 0), "mmlu": ("acc", 5),
+        },
+    }  # fmt: skip
 
 
 def test_examples_are_the_originals(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +206,7 @@ def test_an_outcome_is_the_likeliest_answer_by_hand(model: Model, data: Path, me
     result = run_tasks(model, ["piqa"], metric=metric, data=data)["piqa"]
     for row, outcome in zip(ROWS["piqa"]["validation"], result.per_document, strict=True):
         scores = []
-        for answer in (row["sol1"], row["sol2"]):
+        for answer in (row[sol] for sol in SOLUTIONS):
             context = model.tokenizer(f"Question: {row['goal']}\nAnswer:")["input_ids"]
             whole = torch.tensor([context + model.tokenizer(f" {answer}")["input_ids"]])
             with torch.no_grad():
@@ -274,22 +284,6 @@ def test_a_limit_is_spread_fairly(sizes: list[int], limit: int) -> None:
         assert limit >= sum(sizes) or abs(got - limit * size / sum(sizes)) < 1
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("names", [("2ssp",), ("slimgpt",)])
-def test_a_suite_asks_as_its_paper_does(names: tuple[str], model: Model, data: Path) -> None:
-    results = run_tasks(model, names, limit=1, data=data)
-    shown = {task: (each.metric, each.fewshot) for task, each in results.items()}
-    if names == ("2ssp",):
-        tasks = ("mmlu", "winogrande", "piqa", "hellaswag", "arc_easy", "arc_challenge")
-        assert shown == dict.fromkeys(tasks, ("acc", 0))
-    else:
-        normed = ("piqa", "hellaswag", "arc_easy", "arc_challenge", "openbookqa")
-        assert shown == {
-            **dict.fromkeys(normed, ("acc_norm", 0)), "boolq": ("acc", 0), "winogrande": ("acc", 0), "mmlu": ("acc", 5),
-        }  # fmt: skip
-    assert set(names) < set(task_names())
-
-
 def test_chance() -> None:
     yes_no = [["no", "yes"]] * 8
     assert chance_level(yes_no, [1, 1, 1, 1, 1, 0, 0, 0]) == 5 / 8  # always yes
@@ -338,10 +332,8 @@ def test_a_metric_that_is_no_mean(model: Model, tmp_path: Path) -> None:
 
 
 def test_a_task_that_generates(model: Model, tmp_path: Path) -> None:
-    process = tmp_path / "functions.py"
-    process.write_text(
-        "def score(doc, results):\n    print(doc)\n    return {'length': float(len(results[0]) <= 30)}\n"
-    )
+    score = "def score(doc, results):\n    print(doc)\n    return {'length': float(len(results[0]) <= 30)}\n"
+    (tmp_path / "functions.py").write_text(score)
     file = task_file(
         tmp_path, output_type="generate_until", doc_to_choice=None, doc_to_target="{{a[0]}}",
         generation_kwargs={"until": ["\n\n"], "max_gen_toks": 3, "do_sample": False},
@@ -368,7 +360,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
         def load_dataset(**_: Any) -> Any:
             if isinstance(what, Exception):
                 raise what
-            return datasets.DatasetDict({split: datasets.Dataset.from_list(rows) for split, rows in what.items()})
+            return as_datasets(what)
 
         monkeypatch.setattr(datasets, "load_dataset", load_dataset)
 
@@ -449,18 +441,15 @@ def test_bad_arguments(arguments: dict[str, Any], error: type[SecateurError], sa
         plan_tasks(data=data, **arguments)
 
 
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
+def test_bad_task_files(tmp_path: Path) -> None:
+    for content, says in (
         ("task: [", "lm-eval cannot make a task of .*mine.yaml"),
         ("just words", "lm-eval cannot make a task of"),
         ("task: mine\ndataset_path: json\n", "names no files: put them under `dataset_kwargs`"),
-    ],
-)
-def test_bad_task_files(content: str, says: str, tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text(content)
-    with pytest.raises(DataError, match=says):
-        plan_tasks([str(tmp_path / "mine.yaml")])
+    ):
+        (tmp_path / "mine.yaml").write_text(content)
+        with pytest.raises(DataError, match=says):
+            plan_tasks([str(tmp_path / "mine.yaml")])
 
 
 @pytest.mark.parametrize(
@@ -483,14 +472,8 @@ def test_bad_rows(name: str, content: str | None, says: str, tmp_path: Path) -> 
         plan_tasks([name], data=tmp_path)
 
 
-def test_the_data_folder_may_stand_in_the_environment(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SECATEUR_DATA", str(data))
-    assert read_rows("piqa").splits == ROWS["piqa"]
-
-
 def test_models_that_cannot_be_judged(data: Path) -> None:
-    plan = plan_tasks(["piqa"], data=data)
-    model = tiny("llama")
+    plan, model = plan_tasks(["piqa"], data=data), tiny("llama")
     with pytest.raises(DataError, match="has no tokenizer"):
         judge_tasks(model, plan)
     model.tokenizer = tiny_tokenizer()
@@ -511,13 +494,9 @@ def test_models_that_cannot_be_judged(data: Path) -> None:
 
 def test_sequences_that_are_cut_are_counted(data: Path) -> None:
     short = with_tokenizer(tiny("llama", max_position_embeddings=40))
-    lengths = [
-        len(f"Question: {row['goal']}\nAnswer: {row[answer]}") - 1
-        for row in ROWS["piqa"]["validation"]
-        for answer in ("sol1", "sol2")
-    ]
+    texts = [f"Question: {row['goal']}\nAnswer: {row[sol]}" for row in ROWS["piqa"]["validation"] for sol in SOLUTIONS]
     cut = run_tasks(short, ["piqa"], data=data)["piqa"].truncated
-    assert cut == sum(length > 40 for length in lengths) > 0
+    assert cut == sum(len(text) - 1 > 40 for text in texts) > 0
 
 
 def test_without_lm_eval(monkeypatch: pytest.MonkeyPatch, data: Path) -> None:
@@ -540,26 +519,18 @@ def test_nothing_is_printed_and_nothing_is_left_behind(
         settings = (logging.getLogger("lm_eval").level, datasets.are_progress_bars_disabled(), sys.stdout)
         return model.fingerprint(), model.hf.training, numbers, tokenizer, settings
 
-    task = task_file(tmp_path)
-    before = state()
+    task, before = task_file(tmp_path), state()
     run_tasks(model, ["piqa", "hellaswag", str(task)], data=data)
     assert state() == before
     assert capfd.readouterr() == ("", "")
 
 
-def test_progress_counts_every_sequence(model: Model, data: Path) -> None:
+def test_progress_counts_every_sequence_and_batches_change_nothing(model: Model, data: Path) -> None:
     watcher = Watcher()
-    run_tasks(model, ["piqa", "mmlu"], data=data, batch_size=5, run=Run(observer=watcher))
+    plan = plan_tasks(["piqa", "mmlu"], data=data)
+    results = judge_tasks(model, plan, batch_size=5, run=Run(observer=watcher))
     assert watcher.shown == [("piqa", 12, 12), ("mmlu", 6, 6)]  # of MMLU one forward answers all four letters
-
-
-def test_batches_do_not_change_the_outcome(model: Model, data: Path) -> None:
-    plan = plan_tasks(["arc_easy", "hellaswag"], data=data)
-    assert judge_tasks(model, plan, batch_size=1) == judge_tasks(model, plan, batch_size=7)
-
-
-def test_suites_name_tasks_that_need_no_hub() -> None:
-    assert all(task in OFFLINE for suite in SUITES.values() for task in suite)
+    assert judge_tasks(model, plan, batch_size=1) == results
 
 
 @pytest.mark.slow

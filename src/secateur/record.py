@@ -217,8 +217,7 @@ def read_record(path: Path) -> Record | None:
     Raises:
         CheckpointError: it is damaged; the message names the part.
     """
-    read = _read(path)
-    return read and read[1]
+    return (read := _read(path)) and read[1]
 
 
 def _read(path: Path) -> tuple[Facts, Record] | None:

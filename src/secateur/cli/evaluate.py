@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePath
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from msgspec import to_builtins
@@ -20,7 +21,7 @@ from secateur.cli.options import ModelName, OutputOptions, RunningOptions, Sourc
 from secateur.cli.progress import Bars
 from secateur.errors import CheckpointError, InvalidOptionError
 from secateur.judge.averages import STANDARD_ERRORS, at_chance
-from secateur.judge.results import Evaluation, Failure, Fidelity, Inference, Judgement, Perplexity, TaskResult
+from secateur.judge.results import Evaluation, Fidelity, Inference, Judgement, Perplexity, TaskResult
 
 Value = float | None
 
@@ -79,9 +80,8 @@ def evaluate(
         raise InvalidOptionError(
             "nothing to do: give --perplexity TEXT, --fidelity FILE, --inference, --generate PROMPT or --tasks NAME"
         )
-    where: dict[str, Any] = {"device": source.device, "dtype": source.dtype, "cache": source.cache_dir}
-    judged = secateur.load(model, revision=source.revision, **where)
-    other = secateur.load(against, **where) if against else None
+    judged = source.of(model).load()
+    other = replace(source, revision=None).of(against).load() if against else None
     report = secateur.evaluate(
         judged, judging, against=other, fidelity_on=fidelity or (), fail_if=fail_if or (), data=source.data,
         cache=source.cache_dir, run=secateur.Run(observer=Bars()),
@@ -97,15 +97,10 @@ def evaluate(
             append_evaluation(Path(model), {**stamp, **entries})
         except (OSError, CheckpointError) as error:
             note(f"the result could not be added to {model}/secateur.json: {error}")
-    _end(report.failed or ())
-
-
-def _end(failed: Sequence[Failure]) -> None:
-    """Say what failed, and end with a code of its own."""
-    for failure in failed:
+    for failure in report.failed or ():
         value = "not known" if failure.value is None else f"{failure.value:.6g}"
         note(f"failed, {failure.condition}: {failure.figure} is {value}")
-    if failed:
+    if report.failed:
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -133,9 +128,7 @@ def _show(report: Evaluation) -> None:
     table.print()
     for name, column in zip(names, columns, strict=True):
         for sample in column.generation.samples if column.generation else ():
-            out.print(
-                f"\n{name}, {sample.settings['name']}: {sample.prompt}", style="bold", markup=False, highlight=False
-            )
+            say(f"\n{name}, {sample.settings['name']}: {sample.prompt}", style="bold")
             say(sample.text.strip())
 
 
@@ -202,12 +195,13 @@ def _perplexity(table: _Comparison, results: Sequence[Perplexity]) -> None:
 
 
 def _fidelity(table: _Comparison, result: Fidelity) -> None:
-    where = _windows(result)
-    loss = ("loss, " if result.count == "all" else "loss of responses, ") + where
-    table.row(loss, [result.dense_loss, result.loss], ".3f", spreads=[None, result.loss_stderr])
-    table.row(f"KL, {where}", [None, result.kl], ".4f", spreads=[None, result.kl_stderr])
-    agreement = [None, result.top1_agreement]
-    table.row(f"top-1 agreement, {where}", agreement, ".1%", spreads=[None, result.top1_agreement_stderr])
+    loss = "loss" if result.count == "all" else "loss of responses"
+    for name, values, spread, form in (
+        (loss, [result.dense_loss, result.loss], result.loss_stderr, ".3f"),
+        ("KL", [None, result.kl], result.kl_stderr, ".4f"),
+        ("top-1 agreement", [None, result.top1_agreement], result.top1_agreement_stderr, ".1%"),
+    ):
+        table.row(f"{name}, {_windows(result)}", values, form, spreads=[None, spread])
 
 
 def _inference(table: _Comparison, results: Sequence[Inference]) -> None:
@@ -234,15 +228,15 @@ def _tasks(table: _Comparison, columns: Sequence[Judgement]) -> None:
     grey = False
     for name, first in (columns[0].tasks or {}).items():
         results = [column.tasks[name] for column in columns if column.tasks]
+        values, spreads = [result.value for result in results], [result.stderr for result in results]
         near = at_chance(first) is not None
         grey |= near
         share = first.chance is not None  # in per cent; any other metric as it is
-        table.row(
-            _task_label(first, near), [result.value for result in results], _percent if share else ".3g",
-            spreads=[result.stderr for result in results],
-            change=_task_change([result.value for result in results], share=share), unit=" %" if share else "",
-            style="dim" if near else None,
-        )  # fmt: skip
+        change, form, unit = "", _percent if share else ".3g", " %" if share else ""
+        if values[0] is not None and (last := values[-1]) is not None:
+            change = f"{100 * (last - values[0]):+.1f} points" if share else f"{last - values[0]:+.3g}"
+        style = "dim" if near else None
+        table.row(_task_label(first, near), values, form, spreads=spreads, unit=unit, change=change, style=style)
         if first.truncated:
             table.remarks.append(
                 f"{name}: {first.truncated} sequences are longer than the model's positions and lost their beginning"
@@ -262,10 +256,3 @@ def _task_label(result: TaskResult, near: bool) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f}"
-
-
-def _task_change(values: Sequence[Value], *, share: bool) -> str:
-    first, last = values[0], values[-1]
-    if first is None or last is None:
-        return ""
-    return f"{100 * (last - first):+.1f} points" if share else f"{last - first:+.3g}"

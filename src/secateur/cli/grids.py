@@ -108,7 +108,7 @@ def _say(console: Console, text: str) -> None:
 
 
 def _row(name: str, cell: Foretold, hollow: Model, length: int) -> dict[str, object]:
-    meter = cell.plan.plan.meter if cell.plan is not None else Meter()
+    meter = cell.plan.meter if cell.plan is not None else Meter()
     forwards = meter.forwards(len(hollow.numbers), length, head=hollow.head_cost)
     known = {key: getattr(cell, key) for key in ("refused", "same_as", "removed", "parts", "seconds")}
     return {"name": name, **known, "forwards": forwards}

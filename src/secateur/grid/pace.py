@@ -17,11 +17,13 @@ from secateur.engine.tokens import Tokens
 from secateur.errors import SecateurError
 from secateur.forecast import Speed
 from secateur.grid.cells import Cell
-from secateur.grid.pruning import CellPlan, plan_cell
+from secateur.grid.pruning import counted, plan_cell
 from secateur.grid.sharing import Shared
 from secateur.judge.generation import GREEDY
 from secateur.judge.judging import GENERATION, INFERENCE, PERPLEXITY, TASKS, Judge, Judging
+from secateur.model.budget import shares
 from secateur.model.handle import Model
+from secateur.pruning import Plan
 from secateur.report.results import DENSE
 from secateur.run import Advance
 
@@ -50,7 +52,7 @@ class Foretold:
 
     parts: Seconds = field(default_factory=dict)
     removed: float | None = None
-    plan: CellPlan | None = None
+    plan: Plan | None = None
     refused: str | None = None
     same_as: str | None = None
 
@@ -103,10 +105,11 @@ def foretell(
         except SecateurError as error:
             known[cell.name] = Foretold(refused=str(error))
             continue
-        gone = plan.removed if plan is not None else {"blocks": 0.0, cell.of: 0.0}
+        layout = model.layout()
+        gone = shares(layout, layout if plan is None else counted(cell, layout, plan.after))
         parts = _judging(model, asked, tokens, 1 - gone["blocks"], speed)
         if plan is not None:
-            parts = {PRUNE: speed.seconds(plan.plan.meter.block_tokens, plan.plan.meter.head_tokens), **parts}
+            parts = {PRUNE: speed.seconds(plan.meter.block_tokens, plan.meter.head_tokens), **parts}
         known[cell.name] = Foretold(parts=parts, removed=gone[cell.of], plan=plan)
     return known
 

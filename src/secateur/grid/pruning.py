@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from msgspec import UNSET
 
@@ -22,32 +21,8 @@ from secateur.report.results import PruneCost, Shape, Shares
 Fields = dict[str, object]  # of a `CellResult`
 
 
-@dataclass(frozen=True)
-class CellPlan:
-    """What a cell's pruning will take and leave.
-
-    Attributes:
-        cell: whose size is known.
-        plan: of its pruning.
-        removed: the shares of the blocks' and of the model's parameters that will be gone, as far as is known before.
-    """
-
-    cell: Cell
-    plan: Plan
-
-    @property
-    def removed(self) -> Mapping[str, float]:
-        return shares(self.plan.before, self.counted(self.plan.before, self.plan.after))
-
-    def counted(self, before: Layout, after: Layout) -> Layout:
-        """The layout with what is only muted taken off."""
-        if self.cell.method != inverted.NAME:
-            return after
-        return inverted.invert(before, self.cell.budget, **self.cell.complete_options).counted(after)
-
-
-def plan_cell(cell: Cell, model: Model) -> CellPlan:
-    """Args: model: the dense one; it may be a hollow one.
+def plan_cell(cell: Cell, model: Model) -> Plan:
+    """Args: cell: whose size is known; model: the dense one; it may be a hollow one.
 
     Raises:
         InfeasibleBudgetError and the other errors with which the cell would be refused.
@@ -57,21 +32,28 @@ def plan_cell(cell: Cell, model: Model) -> CellPlan:
         sparsity=cell.budget.sparsity, method=cell.made_by, of=cell.of, round_to=cell.round_to, options=cell.options,
         samples=cell.calibration.samples, length=cell.calibration.length, seed=cell.calibration.seed,
     )  # fmt: skip
-    return CellPlan(cell, plan(request, model))
+    return plan(request, model)
 
 
-def prune_cell(planned: CellPlan, model: Model, tokens: Tokens, run: SharingRun) -> Fields:
+def counted(cell: Cell, before: Layout, after: Layout) -> Layout:
+    """The layout after a cell's pruning, with what is only muted taken off."""
+    if cell.method != inverted.NAME:
+        return after
+    return inverted.invert(before, cell.budget, **cell.complete_options).counted(after)
+
+
+def prune_cell(cell: Cell, planned: Plan, model: Model, tokens: Tokens, run: SharingRun) -> Fields:
     """Prune the model in place and give what the cell's file says of it."""
-    request = replace(planned.plan.request, calibration=tokens)
     with device_peak(model) as peak:
         began = run.spent()
-        pruned = run_job(prepare(replace(planned.plan, request=request), model), run=run)
+        planned = replace(planned, request=replace(planned.request, calibration=tokens))
+        pruned = run_job(prepare(planned, model), run=run)
         spent = run.spent().since(began)
     pruning, cost = pruned.pruning, pruned.record.cost
     curve = next((note for note in run.notes.values() if isinstance(note, list)), None)  # the search's, by generation
     return {
         "options": pruning.options,
-        **_sizes(pruning.before, planned.counted(pruning.before, pruning.after), model),
+        **_sizes(pruning.before, counted(cell, pruning.before, pruning.after), model),
         "notes": {key: note for key, note in run.notes.items() if isinstance(note, str)},
         "curve": list(enumerate(curve)) if curve else None,
         "shape": shape(pruning.before, pruning.after),

@@ -207,10 +207,10 @@ class _Runner:
         tokens, shared = self.matrices.rows(cell.calibration), self.shared[cell.name]
         with part(PRUNE) as observer:
             model, plan = self._load(), foretold.plan
-            if plan is None or plan.cell != cell:  # a match, whose size was foretold otherwise
+            if plan is None or plan.request.sparsity != cell.sparsity:  # a match, whose size was foretold otherwise
                 plan = plan_cell(cell, model)
             run = SharingRun(cell.calibration.seed, shared, observer=observer, clock=self.grid.clock)
-            fields = prune_cell(plan, model, tokens, run)
+            fields = prune_cell(cell, plan, model, tokens, run)
         yield fields
         yield from self._judged(model, functools.cache(self.grid.load), part)
 

@@ -21,8 +21,6 @@ Batch = Mapping[str, Tensor]
 
 
 class Objective(Protocol):
-    """A loss over the counted tokens of a batch."""
-
     def total(self, batch: Batch) -> Tensor:
         """The loss summed over the batch's counted tokens; float32, differentiable."""
 

@@ -54,11 +54,6 @@ def require_lm_eval() -> ModuleType:
     return lm_eval
 
 
-def named_version() -> str:
-    """What judged, for records: figures of other versions may differ."""
-    return f"lm_eval {importlib.metadata.version('lm_eval')}"
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """No bars, warnings or prints of lm-eval and of what it uses; settings and shared generators come back."""
@@ -98,12 +93,7 @@ def _silenced() -> Iterator[None]:
 
 
 def local_tasks(names: Mapping[str, Mapping[str, list[Any]]], folder: str, rows: Rows) -> Tasks:
-    """lm-eval's own tasks with rows of ours.
-
-    Args:
-        names: each task's rows, by split.
-        folder: where lm-eval keeps their files, inside its `tasks`.
-        rows: where the rows come from, for messages.
+    """lm-eval's own tasks, whose files lie in a `folder` of its `tasks`, with rows of ours: of each task by split.
 
     Raises:
         DataError: the rows do not have what the tasks need.
@@ -160,9 +150,8 @@ def _require_named_files(path: Path) -> None:
     from lm_eval.tasks._yaml_loader import load_yaml
 
     config = load_yaml(path, resolve_func=False)
-    readers = ("json", "csv", "parquet", "text", "arrow")
-    told = config.get("dataset_kwargs") or {}
-    if config.get("dataset_path") in readers and not {"data_files", "data_dir"} & set(told):
+    names = {"data_files", "data_dir"} & set(config.get("dataset_kwargs") or {})
+    if config.get("dataset_path") in ("json", "csv", "parquet", "text", "arrow") and not names:
         raise DataError(
             f"{path} reads {config['dataset_path']} and names no files: put them under `dataset_kwargs`, as "
             "`data_files: {test: rows.jsonl}`"
@@ -217,7 +206,8 @@ def characters(name: str, task: Any, documents: int) -> float:
 
 
 def answer(model: Model, tasks: Tasks, documents: Mapping[str, int], *, batch_size: int, run: Run, label: str) -> Facts:
-    """lm-eval's results for the first so many documents of each task; its samples lie under "samples".
+    """lm-eval's results for the first so many documents of each task; its samples lie under "samples", its version
+    under "harness".
 
     Under "truncated" stands how many sequences lost their beginning, being longer than the model's positions.
 
@@ -235,7 +225,8 @@ def answer(model: Model, tasks: Tasks, documents: Mapping[str, int], *, batch_si
             samples={name: range(documents[name]) for name in tasks},  # a list is searched for each document
             bootstrap_iters=0,  # standard errors are taken from the documents' outcomes
         )
-        return {**results, "truncated": judged.truncated}
+        version = importlib.metadata.version("lm_eval")  # figures of other versions may differ
+        return {**results, "truncated": judged.truncated, "harness": f"lm_eval {version}"}
 
 
 def _wrapped(model: Model, batch_size: int, run: Run, label: str) -> Any:

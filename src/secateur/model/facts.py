@@ -17,16 +17,12 @@ def sizes(layout: Layout, model: Model) -> Sizes:
     """Sizes of a layout, at the model's dtype."""
     shapes = [block.shape for block in layout.blocks.values()]
     return Sizes(
-        parameters=layout.parameters,
-        block_parameters=layout.block_parameters,
-        weight_bytes=layout.parameters * model.dtype.itemsize,
-        blocks=len(shapes),
-        attentions=sum(shape.kv_heads > 0 for shape in shapes),
-        mlps=sum(shape.width > 0 for shape in shapes),
-        neurons=sum(shape.width for shape in shapes),
+        parameters=layout.parameters, block_parameters=layout.block_parameters, blocks=len(shapes),
+        weight_bytes=layout.parameters * model.dtype.itemsize, attentions=sum(shape.kv_heads > 0 for shape in shapes),
+        mlps=sum(shape.width > 0 for shape in shapes), neurons=sum(shape.width for shape in shapes),
         kv_heads=sum(shape.kv_heads for shape in shapes),
         stream_width=min(layout.stream_width(site) for site in layout.sites),
-    )
+    )  # fmt: skip
 
 
 def origin(model: Model, fingerprint: str) -> Facts:

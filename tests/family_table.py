@@ -8,20 +8,9 @@ from models import FAMILY_NAMES, orthonormal, random, tiny
 
 from secateur.errors import UnsupportedEditError
 from secateur.model.handle import Model
+from secateur.surgery import edits
 from secateur.surgery.apply import apply
-from secateur.surgery.edits import (
-    CentreEmbedding,
-    DropAttention,
-    DropBlock,
-    DropMLP,
-    Edit,
-    FoldNorms,
-    KeepHeads,
-    KeepNeurons,
-    Rebase,
-    SetWeight,
-    UntieHead,
-)
+from secateur.surgery.edits import Edit
 
 HEADER = """# Families and edits
 
@@ -36,20 +25,20 @@ def examples(model: Model) -> list[Edit]:
     with model.open(1) as block:
         shape = block.weight("mlp_out").shape
     return [
-        DropBlock(1), DropAttention(1), DropMLP(1), KeepNeurons(1, (0, 2)), KeepHeads(1, (1,)),
-        SetWeight(1, "mlp_out", random(*shape)), FoldNorms(), Rebase(3, orthonormal(model.hidden_size, 9)), UntieHead(),
-        CentreEmbedding(),
+        edits.DropBlock(1), edits.DropAttention(1), edits.DropMLP(1), edits.KeepNeurons(1, (0, 2)),
+        edits.KeepHeads(1, (1,)), edits.SetWeight(1, "mlp_out", random(*shape)), edits.FoldNorms(),
+        edits.Rebase(3, orthonormal(model.hidden_size, 9)), edits.UntieHead(), edits.CentreEmbedding(),
     ]  # fmt: skip
 
 
 def attempt(family: str, place: int) -> str | None:
     """None where the edit is done, else the reason against it."""
     edit = examples(tiny(family))[place]
-    model = tiny(family, tie_word_embeddings=isinstance(edit, UntieHead))
+    model = tiny(family, tie_word_embeddings=isinstance(edit, edits.UntieHead))
     before = model.layout()
     try:
-        if isinstance(edit, Rebase):
-            apply(model, FoldNorms())
+        if isinstance(edit, edits.Rebase):
+            apply(model, edits.FoldNorms())
         apply(model, edit)
     except UnsupportedEditError as error:
         assert model.layout() == before

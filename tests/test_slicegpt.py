@@ -8,17 +8,8 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from models import (
-    BLOCKS,
-    REBASABLE,
-    logits,
-    orthonormal,
-    parameters,
-    tiny,
-    tiny_in,
-    tiny_tokens,
-)
-from oracles import PROPERTY, activations, planned, prepared, standing, weighted
+from models import BLOCKS, REBASABLE, logits, orthonormal, parameters, tiny, tiny_in, tiny_tokens
+from oracles import PROPERTY, activations, planned, standing, weighted
 from test_stream import difference
 from torch import Tensor
 
@@ -192,18 +183,6 @@ def test_the_width_is_the_multiple_nearest_to_the_budget(
     assume(sparsity <= budget.achieved(layout, sliced(layout, multiple, **options)))
     width = plan(layout, budget, dimension=None, multiple=multiple, **options)
     assert misses[width] == best
-
-
-@pytest.mark.parametrize(
-    ("budget", "options"),
-    [(Budget(0.99), {}), (Budget(0.02), {"multiple": 8}), (Budget(0.9, of="model"), {"untie": True})],
-)
-def test_what_cannot_be_reached_is_refused_with_what_can(budget: Budget, options: dict[str, Any]) -> None:
-    model = tiny("qwen3", vocab_size=400)
-    with pytest.raises(InfeasibleBudgetError, match=r"slicegpt cannot remove .* reaches (\d\S* to \d\S*|nothing)"):
-        prepared(
-            model, "slicegpt", sparsity=budget.sparsity, of=budget.of, calibration=tiny_tokens(model, 1, 8), **options
-        )
 
 
 def test_the_dimension_wins_over_the_sparsity() -> None:

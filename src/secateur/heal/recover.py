@@ -161,8 +161,8 @@ def recover_to(
     """
     require_extra()
     output.check(source.name, teacher.name if teacher else None, request.data)
-    job = prepare_recovery(request, source.load(), teacher.load() if teacher else None)
     with claimed(output.folder):
+        job = prepare_recovery(request, source.load(), teacher.load() if teacher else None)
         if (record := output.holds(job.fingerprint)) is not None:
             return Outcome(record, was_there=True)
         require_space(output.folder, job.disk_bytes)

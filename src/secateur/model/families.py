@@ -80,6 +80,7 @@ def accept_row(config: Mapping[str, Any], name: str) -> None:
 
 def _register_plugin(entry: EntryPoint) -> None:
     """Somebody else's package must not break ours: whatever it does is told, and its families are left out."""
+    before = dict(FAMILIES)
     try:
         loaded = entry.load()
         for row in loaded if isinstance(loaded, Iterable) else [loaded]:
@@ -87,6 +88,8 @@ def _register_plugin(entry: EntryPoint) -> None:
                 raise TypeError(f"{row!r} is no secateur.Family")
             register_family(row)
     except (Exception, SystemExit) as error:
+        for name in FAMILIES.keys() - before.keys():
+            del FAMILIES[name]
         logging.getLogger(__name__).warning(
             "the family '%s' of %s cannot be used: %s", entry.name, entry.value, error or type(error).__name__
         )

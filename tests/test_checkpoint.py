@@ -35,10 +35,9 @@ from secateur.errors import CheckpointError, FetchError, InvalidOptionError, Out
 from secateur.export import save, tier
 from secateur.hf import quiet_transformers
 from secateur.model import modeling_secateur
-from secateur.model.described import Description
+from secateur.model.described import SUMS, Description, verify_weights
 from secateur.model.handle import Model
 from secateur.model.modeling_secateur import FAMILIES, classes, width_of
-from secateur.model.sums import SUMS, verify_weights
 from secateur.record import RECORD
 from secateur.surgery.edits import DropAttention, DropBlock, DropMLP, KeepHeads, KeepNeurons
 

@@ -23,6 +23,7 @@ from models import tiny, tiny_in, tiny_tokenizer
 from oracles import Watcher
 from task_rows import ASKED, ROWS, write_rows
 
+from secateur.assets import read_rows
 from secateur.errors import (
     DataError,
     FetchError,
@@ -470,6 +471,11 @@ def test_bad_rows(name: str, content: str | None, says: str, tmp_path: Path) -> 
         (tmp_path / "downstream" / name / "validation.jsonl").write_text(content)
     with pytest.raises(DataError, match=says):
         plan_tasks([name], data=tmp_path)
+
+
+def test_the_data_folder_may_stand_in_the_environment(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECATEUR_DATA", str(data))
+    assert read_rows("piqa").splits == ROWS["piqa"]
 
 
 def test_models_that_cannot_be_judged(data: Path) -> None:

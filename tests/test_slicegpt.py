@@ -9,31 +9,24 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from models import BLOCKS, REBASABLE, logits, orthonormal, parameters, tiny, tiny_in, tiny_tokens
-from oracles import PROPERTY, activations, planned, standing, weighted
+from oracles import PROPERTY, activations, planned, pruner, standing, weighted
 from test_stream import difference
 from torch import Tensor
 
-from secateur.engine.tokens import Tokens
 from secateur.errors import InfeasibleBudgetError, InvalidOptionError, NumericalError
-from secateur.methods import get_method
 from secateur.methods.slicegpt import plan, sliced, slicegpt
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.load import load
 from secateur.output import save
-from secateur.pruning import Pruning, prune, run_method
+from secateur.pruning import prune
 from secateur.run import MemoryStore, Run
 from secateur.solvers.pca import principal_basis
 from secateur.surgery.apply import apply
 from secateur.surgery.edits import CentreEmbedding, Edit, FoldNorms, Rebase, UntieHead
 
-METHOD = get_method("slicegpt")
 SITES = range(2 * BLOCKS + 1)
-
-
-def run(model: Model, tokens: Tokens, budget: Budget | None = None, run: Run | None = None, **options: Any) -> Pruning:
-    options = {"multiple": 1, **options}
-    return run_method(model, METHOD, tokens, budget or Budget(0.25), run or Run(), **options)
+run = pruner("slicegpt", multiple=1)
 
 
 def bases(edits: list[Edit]) -> dict[int, Tensor]:
@@ -133,7 +126,7 @@ def kinds(edits: list[Edit]) -> list[type[Edit]]:
 def test_what_happens_to_the_ends(tied: bool, options: dict[str, Any], expected: list[type[Edit]]) -> None:
     model = tiny("llama", tie_word_embeddings=tied)
     tokens = tiny_tokens(model, 2, 8)
-    cost = planned(model, METHOD.name, Budget(0.25), 2, 8, **{"multiple": 1, **options})
+    cost = planned(model, "slicegpt", Budget(0.25), 2, 8, **{"multiple": 1, **options})
     pruning = run(model, tokens, **options)
     assert kinds(pruning.edits) == expected
     assert pruning.after == cost.after
@@ -228,7 +221,7 @@ def test_the_least_work_is_done_where_little_is_left_to_slice() -> None:
     """Sites that are narrow already keep their basis."""
     model, recorded = tiny_in("sliced stream", "llama"), Run()  # widths 29, 28, ... 21
     tokens = tiny_tokens(model, 2, 8)
-    cost = planned(model, METHOD.name, Budget(0.5), 2, 8, dimension=26)
+    cost = planned(model, "slicegpt", Budget(0.5), 2, 8, dimension=26)
     pruning = run(model, tokens, run=recorded, dimension=26)
     assert set(bases(pruning.edits)) == {0, 1, 2}
     assert pruning.after == cost.after

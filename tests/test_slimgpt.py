@@ -11,17 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import tiny, tiny_tokens
-from oracles import PROPERTY, activations, arithmetic, edited, edits_of
+from oracles import PROPERTY, activations, arithmetic, edited, edits_of, pruner
 
 from secateur.engine.moments import SecondMoment
-from secateur.engine.tokens import Tokens
 from secateur.errors import InfeasibleBudgetError, InvalidOptionError
 from secateur.methods import get_method
 from secateur.methods.slimgpt import plan
 from secateur.model.budget import Budget
-from secateur.model.handle import Model
 from secateur.model.layout import Layout
-from secateur.pruning import Pruning, run_method
 from secateur.run import Run
 from secateur.solvers.obs import group_sizes, prune_groups
 from secateur.solvers.ratios import curve, ratios
@@ -30,10 +27,7 @@ from secateur.surgery.edits import KeepHeads, KeepNeurons
 METHOD = get_method("slimgpt")
 SHAPES = ("log", "linear", "uniform", "log-decrease", "linear-decrease")
 FAMILIES = ("llama", "gpt2")  # grouped queries; every query head its own
-
-
-def prune(model: Model, tokens: Tokens, budget: Budget, run: Run | None = None, **options: Any) -> Pruning:
-    return run_method(model, METHOD, tokens, budget, run or Run(), **options)
+prune = pruner("slimgpt")
 
 
 LLAMA_7B = arithmetic(32, 4096, 11008, 32, 32, 128, other=2 * 32000 * 4096 + 4096)

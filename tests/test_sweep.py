@@ -32,6 +32,9 @@ NESTED = [
 ]
 
 
+TWICE = [frozenset({Part(1, "block")}), frozenset({Part(1, "block"), Part(1, "mlp")})]  # two names for one state
+
+
 def close(got: Tensor, want: Sequence[float]) -> None:
     torch.testing.assert_close(got, torch.tensor(want, dtype=torch.float64), rtol=2e-6, atol=2e-6, equal_nan=True)
 
@@ -44,6 +47,7 @@ def test_equals_brute_force(family: str, shape: Any) -> None:
 
     @settings(PROPERTY, max_examples=3)
     @example(SINGLES)
+    @example([*TWICE, *(each | {Part(3, "mlp")} for each in TWICE)])
     @given(VARIANTS)
     def check(variants: list[Variant]) -> None:
         losses = sweep(model, tokens, variants)

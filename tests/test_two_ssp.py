@@ -11,26 +11,20 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from models import FAMILY_NAMES, NO_ENDS, tiny, tiny_tokens
-from oracles import PROPERTY, activations, arithmetic, edited, mean_kl, mean_nll, standing, weighted
+from oracles import PROPERTY, activations, arithmetic, edited, mean_kl, mean_nll, pruner, standing, weighted
 from torch import Tensor
 
 from secateur.engine.tokens import Tokens
 from secateur.errors import InfeasibleBudgetError
-from secateur.methods import get_method
 from secateur.methods.two_ssp import attention_count, balance, neuron_scores, top_neurons, two_ssp
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
-from secateur.pruning import Pruning, run_method
 from secateur.run import Run
 from secateur.surgery.apply import apply, predict
 from secateur.surgery.edits import DropAttention, Edit, KeepNeurons
 
-METHOD = get_method("2ssp")
-
-
-def prune(model: Model, tokens: Tokens, budget: Budget, run: Run | None = None, **options: Any) -> Pruning:
-    return run_method(model, METHOD, tokens, budget, run or Run(), **options)
+prune = pruner("2ssp")
 
 
 def dropped(edits: list[Edit]) -> list[int]:

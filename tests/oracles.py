@@ -7,7 +7,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -20,12 +20,12 @@ from torch import Tensor
 from secateur.engine.sweep import Part
 from secateur.engine.tokens import Tokens
 from secateur.hf import quiet_transformers
-from secateur.methods import Method
+from secateur.methods import Method, get_method
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.layout import BlockLayout, Layout
 from secateur.model.modeling_secateur import Shape
-from secateur.pruning import Job, Plan, Request, plan, prepare
+from secateur.pruning import Job, Plan, Pruning, Request, plan, prepare, run_method
 from secateur.run import Advance, Run
 from secateur.surgery.apply import apply
 from secateur.surgery.edits import DropAttention, DropBlock, DropMLP, Edit, KeepHeads, KeepNeurons
@@ -236,6 +236,18 @@ def planned(model: Model, method: str, budget: Budget, samples: int, length: int
 def prepared(model: Model, method: str = "2ssp", **request: Any) -> Job:
     """A pruning that is fully specified and not yet run."""
     return prepare(plan(Request.given(method, request), model), model)
+
+
+def pruner(name: str, **defaults: Any) -> Callable[..., Pruning]:
+    """Prunes by a method: model, tokens, budget, perhaps a run, and options."""
+
+    def prune(
+        model: Model, tokens: Tokens, budget: Budget | None = None, run: Run | None = None, **options: Any
+    ) -> Pruning:
+        chosen = {**defaults, **options}
+        return run_method(model, get_method(name), tokens, budget or Budget(0.25), run or Run(), **chosen)
+
+    return prune
 
 
 def edits_of(model: Model, method: Method, tokens: Tokens, budget: Budget, **options: Any) -> list[Edit]:

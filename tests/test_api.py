@@ -96,16 +96,12 @@ def test_the_same_call_gives_the_same_model_and_identity(texts: tuple[Path, Path
     assert one.model.fingerprint() == two.model.fingerprint()
     fingerprints = {one.record.fingerprint}
     others = [
-        {"sparsity": 0.41}, {"of": "model"}, {"round_to": 2}, {"samples": 5}, {"length": 15}, {"seed": 1}, {"alpha": 1},
-        {"norm": "l1"}, {"calibration": str(texts[1])}, {"calibration": str(texts[1]), "count": "responses"},
+        {"samples": 5}, {"length": 15}, {"seed": 1}, {"norm": "l1"}, {"calibration": str(texts[1])},
+        {"calibration": str(texts[1]), "count": "responses"},
     ]  # fmt: skip
     for changed in others:
         fingerprints.add(prepared(model_with_tokenizer(), **{**chosen, **changed}).fingerprint)
     assert len(fingerprints) == len(others) + 1
-    nudged = model_with_tokenizer()
-    with torch.no_grad():
-        nudged.hf.lm_head.weight[0, 0] += 1
-    assert prepared(nudged, **chosen).fingerprint not in fingerprints
     # what is given as the default is no other job
     assert prepared(model_with_tokenizer(), **chosen, method="2ssp", alpha=1.5).fingerprint == one.record.fingerprint
 

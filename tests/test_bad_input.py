@@ -28,8 +28,8 @@ from secateur.errors import CheckpointError, DataError, NumericalError, OutputEr
 from secateur.export import save as save_checkpoint
 from secateur.folders import claimed
 from secateur.judge.generation import generate
+from secateur.model.described import SUMS
 from secateur.model.handle import Model
-from secateur.model.sums import SUMS
 from secateur.output import save
 from secateur.pruning import run_job
 

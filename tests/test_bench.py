@@ -124,22 +124,17 @@ def test_recovered_checkpoints_are_judged_beside_their_losses(
     )
 
 
-def test_the_exact_error_takes_the_cheapest_first_head(bench: Any, tmp_path: Path) -> None:
+def test_inside_slimgpt_errors_and_drift_are_as_they_must_be(bench: Any, tmp_path: Path) -> None:
     inside: ModuleType = bench("slimgpt_inside")
-    arguments = ["--model", TINY, "--samples", "2", "--length", "16", "--out", str(tmp_path)]
-    inside.main(["heads", *arguments])
+    for part in ("heads", "drift"):
+        inside.main([part, "--model", TINY, "--samples", "2", "--length", "16", "--out", str(tmp_path)])
     rows = json.loads((tmp_path / "heads.json").read_text())["rows"]
     first = [row for row in rows if row["gone"] == 1]
     assert {row["unit"] for row in first} == {"KV groups", "query heads"}
     assert all(row["exact"]["loss"] <= row[e]["loss"] * (1 + 1e-5) for row in first for e in ("grouped", "ordinary"))
-
-
-def test_the_first_block_drifts_more_the_more_it_loses(bench: Any, tmp_path: Path) -> None:
-    inside: ModuleType = bench("slimgpt_inside")
-    inside.main(["drift", "--model", TINY, "--samples", "2", "--length", "16", "--out", str(tmp_path)])
     found = json.loads((tmp_path / "drift.json").read_text())["share of the first block"]
     firsts = [found[share]["error"][0] for share in ("0.25", "0.5", "0.75")]
-    assert 0 < firsts[0] < firsts[1] < firsts[2]
+    assert 0 < firsts[0] < firsts[1] < firsts[2]  # the first block drifts more the more it loses
 
 
 @pytest.mark.slow

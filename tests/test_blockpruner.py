@@ -8,26 +8,18 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from models import NO_ENDS, tiny, tiny_tokens
-from oracles import PROPERTY, mean_kl, mean_nll, weighted, without
+from oracles import PROPERTY, mean_kl, mean_nll, pruner, weighted, without
 
 from secateur.engine.sweep import Part
-from secateur.engine.tokens import Tokens
 from secateur.errors import InfeasibleBudgetError
-from secateur.methods import get_method
 from secateur.methods.blockpruner import removals, units
 from secateur.model.budget import Budget
-from secateur.model.handle import Model
 from secateur.model.layout import BlockLayout, Layout
 from secateur.model.modeling_secateur import Shape
-from secateur.pruning import Pruning, run_method
 from secateur.run import Run
 from secateur.surgery.edits import DropAttention, DropMLP, Edit
 
-METHOD = get_method("blockpruner")
-
-
-def prune(model: Model, tokens: Tokens, budget: Budget, run: Run | None = None, **options: Any) -> Pruning:
-    return run_method(model, METHOD, tokens, budget, run or Run(), **options)
+prune = pruner("blockpruner")
 
 
 def parts(edits: list[Edit]) -> list[Part]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +34,9 @@ from secateur.errors import CheckpointError, FetchError, InvalidOptionError, Out
 from secateur.export import save, tier
 from secateur.hf import quiet_transformers
 from secateur.model import modeling_secateur
-from secateur.model.described import Description
+from secateur.model.described import SUMS, Description, verify_weights
 from secateur.model.handle import Model
 from secateur.model.modeling_secateur import FAMILIES, classes, width_of
-from secateur.model.sums import SUMS, verify_weights
 from secateur.record import RECORD
 from secateur.surgery.edits import DropAttention, DropBlock, DropMLP, KeepHeads, KeepNeurons
 
@@ -77,7 +75,25 @@ def is_stock(family: str, layout: str) -> bool:
     return layout in STOCK_LAYOUTS and (layout != "one KV group each" or FAMILIES[family].free_head_dim)
 
 
-def assert_round_trip(family: str, layout: str, folder: Path) -> None:
+def settings_of(model: Model) -> dict[str, Any]:
+    """The configuration without what `assert_same_model` compares on the real modules, and without names."""
+    row = model.family
+    shapes = {"per_layer_config", "head_dim", row.width, row.query_heads, row.kv_heads}
+    names = {"architectures", "auto_map", "transformers_version", "_name_or_path", "dtype"}
+    return {name: value for name, value in model.hf.config.to_dict().items() if name not in shapes | names}
+
+
+UNIT = {("llama", layout) for layout in LAYOUTS} | {(family, layout) for family in FAMILY_NAMES for layout in FEW}
+CASES = [
+    pytest.param(family, layout, marks=() if (family, layout) in UNIT else pytest.mark.slow)
+    for family in FAMILY_NAMES
+    for layout in (*LAYOUTS, *(STREAM_LAYOUTS if family in REBASABLE else ()))
+]
+
+
+@pytest.mark.parametrize(("family", "layout"), CASES)
+def test_what_is_saved_is_loaded(family: str, layout: str, tmp_path: Path) -> None:
+    folder = tmp_path / "pruned"
     model = tiny_in(layout, family)
     before = model.hf.config.to_dict(), str(model.hf), model.fingerprint()
     written = save(model, folder)
@@ -105,26 +121,6 @@ def assert_round_trip(family: str, layout: str, folder: Path) -> None:
     assert loaded.numbers == list(range(len(model.numbers)))
     assert_same_model(loaded, model)
     assert settings_of(loaded) == settings_of(model)
-
-
-def settings_of(model: Model) -> dict[str, Any]:
-    """The configuration without what `assert_same_model` compares on the real modules, and without names."""
-    row = model.family
-    shapes = {"per_layer_config", "head_dim", row.width, row.query_heads, row.kv_heads}
-    names = {"architectures", "auto_map", "transformers_version", "_name_or_path", "dtype"}
-    return {name: value for name, value in model.hf.config.to_dict().items() if name not in shapes | names}
-
-
-def every_case() -> Iterator[Any]:
-    for family in FAMILY_NAMES:
-        for layout in (*LAYOUTS, *(STREAM_LAYOUTS if family in REBASABLE else ())):
-            in_unit_suite = layout in FEW or (family == "llama" and layout in LAYOUTS)
-            yield pytest.param(family, layout, marks=() if in_unit_suite else pytest.mark.slow)
-
-
-@pytest.mark.parametrize(("family", "layout"), list(every_case()))
-def test_what_is_saved_is_loaded(family: str, layout: str, tmp_path: Path) -> None:
-    assert_round_trip(family, layout, tmp_path / "pruned")
 
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)

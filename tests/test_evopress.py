@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from models import tiny, tiny_tokens
-from oracles import PROPERTY, edit_facts, mean_kl, mean_nll, standing, still, weighted, without
+from oracles import PROPERTY, edit_facts, mean_kl, mean_nll, pruner, standing, still, weighted, without
 from torch import Tensor
 
 from secateur.engine.loss import Metric
@@ -25,7 +25,6 @@ from secateur.methods import get_method
 from secateur.methods.evopress import plan, reduced, search_space
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
-from secateur.pruning import Pruning, run_method
 from secateur.run import MemoryStore, Run
 from secateur.solvers import evolution
 from secateur.solvers.evolution import Selection, Space, WindowLosses, evolve
@@ -36,10 +35,7 @@ METHOD = get_method("evopress")
 SMALL: dict[str, Any] = {
     "generations": 4, "offspring": 6, "initial": 8, "initial_tokens": 8, "selection_tokens": "8,24",
 }  # fmt: skip
-
-
-def prune(model: Model, tokens: Tokens, budget: Budget, run: Run | None = None, **options: Any) -> Pruning:
-    return run_method(model, METHOD, tokens, budget, run or Run(), **{**SMALL, **options})
+prune = pruner("evopress", **SMALL)
 
 
 # --- the space ---

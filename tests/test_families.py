@@ -103,13 +103,9 @@ def test_opt_without_biases_and_with_a_projected_embedding() -> None:
 # --- what is refused ---
 
 
-class Wrapped(LlamaForCausalLM):
-    pass
-
-
 def wrapped() -> Any:
     stock = tiny_hf("llama")
-    stock.__class__ = Wrapped
+    stock.__class__ = type("Wrapped", (LlamaForCausalLM,), {})
     return stock
 
 

@@ -16,12 +16,10 @@ from oracles import write_model
 
 import secateur
 from secateur.errors import (
-    CheckpointError,
     InfeasibleBudgetError,
     InvalidOptionError,
     SecateurError,
     UnknownNameError,
-    UnsupportedModelError,
 )
 from secateur.export import save
 from secateur.forecast import Forecast, Speed, forecast, timed
@@ -108,16 +106,6 @@ def test_what_the_run_would_refuse_is_refused(
     folder = str(without_weights(write_model(tmp_path / "model")))
     with pytest.raises(error, match=message):
         foretold(folder, **wrong)
-
-
-def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="there is no folder"):
-        foretold(tmp_path / "missing")
-    with pytest.raises(CheckpointError, match=r"no config.json"):
-        foretold(tmp_path)
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(UnsupportedModelError, match="bert"):
-        foretold(tmp_path)
 
 
 def test_all_devices_together_are_timed_on_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

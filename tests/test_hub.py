@@ -17,7 +17,7 @@ from test_cli import call
 import secateur
 from secateur import load, prune
 from secateur.errors import CheckpointError
-from secateur.model.sums import SUMS
+from secateur.model.described import SUMS
 from secateur.output import save
 from secateur.record import RECORD
 

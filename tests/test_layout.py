@@ -26,18 +26,9 @@ from models import (
 
 from secateur.model.layout import Layout
 from secateur.model.modeling_secateur import shapes_from
+from secateur.surgery import edits
 from secateur.surgery.apply import apply, predict
-from secateur.surgery.edits import (
-    DropAttention,
-    DropBlock,
-    DropMLP,
-    Edit,
-    FoldNorms,
-    KeepHeads,
-    KeepNeurons,
-    Rebase,
-    UntieHead,
-)
+from secateur.surgery.edits import Edit
 
 
 def possible_edits(layout: Layout, rebasable: bool) -> st.SearchStrategy[Edit]:
@@ -49,20 +40,22 @@ def possible_edits(layout: Layout, rebasable: bool) -> st.SearchStrategy[Edit]:
     choices: list[st.SearchStrategy[Edit]] = []
     for number, block in layout.blocks.items():
         if block.attention:
-            choices.append(st.just(DropAttention(number)))
-            choices.append(some(block.shape.kv_heads).map(lambda kept, number=number: KeepHeads(number, kept)))
+            choices.append(st.just(edits.DropAttention(number)))
+            choices.append(some(block.shape.kv_heads).map(lambda kept, number=number: edits.KeepHeads(number, kept)))
         if block.mlp:
-            choices.append(st.just(DropMLP(number)))
-            choices.append(some(block.shape.width).map(lambda kept, number=number: KeepNeurons(number, kept)))
+            choices.append(st.just(edits.DropMLP(number)))
+            choices.append(some(block.shape.width).map(lambda kept, number=number: edits.KeepNeurons(number, kept)))
         if len(layout.blocks) > 1:
-            choices.append(st.just(DropBlock(number)))
+            choices.append(st.just(edits.DropBlock(number)))
     if rebasable and layout.is_folded:
         at, less = st.sampled_from([(site, layout.stream_width(site)) for site in layout.sites]), st.integers(0, 3)
-        choices += 3 * [st.builds(lambda at, less: Rebase(at[0], orthonormal(at[1], max(1, at[1] - less))), at, less)]
+        choices += 3 * [
+            st.builds(lambda at, less: edits.Rebase(at[0], orthonormal(at[1], max(1, at[1] - less))), at, less)
+        ]
     elif rebasable:
-        choices += 3 * [st.just(FoldNorms())]
+        choices += 3 * [st.just(edits.FoldNorms())]
     if rebasable and layout.ends.tied and not layout.is_rebased:
-        choices.append(st.just(UntieHead()))
+        choices.append(st.just(edits.UntieHead()))
     return st.one_of(choices)
 
 
@@ -96,9 +89,9 @@ def test_a_hollow_twin_is_the_model_without_weights(family: str) -> None:
         assert not any(parameter.is_meta for parameter in model.hf.parameters())
         assert (twin.layout(), twin.numbers, twin.source) == (model.layout(), model.numbers, model.source), name
         assert (twin.dtype, twin.vocab_size, twin.head_cost) == (model.dtype, model.vocab_size, model.head_cost)
-        further: list[Edit] = [DropBlock(model.numbers[0])] if len(model.numbers) > 1 else []
+        further: list[Edit] = [edits.DropBlock(model.numbers[0])] if len(model.numbers) > 1 else []
         if (block := model.layout().blocks[model.numbers[-1]]).mlp:
-            further.append(KeepNeurons(model.numbers[-1], tuple(range(0, block.shape.width, 2))))
+            further.append(edits.KeepNeurons(model.numbers[-1], tuple(range(0, block.shape.width, 2))))
         before = model.layout()
         apply_all(twin, further)
         assert model.layout() == before  # they share nothing
@@ -117,7 +110,7 @@ def test_every_parameter_is_counted_once_and_goes_with_its_block(family: str) ->
         assert block.mlp == block.shape.width * block.neuron + (0 if bias is None else bias.numel())
     matrices = model.hf.get_input_embeddings().weight.numel() * (1 if model.hf.config.tie_word_embeddings else 2)
     assert matrices <= layout.other < matrices + model.hf.get_input_embeddings().weight.numel()
-    apply(model, DropBlock(BLOCKS - 1))
+    apply(model, edits.DropBlock(BLOCKS - 1))
     assert layout.parameters - parameters(model) == layout.blocks[BLOCKS - 1].parameters
 
 
@@ -126,5 +119,5 @@ def test_only_one_shape_without_gaps_is_uniform(name: str) -> None:
     model = tiny("llama")
     before = model.layout()
     assert apply_all(model, layouts(model)[name]).layout().uniform == (name in STOCK_LAYOUTS)
-    predict(before, DropBlock(0))
+    predict(before, edits.DropBlock(0))
     assert before == tiny("llama").layout()  # it does not change under way

@@ -262,8 +262,9 @@ def test_the_cost_is_what_was_rehearsed(name: str, options: dict[str, Any], shap
         spread=1.4 if spread > 1 and shape != "dense" else spread,
     )  # fmt: skip
     tried.costs_what_was_planned()
-    model = tried.model()
-    assert tried.planned(model).held_bytes >= 8 * model.hidden_size * 4  # a window's states
+    if shape == "dense":
+        model = tried.model()
+        assert tried.planned(model).held_bytes >= 8 * model.hidden_size * 4  # a window's states
 
 
 @ONCE

@@ -49,3 +49,9 @@ def test_half_precision_inputs_are_summed_in_full() -> None:
 def test_there_is_no_mean_of_nothing() -> None:
     with pytest.raises(ValueError, match="no tokens"):
         _ = SecondMoment().mean
+
+
+def test_it_leaves_the_callers_tf32_alone() -> None:
+    before = torch.backends.cuda.matmul.allow_tf32
+    SecondMoment().add(torch.ones(1, 3, 2), torch.ones(1, 3))
+    assert torch.backends.cuda.matmul.allow_tf32 == before

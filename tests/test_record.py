@@ -192,7 +192,6 @@ def test_records_chain_through_checkpoints(tmp_path: Path) -> None:
     save(second, tmp_path / "second")
     third = prune(load(str(tmp_path / "second")), sparsity=0.1, calibration=tokens_for(model), stage1_only=True)
     save(third, tmp_path / "third")
-
     record = read_record(tmp_path / "third")
     assert [step.fingerprint for step in record.chain] == [each.record.fingerprint for each in (first, second, third)]
     assert not any(step.parents for step in record.parents)
@@ -276,8 +275,7 @@ def front_matter(text: str) -> Any:
 
 @pytest.mark.parametrize("edit", [DropBlock(1), DropAttention(1)])
 def test_the_card_tells_how_to_load_it(edit: Edit) -> None:
-    record = recorded(tiny("llama"), edit)
-    text = card(record)
+    text = card(record := recorded(tiny("llama"), edit))
     assert ("trust_remote_code" in text) == ("import secateur" in text) == (record.tier == "B")
     assert front_matter(text)["tags"] == ["pruned", "secateur", "2ssp"]
     for fact in (f"{record.before.parameters:,}", f"{record.after.parameters:,}", METHOD.bibtex, secateur.__version__):

@@ -58,14 +58,9 @@ def test_a_healed_model_with_its_account(recover: Callable[..., Told], tmp_path:
     assert record["arguments"]["command"][0] == "recover"
     losses = record["recovery"]["held_out_loss"]
     for fact in (
-        f"{losses['before']:.4f}",
-        f"{losses['after']:.4f}",
-        "13 rows of alpaca_of_mine.jsonl",
-        "tier B",
-        "CC BY-NC 4.0",
-        str(out),
-        "held-out KL",
-    ):
+        f"{losses['before']:.4f}", f"{losses['after']:.4f}", "13 rows of alpaca_of_mine.jsonl", "tier B",
+        "CC BY-NC 4.0", str(out), "held-out KL",
+    ):  # fmt: skip
         assert fact in told.out  # fmt: skip
     assert "CC BY-NC 4.0" in (out / "README.md").read_text()
     pruned, healed = secateur.load(str(world["pruned"])), secateur.load(str(out))
@@ -128,32 +123,32 @@ def test_an_interrupted_run_says_how_it_goes_on(
     assert {path.name for path in tmp_path.iterdir()} == {"out", "steady"}
 
 
-REFUSED: dict[str, tuple[tuple[object, ...], int, str]] = {
-    "no data": (("--data", "./none.jsonl"), 3, "there is no file"),
-    "unknown data": (("--data", "nonsense"), 3, "unknown text 'nonsense'"),
-    "no teacher": (("--distill", "./none"), 3, "there is no folder"),
-    "another tokenizer": (("--distill", "{other}"), 3, "another tokenizer"),
-    "too long": (("--max-length", 65), 3, "positions end at 64"),
-    "too short": (("--max-length", 9), 3, "no row has a counted token"),
-    "batch": (("--batch-size", 3), 3, "does not divide"),
-    "lr": (("--lr", 0), 3, "lr 0.0"),
-    "lr nan": (("--lr", "nan"), 3, "lr nan"),
-    "steps": (("--max-steps", 0), 3, "max_steps 0"),
-    "steps no number": (("--max-steps", "x"), 2, "--max-steps"),
-    "held out": (("--held-out", 16), 3, "leave none to train on"),
-    "template": (("--template", "vicuna"), 3, "alpaca (the paper's prompt) or chat"),
-    "dtype": (("--dtype", "float16"), 3, "loss scaling"),
-    "shard size": (("--max-shard-size", "big"), 3, "5GB"),
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("--data", "./none.jsonl"), 3, "there is no file"),
+        (("--data", "nonsense"), 3, "unknown text 'nonsense'"),
+        (("--distill", "./none"), 3, "there is no folder"),
+        (("--distill", "{other}"), 3, "another tokenizer"),
+        (("--max-length", "65"), 3, "positions end at 64"),
+        (("--max-length", "9"), 3, "no row has a counted token"),
+        (("--batch-size", "3"), 3, "does not divide"),
+        (("--lr", "nan"), 3, "lr nan"),
+        (("--max-steps", "0"), 3, "max_steps 0"),
+        (("--max-steps", "x"), 2, "--max-steps"),
+        (("--held-out", "16"), 3, "leave none to train on"),
+        (("--template", "vicuna"), 3, "alpaca (the paper's prompt) or chat"),
+        (("--dtype", "float16"), 3, "loss scaling"),
+        (("--max-shard-size", "big"), 3, "5GB"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, tuple) else "",
+)
 def test_bad_input_is_refused_in_one_line(
-    name: str, recover: Callable[..., Told], tmp_path: Path, world: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    words, code, message = REFUSED[name]
+    words: tuple[str, ...], code: int, message: str, recover: Callable[..., Told], tmp_path: Path,
+    world: dict[str, Path], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    told = recover(*(str(word).format(**world) for word in words))
+    told = recover(*(word.format(**world) for word in words))
     assert (told.code, told.out) == (code, "")
     assert message in told.err
     if code == 3:

@@ -8,41 +8,25 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from models import (
-    BLOCKS,
-    REBASABLE,
-    logits,
-    orthonormal,
-    parameters,
-    tiny,
-    tiny_in,
-    tiny_tokens,
-)
-from oracles import PROPERTY, activations, planned, prepared, standing, weighted
+from models import BLOCKS, REBASABLE, logits, orthonormal, parameters, tiny, tiny_in, tiny_tokens
+from oracles import PROPERTY, activations, planned, pruner, standing, weighted
 from test_stream import difference
 from torch import Tensor
 
-from secateur.engine.tokens import Tokens
 from secateur.errors import InfeasibleBudgetError, InvalidOptionError, NumericalError
-from secateur.methods import get_method
 from secateur.methods.slicegpt import plan, sliced, slicegpt
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.load import load
 from secateur.output import save
-from secateur.pruning import Pruning, prune, run_method
+from secateur.pruning import prune
 from secateur.run import MemoryStore, Run
 from secateur.solvers.pca import principal_basis
 from secateur.surgery.apply import apply
 from secateur.surgery.edits import CentreEmbedding, Edit, FoldNorms, Rebase, UntieHead
 
-METHOD = get_method("slicegpt")
 SITES = range(2 * BLOCKS + 1)
-
-
-def run(model: Model, tokens: Tokens, budget: Budget | None = None, run: Run | None = None, **options: Any) -> Pruning:
-    options = {"multiple": 1, **options}
-    return run_method(model, METHOD, tokens, budget or Budget(0.25), run or Run(), **options)
+run = pruner("slicegpt", multiple=1)
 
 
 def bases(edits: list[Edit]) -> dict[int, Tensor]:
@@ -142,7 +126,7 @@ def kinds(edits: list[Edit]) -> list[type[Edit]]:
 def test_what_happens_to_the_ends(tied: bool, options: dict[str, Any], expected: list[type[Edit]]) -> None:
     model = tiny("llama", tie_word_embeddings=tied)
     tokens = tiny_tokens(model, 2, 8)
-    cost = planned(model, METHOD.name, Budget(0.25), 2, 8, **{"multiple": 1, **options})
+    cost = planned(model, "slicegpt", Budget(0.25), 2, 8, **{"multiple": 1, **options})
     pruning = run(model, tokens, **options)
     assert kinds(pruning.edits) == expected
     assert pruning.after == cost.after
@@ -194,18 +178,6 @@ def test_the_width_is_the_multiple_nearest_to_the_budget(
     assert misses[width] == best
 
 
-@pytest.mark.parametrize(
-    ("budget", "options"),
-    [(Budget(0.99), {}), (Budget(0.02), {"multiple": 8}), (Budget(0.9, of="model"), {"untie": True})],
-)
-def test_what_cannot_be_reached_is_refused_with_what_can(budget: Budget, options: dict[str, Any]) -> None:
-    model = tiny("qwen3", vocab_size=400)
-    with pytest.raises(InfeasibleBudgetError, match=r"slicegpt cannot remove .* reaches (\d\S* to \d\S*|nothing)"):
-        prepared(
-            model, "slicegpt", sparsity=budget.sparsity, of=budget.of, calibration=tiny_tokens(model, 1, 8), **options
-        )
-
-
 def test_the_dimension_wins_over_the_sparsity() -> None:
     model = tiny("llama")
     pruned = prune(model, "slicegpt", sparsity=0.01, calibration=tiny_tokens(model, 2, 8), dimension=17)
@@ -249,7 +221,7 @@ def test_the_least_work_is_done_where_little_is_left_to_slice() -> None:
     """Sites that are narrow already keep their basis."""
     model, recorded = tiny_in("sliced stream", "llama"), Run()  # widths 29, 28, ... 21
     tokens = tiny_tokens(model, 2, 8)
-    cost = planned(model, METHOD.name, Budget(0.5), 2, 8, dimension=26)
+    cost = planned(model, "slicegpt", Budget(0.5), 2, 8, dimension=26)
     pruning = run(model, tokens, run=recorded, dimension=26)
     assert set(bases(pruning.edits)) == {0, 1, 2}
     assert pruning.after == cost.after

@@ -11,17 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import tiny, tiny_tokens
-from oracles import PROPERTY, activations, arithmetic, edited, edits_of
+from oracles import PROPERTY, activations, arithmetic, edited, edits_of, pruner
 
 from secateur.engine.moments import SecondMoment
-from secateur.engine.tokens import Tokens
 from secateur.errors import InfeasibleBudgetError, InvalidOptionError
 from secateur.methods import get_method
 from secateur.methods.slimgpt import plan
 from secateur.model.budget import Budget
-from secateur.model.handle import Model
 from secateur.model.layout import Layout
-from secateur.pruning import Pruning, run_method
 from secateur.run import Run
 from secateur.solvers.obs import group_sizes, prune_groups
 from secateur.solvers.ratios import curve, ratios
@@ -30,10 +27,7 @@ from secateur.surgery.edits import KeepHeads, KeepNeurons
 METHOD = get_method("slimgpt")
 SHAPES = ("log", "linear", "uniform", "log-decrease", "linear-decrease")
 FAMILIES = ("llama", "gpt2")  # grouped queries; every query head its own
-
-
-def prune(model: Model, tokens: Tokens, budget: Budget, run: Run | None = None, **options: Any) -> Pruning:
-    return run_method(model, METHOD, tokens, budget, run or Run(), **options)
+prune = pruner("slimgpt")
 
 
 LLAMA_7B = arithmetic(32, 4096, 11008, 32, 32, 128, other=2 * 32000 * 4096 + 4096)
@@ -163,19 +157,6 @@ def test_each_statistic_is_of_the_model_as_pruned_so_far(family: str) -> None:
         expected = prune_groups(weight, 2 * moment.mean, size, steps)
         assert edit.index == tuple(expected.index.tolist())
         assert torch.allclose(edit.out_weight, expected.weight, atol=1e-5)
-
-
-def test_an_unused_head_and_dead_neurons_go_first() -> None:
-    model = tiny("llama")
-    with model.open(2) as block, torch.no_grad():
-        columns = block.weight("attention_out").shape[1] // block.shape.kv_heads
-        block.weight("attention_out")[:, columns : 2 * columns] = 0
-        block.weight("mlp_out")[:, [4, 9]] = 0
-    edits = prune(model, tiny_tokens(model, 4, 16), Budget(0.3), ratio="uniform").edits
-    heads = next(edit for edit in edits if isinstance(edit, KeepHeads) and edit.block == 2)
-    neurons = next(edit for edit in edits if isinstance(edit, KeepNeurons) and edit.block == 2)
-    assert 1 not in heads.index
-    assert not {4, 9} & set(neurons.index)
 
 
 def test_compensation_leaves_less_error() -> None:

@@ -114,14 +114,6 @@ def test_only_the_last_token_that_counts_is_looked_at() -> None:
 # --- how many ---
 
 
-def test_the_number_of_blocks() -> None:
-    model = tiny("llama", num_hidden_layers=6)
-    for sparsity, count in ((0.25, 2), (0.24, 1), (0.5, 3), (0.09, 1), (0.9, 5)):
-        assert len(dropped(edited(model), "shortgpt", Budget(sparsity))) == count
-        gone = dropped(edited(model), "window", Budget(sparsity))
-        assert gone == list(range(gone[0], gone[0] + count))
-
-
 @pytest.mark.parametrize("of", ["blocks", "model"])
 def test_blocks_of_several_sizes_are_counted_in_parameters(of: Any) -> None:
     model = lopsided(tiny("llama", num_hidden_layers=8))

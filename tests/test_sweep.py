@@ -16,17 +16,7 @@ from torch import Tensor, nn
 
 from secateur.engine import loss as loss_module
 from secateur.engine.loss import KLDivergence, NegativeLogLikelihood
-from secateur.engine.sweep import (
-    DENSE,
-    Part,
-    Variant,
-    activation_bytes,
-    final_states,
-    sample_sweep,
-    sweep,
-    sweep_bytes,
-    sweep_states,
-)
+from secateur.engine.sweep import DENSE, Part, Variant, activation_bytes, final_states, sweep, sweep_bytes, sweep_states
 from secateur.model.handle import Model
 from secateur.run import Run
 from secateur.surgery.edits import BlockEdit, DropAttention, DropBlock, KeepHeads, KeepNeurons
@@ -42,6 +32,9 @@ NESTED = [
 ]
 
 
+TWICE = [frozenset({Part(1, "block")}), frozenset({Part(1, "block"), Part(1, "mlp")})]  # two names for one state
+
+
 def close(got: Tensor, want: Sequence[float]) -> None:
     torch.testing.assert_close(got, torch.tensor(want, dtype=torch.float64), rtol=2e-6, atol=2e-6, equal_nan=True)
 
@@ -54,6 +47,7 @@ def test_equals_brute_force(family: str, shape: Any) -> None:
 
     @settings(PROPERTY, max_examples=3)
     @example(SINGLES)
+    @example([*TWICE, *(each | {Part(3, "mlp")} for each in TWICE)])
     @given(VARIANTS)
     def check(variants: list[Variant]) -> None:
         losses = sweep(model, tokens, variants)
@@ -72,16 +66,6 @@ def test_kl_equals_brute_force(family: str, shape: Any) -> None:
     got = sweep(model, tokens, NESTED, metric)
     close(got, [mean_kl(dense, without(model, each), tokens) for each in NESTED])
     assert (got[3].abs() < 1e-9) == (shape == "dense")
-
-
-def test_one_loss_per_sample() -> None:
-    model = tiny("qwen2")
-    tokens = weighted(tiny_tokens(model, 3, 7))
-    each = sample_sweep(model, tokens, NESTED)
-    assert each.shape == (4, 3)
-    for sample in range(3):
-        alone = type(tokens).of(tokens.ids[sample : sample + 1], tokens.weights[sample : sample + 1])
-        close(each[:, sample] / alone.weights[:, 1:].sum(), [mean_nll(without(model, each), alone) for each in NESTED])
 
 
 def test_the_answers_stand_in_the_order_of_the_questions() -> None:
@@ -213,19 +197,9 @@ def test_each_block_is_opened_once_per_pass() -> None:
     torch.testing.assert_close(got, sweep(tiny("qwen3"), tokens, SINGLES + NESTED), rtol=0, atol=0)
 
 
-class Breaks:
-    """A metric that fails at its second chunk."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-
-    def prepare(self, model: Model, sample: int, positions: slice) -> None:
-        self.calls += 1
-        if self.calls == 2:
-            raise ZeroDivisionError
-
-    def loss(self, logits: Tensor, targets: Tensor, prepared: Tensor | None) -> Tensor:
-        return logits[:, 0]
+class Breaks(NegativeLogLikelihood):
+    def loss(self, *_: Any) -> Tensor:
+        raise ZeroDivisionError
 
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)

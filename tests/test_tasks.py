@@ -23,6 +23,7 @@ from models import tiny, tiny_in, tiny_tokenizer
 from oracles import Watcher
 from task_rows import ASKED, ROWS, write_rows
 
+from secateur.assets import read_rows
 from secateur.errors import (
     DataError,
     FetchError,
@@ -49,6 +50,7 @@ from secateur.judge.tasks import (
 from secateur.model.handle import Model
 from secateur.run import Run
 
+SOLUTIONS = ("sol1", "sol2")
 SHARES = st.lists(st.integers(1, 300), min_size=1, max_size=60)
 
 
@@ -205,7 +207,7 @@ def test_an_outcome_is_the_likeliest_answer_by_hand(model: Model, data: Path, me
     result = run_tasks(model, ["piqa"], metric=metric, data=data)["piqa"]
     for row, outcome in zip(ROWS["piqa"]["validation"], result.per_document, strict=True):
         scores = []
-        for answer in (row["sol1"], row["sol2"]):
+        for answer in (row[sol] for sol in SOLUTIONS):
             context = model.tokenizer(f"Question: {row['goal']}\nAnswer:")["input_ids"]
             whole = torch.tensor([context + model.tokenizer(f" {answer}")["input_ids"]])
             with torch.no_grad():
@@ -331,10 +333,8 @@ def test_a_metric_that_is_no_mean(model: Model, tmp_path: Path) -> None:
 
 
 def test_a_task_that_generates(model: Model, tmp_path: Path) -> None:
-    process = tmp_path / "functions.py"
-    process.write_text(
-        "def score(doc, results):\n    print(doc)\n    return {'length': float(len(results[0]) <= 30)}\n"
-    )
+    score = "def score(doc, results):\n    print(doc)\n    return {'length': float(len(results[0]) <= 30)}\n"
+    (tmp_path / "functions.py").write_text(score)
     file = task_file(
         tmp_path, output_type="generate_until", doc_to_choice=None, doc_to_target="{{a[0]}}",
         generation_kwargs={"until": ["\n\n"], "max_gen_toks": 3, "do_sample": False},
@@ -442,18 +442,15 @@ def test_bad_arguments(arguments: dict[str, Any], error: type[SecateurError], sa
         plan_tasks(data=data, **arguments)
 
 
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
+def test_bad_task_files(tmp_path: Path) -> None:
+    for content, says in (
         ("task: [", "lm-eval cannot make a task of .*mine.yaml"),
         ("just words", "lm-eval cannot make a task of"),
         ("task: mine\ndataset_path: json\n", "names no files: put them under `dataset_kwargs`"),
-    ],
-)
-def test_bad_task_files(content: str, says: str, tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text(content)
-    with pytest.raises(DataError, match=says):
-        plan_tasks([str(tmp_path / "mine.yaml")])
+    ):
+        (tmp_path / "mine.yaml").write_text(content)
+        with pytest.raises(DataError, match=says):
+            plan_tasks([str(tmp_path / "mine.yaml")])
 
 
 @pytest.mark.parametrize(
@@ -476,9 +473,13 @@ def test_bad_rows(name: str, content: str | None, says: str, tmp_path: Path) -> 
         plan_tasks([name], data=tmp_path)
 
 
+def test_the_data_folder_may_stand_in_the_environment(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECATEUR_DATA", str(data))
+    assert read_rows("piqa").splits == ROWS["piqa"]
+
+
 def test_models_that_cannot_be_judged(data: Path) -> None:
-    plan = plan_tasks(["piqa"], data=data)
-    model = tiny("llama")
+    plan, model = plan_tasks(["piqa"], data=data), tiny("llama")
     with pytest.raises(DataError, match="has no tokenizer"):
         judge_tasks(model, plan)
     model.tokenizer = tiny_tokenizer()
@@ -499,13 +500,9 @@ def test_models_that_cannot_be_judged(data: Path) -> None:
 
 def test_sequences_that_are_cut_are_counted(data: Path) -> None:
     short = with_tokenizer(tiny("llama", max_position_embeddings=40))
-    lengths = [
-        len(f"Question: {row['goal']}\nAnswer: {row[answer]}") - 1
-        for row in ROWS["piqa"]["validation"]
-        for answer in ("sol1", "sol2")
-    ]
+    texts = [f"Question: {row['goal']}\nAnswer: {row[sol]}" for row in ROWS["piqa"]["validation"] for sol in SOLUTIONS]
     cut = run_tasks(short, ["piqa"], data=data)["piqa"].truncated
-    assert cut == sum(length > 40 for length in lengths) > 0
+    assert cut == sum(len(text) - 1 > 40 for text in texts) > 0
 
 
 def test_without_lm_eval(monkeypatch: pytest.MonkeyPatch, data: Path) -> None:
@@ -528,8 +525,7 @@ def test_nothing_is_printed_and_nothing_is_left_behind(
         settings = (logging.getLogger("lm_eval").level, datasets.are_progress_bars_disabled(), sys.stdout)
         return model.fingerprint(), model.hf.training, numbers, tokenizer, settings
 
-    task = task_file(tmp_path)
-    before = state()
+    task, before = task_file(tmp_path), state()
     run_tasks(model, ["piqa", "hellaswag", str(task)], data=data)
     assert state() == before
     assert capfd.readouterr() == ("", "")

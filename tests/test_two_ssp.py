@@ -11,26 +11,20 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from models import FAMILY_NAMES, NO_ENDS, tiny, tiny_tokens
-from oracles import PROPERTY, activations, arithmetic, edited, mean_kl, mean_nll, standing, weighted
+from oracles import PROPERTY, activations, arithmetic, edited, mean_kl, mean_nll, pruner, standing, weighted
 from torch import Tensor
 
 from secateur.engine.tokens import Tokens
 from secateur.errors import InfeasibleBudgetError
-from secateur.methods import get_method
 from secateur.methods.two_ssp import attention_count, balance, neuron_scores, top_neurons, two_ssp
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
-from secateur.pruning import Pruning, run_method
 from secateur.run import Run
 from secateur.surgery.apply import apply, predict
 from secateur.surgery.edits import DropAttention, Edit, KeepNeurons
 
-METHOD = get_method("2ssp")
-
-
-def prune(model: Model, tokens: Tokens, budget: Budget, run: Run | None = None, **options: Any) -> Pruning:
-    return run_method(model, METHOD, tokens, budget, run or Run(), **options)
+prune = pruner("2ssp")
 
 
 def dropped(edits: list[Edit]) -> list[int]:
@@ -97,13 +91,6 @@ def test_a_half_attention_is_rounded_up() -> None:
     layout = arithmetic(28, 1024, 3072, 16, 8, 128)  # |FFN| / |Attn| = 1.5 = alpha
     assert attention_count(layout, 0.375, 1.5) == 11
     assert attention_count(layout, 0.374, 1.5) == 10
-
-
-def test_the_model_convention_only_changes_the_amount() -> None:
-    layout = arithmetic(30, 576, 1536, 9, 3, 64, other=49152 * 576 + 576)
-    sparsity = 0.375 * layout.block_parameters / layout.parameters
-    assert balance(layout, Budget(sparsity, of="model")) == balance(layout, Budget(0.375))
-    assert balance(layout, Budget(0.375, of="model")).widths[0] < balance(layout, Budget(0.375)).widths[0]
 
 
 def test_a_larger_alpha_takes_more_attention() -> None:
@@ -270,14 +257,6 @@ def test_no_block_is_scored_on_a_pruned_models_activations(family: str, order: A
         edits.append(edit)
     widths = {number: len(index) for number, index in kept(edits).items()}
     assert kept(edits) == {number: top_neurons(dense[str(number)], width) for number, width in widths.items()}
-
-    # the other method, which feeds pruned outputs onward, would have chosen others: this test can tell
-    onward: dict[int, tuple[int, ...]] = {}
-    for number, width in widths.items():
-        narrowed = edited(model, *(KeepNeurons(done, index) for done, index in onward.items()))
-        onward[number] = top_neurons(reference_scores(narrowed, tokens, "l2")[str(number)], width)
-    assert onward[0] == kept(edits)[0]
-    assert onward != kept(edits)
 
 
 # --- stage 2 ---

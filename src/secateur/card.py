@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 
 from secateur.errors import UnknownNameError
 from secateur.methods import Method, get_method
@@ -84,12 +85,9 @@ pipeline_tag: text-generation
 
 def _method(pruning: Record, *, required: bool) -> Method | None:
     """The method; of an earlier step None where it is of another package that is not there now."""
-    try:
+    with nullcontext() if required else suppress(UnknownNameError):
         return get_method(pruning.method)
-    except UnknownNameError:
-        if required:
-            raise
-        return None
+    return None
 
 
 def _name(model: Facts) -> str:
@@ -117,15 +115,12 @@ def _earlier(chain: Sequence[Record]) -> str:
 
 def _table(pruning: Record) -> str:
     before, after = pruning.before, pruning.after
-    rows = [
-        ("parameters", f"{before.parameters:,}", f"{after.parameters:,}"),
-        ("of these in blocks", f"{before.block_parameters:,}", f"{after.block_parameters:,}"),
-        ("weights", f"{before.weight_bytes / 1e6:.1f} MB", f"{after.weight_bytes / 1e6:.1f} MB"),
-        ("blocks", f"{before.blocks}", f"{after.blocks}"),
-        ("attention modules", f"{before.attentions}", f"{after.attentions}"),
-        ("KV heads", f"{before.kv_heads:,}", f"{after.kv_heads:,}"),
-        ("FFN neurons", f"{before.neurons:,}", f"{after.neurons:,}"),
-    ]
+    fields = {
+        "parameters": "parameters", "of these in blocks": "block_parameters", "blocks": "blocks",
+        "attention modules": "attentions", "KV heads": "kv_heads", "FFN neurons": "neurons",
+    }  # fmt: skip
+    rows = [(name, f"{getattr(before, field):,}", f"{getattr(after, field):,}") for name, field in fields.items()]
+    rows.insert(2, ("weights", f"{before.weight_bytes / 1e6:.1f} MB", f"{after.weight_bytes / 1e6:.1f} MB"))
     if after.stream_width != before.stream_width:
         rows.append(("hidden width", f"{before.stream_width}", f"{after.stream_width}"))
     for text in pruning.perplexity or ():

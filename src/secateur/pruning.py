@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
@@ -310,8 +310,11 @@ class Job:
 def _code_version(function: Callable[..., Any]) -> str | None:
     """The version of another package that a method or filter comes from, where it has one."""
     package = function.__module__.partition(".")[0]
-    if package == "secateur":
-        return None
+    return None if package == "secateur" else _package_version(package)
+
+
+@cache  # half a second each time
+def _package_version(package: str) -> str | None:
     return next((version(name) for name in packages_distributions().get(package, ())), None)
 
 

@@ -29,10 +29,9 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Show what a model is made of and, if secateur pruned it, how. Loads no weights."""
-    from secateur.model.described import describe
+    from secateur.model.described import SUMS, describe, verify_weights
     from secateur.model.load import Source, record_of
     from secateur.model.modeling_secateur import PREFIX
-    from secateur.model.sums import SUMS, verify_weights
 
     hollow = Source(name=model, revision=revision, cache=cache_dir).hollow()
     layout = hollow.layout()

@@ -15,8 +15,8 @@ from secateur.errors import InvalidOptionError, OutputError, OutputExistsError
 from secateur.export import native, stock
 from secateur.folders import disk_full_as_oserror, new_folder, resolved
 from secateur.hf import quiet_transformers
+from secateur.model.described import write_sums
 from secateur.model.handle import Model
-from secateur.model.sums import write_sums
 from secateur.record import RECORD
 
 Tier = Literal["A", "B"]

@@ -37,7 +37,6 @@ from secateur.solvers.greedy import greedy_removal
 from secateur.surgery.edits import DropAttention, Edit
 
 PUBLISHED: Final = "published"
-EQUAL: Final = "equal"
 Amount = Literal["published", "equal"]
 AMOUNTS: tuple[Amount, ...] = get_args(Amount)
 NAME = "2ssp-inverted"
@@ -77,7 +76,7 @@ def invert(layout: Layout, budget: Budget, amount: Amount, *, alpha: float = 1.5
     count, hidden = attention_count(layout, share, alpha), layout.ends.hidden
     sizes = [block.attention + block.attention_norms for block in layout.blocks.values() if block.attention]
     wanted = share * layout.block_parameters
-    if amount == EQUAL:
+    if amount == "equal":
         if count:
             wanted -= count * sum(sizes) / len(sizes)
         rate = wanted / (hidden * sum(map(_direction, layout.blocks.values())))

@@ -22,7 +22,6 @@ from secateur.grid.pruning import Fields, dense_fields, plan_cell, prune_cell
 from secateur.grid.sharing import Shared, SharingRun
 from secateur.judge.judging import Judge, Judging
 from secateur.judge.judging import Part as JudgedPart
-from secateur.methods import methods
 from secateur.model.handle import Model
 from secateur.record import public_name
 from secateur.report.results import DENSE, CellResult, InferencePair
@@ -234,11 +233,11 @@ class _Runner:
 
     def _shared(self) -> dict[str, Shared]:
         """By cell, the store of the steps that it shares with all of the same method, options and calibration."""
-        known, stores, by_cell = methods(), dict[str, Shared](), dict[str, Shared]()
+        stores, by_cell = dict[str, Shared](), dict[str, Shared]()
         for cell in self.cells:
-            beginning = known[cell.method].shared if cell.method in known else None
+            beginning = None if cell.method == DENSE else cell.made_by.shared
             key = digest(cell.method, cell.complete_options, self.matrices.fingerprint(cell.calibration))
-            by_cell[cell.name] = stores.setdefault(key, Shared(beginning)) if beginning is not None else Shared()
+            by_cell[cell.name] = stores.setdefault(key, Shared(beginning))
         return by_cell
 
     def _same(self, fingerprint: str | None) -> CellResult | None:

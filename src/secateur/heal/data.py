@@ -133,13 +133,10 @@ def _instructions(
     start = tokenizer("", verbose=False)["input_ids"]  # what the tokenizer begins a text with, if anything
     begin = [tokenizer.bos_token_id] if tokenizer.bos_token_id in start else []
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    encoded = []
-    for row in answered:
-        text = row.prompt + row.output
-        ids, counts = _encode(text, [(len(row.prompt), len(text))], tokenizer)
-        counted_too = [False] * len(begin) + counts + [True] * len(end)
-        encoded.append((torch.tensor(begin + ids + end), torch.tensor(counted_too)))
-    return encoded
+    return [
+        _encode(row.prompt + row.output, [(len(row.prompt), len(row.prompt + row.output))], tokenizer, begin, end)
+        for row in answered
+    ]
 
 
 def _conversation(
@@ -148,15 +145,17 @@ def _conversation(
     if not tokenizer.chat_template:
         raise DataError("the tokenizer has no chat template, which conversations (and template 'chat') need")
     text = render_conversation(tokenizer, messages, row)
-    ids, counts = _encode(text, response_spans(tokenizer, messages, text, row), tokenizer)
-    return torch.tensor(ids), torch.tensor(counts)
+    return _encode(text, response_spans(tokenizer, messages, text, row), tokenizer)
 
 
 def _encode(
-    text: str, spans: Sequence[tuple[int, int]], tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[int], list[bool]]:
-    """Ids without special tokens, and whether each lies inside one of the character spans."""
+    text: str, spans: Sequence[tuple[int, int]], tokenizer: PreTrainedTokenizerBase,
+    begin: Sequence[int] = (), end: Sequence[int] = (),
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Ids between those given, and whether each counts: inside one of the character spans, or of `end`."""
     if not tokenizer.is_fast:
         raise DataError(f"{type(tokenizer).__name__} cannot tell where its tokens lie in the text; a fast one can")
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    return encoded["input_ids"], counted(encoded["offset_mapping"], spans)
+    counts = counted(encoded["offset_mapping"], spans)
+    ids = torch.tensor([*begin, *encoded["input_ids"], *end], dtype=torch.long)
+    return ids, torch.tensor([*(False for _ in begin), *counts, *(True for _ in end)], dtype=torch.bool)

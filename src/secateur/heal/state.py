@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import TrainerState
+from transformers.trainer_utils import get_last_checkpoint
 
 from secateur.errors import CheckpointError, OutputError, OutputExistsError
 from secateur.folders import new_folder, resolved, write_file
@@ -66,18 +67,18 @@ def opened(folder: Path | None, fingerprint: str, *, overwrite: bool) -> Iterato
 def _take_up(folder: Path, fingerprint: str, overwrite: bool) -> None:
     """Leave the job's own folder as it is, clear another's, refuse anything else."""
     try:
-        own = json.loads((folder / _JOB).read_text(encoding="utf-8"))["fingerprint"] == fingerprint
+        if json.loads((folder / _JOB).read_text(encoding="utf-8"))["fingerprint"] == fingerprint:
+            return
     except (OSError, ValueError, KeyError, TypeError):
         if not folder.is_dir() or any(folder.iterdir()):
             raise OutputExistsError(f"{folder} is no folder of a recovery's checkpoints; move it away") from None
         return
-    if not own and not overwrite:
+    if not overwrite:
         raise OutputExistsError(
             f"{folder} has the checkpoints of another recovery (other model, data or settings); go on with "
             "that one, choose another --out, or give --overwrite to throw them away"
         )
-    if not own:
-        shutil.rmtree(folder)
+    shutil.rmtree(folder)
 
 
 def forget(folder: Path) -> None:
@@ -88,7 +89,8 @@ def forget(folder: Path) -> None:
 
 def newest(folder: Path) -> Path | None:
     """The last checkpoint in it."""
-    return next(reversed(checkpoints(folder)), None)
+    last = get_last_checkpoint(folder)
+    return Path(last) if last else None
 
 
 # --- its checkpoints ---
@@ -106,15 +108,9 @@ def write(run: Path, model: nn.Module, optimizer: Any, scheduler: Any, state: Tr
     with new_folder(folder, overwrite=True) as partial:
         save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, partial / _TENSORS, metadata=header)
         state.save_to_json(str(partial / _STATE))
-    for other in checkpoints(run):
+    for other in run.glob(f"{_PREFIX}*"):
         if other != folder:
             shutil.rmtree(other)
-
-
-def checkpoints(run: Path) -> list[Path]:
-    """The checkpoints in a run's folder, the newest last."""
-    found = [path for path in run.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdigit()]
-    return sorted(found, key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:

@@ -74,9 +74,12 @@ def generate(model: Model, prompt: str, decoding: Decoding = GREEDY) -> Continua
             limit or the model's positions.
     """
     ids, room = check_prompt(model, prompt, decoding)
-    ids = ids.to(model.device)
-    ends = _ends(model, decoding)
-    pads = (model.tokenizer.pad_token_id, *ends) if model.tokenizer is not None else ()
+    ids, tokenizer = ids.to(model.device), model.tokenizer
+    assert tokenizer is not None  # narrows the type; `check_prompt` refused
+    end = model.hf.generation_config.eos_token_id if decoding.end == "model" else None
+    end = tokenizer.eos_token_id if end is None else end
+    ends = [end] if isinstance(end, int) else list(end or ())
+    pads = (tokenizer.pad_token_id, *ends)
     settings = GenerationConfig(
         max_new_tokens=room, num_beams=decoding.num_beams, no_repeat_ngram_size=decoding.no_repeat_ngram_size,
         early_stopping=decoding.early_stopping, eos_token_id=ends or None,
@@ -93,8 +96,7 @@ def generate(model: Model, prompt: str, decoding: Decoding = GREEDY) -> Continua
     new = output[0, ids.shape[1] :].cpu()
     found = [place for place, token in enumerate(new.tolist()) if token in ends]
     new = new[: found[0] + 1] if found else new  # the best beam may be shorter than the longest, and padded
-    assert model.tokenizer is not None  # narrows the type; `check_prompt` refused
-    return Continuation(ids[0].cpu(), new, str(model.tokenizer.decode(new, skip_special_tokens=True)), bool(found))
+    return Continuation(ids[0].cpu(), new, str(tokenizer.decode(new, skip_special_tokens=True)), bool(found))
 
 
 def check_prompt(model: Model, prompt: str, decoding: Decoding) -> tuple[Tensor, int]:
@@ -210,11 +212,3 @@ def _agreement(model: Model, dense: Model, prompt: Tensor, new: Tensor) -> Tenso
         for each in (model, dense)
     ]
     return picks[0] == picks[1]
-
-
-def _ends(model: Model, decoding: Decoding) -> list[int]:
-    """The ids that end a text."""
-    own = model.hf.generation_config.eos_token_id if decoding.end == "model" else None
-    if own is None:
-        own = model.tokenizer.eos_token_id if model.tokenizer is not None else None
-    return [own] if isinstance(own, int) else list(own or ())

@@ -54,11 +54,6 @@ def require_lm_eval() -> ModuleType:
     return lm_eval
 
 
-def named_version() -> str:
-    """What judged, for records: figures of other versions may differ."""
-    return f"lm_eval {importlib.metadata.version('lm_eval')}"
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """No bars, warnings or prints of lm-eval and of what it uses; settings and shared generators come back."""
@@ -211,7 +206,8 @@ def characters(name: str, task: Any, documents: int) -> float:
 
 
 def answer(model: Model, tasks: Tasks, documents: Mapping[str, int], *, batch_size: int, run: Run, label: str) -> Facts:
-    """lm-eval's results for the first so many documents of each task; its samples lie under "samples".
+    """lm-eval's results for the first so many documents of each task; its samples lie under "samples", its version
+    under "harness".
 
     Under "truncated" stands how many sequences lost their beginning, being longer than the model's positions.
 
@@ -229,7 +225,8 @@ def answer(model: Model, tasks: Tasks, documents: Mapping[str, int], *, batch_si
             samples={name: range(documents[name]) for name in tasks},  # a list is searched for each document
             bootstrap_iters=0,  # standard errors are taken from the documents' outcomes
         )
-        return {**results, "truncated": judged.truncated}
+        version = importlib.metadata.version("lm_eval")  # figures of other versions may differ
+        return {**results, "truncated": judged.truncated, "harness": f"lm_eval {version}"}
 
 
 def _wrapped(model: Model, batch_size: int, run: Run, label: str) -> Any:

@@ -141,8 +141,7 @@ def _times(times: Sequence[tuple[float, float]], new_tokens: int, batch_size: in
     }
     fields: Facts = {}
     for name, values in measured.items():
-        fields[name] = statistics.median(values)
-        fields[f"{name}_rounds"] = [round(value, 3) for value in values]
+        fields |= {name: statistics.median(values), f"{name}_rounds": [round(value, 3) for value in values]}
         if name.endswith("_ms"):
             edges = quartiles(values)
             fields[f"{name}_iqr"] = edges and edges[1] - edges[0]
@@ -196,11 +195,7 @@ def _devices(model: Model) -> set[torch.device]:
 
 
 class _Living(TorchDispatchMode):
-    """Adds up the storages of the tensors that operations give, for as long as each is there.
-
-    Args:
-        known: storages that were there before.
-    """
+    """Adds up the storages of the tensors that operations give, but `known` ones, for as long as each is there."""
 
     def __init__(self, known: set[int]) -> None:
         super().__init__()
@@ -212,13 +207,10 @@ class _Living(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         for each in tree_leaves(result):
             if isinstance(each, Tensor):
-                self._see(each.untyped_storage())
+                storage = each.untyped_storage()
+                key = storage._cdata
+                if key not in self._known and key not in self._bytes:
+                    self._bytes[key] = storage.nbytes()
+                    self.peak = max(self.peak, sum(self._bytes.values()))
+                    weakref.finalize(storage, self._bytes.pop, key, None)
         return result
-
-    def _see(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key in self._known or key in self._bytes:
-            return
-        self._bytes[key] = storage.nbytes()
-        self.peak = max(self.peak, sum(self._bytes.values()))
-        weakref.finalize(storage, self._bytes.pop, key, None)

@@ -15,6 +15,7 @@ from secateur.assets import read_rows
 from secateur.errors import DataError, InvalidOptionError
 from secateur.judge import harness
 from secateur.judge.averages import chance_of
+from secateur.judge.inference import at_least_one
 from secateur.judge.results import Facts, TaskResult
 from secateur.model.handle import Model
 from secateur.run import Run
@@ -101,8 +102,7 @@ def plan_tasks(
     Raises:
         UnknownNameError, InvalidOptionError, DataError, FetchError, MissingExtraError: before the model is judged.
     """
-    if limit is not None and limit < 1:
-        raise InvalidOptionError(f"the limit is a number of documents, at least 1; not {limit}")
+    at_least_one(limit=limit)
     if fewshot is not None and fewshot < 0:
         raise InvalidOptionError(f"the number of few-shot examples is not negative; not {fewshot}")
     plans: dict[str, Planned] = {}
@@ -216,9 +216,7 @@ def _plan(name: str, setting: Setting, limit: int | None, data: Path | None, cac
 def _offline(name: str, data: Path | None, cache: Path | None) -> tuple[harness.Tasks, Facts]:
     folder, rows_name = OFFLINE[name]
     rows = read_rows(rows_name, data=data, cache=cache)
-    parts: dict[str, Mapping[str, list[Any]]] = {name: rows.splits}
-    if name == "mmlu":
-        parts = _by_subject(rows.splits, rows.where)
+    parts = _by_subject(rows.splits, rows.where) if name == "mmlu" else {name: rows.splits}
     return harness.local_tasks(parts, folder, rows), dict(rows.facts)
 
 
@@ -294,7 +292,7 @@ def _judge(model: Model, plan: Planned, batch_size: int, run: Run) -> TaskResult
         stderr=statistics.stdev(numbers) / math.sqrt(len(numbers)) if of_mean and len(numbers) > 1 else None,
         documents=len(outcomes), chance=plan.chance, fewshot=plan.fewshot, fewshot_split=plan.fewshot_split,
         per_document=numbers if len(numbers) == len(outcomes) else [], truncated=results["truncated"],
-        source=plan.source, harness=harness.named_version(),
+        source=plan.source, harness=results["harness"],
     )  # fmt: skip
 
 
@@ -306,6 +304,5 @@ def _of_first_filter(samples: Iterable[Facts]) -> list[Facts]:
 
 def _aggregated(plan: Planned, parts: harness.Tasks, results: Facts) -> float:
     """lm-eval's own figure, for a metric that is no mean; such a line has one part."""
-    (part,) = parts
-    found = {key.partition(",")[0]: value for key, value in reversed(results["results"][part].items())}
-    return float(found[plan.metric])
+    (figures,) = (results["results"][part] for part in parts)
+    return float(next(value for name, value in figures.items() if name.partition(",")[0] == plan.metric))

@@ -58,11 +58,12 @@ def shortgpt(
     """
     layout = model.layout()
     budget.whole_blocks(layout)  # is it feasible at all?
-    label, spans = "shortgpt block influence", [(1, influence)]
-    (influences,) = run.step(
-        "influence",
-        lambda: span_distances(model, tokens, spans, positions=positions, order=order, run=run, label=label),
-    )
+
+    def measured() -> Tensor:
+        spans, label = [(1, influence)], "shortgpt block influence"
+        return span_distances(model, tokens, spans, positions=positions, order=order, run=run, label=label)[0]
+
+    influences = run.step("influence", measured)
     for number in least_influential(layout, influences, budget):
         run.log("shortgpt: block %d goes, influence %.6f", number, influences[list(layout.blocks).index(number)])
         yield DropBlock(number)

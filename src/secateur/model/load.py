@@ -24,11 +24,10 @@ from secateur.errors import (
     UnsupportedModelError,
 )
 from secateur.hf import quiet_transformers
-from secateur.model.described import Description, describe
+from secateur.model.described import Description, describe, verify_weights
 from secateur.model.families import accept_row
 from secateur.model.handle import Model, hollow, require_family
 from secateur.model.refusals import ARCHITECTURE, adapter, pickle_only, refuse, refuse_files, unknown_type
-from secateur.model.sums import verify_weights
 from secateur.record import RECORD, Record, read_record
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")

@@ -188,9 +188,9 @@ def same_tables(one: Path, other: Path) -> bool:
 def test_a_stopped_run_goes_on_and_gives_the_same_table(done: tuple[Path, Cells], text: Path, tmp_path: Path) -> None:
     out, told = tmp_path / "out", list[str]()
     stops = at("shortgpt-0.25", "perplexity", raising(KeyboardInterrupt()))
-    here = grid(out, text, told=lambda cell: told.append(cell.name))
+    here = grid(out, text, on_cell=lambda cell: told.append(cell.name))
     with pytest.raises(Interrupted, match="same command goes on"):
-        compare(three(text), replace(here, shown=stops))
+        compare(three(text), replace(here, on_standing=stops))
     first = whole_files(out)
     assert 0 < len(first) < 6
     assert not list((out / "cells").glob(".*"))  # nothing half-written, no claim
@@ -214,7 +214,7 @@ import os, signal, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_compare import Path, at, compare, grid, three
 text, kill = Path({str(text)!r}), lambda: os.kill(os.getpid(), signal.SIGKILL)
-compare(three(text), grid(Path({str(out)!r}), text, shown=at("shortgpt-0.25", "perplexity", kill)))
+compare(three(text), grid(Path({str(out)!r}), text, on_standing=at("shortgpt-0.25", "perplexity", kill)))
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     killed = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True)
@@ -287,7 +287,7 @@ def test_a_folder_with_other_things_in_it_is_refused(text: Path, tmp_path: Path)
 def test_a_cell_that_another_process_makes_is_left_to_it(text: Path, tmp_path: Path) -> None:
     seen: list[Standing] = []
     with claimed(tmp_path / "out/cells/2ssp-0.25"):
-        cells = compare(comparison(text), grid(tmp_path / "out", text, shown=seen.append))
+        cells = compare(comparison(text), grid(tmp_path / "out", text, on_standing=seen.append))
     assert list(cells) == ["dense", "shortgpt-0.25"]
     assert (seen[-1].finished, seen[-1].cells) == (2, 3)  # what is not made here is not finished
     assert seen[-1].left_s > 0
@@ -302,7 +302,7 @@ def test_a_match_waits_for_a_cell_that_another_process_makes(text: Path, tmp_pat
     told, more = list[str](), comparison(text, "2ssp", "shortgpt", "window", matched=True)
     with ExitStack() as stack:
         stack.enter_context(claimed(shortgpt))
-        cells = compare(more, replace(here, told=lambda cell: (told.append(cell.name), stack.close())[0]))
+        cells = compare(more, replace(here, on_cell=lambda cell: (told.append(cell.name), stack.close())[0]))
     assert told == ["window-0.25", "2ssp-as-window-0.25", "shortgpt-0.25", "2ssp-as-shortgpt-0.25"]
     assert set(statuses(cells)) == {"done"}
 
@@ -314,7 +314,7 @@ def test_a_cell_like_one_that_another_process_makes_waits_to_be_copied(text: Pat
     identity = compare(wanted, grid(tmp_path / "other", text))[first].fingerprint
     with claimed(out / "cells" / str(identity)):  # as a process that makes the first has it
         assert list(compare(wanted, grid(out, text))) == ["dense", "shortgpt-0.25", "window-0.25"]
-    cells = compare(wanted, grid(out, text, told=lambda cell: names.append(cell.name)))
+    cells = compare(wanted, grid(out, text, on_cell=lambda cell: names.append(cell.name)))
     assert names == [first, second]
     assert (cells[first].same_as, cells[second].same_as) == (UNSET, first)
 
@@ -325,14 +325,14 @@ def test_a_cell_like_one_that_another_process_makes_waits_to_be_copied(text: Pat
 def test_one_failing_cell_is_told_and_tried_again(text: Path, tmp_path: Path) -> None:
     out, names = tmp_path / "out", list[str]()
     worm = at("2ssp-0.25", "perplexity", raising(RuntimeError("a worm in the wood")))
-    cells = compare(comparison(text), grid(out, text, shown=worm))
+    cells = compare(comparison(text), grid(out, text, on_standing=worm))
     assert statuses(cells) == ["done", "failed", "done"]
     failed = cells["2ssp-0.25"]
     assert failed.error == "RuntimeError: a worm in the wood"
     assert failed.parameters
     assert failed.prune is not None  # what came before is kept
     assert "2ssp-0.25 failed: RuntimeError: a worm in the wood" in (out / "main-table.md").read_text()
-    again = compare(comparison(text), grid(out, text, told=lambda cell: names.append(cell.name)))
+    again = compare(comparison(text), grid(out, text, on_cell=lambda cell: names.append(cell.name)))
     assert statuses(again) == ["done"] * 3
     assert names == ["2ssp-0.25"]
     assert "failed" not in (out / "main-table.md").read_text()
@@ -431,7 +431,7 @@ def test_every_part_is_timed_and_the_end_is_foretold(text: Path, tmp_path: Path)
         if standing.part == "perplexity":
             now[0] = 5 * (standing.finished + standing.done)
 
-    here = grid(tmp_path / "out", text, clock=lambda: now[0], shown=shown)
+    here = grid(tmp_path / "out", text, clock=lambda: now[0], on_standing=shown)
     cells = compare(comparison(text), here)
     assert [cell.seconds for cell in cells.values()] == [
         {"perplexity": 5.0}, {"prune": 0.0, "perplexity": 5.0}, {"prune": 0.0, "perplexity": 5.0}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from secateur.heal.recover import Recovered, recover
     from secateur.judge.judging import Judging, evaluate
     from secateur.model.budget import Budget
-    from secateur.model.families import Family, register_family
+    from secateur.model.family_plugins import Family, register_family
     from secateur.model.handle import Model
     from secateur.model.load import Source, load
     from secateur.output import Output, save
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Budget": "model.budget",
-    "Family": "model.families",
+    "Family": "model.family_plugins",
     "Filter": "pruning",
     "Judging": "judge.judging",
     "Model": "model.handle",
@@ -42,7 +42,7 @@ _HOMES = {
     "prune": "pruning",
     "prune_to": "pruning",
     "recover": "heal.recover",
-    "register_family": "model.families",
+    "register_family": "model.family_plugins",
     "save": "output",
 }
 

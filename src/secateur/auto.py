@@ -47,7 +47,7 @@ class _Watch(MetaPathFinder):
                 if fullname == TRANSFORMERS:
                     import_module(MODELING)
                 else:
-                    from secateur.model.families import register_all
+                    from secateur.model.family_plugins import register_all
 
                     register_all()
 

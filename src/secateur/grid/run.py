@@ -41,8 +41,8 @@ class Grid:
         judging: what each cell is judged by.
         arguments: as given, for the record.
         data, cache: where texts and tasks are read from and kept.
-        told: hears of each cell as it is finished.
-        shown: hears how far the whole grid is, often.
+        on_cell: hears of each cell as it is finished.
+        on_standing: hears how far the whole grid is, often.
         clock: seconds; parts are timed by it.
 
     Raises:
@@ -55,8 +55,8 @@ class Grid:
     arguments: Mapping[str, object] = field(default_factory=dict)
     data: Path | None = None
     cache: Path | None = None
-    told: Callable[[CellResult], None] = lambda cell: None
-    shown: Callable[[Standing], None] = lambda standing: None
+    on_cell: Callable[[CellResult], None] = lambda cell: None
+    on_standing: Callable[[Standing], None] = lambda standing: None
     clock: Clock = time.monotonic
 
     def __post_init__(self) -> None:
@@ -137,7 +137,7 @@ class _Runner:
         return Pace(
             {cell.name: parts_of(cell, foretold, shared) for cell, foretold, shared in cells},
             {name: cell.seconds for name, cell in self._results().items() if cell.done},
-            clock=self.grid.clock, show=self.grid.shown,
+            clock=self.grid.clock, show=self.grid.on_standing,
         )  # fmt: skip
 
     # --- one cell ---
@@ -154,7 +154,7 @@ class _Runner:
                     return True
                 written = self.folder.write_cell(structs.replace(self._result(cell, pace), seconds=seconds))
             self.asked.write_tables(self.folder.path)
-            self.grid.told(written)
+            self.grid.on_cell(written)
         except OutputBusyError:
             logger.info("%s is being made by another process", cell.name)
             return False

@@ -25,7 +25,7 @@ from secateur.errors import (
 )
 from secateur.hf import quiet_transformers
 from secateur.model.described import Description, describe, verify_weights
-from secateur.model.families import accept_row
+from secateur.model.family_plugins import accept_row
 from secateur.model.handle import Model, hollow, require_family
 from secateur.model.refusals import ARCHITECTURE, adapter, pickle_only, refuse, refuse_files, unknown_type
 from secateur.record import RECORD, Record, read_record

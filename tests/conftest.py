@@ -24,6 +24,7 @@ torch.set_num_threads(1)
 # The plain one, the one with fused projections, and the oddest (Conv1D, learned positions, LayerNorm, tied head).
 KINDS_OF_FAMILY = ("llama", "phi3", "gpt2")
 ROOT = Path(__file__).parents[1]
+collect_ignore = ["plugin"]  # a package of its own, which test_plugin.py installs and tests
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 

@@ -306,7 +306,6 @@ def test_a_gate_looks_at_the_judged_model_only(texts: tuple[Path, Path]) -> None
         ({}, {"fail_if": ["ppl of 0.1"]}, "ppl of 0.1"),
         ({"texts": ("{text}", "./own.txt")}, {}, "own.txt"),
     ],
-    ids=str,
 )
 def test_bad_requests_are_refused_before_any_work(
     judging: dict[str, Any], words: dict[str, Any], message: str, texts: tuple[Path, Path]

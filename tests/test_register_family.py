@@ -16,7 +16,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from secateur import Family, Model, load, register_family
 from secateur.errors import CheckpointError, InvalidOptionError, NameTakenError, UnsupportedModelError
 from secateur.export import save
-from secateur.model import families
+from secateur.model import family_plugins
 from secateur.model.modeling_secateur import FAMILIES, ROW
 
 HELIUM = Family(model_type="helium", no_rebase=None)
@@ -141,10 +141,10 @@ def test_installed_packages_bring_theirs(
     names = {"one": "ONE", "several": "SEVERAL", "taken": "TAKEN", "none": "NONE", "missing": "MISSING"}
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(
-        families, "entry_points",
+        family_plugins, "entry_points",
         lambda group: [EntryPoint(name, f"others:{value}", group) for name, value in names.items()],
     )  # fmt: skip
-    families.register_all()
+    family_plugins.register_all()
     assert {"helium", "starcoder2"} < FAMILIES.keys()
     told = [record.getMessage() for record in caplog.records]
     assert [message.split("'")[1] for message in told] == ["taken", "none", "missing"]

@@ -250,7 +250,8 @@ def test_numbers_that_overflow_are_an_error_not_a_choice(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "options", "shape"),
-    [(name, {**each.options, **variant}, shape) for name, each in SETTINGS.items() for variant in ({}, *each.variants)
+    [pytest.param(name, {**each.options, **variant}, shape, marks=[pytest.mark.slow] * (shape != "dense"))
+     for name, each in SETTINGS.items() for variant in ({}, *each.variants)
      for shape in ("dense", "lopsided", "sliced stream")
      if shape != "sliced stream" or not variant],
     ids=str,

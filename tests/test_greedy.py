@@ -37,6 +37,16 @@ def test_the_least_finite_loss_wins_and_ties_go_to_the_earlier(losses: list[floa
     assert (part, loss) == (candidates[best], pytest.approx(losses[best]))
 
 
+def test_a_candidate_that_leaves_nan_behind_is_passed_over() -> None:
+    model = tiny("qwen3")
+    with model.open(2) as block, torch.no_grad():
+        block.mlp_out.weight.fill_(torch.nan)
+    rounds = greedy_removal(Sweeper(model, Run()), tiny_tokens(model, 2, 8), ALL, 2, metric=PPL, key="search")
+    part, loss = next(rounds)
+    assert part == Part(2, "mlp")  # only without it is anything finite
+    assert math.isfinite(loss)
+
+
 def test_nothing_finite_is_an_error_that_says_what_helps() -> None:
     model = tiny("qwen3")
     with torch.no_grad():

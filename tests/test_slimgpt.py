@@ -168,3 +168,16 @@ def test_compensation_leaves_less_error() -> None:
         assert all((getattr(edit, "out_weight", None) is not None) == compensate for edit in pruning.edits)
         errors[compensate] = run.store.get("slimgpt/0/neurons")["error"]
     assert errors[True] < errors[False]
+
+
+def test_an_unused_head_and_dead_neurons_go_first() -> None:
+    model = tiny("llama")
+    with model.open(2) as block, torch.no_grad():
+        columns = block.weight("attention_out").shape[1] // block.shape.kv_heads
+        block.weight("attention_out")[:, columns : 2 * columns] = 0
+        block.weight("mlp_out")[:, [4, 9]] = 0
+    edits = prune(model, tiny_tokens(model, 4, 16), Budget(0.3), ratio="uniform").edits
+    (heads,) = (edit for edit in edits if isinstance(edit, KeepHeads) and edit.block == 2)
+    (neurons,) = (edit for edit in edits if isinstance(edit, KeepNeurons) and edit.block == 2)
+    assert 1 not in heads.index
+    assert not {4, 9} & set(neurons.index)

@@ -259,7 +259,43 @@ def test_no_block_is_scored_on_a_pruned_models_activations(family: str, order: A
     assert kept(edits) == {number: top_neurons(dense[str(number)], width) for number, width in widths.items()}
 
 
+@pytest.mark.parametrize("family", ["llama", "phi3", "opt"])
+def test_a_neuron_that_is_never_active_goes_first(family: str) -> None:
+    model = tiny(family)
+    layout = model.layout()
+    width = layout.blocks[0].shape.width
+    silent = {0: 7, 1: 0, 2: width - 1, 3: 20}
+    for number, neuron in silent.items():
+        with model.open(number) as block, torch.no_grad():
+            role = "gate_up" if block.family.fused_mlp_in else "up"
+            projection = block.linear(block.roles[role])
+            row = neuron + width * block.family.fused_mlp_in
+            block.weight(role)[row] = 0
+            if projection.bias is not None:
+                projection.bias += 3  # behind a ReLU all others are active then
+                projection.bias[row] = 0
+    one = sum(block.neuron for block in layout.blocks.values()) / layout.block_parameters
+    edits = prune(model, tiny_tokens(model, 2, 8), Budget(one), stage1_only=True).edits
+    assert {number: set(range(width)) - set(index) for number, index in kept(edits).items()} == {
+        number: {neuron} for number, neuron in silent.items()
+    }
+
+
 # --- stage 2 ---
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3", "opt"])
+def test_an_attention_that_adds_nothing_goes_first(family: str) -> None:
+    model = tiny(family)
+    with model.open(2) as block, torch.no_grad():
+        block.attention_out.weight.zero_()
+        if block.attention_out.bias is not None:
+            block.attention_out.bias.zero_()
+    layout = model.layout()
+    one = layout.blocks[2].attention + layout.blocks[2].attention_norms
+    # just that attention: the FFNs stay whole, and only this divergence from the dense model is zero
+    budget = Budget(one / layout.block_parameters + 1e-6)
+    assert dropped(prune(model, tiny_tokens(model, 2, 8), budget, attentions=1, criterion="kl").edits) == [2]
 
 
 @pytest.mark.parametrize(

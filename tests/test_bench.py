@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import msgspec
 import pytest
 from conftest import ROOT, importing
 from models import tiny, tiny_tokens
@@ -19,6 +20,7 @@ import secateur
 from secateur.engine.sweep import Part, sweep
 from secateur.judge.perplexity import perplexity
 from secateur.model.handle import Model
+from secateur.record import HeldOutLoss
 from secateur.run import Run
 from secateur.surgery.edits import DropAttention, DropBlock
 
@@ -118,7 +120,8 @@ def test_recovered_checkpoints_are_judged_beside_their_losses(
     monkeypatch.setattr(slimgpt, "windows", lambda model, *_, **__: tiny_tokens(model, 2, 8))
     slimgpt.main(["recovered", "--checkpoints", str(tmp_path / "healed"), "--out", str(tmp_path)])
     found = json.loads((tmp_path / "recovered-healed.json").read_text())
-    assert found["recovery"]["held_out_loss"] == healed.record.to_json()["recovery"]["held_out_loss"]
+    assert healed.record.recovery is not None
+    assert msgspec.convert(found["recovery"]["held_out_loss"], HeldOutLoss) == healed.record.recovery.held_out_loss
     assert (
         found["perplexity"]["8"]["perplexity"] == perplexity(healed.model, tiny_tokens(healed.model, 2, 8)).perplexity
     )

@@ -199,7 +199,7 @@ def weight_files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)
-@pytest.mark.parametrize("layout", ["blocks dropped", "everything"])
+@pytest.mark.parametrize("layout", [pytest.param("blocks dropped", marks=pytest.mark.slow), "everything"])
 def test_weights_are_written_as_transformers_would(family: str, layout: str, tmp_path: Path) -> None:
     """To the byte, whole and in shards, where a block may lie in two, and with several dtypes in a block."""
     model = tiny_in(layout, family, num_hidden_layers=BLOCKS if family in PER_BLOCK else 13)

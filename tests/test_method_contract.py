@@ -109,8 +109,10 @@ ORDERS = [name for name, method in methods().items() if "order" in method.option
 BUDGET = Budget(0.5)
 
 EVERY = pytest.mark.parametrize(
-    ("name", "family"), [(name, family) for name, each in SETTINGS.items() for family in each.families]
-)
+    ("name", "family"),
+    [pytest.param(name, family, marks=[pytest.mark.slow] * (family != each.families[0]))
+     for name, each in SETTINGS.items() for family in each.families],
+)  # fmt: skip
 ONCE = pytest.mark.parametrize("name", SETTINGS)
 VARIANTS = pytest.mark.parametrize(
     ("name", "options"),
@@ -164,7 +166,7 @@ def test_a_family_that_cannot_do_what_a_method_needs_is_refused_before_any_work(
 
 
 @VARIANTS
-@pytest.mark.parametrize("shape", ["dense", "lopsided"])
+@pytest.mark.parametrize("shape", ["dense", pytest.param("lopsided", marks=pytest.mark.slow)])
 def test_only_the_driver_changes_the_model(name: str, options: dict[str, Any], shape: str) -> None:
     contract(name, lambda: shaped(shape), options).changes_by_edits_alone()
 

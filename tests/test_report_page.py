@@ -123,6 +123,7 @@ def test_the_policy_allows_our_script_and_no_address(html: str) -> None:
     assert "unsafe-eval" not in policy
 
 
+@pytest.mark.slow
 def test_what_models_and_users_write_stays_text(tmp_path: Path) -> None:
     write_report(evil_folder(tmp_path))
     html = (tmp_path / "report.html").read_text()
@@ -146,6 +147,7 @@ def test_a_missing_package_names_the_extra(package: str, tmp_path: Path, monkeyp
 # --- what it shows ---
 
 
+@pytest.mark.slow
 def test_the_page_prints_the_tables_numbers_and_the_same_ones_bold(tmp_path: Path) -> None:
     results = read_results(make_compare_folder(tmp_path, missing=["window-0.5"]))
     table, html = main_table(results), page(tmp_path)
@@ -276,6 +278,7 @@ def test_all_commands_are_given_and_the_machine_of_a_cell_that_was_made_on_anoth
 # --- pictures ---
 
 
+@pytest.mark.slow
 def test_pictures_are_files_and_the_page_holds_them_in_its_own_colours(tmp_path: Path) -> None:
     folder = make_compare_folder(
         tmp_path, methods=("2ssp", "shortgpt", "evopress"), sparsities=(0.25, 0.5), texts=("c4", "demo"), change={}
@@ -351,6 +354,7 @@ def test_the_readmes_picture_is_drawn_from_a_record() -> None:
 # --- the command ---
 
 
+@pytest.mark.slow
 def test_the_command_makes_the_page_and_says_the_verdict(tmp_path: Path) -> None:
     folder = make_compare_folder(tmp_path / "x", **ONE)
     told = call("report", folder)

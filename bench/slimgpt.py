@@ -127,7 +127,7 @@ def cell(
 def cells(options: argparse.Namespace) -> None:
     cell("dense", 0, 0, 0, {}, tuple(LENGTHS), options)
     for name, sparsity in itertools.product(options.only or VARIANTS, options.sparsities):
-        cell(name, sparsity, options.samples, options.length, VARIANTS[name], tuple(LENGTHS), options)
+        cell(name, sparsity, options.samples, options.length, VARIANTS[name], options.judged_at, options)
 
 
 def calibration(options: argparse.Namespace) -> None:
@@ -151,6 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("work", choices=works)
     parser.add_argument("--only", nargs="+", choices=VARIANTS, help="these variants")
     parser.add_argument("--sparsities", nargs="+", type=float, default=SPARSITIES)
+    parser.add_argument("--judged-at", nargs="+", type=int, choices=LENGTHS, default=tuple(LENGTHS), metavar="TOKENS")
     parser.add_argument("--checkpoints", nargs="+", type=Path, default=[], help="folders that secateur recover wrote")
     options = parser.parse_args(arguments)
     works[options.work](options)

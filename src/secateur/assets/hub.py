@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from secateur.assets.catalog import KnownText, Place
+from secateur.assets.rows import table_columns
 from secateur.errors import DataError, FetchError, MissingExtraError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -74,6 +76,24 @@ def load_folder(path: Path, splits: tuple[str, ...], documents: int | None) -> t
     if "text" not in loaded.column_names:
         raise DataError(f"{path} has the columns {', '.join(loaded.column_names)}; it needs one called 'text'.")
     return list(loaded[:documents]["text"]), split
+
+
+def is_dataset(source: object) -> bool:
+    """Whether it is a `datasets.Dataset`; the package is imported then."""
+    datasets = sys.modules.get("datasets")
+    return datasets is not None and isinstance(source, datasets.Dataset)
+
+
+def dataset_rows(dataset: Any, field: str | None) -> tuple[Iterator[tuple[str, object]], dict[str, str]]:
+    """(where, row) of every row of a `datasets.Dataset`, with the columns that are read; and what is known of it.
+
+    Raises:
+        DataError: no column holds text.
+    """
+    columns = table_columns(dataset.column_names, "the data set", field)
+    facts = {"source": "dataset"} | ({"split": str(dataset.split)} if dataset.split is not None else {})
+    rows = iter(dataset.with_format(None).select_columns(columns))
+    return ((f"the data set, row {number}", row) for number, row in enumerate(rows, start=1)), facts
 
 
 def _resolve(source: KnownText) -> str:

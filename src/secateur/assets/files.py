@@ -20,7 +20,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from secateur.assets.corpus import Text, plain_text
-from secateur.assets.rows import FORM, text_of_rows, table_columns
+from secateur.assets.rows import FORM, table_columns, text_of_rows
 from secateur.errors import DataError, MissingExtraError
 
 _PLAIN = (".txt", ".raw", ".md")

@@ -91,7 +91,7 @@ def check_cut(samples: int, length: int | None, have_samples: int, have_length: 
     return length
 
 
-TokenSource: TypeAlias = TextSource | Tensor | Tokens  # what `read_tokens` reads
+TokenSource: TypeAlias = "TextSource | Tensor | Tokens"  # what `read_tokens` reads
 
 
 def ready(source: object) -> Tokens | None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from models import tiny, tiny_tokenizer
+from test_cli import _own_world, call, world  # noqa: F401  # fixtures
 
 import secateur
 from secateur.assets import Text, read_text
@@ -299,3 +300,44 @@ def test_a_model_is_judged_on_what_is_in_memory(tmp_path: Path, model: Model) ->
     for wrong in ("wikitext2", [DOCUMENTS]):
         with pytest.raises(InvalidOptionError, match="mine"):
             secateur.evaluate(model, Judging(texts=wrong, length=8))
+
+
+# --- the commands ---
+
+COMMANDS: Mapping[str, tuple[object, ...]] = {  # with what makes each quick
+    "prune": ("--sparsity", 0.5, "--method", "shortgpt", "--calibration", "DATA", "--samples", 2, "--length", 16),
+    "eval": ("--perplexity", "DATA", "--length", 16),
+    "recover": ("--data", "DATA", "--max-steps", 1, "--global-batch", 2, "--max-length", 16, "--rank", 2),
+    "compare": ("--methods", "shortgpt", "--sparsities", 0.5, "--calibration", "DATA", "--texts", "DATA",
+                "--samples", 2, "--length", 16, "--eval-length", 16),
+    "ablate": ("--what", "repeats", "--method", "shortgpt", "--seeds", 0, "--calibration", "DATA", "--texts", "DATA",
+               "--samples", 2, "--length", 16, "--eval-length", 16),
+}  # fmt: skip
+
+
+def words_of(command: str, model: Path, data: Path, out: Path) -> list[object]:
+    given = [data if word == "DATA" else word for word in COMMANDS[command]]
+    return [command, model, *given, *([] if command == "eval" else ["--out", out])]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_lists_the_columns(command: str, world: dict[str, Path], tmp_path: Path) -> None:  # noqa: F811
+    data = write(tmp_path / "a.csv.gz", gzip.compress(table([{"body": "a rose " * 99, "n": 1}] * 3, ",")))
+    words = words_of(command, world["model"], data, tmp_path / "out")
+    for wrong in ((), ("--text-field", "boddy")):
+        told = call(*words, *wrong)
+        assert (told.code, told.err.count("\n")) == (3, 1)
+        assert "its columns: body, n" in told.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_reads_any_column(command: str, world: dict[str, Path], tmp_path: Path) -> None:  # noqa: F811
+    data = write(tmp_path / "a.csv.gz", gzip.compress(table([{"body": "a rose " * 99, "n": 1}] * 3, ",")))
+    told = call(*words_of(command, world["model"], data, tmp_path / "out"), "--text-field", "body", "--json")
+    assert told.code == 0, told.err
+    files = [path.read_text() for path in (tmp_path / "out").rglob("*.json")]
+    if command not in ("eval", "recover"):
+        assert any('"columns": "body"' in text for text in files)
+    assert not any(str(tmp_path) in text for text in files)

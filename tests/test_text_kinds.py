@@ -270,24 +270,27 @@ def test_anything_else_is_refused(model: Model, wrong: Any) -> None:
 
 def test_a_pruning_is_calibrated_on_what_is_in_memory(tmp_path: Path, model: Model) -> None:
     """By whichever way the tokens came, they and the result are the same."""
-    windows = read_tokens(model, DOCUMENTS, purpose="calibration", samples=3, length=8)
+    words: dict[str, Any] = {"samples": 3, "length": 8}
+    windows = read_tokens(model, DOCUMENTS, purpose="calibration", **words)
     stream = read_tokens(model, DOCUMENTS, purpose="calibration", length=8).ids.flatten()
     path = write(tmp_path / "a.csv", table([{"text": text} for text in DOCUMENTS], ","))
+    for source in (tuple(DOCUMENTS), str(path), windows, windows.ids.int()):
+        assert read_tokens(model, source, purpose="calibration", **words).fingerprint() == windows.fingerprint()
     records = []
-    for calibration in (DOCUMENTS, path, str(path), windows, windows.ids, windows.ids.int(), stream):
+    for calibration in (DOCUMENTS, path, windows.ids, stream):
         fresh = tiny("llama")
         fresh.tokenizer = tiny_tokenizer()
-        records.append(
-            secateur.prune(fresh, "shortgpt", sparsity=0.3, calibration=calibration, samples=3, length=8).record
-        )
+        records.append(secateur.prune(fresh, "shortgpt", sparsity=0.3, calibration=calibration, **words).record)
     assert len({record.fingerprint for record in records}) == 1
-    sources = [record.calibration["source"] for record in records]
-    assert sources == ["memory", "file", "file", "memory", "memory", "memory", "memory"]
-    assert records[0].calibration["text_sha256"] == records[1].calibration["text_sha256"]
-    assert str(tmp_path) not in json.dumps([record.calibration for record in records])
-    for wrong in (windows.ids.float(), windows.ids[None], windows.ids + 10**6, stream[:9], windows.ids[:, :1]):
+    facts = [record.calibration or {} for record in records]
+    assert [each["source"] for each in facts] == ["memory", "file", "memory", "memory"]
+    assert {(each["samples"], each["length"]) for each in facts} == {(3, 8)}
+    assert facts[0]["text_sha256"] == facts[1]["text_sha256"]
+    assert str(tmp_path) not in json.dumps(facts)
+    ids = windows.ids
+    for wrong in (ids.float(), ids[None], ids[0, 0], ids + 10**6, stream[:9], ids[:, :1]):
         with pytest.raises((InvalidOptionError, DataError)):
-            secateur.prune(model, "shortgpt", sparsity=0.3, calibration=wrong, samples=3, length=8)
+            secateur.prune(model, "shortgpt", sparsity=0.3, calibration=wrong, **words)
 
 
 def test_a_model_is_judged_on_what_is_in_memory(tmp_path: Path, model: Model) -> None:
@@ -297,9 +300,9 @@ def test_a_model_is_judged_on_what_is_in_memory(tmp_path: Path, model: Model) ->
     report = secateur.evaluate(model, Judging(texts=texts, length=8), text_field="body")
     assert [each.text for each in report.model.perplexity] == list(texts)
     assert len({each.perplexity for each in report.model.perplexity}) == 1
-    for wrong in ("wikitext2", [DOCUMENTS]):
+    for wrong in ("wikitext2", [DOCUMENTS], windows.ids, None):
         with pytest.raises(InvalidOptionError, match="mine"):
-            secateur.evaluate(model, Judging(texts=wrong, length=8))
+            Judging(texts=wrong)
 
 
 # --- the commands ---

@@ -84,16 +84,18 @@ def is_dataset(source: object) -> bool:
     return datasets is not None and isinstance(source, datasets.Dataset)
 
 
-def dataset_rows(dataset: Any, field: str | None) -> tuple[Iterator[tuple[str, object]], dict[str, str]]:
-    """(where, row) of every row of a `datasets.Dataset`, with the columns that are read; and what is known of it.
+def dataset_rows(dataset: Any, field: str | None) -> tuple[str, Iterator[tuple[str, object]], dict[str, str]]:
+    """Of a `datasets.Dataset` its name, (where, row) of every row with the columns that are read, and what is known.
 
     Raises:
         DataError: no column holds text.
     """
     columns = table_columns(dataset.column_names, "the data set", field)
     facts = {"source": "dataset"} | ({"split": str(dataset.split)} if dataset.split is not None else {})
-    rows = iter(dataset.with_format(None).select_columns(columns))
-    return ((f"the data set, row {number}", row) for number, row in enumerate(rows, start=1)), facts
+    rows = enumerate(dataset.with_format(None).select_columns(columns), start=1)
+    # What was read from files goes by its reader's name.
+    name = dataset.info.dataset_name if dataset.info.dataset_name != dataset.info.builder_name else "a data set"
+    return name, ((f"the data set, row {number}", row) for number, row in rows), facts
 
 
 def _resolve(source: KnownText) -> str:

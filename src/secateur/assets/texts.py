@@ -86,10 +86,10 @@ def _from_memory(source: object, text_field: str | None, training: bool) -> Text
         return read_file(source, field=text_field, training=training)
     if isinstance(source, (list, tuple)) and all(isinstance(document, str) for document in source):
         documents = ((f"document {number} of the list", document) for number, document in enumerate(source, start=1))
-        return text_of_rows(documents, "list", {"source": "memory"}, where="the list")
+        return text_of_rows(documents, "a list", {"source": "memory"}, where="the list")
     if is_dataset(source):
-        rows, facts = dataset_rows(source, text_field)
-        return text_of_rows(rows, "dataset", facts, where="the data set", field=text_field, training=training)
+        name, rows, facts = dataset_rows(source, text_field)
+        return text_of_rows(rows, name, facts, where="the data set", field=text_field, training=training)
     raise InvalidOptionError(
         f"a text is a name ({', '.join(text_names())}), the path of a file, a list of strings, a datasets.Dataset (of "
         "a DatasetDict one split, of a stream some rows), token ids as a tensor, or Tokens; "

@@ -91,6 +91,8 @@ def check_cut(samples: int, length: int | None, have_samples: int, have_length: 
     return length
 
 
+_IDS = {"source": "memory", "name": "token ids as given"}
+
 TokenSource: TypeAlias = "TextSource | Tensor | Tokens"  # what `read_tokens` reads
 
 
@@ -108,8 +110,8 @@ def ready(source: object) -> Tokens | None:
         raise InvalidOptionError(f"token ids are whole numbers, not {source.dtype}")
     if source.dim() == 1:
         return None
-    facts = {"source": "memory", "name": "token ids", "samples": len(source), "length": source.shape[-1]}
-    return Tokens.of(source, source=facts)
+    tokens = Tokens.of(source)
+    return replace(tokens, source={**_IDS, "samples": tokens.samples, "length": tokens.length})
 
 
 def tokenize(
@@ -205,8 +207,8 @@ def read_tokens(
         return tokens
     require_positions(model.max_length, length)
     if isinstance(source, Tensor):
-        stream, facts = source.long().cpu(), {"source": "memory", "name": "token ids"}
-        tokens = _windows(stream, torch.ones(len(stream)), facts, length=length, samples=samples, seed=seed)
+        stream = source.long().cpu()
+        tokens = _windows(stream, torch.ones(len(stream)), _IDS, length=length, samples=samples, seed=seed)
         check_tokens(model, tokens)
         return tokens
     if model.tokenizer is None:

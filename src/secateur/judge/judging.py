@@ -40,7 +40,7 @@ class Judging:
         prompts: continued greedily, and by `decodings` too. See `secateur.judge.generation`.
 
     Raises:
-        InvalidOptionError: a number below 1; decodings of no prompt.
+        InvalidOptionError: a number below 1; decodings of no prompt; texts without a name.
     """
 
     texts: Sequence[str | Path] | Mapping[str, TokenSource] = ()
@@ -61,6 +61,7 @@ class Judging:
     def __post_init__(self) -> None:
         numbers = ("samples", "limit", "length", "prompt_length", "new_tokens", "rounds", "batch_size")
         at_least_one(**{name: getattr(self, name) for name in numbers})
+        _by_name(self.texts)
         if self.decodings and not self.prompts:
             raise InvalidOptionError("there is no prompt to continue; give one as --generate (`prompts`)")
 
@@ -275,8 +276,8 @@ def evaluate(
 def _by_name(texts: Sequence[str | Path] | Mapping[str, TokenSource]) -> Mapping[str, TokenSource]:
     if isinstance(texts, Mapping):
         return texts
-    if isinstance(texts, str) or not all(isinstance(text, (str, Path)) for text in texts):
-        raise InvalidOptionError('texts are names and paths in a sequence; others need a name, as {"mine": [...]}')
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, (str, Path)) for text in texts):
+        raise InvalidOptionError('texts are a list of names and paths; others need a name, as {"mine": [...]}')
     return {str(text): text for text in texts}
 
 

@@ -64,7 +64,7 @@ def ratios(images: Path, mean: float = 0.5, blocks: int = 30) -> None:
     """Figure 4: what each block loses, of the same in all."""
     figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
     for shape, colour in SHAPES.items():
-        axes.plot(shares([1.0] * blocks, mean * blocks, shape, highest=0.99), label=shape, color=colour)
+        axes.plot(shares([1.0] * blocks, mean * blocks, shape), label=shape, color=colour)
     axes.set(xlabel="block", ylabel="share removed", ylim=(0, 1))
     axes.legend(frameon=False, ncols=2)
     figure.savefig(images / "slimgpt-ratios.svg")

@@ -77,7 +77,7 @@ def _check_reach(layout: Layout, budget: Budget, alternate: bool) -> None:
         largest = sum(max((s for u, s in sizes.items() if u.kind == kind), default=0) for kind in ("attention", "mlp"))
     total, target = sum(sizes.values()), budget.target(layout)
     if not largest / 2 <= target < total - largest / 2:
-        scale = budget.sparsity / target  # a parameter, in the budget's convention
+        scale = budget.sparsity / target if target else 0.0  # a parameter, in the budget's convention
         raise InfeasibleBudgetError(
             f"{budget.sparsity:.4g} of the parameters of the {budget.of} would be none or all of the {len(sizes)} "
             f"attention modules and MLPs; {inside(largest / 2 * scale, (total - largest / 2) * scale)} can be reached"

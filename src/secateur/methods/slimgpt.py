@@ -130,8 +130,9 @@ def plan(
     neurons = _whole_neurons(supplies, wanted, budget)
 
     lost = sum(heads[n] * s.group + neurons[n] * s.neuron for n, s in supplies.items())
+    missed = max(abs(total - target) for total in (lost, sum(r * supplies[n].size for n, r in asked.items())))
     unit = max(s.neuron * budget.round_to if s.spare else s.group for s in supplies.values() if s.most)
-    if not lost or (not decided and abs(lost - target) > unit):
+    if not lost or (not decided and missed > unit):
         scale, whole = budget.sparsity / target, sum(s.size for s in supplies.values())
         ends = [[sum(r * supplies[n].size for n, r in shares(t, *given).items()) * scale for t in (0, whole)]
                 for given in ((), (None, None))]  # fmt: skip
@@ -151,7 +152,8 @@ def _whole_heads(supplies: Mapping[int, _Supply], asked: Mapping[int, float]) ->
         supply = supplies[number]
         if supply.groups:
             wanted, loses = share * supply.groups + owed * supply.carries, share * supply.size
-            room, need = math.floor(loses / supply.group + _EPS), math.ceil((loses - supply.spare) / supply.group - _EPS)
+            room = math.floor(loses / supply.group + _EPS)
+            need = math.ceil((loses - supply.spare) / supply.group - _EPS)
             rounded = max(min(room, need), min(math.floor(wanted + 0.5), max(room, need)))
             heads[number] = max(0, min(rounded, supply.groups - 1))
             owed = wanted - heads[number]
@@ -177,7 +179,7 @@ def _settle(supplies: Mapping[int, _Supply], asked: Mapping[int, float], heads: 
 
 
 def _spread(supplies: Mapping[int, _Supply], wanted: Mapping[int, float], total: float) -> dict[int, float]:
-    """What each FFN loses, `total` together: as wanted; what some cannot is taken from the others, like shares of them."""
+    """What each FFN loses, `total` together: as wanted, but what some cannot lose is a like share of the others."""
 
     def filled(more: float) -> dict[int, float]:
         return {n: min(max(w + more * supplies[n].spare, 0.0), supplies[n].spare) for n, w in wanted.items()}

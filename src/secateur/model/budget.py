@@ -129,6 +129,6 @@ def reachable(feasible: Callable[[Budget], object], budget: Budget) -> str:
 def inside(low: float, high: float) -> str:
     """A range in words, in four digits that lie within it; "nothing" where it is empty."""
     if low >= high:
-        return f"{low:.4g}" if low == high else "nothing"
+        return f"{low:.4g}" if low == high > 0 else "nothing"
     ends = zip((low * (1 + 1e-9), high * (1 - 1e-9)), (ROUND_CEILING, ROUND_FLOOR), strict=True)
     return " to ".join(f"{Context(prec=4, rounding=way).create_decimal_from_float(end):f}" for end, way in ends)

@@ -62,17 +62,16 @@ def ratios(
     def lost(low: float, high: float) -> float:
         return sum(size * share for size, share in zip(sizes, shares(low, high), strict=True))
 
-    if low is not None and high is not None:
-        return shares(low, high)
-    if low is not None:
-        high = solved(lambda x: lost(low, x), target, 0, top)
-    elif high is not None:
-        low = solved(lambda x: lost(x, high), target, 0, top)
-    elif lost(start, top) > target:
-        low, high = start, solved(lambda x: lost(start, x), target, start, top)
-    else:
-        low, high = solved(lambda x: lost(x, top), target, min(start, top), top), top
-    return shares(low, high)
+    least = 0.0  # that the end which is solved for may be
+    if low is None and high is None:
+        low, high, least = (start, None, start) if lost(start, top) > target else (None, top, min(start, top))
+    if high is None:
+        known = low or 0.0
+        high = solved(lambda x: lost(known, x), target, least, top)
+    elif low is None:
+        known = high
+        low = solved(lambda x: lost(x, known), target, least, top)
+    return shares(low or 0.0, high)
 
 
 def solved(rising: Callable[[float], float], value: float, low: float, high: float) -> float:

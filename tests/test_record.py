@@ -242,7 +242,7 @@ def test_a_record_without_one_of_its_parts_is_damaged(tmp_path: Path) -> None:
     entries = json.loads(dump(record))
     (tmp_path / RECORD).write_text(json.dumps(entries))
     assert read_record(tmp_path) == record
-    may_lack = {"parents", "block_tokens", "head_tokens"}
+    may_lack = {"parents", "block_tokens", "head_tokens", "reason"}
     open_parts = {"model", "options", "calibration", "arguments", "environment", "notes", "edits"}
     within_open = {("model", "family"), ("edits", 0, "edit")}
     for way in places(entries):

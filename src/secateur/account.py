@@ -40,8 +40,8 @@ def account(
 def _reason(
     method: Method, options: Options, budget: Budget, kinds: set[type[Edit]], before: Layout, after: Layout
 ) -> str:
-    deciding = [f"{name} {options[name]}" for name in method.decides if options[name] is not None]
-    if deciding and len(deciding) == len(method.decides):
+    deciding = [f"{name} {options[name]}" for name in method.amount.decides if options[name] is not None]
+    if deciding and len(deciding) == len(method.amount.decides):
         return f"{' and '.join(deciding)} decided, not the sparsity"
     one = budget.sparsity / budget.target(before)  # a parameter, in the budget's convention
     units = []
@@ -49,11 +49,11 @@ def _reason(
         sizes = [parameters for block in before.blocks.values() if (parameters := size(block))]
         if kind in kinds and sizes:
             many = budget.round_to if kind is KeepNeurons else 1
-            units.append(_unit(name, many, sizes, one, uniform=method.uniform and kind is KeepNeurons))
+            units.append(_unit(name, many, sizes, one, uniform=method.amount.uniform and kind is KeepNeurons))
     if Rebase in kinds:
         narrowed = [gone for site in before.sites if (gone := before.stream_width(site) - after.stream_width(site))]
         each = (before.parameters - after.parameters) * len(narrowed) / max(1, sum(narrowed))  # on average
-        many = int(options[method.step]) if method.step else 1
+        many = int(options[method.amount.step]) if method.amount.step else 1
         units.append(_unit("hidden directions", many, [each], one, uniform=True))
     return f"{method.name} removes {' and '.join(units) or method.unit}"
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from secateur.engine.tokens import Tokens
 from secateur.engine.walk import Tap, Visit, walk
 from secateur.errors import InfeasibleBudgetError, InvalidOptionError
-from secateur.methods.registry import method
+from secateur.methods.registry import Amount, method
 from secateur.model.budget import COARSE, Budget, inside
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
@@ -131,9 +131,7 @@ def principal(visit: Visit, tap: Tap, dimension: int, *, hidden: int, signal: Si
     length=2048,
     bibtex="ashkboos2024slicegpt",
     edits=(Rebase, FoldNorms, UntieHead, CentreEmbedding),
-    uniform=True,
-    step="multiple",
-    decides=("dimension",),
+    amount=Amount(uniform=True, step="multiple", decides=("dimension",)),
 )
 def slicegpt(
     model: Model,

@@ -13,7 +13,7 @@ import torch
 from secateur.engine.tokens import Tokens
 from secateur.engine.walk import Tap, Visit, walk
 from secateur.errors import InfeasibleBudgetError, InvalidOptionError
-from secateur.methods.registry import method
+from secateur.methods.registry import Amount, method
 from secateur.model.budget import Budget, inside
 from secateur.model.handle import Model
 from secateur.model.layout import BlockLayout, Layout
@@ -218,7 +218,7 @@ def _check(group: str | int, damping: float) -> None:
     bibtex="ling2024slimgpt",
     edits=(KeepHeads, KeepNeurons),
     needs="up to three forwards of every window without the LM head, and the solves",
-    decides=("first_ratio", "last_ratio"),
+    amount=Amount(decides=("first_ratio", "last_ratio")),
 )
 def slimgpt(
     model: Model,

@@ -14,7 +14,7 @@ from secateur.engine.sweep import Part, sweeper_of
 from secateur.engine.tokens import Tokens
 from secateur.engine.walk import Order, walk
 from secateur.errors import InfeasibleBudgetError, InvalidOptionError, NumericalError
-from secateur.methods.registry import method
+from secateur.methods.registry import Amount, method
 from secateur.model.budget import COARSE, Budget, reachable
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
@@ -129,7 +129,7 @@ def top_neurons(scores: Tensor, count: int) -> tuple[int, ...]:
     edits=(KeepNeurons, DropAttention),
     needs="S forwards for the scores; then N rounds (equation 5) of one forward per attention module there is",
     shared="scores",
-    uniform=True,
+    amount=Amount(uniform=True),
 )
 def two_ssp(
     model: Model,

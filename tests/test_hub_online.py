@@ -15,10 +15,12 @@ from hub_server import OUTSIDER, TOKEN, Client, Hub, Repository
 from models import tiny_tokens
 from oracles import write_model, write_texts
 from test_cli import call
+from transformers import AutoModelForCausalLM
 
 import secateur
 from secateur.assets.catalog import CATALOG
 from secateur.errors import FetchError, InvalidOptionError
+from secateur.model.load import as_model
 from secateur.output import save
 from secateur.record import RECORD
 
@@ -203,6 +205,11 @@ def test_record_and_card_have_name_and_commit(
         assert "\nbase_model: org/m\n" in card
         assert "# org/m, pruned by" in card
         assert f"`{NEW}`" in card
+    adopted = as_model(AutoModelForCausalLM.from_pretrained(snapshot))
+    assert (adopted.source["name"], adopted.source["revision"]) == ("org/m", NEW)
+    adopted = as_model(AutoModelForCausalLM.from_pretrained("org/m", revision="v2.0"))
+    assert (adopted.source["repository"], adopted.tokenizer is not None) == ("org/m", True)
+    assert "revision" not in adopted.source  # which is not known
     with pytest.raises(InvalidOptionError, match="leave the revision out"):
         secateur.load(str(snapshot), revision=OLD)
 

@@ -13,7 +13,14 @@ from typing import Any
 import torch
 from huggingface_hub import is_offline_mode
 from huggingface_hub.errors import OfflineModeIsEnabled
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from secateur.assets import resolve_model
@@ -37,6 +44,8 @@ _TOKENIZER_FILES = (
     "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt",
 )  # fmt: skip
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+AnyModel = Model | PreTrainedModel | str | Path  # what stands for a model in Python
 
 
 def load(
@@ -71,6 +80,31 @@ def load(
         model.source["revision"] = about.revision
     if record is not None:
         model.parents = [*record.parents, record.alone]
+    return model
+
+
+def as_model(given: AnyModel) -> Model:
+    """The model that is meant: as it is, loaded by its name, or a transformers model, which is adopted, not copied.
+
+    A transformers model's tokenizer is that of the folder or hub id that it was loaded from; for another one give
+    `Model(hf, tokenizer)`.
+
+    Raises:
+        UnsupportedModelError: anything else, with what would be right. Else what `load` and `Model` raise.
+    """
+    if isinstance(given, Model):
+        return given
+    if isinstance(given, (str, Path)):
+        return load(str(given))
+    model = Model(given)
+    _require_weights(given, "this model")
+    if name := given.name_or_path:
+        # transformers does not keep which commit a hub model is of. A folder that was moved
+        # away since is no repository.
+        folder = Path(name) if os.path.isdir(name) else None
+        provenance = {} if folder is None and os.path.isabs(name) else resolve_model(name)[1]
+        model.tokenizer = _tokenizer(name, Description(name, {}, folder))
+        model.source = {"name": name, "asked": name, **provenance}
     return model
 
 
@@ -163,12 +197,16 @@ def _weights(location: str, config: Any, device: str, dtype: str, about: Descrip
         if info.get(what):
             first = sorted(map(str, info[what]))[:3]
             raise CheckpointError(f"{location} is not a whole model: {what.replace('_', ' ')}: {', '.join(first)} ...")
+    _require_weights(hf, location)
+    return hf if device == "auto" else hf.to(device)
+
+
+def _require_weights(hf: Any, name: str) -> None:
     if any(parameter.is_meta for parameter in hf.parameters()):
         raise UnsupportedModelError(
-            f"{location} does not fit on the devices, so parts of it were put aside (offloaded), where they cannot be "
-            "pruned; use more or larger devices, a smaller dtype, or --device cpu"
+            f"{name} does not fit on the devices, so parts of it were put aside (offloaded), where they cannot be "
+            "pruned; use more or larger devices, a smaller dtype, or the device cpu"
         )
-    return hf if device == "auto" else hf.to(device)
 
 
 def _tokenizer(location: str, about: Description) -> PreTrainedTokenizerBase | None:

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from secateur.engine.tokens import Count, Tokens, check_tokens, read_tokens
+from secateur.engine.tokens import Bos, Count, Tokens, check_tokens, read_tokens
 from secateur.errors import CheckpointError, InvalidOptionError
 from secateur.export import tier
 from secateur.folders import claimed, require_space
@@ -87,6 +87,8 @@ class Request:
         samples, length: calibration windows; the paper's if None.
         seed: 0 takes the text's first windows, as the papers do; others draw from all.
         count: "responses" counts only what the assistant says, in chat data.
+        bos: whether each window of a text begins with the begin-of-sequence token; "auto": if the model's family needs
+            it. Ready `Tokens` are taken as they are.
         data: folder with the named texts, for machines without a hub; cache: where fetched ones lie.
     """
 
@@ -101,6 +103,7 @@ class Request:
     length: int | None = None
     seed: int = 0
     count: Count = "all"
+    bos: Bos = "auto"
     data: Path | None = None
     cache: Path | None = None
 
@@ -335,8 +338,8 @@ def _calibration(planned: Plan, model: Model) -> Tokens:
         return tokens
     return read_tokens(
         model, tokens or ("demo" if model.source.get("asked") == "demo" else "c4"), purpose="calibration",
-        length=planned.length, samples=planned.samples, seed=request.seed, count=request.count, data=request.data,
-        cache=request.cache,
+        length=planned.length, samples=planned.samples, seed=request.seed, count=request.count, bos=request.bos,
+        data=request.data, cache=request.cache,
     )  # fmt: skip
 
 
@@ -467,8 +470,8 @@ def prune_to(
         tokens = _calibration(planned, hollow)
         texts = {
             name: read_tokens(
-                hollow, name, purpose="evaluation", length=judging.length, samples=judging.samples, data=request.data,
-                cache=request.cache,
+                hollow, name, purpose="evaluation", length=judging.length, samples=judging.samples, bos=judging.bos,
+                data=request.data, cache=request.cache,
             )
             for name in judging.texts
         }  # fmt: skip

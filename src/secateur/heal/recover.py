@@ -15,6 +15,7 @@ import torch
 from msgspec import structs
 
 from secateur.assets import licence_of, read_training
+from secateur.engine.tokens import bos_id_of
 from secateur.errors import DataError, Interrupted, InvalidOptionError
 from secateur.export import tier
 from secateur.folders import claimed, require_space
@@ -91,9 +92,10 @@ class RecoveryJob:
     @property
     def fingerprint(self) -> str:
         """Identity of the outcome; the same in two runs of the same job."""
+        settings = structs.asdict(self.settings)
+        del settings["bos"]  # the data's fingerprint says what became of it
         parts = [
-            "recover", self.model_fingerprint, self.data.fingerprint, self.teacher_fingerprint,
-            structs.asdict(self.settings), __version__,
+            "recover", self.model_fingerprint, self.data.fingerprint, self.teacher_fingerprint, settings, __version__,
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -182,7 +184,7 @@ def prepare_recovery(request: Request, model: Model, teacher: Model | None = Non
         Distillation(model, teacher)  # do they fit?
     read = read_training(request.data, data=request.texts, cache=request.cache)
     assert model.tokenizer is not None  # `_check_model` has seen to it
-    examples = make_examples(read, model.tokenizer, settings)
+    examples = make_examples(read, model.tokenizer, settings, bos_id=bos_id_of(model, settings.bos))
     highest = max(int(row.ids.max()) for row in (*examples.train, *examples.held_out))
     if highest >= model.vocab_size:
         raise DataError(

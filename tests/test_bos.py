@@ -17,7 +17,7 @@ from studies import comparison, grid
 from task_rows import write_rows
 
 import secateur
-from secateur.assets import Instruction, Instructions, Text
+from secateur.assets import Instruction, Text
 from secateur.card import card
 from secateur.engine.tokens import Bos, Tokens, bos_id_of, read_tokens, tokenize, wants_bos
 from secateur.errors import DataError, InvalidOptionError, OutputExistsError
@@ -130,6 +130,18 @@ def test_a_window_that_begins_with_the_token_gets_no_second_one() -> None:
     assert [TOKENIZER.decode(row) for row in short.ids] == [f"{BOS}abc"]
     with pytest.raises(DataError, match="0 windows of 4"):
         tokenize(plain("ab"), TOKENIZER, length=4, bos_id=ID)
+
+
+def test_ids_as_a_stream_are_cut_alike_and_windows_of_ids_are_taken_as_they_are() -> None:
+    model, stream = spoken("gemma3_text"), torch.arange(5, 35)
+    tokens = read_tokens(model, stream, purpose="calibration", length=16)
+    assert tokens.ids.tolist() == [[ID, *range(5, 20)], [ID, *range(20, 35)]]
+    assert tokens.source["bos"] is True
+    matrix = stream.view(3, 10)
+    assert torch.equal(read_tokens(model, matrix, purpose="calibration", length=16).ids, matrix)
+    model.tokenizer = None
+    model.hf.config.bos_token_id = 3
+    assert read_tokens(model, stream, purpose="calibration", length=16).ids[:, 0].tolist() == [3, 3]
 
 
 def test_a_rendered_chat_has_it_once_and_it_is_no_response() -> None:
@@ -264,11 +276,8 @@ def test_rows_to_train_on_are_begun(template: Any, rendered: bool) -> None:
     tokenizer = tiny_tokenizer(bos=True)
     if rendered:
         tokenizer.chat_template = BOS + tokenizer.chat_template
-    rows = Instructions(
-        "mine",
-        tuple(Instruction(instruction=f"Say {word}", input="", output=word) for word in ("one", "two", "ten")),
-        {},
-    )
+    told = tuple(Instruction(instruction=f"Say {word}", input="", output=word) for word in ("one", "two", "ten"))
+    rows = Text(name="mine", text="", conversations=None, provenance={}, instructions=told)
     settings = Settings(template=template, max_length=400)
     without, begun = (make_examples(rows, tokenizer, settings, bos_id=each) for each in (None, ID))
     assert (without.facts.bos, begun.facts.bos) == (False, True)

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from secateur.engine.blocks import BlockInputs, head_logits, run_block
-from secateur.engine.tokens import Tokens, wants_bos
+from secateur.engine.tokens import ready, wants_bos
 from secateur.errors import SecateurError
 from secateur.hf import quiet_transformers
 from secateur.methods import methods
@@ -112,7 +112,7 @@ def forecast(request: Request, source: Source) -> Forecast:
         peak_memory_bytes=int(before.parameters * item + planned.held_bytes),
         disk_bytes=after.parameters * item,
         seconds=speed.seconds(planned.meter.block_tokens, planned.meter.head_tokens),
-        bos=not isinstance(request.calibration, Tokens) and wants_bos(hollow.family, request.bos),
+        bos=ready(request.calibration) is None and wants_bos(hollow.family, request.bos),
         **vars(Forwards.of(planned, hollow.head_cost)),
     )
 

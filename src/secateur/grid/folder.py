@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -133,7 +133,7 @@ def make_index(
         for name, tokens in texts.items()
     }
     prints = {name: facts["fingerprint"] for name, facts in by_text.items()}
-    judged = {**asdict(judging), "texts": list(by_text), "bos": wants_bos(dense.family, judging.bos)}
+    judged = {**asdict(replace(judging, texts=())), "texts": list(by_text), "bos": wants_bos(dense.family, judging.bos)}
     decided = dict(judged)
     if judging.bos == "auto" and not judged["bos"]:
         del decided["bos"]  # all begins as it did before this could be asked

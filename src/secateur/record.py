@@ -76,7 +76,7 @@ class MeasuredPerplexity(Struct, kw_only=True, omit_defaults=True):
     samples: int
     length: int
     predictions: int | UnsetType = UNSET
-    bos: bool = False
+    bos: bool | UnsetType = UNSET
     fingerprint: str | UnsetType = UNSET
     before: float
     after: float

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -252,9 +251,7 @@ def read_tokens(
     seed: int = 0,
     count: Count | None = "all",
     bos: Bos = "auto",
-    data: Path | None = None,
-    cache: Path | None = None,
-    text_field: str | None = None,
+    **places: Any,
 ) -> Tokens:
     """Windows for a model.
 
@@ -267,8 +264,8 @@ def read_tokens(
             count, of plain text all.
         bos: whether each window that is cut begins with the begin-of-sequence token: "always", "never", or "auto", if
             the model's family needs it.
-        data: folder with the named texts, for machines without a hub.
-        text_field: the column of rows that holds text or conversations, where it is none that is known.
+        places: of `read_text`: `data` (folder with the named texts, for machines without a hub), `cache`, `text_field`
+            (the column of rows that holds text or conversations, where it is none that is known).
 
     Raises:
         DataError: the text is missing, unreadable or too short; the model has no tokenizer, or another model's, or one
@@ -289,7 +286,7 @@ def read_tokens(
         return tokens
     if model.tokenizer is None:
         raise DataError("the model has no tokenizer; give token ids instead of a text")
-    text = read_text(source, purpose=purpose, data=data, cache=cache, text_field=text_field)
+    text = read_text(source, purpose=purpose, **places)
     count = count or ("all" if text.conversations is None else "responses")
     tokens = tokenize(text, model.tokenizer, length=length, samples=samples, seed=seed, count=count, bos_id=bos_id)
     if (highest := int(tokens.ids.max())) >= model.vocab_size:

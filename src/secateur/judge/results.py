@@ -32,7 +32,7 @@ class Perplexity(Struct, frozen=True, kw_only=True):
     samples: int | None = None
     length: int | None = None
     predictions: int | None = None
-    bos: bool = False
+    bos: bool | UnsetType = UNSET
     fingerprint: str = ""
     window_nll: list[float | None] | UnsetType = UNSET
     window_predictions: list[float] | UnsetType = UNSET
@@ -61,7 +61,7 @@ class Fidelity(Struct, frozen=True, kw_only=True):
     samples: int | None = None
     length: int | None = None
     predictions: int | None = None
-    bos: bool = False
+    bos: bool | UnsetType = UNSET
     window_nll: list[float] = field(default_factory=list)
     window_kl: list[float] = field(default_factory=list)
     window_top1: list[float] = field(default_factory=list)
@@ -165,7 +165,7 @@ class TaskResult(Struct, frozen=True, kw_only=True):
     truncated: int = 0
     source: Facts = field(default_factory=dict)
     harness: str | UnsetType = UNSET
-    bos: bool | None = None
+    bos: bool | UnsetType | None = UNSET
 
 
 class Judgement(Struct, frozen=True, kw_only=True):

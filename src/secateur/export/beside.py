@@ -28,7 +28,8 @@ logger = logging.getLogger(__name__)
 
 # Whatever a licence asks to be handed on, by whatever name; code and weights are never among it.
 _LICENCE = re.compile(
-    r"licen[cs]e|notice|copying|copyright|patents|legal|policy|agreement|terms|disclaimer|use.guide|openrail", re.IGNORECASE
+    r"licen[cs]e|notice|copying|copyright|patents|legal|policy|agreement|terms|disclaimer|use.guide|openrail",
+    re.IGNORECASE,
 )
 _NO_TEXT = (
     ".py", ".ipynb", ".sh", ".so", ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx",
@@ -119,7 +120,8 @@ def _names(origin: Description) -> list[str]:
 
 def _is_licence(name: str) -> bool:
     """Whether a file's name, or that of the folder it lies in, speaks of a licence."""
-    return bool(_LICENCE.search(name)) and not name.lower().endswith(_NO_TEXT) and name.count("/") < 2
+    text = not name.lower().endswith(_NO_TEXT) and name.count("/") < 2 and not name.startswith(".")
+    return text and bool(_LICENCE.search(name))
 
 
 def _copy(origin: Description, names: Iterable[str], folder: Path) -> list[Path]:

@@ -14,34 +14,33 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.utils import CONFIG_NAME
 
-from secateur.model.modeling_secateur import IN_TABLE
+from secateur.model.modeling_secateur import IN_TABLE, Family
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
-_NAMES = {"gpt_neox": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}}
-_RENAMED = ("rope_theta", "partial_rotary_factor")
-# Families that take a scaling of exactly these keys, its kind under its oldest name.
-_EXACT = {"olmo2": {"type", "factor"}, "phi3": {"type", "short_factor", "long_factor"}}
-_KINDS = {"phi3": ("longrope",), "olmo2": ("linear", "dynamic")}
-_ALL_KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+_KINDS = ("linear", "dynamic", "yarn", "longrope", "llama3")  # of scaling, in 4.57
+_SHARE = "partial_rotary_factor"
 
 
-def add_old_spelling(folder: Path, config: PreTrainedConfig) -> None:
+def add_old_spelling(folder: Path, config: PreTrainedConfig, family: Family) -> None:
     """Write into a folder's config.json, which is `config` as transformers 5 spells it, what 4.57 reads too."""
     path = folder / CONFIG_NAME
     settings = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps(settings | _old_settings(config), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps(settings | _old_settings(config, family), indent=2, sort_keys=True) + "\n", encoding="utf-8"
+    )
 
 
-def has_old_spelling(config: PreTrainedConfig) -> bool:
+def has_old_spelling(config: PreTrainedConfig, family: Family) -> bool:
     """Whether 4.57 can be told all that a stock configuration says; where not, it fails on what is written."""
     rope = getattr(config, "rope_parameters", None) or {}
-    if config.model_type not in IN_TABLE or _kind(rope.get("sliding_attention") or {}) != "default":
+    if family.model_type not in IN_TABLE or _kind(rope.get("sliding_attention") or {}) != "default":
         return False
-    scaling = _old_settings(config).get("rope_scaling", {})
-    exact = _EXACT.get(config.model_type)
-    fits = not (scaling and exact) or scaling.keys() == exact
-    return fits and _kind(scaling) in ("default", *_KINDS.get(config.model_type, _ALL_KINDS))
+    if not (scaling := _old_settings(config, family).get("rope_scaling")):
+        return True
+    if family.rope_scalings is None:
+        return _kind(scaling) in _KINDS
+    return scaling.keys() == set(family.rope_scalings.get(_kind(scaling), ()))
 
 
 def add_old_tokenizer_class(folder: Path) -> None:
@@ -56,7 +55,7 @@ def add_old_tokenizer_class(folder: Path) -> None:
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _old_settings(config: PreTrainedConfig) -> dict[str, Any]:
+def _old_settings(config: Any, family: Family) -> dict[str, Any]:
     old: dict[str, Any] = {"torch_dtype": str(config.dtype).removeprefix("torch.")}
     rope = getattr(config, "rope_parameters", None)
     if not rope:
@@ -64,26 +63,23 @@ def _old_settings(config: PreTrainedConfig) -> dict[str, Any]:
     if local := rope.get("sliding_attention"):  # Gemma 3: a RoPE for each kind of attention, of which 4 scales one
         old["rope_local_base_freq"] = local["rope_theta"] if _kind(local) == "default" else None  # None: it fails there
         rope = rope["full_attention"]
-    names = _NAMES.get(config.model_type, {})
-    old |= {names.get(name, name): rope[name] for name in _RENAMED if name in rope}
-    if config.model_type == "phi3" and rope.get("partial_rotary_factor") == 1:  # 4's default, and no field of 5's
-        del old["partial_rotary_factor"]
-    if _kind(rope) != "default":
-        old |= _scaling(config, rope)
-    return old
+    old[family.rope_theta] = rope["rope_theta"]
+    if (share := rope.get(_SHARE)) and (share != 1 or type(config)().rope_parameters.get(_SHARE) != 1):
+        old[family.rope_share] = share
+    return old if _kind(rope) == "default" else old | _scaling(config, family, rope)
 
 
-def _scaling(config: Any, rope: dict[str, Any]) -> dict[str, Any]:
+def _scaling(config: Any, family: Family, rope: dict[str, Any]) -> dict[str, Any]:
     """A `rope_scaling` that takes the place of `rope_parameters` in 5 too, and what it needs beside it in 4."""
     trained: Any = rope.get("original_max_position_embeddings")
     numbers = {name: float(value) for name, value in rope.items() if type(value) is int}  # as 4 wants all but lengths
-    scaling = {name: value for name, value in (rope | numbers).items() if name not in _RENAMED}
+    scaling = {name: value for name, value in (rope | numbers).items() if name not in ("rope_theta", _SHARE)}
     scaling |= {"original_max_position_embeddings": trained} if trained else {}
     beside = {}
-    if config.model_type in _EXACT:
+    if family.rope_scalings:
         scaling["type"] = scaling.pop("rope_type")
         if hasattr(config, "original_max_position_embeddings"):
-            scaling.pop("original_max_position_embeddings", None)
+            del scaling["original_max_position_embeddings"]
     elif _kind(rope) == "longrope" and trained != config.max_position_embeddings:
         # 4 takes its factor from these two lengths, whatever else is said
         beside["original_max_position_embeddings"] = trained

@@ -28,13 +28,13 @@ def write(model: Model, folder: Path, max_shard_size: str) -> dict[str, str]:
     assert not isinstance(config, str), config  # else `refuses` said so
     with _as_stock(model, config):
         sums = write_model(model, folder, max_shard_size)
-    add_old_spelling(folder, config)
+    add_old_spelling(folder, config, model.family)
     return sums
 
 
 def loads_in(model: Model) -> str:
     config = _stock_config(model)
-    known = isinstance(config, PreTrainedConfig) and has_old_spelling(config)
+    known = isinstance(config, PreTrainedConfig) and has_old_spelling(config, model.family)
     return "transformers 4.57 and 5" if known else "transformers 5"
 
 

@@ -282,8 +282,9 @@ def _record(
         secateur=__version__, format=FORMAT, fingerprint=job.fingerprint,
         created=datetime.now(UTC).isoformat(timespec="seconds"), method="lora", seed=job.settings.seed,
         tier=tier(model), loads_in=loads_in(model), model=origin(model, job.model_fingerprint),
-        arguments=public_arguments(arguments), environment=environment(model), cost=Cost(seconds=round(seconds, 1)), before=layout, after=layout,
-        recovery=recovery, evaluations=[], edits=[], parents=model.parents,
+        arguments=public_arguments(arguments), environment=environment(model),
+        cost=Cost(seconds=round(seconds, 1)), before=layout, after=layout, recovery=recovery,
+        evaluations=[], edits=[], parents=model.parents,
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from secateur.model import modeling_secateur as modeling
 from secateur.model.described import Description
 from secateur.model.layout import Layout
 from secateur.model.modeling_secateur import FAMILIES, PREFIX, Family, classes
-from secateur.model.refusals import ARCHITECTURE, refuse
+from secateur.model.refusals import ARCHITECTURE, not_a_model, refuse
 from secateur.model.views import Block
 from secateur.record import Facts, Record
 
@@ -37,13 +37,17 @@ class Model:
         source: where it came from (name, path, revision); goes into records.
 
     Raises:
-        UnsupportedModelError: no row for the model's family, or a setting that the row does not cover.
+        UnsupportedModelError: no transformers model, a wrapped one or one without a language-modelling head; no row for
+            its family, or a setting that the row does not cover.
     """
 
     def __init__(
         self, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None, source: Facts | None = None
     ) -> None:
+        if reason := not_a_model(hf):
+            raise UnsupportedModelError(reason)
         self.family = require_family(hf.config)
+        _adopt(hf, self.family)
         self.hf: Any = hf
         self.tokenizer = tokenizer
         self.source: Facts = dict(source or {})
@@ -56,7 +60,6 @@ class Model:
         self._layout: tuple[tuple[int, tuple[int, ...]], Layout] | None = None  # with the edits that it knows of
         # Walks under way: each says why an edit at a place (a block's number, None for the embedding) cannot be.
         self.guards: list[Callable[[int | None], str | None]] = []
-        _adopt(self.hf, self.family)
         self.hf.eval()
 
     @property
@@ -245,8 +248,6 @@ def require_positions(max_length: int | None, length: int) -> None:
 
 def _adopt(hf: PreTrainedModel, family: Family) -> None:
     """Make a stock model an instance of secateur's subclass. The inner model keeps the plain configuration."""
-    if getattr(hf, "_hf_peft_config_loaded", False):  # transformers adds layers to the stock class itself
-        raise UnsupportedModelError("this model carries a PEFT adapter; merge it (merge_and_unload), then prune")
     config_class, model_class = classes(hf.config.model_type.removeprefix(PREFIX))
     if hf.config.model_type.startswith(PREFIX):
         if type(hf) is not model_class:  # its `Removed` is not ours
@@ -256,8 +257,8 @@ def _adopt(hf: PreTrainedModel, family: Family) -> None:
         return
     if model_class.__mro__[2] is not type(hf):
         raise UnsupportedModelError(
-            f"{type(hf).__name__} is not the stock class of '{hf.config.model_type}', which is "
-            f"{model_class.__mro__[2].__name__}; adapters must be merged, wrappers taken off"
+            f"{type(hf).__name__} is not {model_class.__mro__[2].__name__}, the stock class with a language-modelling "
+            "head, which is pruned; load the model by AutoModelForCausalLM"
         )
     config = copy.deepcopy(hf.config)
     config.__class__ = config_class

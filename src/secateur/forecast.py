@@ -12,14 +12,16 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from secateur.engine.blocks import BlockInputs, head_logits, run_block
+from secateur.engine.tokens import ready, wants_bos
 from secateur.errors import SecateurError
 from secateur.hf import quiet_transformers
 from secateur.methods import methods
-from secateur.model.budget import Budget, shares
+from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.load import Source, check_device
 from secateur.model.modeling_secateur import PER_BLOCK_LISTS, plain_config, shapes_from
 from secateur.pruning import Plan, Request, plan
+from secateur.record import Sparsity
 
 _PROBE_HEAD_TOKENS = 128
 
@@ -72,14 +74,15 @@ class Forecast:
     """What a pruning will take and leave.
 
     Attributes:
-        parameters: `before` and `after`; removed: the shares of both conventions.
+        parameters: `before` and `after`; sparsity: asked, got and why.
+        bos: whether each window of the calibration will begin with the begin-of-sequence token.
         peak_memory_bytes: weights, hidden states, statistics and results, beyond Python and torch.
     """
 
     model: str
     method: str
     parameters: Mapping[str, int]
-    removed: Mapping[str, float]
+    sparsity: Sparsity
     peak_memory_bytes: int
     disk_bytes: int
     seconds: float
@@ -87,6 +90,7 @@ class Forecast:
     forwards_asked: float
     samples: int
     length: int
+    bos: bool
 
 
 def forecast(request: Request, source: Source) -> Forecast:
@@ -105,10 +109,11 @@ def forecast(request: Request, source: Source) -> Forecast:
         model=source.name,
         method=planned.method.name,
         parameters={"before": before.parameters, "after": after.parameters},
-        removed=shares(before, after),
+        sparsity=planned.sparsity,
         peak_memory_bytes=int(before.parameters * item + planned.held_bytes),
         disk_bytes=after.parameters * item,
         seconds=speed.seconds(planned.meter.block_tokens, planned.meter.head_tokens),
+        bos=ready(request.calibration) is None and wants_bos(hollow.family, request.bos),
         **vars(Forwards.of(planned, hollow.head_cost)),
     )
 

@@ -21,14 +21,15 @@ from typing import Any
 
 import torch
 
-from secateur.engine.tokens import Count, Tokens, TokenSource, check_tokens, read_tokens, ready
+from secateur.account import account
+from secateur.engine.tokens import Bos, Count, Tokens, TokenSource, check_tokens, read_tokens, ready
 from secateur.errors import CheckpointError, InvalidOptionError
 from secateur.export import loads_in, tier
 from secateur.folders import claimed, require_space
 from secateur.judge.judging import Judge, Judging
 from secateur.judge.perplexity import before_and_after, perplexity
 from secateur.methods import Method, Options, get_method
-from secateur.model.budget import Budget, Convention, shares
+from secateur.model.budget import Budget, Convention
 from secateur.model.facts import environment, origin, sizes
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
@@ -38,7 +39,6 @@ from secateur.record import (
     FORMAT,
     Cost,
     Record,
-    Shares,
     Sparsity,
     public_arguments,
     public_facts,
@@ -88,6 +88,8 @@ class Request:
         samples, length: calibration windows; the paper's if None.
         seed: 0 takes the text's first windows, as the papers do; others draw from all.
         count: "responses" counts only what the assistant says, in chat data.
+        bos: whether each window of a text begins with the begin-of-sequence token; "auto": if the model's family needs
+            it. Windows of ids are taken as they are.
         data: folder with the named texts, for machines without a hub; cache: where fetched ones lie.
         text_field: the column of rows that holds text or conversations, where it is none that is known.
     """
@@ -103,6 +105,7 @@ class Request:
     length: int | None = None
     seed: int = 0
     count: Count = "all"
+    bos: Bos = "auto"
     data: Path | None = None
     cache: Path | None = None
     text_field: str | None = None
@@ -133,6 +136,7 @@ class Plan:
         meter: the work, in tokens.
         held_bytes: held at the peak beside the weights: hidden states, statistics, results.
         before, after: the layouts; the second is approximate where the method decides on the way.
+        sparsity: asked, got and why, as far as `after` goes.
     """
 
     request: Request
@@ -143,6 +147,7 @@ class Plan:
     held_bytes: float
     before: Layout
     after: Layout
+    sparsity: Sparsity
 
     @property
     def method(self) -> Method:
@@ -176,7 +181,7 @@ def plan(request: Request, model: Model, *, device: str | None = None) -> Plan:
     rehearsed = run_method(hollow, method, tokens, budget, run, filters=request.filters, **options)
     return Plan(
         request=request, options=options, samples=samples, length=length, meter=run.meter, held_bytes=run.peak_bytes,
-        before=rehearsed.before, after=rehearsed.after,
+        before=rehearsed.before, after=rehearsed.after, sparsity=rehearsed.sparsity,
     )  # fmt: skip
 
 
@@ -187,6 +192,7 @@ class Pruning:
     Attributes:
         edits: in order, with block numbers of the model as loaded; of tensors the names only (see `edits.named`).
         before, after: the layouts.
+        sparsity: asked, got and why.
     """
 
     method: str
@@ -195,6 +201,7 @@ class Pruning:
     edits: list[Edit] = field(repr=False)
     before: Layout = field(repr=False)
     after: Layout = field(repr=False)
+    sparsity: Sparsity = field(repr=False)
 
 
 def run_method(
@@ -231,7 +238,8 @@ def run_method(
     after = model.layout()
     if after != predicted:
         raise CheckpointError("the pruned model's layout is not the one that its edits predict; please report this")
-    return Pruning(method.name, complete, budget, edits, before, after)
+    sparsity = account(method, complete, budget, edits, before, after)
+    return Pruning(method.name, complete, budget, edits, before, after, sparsity)
 
 
 def _check_filters(filters: Sequence[Filter]) -> None:
@@ -336,8 +344,8 @@ def _calibration(planned: Plan, model: Model) -> Tokens:
     request, default = planned.request, "demo" if model.source.get("asked") == "demo" else "c4"
     return read_tokens(
         model, default if request.calibration is None else request.calibration, purpose="calibration",
-        length=planned.length, samples=planned.samples, seed=request.seed, count=request.count, data=request.data,
-        cache=request.cache, text_field=request.text_field,
+        length=planned.length, samples=planned.samples, seed=request.seed, count=request.count, bos=request.bos,
+        data=request.data, cache=request.cache, text_field=request.text_field,
     )  # fmt: skip
 
 
@@ -406,7 +414,7 @@ def make_record(
     job: Job, pruning: Pruning, cost: Cost, notes: Mapping[str, Any], arguments: Mapping[str, Any]
 ) -> Record:
     """Describe what a finished run did to the job's model."""
-    model, budget, filters = job.model, pruning.budget, job.plan.request.filters
+    model, filters = job.model, job.plan.request.filters
     return Record(
         secateur=__version__,
         format=FORMAT,
@@ -416,12 +424,7 @@ def make_record(
         options=dict(pruning.options),
         filters={filtering.name: dict(filtering.options) for filtering in filters} or None,
         seed=job.plan.request.seed,
-        sparsity=Sparsity(
-            asked=budget.sparsity,
-            of=budget.of,
-            round_to=budget.round_to,
-            achieved=Shares(**shares(pruning.before, pruning.after)),
-        ),
+        sparsity=pruning.sparsity,
         tier=tier(model),
         loads_in=loads_in(model),
         model=origin(model, job.model_fingerprint),

@@ -47,13 +47,30 @@ class Shares(Struct, kw_only=True):
     model: float
 
 
-class Sparsity(Struct, kw_only=True):
-    """What was asked for, as `Budget` has it, and what came of it."""
+class Sparsity(Struct, kw_only=True, omit_defaults=True):
+    """What was asked for, as `Budget` has it, and what came of it.
+
+    Attributes:
+        reason: why the two differ, where they do by more than is printed.
+    """
 
     asked: float
     of: str
     round_to: int
     achieved: Shares
+    reason: str | None = None
+
+    @property
+    def got(self) -> float:
+        """The achieved share, of what was asked for."""
+        return self.achieved.model if self.of == "model" else self.achieved.blocks
+
+    @property
+    def sentence(self) -> str:
+        """Asked, got, why."""
+        whole = "all parameters" if self.of == "model" else "the blocks' parameters"
+        why = f": {self.reason}" if self.reason else ""
+        return f"asked for {self.asked:.2%} of {whole}, got {self.got:.2%}{why}"
 
 
 class Cost(Struct, kw_only=True, omit_defaults=True):
@@ -76,13 +93,15 @@ class MeasuredPerplexity(Struct, kw_only=True, omit_defaults=True):
     samples: int
     length: int
     predictions: int | UnsetType = UNSET
+    bos: bool | UnsetType = UNSET
     fingerprint: str | UnsetType = UNSET
     before: float
     after: float
 
 
 class TrainingData(Struct, kw_only=True, omit_defaults=True):
-    """What a recovery was trained and measured on: numbers of rows, and of tokens of the rows trained on."""
+    """What a recovery was trained and measured on: numbers of rows, and of tokens of the rows trained on; whether each
+    row was begun by the begin-of-sequence token in any case."""
 
     name: str
     form: str
@@ -96,6 +115,7 @@ class TrainingData(Struct, kw_only=True, omit_defaults=True):
     held_out: int
     train_tokens: int
     counted_tokens: int
+    bos: bool = False
     licence: str | None
     licence_known_by: str | None
     fingerprint: str

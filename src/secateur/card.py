@@ -11,13 +11,13 @@ from secateur.methods import Method, get_method
 from secateur.record import Facts, Record, Recovery, public_name
 
 _LOADING = {
-    "A": """It is an unmodified {family} architecture and loads everywhere:
+    "A": """It is an unmodified {family} architecture, which loads {loads_in}and in the tools that know it:
 
 ```python
 from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained("PATH")
 ```""",
-    "B": """The stock {family} architecture cannot hold its blocks. With secateur installed:
+    "B": """The stock {family} architecture cannot hold its blocks. It loads {loads_in}with secateur installed:
 
 ```python
 import secateur  # makes AutoModel know this model
@@ -31,7 +31,8 @@ or, without it, by the modeling file that lies beside the weights (read it first
 model = AutoModelForCausalLM.from_pretrained("PATH", trust_remote_code=True)
 ```
 
-Stock transformers with neither refuses to load it, on purpose: it would fill what is missing with random weights.""",
+Stock transformers with neither refuses to load it, and so does transformers 4, on purpose: it would fill what is
+missing with random weights.""",
 }
 _OBJECTIVES = {"labels": "on the data's own responses", "distillation": "on the dense model's predictions"}
 _CURVE = 12  # numbers of a curve on the card; the record has all
@@ -77,10 +78,15 @@ pipeline_tag: text-generation
 
 {recovery}## Loading
 
-{_LOADING[record.tier].format(family=record.model["family"])}
+{_LOADING[record.tier].format(family=record.model["family"], loads_in=_loads_in(record))}
 
 {history}`secateur.json` has every argument, version and fingerprint{edits}; secateur {(pruning or record).secateur}.
 {citation}"""
+
+
+def _loads_in(record: Record) -> str:
+    """Earlier records do not say it."""
+    return f"in {record.loads_in} " if record.loads_in else ""
 
 
 def _method(pruning: Record, *, required: bool) -> Method | None:
@@ -126,7 +132,9 @@ def _table(pruning: Record) -> str:
     if after.stream_width != before.stream_width:
         rows.append(("hidden width", f"{before.stream_width}", f"{after.stream_width}"))
     for text in pruning.perplexity or ():
-        label = f"perplexity, {text.text}, {text.samples} x {text.length}"
+        label = (
+            f"perplexity, {text.text}, {text.samples} x {text.length}{', with begin-of-sequence' if text.bos else ''}"
+        )
         rows.append((label, f"{text.before:.2f}", f"{text.after:.2f}"))
     return "\n".join(["| | before | after |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)])
 
@@ -143,6 +151,7 @@ def _calibration(pruning: Record) -> str:
     used = pruning.calibration or {}
     licence = f" (licence of the text: {used['licence']})" if "licence" in used else ""
     windows = f"{used.get('samples', '?')} windows of {used.get('length', '?')} tokens"
+    windows += ", each begun by the begin-of-sequence token" if used.get("bos") else ""
     name = public_name(used.get("name", "token ids as given"))
     return f"Calibration: {name}, {windows}, seed {pruning.seed}{licence}."
 

@@ -93,13 +93,15 @@ class MeasuredPerplexity(Struct, kw_only=True, omit_defaults=True):
     samples: int
     length: int
     predictions: int | UnsetType = UNSET
+    bos: bool | UnsetType = UNSET
     fingerprint: str | UnsetType = UNSET
     before: float
     after: float
 
 
 class TrainingData(Struct, kw_only=True, omit_defaults=True):
-    """What a recovery was trained and measured on: numbers of rows, and of tokens of the rows trained on."""
+    """What a recovery was trained and measured on: numbers of rows, and of tokens of the rows trained on; whether each
+    row was begun by the begin-of-sequence token in any case."""
 
     name: str
     form: str
@@ -113,6 +115,7 @@ class TrainingData(Struct, kw_only=True, omit_defaults=True):
     held_out: int
     train_tokens: int
     counted_tokens: int
+    bos: bool = False
     licence: str | None
     licence_known_by: str | None
     fingerprint: str
@@ -154,6 +157,7 @@ class Record(Struct, kw_only=True, omit_defaults=True):
     Attributes:
         fingerprint: the identity of the outcome: on one kind of device, two runs of one identity give the same model.
         filters: by name, with their options; None where there were none.
+        loads_in: the versions of transformers that the checkpoint loads in, in words.
         model, calibration: public facts; the model's are of before.
         arguments: the command line or call as given.
         environment: what else may move a last digit.
@@ -172,6 +176,7 @@ class Record(Struct, kw_only=True, omit_defaults=True):
     seed: int
     sparsity: Sparsity | None = None
     tier: str
+    loads_in: str | None = None
     model: Facts
     calibration: Facts | None = None
     arguments: Facts

@@ -44,7 +44,8 @@ class Family:
     configuration. `shared_norms` are read by attention and MLP alike and go with the second of them. `no_rebase` is
     None for families whose block is, in this order, x + attention(RMSNorm(x)) and x + mlp(RMSNorm(x)), so that norms
     fold and the residual stream takes another basis; else the reason why not. What is added may pass `dropouts` and be
-    multiplied by the block's attribute `multiplier`.
+    multiplied by the block's attribute `multiplier`. `needs_bos`: without a begin-of-sequence token in front the model
+    is out of its range; true where that was measured or is documented, not where a tokenizer merely puts one.
     """
 
     model_type: str
@@ -75,19 +76,29 @@ class Family:
     final_norm: str = "model.norm"
     dropouts: tuple[str, str] | None = None
     multiplier: str | None = None
+    needs_bos: bool = False
+    rope_theta: str = "rope_theta"  # what transformers 4 calls the parts of `rope_parameters`
+    rope_share: str = "partial_rotary_factor"
+    # kinds of scaling that transformers 4 takes, with the only keys; None: all that it has
+    rope_scalings: Mapping[str, tuple[str, ...]] | None = field(default=None, hash=False)
 
 
 _POST_NORMS = "a norm after a module does not commute with a rotation of what it adds"
 
 
-def _norms_on_both_sides(model_type: str) -> Family:
-    """The row of a family with a norm before and after each module."""
+def _gemma(model_type: str) -> Family:
+    """The row of a family with a norm before and after each module.
+
+    It needs a begin-of-sequence token. Gemma 3: the 270m model (Q4_K_M) has a perplexity of 61.5 on WikiText-2 without
+    one, and of 23.9 with one. Gemma 2: lm-eval's pull request 2049 measured 2,645 on LAMBADA without one, with the 9b.
+    """
     return Family(
         model_type=model_type,
         attention_norms=("input_layernorm", "post_attention_layernorm"),
         mlp_norms=("pre_feedforward_layernorm", "post_feedforward_layernorm"),
         requires={"use_bidirectional_attention": False},
         no_rebase=_POST_NORMS,
+        needs_bos=True,
     )
 
 
@@ -100,14 +111,15 @@ FAMILIES: dict[str, Family] = {
         Family(model_type="qwen3", no_rebase=None),
         Family(model_type="smollm3", no_rebase=None),
         Family(model_type="granite", no_rebase=None, multiplier="residual_multiplier"),
-        _norms_on_both_sides("gemma2"),
-        _norms_on_both_sides("gemma3_text"),
+        _gemma("gemma2"),
+        _gemma("gemma3_text"),
         Family(
             model_type="olmo2",
             attention_norms=("post_attention_layernorm",),
             mlp_norms=("post_feedforward_layernorm",),
             cannot={"KeepHeads": "its norms of queries and keys span all heads, so no head can go alone"},
             no_rebase=_POST_NORMS,
+            rope_scalings={kind: ("type", "factor") for kind in ("linear", "dynamic")},
         ),
         Family(
             model_type="phi3",
@@ -118,6 +130,7 @@ FAMILIES: dict[str, Family] = {
             fused_mlp_in=True,
             no_rebase=None,
             dropouts=("resid_attn_dropout", "resid_mlp_dropout"),
+            rope_scalings={"longrope": ("type", "short_factor", "long_factor")},
         ),
         Family(
             model_type="phi",  # attention and MLP side by side, behind one norm
@@ -142,6 +155,8 @@ FAMILIES: dict[str, Family] = {
             mlp_out="mlp.dense_4h_to_h",
             kv_heads=None,
             free_head_dim=False,
+            rope_theta="rotary_emb_base",
+            rope_share="rotary_pct",
         ),
         Family(
             model_type="gpt2",
@@ -401,7 +416,7 @@ def _is(*kinds: type) -> Callable[[Any], bool]:
 
 _IDENTIFIER = r"[A-Za-z]\w*"
 _NAME, _PATH = _matches(_IDENTIFIER), _matches(rf"{_IDENTIFIER}(\.{_IDENTIFIER})*")
-_MAY_BE_NONE = ("default_width", "kv_heads", "no_rebase", "dropouts", "multiplier")
+_MAY_BE_NONE = ("default_width", "kv_heads", "no_rebase", "dropouts", "multiplier", "rope_scalings")
 _COUNTS = _pairs(_matches(rf"(config\.)?{_IDENTIFIER}"), _matches("query_heads|kv_heads|query_rows"))
 # By field of a row: whether a value fits, and what would.
 _FORM: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -418,11 +433,13 @@ _FORM: dict[str, tuple[Callable[[Any], bool], str]] = {
         ("qkv_layout", _matches("separate|blocks|per_head"), "'separate', 'blocks' or 'per_head'"),
         ("counts", _COUNTS, "attributes with 'query_heads', 'kv_heads' or 'query_rows'"),
         ("head_dim cache width query_heads kv_heads multiplier", _NAME, "the name of an attribute"),
-        ("fused_mlp_in free_head_dim", _is(bool), "true or false"),
+        ("fused_mlp_in free_head_dim needs_bos", _is(bool), "true or false"),
+        ("rope_theta rope_share", _NAME, "the name of a setting"),
         ("default_width", _is(int), "a whole number"),
         ("requires", _pairs(_NAME, _is(bool, int, float, str, type(None))), "settings with their values"),
         ("cannot", _pairs(_NAME, _is(str)), "names of edits with reasons"),
         ("no_rebase", _is(str), "a reason"),
+        ("rope_scalings", _pairs(_NAME, _is(list, tuple)), "kinds of RoPE scaling with the keys of each"),
     )
     for name in names.split()
 }

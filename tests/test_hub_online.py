@@ -29,6 +29,7 @@ OLD, NEW = "a" * 40, "b" * 40
 TEXT = CATALOG.texts["wikitext2"]
 UNKNOWN_TOKEN = "hf_revoked"
 WEIGHTS = "model.safetensors"
+WORDS = ("--sparsity", 0.4, "--samples", 3, "--length", 16)
 FAULTS: dict[str, int | str] = {
     "config.json": 503, WEIGHTS: "cut", RECORD: 503, "SHA256SUMS": 502,
     "tokenizer.json": "cut", "tokenizer_config.json": 500,
@@ -42,6 +43,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folders = {"old": write_model(place / "old"), "new": write_model(place / "new", "gpt2"), "pruned": place / "pruned"}
     model = secateur.load(str(folders["old"]))
     save(secateur.prune(model, sparsity=0.3, calibration=tiny_tokens(model, 3, 8), stage1_only=True), folders["pruned"])
+    (folders["new"] / "LICENSE").write_text("Be kind.")
     (place / "pickle").mkdir()
     for name, content in (("config.json", (folders["old"] / "config.json").read_bytes()), ("pytorch_model.bin", b"0")):
         (place / "pickle" / name).write_bytes(content)
@@ -68,7 +70,8 @@ def hub(folders: dict[str, Path]) -> Iterator[Hub]:
         hub.repositories |= {
             "org/m": two, "org/gated": one("old", "gated"),
             "org/private": one("old", "private"), "org/pruned": one("pruned"),
-            "org/pickle": one("pickle"), "org/no-right": one("old", **{WEIGHTS: 403}),
+            "org/pickle": one("pickle"), "org/licence": one("new", LICENSE=503),
+            "org/no-right": one("old", **{WEIGHTS: 403}),
             **{f"org/fault-{name}": one("pruned", **{name: fault}) for name, fault in FAULTS.items()},
         }  # fmt: skip
         yield hub
@@ -189,7 +192,7 @@ def test_without_a_connection_and_offline_the_cache_serves(
 def test_record_and_card_have_name_and_commit(
     client: Client, home: Path, folders: dict[str, Path], tmp_path: Path, offline: None
 ) -> None:
-    words = ("--sparsity", 0.4, "--calibration", folders["plain"], "--samples", 3, "--length", 16)
+    words = ("--calibration", folders["plain"], *WORDS)
     told = client.ask("run", "prune", "org/m", "--revision", "v2.0", *words, "--out", tmp_path / "hub")
     assert told.code == 0, told.err
     # the same out of the cache, by its folder
@@ -205,6 +208,7 @@ def test_record_and_card_have_name_and_commit(
         assert "\nbase_model: org/m\n" in card
         assert "# org/m, pruned by" in card
         assert f"`{NEW}`" in card
+        assert (out / "LICENSE").read_text() == "Be kind."
     adopted = as_model(AutoModelForCausalLM.from_pretrained(snapshot))
     assert (adopted.source["name"], adopted.source["revision"]) == ("org/m", NEW)
     adopted = as_model(AutoModelForCausalLM.from_pretrained("org/m", revision="v2.0"))
@@ -212,6 +216,17 @@ def test_record_and_card_have_name_and_commit(
     assert "revision" not in adopted.source  # which is not known
     with pytest.raises(InvalidOptionError, match="leave the revision out"):
         secateur.load(str(snapshot), revision=OLD)
+
+
+def test_a_licence_that_cannot_be_had_costs_no_pruning(
+    client: Client, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    words = ("--calibration", folders["plain"], *WORDS, "--out", tmp_path / "out")
+    told = client.ask("run", "prune", "org/licence", *words)
+    assert told.code == 0
+    assert "LICENSE is not handed on" in told.err
+    assert not (tmp_path / "out" / "LICENSE").exists()
+    assert secateur.load(str(tmp_path / "out")).tokenizer is not None
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def state_ends(config: PreTrainedConfig, ends: Ends) -> None:
         config.__dict__.pop("stream_ends", None)
 
 
-def forget_block(config: PreTrainedConfig, position: int) -> None:
+def shorten(config: PreTrainedConfig, position: int) -> None:
     """Shorten all that a configuration says block by block but its shapes."""
     for name in PER_BLOCK_LISTS:
         values = getattr(config, name, None)

@@ -149,8 +149,8 @@ class Model:
         for place, block in enumerate(self.blocks):  # their slots in the cache
             for module in block.modules():
                 if hasattr(module, "layer_idx"):
-                    module.layer_idx = place  # type: ignore[assignment]
-        configuration.forget_block(self.hf.config, position)
+                    module.layer_idx = place  # type: ignore[assignment]  # an attention's
+        configuration.shorten(self.hf.config, position)
         self.numbers.remove(number)
 
     def state_config(self) -> None:

@@ -635,7 +635,7 @@ def share_config(model: PreTrainedModel, config: PreTrainedConfig, family: Famil
     view = LayerView(config, **sizes)
     for module in model.modules():
         if isinstance(module.__dict__.get("config"), PreTrainedConfig):
-            module.config = config if isinstance(module, PreTrainedModel) else view  # type: ignore[assignment]
+            module.config = config if isinstance(module, PreTrainedModel) else view  # type: ignore[assignment]  # no child
 
 
 # --- classes ---------------------------------------------------------------------------------------------------------
@@ -658,10 +658,16 @@ class SecateurConfig:
         super(SecateurConfig, plain).validate()  # type: ignore[misc]  # the stock configuration's
 
     def to_dict(self) -> dict[str, Any]:
-        """The stock configuration's, with every class that this file has for it, whichever is saved."""
-        stated: dict[str, Any] = super().to_dict()  # type: ignore[misc]
+        """The stock configuration's, with every class that this file has for it, whichever is saved.
+
+        Sizes stand in it by their common names too: where this file may not be run, AutoTokenizer reads it as a
+        configuration of no family.
+        """
+        stated: dict[str, Any] = super().to_dict()  # type: ignore[misc]  # the stock one's
+        names: dict[str, str] = self.attribute_map  # type: ignore[attr-defined]  # the stock one's
         found, module = classes(stated["model_type"].removeprefix(PREFIX)), __name__.rpartition(".")[2]
-        return stated | {"auto_map": {auto: f"{module}.{cls.__name__}" for auto, cls in found.items()}}
+        stated["auto_map"] = {auto: f"{module}.{cls.__name__}" for auto, cls in found.items()}
+        return stated | {common: stated[own] for common, own in names.items() if own in stated}
 
 
 class SecateurModel:
@@ -690,7 +696,7 @@ class SecateurModel:
             ValueError: head and embedding have the residual stream in other coordinates, so that neither has the
                 other's rows.
         """
-        config: Any = self.config  # type: ignore[attr-defined]
+        config: Any = self.config  # type: ignore[attr-defined]  # the stock model's
         ends = getattr(config, "stream_ends", None)
         if ends and config.tie_word_embeddings:
             whole = ends["input_map"] or ends["input"] == config.hidden_size
@@ -699,7 +705,7 @@ class SecateurModel:
                     "the residual stream has other coordinates at the head than at the embedding, so they cannot "
                     "share a matrix; leave tie_word_embeddings False"
                 )
-        super().tie_weights(*args, **kwargs)  # type: ignore[misc]
+        super().tie_weights(*args, **kwargs)  # type: ignore[misc]  # the stock model's
 
 
 @functools.cache

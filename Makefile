@@ -65,8 +65,7 @@ docs: $(VENV)/.dev
 
 figures: $(VENV)/.dev
 	$(BIN)/python docs/figures.py
-	$(BIN)/python docs/draw_methods.py
-	SOURCE_DATE_EPOCH=0 $(BIN)/python docs/draw_slimgpt.py docs/results/slimgpt docs/images
+	$(BIN)/python docs/draw.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

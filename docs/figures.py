@@ -7,13 +7,13 @@ A page says where a table belongs and which it is:
     <!-- end -->
 
 What stands between the two is replaced. `options NAME` and `facts NAME` come from the method's registration;
-`figures NAME`, `overview`, `ablations NAME` and the tables of slimgpt_tables.py from the JSON files under docs/results,
-each of which is linked. A folder there was written by `secateur compare` or `secateur ablate`, or holds the cells of
-bench/slimgpt.py.
+`figures NAME`, `overview`, `perplexities FOLDER`, `ablations NAME`, `spread` and the tables of slimgpt_tables.py from
+the JSON files under docs/results, each of which is linked. A folder there was written by `secateur compare` or
+`secateur ablate`, or holds the cells of bench/slimgpt.py.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from os.path import relpath
 from pathlib import Path
@@ -24,11 +24,14 @@ from slimgpt_tables import SLIMGPT
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from secateur.forecast import Forwards
+from secateur.judge.statistics import mean_and_sd
 from secateur.methods import Method, get_method, methods
 from secateur.model.handle import Model
 from secateur.pruning import Request, plan
 from secateur.report.ablation import NAME as ABLATION_TABLE
-from secateur.report.ablation import ablation_table, groups
+from secateur.report.ablation import Group, ablation_table, groups, short_ablation_table
+from secateur.report.ablation_figures import together
+from secateur.report.looks import listed, number, percent
 from secateur.report.main_table import DIFFERENCES, main_table
 from secateur.report.page import on_lines
 from secateur.report.results import (
@@ -43,10 +46,14 @@ from secateur.report.results import (
     Results,
     read_results,
 )
+from secateur.report.short_table import short_table
 from secateur.report.table import Column, Table, markdown
 
 DOCS = Path(__file__).parent
-RESULTS = DOCS / "results"
+RESULTS, IMAGES = DOCS / "results", DOCS / "images"
+PAGES = [*sorted(DOCS.rglob("*.md")), DOCS.parent / "README.md"]
+PERPLEXITY = "perplexity-size"  # a picture
+REPEATS = "repeats"  # the ablation that varies nothing: of the table of the spread
 SPARSITIES = (0.25, 0.375, 0.5)
 _MARKED = re.compile(r"(<!-- table: (\w+) ?(\S*) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -130,51 +137,131 @@ def settings(method: Method, cells: Iterable[CellResult]) -> str:
 
 
 def figures(name: str, page: Path) -> Iterator[str]:
-    """What was measured of a method, a table per comparison that has it."""
+    """What was measured of a method, per comparison that has it."""
     for folder in folders(COMPARE):
-        if found := of_method(folder, name):
-            yield f"**{_title(found)}.** {settings(get_method(name), found.cells)}"
-            yield table(found)
-            yield links(found, page)
+        if own := of_method(folder, name):
+            yield f"**{_title(own)}.** {settings(get_method(name), own.cells)}"
+            yield shown(short_table(own, own.texts[0], matched=True))
+            yield folded("All columns", table(own), links(own, page))
 
 
 def ablations(name: str, page: Path) -> Iterator[str]:
-    """A method's ablations."""
-    measured = [found for folder in folders(ABLATE) if (found := of_method(folder, name))]
-    for found in measured:
-        yield f"**{_title(found)}**"
-        yield table(found)
-        yield links(found, page)
-        yield from made_by(found)
+    """A method's ablations: pictures, a table in short, and behind a fold the whole one."""
+    measured = [own for folder in folders(ABLATE) if (own := of_method(folder, name)) and _choices(own)]
+    for own in measured:
+        yield f"**{_title(own)}**"
+        yield from images(own, page)
+        yield shown(short_ablation_table(own, _choices(own), own.texts[0]))
+        yield folded("All columns", table(own), links(own, page), *made_by(own))
     if not measured:
         yield "Not measured yet."
 
 
 def overview(_: str, page: Path) -> Iterator[str]:
-    """Everything that was compared, a table per comparison."""
+    """Everything that was compared: in short, the best first, and behind folds all columns of all cells."""
     for results in folders(COMPARE):
         report = results.folder / "report.html"
         yield f"**{_title(results)}**" + (f" [The report]({relpath(report, page.parent)})" if report.is_file() else "")
-        yield table(results)
+        yield from in_short(results, page)
         said = {name: settings(method, results.cells) for name, method in methods().items()}
-        yield "\n".join(f"- {name}: {words}" for name, words in said.items() if words)
-        yield links(results, page)
-        yield from made_by(results)
+        told = "\n".join(f"- {name}: {words}" for name, words in said.items() if words)
+        yield folded("All cells, all columns, and how they were made", table(results), told, links(results, page),
+                     *made_by(results))  # fmt: skip
 
 
 def perplexities(name: str, page: Path) -> Iterator[str]:
-    """A comparison's perplexities on all texts, in short: a row per method, a column per sparsity."""
+    """A comparison in short."""
     results = next(each for each in folders(COMPARE) if each.folder.name == name)
-    done = [cell for cell in results.done if not cell.matched_to]
-    rows: dict[str, dict[str, Any]] = {}
-    for cell in done:
-        told = " / ".join(f"{each.perplexity:.1f}" for each in cell.perplexity.values())
-        for sparsity in [cell.sparsity] if cell.sparsity else results.sparsities:
-            rows.setdefault(cell.label, {"method": cell.label})[str(sparsity)] = told
-    columns = [Column("method", "method"), *(Column(str(each), f"{each:.1%}") for each in results.sparsities)]
-    yield markdown(Table(columns, list(rows.values()))).strip()
-    whole = relpath(RESULTS / "README.md", page.parent)
-    yield f"Texts: {', '.join(done[0].perplexity)}. [The whole table]({whole})."
+    yield from in_short(results, page)
+    yield f"[Tasks, times, all columns]({relpath(RESULTS / 'README.md', page.parent)})."
+
+
+def in_short(results: Results, page: Path) -> Iterator[str]:
+    """The table of the first text and its picture; the other texts' tables behind a fold."""
+    first, *others = results.texts
+    yield shown(short_table(results, first))
+    yield from images(results, page)
+    if others:
+        tables = (f"Perplexity on {text}:\n\n{shown(replace(short_table(results, text), notes=()))}" for text in others)
+        yield folded(f"The same on {listed(others)}", *tables)
+
+
+def shown(table: Table) -> str:
+    return markdown(table).strip()
+
+
+def folded(title: str, *parts: str) -> str:
+    """Parts that a reader opens, on GitHub and on the site."""
+    return "\n\n".join([f'<details markdown="1">\n<summary>{title}</summary>', *filter(None, parts), "</details>"])
+
+
+def pictured(results: Results) -> dict[str, str]:
+    """What a folder's pictures show, by their names: perplexity against size, if there are sizes, or a choice each."""
+    if results.index.kind == COMPARE:
+        of = f"Perplexity on {results.texts[0]} against the parameters that are left, by method"
+        return {PERPLEXITY: of} if len(results.sparsities) > 1 else {}
+    return {
+        name: f"{some[0].what} of {some[0].of}: perplexity by value, with its spread over seeds"
+        for name, some in together(results).items()
+        if some[0].what != REPEATS and any(value.cells for group in some for value in group.values)
+    }
+
+
+def images(results: Results, page: Path) -> Iterator[str]:
+    """In one paragraph, side by side where there is room."""
+    where = relpath(IMAGES / results.folder.name, page.parent)
+    if told := [f"![{words}]({where}/{name}.svg)" for name, words in pictured(results).items()]:
+        yield "\n".join(told)
+
+
+def _choices(results: Results) -> list[Group]:
+    return [group for group in groups(results) if group.what != REPEATS]
+
+
+def spread(_: str, page: Path) -> Iterator[str]:
+    """Of each method as it is, pruned by several draws of the calibration: what the draw alone does to perplexity."""
+    rows = sorted(
+        (row for results in folders(ABLATE) for row in _draws(results)), key=lambda row: list(row.values())[:4]
+    )
+    if not rows:
+        yield "Not measured yet."
+        return
+    draws = sorted({key for row in rows for key in row if key.startswith("draw ")})
+    columns = [
+        Column("method", "method"), Column("sparsity", "asked", form=percent), Column("calibration", "calibrated on"),
+        Column("dtype", "precision"), *(Column(key, key, form=number) for key in draws),
+        Column("mean", "mean", form=number, sd=float), Column("factor", "highest over lowest", form=".2f"),
+    ]  # fmt: skip
+    yield shown(Table(columns, rows))
+    factors = [f"{row['factor']:.2f} ({row['method']} at {percent(row['sparsity'])}, {row['dtype']})" for row in rows]
+    yield (
+        f"Perplexity on {listed(sorted({row['text'] for row in rows}))}; draw 0 is the text's first windows, as in "
+        f"comparisons. The draw alone moves it by a factor of {listed(factors)}. Intervals elsewhere are over "
+        "the windows that are judged, and do not hold this. So of figures that rest on one draw each, a difference "
+        "smaller than this factor is no finding about the methods."
+    )
+    files = {row["folder"]: relpath(RESULTS / row["folder"] / INDEX, page.parent) for row in rows}
+    yield f"Files: {', '.join(f'[{name}]({file})' for name, file in files.items())}."
+
+
+def _draws(results: Results) -> Iterator[dict[str, Any]]:
+    """A row per method and size: its default in the group that has it with most draws."""
+    most: dict[tuple[str, float | None], Mapping[int, CellResult]] = {}
+    for group in groups(results):
+        own = group.values[0] if group.what == REPEATS else group.default
+        if own and len(own.cells) > len(most.get((group.of, group.sparsity), "1")):
+            most[group.of, group.sparsity] = own.cells
+    for (of, sparsity), cells in most.items():
+        first, text = next(iter(cells.values())), results.texts[0]
+        used, windows = first.calibration or {}, results.windows[text]
+        values = {f"draw {n}": value for n, cell in cells.items() if (value := results.perplexity(cell, text))}
+        mean, sd = mean_and_sd(list(values.values()))
+        yield {
+            "method": of, "sparsity": sparsity, "dtype": results.index.versions.get("dtype"), "mean": mean,
+            "calibration": f"{used['samples']} x {used['length']:,} of {used['name']}", **values, "mean:sd": sd,
+            "factor": max(values.values()) / min(values.values()), "folder": results.folder.name,
+            "text": f"{text} ({windows.samples} windows of {windows.length:,} tokens)",
+        }  # fmt: skip
 
 
 def made_by(results: Results) -> Iterator[str]:
@@ -226,7 +313,8 @@ def facts(name: str, _: Path) -> Iterator[str]:
 
 
 TABLES: dict[str, Callable[[str, Path], Iterator[str]]] = {
-    table.__name__: table for table in (figures, overview, perplexities, ablations, foretold, options, facts, *SLIMGPT)
+    table.__name__: table
+    for table in (figures, overview, perplexities, ablations, spread, foretold, options, facts, *SLIMGPT)
 }
 
 
@@ -241,5 +329,5 @@ def filled(page: Path) -> str:
 
 
 if __name__ == "__main__":
-    for each in sorted(DOCS.rglob("*.md")):
+    for each in PAGES:
         each.write_text(filled(each), encoding="utf-8")

@@ -48,7 +48,7 @@ def relative_losses(name: str) -> list[float] | None:
     if not file.exists():
         return None
     errors = json.loads(file.read_text())["errors"]
-    drift = _drift()["0.5"]
+    drift = drift_by_share()["0.5"]
     power = [WIDTH * error / share for error, share in zip(drift["error"], drift["relative"], strict=True)]
     return [errors[f"{number}/neurons"] / whole for number, whole in enumerate(power)]
 
@@ -134,14 +134,15 @@ def drift(_: str, page: Path) -> Iterator[str]:
     columns += [Column(str(n), f"block {n}") for n in places]
     rows = [
         {"share": f"{float(share):.0%}", "error": words} | {str(n): format(errors[kind][n], form) for n in places}
-        for share, errors in _drift().items()
+        for share, errors in drift_by_share().items()
         for kind, words, form in (("error", "as it is", ".2f"), ("relative", "of the output's square", ".1%"))
     ]
     yield markdown(Table(columns, rows)).strip()
     yield f"File: [drift]({relpath(CELLS / 'drift.json', page.parent)})."
 
 
-def _drift() -> dict[str, dict[str, list[float]]]:
+def drift_by_share() -> dict[str, dict[str, list[float]]]:
+    """By the share taken from block 0: by kind of error, that of each block's FFN."""
     found: dict[str, dict[str, list[float]]] = json.loads((CELLS / "drift.json").read_text())
     return found["share of the first block"]  # type: ignore[return-value]  # the file's other entry is the machine
 

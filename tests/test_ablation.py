@@ -22,10 +22,11 @@ from secateur.grid.ablate import NOTHING, ORDER, TEXT, WHATS, Ablation
 from secateur.judge.statistics import interval_of_mean, stratified_bootstrap
 from secateur.methods import get_method
 from secateur.model.handle import Model
-from secateur.report.ablation import ablation_table, groups, own_default
+from secateur.report.ablation import ablation_table, groups, own_default, short_ablation_table
 from secateur.report.ablation_figures import Places, ablation_figures, places, ticked, together
 from secateur.report.ablation_verdict import AblationVerdict, ablation_verdict
 from secateur.report.drawing import save
+from secateur.report.looks import number
 from secateur.report.page import render, write_report
 from secateur.report.results import AblationTerms, CellResult, Index, ModelFacts, Results, read_results
 from secateur.report.table import Table, as_json, comma_separated, latex, markdown
@@ -70,6 +71,20 @@ def page_of(folder: Path) -> str:
 
 
 # --- the table ---
+
+
+@pytest.mark.parametrize(("harm", "apart"), [(0.22, True), (0.32, False)])
+def test_the_short_table_has_the_means_and_bold_is_what_differs_from_the_default(harm: float, apart: bool) -> None:
+    made = convert(
+        list(cells_of({("norm", "2ssp"): ("2ssp.norm", {"l2": 0.32, "l1": harm})}).values()), tuple[CellResult, ...]
+    )
+    results = Results(Index(model=ModelFacts(name="m"), cells=[cell.name for cell in made]), made)
+    short, whole = short_ablation_table(results, groups(results), "c4"), ablation_table(results, groups(results))
+    means = {row["value"]: row[PPL] for row in whole.rows}
+    assert [row["value"] for row in short.rows] == ["l2 (default)", "l1"]
+    for row, value in zip(short.rows, ("l2", "l1"), strict=True):
+        assert str(row["size:0.25"]).startswith(f"{number(means[value])} ± ")
+    assert short.bold["size:0.25"] == [1] * apart
 
 
 def test_a_value_is_held_against_the_default_seed_by_seed() -> None:
@@ -310,7 +325,8 @@ def test_the_default_is_among_the_ticks() -> None:
 
 
 def test_a_picture_has_a_panel_per_measure_and_says_each_mean(tmp_path: Path) -> None:
-    results = read_results(make_ablation_folder(tmp_path, choices=SIZES, **{**FEW, "tasks": True}))
+    few = {**FEW, "tasks": True, "texts": ("c4", "wikitext2")}  # of one text there is no panel of all texts
+    results = read_results(make_ablation_folder(tmp_path, choices=SIZES, **few))
     (svg,) = save(ablation_figures(results), tmp_path / "plots").values()
     assert {path.name for path in (tmp_path / "plots").iterdir()} == {
         f"ablation-calibration-size-2ssp.{kind}" for kind in ("png", "svg")
@@ -318,8 +334,8 @@ def test_a_picture_has_a_panel_per_measure_and_says_each_mean(tmp_path: Path) ->
     for label in ("perplexity over dense", "perplexity, c4", "mean acc", "default", "256"):
         assert f">{label}</text>" in svg, label
     said = re.findall(r'data-size="0.25"><title>([^<]*)</title>', svg)
-    assert len(said) == 3 * 3  # values and measures
-    row = rows_of(cells_of(SIZES, seeds=(0, 1, 2)))["calibration-size", "2ssp", "4"]
+    assert len(said) == 3 * 4  # values and measures
+    row = next(row for row in ablation_table(results, groups(results)).rows if row["value"] == "4")
     assert any(re.fullmatch(rf"4, 25.% removed: perplexity, c4 {row[PPL]:.1f} ± .* over 3 seeds; against the default: "
                             r".*", each) for each in said)  # fmt: skip
 

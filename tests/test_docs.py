@@ -44,6 +44,7 @@ def leaves(nav: Any) -> Iterator[str]:
 
 
 def text(page: str) -> str:
+    """A page's, by its path from docs/."""
     return (DOCS / page).read_text(encoding="utf-8")
 
 
@@ -87,7 +88,7 @@ def test_every_method_has_a_whole_page(name: str) -> None:
     assert methods()[name].paper in page
 
 
-WITH_TABLES = [page for page in PAGES if "<!-- table: " in text(page)]
+WITH_TABLES = [page for page in [*PAGES, "../README.md"] if "<!-- table: " in text(page)]
 
 
 @pytest.mark.parametrize("page", [pytest.param(p, marks=[pytest.mark.slow] * (p in FORETOLD)) for p in WITH_TABLES])
@@ -109,16 +110,53 @@ def test_a_wrong_figure_does_not_stay(docs: Any, tmp_path: Path) -> None:
 def test_every_method_has_its_own_picture_of_the_size_that_was_measured(docs: Any) -> None:
     drawn = {name: text(f"images/methods/{name}.svg") for name in OURS}
     assert len(set(drawn.values())) == len(OURS)
-    for name, (_, cell) in docs("draw_methods").newest().items():
+    for name, (_, cell) in docs("draw").newest().items():
         assert f"{cell.achieved.blocks:.1%}" in drawn[name]
 
 
 @pytest.mark.slow
 def test_the_pictures_are_those_of_the_cells(docs: Any) -> None:
-    for name, found in docs("draw_methods").newest().items():
-        drawn = docs("draw_methods").draw(*found)
-        titles = (re.findall("<title>([^<]*)", each) for each in (drawn, text(f"images/methods/{name}.svg")))
-        assert next(titles) == next(titles), "renew it by `make figures`"
+    def words(svg: str) -> list[str]:
+        return re.findall(r"<(?:title|text)[^>]*>([^<]*)", svg)
+
+    for name, drawn in docs("draw").drawn():
+        assert words(drawn) == words(text(f"images/{name}.svg")), f"{name}: renew it by `make figures`"
+
+
+def test_what_is_behind_a_fold_is_read_as_markdown() -> None:
+    markdown = pytest.importorskip("markdown")
+    pytest.importorskip("pymdownx")
+    extensions = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["markdown_extensions"]
+    named = {name: settings for each in extensions for name, settings in (
+        each.items() if isinstance(each, dict) else [(each, {})])}  # fmt: skip
+    page = markdown.markdown(text("results/README.md"), extensions=[*named], extension_configs=named)
+    whole = page[page.index("how they were made</summary>") :].split("</details>")[0]
+    assert whole.count("<tr>") > 30
+    assert "<strong>" in whole
+    assert "secateur" in whole[whole.index("<pre>") :]
+
+
+def pages_tables(page: str) -> list[list[list[str]]]:
+    """The tables of a page: rows of entries."""
+    found: list[list[list[str]]] = [[]]
+    for line in page.splitlines():
+        if line.startswith("| "):
+            found[-1].append([entry.strip() for entry in line.strip("| ").split(" | ")])
+        elif found[-1] and not line.startswith("|"):
+            found.append([])
+    return [table for table in found if table]
+
+
+def test_the_readers_table_comes_before_the_wall() -> None:
+    tables = pages_tables(text("results/README.md"))
+    first, widths = tables[0], [len(table[0]) for table in tables]
+    assert first[0][0] == "method"
+    assert first[1][0] == "dense"
+    assert len(first) - 2 == len(OURS)
+    assert widths[0] == 4
+    assert not any(row[0].startswith("2ssp at the size") for row in first)
+    assert first in pages_tables(text("../README.md"))
+    assert first in pages_tables(text("claims.md"))
 
 
 def test_a_comparison_that_is_put_there_is_found(docs: Any, tmp_path: Path) -> None:
@@ -171,6 +209,50 @@ def test_an_ablation_is_no_comparison_and_has_all_its_variants(
     assert {cell.method for cell in found.cells} == {"dense", "2ssp", "2ssp-inverted"}
     assert found.cells[-1] is matched
     assert "".join(figures.ablations("slimgpt", tmp_path / "x.md")).count("calibration-size") > 8
+
+
+def test_the_spread_is_of_the_method_as_it_is_by_precision(
+    docs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures, page = docs("figures"), tmp_path / "x.md"
+    monkeypatch.setattr(figures, "RESULTS", tmp_path)
+    assert list(figures.spread("", page)) == ["Not measured yet."]
+    for name, dtype, of, seeds in (
+        ("a", "float32", ("norm", "2ssp"), (0, 1, 2)),
+        ("b", "bfloat16", ("repeats", "2ssp"), (0, 1)),
+        ("c", "float32", ("norm", "2ssp"), (0,)),  # of one draw there is no spread
+    ):
+        folder = make_ablation_folder(
+            tmp_path / name, choices={of: CHOICES[of]}, sparsities=(0.5,), seeds=seeds, windows=2, tasks=False
+        )
+        about = json.loads((folder / "compare.json").read_text())
+        (folder / "compare.json").write_text(json.dumps(about | {"versions": {"dtype": dtype}}))
+    table, words, files = figures.spread("", page)
+    rows = [[entry.strip() for entry in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    assert [row[3] for row in rows] == ["bfloat16", "float32"]
+    cells = [figures.read_results(tmp_path / "a").cell(f"norm-l2-0.5-seed{n}") for n in range(3)]
+    values = [cell.perplexity["wikitext2"].perplexity for cell in cells]
+    assert rows[1][4:7] == [figures.number(value) for value in values]
+    assert rows[1][-1] == f"{max(values) / min(values):.2f}" in words
+    assert rows[0][6] == ""
+    assert all((tmp_path / link).is_file() for link in re.findall(r"\(([^)]*)\)", files))
+
+
+def test_every_picture_of_a_folder_is_drawn_and_shown(
+    docs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    figures, draw = docs("figures"), docs("draw")
+    monkeypatch.setattr(figures, "RESULTS", tmp_path)
+    chosen = {key: CHOICES[key] for key in (("norm", "2ssp"), ("repeats", "2ssp"))}
+    make_ablation_folder(tmp_path / "a", choices=chosen, windows=2, tasks=False, texts=("wikitext2",))
+    make_compare_folder(tmp_path / "m", methods=("2ssp",), windows=2, documents=2, change={}, only_perplexity=True)
+    with draw.styled():
+        drawn = {name: draw.to_svg(figure) for name, figure in draw.grids()}
+    assert set(drawn) == {"a/ablation-norm-2ssp", "m/perplexity-size"}
+    pages = "\n".join([*figures.ablations("2ssp", DOCS / "x.md"), *figures.overview("", DOCS / "x.md")])
+    assert set(re.findall(r"\(images/(\S+)\.svg\)", pages)) == set(drawn)
+    assert drawn["a/ablation-norm-2ssp"].count("perplexity, wikitext2</text>") == 1  # one panel of the one text
 
 
 def test_equations_become_mathml(docs: Any) -> None:

@@ -22,9 +22,9 @@ from transformers import set_seed
 from transformers.pytorch_utils import Conv1D
 
 from secateur import Model, Run, Tokens, load, prune, recover, save
-from secateur.assets import Instruction, Instructions, licence_of, read_training
+from secateur.assets import Instruction, Text, licence_of, read_text
 from secateur.assets.corpus import chat_text, plain_text
-from secateur.assets.files import ALPACA_LICENCE
+from secateur.assets.texts import ALPACA_LICENCE
 from secateur.errors import (
     CheckpointError,
     DataError,
@@ -255,8 +255,9 @@ ROWS = (
 )
 
 
-def instructions(*rows: Instruction) -> Instructions:
-    return Instructions(name="x", rows=rows or ROWS, provenance={})
+def instructions(*rows: Instruction) -> Text:
+    rows = rows or ROWS
+    return Text(name="x", text="", conversations=None, instructions=rows, provenance={})
 
 
 def responses(examples: Any, tokenizer: Any) -> list[str]:
@@ -380,8 +381,8 @@ def test_a_list_is_read_as_its_lines(tmp_path: Path) -> None:
     rows = [json.loads(GOOD), {"instruction": "c", "output": "d"}]
     (tmp_path / "a.jsonl").write_text("\n\n".join(map(json.dumps, rows)))
     (tmp_path / "a.json").write_text(json.dumps(rows))
-    lines, whole = (read_training(str(tmp_path / name)) for name in ("a.jsonl", "a.json"))
-    assert lines.rows == whole.rows != ()
+    lines, whole = (read_text(tmp_path / name, purpose="training") for name in ("a.jsonl", "a.json"))
+    assert lines.instructions == whole.instructions != ()
 
 
 def test_licences_are_known_or_said_to_be_unknown(tmp_path: Path, shared: Path) -> None:
@@ -393,7 +394,7 @@ def test_licences_are_known_or_said_to_be_unknown(tmp_path: Path, shared: Path) 
         ("alpaca_chat.jsonl", b'{"messages": [{"role": "user", "content": "a"}]}', None, "nothing"),
     ):
         (tmp_path / name).write_bytes(content)
-        assert licence_of(read_training(str(tmp_path / name))) == (licence, known_by)
+        assert licence_of(read_text(tmp_path / name, purpose="training")) == (licence, known_by)
 
 
 # --- settings ---

@@ -16,9 +16,11 @@ from oracles import PROPERTY
 
 from secateur.judge.averages import average_over
 from secateur.judge.results import TaskResult
+from secateur.report.looks import percent
 from secateur.report.main_table import Differences, difference_table, main_table
 from secateur.report.main_table import differences as all_differences
 from secateur.report.results import CellResult, Index, ModelFacts, Results
+from secateur.report.short_table import short_table
 from secateur.report.table import Column, Table, as_json, comma_separated, escape_latex, latex, markdown
 
 NASTY = r"50 % of $x_1$ & {a\b} ~ #1 ^2 <p> | *x*"
@@ -253,6 +255,24 @@ def test_a_failed_cell_is_never_bold_though_its_numbers_are_shown() -> None:
     table = table_of(rivals(**only))  # the one that is left is the best of nothing
     assert bold_of(table, "perplexity:wiki_text") == set()
     assert not any(note.startswith("Bold") for note in table.notes)
+
+
+def test_the_short_table_ranks_as_the_main_table_does_and_names_the_size_that_was_missed() -> None:
+    achieved = {"window": {"achieved": {"blocks": 0.27, "model": 0.1}}, "slimgpt": {"achieved": {"blocks": 0.254}}}
+    cells = rivals(**achieved)
+    cells["2ssp-as-window-0.25"] = {**CELLS["2ssp-as-window-0.25"], "sparsity": 0.27}
+    cells["2ssp-0.5"] = CELLS["2ssp-0.5"]
+    results = results_of(cells)
+    table, key = short_table(results, "wiki_text"), "size:0.25"
+    told = {row["label"]: row for row in table.rows}
+    assert list(told) == ["dense", "2ssp-0.25", "slimgpt-0.25", "window-0.25", "2ssp-0.5"]
+    main = main_table(results)
+    bold = [{t.rows[n]["label"] for n in t.bold[k]} for t, k in ((main, "perplexity:wiki_text"), (table, key))]
+    assert bold[0] == bold[1] == {"2ssp-0.25", "slimgpt-0.25"}
+    assert str(told["window-0.25"][key]).endswith(f"({percent(0.27)})")
+    assert "(" not in f"{told['slimgpt-0.25'][key]}{told['2ssp-0.25'][key]}"  # within half a point
+    assert told["2ssp-0.5"] == {"label": "2ssp-0.5", "size:0.5": "failed"}
+    assert "2ssp-as-window-0.25" in {row["label"] for row in short_table(results, "wiki_text", matched=True).rows}
 
 
 def test_times_are_told_over_the_dense_models_of_the_same_run() -> None:

@@ -13,8 +13,8 @@ from compare_folders import make_compare_folder
 
 from secateur.report.comparing import Gap, accuracies, losses, ratio
 from secateur.report.main_table import difference_table, differences
-from secateur.report.results import Results, read_results
-from secateur.report.verdict import SAME_SIZE, Verdict, verdict
+from secateur.report.results import SAME_SIZE, Results, read_results
+from secateur.report.verdict import Verdict, verdict
 
 TWO = {"methods": ("2ssp", "slicegpt"), "sparsities": (0.25,), "texts": ("wikitext2",), "change": {}}
 OURS, THEIRS = "2ssp-0.25", "slicegpt-0.25"

@@ -51,11 +51,11 @@ class Output:
     overwrite: bool = False
     max_shard_size: str = "5GB"
 
-    def check(self, *inputs: str | Path | None) -> None:
+    def check(self, *inputs: object) -> None:
         """Refuse, before any work, what could not be written in the end.
 
         Args:
-            inputs: models and texts that are read; the folder must not hold one that is a file or folder here.
+            inputs: models and texts that are read; the folder must not hold one that names a file or folder here.
 
         Raises:
             OutputExistsError, OutputError: the folder cannot be written, see `check_output`. One that holds a record is
@@ -66,7 +66,9 @@ class Output:
         if self.overwrite or not (target / RECORD).is_file():
             check_output(self.folder, overwrite=self.overwrite, max_shard_size=self.max_shard_size)
         for name in inputs:
-            if name and os.path.exists(name) and target in (Path(name).resolve(), *Path(name).resolve().parents):
+            if not isinstance(name, (str, Path)) or not name:
+                continue
+            if os.path.exists(name) and target in (Path(name).resolve(), *Path(name).resolve().parents):
                 raise InvalidOptionError(
                     f"--out {self.folder} holds {name}, which this run reads; choose another folder"
                 )

@@ -21,11 +21,11 @@ from typing import Any
 
 import torch
 
-from secateur.engine.tokens import Count, Tokens, check_tokens, read_tokens
+from secateur.engine.tokens import Count, Tokens, TokenSource, check_tokens, read_tokens, ready
 from secateur.errors import CheckpointError, InvalidOptionError
 from secateur.export import tier
 from secateur.folders import claimed, require_space
-from secateur.judge.judging import Judging
+from secateur.judge.judging import Judge, Judging
 from secateur.judge.perplexity import before_and_after, perplexity
 from secateur.methods import Method, Options, get_method
 from secateur.model.budget import Budget, Convention, shares
@@ -83,11 +83,13 @@ class Request:
         method: its name, or one that is not registered.
         options: the method's own; `secateur methods` lists them.
         filters: in the order in which edits go through them.
-        calibration: a text's name or file (c4 if None; demo for the demo model), or ready `Tokens`.
+        calibration: a text's name or file (c4 if None; demo for the demo model), a list of documents, a
+            `datasets.Dataset`, token ids or `Tokens`; see `secateur.engine.tokens.read_tokens`.
         samples, length: calibration windows; the paper's if None.
         seed: 0 takes the text's first windows, as the papers do; others draw from all.
         count: "responses" counts only what the assistant says, in chat data.
         data: folder with the named texts, for machines without a hub; cache: where fetched ones lie.
+        text_field: the column of rows that holds text or conversations, where it is none that is known.
     """
 
     sparsity: float
@@ -96,13 +98,14 @@ class Request:
     round_to: int = 1
     options: Options = field(default_factory=dict)
     filters: Sequence[Filter] = ()
-    calibration: str | Tokens | None = None
+    calibration: TokenSource | None = None
     samples: int | None = None
     length: int | None = None
     seed: int = 0
     count: Count = "all"
     data: Path | None = None
     cache: Path | None = None
+    text_field: str | None = None
 
     @classmethod
     def given(cls, method: str, arguments: Options) -> Request:
@@ -159,11 +162,11 @@ def plan(request: Request, model: Model, *, device: str | None = None) -> Plan:
         UnsupportedEditError: the model's family cannot do one of the edits.
         InfeasibleBudgetError: with the reachable range.
     """
-    method, budget, tokens = get_method(request.method), request.budget, request.calibration
+    method, budget, tokens = get_method(request.method), request.budget, ready(request.calibration)
     options = method.complete(request.options)
     _require_edits(model, method, request.filters)
     _check_filters(request.filters)
-    if isinstance(tokens, Tokens):
+    if tokens is not None:
         check_tokens(model, tokens)
         samples, length = method.window_shape(model.max_length, tokens.samples, tokens.length)
     else:
@@ -330,13 +333,11 @@ def prepare(planned: Plan, model: Model) -> Job:
 
 def _calibration(planned: Plan, model: Model) -> Tokens:
     """Args: model: with its tokenizer; it may be a hollow one."""
-    request, tokens = planned.request, planned.request.calibration
-    if isinstance(tokens, Tokens):
-        return tokens
+    request, default = planned.request, "demo" if model.source.get("asked") == "demo" else "c4"
     return read_tokens(
-        model, tokens or ("demo" if model.source.get("asked") == "demo" else "c4"), purpose="calibration",
+        model, default if request.calibration is None else request.calibration, purpose="calibration",
         length=planned.length, samples=planned.samples, seed=request.seed, count=request.count, data=request.data,
-        cache=request.cache,
+        cache=request.cache, text_field=request.text_field,
     )  # fmt: skip
 
 
@@ -458,20 +459,14 @@ def prune_to(
         SecateurError: what `plan`, `prepare` and `run_job` raise.
     """
     judging = judging or Judging()
-    text = request.calibration if isinstance(request.calibration, str) else None
-    output.check(source.name, text, *judging.texts)
+    output.check(source.name, request.calibration, *judging.sources.values())
     with claimed(output.folder):
         hollow = source.hollow(tokenizer=True)
         device = check_device(None if source.device == "auto" else source.device)
         planned = plan(request, hollow, device=torch.device(device).type)
         tokens = _calibration(planned, hollow)
-        texts = {
-            name: read_tokens(
-                hollow, name, purpose="evaluation", length=judging.length, samples=judging.samples, data=request.data,
-                cache=request.cache,
-            )
-            for name in judging.texts
-        }  # fmt: skip
+        judge = Judge(judging, (), data=request.data, cache=request.cache, text_field=request.text_field)
+        texts = judge.windows(hollow)
         job = Job.of(planned, source.load(), tokens)
         if (record := output.holds(job.fingerprint)) is not None:
             return Outcome(record, was_there=True)

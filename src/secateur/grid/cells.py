@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from typing import Any
 
 from secateur.engine.tokens import Count, Tokens, read_tokens
 from secateur.errors import DataError
@@ -97,16 +97,19 @@ class Matrices:
 
     So two methods that want 32 and 128 windows share the first 32, and a shorter window is the beginning of a longer.
 
+    Args:
+        places: `data`, `cache` and `text_field` of `read_tokens`.
+
     Raises:
         DataError: a text has fewer windows than some cell needs. Said before any cell is run.
     """
 
-    def __init__(self, model: Model, cells: Iterable[Cell], *, data: Path | None, cache: Path | None) -> None:
+    def __init__(self, model: Model, cells: Iterable[Cell], **places: Any) -> None:
         by_text: dict[tuple[str, int, Count], list[tuple[str, Calibration]]] = {}
         for cell in cells:
             if (wanted := cell.calibration) is not None:
                 by_text.setdefault((wanted.text, wanted.seed, wanted.count), []).append((cell.method, wanted))
-        self._matrices = {key: _matrix(model, some, data=data, cache=cache) for key, some in by_text.items()}
+        self._matrices = {key: _matrix(model, some, **places) for key, some in by_text.items()}
 
     def rows(self, wanted: Calibration) -> Tokens:
         whole = self._matrices[wanted.text, wanted.seed, wanted.count]
@@ -118,17 +121,14 @@ class Matrices:
         return self.rows(wanted).fingerprint() if wanted is not None else None
 
 
-def _matrix(
-    model: Model, wanted: Sequence[tuple[str, Calibration]], *, data: Path | None, cache: Path | None
-) -> Tokens:
+def _matrix(model: Model, wanted: Sequence[tuple[str, Calibration]], **places: Any) -> Tokens:
     """The tokens of methods that share text and seed: as many and as long windows as one of them needs."""
     calibrations = [calibration for _, calibration in wanted]
     first, windows = calibrations[0], {method: calibration.samples for method, calibration in wanted}
     try:
         return read_tokens(
             model, first.text, purpose="calibration", samples=max(one.samples for one in calibrations),
-            length=max(one.length for one in calibrations), seed=first.seed, count=first.count, data=data,
-            cache=cache,
+            length=max(one.length for one in calibrations), seed=first.seed, count=first.count, **places,
         )  # fmt: skip
     except DataError as error:
         asked = ", ".join(f"{method} {windows[method]}" for method in sorted(windows, key=lambda m: -windows[m]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -123,7 +123,7 @@ def make_index(
         for name, tokens in texts.items()
     }
     prints = {name: facts["fingerprint"] for name, facts in by_text.items()}
-    judged = {**asdict(judging), "texts": list(by_text)}
+    judged = {**asdict(replace(judging, texts=())), "texts": list(by_text)}
     return Index(
         kind=kind,
         model=results.ModelFacts(

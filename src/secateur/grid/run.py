@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from msgspec import UNSET, structs
 
@@ -41,6 +42,7 @@ class Grid:
         judging: what each cell is judged by.
         arguments: as given, for the record.
         data, cache: where texts and tasks are read from and kept.
+        text_field: the column of rows that holds text or conversations, where it is none that is known.
         on_cell: hears of each cell as it is finished.
         on_standing: hears how far the whole grid is, often.
         clock: seconds; parts are timed by it.
@@ -55,6 +57,7 @@ class Grid:
     arguments: Mapping[str, object] = field(default_factory=dict)
     data: Path | None = None
     cache: Path | None = None
+    text_field: str | None = None
     on_cell: Callable[[CellResult], None] = lambda cell: None
     on_standing: Callable[[Standing], None] = lambda standing: None
     clock: Clock = time.monotonic
@@ -87,14 +90,15 @@ class _Runner:
         self.grid, self.asked, self.folder = grid, asked, GridFolder(grid.folder)
         self.folder.index()  # refuses what is no grid's folder, and the settings what cannot be, before any reading
         settings = asked.settings
-        self.judge = Judge.of(grid.judging, data=grid.data, cache=grid.cache)
+        places: dict[str, Any] = {"data": grid.data, "cache": grid.cache, "text_field": grid.text_field}
+        self.judge = Judge.of(grid.judging, **places)
         dense = grid.load()
         self.cells = list(asked.cells(dense))
         names = [cell.name for cell in self.cells]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise InvalidOptionError(f"asked for twice: {', '.join(twice)}")
         self.texts = self.judge.windows(dense)
-        self.matrices = Matrices(dense, self.cells, data=grid.data, cache=grid.cache)
+        self.matrices = Matrices(dense, self.cells, **places)
         self.index = make_index(
             asked.kind, dense, grid.judging, self.texts, self.cells, settings=settings, arguments=grid.arguments
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from secateur.assets import Instruction, Instructions, Text
+from secateur.assets import Instruction, Text
 from secateur.engine.chat import counted, render_conversation, response_spans
 from secateur.engine.tokens import tokenize
 from secateur.errors import DataError
@@ -45,7 +45,7 @@ class Examples:
     facts: TrainingData
 
 
-def make_examples(read: Instructions | Text, tokenizer: PreTrainedTokenizerBase, settings: Settings) -> Examples:
+def make_examples(read: Text, tokenizer: PreTrainedTokenizerBase, settings: Settings) -> Examples:
     """Tokenize a data set and hold rows out, drawn by the seed.
 
     Instructions: the loss counts the response and the end-of-text token after it. Conversations: what the assistant
@@ -56,9 +56,10 @@ def make_examples(read: Instructions | Text, tokenizer: PreTrainedTokenizerBase,
         DataError: too few rows; nothing counted in any; a tokenizer that cannot tell where its tokens lie.
     """
     length = settings.max_length
-    if isinstance(read, Instructions):
-        form, given = f"instructions, {settings.template} template", len(read.rows)
-        rows = _instructions(read.rows, tokenizer, settings.template)
+    if read.instructions:
+        verbatim = settings.template == "alpaca" and all(row.verbatim for row in read.instructions)
+        form = "prompts and completions" if verbatim else f"instructions, {settings.template} template"
+        given, rows = len(read.instructions), _instructions(read.instructions, tokenizer, settings.template)
     elif read.conversations is not None:
         form, given = "conversations", len(read.conversations)
         rows = [_conversation(each, tokenizer, row) for row, each in enumerate(read.conversations)]
@@ -133,10 +134,7 @@ def _instructions(
     start = tokenizer("", verbose=False)["input_ids"]  # what the tokenizer begins a text with, if anything
     begin = [tokenizer.bos_token_id] if tokenizer.bos_token_id in start else []
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    return [
-        _encode(row.prompt + row.output, [(len(row.prompt), len(row.prompt + row.output))], tokenizer, begin, end)
-        for row in answered
-    ]
+    return [_encode(row.text, [(len(row.prompt), len(row.text))], tokenizer, begin, end) for row in answered]
 
 
 def _conversation(

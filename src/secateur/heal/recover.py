@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from msgspec import structs
 
-from secateur.assets import licence_of, read_training
+from secateur.assets import TextSource, licence_of, read_text
 from secateur.errors import DataError, Interrupted, InvalidOptionError
 from secateur.export import tier
 from secateur.folders import claimed, require_space
@@ -51,16 +51,18 @@ class Request:
     """All that decides a recovery of a given model by a given teacher, or none. Only the settings are checked yet.
 
     Attributes:
-        data: a file in the Alpaca form or with `messages` or `text`, or a text's name.
+        data: a text's name or file, a list of documents or a `datasets.Dataset`; best one with instructions or chats.
         licence: the data's, for the record and the card, where secateur does not know it.
         texts, cache: folders with named texts, and of what was fetched.
+        text_field: the column that holds text or conversations, where it is none that is known.
     """
 
-    data: str
+    data: TextSource
     settings: Settings = field(default_factory=Settings)
     licence: str | None = None
     texts: Path | None = None
     cache: Path | None = None
+    text_field: str | None = None
 
 
 @dataclass(frozen=True)
@@ -107,12 +109,13 @@ class RecoveryJob:
 
 def recover(
     model: Model,
-    data: str | Path,
+    data: TextSource,
     *,
     distill: Model | None = None,
     licence: str | None = None,
     texts: Path | None = None,
     cache: Path | None = None,
+    text_field: str | None = None,
     checkpoints: str | Path | None = None,
     run: Run | None = None,
     **settings: Any,
@@ -121,7 +124,7 @@ def recover(
 
     Args:
         model: pruned or dense, with its tokenizer; it must be resident as a whole.
-        data, licence, texts, cache: as `Request` has them.
+        data, licence, texts, cache, text_field: as `Request` has them.
         distill: learn from this model's predictions (usually the dense one's) instead of from labels.
         checkpoints: a folder for what an interrupted run needs to go on; the same call goes on from there.
         settings: see `secateur.heal.settings.Settings`; the defaults are the paper's.
@@ -133,7 +136,9 @@ def recover(
     if unknown := sorted(settings.keys() - set(Settings.__struct_fields__)):
         known = ", ".join(Settings.__struct_fields__)
         raise InvalidOptionError(f"recover has no option {', '.join(unknown)}; it has {known}")
-    request = Request(data=str(data), settings=Settings(**settings), licence=licence, texts=texts, cache=cache)
+    request = Request(
+        data=data, settings=Settings(**settings), licence=licence, texts=texts, cache=cache, text_field=text_field
+    )
     job = prepare_recovery(request, model, distill)
     return run_recovery(job, checkpoints=Path(checkpoints) if checkpoints else None, run=run)
 
@@ -180,7 +185,9 @@ def prepare_recovery(request: Request, model: Model, teacher: Model | None = Non
     _check_model(model, settings)
     if teacher is not None:
         Distillation(model, teacher)  # do they fit?
-    read = read_training(request.data, data=request.texts, cache=request.cache)
+    read = read_text(
+        request.data, purpose="training", data=request.texts, cache=request.cache, text_field=request.text_field
+    )
     assert model.tokenizer is not None  # `_check_model` has seen to it
     examples = make_examples(read, model.tokenizer, settings)
     highest = max(int(row.ids.max()) for row in (*examples.train, *examples.held_out))

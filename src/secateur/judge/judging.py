@@ -10,7 +10,7 @@ from typing import Protocol
 
 from msgspec import UNSET, structs
 
-from secateur.engine.tokens import Count, Tokens, read_tokens
+from secateur.engine.tokens import Count, Tokens, TokenSource, read_tokens
 from secateur.errors import InvalidOptionError
 from secateur.judge.fidelity import fidelity
 from secateur.judge.gate import check, failures, known_names, parse
@@ -31,7 +31,7 @@ class Judging:
     """What a model is put through.
 
     Attributes:
-        texts: names or files to take the perplexity on.
+        texts: names or files to take the perplexity on; or by a name of one's own whatever `read_tokens` reads.
         length, samples: windows of each, all of one length; all that a text has if `samples` is None.
         tasks: names of tasks or suites; `limit` documents of each, all if None; `fewshot` and `metric` the suite's own
             if None. See `secateur.judge.tasks.plan_tasks`.
@@ -40,10 +40,10 @@ class Judging:
         prompts: continued greedily, and by `decodings` too. See `secateur.judge.generation`.
 
     Raises:
-        InvalidOptionError: a number below 1; decodings of no prompt.
+        InvalidOptionError: a number below 1; decodings of no prompt; texts without a name.
     """
 
-    texts: tuple[str, ...] = ()
+    texts: Sequence[str | Path] | Mapping[str, TokenSource] = ()
     length: int = 2048
     samples: int | None = None
     tasks: tuple[str, ...] = ()
@@ -61,8 +61,14 @@ class Judging:
     def __post_init__(self) -> None:
         numbers = ("samples", "limit", "length", "prompt_length", "new_tokens", "rounds", "batch_size")
         at_least_one(**{name: getattr(self, name) for name in numbers})
+        _by_name(self.texts)
         if self.decodings and not self.prompts:
             raise InvalidOptionError("there is no prompt to continue; give one as --generate (`prompts`)")
+
+    @property
+    def sources(self) -> Mapping[str, TokenSource]:
+        """The texts by name."""
+        return _by_name(self.texts)
 
     def check(self, model: Model) -> None:
         """Refuse what this model cannot be put through, which would else be found after hours; reads no weights.
@@ -95,19 +101,23 @@ class Judge:
     tasks: Sequence[Planned]
     data: Path | None = None
     cache: Path | None = None
+    text_field: str | None = None
 
     @classmethod
-    def of(cls, judging: Judging, *, data: Path | None = None, cache: Path | None = None) -> Judge:
+    def of(
+        cls, judging: Judging, *, data: Path | None = None, cache: Path | None = None, text_field: str | None = None
+    ) -> Judge:
         """Read the tasks, since an unknown one or a missing extra is to be said before gigabytes are loaded.
 
         Args:
             data, cache: folders with texts and rows, and of what was fetched.
+            text_field: as `read_tokens` has it.
 
         Raises:
             As `plan_tasks`.
         """
         asked = {name: getattr(judging, name) for name in ("metric", "limit", "fewshot")}
-        return cls(judging, plan_tasks(judging.tasks, **asked, data=data, cache=cache), data, cache)
+        return cls(judging, plan_tasks(judging.tasks, **asked, data=data, cache=cache), data, cache, text_field)
 
     def task_tokens(self) -> float:
         """About how many tokens the tasks are."""
@@ -120,17 +130,18 @@ class Judge:
             As `Judging.check` and `read_tokens`.
         """
         self.judging.check(model)
-        return self.read(model, self.judging.texts, "all")
+        return self.read(model, self.judging.sources, "all")
 
-    def read(self, model: Model, texts: Sequence[str], count: Count | None) -> dict[str, Tokens]:
+    def read(self, model: Model, texts: Mapping[str, TokenSource], count: Count | None) -> dict[str, Tokens]:
         """Texts by name, in the judging's windows; `count` as `read_tokens` has it."""
-        return {
-            text: read_tokens(
+        read = {
+            name: read_tokens(
                 model, text, purpose="evaluation", length=self.judging.length, samples=self.judging.samples,
-                count=count, data=self.data, cache=self.cache,
+                count=count, data=self.data, cache=self.cache, text_field=self.text_field,
             )
-            for text in texts
+            for name, text in texts.items()
         }  # fmt: skip
+        return {name: replace(tokens, source={**tokens.source, "name": name}) for name, tokens in read.items()}
 
     def judge(
         self,
@@ -202,10 +213,11 @@ def evaluate(
     judging: Judging,
     *,
     against: Model | None = None,
-    fidelity_on: Sequence[str] = (),
+    fidelity_on: Sequence[str | Path] | Mapping[str, TokenSource] = (),
     fail_if: Sequence[str] = (),
     data: Path | None = None,
     cache: Path | None = None,
+    text_field: str | None = None,
     run: Run | None = None,
 ) -> Evaluation:
     """Judge a model, and beside it another one on the same tokens.
@@ -213,9 +225,10 @@ def evaluate(
     Args:
         judging: what both are put through. The two are timed alternately.
         against: usually the dense model; reported under "against".
-        fidelity_on: names of texts, or files, to compare the model with `against` on, in the judging's windows; of chat
-            data only responses count.
+        fidelity_on: texts, as `judging` has them, to compare the model with `against` on, in the judging's windows; of
+            chat data only responses count.
         fail_if: conditions such as "kl>0.1"; see `secateur.judge.gate`. `tasks`, their mean, needs `against`.
+        data, cache, text_field: see `secateur.engine.tokens.read_tokens`.
         run: its observer shows the progress.
 
     Returns:
@@ -228,16 +241,18 @@ def evaluate(
     """
     observer = (run or Run()).observer
     conditions = [parse(each) for each in fail_if]
-    judge = Judge.of(judging, data=data, cache=cache)
+    judge, compared = Judge.of(judging, data=data, cache=cache, text_field=text_field), _by_name(fidelity_on)
     tasks = [task.name for task in judge.tasks]
-    names = known_names(perplexity=judging.texts, fidelity=fidelity_on, tasks=tasks, generation=bool(judging.prompts))
+    names = known_names(
+        perplexity=list(judging.sources), fidelity=list(compared), tasks=tasks, generation=bool(judging.prompts)
+    )
     check(conditions, names, dense=against is not None)
-    if fidelity_on and against is None:
+    if compared and against is None:
         raise InvalidOptionError("fidelity compares with the dense model; give it as --against (`against`)")
-    if against is not None and (fidelity_on or judging.prompts):
-        require_same_vocabulary(model, against, "fidelity" if fidelity_on else "greedy agreement")
+    if against is not None and (compared or judging.prompts):
+        require_same_vocabulary(model, against, "fidelity" if compared else "greedy agreement")
     texts = judge.windows(model)
-    own = judge.read(model, fidelity_on, None)
+    own = judge.read(model, compared, None)
 
     def part(name: str, *, bars: int = 1) -> AbstractContextManager[Observer]:
         return nullcontext(observer)
@@ -256,6 +271,14 @@ def evaluate(
         report = structs.replace(report, against=structs.replace(dense, inference=timed))
     report = structs.replace(report, model=_figures(report.model))
     return structs.replace(report, failed=failures(report, conditions)) if conditions else report
+
+
+def _by_name(texts: Sequence[str | Path] | Mapping[str, TokenSource]) -> Mapping[str, TokenSource]:
+    if isinstance(texts, Mapping):
+        return texts
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, (str, Path)) for text in texts):
+        raise InvalidOptionError('texts are a list of names and paths; others need a name, as {"mine": [...]}')
+    return {str(text): text for text in texts}
 
 
 def _about(model: Model) -> Judgement:

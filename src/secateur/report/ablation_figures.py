@@ -17,7 +17,7 @@ from secateur.report.ablation import (
     measures,
     spread,
 )
-from secateur.report.comparing import Measure
+from secateur.report.comparing import ALL, Measure
 from secateur.report.drawing import PAPER, Dot, add_legend, draw_dots, mark, new_figure, set_ticks
 from secateur.report.looks import Look, method_name, number, percent, size_looks
 from secateur.report.results import Results
@@ -81,9 +81,10 @@ def sizes(results: Results) -> dict[float | None, Look]:
 
 
 def ablation_figures(results: Results) -> Iterator[tuple[str, Figure]]:
-    """Every plot that the data allow, by the name of its files."""
+    """Every plot that the data allow, by the name of its files. Of a single text its own perplexity says it all."""
+    shown = [m for m in measures(results) if m.key != ALL or len(results.texts) > 1]
     for name, some in together(results).items():
-        known = [m for m in measures(results) if any(spread(g, value, m.shown) for g in some for value in g.values)]
+        known = [m for m in shown if any(spread(g, value, m.shown) for g in some for value in g.values)]
         if known:
             yield name, _panels(some, known, sizes(results))
 

@@ -20,9 +20,9 @@ from secateur.report.ablation import (
 )
 from secateur.report.comparing import ALL, Measure
 from secateur.report.looks import NBSP, listed, method_name, number, percent, times
-from secateur.report.results import Results
+from secateur.report.results import SAME_SIZE, Results
 from secateur.report.table import typeset
-from secateur.report.verdict import NO_TASKS, SAME_SIZE, to_come, unfinished
+from secateur.report.verdict import NO_TASKS, to_come, unfinished
 
 _NAMED = 4  # of what is better, in the headline
 

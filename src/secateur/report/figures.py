@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from secateur.report.blocks import draw_lanes, lanes
@@ -44,6 +45,12 @@ def comparison_figures(results: Results) -> Iterator[tuple[str, Figure]]:
         yield "inference", _inference(results, [cell for cell in timed if not cell.matched_to])
     if results.pictured:
         yield "removed", _removed(results)
+
+
+def size_figure(results: Results, text: str) -> Figure:
+    """Perplexity on one text against the parameters that are left, without the cells at another one's size."""
+    own = replace(results, cells=tuple(cell for cell in results.cells if not cell.matched_to))
+    return _scatter(own, _millions, "parameters, millions", {text: _loss(own, text)})
 
 
 def _millions(cell: CellResult) -> float | None:

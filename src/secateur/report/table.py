@@ -116,10 +116,9 @@ def text(column: Column[Any], row: Row) -> str:
         return ""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not column.form:
         return str(value)
-    if callable(column.form):
-        return column.form(value)
-    sd = row.get(f"{column.key}:sd") if column.sd else None
-    return format(value, column.form) + (f" ± {sd:{column.form}}" if sd is not None else "")
+    form, sd = column.form, row.get(f"{column.key}:sd") if column.sd else None
+    both = (each for each in (value, sd) if isinstance(each, (int, float)))
+    return " ± ".join(form(each) if callable(form) else format(each, form) for each in both)
 
 
 def typeset(words: str) -> str:

@@ -9,10 +9,9 @@ from functools import partial
 
 from secateur.report.comparing import LARGEST, Gap, Measure, accuracies, losses, ratio, speed
 from secateur.report.looks import listed, method_name, number, percent, seconds, times, title
-from secateur.report.results import CellResult, Results
+from secateur.report.results import SAME_SIZE, CellResult, Results
 
 TOLERANCES = (1.05, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0)  # perplexity over the dense model's
-SAME_SIZE = 0.005  # of the parameters: what counts as the same size
 FEW_WINDOWS = 10
 
 
@@ -155,7 +154,7 @@ def _at_size(results: Results, sparsity: float) -> AtSize:
     if unsure:
         who = listed([title(cell) for cell in unsure])
         words.append(f"Whether {who} {'differs' if len(unsure) == 1 else 'differ'} from it is not known: no interval.")
-    words += [_size_of_best(results, cell) for cell in level if _off_target(cell)]
+    words += [_size_of_best(results, cell) for cell in level if cell.off_target]
     if reduced := [title(cell) for cell in ranking.cells if cell.reduced and cell not in level]:
         words.append(f"{listed(reduced)} searched less than the paper does, and might do better.")
     if best.reduced:
@@ -182,10 +181,6 @@ def _distance(gap: Gap | None) -> str:
     if gap.low is None or gap.high is None:
         return f"{more} (no interval)"
     return f"{more} (95 % interval {_times(gap.low)[:-1]} to {_times(gap.high)[:-1]})"
-
-
-def _off_target(cell: CellResult) -> bool:
-    return cell.sparsity is not None and cell.removed is not None and abs(cell.removed - cell.sparsity) > SAME_SIZE
 
 
 def _size_of_best(results: Results, cell: CellResult) -> str:
@@ -303,7 +298,7 @@ def _disagreement(results: Results) -> Iterator[str]:
 def _sizes_apart(results: Results) -> Iterator[str]:
     off: dict[str, list[str]] = {}
     for cell in results.pruned:
-        if cell.done and not cell.matched_to and _off_target(cell):
+        if cell.done and not cell.matched_to and cell.off_target:
             off.setdefault(title(cell), []).append(f"{percent(cell.removed)} for {percent(cell.sparsity)}")
     if off:
         yield (

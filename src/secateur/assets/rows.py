@@ -1,0 +1,197 @@
+"""Rows of a user's data: which of their columns hold text, and what stands there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from secateur.assets.corpus import Conversation, Instruction, Text, chat_text, join_rows, plain_text
+from secateur.errors import DataError
+
+CHATS = ("messages", "conversations", "conversation")
+_PAIRED = ("instruction", "prompt")  # which need an answer beside them
+_FORMS = ("text", *CHATS, *_PAIRED, "content")  # the first that a row has is read
+_TRAINING = (*CHATS, *_PAIRED, "text", "content")  # and to train on
+_CONTEXTS, _ANSWERS = ("input", "context"), ("output", "response", "completion")
+COLUMNS = (*_FORMS, *_CONTEXTS, *_ANSWERS)  # all that are looked at
+FORM = "`text`, `messages`, `conversations`, `instruction` with `output`, `prompt` with `completion`, or `content`"
+_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
+
+
+class Part(Struct):
+    """A part of a message's content."""
+
+    type: str
+    text: str | None = None
+
+
+class Message(Struct):
+    """What of a message reaches a tokenizer; further fields are left out."""
+
+    role: str
+    content: str | list[str | Part]
+
+
+def text_of_rows(
+    rows: Iterable[tuple[str, object]],
+    name: str,
+    facts: Mapping[str, str],
+    *,
+    where: str,
+    field: str | None = None,
+    training: bool = False,
+) -> Text:
+    """The documents, joined with a blank line, or the conversations of rows.
+
+    An instruction or prompt with its answer is a document, too.
+
+    Args:
+        rows: each with its place, for messages; a string is a document.
+        where: the place of all.
+        field: the column that holds text or a conversation; one of `FORM` if None, the first that a row has.
+        training: instructions are read before a `text` beside them.
+
+    Raises:
+        DataError: with the row and what would be right.
+    """
+    documents: list[str | Instruction] = []
+    conversations: list[Conversation] = []
+    columns: dict[str, None] = {}
+    for place, row in rows:
+        column, read = _read_row(row, place, field, training)
+        columns[column] = None
+        if isinstance(read, list):
+            conversations.append(read)
+        else:
+            documents.append(read)
+        if documents and conversations:
+            raise DataError(f"{place} and the rows before it mix documents and conversations; put them into two files.")
+    if not documents and not conversations:
+        raise DataError(f"{where} is empty: it needs at least one row with {FORM}.")
+    facts = {**facts, "documents": str(len(documents or conversations)), "columns": ", ".join(columns)}
+    if conversations:
+        return chat_text(name, conversations, facts)
+    instructions = tuple(document for document in documents if isinstance(document, Instruction))
+    if training and instructions and len(instructions) < len(documents):
+        raise DataError(f"{where} mixes instructions and other documents; put them into two files.")
+    text = join_rows((d.text if isinstance(d, Instruction) else d for d in documents), "documents")
+    return plain_text(name, text, facts, where=where, instructions=instructions if training else ())
+
+
+def table_columns(names: Sequence[str], where: str, field: str | None) -> list[str]:
+    """Of a table's columns those to be read.
+
+    Raises:
+        DataError: none holds text, or two that would be read have one name.
+    """
+    if field is None:
+        _chosen(names, where)
+    elif field not in names:
+        raise _no_column(names, where, field)
+    wanted = [name for name in names if (name in COLUMNS if field is None else name == field)]
+    if twice := sorted({name for name in wanted if wanted.count(name) > 1}):
+        raise DataError(f"{where} has several columns called {', '.join(twice)}; give them names of their own.")
+    return wanted
+
+
+def _read_row(
+    row: object, where: str, field: str | None, training: bool
+) -> tuple[str, str | Instruction | Conversation]:
+    """The column that is read, and what it holds. A value that is null counts as not there."""
+    if isinstance(row, str):
+        row = {"text": row}
+    if not isinstance(row, Mapping):
+        raise DataError(f"{where}: expected an object with columns, got {type(row).__name__}; {FORM}.")
+    values = {name: value for name, value in row.items() if value is not None}
+    if field is not None and field not in values:
+        raise _no_column(row, where, field)
+    if field is None and "text" in values and (chat := next((name for name in CHATS if name in values), None)):
+        raise DataError(f"{where} has both 'text' and '{chat}'; say which to read as --text-field (`text_field`).")
+    column = field or _chosen(values, where, training=training)
+    read: str | Instruction | Conversation
+    if field is None and column in _PAIRED:
+        read = _pair(values, column, where)
+    elif column in CHATS or (field is not None and not isinstance(values[column], str)):
+        read = _conversation(values, column, where)
+    else:
+        read = _typed(values, column, str, where)
+    try:
+        msgspec.json.encode(read)
+    except UnicodeEncodeError:  # JSON may spell half of a surrogate pair; no tokenizer takes it
+        raise DataError(f"{where} has half of a surrogate pair (\\ud800 to \\udfff).") from None
+    return column, read
+
+
+def _chosen(names: Collection[str], where: str, *, training: bool = False) -> str:
+    """The column to be read."""
+    answered = any(name in names for name in _ANSWERS)
+    forms = _TRAINING if training else _FORMS
+    column = next((form for form in forms if form in names and (answered or form not in _PAIRED)), None)
+    if column is None:
+        raise _no_column(names, where, None)
+    return column
+
+
+def _no_column(names: Iterable[str], where: str, field: str | None) -> DataError:
+    known = ", ".join(map(str, names)) or "none"
+    if field is not None:
+        return DataError(f"{where} has nothing in a column '{field}' (--text-field); its columns: {known}.")
+    return DataError(
+        f"{where} has none of {FORM}; its columns: {known}. Say which holds the text as --text-field (`text_field`)."
+    )
+
+
+def _pair(values: Mapping[str, Any], column: str, where: str) -> Instruction | Conversation:
+    answer = next(name for name in _ANSWERS if name in values)
+    if column == "prompt" and isinstance(values[column], list):
+        return [*_conversation(values, column, where), *_conversation(values, answer, where)]
+    context = next((name for name in _CONTEXTS if name in values), None) if column == "instruction" else None
+    return Instruction(
+        instruction=_typed(values, column, str, where), output=_typed(values, answer, str, where),
+        input=_typed(values, context, str, where) if context else "", verbatim=column == "prompt",
+    )  # fmt: skip
+
+
+def _conversation(values: Mapping[str, Any], column: str, where: str) -> Conversation:
+    """Messages of role and content, or as ShareGPT spells them; a table may hold them as JSON."""
+    value = values[column]
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where}: '{column}' begins as a JSON list and is none ({error}).") from None
+    if isinstance(value, list):
+        value = [_spelt(message) for message in value]
+    messages = _typed({column: value}, column, Annotated[list[Message], Meta(min_length=1)], where)
+    return [{"role": message.role, "content": _joined(message.content, where)} for message in messages]
+
+
+def _spelt(message: Any) -> Any:
+    """A message in the chat templates' spelling."""
+    if not isinstance(message, Mapping):
+        return message
+    if message.get("from") is not None:
+        message = {"role": message["from"], "content": message.get("value")}
+    role = message.get("role")
+    return {**message, "role": _ROLES.get(role, role)} if isinstance(role, str) else message
+
+
+def _joined(content: str | list[str | Part], where: str) -> str:
+    if isinstance(content, str):
+        return content
+    for part in content:
+        if isinstance(part, Part) and (part.type != "text" or part.text is None):
+            raise DataError(f"{where} has a message with a part of kind '{part.type}'; only text can be read.")
+    return "".join(part if isinstance(part, str) else part.text or "" for part in content)
+
+
+def _typed(values: Mapping[str, Any], column: str, kind: Any, where: str) -> Any:
+    try:
+        return msgspec.convert(values[column], kind)
+    except msgspec.ValidationError as error:
+        said = str(error).replace("$", column, 1) if "$" in str(error) else f"{error} - at `{column}`"
+        raise DataError(f"{where}: {said}.") from None

@@ -161,6 +161,8 @@ def test_missing_files_and_unknown_names_differ(tmp_path: Path) -> None:
         (str(tmp_path / "a.txt"), "evaluation", DataError, "no file"),
         ("typo.txt", "evaluation", DataError, "no file"),
         (folder, "evaluation", DataError, "is a folder"),
+        (str(tmp_path), "evaluation", DataError, "is a folder"),
+        ("owner/name", "evaluation", DataError, "no file"),
         ("wikitext", "evaluation", UnknownNameError, r"Did you mean 'wikitext2'.*\.jsonl"),
         ("c4", "evaluate", UnknownNameError, "Did you mean 'evaluation'"),
     ):

@@ -209,7 +209,9 @@ class Recorder(Sweeper):
 def windows_of(sweeper: Sweeper, weights: Tensor, windows: Any, asked: list[int]) -> WindowLosses:
     """Of windows whose first token is their number."""
     tokens = Tokens.of(torch.arange(len(weights))[:, None].expand(weights.shape), weights)
-    return WindowLosses(sweeper, tokens, key="test", windows=windows, criterion="ppl", asked=asked)
+    return WindowLosses(
+        sweeper, tokens, key="test", windows=windows, criterion="ppl", asked={"selection_tokens": asked}
+    )
 
 
 @pytest.mark.parametrize("windows", ["drawn", "first"])
@@ -264,7 +266,14 @@ def test_windows_where_nothing_counts_are_not_drawn() -> None:
 def test_the_losses_are_those_of_the_pruned_models(criterion: Any) -> None:
     dense = standing("qwen2", "lopsided")
     tokens = weighted(tiny_tokens(dense, 4, 9), seed=1)
-    score = WindowLosses(Sweeper(dense, Run()), tokens, key="t", windows="first", criterion=criterion, asked=[9, 22])
+    score = WindowLosses(
+        Sweeper(dense, Run()),
+        tokens,
+        key="t",
+        windows="first",
+        criterion=criterion,
+        asked={"initial_tokens": [9], "selection_tokens": [22]},
+    )
     variants = [frozenset({Part(0, "attention"), Part(3, "mlp")}), frozenset({Part(1, "block")}), frozenset[Part]()]
     pieces = [tokens.first(1), tokens.first(2), Tokens.of(tokens.ids[2:3, :4], tokens.weights[2:3, :4])]
     loss = mean_nll if criterion == "ppl" else (lambda model, part: mean_kl(dense, model, part))

@@ -116,7 +116,7 @@ def wrapped() -> Any:
     [
         (lambda: BloomForCausalLM(BloomConfig(n_layer=1, hidden_size=8, n_head=2, vocab_size=11)), "'bloom' .*llama"),
         (lambda: tiny_hf("opt", do_layer_norm_before=False), "do_layer_norm_before"),
-        (wrapped, "Wrapped is not the stock class"),
+        (wrapped, "Wrapped is not LlamaForCausalLM, the stock class"),
     ],
 )
 def test_what_no_row_covers_is_refused_and_stays_as_it_is(make: Callable[[], Any], message: str) -> None:

@@ -283,6 +283,22 @@ def test_only_the_response_is_counted(template: str) -> None:
         make_examples(instructions(), tiny_tokenizer(chat=False), Settings(template="chat"))
 
 
+@pytest.mark.parametrize("template", ["alpaca", "chat"])
+def test_prompts_are_taken_as_they_are(template: str) -> None:
+    """And rows in memory as those of a file."""
+    datasets = pytest.importorskip("datasets")
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = "<|im_end|>"
+    rows = datasets.Dataset.from_list([{"prompt": "say a", "completion": "a"}, {"prompt": "say b", "completion": "b"}])
+    examples = make_examples(read_text(rows, purpose="training"), tokenizer, Settings(template=template))
+    assert responses(examples, tokenizer) == ["a<|im_end|>", "b<|im_end|>"]
+    read = sorted(tokenizer.decode(row.ids) for row in (*examples.train, *examples.held_out))
+    if template == "alpaca":
+        assert read == ["say aa<|im_end|>", "say bb<|im_end|>"]
+        assert examples.facts.form == "prompts and completions"
+    assert examples.facts.text_sha256
+
+
 def test_the_prompts_are_alpacas() -> None:
     begins = "Below is an instruction that describes a task"
     asks = "rite a response that appropriately completes the request.\n\n### Instruction:\n"

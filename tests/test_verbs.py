@@ -38,6 +38,7 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
+from secateur.errors import UnsupportedModelError
 from secateur.export import save
 from secateur.hf import quiet_transformers
 from secateur.model.handle import Model
@@ -336,6 +337,8 @@ def test_the_model_without_its_head(family: str, layout: str, tied: bool | None,
         assert torch.equal(base.eval()(input_ids=IDS).last_hidden_state, expected)
         base.save_pretrained(tmp_path / "base")
         assert torch.equal(whole_load(tmp_path / "base", AutoModel)(input_ids=IDS).last_hidden_state, expected)
+    with pytest.raises(UnsupportedModelError, match="AutoModelForCausalLM"):
+        Model(base)  # nothing to judge a pruning by
 
 
 @every_layout_slowly

@@ -32,7 +32,7 @@ from secateur.model.budget import Budget, Convention, shares
 from secateur.model.facts import environment, origin, sizes
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
-from secateur.model.load import Source, check_device
+from secateur.model.load import AnyModel, Source, as_model, check_device
 from secateur.output import Outcome, Output
 from secateur.record import (
     FORMAT,
@@ -341,10 +341,11 @@ def _calibration(planned: Plan, model: Model) -> Tokens:
     )  # fmt: skip
 
 
-def prune(model: Model, method: str = "2ssp", *, run: Run | None = None, **request: Any) -> Pruned:
+def prune(model: AnyModel, method: str = "2ssp", *, run: Run | None = None, **request: Any) -> Pruned:
     """Prune a model in place.
 
     Args:
+        model: what `secateur.load` returns, a name that it knows, or a transformers model; see `load.as_model`.
         request: `sparsity`, and whatever else `Request` has; the method's own options by name.
 
     Raises:
@@ -352,7 +353,8 @@ def prune(model: Model, method: str = "2ssp", *, run: Run | None = None, **reque
             changed. If the run itself fails (NumericalError) or is interrupted, the model is left half-pruned: load it
             again.
     """
-    return run_job(prepare(plan(Request.given(method, request), model), model), run=run)
+    adopted = as_model(model)
+    return run_job(prepare(plan(Request.given(method, request), adopted), adopted), run=run)
 
 
 def run_job(

@@ -52,7 +52,7 @@ def read_file(path: Path, name: str | None = None, *, field: str | None = None, 
     """
     path = Path(os.path.expanduser(path)).absolute()
     kind = kind_of(path)
-    if kind is None:
+    if kind is None and os.path.exists(path) and not os.path.isdir(path):
         raise DataError(f"{path}: unknown kind of file '{path.suffix}'; known are {KNOWN}.")
     stored = _read_bytes(path)
     facts = {"source": "file", "path": str(path), "sha256": hashlib.sha256(stored).hexdigest()}

@@ -88,9 +88,7 @@ def table_columns(names: Sequence[str], where: str, field: str | None) -> list[s
     Raises:
         DataError: none holds text, or two that would be read have one name.
     """
-    if field is None:
-        _chosen(names, where)
-    elif field not in names:
+    if (_chosen(names) if field is None else field) not in names:
         raise _no_column(names, where, field)
     wanted = [name for name in names if (name in COLUMNS if field is None else name == field)]
     if twice := sorted({name for name in wanted if wanted.count(name) > 1}):
@@ -107,11 +105,11 @@ def _read_row(
     if not isinstance(row, Mapping):
         raise DataError(f"{where}: expected an object with columns, got {type(row).__name__}; {FORM}.")
     values = {name: value for name, value in row.items() if value is not None}
-    if field is not None and field not in values:
+    column = _chosen(values, training=training) if field is None else field
+    if column is None or column not in values:
         raise _no_column(row, where, field)
     if field is None and "text" in values and (chat := next((name for name in CHATS if name in values), None)):
         raise DataError(f"{where} has both 'text' and '{chat}'; say which to read as --text-field (`text_field`).")
-    column = field or _chosen(values, where, training=training)
     read: str | Instruction | Conversation
     if field is None and column in _PAIRED:
         read = _pair(values, column, where)
@@ -126,22 +124,18 @@ def _read_row(
     return column, read
 
 
-def _chosen(names: Collection[str], where: str, *, training: bool = False) -> str:
-    """The column to be read."""
+def _chosen(names: Collection[str], *, training: bool = False) -> str | None:
+    """The column to be read, if there is one."""
     answered = any(name in names for name in _ANSWERS)
     forms = _TRAINING if training else _FORMS
-    column = next((form for form in forms if form in names and (answered or form not in _PAIRED)), None)
-    if column is None:
-        raise _no_column(names, where, None)
-    return column
+    return next((form for form in forms if form in names and (answered or form not in _PAIRED)), None)
 
 
 def _no_column(names: Iterable[str], where: str, field: str | None) -> DataError:
-    known = ", ".join(map(str, names)) or "none"
-    if field is not None:
-        return DataError(f"{where} has nothing in a column '{field}' (--text-field); its columns: {known}.")
+    wanted = FORM if field is None else f"'{field}'"
     return DataError(
-        f"{where} has none of {FORM}; its columns: {known}. Say which holds the text as --text-field (`text_field`)."
+        f"{where} has nothing in {wanted}; its columns: {', '.join(map(str, names)) or 'none'}. Say which holds the "
+        "text as --text-field (`text_field`)."
     )
 
 

@@ -26,7 +26,7 @@ from secateur.heal.settings import Settings
 from secateur.hf import own_randomness, quiet_transformers
 from secateur.model.facts import environment, origin, sizes
 from secateur.model.handle import Model
-from secateur.model.load import Source
+from secateur.model.load import AnyModel, Source, as_model
 from secateur.output import Outcome, Output
 from secateur.record import (
     FORMAT,
@@ -108,10 +108,10 @@ class RecoveryJob:
 
 
 def recover(
-    model: Model,
+    model: AnyModel,
     data: TextSource,
     *,
-    distill: Model | None = None,
+    distill: AnyModel | None = None,
     licence: str | None = None,
     texts: Path | None = None,
     cache: Path | None = None,
@@ -123,7 +123,7 @@ def recover(
     """Heal a model in place by LoRA, as SlimGPT does (arXiv 2412.18110): adapters on all linear maps, then merged.
 
     Args:
-        model: pruned or dense, with its tokenizer; it must be resident as a whole.
+        model: pruned or dense, with its tokenizer, as `secateur.prune` takes it; it must be resident as a whole.
         data, licence, texts, cache, text_field: as `Request` has them.
         distill: learn from this model's predictions (usually the dense one's) instead of from labels.
         checkpoints: a folder for what an interrupted run needs to go on; the same call goes on from there.
@@ -139,7 +139,7 @@ def recover(
     request = Request(
         data=data, settings=Settings(**settings), licence=licence, texts=texts, cache=cache, text_field=text_field
     )
-    job = prepare_recovery(request, model, distill)
+    job = prepare_recovery(request, as_model(model), None if distill is None else as_model(distill))
     return run_recovery(job, checkpoints=Path(checkpoints) if checkpoints else None, run=run)
 
 

@@ -20,6 +20,7 @@ from secateur.judge.perplexity import perplexity, without_windows
 from secateur.judge.results import Evaluation, Judgement, Sample
 from secateur.judge.tasks import Planned, check_tokenizer, estimated_tokens, judge_tasks, plan_tasks
 from secateur.model.handle import Model, require_same_vocabulary
+from secateur.model.load import AnyModel, as_model
 from secateur.run import Observer, Run
 
 PERPLEXITY, FIDELITY, TASKS = "perplexity", "fidelity", "tasks"
@@ -209,10 +210,10 @@ class Judge:
 
 
 def evaluate(
-    model: Model,
+    model: AnyModel,
     judging: Judging,
     *,
-    against: Model | None = None,
+    against: AnyModel | None = None,
     fidelity_on: Sequence[str | Path] | Mapping[str, TokenSource] = (),
     fail_if: Sequence[str] = (),
     data: Path | None = None,
@@ -223,6 +224,7 @@ def evaluate(
     """Judge a model, and beside it another one on the same tokens.
 
     Args:
+        model: as `secateur.prune` takes it.
         judging: what both are put through. The two are timed alternately.
         against: usually the dense model; reported under "against".
         fidelity_on: texts, as `judging` has them, to compare the model with `against` on, in the judging's windows; of
@@ -249,6 +251,7 @@ def evaluate(
     check(conditions, names, dense=against is not None)
     if compared and against is None:
         raise InvalidOptionError("fidelity compares with the dense model; give it as --against (`against`)")
+    model, against = as_model(model), None if against is None else as_model(against)
     if against is not None and (compared or judging.prompts):
         require_same_vocabulary(model, against, "fidelity" if compared else "greedy agreement")
     texts = judge.windows(model)

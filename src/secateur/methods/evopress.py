@@ -47,9 +47,10 @@ class Plan:
     max_mutations: int
 
     @property
-    def asked(self) -> list[int]:
-        """The numbers of tokens that its selections take."""
-        return [self.initial_tokens, *(selection.tokens for selection in self.selections)]
+    def asked(self) -> dict[str, list[int]]:
+        """The numbers of tokens that its selections take, by option."""
+        steps = [selection.tokens for selection in self.selections]
+        return {"initial_tokens": [self.initial_tokens], "selection_tokens": steps}
 
 
 def plan(

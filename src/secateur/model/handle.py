@@ -20,7 +20,7 @@ from secateur.model.described import Description
 from secateur.model.family_plugins import state_family
 from secateur.model.layout import Layout, ends_of
 from secateur.model.modeling_secateur import FAMILIES, PREFIX, Family, classes, share_config
-from secateur.model.refusals import ARCHITECTURE, refuse
+from secateur.model.refusals import ARCHITECTURE, not_a_model, refuse
 from secateur.model.views import Block
 from secateur.record import Facts, Record
 
@@ -39,13 +39,17 @@ class Model:
         source: where it came from (name, path, revision); goes into records.
 
     Raises:
-        UnsupportedModelError: no row for the model's family, or a setting that the row does not cover.
+        UnsupportedModelError: no transformers model, a wrapped one or one without a language-modelling head; no row for
+            its family, or a setting that the row does not cover.
     """
 
     def __init__(
         self, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None, source: Facts | None = None
     ) -> None:
+        if reason := not_a_model(hf):
+            raise UnsupportedModelError(reason)
         self.family = require_family(hf.config)
+        _adopt(hf, self.family)
         self.hf: Any = hf
         self.tokenizer = tokenizer
         self.source: Facts = dict(source or {})
@@ -58,7 +62,6 @@ class Model:
         self._layout: tuple[object, Layout] | None = None  # with the edits and the vocabulary that it knows of
         # Walks under way: each says why an edit at a place (a block's number, None for the embedding) cannot be.
         self.guards: list[Callable[[int | None], str | None]] = []
-        _adopt(self.hf, self.family)
         self.hf.eval()
 
     @property
@@ -253,20 +256,17 @@ def require_positions(max_length: int | None, length: int) -> None:
 
 def _adopt(hf: PreTrainedModel, family: Family) -> None:
     """Make a stock model an instance of secateur's subclass."""
-    if getattr(hf, "_hf_peft_config_loaded", False):  # transformers adds layers to the stock class itself
-        raise UnsupportedModelError("this model carries a PEFT adapter; merge it (merge_and_unload), then prune")
     own = classes(hf.config.model_type.removeprefix(PREFIX))
     config_class, model_class = own["AutoConfig"], own["AutoModelForCausalLM"]
-    if hf.config.model_type.startswith(PREFIX):
-        if type(hf) is not model_class:  # its `Removed` is not ours
-            raise UnsupportedModelError(
-                f"this {type(hf).__name__} was made by the code in its checkpoint; load it with secateur"
-            )
+    kind, stock = type(hf), model_class.__mro__[2]
+    if kind is model_class:
         return
-    if model_class.__mro__[2] is not type(hf):
+    if kind.__name__ == model_class.__name__:  # its `Removed` is not ours
+        raise UnsupportedModelError(f"this {kind.__name__} was made by the code in its checkpoint; load it with secateur")
+    if kind is not stock:
         raise UnsupportedModelError(
-            f"{type(hf).__name__} is not the stock class of '{hf.config.model_type}', which is "
-            f"{model_class.__mro__[2].__name__}; adapters must be merged, wrappers taken off"
+            f"{kind.__name__} is not {stock.__name__}, the stock class with a language-modelling head, which is pruned; "
+            "load the model by AutoModelForCausalLM"
         )
     config = copy.deepcopy(hf.config)
     config.__class__ = config_class

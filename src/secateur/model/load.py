@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from secateur.assets import resolve_model
 from secateur.assets.hub import hub_error
@@ -31,6 +38,8 @@ from secateur.model.refusals import ARCHITECTURE, adapter, pickle_only, refuse, 
 from secateur.record import RECORD, Record, read_record
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+AnyModel = Model | PreTrainedModel | str | Path  # what stands for a model in Python
 
 
 def load(
@@ -65,6 +74,28 @@ def load(
         model.source["revision"] = about.revision
     if record is not None:
         model.parents = [*record.parents, record.alone]
+    return model
+
+
+def as_model(given: AnyModel) -> Model:
+    """The model that is meant: as it is, loaded by its name, or a transformers model, which is adopted, not copied.
+
+    A transformers model's tokenizer is that of the folder or hub id that it was loaded from; for another one give
+    `Model(hf, tokenizer)`.
+
+    Raises:
+        UnsupportedModelError: anything else, with what would be right. Else what `load` and `Model` raise.
+    """
+    if isinstance(given, Model):
+        return given
+    if isinstance(given, (str, Path)):
+        return load(str(given))
+    model = Model(given)
+    _require_weights(given, "this model")
+    if name := given.name_or_path:
+        revision = getattr(given.config, "_commit_hash", None)
+        location, provenance = resolve_model(name, revision=revision)
+        model.tokenizer, model.source = _tokenizer(location, revision), {"name": name, **provenance, "asked": name}
     return model
 
 
@@ -142,12 +173,16 @@ def _weights(location: str, config: Any, device: str, dtype: str, revision: str 
         if info.get(what):
             first = sorted(map(str, info[what]))[:3]
             raise CheckpointError(f"{location} is not a whole model: {what.replace('_', ' ')}: {', '.join(first)} ...")
+    _require_weights(hf, location)
+    return hf if device == "auto" else hf.to(device)
+
+
+def _require_weights(hf: Any, name: str) -> None:
     if any(parameter.is_meta for parameter in hf.parameters()):
         raise UnsupportedModelError(
-            f"{location} does not fit on the devices, so parts of it were put aside (offloaded), where they cannot be "
-            "pruned; use more or larger devices, a smaller dtype, or --device cpu"
+            f"{name} does not fit on the devices, so parts of it were put aside (offloaded), where they cannot be "
+            "pruned; use more or larger devices, a smaller dtype, or the device cpu"
         )
-    return hf if device == "auto" else hf.to(device)
 
 
 def _tokenizer(location: str, revision: str | None) -> PreTrainedTokenizerBase | None:

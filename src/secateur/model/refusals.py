@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import metadata_load
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from secateur.errors import CheckpointError, SecateurError, UnsupportedModelError
@@ -155,6 +157,33 @@ def _pickle(about: Description) -> str | None:
     if about.has("*.safetensors") or not (about.has("*.bin") or about.has("*.pt*")):
         return None
     return pickle_only(about.name)
+
+
+# --- by what was handed in, in memory ---------------------------------------------------------------------------------
+
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+def not_a_model(given: object) -> str | None:
+    """Why an object is no transformers model that can be pruned, and what would be right; None for one that may be."""
+    kinds = {cls.__name__ for cls in type(given).__mro__}
+    is_a = f"{type(given).__name__} is"
+    if given is None:
+        return f"no model was given (None); {_ACCEPTED}"
+    if hasattr(given, "_orig_mod") or getattr(given, "_compiled_call_impl", None) is not None:
+        return "this model is compiled, and what is compiled cannot shrink; prune it first (`_orig_mod`), then compile"
+    if "PeftModel" in kinds or "BaseTuner" in kinds or getattr(given, "_hf_peft_config_loaded", False):
+        return "this model carries a PEFT adapter; merge it (merge_and_unload), then prune what that returns"
+    if isinstance(given, _WRAPPERS):
+        return f"{is_a} a wrapper; give the model inside, its `module`"
+    if isinstance(given, (PreTrainedConfig, PreTrainedTokenizerBase, Mapping)):
+        return f"{is_a} no model, only what belongs to one; {_ACCEPTED}"
+    if not isinstance(given, PreTrainedModel):
+        return f"{is_a} no transformers model; {_ACCEPTED}"
+    return None
+
+
+_ACCEPTED = "give a folder, a hub id, `demo`, what `secateur.load` returns, or a model of AutoModelForCausalLM"
 
 
 # --- asked -----------------------------------------------------------------------------------------------------------

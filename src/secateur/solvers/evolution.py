@@ -179,7 +179,7 @@ class WindowLosses:
 
     Args:
         tokens: of the calibration. Windows where nothing counts are left out.
-        asked: the numbers of tokens that the calls will ask for.
+        asked: the numbers of tokens that the calls will ask for, by the option that says so.
 
     Raises:
         InvalidOptionError: one is more than there are, or less than the two that a prediction takes.
@@ -193,13 +193,13 @@ class WindowLosses:
         key: str,
         windows: Windows,
         criterion: Criterion,
-        asked: Sequence[int],
+        asked: Mapping[str, Sequence[int]],
     ) -> None:
         self._sweeper, self._tokens, self._run = sweeper, tokens, sweeper.run
         self._key, self._windows, self._criterion = key, windows, criterion
         self._known: dict[tuple[Variant, Window], float] = {}
         self._dense: dict[Window, Tensor] = {}  # (length, hidden)
-        self._pools = {count: self._pool(count) for count in asked}
+        self._pools = {count: self._pool(count, *option) for option in asked.items() for count in option[1]}
 
     def __call__(self, variants: Sequence[Variant], tokens: int, generation: int, step: int) -> list[float]:
         windows = self._take(tokens, generation, step)
@@ -229,19 +229,21 @@ class WindowLosses:
             pool = [pool[place] for place in torch.randperm(len(pool), generator=rng).tolist()]
         return list(zip(pool, lengths, strict=False))
 
-    def _pool(self, tokens: int) -> tuple[list[int], list[int]]:
-        """The samples to choose from, and the lengths of those to take."""
+    def _pool(self, tokens: int, option: str, asked: Sequence[int]) -> tuple[list[int], list[int]]:
+        """The samples to choose from, and the lengths of those to take; the option and all that it asks for are for
+        messages."""
         weights, length = self._tokens.weights, self._tokens.length
         if tokens < 2:
-            raise InvalidOptionError(f"a selection needs at least 2 tokens, not {tokens}")
+            raise InvalidOptionError(f"{option}: a selection needs at least 2 tokens, not {tokens}")
         whole, rest = divmod(tokens, length)
         lengths = [length] * whole + [rest] * (rest >= 2)  # a single token predicts nothing
         counting = weights[:, 1 : length if whole else rest].any(dim=1)
         pool = [sample for sample, counts in enumerate(counting.tolist()) if counts]
-        if tokens > len(pool) * length:
+        if tokens > (most := len(pool) * length):
+            enough = ",".join(str(min(each, most)) for each in asked)
             raise InvalidOptionError(
-                f"a selection on {tokens} tokens, of the {len(pool) * length} that there are in {len(pool)} windows "
-                f"of {length} where tokens count; ask for fewer, or calibrate on more"
+                f"{option} asks for {tokens} tokens, and the calibration has {most} where tokens count, in {len(pool)} "
+                f"windows of {length}; {option}={enough} would do, or {math.ceil(tokens / length)} windows"
             )
         return pool, lengths
 

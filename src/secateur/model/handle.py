@@ -258,15 +258,15 @@ def _adopt(hf: PreTrainedModel, family: Family) -> None:
     """Make a stock model an instance of secateur's subclass."""
     own = classes(hf.config.model_type.removeprefix(PREFIX))
     config_class, model_class = own["AutoConfig"], own["AutoModelForCausalLM"]
-    kind, stock = type(hf), model_class.__mro__[2]
-    if kind is model_class:
+    name, stock = type(hf).__name__, model_class.__mro__[2]
+    if type(hf) is model_class:
         return
-    if kind.__name__ == model_class.__name__:  # its `Removed` is not ours
-        raise UnsupportedModelError(f"this {kind.__name__} was made by the code in its checkpoint; load it with secateur")
-    if kind is not stock:
+    if name == model_class.__name__:  # its `Removed` is not ours
+        raise UnsupportedModelError(f"this {name} was made by the code in its checkpoint; load it with secateur")
+    if type(hf) is not stock:
         raise UnsupportedModelError(
-            f"{kind.__name__} is not {stock.__name__}, the stock class with a language-modelling head, which is pruned; "
-            "load the model by AutoModelForCausalLM"
+            f"{name} is not {stock.__name__}, the stock class with a language-modelling head, which is pruned; load the "
+            "model by AutoModelForCausalLM"
         )
     config = copy.deepcopy(hf.config)
     config.__class__ = config_class

@@ -265,8 +265,8 @@ def _adopt(hf: PreTrainedModel, family: Family) -> None:
         raise UnsupportedModelError(f"this {name} was made by the code in its checkpoint; load it with secateur")
     if type(hf) is not stock:
         raise UnsupportedModelError(
-            f"{name} is not {stock.__name__}, the stock class with a language-modelling head, which is pruned; load the "
-            "model by AutoModelForCausalLM"
+            f"{name} is not {stock.__name__}, the stock class with a language-modelling head, which is pruned; load "
+            "the model by AutoModelForCausalLM"
         )
     config = copy.deepcopy(hf.config)
     config.__class__ = config_class

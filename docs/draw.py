@@ -108,7 +108,7 @@ def ratios(mean: float = 0.5, number: int = 30) -> "Drawn":
     """Figure 4: what each block loses, of the same in all."""
     figure, (axis,) = new_figure(1, WIDE)
     for shape, colour in SHAPES.items():
-        axis.plot(shares([1.0] * number, mean * number, shape, highest=0.99), label=shape, color=colour)
+        axis.plot(shares([1.0] * number, mean * number, shape), label=shape, color=colour)
     axis.set(xlabel="block", ylabel="share removed", ylim=(0, 1))
     figure.legend(frameon=False, ncols=5, loc="outside lower center")
     yield "slimgpt-ratios", figure

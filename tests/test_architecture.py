@@ -27,6 +27,7 @@ LAYERS: tuple[set[str], ...] = (
     {"engine"},
     {"solvers"},
     {"methods"},
+    {"account"},
     {"export"},
     {"card"},
     {"judge", "output"},

@@ -236,6 +236,9 @@ def test_a_dry_run_only_tells(family: str, tmp_path: Path) -> None:
     assert told.code == 0, told.err
     as_json = call(*words, "--json").json
     assert f"{as_json['parameters']['before']:,} -> {as_json['parameters']['after']:,} parameters" in told.out
+    sparsity = as_json["sparsity"]
+    assert f"asked for 40.00% of the blocks' parameters, got {sparsity['achieved']['blocks']:.2%}" in told.out
+    assert sparsity.get("reason", "got") in told.out.replace("\n", " ")
     words = ("3 x 16 tokens", "peak memory", "disk", f"{as_json['forwards']:.1f} full-length forwards")
     assert [word for word in words if word not in told.out] == []
     assert {"peak_memory_bytes", "disk_bytes", "seconds"} <= set(as_json)

@@ -58,9 +58,8 @@ def a_neuron_per_block_or_attention(layout: Layout) -> float:
     return rows / 2 + max(attentions) - min(attentions)  # which attention goes is not planned
 
 
-def a_group_and_a_neuron_per_block(layout: Layout) -> float:
-    groups = max(block.kv_group for block in layout.blocks.values())  # where no FFN takes what is left
-    return groups + float(sum(block.neuron for block in layout.blocks.values()))
+def a_neuron(layout: Layout) -> float:
+    return max(block.neuron for block in layout.blocks.values())
 
 
 def a_block(layout: Layout) -> float:
@@ -98,7 +97,7 @@ SETTINGS: dict[str, Setting] = {
         {"survivors": "2,1,1"}, {"survivors": "1,2"}, {"survivors": "7,1"}, {"survivors": ""}, {"survivors": "2;1"},
         {"survivors": "2,0"}, {"survivors": "-2,1"}, {"survivors": "4,4", "initial": 3},
     ), spread=1.2),  # how often a parent survives cannot be foretold
-    "slimgpt": Setting(a_group_and_a_neuron_per_block, {"rounding": "carry"},
+    "slimgpt": Setting(a_neuron, {"rounding": "carry"},
                        ({"ratio": "uniform", "head_error": "exact", "compensate": False, "rounding": "carry"},),
                        ({"group": 0}, {"damping": -0.1}, {"damping": math.inf}, {"first_ratio": 2.0})),
     "slicegpt": Setting(two_directions, {"multiple": 1},

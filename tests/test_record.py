@@ -16,6 +16,7 @@ from msgspec import structs
 
 import secateur
 from secateur import Budget, Model, Tokens, load, prune, save
+from secateur.account import account
 from secateur.assets.demo import DEMO_TEXT
 from secateur.card import card
 from secateur.errors import CheckpointError
@@ -45,7 +46,9 @@ def recorded(
     job, before = job_of(model, tokens), model.layout()
     for edit in edits:
         apply(model, edit)
-    pruning = Pruning("2ssp", dict(job.plan.options), Budget(0.25), list(edits), before, model.layout())
+    options, budget, after = dict(job.plan.options), Budget(0.25), model.layout()
+    sparsity = account(get_method("2ssp"), options, budget, edits, before, after)
+    pruning = Pruning("2ssp", options, budget, list(edits), before, after, sparsity)
     cost = Cost(seconds=1.0, forwards=2, forwards_asked=3.5)
     return make_record(job, pruning, cost, notes or {}, arguments or {})
 
@@ -239,7 +242,7 @@ def test_a_record_without_one_of_its_parts_is_damaged(tmp_path: Path) -> None:
     entries = json.loads(dump(record))
     (tmp_path / RECORD).write_text(json.dumps(entries))
     assert read_record(tmp_path) == record
-    may_lack = {"parents", "block_tokens", "head_tokens"}
+    may_lack = {"parents", "block_tokens", "head_tokens", "reason"}
     open_parts = {"model", "options", "calibration", "arguments", "environment", "notes", "edits"}
     within_open = {("model", "family"), ("edits", 0, "edit")}
     for way in places(entries):

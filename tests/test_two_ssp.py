@@ -195,7 +195,7 @@ def test_a_refusal_states_what_can_be_reached(
         (LLAMA_3_8B, Budget(0.864), {"alpha": 0.5}, "reaches 0.001 to 0.861 or 0.866 to 0.867"),
         # half of the parameters are in the blocks
         (arithmetic(4, 8, 32, 4, 4, 2, other=4 * 1040), Budget(0.6, of="model"), {"attentions": 0},
-         "reaches 0.0185 to 0.363"),
+         "reaches 0.019 to 0.363"),
         (NO_FFNS, Budget(0.5), {}, "reaches nothing"),
     ],
 )  # fmt: skip

@@ -98,7 +98,9 @@ def _name(model: Facts) -> str:
 def _removed(pruning: Record, method: Method | None) -> str:
     share = pruning.achieved
     by = f"[{method.name}]({method.paper}): {method.summary}" if method else f"{pruning.method}."
-    return f"{share.blocks:.1%} of the blocks' parameters ({share.model:.1%} of all) were removed by\n{by}\n"
+    removed = f"{share.blocks:.1%} of the blocks' parameters ({share.model:.1%} of all) were removed by\n{by}\n"
+    sparsity = pruning.sparsity
+    return removed + (f"It was {sparsity.sentence}.\n" if sparsity and sparsity.reason else "")
 
 
 def _earlier(chain: Sequence[Record]) -> str:

@@ -15,12 +15,13 @@ from secateur.engine.blocks import BlockInputs, head_logits, run_block
 from secateur.errors import SecateurError
 from secateur.hf import quiet_transformers
 from secateur.methods import methods
-from secateur.model.budget import Budget, shares
+from secateur.model.budget import Budget
 from secateur.model.configuration import PER_BLOCK_LISTS
 from secateur.model.handle import Model
 from secateur.model.load import Source, check_device
 from secateur.model.modeling_secateur import plain_config, shapes_from
 from secateur.pruning import Plan, Request, plan
+from secateur.record import Sparsity
 
 _PROBE_HEAD_TOKENS = 128
 
@@ -73,14 +74,14 @@ class Forecast:
     """What a pruning will take and leave.
 
     Attributes:
-        parameters: `before` and `after`; removed: the shares of both conventions.
+        parameters: `before` and `after`; sparsity: asked, got and why.
         peak_memory_bytes: weights, hidden states, statistics and results, beyond Python and torch.
     """
 
     model: str
     method: str
     parameters: Mapping[str, int]
-    removed: Mapping[str, float]
+    sparsity: Sparsity
     peak_memory_bytes: int
     disk_bytes: int
     seconds: float
@@ -106,7 +107,7 @@ def forecast(request: Request, source: Source) -> Forecast:
         model=source.name,
         method=planned.method.name,
         parameters={"before": before.parameters, "after": after.parameters},
-        removed=shares(before, after),
+        sparsity=planned.sparsity,
         peak_memory_bytes=int(before.parameters * item + planned.held_bytes),
         disk_bytes=after.parameters * item,
         seconds=speed.seconds(planned.meter.block_tokens, planned.meter.head_tokens),

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from secateur.account import account
 from secateur.engine.tokens import Count, Tokens, TokenSource, check_tokens, read_tokens, ready
 from secateur.errors import CheckpointError, InvalidOptionError
 from secateur.export import tier
@@ -28,7 +29,7 @@ from secateur.folders import claimed, require_space
 from secateur.judge.judging import Judge, Judging
 from secateur.judge.perplexity import before_and_after, perplexity
 from secateur.methods import Method, Options, get_method
-from secateur.model.budget import Budget, Convention, shares
+from secateur.model.budget import Budget, Convention
 from secateur.model.facts import environment, origin, sizes
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
@@ -38,7 +39,6 @@ from secateur.record import (
     FORMAT,
     Cost,
     Record,
-    Shares,
     Sparsity,
     public_arguments,
     public_facts,
@@ -133,6 +133,7 @@ class Plan:
         meter: the work, in tokens.
         held_bytes: held at the peak beside the weights: hidden states, statistics, results.
         before, after: the layouts; the second is approximate where the method decides on the way.
+        sparsity: asked, got and why, as far as `after` goes.
     """
 
     request: Request
@@ -143,6 +144,7 @@ class Plan:
     held_bytes: float
     before: Layout
     after: Layout
+    sparsity: Sparsity
 
     @property
     def method(self) -> Method:
@@ -176,7 +178,7 @@ def plan(request: Request, model: Model, *, device: str | None = None) -> Plan:
     rehearsed = run_method(hollow, method, tokens, budget, run, filters=request.filters, **options)
     return Plan(
         request=request, options=options, samples=samples, length=length, meter=run.meter, held_bytes=run.peak_bytes,
-        before=rehearsed.before, after=rehearsed.after,
+        before=rehearsed.before, after=rehearsed.after, sparsity=rehearsed.sparsity,
     )  # fmt: skip
 
 
@@ -187,6 +189,7 @@ class Pruning:
     Attributes:
         edits: in order, with block numbers of the model as loaded; of tensors the names only (see `edits.named`).
         before, after: the layouts.
+        sparsity: asked, got and why.
     """
 
     method: str
@@ -195,6 +198,7 @@ class Pruning:
     edits: list[Edit] = field(repr=False)
     before: Layout = field(repr=False)
     after: Layout = field(repr=False)
+    sparsity: Sparsity = field(repr=False)
 
 
 def run_method(
@@ -231,7 +235,8 @@ def run_method(
     after = model.layout()
     if after != predicted:
         raise CheckpointError("the pruned model's layout is not the one that its edits predict; please report this")
-    return Pruning(method.name, complete, budget, edits, before, after)
+    sparsity = account(method, complete, budget, edits, before, after)
+    return Pruning(method.name, complete, budget, edits, before, after, sparsity)
 
 
 def _check_filters(filters: Sequence[Filter]) -> None:
@@ -406,7 +411,7 @@ def make_record(
     job: Job, pruning: Pruning, cost: Cost, notes: Mapping[str, Any], arguments: Mapping[str, Any]
 ) -> Record:
     """Describe what a finished run did to the job's model."""
-    model, budget, filters = job.model, pruning.budget, job.plan.request.filters
+    model, filters = job.model, job.plan.request.filters
     return Record(
         secateur=__version__,
         format=FORMAT,
@@ -416,12 +421,7 @@ def make_record(
         options=dict(pruning.options),
         filters={filtering.name: dict(filtering.options) for filtering in filters} or None,
         seed=job.plan.request.seed,
-        sparsity=Sparsity(
-            asked=budget.sparsity,
-            of=budget.of,
-            round_to=budget.round_to,
-            achieved=Shares(**shares(pruning.before, pruning.after)),
-        ),
+        sparsity=pruning.sparsity,
         tier=tier(model),
         model=origin(model, job.model_fingerprint),
         calibration={**public_facts(job.tokens.source), "fingerprint": job.tokens.fingerprint()},

@@ -47,13 +47,30 @@ class Shares(Struct, kw_only=True):
     model: float
 
 
-class Sparsity(Struct, kw_only=True):
-    """What was asked for, as `Budget` has it, and what came of it."""
+class Sparsity(Struct, kw_only=True, omit_defaults=True):
+    """What was asked for, as `Budget` has it, and what came of it.
+
+    Attributes:
+        reason: why the two differ, where they do by more than is printed.
+    """
 
     asked: float
     of: str
     round_to: int
     achieved: Shares
+    reason: str | None = None
+
+    @property
+    def got(self) -> float:
+        """The achieved share, of what was asked for."""
+        return self.achieved.model if self.of == "model" else self.achieved.blocks
+
+    @property
+    def sentence(self) -> str:
+        """Asked, got, why."""
+        whole = "all parameters" if self.of == "model" else "the blocks' parameters"
+        why = f": {self.reason}" if self.reason else ""
+        return f"asked for {self.asked:.2%} of {whole}, got {self.got:.2%}{why}"
 
 
 class Cost(Struct, kw_only=True, omit_defaults=True):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from msgspec import to_builtins
 from rich.markup import escape
 from rich.table import Table
 
@@ -162,24 +163,26 @@ def _show(record: Record, folder: Path) -> None:
     for text in record.perplexity or ():
         row(f"perplexity, {Path(text.text).name}", text.before, text.after, ".2f")
     achieved, cost = record.achieved, record.cost
+    asked = f"{record.sparsity.sentence}\n" if record.sparsity else ""
     out.print(table)
     for remark in record.remarks:
         say(remark)
     say(
         f"{record.method}: {achieved.blocks:.2%} of the blocks' parameters removed ({achieved.model:.2%} of all) in "
-        f"{cost.seconds:.0f} s, {_forwards(cost.forwards or 0, cost.forwards_asked or 0)}\n"
+        f"{cost.seconds:.0f} s, {_forwards(cost.forwards or 0, cost.forwards_asked or 0)}\n{asked}"
         f"written to {folder} (tier {record.tier})"
     )
 
 
 def _show_forecast(foretold: Forecast, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(asdict(foretold)))
+        print(json.dumps(asdict(foretold), default=to_builtins))
         return
     parameters = foretold.parameters
     say(
         f"{foretold.method} on {foretold.model}, {foretold.samples} x {foretold.length} tokens: "
         f"{parameters['before']:,} -> {parameters['after']:,} parameters\n"
+        f"{foretold.sparsity.sentence}\n"
         f"peak memory {foretold.peak_memory_bytes / 1e9:.2f} GB beyond Python and torch, "
         f"disk {foretold.disk_bytes / 1e9:.2f} GB\n"
         f"{_forwards(foretold.forwards, foretold.forwards_asked)}, "

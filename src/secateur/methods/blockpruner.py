@@ -8,7 +8,7 @@ from secateur.engine.sweep import Part, sweeper_of
 from secateur.engine.tokens import Tokens
 from secateur.errors import InfeasibleBudgetError
 from secateur.methods.registry import method
-from secateur.model.budget import Budget, takes
+from secateur.model.budget import Budget, inside, takes
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.run import Run
@@ -77,13 +77,10 @@ def _check_reach(layout: Layout, budget: Budget, alternate: bool) -> None:
         largest = sum(max((s for u, s in sizes.items() if u.kind == kind), default=0) for kind in ("attention", "mlp"))
     total, target = sum(sizes.values()), budget.target(layout)
     if not largest / 2 <= target < total - largest / 2:
-        reach = "nothing"
-        if 0 < largest < total:
-            scale = budget.sparsity / target  # a parameter, in the budget's convention
-            reach = f"{largest * scale:.4g} to {(total - largest) * scale:.4g}"
+        scale = budget.sparsity / target if target else 0.0  # a parameter, in the budget's convention
         raise InfeasibleBudgetError(
-            f"{budget.sparsity:.4g} of the parameters of the {budget.of} would be none or all of the "
-            f"{len(sizes)} attention modules and MLPs; {reach} can be reached"
+            f"{budget.sparsity:.4g} of the parameters of the {budget.of} would be none or all of the {len(sizes)} "
+            f"attention modules and MLPs; {inside(largest / 2 * scale, (total - largest / 2) * scale)} can be reached"
         )
 
 

@@ -13,7 +13,7 @@ from secateur.engine.sweep import Kind, Part, Variant, sweeper_of
 from secateur.engine.tokens import Tokens
 from secateur.errors import InfeasibleBudgetError, InvalidOptionError
 from secateur.methods.registry import method
-from secateur.model.budget import Budget
+from secateur.model.budget import Budget, reachable
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.run import Run
@@ -99,11 +99,16 @@ def search_space(layout: Layout, budget: Budget, units: Units) -> Space:
         "attention": tuple(Part(number, "attention") for number, block in layout.blocks.items() if block.attention),
         "mlp": tuple(Part(number, "mlp") for number, block in layout.blocks.items() if block.mlp),
     }
-    gone = {kind: math.floor(budget.block_share(layout) * len(each) + 0.5) for kind, each in parts.items()}
-    if not 0 < sum(gone.values()) < sum(len(each) for each in parts.values()):
+
+    def counts(budget: Budget) -> dict[Kind, int] | None:
+        gone = {kind: math.floor(budget.block_share(layout) * len(each) + 0.5) for kind, each in parts.items()}
+        return gone if 0 < sum(gone.values()) < sum(map(len, parts.values())) and budget.whole_blocks(layout) else None
+
+    if (gone := counts(budget)) is None:
         raise InfeasibleBudgetError(
             f"{budget.sparsity:.4g} of the parameters of the {budget.of} would be none or all of the modules there "
-            f"are, {len(parts['attention'])} attention modules and {len(parts['mlp'])} MLPs"
+            f"are, {len(parts['attention'])} attention modules and {len(parts['mlp'])} MLPs; "
+            f"{reachable(counts, budget)} can be reached"
         )
     return Space(parts, gone)
 

@@ -20,6 +20,21 @@ Prune = Callable[..., Iterator[Edit]]  # (model, tokens, budget, run, *, options
 
 
 @dataclass(frozen=True)
+class Amount:
+    """How a method comes to how much goes.
+
+    Attributes:
+        uniform: all blocks lose alike, so that a step is one unit of every block.
+        step: the option that says how many units go at a time; None if they go one by one.
+        decides: options that, all given, decide instead of the sparsity.
+    """
+
+    uniform: bool = False
+    step: str | None = None
+    decides: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Method:
     """A registered method.
 
@@ -30,6 +45,7 @@ class Method:
         needs: what it runs, in full-length forwards; L blocks, S calibration windows.
         shared: how the keys of those steps begin whose results do not depend on the budget, so that a run at one
             sparsity may take them over from a run at another; None if there are none.
+        amount: what is to know of how much goes, for the reason why a target is not met.
     """
 
     name: str
@@ -42,6 +58,7 @@ class Method:
     edits: tuple[type[Edit], ...]
     needs: str = ""
     shared: str | None = None
+    amount: Amount = Amount()
 
     @property
     def summary(self) -> str:
@@ -96,6 +113,7 @@ def method(
     edits: tuple[type[Edit], ...],
     needs: str = "",
     shared: str | None = None,
+    amount: Amount = Amount(),
 ) -> Callable[[Prune], Prune]:
     """Register a generator of edits as a method. Its docstring's "Args" document its options.
 
@@ -118,7 +136,7 @@ def method(
         if missing := [option for option in keyword_only if option not in documented(prune.__doc__)]:
             raise ValueError(f"method '{name}': its docstring's \"Args\" lack {', '.join(missing)}")
         citation = bibtex if bibtex.startswith("@") else _cited(bibtex)
-        _METHODS[name] = Method(name, prune, paper, unit, samples, length, citation, edits, needs, shared)
+        _METHODS[name] = Method(name, prune, paper, unit, samples, length, citation, edits, needs, shared, amount)
         return prune
 
     return register

@@ -12,8 +12,8 @@ from torch import Tensor
 from secateur.engine.tokens import Tokens
 from secateur.engine.walk import Tap, Visit, walk
 from secateur.errors import InfeasibleBudgetError, InvalidOptionError
-from secateur.methods.registry import method
-from secateur.model.budget import Budget
+from secateur.methods.registry import Amount, method
+from secateur.model.budget import COARSE, Budget, inside
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.run import Run
@@ -21,7 +21,6 @@ from secateur.solvers.pca import basis_bytes, principal_basis
 from secateur.surgery.edits import CentreEmbedding, Edit, FoldNorms, Rebase, UntieHead
 
 _TINY = 1e-6  # keeps a state of zeros finite
-_ROUNDING = 0.25  # of the target: widths so coarse that they miss it by more are refused
 
 Signal = Literal["stream", "norm"]
 
@@ -51,7 +50,7 @@ def plan(layout: Layout, budget: Budget, *, dimension: int | None, multiple: int
 
     Raises:
         InvalidOptionError: a width that the model does not have.
-        InfeasibleBudgetError: no multiple removes as much, or none comes within a quarter of the target.
+        InfeasibleBudgetError: no multiple removes as much, or the least that one removes is off by more than a quarter.
     """
     widest = max(layout.stream_width(site) for site in _sites(layout, slice_head))
 
@@ -77,10 +76,11 @@ def plan(layout: Layout, budget: Budget, *, dimension: int | None, multiple: int
         low, high = (middle, high) if share(middle * multiple) >= budget.sparsity else (low, middle - 1)
     near = [width for width in (low * multiple, (low + 1) * multiple) if width < widest]
     best = min(near, key=lambda width: abs(share(width) - budget.sparsity))
-    missed = abs(share(best) - budget.sparsity) > _ROUNDING * budget.sparsity
-    if missed or budget.sparsity > share(multiple):
+    missed = abs(share(best) - budget.sparsity) > COARSE * budget.sparsity
+    is_least = len(near) == 1 or share(near[1]) <= 0
+    if (missed and is_least) or budget.sparsity > share(multiple):
         reached = [each for i in range(1, (widest - 1) // multiple + 1) if (each := share(i * multiple)) > 0]
-        said = f"{min(reached):.4g} to {max(reached):.4g}, in steps" if reached else "nothing"
+        said = f"{inside(min(reached), max(reached))}, in steps" if reached else "nothing"
         raise InfeasibleBudgetError(
             f"slicegpt cannot remove {budget.sparsity:.4g} of the parameters of the {budget.of}; with these options it "
             f"reaches {said} of {multiple} of {widest} hidden directions (skip matrices cost some of what is gained)"
@@ -131,6 +131,7 @@ def principal(visit: Visit, tap: Tap, dimension: int, *, hidden: int, signal: Si
     length=2048,
     bibtex="ashkboos2024slicegpt",
     edits=(Rebase, FoldNorms, UntieHead, CentreEmbedding),
+    amount=Amount(uniform=True, step="multiple", decides=("dimension",)),
 )
 def slicegpt(
     model: Model,
@@ -159,8 +160,6 @@ def slicegpt(
     untied = unties(layout, untie=untie, mean_centre=mean_centre)
     width = plan(layout, budget, dimension=dimension, multiple=multiple, slice_head=slice_head, untie=untied)
     sites = sites_to_slice(layout, width, slice_head=slice_head)
-    if dimension is not None:
-        run.note("dimension", f"The width of {dimension} was asked for, which decides; the sparsity asked does not.")
     run.log("slicegpt: %d of %d sites are sliced to %d directions", len(sites), len(layout.sites), width)
     if untied:
         yield UntieHead()

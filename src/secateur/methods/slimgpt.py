@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,20 +13,19 @@ import torch
 from secateur.engine.tokens import Tokens
 from secateur.engine.walk import Tap, Visit, walk
 from secateur.errors import InfeasibleBudgetError, InvalidOptionError
-from secateur.methods.registry import method
-from secateur.model.budget import Budget
+from secateur.methods.registry import Amount, method
+from secateur.model.budget import Budget, inside
 from secateur.model.handle import Model
 from secateur.model.layout import BlockLayout, Layout
 from secateur.run import Run
 from secateur.solvers.obs import GroupError, group_sizes, prune_bytes, prune_groups
-from secateur.solvers.ratios import Shape, ratios
+from secateur.solvers.ratios import Shape, ratios, solved
 from secateur.surgery.edits import Edit, KeepHeads, KeepNeurons, keep
 
 Rounding = Literal["auto", "paper", "carry"]
 Precision = Literal["float32", "float64"]
 
-_HIGHEST = 0.99  # of what a block can lose: something stays
-_ROUNDING = 0.25  # of the target: plans so coarse that they miss it by more are refused
+_EPS = 1e-9  # of a head: what floats add to whole numbers
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class BlockPlan:
     """What one block loses.
 
     Attributes:
-        ratio: the share asked of what it can lose.
+        ratio: the share asked of its heads and neurons.
         kv_groups: KV heads that go, with their query heads.
         neurons: FFN neurons that go.
     """
@@ -42,6 +41,48 @@ class BlockPlan:
     ratio: float
     kv_groups: int
     neurons: int
+
+
+@dataclass(frozen=True)
+class _Supply:
+    """What a block has to lose; `group`, `neuron` and the properties count parameters.
+
+    Attributes:
+        groups: KV heads, 0 if there is only one, which stays.
+        narrowest: the FFN's width at the least.
+        carries: whether the rounding of its heads goes on to the next block.
+    """
+
+    group: int
+    groups: int
+    neuron: int
+    width: int
+    narrowest: int
+    carries: bool
+
+    @classmethod
+    def of(cls, block: BlockLayout, round_to: int, rounding: Rounding) -> _Supply:
+        shape = block.shape
+        return cls(
+            block.kv_group, shape.kv_heads if shape.kv_heads > 1 else 0, block.neuron, shape.width,
+            min(shape.width, round_to),
+            rounding == "carry" or (rounding == "auto" and shape.kv_heads < shape.query_heads),
+        )  # fmt: skip
+
+    @property
+    def size(self) -> int:
+        """All of it, of which equation 6 takes shares."""
+        return self.groups * self.group + self.width * self.neuron
+
+    @property
+    def spare(self) -> int:
+        """The neurons that can go."""
+        return (self.width - self.narrowest) * self.neuron
+
+    @property
+    def most(self) -> int:
+        """What can go."""
+        return max(self.groups - 1, 0) * self.group + self.spare
 
 
 def plan(
@@ -53,79 +94,112 @@ def plan(
     last_ratio: float | None = None,
     rounding: Rounding = "auto",
 ) -> dict[int, BlockPlan]:
-    """Each block's share by equation 6, and the whole heads and neurons that come to it.
+    """Each block's share by equation 6, and the whole heads and neurons that come to it: the target to a neuron.
 
-    With as many KV heads as query heads the paper's rule applies as it stands ("paper"): the same ratio of a block's
-    heads and of its neurons. The paper leaves grouped queries open. There a unit is a large part of a block (a third of
-    the demo model's attention), so that rounding each block alone would miss the schedule: the rounding error of the
-    heads is carried from block to block, and the FFN takes the rest of its block's share ("carry"). "auto" takes
-    "paper" where no query heads are grouped. At least one KV head and one neuron stay.
+    One KV head and one step of neurons stay in each block; what equation 6 wants beyond is asked of the other blocks.
+    The heads are their share rounded ("paper"), and the FFN takes the rest of its block's share; its own rounding goes
+    on to the next block. The paper leaves grouped queries open: there a unit is a large part of a block (a third of the
+    demo model's attention), and "carry" hands the heads' rounding on to the next block too. "auto" takes "paper" where
+    no query heads are grouped. Given both ends of the schedule, they decide, not the target, and "paper" takes the same
+    ratio of the neurons as of the heads.
 
     Raises:
-        InfeasibleBudgetError, InvalidOptionError: as `ratios`.
+        InfeasibleBudgetError: with the reachable range.
+        InvalidOptionError: as `ratios`.
     """
-    can_lose = {number: _heads(block) + _neurons(block) for number, block in layout.blocks.items()}
-    if not any(can_lose.values()):
-        raise InfeasibleBudgetError("slimgpt finds neither heads nor FFN neurons in this model")
-    target = budget.block_share(layout) * layout.block_parameters
-    with_parts = {number: size for number, size in can_lose.items() if size}
-    shares = dict(
-        zip(
-            with_parts,
-            ratios(list(with_parts.values()), target, ratio, first=first_ratio, last=last_ratio, highest=_HIGHEST),
-            strict=True,
-        )
-    )
-    plans: dict[int, BlockPlan] = {}
-    owed_heads = owed = 0.0  # KV heads, and parameters, that earlier blocks were rounded down by
-    for number, share in shares.items():
-        block = layout.blocks[number]
-        shape = block.shape
-        carry = rounding == "carry" or (rounding == "auto" and shape.kv_heads < shape.query_heads)
-        wanted_heads = (share * shape.kv_heads if _heads(block) else 0) + (owed_heads if carry else 0)
-        most = shape.kv_heads - 1  # one stays, and heads alone do not exceed the block's share
-        if carry and block.kv_group:
-            most = min(most, int(share * can_lose[number] / block.kv_group))
-        heads = max(0, min(_half_up(wanted_heads), most))
-        owed_heads = wanted_heads - heads
-        wanted_neurons = share * shape.width
-        if carry and block.neuron:
-            wanted_neurons = (share * can_lose[number] + owed - heads * block.kv_group) / block.neuron
-        width = budget.width(shape.width - wanted_neurons, shape.width) if shape.width else 0
-        neurons = shape.width - max(width, 1) if shape.width else 0
-        owed += share * can_lose[number] - heads * block.kv_group - neurons * block.neuron
-        plans[number] = BlockPlan(share, heads, neurons)
-    if first_ratio is None or last_ratio is None:
-        _check_met(layout, budget, plans)
-    return plans
+    every = {number: _Supply.of(block, budget.round_to, rounding) for number, block in layout.blocks.items()}
+    supplies = {number: supply for number, supply in every.items() if supply.size}
+    if not any(supply.most for supply in supplies.values()):
+        raise InfeasibleBudgetError("slimgpt reaches nothing: no block has two KV heads, or FFN neurons to spare")
+    target, decided = budget.target(layout), first_ratio is not None and last_ratio is not None
 
+    def shares(target: float, first: float | None = first_ratio, last: float | None = last_ratio) -> dict[int, float]:
+        sizes, most = [s.size for s in supplies.values()], [s.most / s.size for s in supplies.values()]
+        return dict(zip(supplies, ratios(sizes, target, ratio, first=first, last=last, most=most), strict=True))
 
-def _check_met(layout: Layout, budget: Budget, plans: dict[int, BlockPlan]) -> None:
-    """Refuse a plan whose heads and neurons are too coarse for the target."""
-    blocks, target = layout.blocks, budget.target(layout)
-    lost = sum(each.kv_groups * blocks[n].kv_group + each.neurons * blocks[n].neuron for n, each in plans.items())
-    if abs(lost - target) > _ROUNDING * target:
-        units = [size for block in blocks.values() for size in (block.kv_group, block.neuron) if size]
-        can_lose = sum(_heads(block) + _neurons(block) for block in blocks.values())
-        scale = budget.sparsity / target
+    asked = shares(target)
+    heads = _whole_heads(supplies, asked)
+    if not decided:
+        _settle(supplies, asked, heads, target)
+    wanted = {
+        n: share * s.width * s.neuron if decided and not s.carries else share * s.size - heads[n] * s.group
+        for (n, share), s in zip(asked.items(), supplies.values(), strict=True)
+    }
+    if not decided:
+        wanted = _spread(supplies, wanted, target - sum(heads[n] * s.group for n, s in supplies.items()))
+    neurons = _whole_neurons(supplies, wanted, budget)
+
+    lost = sum(heads[n] * s.group + neurons[n] * s.neuron for n, s in supplies.items())
+    missed = max(abs(total - target) for total in (lost, sum(r * supplies[n].size for n, r in asked.items())))
+    unit = max(s.neuron * budget.round_to if s.spare else s.group for s in supplies.values() if s.most)
+    if not lost or (not decided and missed > unit):
+        scale, whole = budget.sparsity / target, sum(s.size for s in supplies.values())
+        ends = [[sum(r * supplies[n].size for n, r in shares(t, *given).items()) * scale for t in (0, whole)]
+                for given in ((), (None, None))]  # fmt: skip
+        reach, freely = (inside(max(low, unit * scale), high) for low, high in ends)
+        instead = f"; without first_ratio and last_ratio {freely}" if reach != freely else ""
         raise InfeasibleBudgetError(
-            f"{budget.sparsity:.4g} of the parameters of the {budget.of} cannot be met by whole heads and neurons; "
-            f"with these options it comes to {lost * scale:.4g}. The method's reach is {min(units) * scale:.4g} to "
-            f"{_HIGHEST * can_lose * scale:.4g}"
+            f"slimgpt cannot remove {budget.sparsity:.4g} of the parameters of the {budget.of}; with these options it "
+            f"reaches {reach}{instead}"
         )
+    return {n: BlockPlan(share, heads[n], neurons[n]) for n, share in asked.items()}
 
 
-def _heads(block: BlockLayout) -> int:
-    """Parameters of the heads, where there is more than one KV group: one must stay."""
-    return block.shape.kv_heads * block.kv_group if block.shape.kv_heads > 1 else 0
+def _whole_heads(supplies: Mapping[int, _Supply], asked: Mapping[int, float]) -> dict[int, int]:
+    """Each block's KV heads: not more than its share has room for, nor fewer than its FFN can make up for."""
+    heads, owed = dict.fromkeys(asked, 0), 0.0
+    for number, share in asked.items():
+        supply = supplies[number]
+        if supply.groups:
+            wanted, loses = share * supply.groups + owed * supply.carries, share * supply.size
+            room = math.floor(loses / supply.group + _EPS)
+            need = math.ceil((loses - supply.spare) / supply.group - _EPS)
+            rounded = max(min(room, need), min(math.floor(wanted + 0.5), max(room, need)))
+            heads[number] = max(0, min(rounded, supply.groups - 1))
+            owed = wanted - heads[number]
+    return heads
 
 
-def _neurons(block: BlockLayout) -> int:
-    return block.shape.width * block.neuron
+def _settle(supplies: Mapping[int, _Supply], asked: Mapping[int, float], heads: dict[int, int], target: float) -> None:
+    """Where the FFNs are too small to make up for the rounding of the heads, let more heads go, or fewer."""
+    spare = sum(supply.spare for supply in supplies.values())
+    rest = target - sum(heads[n] * supply.group for n, supply in supplies.items())  # what the FFNs are to lose
+
+    def beyond(rest: float) -> float:
+        return max(-rest, rest - spare, 0)
+
+    while beyond(rest) > 0:
+        step = 1 if rest > 0 else -1
+        able = [n for n, supply in supplies.items() if 0 <= heads[n] + step < supply.groups]
+        owing = [step * (asked[n] * supplies[n].size - heads[n] * supplies[n].group) for n in able]
+        if not able or beyond(rest - step * supplies[n := able[owing.index(max(owing))]].group) >= beyond(rest):
+            return
+        heads[n] += step
+        rest -= step * supplies[n].group
 
 
-def _half_up(x: float) -> int:
-    return math.floor(x + 0.5)
+def _spread(supplies: Mapping[int, _Supply], wanted: Mapping[int, float], total: float) -> dict[int, float]:
+    """What each FFN loses, `total` together: as wanted, but what some cannot lose is a like share of the others."""
+
+    def filled(more: float) -> dict[int, float]:
+        return {n: min(max(w + more * supplies[n].spare, 0.0), supplies[n].spare) for n, w in wanted.items()}
+
+    if abs(sum(filled(0).values()) - total) < 0.5:  # of a parameter
+        return filled(0)
+    bound = 1 + max(map(abs, wanted.values())) / min((s.spare for s in supplies.values() if s.spare), default=1)
+    return filled(solved(lambda more: sum(filled(more).values()), total, -bound, bound))
+
+
+def _whole_neurons(supplies: Mapping[int, _Supply], wanted: Mapping[int, float], budget: Budget) -> dict[int, int]:
+    """Each FFN's neurons; what one is rounded by goes on to the next."""
+    neurons, owed = {}, 0.0
+    for number, parameters in wanted.items():
+        supply = supplies[number]
+        owed += parameters
+        width = budget.width(supply.width - owed / supply.neuron, supply.width) if supply.width else 0
+        neurons[number] = supply.width - max(width, supply.narrowest)
+        owed -= neurons[number] * supply.neuron
+    return neurons
 
 
 def _check(group: str | int, damping: float) -> None:
@@ -144,6 +218,7 @@ def _check(group: str | int, damping: float) -> None:
     bibtex="ling2024slimgpt",
     edits=(KeepHeads, KeepNeurons),
     needs="up to three forwards of every window without the LM head, and the solves",
+    amount=Amount(decides=("first_ratio", "last_ratio")),
 )
 def slimgpt(
     model: Model,
@@ -176,8 +251,6 @@ def slimgpt(
     """
     _check(group, damping)
     plans = plan(model.layout(), budget, ratio=ratio, first_ratio=first_ratio, last_ratio=last_ratio, rounding=rounding)
-    if first_ratio is not None and last_ratio is not None:
-        run.note("ratios", "The first and last block's ratios were asked for, which decide; the sparsity does not.")
     dtype = getattr(torch, precision)
     solve = functools.partial(_solve, run, dtype, error=head_error, damping=damping, compensate=compensate)
     for visit in walk(model, tokens, order="blocks", run=run, label="slimgpt"):

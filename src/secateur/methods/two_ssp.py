@@ -14,16 +14,14 @@ from secateur.engine.sweep import Part, sweeper_of
 from secateur.engine.tokens import Tokens
 from secateur.engine.walk import Order, walk
 from secateur.errors import InfeasibleBudgetError, InvalidOptionError, NumericalError
-from secateur.methods.registry import method
-from secateur.model.budget import Budget, reachable
+from secateur.methods.registry import Amount, method
+from secateur.model.budget import COARSE, Budget, reachable
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.run import Run
 from secateur.solvers.criterion import Criterion, dense_metric
 from secateur.solvers.greedy import greedy_removal
 from secateur.surgery.edits import DropAttention, Edit, KeepNeurons, keep
-
-_ROUNDING = 0.25  # of the target: widths so coarse that they miss it by more are refused
 
 Norm = Literal["l2", "l1"]
 
@@ -57,26 +55,23 @@ def balance(layout: Layout, budget: Budget, *, alpha: float = 1.5, attentions: i
             rounded so coarsely that the target is missed by more than a quarter of it.
         InvalidOptionError: alpha not positive, or more attention modules asked than there are.
     """
-    share = budget.block_share(layout)
     modules = sum(block.attention > 0 for block in layout.blocks.values())
     if not alpha > 0:
         raise InvalidOptionError(f"alpha must be positive, not {alpha}")
     if attentions is not None and not 0 <= attentions <= modules:
         raise InvalidOptionError(f"{attentions} attention modules asked; the model has {modules}")
-    balanced = _balance(layout, budget, share, alpha, attentions)
+    balanced = _balance(layout, budget, alpha, attentions)
     if balanced is None:
-        scale = budget.sparsity / share
-        ranges = reachable(lambda other: _balance(layout, budget, other, alpha, attentions), share)
-        reach = " or ".join(f"{low * scale:.4g} to {high * scale:.4g}" for low, high in ranges)
         raise InfeasibleBudgetError(
-            f"2ssp cannot remove {budget.sparsity:.4g} of the parameters of the {budget.of}; with these "
-            f"options it reaches {reach or 'nothing'}"
+            f"2ssp cannot remove {budget.sparsity:.4g} of the parameters of the {budget.of}; with these options it "
+            f"reaches {reachable(lambda other: _balance(layout, other, alpha, attentions), budget)}"
         )
     return balanced
 
 
-def _balance(layout: Layout, budget: Budget, share: float, alpha: float, attentions: int | None) -> Balance | None:
-    """For a share of the blocks' parameters; None where it is out of reach: equation 5's number jumps."""
+def _balance(layout: Layout, budget: Budget, alpha: float, attentions: int | None) -> Balance | None:
+    """None where the budget is out of reach: equation 5's number jumps."""
+    share = budget.block_share(layout)
     count = attention_count(layout, share, alpha) if attentions is None else attentions
     blocks = {number: block for number, block in layout.blocks.items() if block.mlp}
     sizes = [block.attention + block.attention_norms for block in layout.blocks.values() if block.attention]
@@ -86,7 +81,7 @@ def _balance(layout: Layout, budget: Budget, share: float, alpha: float, attenti
     rate = left / sum(block.shape.width * block.neuron for block in blocks.values())
     widths = {n: budget.width(block.shape.width * (1 - rate), block.shape.width) for n, block in blocks.items()}
     taken = sum((block.shape.width - widths[n]) * block.neuron for n, block in blocks.items())
-    missed = abs(taken - left) > _ROUNDING * share * layout.block_parameters
+    missed = abs(taken - left) > COARSE * share * layout.block_parameters
     return None if missed or min(widths.values()) == 0 else Balance(count, widths)
 
 
@@ -134,6 +129,7 @@ def top_neurons(scores: Tensor, count: int) -> tuple[int, ...]:
     edits=(KeepNeurons, DropAttention),
     needs="S forwards for the scores; then N rounds (equation 5) of one forward per attention module there is",
     shared="scores",
+    amount=Amount(uniform=True),
 )
 def two_ssp(
     model: Model,
@@ -174,7 +170,14 @@ def two_ssp(
     for number, width in widths.items():
         yield KeepNeurons(number, top_neurons(scores[str(number)], width))
 
-    candidates = [Part(number, "attention") for number, b in model.layout().blocks.items() if b.attention]
-    for part, loss in greedy_removal(sweeper, search, candidates, count, metric=metric, key="2ssp stage 2"):
+    sizes = {
+        Part(number, "attention"): b.attention + b.attention_norms
+        for number, b in model.layout().blocks.items()
+        if b.attention
+    }
+    equal = None if attentions is not None else sizes  # a number that was asked for is a number
+    for part, loss in greedy_removal(
+        sweeper, search, list(sizes), count, metric=metric, key="2ssp stage 2", sizes=equal
+    ):
         run.log("2ssp: without the attention of block %d: %s %.6f nats", part.block, criterion, loss)
         yield DropAttention(part.block)

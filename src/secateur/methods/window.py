@@ -12,7 +12,7 @@ from secateur.engine.tokens import Tokens
 from secateur.engine.walk import Order
 from secateur.errors import InfeasibleBudgetError
 from secateur.methods.registry import method
-from secateur.model.budget import Budget, leading
+from secateur.model.budget import Budget, leading, reachable
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.run import Run
@@ -35,6 +35,16 @@ def window_lengths(layout: Layout, budget: Budget) -> dict[int, int]:
         InfeasibleBudgetError: no window, or only the whole model, would do.
     """
     budget.whole_blocks(layout)
+    if not (lengths := _lengths(layout, budget)):
+        reach = reachable(lambda other: other.whole_blocks(layout) and _lengths(layout, other), budget)
+        raise InfeasibleBudgetError(
+            f"the blocks' sizes differ so much that no window comes near {budget.sparsity:.4g} of the parameters of "
+            f"the {budget.of}; {reach} can be reached"
+        )
+    return lengths
+
+
+def _lengths(layout: Layout, budget: Budget) -> dict[int, int]:
     sizes, target = [block.parameters for block in layout.blocks.values()], budget.target(layout)
     lengths = {}
     for start in range(len(sizes)):
@@ -42,10 +52,6 @@ def window_lengths(layout: Layout, budget: Budget) -> dict[int, int]:
         ends_short = start + n == len(sizes) and sum(sizes[start:]) + max(sizes) / 2 <= target
         if 0 < n < len(sizes) and not ends_short:
             lengths[start] = n
-    if not lengths:
-        raise InfeasibleBudgetError(
-            f"the blocks' sizes differ so much that no window comes near {budget.sparsity:.4g} of the {budget.of}"
-        )
     return lengths
 
 

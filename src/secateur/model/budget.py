@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context
 from typing import Literal, get_args
 
 from secateur.errors import InfeasibleBudgetError, InvalidOptionError
 from secateur.model.layout import Layout
 
 Convention = Literal["blocks", "model"]
+
+COARSE = 0.25  # of the target: widths that come so far from it are refused
 
 
 @dataclass(frozen=True)
@@ -101,16 +104,31 @@ def shares(before: Layout, after: Layout) -> dict[str, float]:
     }
 
 
-def reachable(feasible: Callable[[float], object], share: float) -> list[tuple[float, float]]:
-    """The shares for which something is feasible, to a thousandth: the ranges (low, high) next below and next above
-    `share`."""
-    good = {i for i in range(1, 1000) if feasible(i / 1000)}
+def reachable(feasible: Callable[[Budget], object], budget: Budget) -> str:
+    """For which sparsities something is feasible, to a thousandth: the ranges next below and next above the budget's,
+    in words."""
+
+    def reached(sparsity: float) -> bool:
+        try:
+            return bool(feasible(replace(budget, sparsity=sparsity)))
+        except InfeasibleBudgetError:
+            return False
+
+    good = {i for i in range(1, 1000) if reached(i / 1000)}
     ranges = []
-    for near, step in ((max((i for i in good if i < 1000 * share), default=None), -1),
-                       (min((i for i in good if i > 1000 * share), default=None), 1)):  # fmt: skip
+    for near, step in ((max((i for i in good if i < 1000 * budget.sparsity), default=None), -1),
+                       (min((i for i in good if i > 1000 * budget.sparsity), default=None), 1)):  # fmt: skip
         if near is not None:
             end = near
             while end + step in good:
                 end += step
-            ranges.append((min(near, end) / 1000, max(near, end) / 1000))
-    return ranges
+            ranges.append(f"{min(near, end) / 1000:.4g} to {max(near, end) / 1000:.4g}")
+    return " or ".join(ranges) or "nothing"
+
+
+def inside(low: float, high: float) -> str:
+    """A range in words, in four digits that lie within it; "nothing" where it is empty."""
+    if low >= high:
+        return f"{low:.4g}" if low == high > 0 else "nothing"
+    ends = zip((low * (1 + 1e-9), high * (1 - 1e-9)), (ROUND_CEILING, ROUND_FLOOR), strict=True)
+    return " to ".join(f"{Context(prec=4, rounding=way).create_decimal_from_float(end):f}" for end, way in ends)

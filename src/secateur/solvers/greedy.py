@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from secateur.engine.loss import Metric
 from secateur.engine.sweep import Part, Sweeper
 from secateur.engine.tokens import Tokens
 from secateur.errors import NumericalError
+from secateur.model.budget import takes
 
 
 def best_removal(
@@ -45,15 +46,29 @@ def best_removal(
 
 
 def greedy_removal(
-    sweeper: Sweeper, tokens: Tokens, candidates: Sequence[Part], count: int, *, metric: Metric, key: str
+    sweeper: Sweeper,
+    tokens: Tokens,
+    candidates: Sequence[Part],
+    count: int,
+    *,
+    metric: Metric,
+    key: str,
+    sizes: Mapping[Part, int] | None = None,
 ) -> Iterator[tuple[Part, float]]:
     """Yield `count` parts, each the best single removal from the model as it is by then, and the loss without it.
 
     The caller makes each removal real before it resumes.
+
+    Args:
+        sizes: the parameters of the parts: as many go as come nearest to those of `count` average ones.
     """
-    remaining = list(candidates)
-    for place in range(count):
+    remaining, sizes = list(candidates), sizes or dict.fromkeys(candidates, 1)
+    target, removed, place = count * sum(sizes.values()) / max(1, len(sizes)), 0, 0
+    while remaining and takes(target, removed, min(sizes[part] for part in remaining)):
         label = f"{key} {place + 1}/{count}"
         part, loss = best_removal(sweeper, tokens, remaining, metric=metric, key=f"{key}/{place}", label=label)
+        if not takes(target, removed, sizes[part]):
+            return
         remaining.remove(part)
+        removed, place = removed + sizes[part], place + 1
         yield part, loss

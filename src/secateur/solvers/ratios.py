@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
-from secateur.errors import InfeasibleBudgetError, InvalidOptionError
+from secateur.errors import InvalidOptionError
 
 Shape = Literal["log", "linear", "uniform", "log-decrease", "linear-decrease"]
 
@@ -31,48 +31,55 @@ def ratios(
     *,
     first: float | None = None,
     last: float | None = None,
-    highest: float = 1.0,
+    most: Sequence[float] | None = None,
 ) -> list[float]:
-    """The share that each block loses of what it can lose, so that all together lose `target`.
+    """The share that each block loses, so that all together lose `target`, or what comes nearest to it.
 
-    r_i = low + (high - low) * curve_i. Of `low` and `high` at the ends, one not given is solved from the target,
-    so that all shapes are compared at equal parameters; if neither is, low is a quarter of the mean, or more where high
-    would exceed `highest`.
+    r_i = low + (high - low) * curve_i, but no more than the block's `most`. Of `low` and `high` at the ends, one not
+    given is solved from the target, so that all shapes are compared at equal parameters and what one block cannot
+    lose is asked of the others; if neither is, low is a quarter of the mean, or more where high would exceed `most`.
 
     Args:
-        sizes: parameters that each block can lose.
+        sizes: parameters of which the shares are taken, by block.
         target: parameters to lose.
         first, last: the ratios of the first and the last block; given both, they decide, not the target.
+        most: the share that each block can lose; all of it if None.
 
     Raises:
-        InfeasibleBudgetError: a ratio would lie outside [0, highest].
         InvalidOptionError: an endpoint given to the uniform shape, or outside [0, 1].
     """
     if any(end is not None and not 0 <= end <= 1 for end in (first, last)):
         raise InvalidOptionError(f"the ratios of the first and last block lie between 0 and 1, not {first} and {last}")
     if shape == "uniform" and (first is not None or last is not None):
         raise InvalidOptionError("a uniform ratio has no first and last: leave them out")
-    weights = curve(shape, len(sizes))
+    weights, limits = curve(shape, len(sizes)), list(most or [1.0] * len(sizes))
     low, high = (last, first) if shape.endswith("decrease") else (first, last)
-    share = sum(size * weight for size, weight in zip(sizes, weights, strict=True)) / sum(sizes)
-    mean = target / sum(sizes)
-    if share == 0:
-        low, high = mean, mean
-    elif low is None and high is None:
-        low = _FIRST * mean
-        high = low + (mean - low) / share
-        if high > highest:
-            high = highest
-            low = (mean - share * high) / (1 - share)
-    elif high is None:
-        assert low is not None  # narrows the type
-        high = low + (mean - low) / share
+    top, start = max(limits), _FIRST * target / sum(sizes)
+
+    def shares(low: float, high: float) -> list[float]:
+        return [min(low + (high - low) * w, limit) for w, limit in zip(weights, limits, strict=True)]
+
+    def lost(low: float, high: float) -> float:
+        return sum(size * share for size, share in zip(sizes, shares(low, high), strict=True))
+
+    least = 0.0  # that the end which is solved for may be
+    if low is None and high is None:
+        low, high, least = (start, None, start) if lost(start, top) > target else (None, top, min(start, top))
+    if high is None:
+        known = low or 0.0
+        high = solved(lambda x: lost(known, x), target, least, top)
     elif low is None:
-        low = (mean - share * high) / (1 - share)
-    shares = [low + (high - low) * weight for weight in weights]
-    if min(shares) < 0 or max(shares) > highest:
-        raise InfeasibleBudgetError(
-            f"to lose {mean:.4g} of what the blocks can lose, each block would have to lose {min(shares):.4g} to "
-            f"{max(shares):.4g} of it; 0 to {highest:.4g} is possible. Ask for less, or for other endpoints"
-        )
-    return shares
+        known = high
+        low = solved(lambda x: lost(x, known), target, least, top)
+    return shares(low or 0.0, high)
+
+
+def solved(rising: Callable[[float], float], value: float, low: float, high: float) -> float:
+    """Where a function that never falls has this value between `low` and `high`, or the end that comes nearest."""
+    if rising(low) >= value:
+        return low
+    if rising(high) <= value:
+        return high
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (middle, high) if rising(middle) <= value else (low, middle)
+    return low

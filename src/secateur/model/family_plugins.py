@@ -82,7 +82,7 @@ def accept_row(config: Mapping[str, Any], name: str) -> None:
     if ROW not in config or not kind.startswith(PREFIX):
         return
     try:
-        row = _checked(config[ROW])
+        row = checked_row(config[ROW])
     except ValueError as error:
         raise CheckpointError(f"{name}: the family that its config.json describes is none: {error}") from error
     if kind != PREFIX + row.model_type:
@@ -110,7 +110,7 @@ def _register_plugin(entry: EntryPoint) -> None:
 # --- what a row may have ---------------------------------------------------------------------------------------------
 
 
-def _checked(row: Any) -> Family:
+def checked_row(row: Any) -> Family:
     """A row from plain data that somebody else wrote.
 
     Raises:
@@ -175,7 +175,7 @@ _FORM: dict[str, tuple[Callable[[Any], bool], str]] = {
         ("qkv_layout", _matches("separate|blocks|per_head"), "'separate', 'blocks' or 'per_head'"),
         ("counts", _COUNTS, "attributes with 'query_heads', 'kv_heads' or 'query_rows'"),
         ("head_dim cache width query_heads kv_heads multiplier", _NAME, "the name of an attribute"),
-        ("fused_mlp_in free_head_dim", _is(bool), "true or false"),
+        ("fused_mlp_in free_head_dim needs_bos", _is(bool), "true or false"),
         ("default_width", _is(int), "a whole number"),
         ("requires", _pairs(_NAME, _is(bool, int, float, str, type(None))), "settings with their values"),
         ("cannot", _pairs(_NAME, _is(str)), "names of edits with reasons"),

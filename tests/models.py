@@ -217,15 +217,23 @@ CHAT_TEMPLATE = (
 )
 
 
-def tiny_tokenizer(*, chat: bool = True) -> PreTrainedTokenizerFast:
-    """One token per character, with offsets and (unless `chat` is off) a chat template; fits the tiny vocabulary."""
-    vocabulary = {token: number for number, token in enumerate([*SPECIAL, *CHARACTERS])}
+BOS = "<bos>"
+
+
+def tiny_tokenizer(*, chat: bool = True, bos: bool = False) -> PreTrainedTokenizerFast:
+    """One token per character, with offsets and (unless `chat` is off) a chat template; fits the tiny vocabulary.
+
+    Args:
+        bos: it has a begin-of-sequence token, which it puts nowhere by itself.
+    """
+    vocabulary = {token: number for number, token in enumerate([*SPECIAL, *CHARACTERS, *([BOS] if bos else [])])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
     core.decoder = decoders.Fuse()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core, unk_token="<unk>", pad_token="<pad>",
         additional_special_tokens=["<|im_start|>", "<|im_end|>"], clean_up_tokenization_spaces=False,
+        **({"bos_token": BOS} if bos else {}),
     )  # fmt: skip
     if chat:
         tokenizer.chat_template = CHAT_TEMPLATE

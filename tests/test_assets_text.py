@@ -143,7 +143,7 @@ def test_wrong_parquet_is_refused(tmp_path: Path, rows: list[Any], says: str, mo
         ("a.jsonl", b'{"messages": ["hello"]}\n', r"line 1.*object.*messages\[0\]"),
         ("a.jsonl", b'{"messages": [{"role": "user", "content": null}]}\n', "line 1.*null.*content"),
         ("a.parquet", b"not parquet", "Parquet"),
-        ("a.doc", b"text\nhello\n", r"'\.doc'.*\.txt.*\.parquet"),
+        ("a.doc", b"text\nhello\n", r"unknown kind.*\.txt.*\.parquet"),
     ],
 )
 def test_a_file_that_will_not_do_is_named_with_its_line(tmp_path: Path, name: str, content: bytes, says: str) -> None:

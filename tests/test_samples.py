@@ -19,6 +19,7 @@ from secateur.errors import DataError, InvalidOptionError
 from secateur.judge.generation import GREEDY, REFERENCE, REFERENCE_PROMPTS, distinct, generate, generation
 from secateur.judge.results import Generation
 from secateur.model.handle import Model
+from secateur.model.modeling_secateur import FAMILIES
 from secateur.run import Run
 from secateur.surgery.edits import DropAttention
 
@@ -27,13 +28,14 @@ BEAMS = replace(REFERENCE, max_length=20)
 
 
 def speaking(model: Model) -> Model:
-    model.tokenizer = tiny_tokenizer()
+    model.tokenizer = tiny_tokenizer(bos=model.family.needs_bos)
     return model
 
 
 def ids_of(model: Model, prompt: str) -> list[int]:
     assert model.tokenizer is not None
-    return list(model.tokenizer(prompt)["input_ids"])
+    begin = [model.tokenizer.bos_token_id] if model.family.needs_bos else []
+    return begin + list(model.tokenizer(prompt)["input_ids"])
 
 
 def by_hand(model: Model, prompt: str, new_tokens: int, *, no_repeat: bool = False) -> list[int]:
@@ -81,7 +83,7 @@ def test_the_reference_is_as_published() -> None:
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_beams_are_transformers_own(family: str) -> None:
     """As the reference calls it: the text's whole length is limited, and the tokenizer's token ends it."""
-    model = speaking(lopsided(tiny(family, vocab_size=len(tiny_tokenizer()))))
+    model = speaking(lopsided(tiny(family, vocab_size=len(tiny_tokenizer(bos=FAMILIES[family].needs_bos)))))
     tokenizer: Any = model.tokenizer
     prompt = "ab ab ab"
     end = by_hand(model, prompt, 9)[5]  # a token that is likely

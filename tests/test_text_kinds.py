@@ -247,9 +247,16 @@ def test_a_list_and_a_data_set_are_read_as_their_file(tmp_path: Path) -> None:
     )
     with pytest.raises(DataError, match="columns: title"):
         read(datasets.Dataset.from_dict({"title": ["x"]}))
-    for several in (datasets.DatasetDict({"train": split}), split.to_iterable_dataset()):
-        with pytest.raises(InvalidOptionError, match=type(several).__name__):
-            read(several)
+    split.save_to_disk(str(tmp_path / "saved"))
+    assert_alike(listed, read(tmp_path / "saved"))
+    several = datasets.DatasetDict({"train": split})
+    several.save_to_disk(str(tmp_path / "several"))
+    assert read(str(tmp_path / "several" / "train"), text_field="body").text == "\n\n".join(DOCUMENTS * 2)
+    with pytest.raises(DataError, match=r"splits train; give one, as .*several/train"):
+        read(tmp_path / "several")
+    for wrong in (several, split.to_iterable_dataset()):
+        with pytest.raises(InvalidOptionError, match=type(wrong).__name__):
+            read(wrong)
 
 
 def assert_alike(one: Text, other: Text) -> None:

@@ -63,7 +63,7 @@ def test_another_seed_draws_from_the_same_windows_without_replacement() -> None:
     assert sorted(windows(tokenize(plain(CORPUS), TOKENIZER, length=10, seed=3))) == sorted(every)
     assert tokenize(plain(CORPUS), TOKENIZER, length=10, samples=6, seed=2).source == {
         "source": "file", "name": "corpus", "samples": 6, "length": 10, "seed": 2, "count": "all",
-        "windows_available": 10,
+        "bos": False, "windows_available": 10,
     }  # fmt: skip
 
 

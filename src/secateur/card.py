@@ -126,7 +126,9 @@ def _table(pruning: Record) -> str:
     if after.stream_width != before.stream_width:
         rows.append(("hidden width", f"{before.stream_width}", f"{after.stream_width}"))
     for text in pruning.perplexity or ():
-        label = f"perplexity, {text.text}, {text.samples} x {text.length}"
+        label = (
+            f"perplexity, {text.text}, {text.samples} x {text.length}{', with begin-of-sequence' if text.bos else ''}"
+        )
         rows.append((label, f"{text.before:.2f}", f"{text.after:.2f}"))
     return "\n".join(["| | before | after |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)])
 
@@ -135,6 +137,7 @@ def _calibration(pruning: Record) -> str:
     used = pruning.calibration or {}
     licence = f" (licence of the text: {used['licence']})" if "licence" in used else ""
     windows = f"{used.get('samples', '?')} windows of {used.get('length', '?')} tokens"
+    windows += ", each begun by the begin-of-sequence token" if used.get("bos") else ""
     name = public_name(used.get("name", "token ids as given"))
     return f"Calibration: {name}, {windows}, seed {pruning.seed}{licence}."
 

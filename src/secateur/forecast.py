@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from secateur.engine.blocks import BlockInputs, head_logits, run_block
+from secateur.engine.tokens import ready, wants_bos
 from secateur.errors import SecateurError
 from secateur.hf import quiet_transformers
 from secateur.methods import methods
@@ -74,6 +75,7 @@ class Forecast:
 
     Attributes:
         parameters: `before` and `after`; sparsity: asked, got and why.
+        bos: whether each window of the calibration will begin with the begin-of-sequence token.
         peak_memory_bytes: weights, hidden states, statistics and results, beyond Python and torch.
     """
 
@@ -88,6 +90,7 @@ class Forecast:
     forwards_asked: float
     samples: int
     length: int
+    bos: bool
 
 
 def forecast(request: Request, source: Source) -> Forecast:
@@ -110,6 +113,7 @@ def forecast(request: Request, source: Source) -> Forecast:
         peak_memory_bytes=int(before.parameters * item + planned.held_bytes),
         disk_bytes=after.parameters * item,
         seconds=speed.seconds(planned.meter.block_tokens, planned.meter.head_tokens),
+        bos=ready(request.calibration) is None and wants_bos(hollow.family, request.bos),
         **vars(Forwards.of(planned, hollow.head_cost)),
     )
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from secateur.account import account
-from secateur.engine.tokens import Count, Tokens, TokenSource, check_tokens, read_tokens, ready
+from secateur.engine.tokens import Bos, Count, Tokens, TokenSource, check_tokens, read_tokens, ready
 from secateur.errors import CheckpointError, InvalidOptionError
 from secateur.export import tier
 from secateur.folders import claimed, require_space
@@ -88,6 +88,8 @@ class Request:
         samples, length: calibration windows; the paper's if None.
         seed: 0 takes the text's first windows, as the papers do; others draw from all.
         count: "responses" counts only what the assistant says, in chat data.
+        bos: whether each window of a text begins with the begin-of-sequence token; "auto": if the model's family needs
+            it. Windows of ids are taken as they are.
         data: folder with the named texts, for machines without a hub; cache: where fetched ones lie.
         text_field: the column of rows that holds text or conversations, where it is none that is known.
     """
@@ -103,6 +105,7 @@ class Request:
     length: int | None = None
     seed: int = 0
     count: Count = "all"
+    bos: Bos = "auto"
     data: Path | None = None
     cache: Path | None = None
     text_field: str | None = None
@@ -341,8 +344,8 @@ def _calibration(planned: Plan, model: Model) -> Tokens:
     request, default = planned.request, "demo" if model.source.get("asked") == "demo" else "c4"
     return read_tokens(
         model, default if request.calibration is None else request.calibration, purpose="calibration",
-        length=planned.length, samples=planned.samples, seed=request.seed, count=request.count, data=request.data,
-        cache=request.cache, text_field=request.text_field,
+        length=planned.length, samples=planned.samples, seed=request.seed, count=request.count, bos=request.bos,
+        data=request.data, cache=request.cache, text_field=request.text_field,
     )  # fmt: skip
 
 

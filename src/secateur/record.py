@@ -93,13 +93,15 @@ class MeasuredPerplexity(Struct, kw_only=True, omit_defaults=True):
     samples: int
     length: int
     predictions: int | UnsetType = UNSET
+    bos: bool | UnsetType = UNSET
     fingerprint: str | UnsetType = UNSET
     before: float
     after: float
 
 
 class TrainingData(Struct, kw_only=True, omit_defaults=True):
-    """What a recovery was trained and measured on: numbers of rows, and of tokens of the rows trained on."""
+    """What a recovery was trained and measured on: numbers of rows, and of tokens of the rows trained on; whether each
+    row was begun by the begin-of-sequence token in any case."""
 
     name: str
     form: str
@@ -113,6 +115,7 @@ class TrainingData(Struct, kw_only=True, omit_defaults=True):
     held_out: int
     train_tokens: int
     counted_tokens: int
+    bos: bool = False
     licence: str | None
     licence_known_by: str | None
     fingerprint: str

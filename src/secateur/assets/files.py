@@ -20,6 +20,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from secateur.assets.corpus import Text, plain_text
+from secateur.assets.hub import dataset_rows, open_folder
 from secateur.assets.rows import FORM, table_columns, text_of_rows
 from secateur.errors import DataError, MissingExtraError
 
@@ -41,7 +42,9 @@ def kind_of(path: PurePath) -> str | None:
 
 
 def read_file(path: Path, name: str | None = None, *, field: str | None = None, training: bool = False) -> Text:
-    """Read a plain text file as it is, and any other by its rows, as `text_of_rows` does. A byte order mark is dropped.
+    """Read a plain text file as it is, and any other by its rows, as `text_of_rows` does; or a data set's folder.
+
+    A byte order mark is dropped.
 
     Args:
         field, training: of a file with rows; see `text_of_rows`.
@@ -51,9 +54,11 @@ def read_file(path: Path, name: str | None = None, *, field: str | None = None, 
         MissingExtraError: Parquet or zstd without pyarrow.
     """
     path = Path(os.path.expanduser(path)).absolute()
+    if os.path.isdir(path):
+        return _read_folder(path, name or str(path), field, training)
     kind = kind_of(path)
-    if kind is None and os.path.exists(path) and not os.path.isdir(path):
-        raise DataError(f"{path}: unknown kind of file '{path.suffix}'; known are {KNOWN}.")
+    if kind is None and os.path.exists(path):
+        raise DataError(f"{path}: unknown kind of file; known are {KNOWN}.")
     stored = _read_bytes(path)
     facts = {"source": "file", "path": str(path), "sha256": hashlib.sha256(stored).hexdigest()}
     name, content = name or str(path), _unpacked(stored, path)
@@ -68,9 +73,18 @@ def read_file(path: Path, name: str | None = None, *, field: str | None = None, 
     return text_of_rows(rows, name, facts, where=str(path), field=field, training=training)
 
 
+def _read_folder(path: Path, name: str, field: str | None, training: bool) -> Text:
+    """A data set, or one split of it, that `datasets` saved to disk."""
+    if not any((path / marker).is_file() for marker in ("state.json", "dataset_dict.json")):
+        raise DataError(f"{path} is a folder; give a file ({KNOWN}), or a folder that datasets.save_to_disk wrote.")
+    saved = open_folder(path)
+    if isinstance(saved, dict):
+        raise DataError(f"{path} has the splits {', '.join(saved)}; give one, as {path / next(iter(saved))}.")
+    _, rows, facts = dataset_rows(saved, field, str(path))
+    return text_of_rows(rows, name, {**facts, "path": str(path)}, where=str(path), field=field, training=training)
+
+
 def _read_bytes(path: Path) -> bytes:
-    if os.path.isdir(path):
-        raise DataError(f"{path} is a folder; give a file ({KNOWN}).")
     try:
         content = path.read_bytes()
     except FileNotFoundError:

@@ -51,17 +51,22 @@ def load_hub(known: KnownText, place: Place) -> tuple[list[str], str]:
         raise hub_error(known.repository, error, page=page, instead=_INSTEAD) from error
 
 
+def open_folder(path: Path) -> Any:
+    """The `Dataset` or `DatasetDict` that `save_to_disk` wrote. Raises DataError or MissingExtraError."""
+    datasets = _datasets(f"reading {path}")
+    try:
+        with _quiet(datasets):
+            return datasets.load_from_disk(str(path))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is not a data set written by datasets.save_to_disk: {error}") from error
+
+
 def load_folder(path: Path, splits: tuple[str, ...], documents: int | None) -> tuple[list[str], str | None]:
     """The first `documents` (None: all) of a folder that `save_to_disk` wrote, and their split if named.
 
     Of several splits, the first of `splits` that is there. Raises DataError or MissingExtraError.
     """
-    datasets = _datasets(f"reading {path}")
-    try:
-        with _quiet(datasets):
-            loaded = datasets.load_from_disk(str(path))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is not a data set written by datasets.save_to_disk: {error}") from error
+    loaded = open_folder(path)
     wanted = " or ".join(f"'{split}'" for split in splits)
     if isinstance(loaded, dict):  # a DatasetDict
         split = next((split for split in splits if split in loaded), None)
@@ -84,18 +89,20 @@ def is_dataset(source: object) -> bool:
     return datasets is not None and isinstance(source, datasets.Dataset)
 
 
-def dataset_rows(dataset: Any, field: str | None) -> tuple[str, Iterator[tuple[str, object]], dict[str, str]]:
+def dataset_rows(
+    dataset: Any, field: str | None, where: str = "the data set"
+) -> tuple[str, Iterator[tuple[str, object]], dict[str, str]]:
     """Of a `datasets.Dataset` its name, (where, row) of every row with the columns that are read, and what is known.
 
     Raises:
         DataError: no column holds text.
     """
-    columns = table_columns(dataset.column_names, "the data set", field)
+    columns = table_columns(dataset.column_names, where, field)
     facts = {"source": "dataset"} | ({"split": str(dataset.split)} if dataset.split is not None else {})
     rows = enumerate(dataset.with_format(None).select_columns(columns), start=1)
     # What was read from files goes by its reader's name.
     name = dataset.info.dataset_name if dataset.info.dataset_name != dataset.info.builder_name else "a data set"
-    return name, ((f"the data set, row {number}", row) for number, row in rows), facts
+    return name, ((f"{where}, row {number}", row) for number, row in rows), facts
 
 
 def _resolve(source: KnownText) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -32,6 +33,7 @@ def ablate(
     sparsities: Annotated[str, typer.Option(help=options.SPARSITIES)] = "0.5",
     seeds: Annotated[str, typer.Option(help="Repeats: 0 takes the text's first windows, any other a draw.")] = "0,1,2",
     of: options.OfShare = "blocks",
+    bos: Annotated[str, options.BOS] = "auto",
     option: options.MethodOption = None,
     calibration: options.CalibrationOptions,
     texts: options.TextOptions,
@@ -53,9 +55,9 @@ def ablate(
     ablation = Ablation(
         what=words(what), values=words(values), method=method, sparsities=words(sparsities), seeds=_seeds(seeds), of=of,  # type: ignore[arg-type]  # checked there
         options=parse_options(option or ()), calibration=calibration.calibration or text,
-        samples=calibration.samples, length=calibration.length, count=calibration.count,  # type: ignore[arg-type]  # checked there
+        samples=calibration.samples, length=calibration.length, count=calibration.count, bos=bos,  # type: ignore[arg-type]  # checked there
     )  # fmt: skip
-    job = grids.GridJob(model, source, tasks.applied(texts.applied(judging)), output.as_json)
+    job = grids.GridJob(model, source, replace(tasks.applied(texts.applied(judging)), bos=ablation.bos), output.as_json)
     job.show_estimates(ablation) if dry_run else job.run(ablation, out_dir)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -31,6 +32,7 @@ def compare(
     option: options.MethodOption = None,
     calibration: options.CalibrationOptions,
     seed: Annotated[int | None, options.SEED] = None,
+    bos: Annotated[str | None, options.BOS] = None,
     matched: Annotated[
         bool,
         typer.Option("--matched/--no-matched", help="Beside each block-wise method 2SSP at the size that it achieved."),
@@ -63,9 +65,10 @@ def compare(
     comparison = Comparison.from_preset(
         preset, methods=words(methods), sparsities=words(sparsities), of=of, round_to=round_to,
         options=parse_options(option or ()), calibration=calibration.calibration or text or None,
-        samples=calibration.samples, length=calibration.length, seed=seed, count=calibration.count, matched=matched,
-        base=base,
+        samples=calibration.samples, length=calibration.length, seed=seed, count=calibration.count, bos=bos,
+        matched=matched, base=base,
     )  # fmt: skip
     judging = running.applied(tasks.applied(texts.applied(judging)))
+    judging = replace(judging, bos=comparison.bos)
     job = grids.GridJob(model, source, judging, output.as_json)
     job.show_estimates(comparison) if dry_run else job.run(comparison, out_dir)

@@ -17,7 +17,7 @@ from rich.table import Table
 import secateur
 from secateur.cli.groups import grouped
 from secateur.cli.guard import EXIT_FAILED, note, out, say, start_logging
-from secateur.cli.options import ModelName, OutputOptions, RunningOptions, SourceOptions, TaskOptions
+from secateur.cli.options import BOS, ModelName, OutputOptions, RunningOptions, SourceOptions, TaskOptions
 from secateur.cli.progress import Bars
 from secateur.errors import CheckpointError, InvalidOptionError
 from secateur.judge.averages import STANDARD_ERRORS, at_chance
@@ -55,6 +55,7 @@ def evaluate(
     ] = None,
     length: Annotated[int, typer.Option(help="Tokens per window.")] = 2048,
     samples: Annotated[int | None, typer.Option(help="Only the first so many windows.")] = None,
+    bos: Annotated[str, BOS] = "auto",
     running: RunningOptions,
     tasks: TaskOptions,
     fail_if: Annotated[
@@ -74,7 +75,7 @@ def evaluate(
     from secateur.record import append_evaluation
 
     start_logging(output.log_level, output.log_file)
-    judging = Judging(texts=tuple(perplexity or ()), length=length, samples=samples)
+    judging = Judging(texts=tuple(perplexity or ()), length=length, samples=samples, bos=bos)  # type: ignore[arg-type]  # checked there
     judging = running.applied(tasks.applied(judging))
     if not (fidelity or judging.texts or judging.inference or judging.prompts or judging.tasks):
         raise InvalidOptionError(
@@ -220,7 +221,7 @@ def _inference(table: _Comparison, results: Sequence[Inference]) -> None:
 
 
 def _windows(result: Perplexity | Fidelity) -> str:
-    return f"{PurePath(str(result.text)).name}, {result.samples} x {result.length}"
+    return f"{PurePath(str(result.text)).name}, {result.samples} x {result.length}{', with bos' if result.bos else ''}"
 
 
 def _tasks(table: _Comparison, columns: Sequence[Judgement]) -> None:

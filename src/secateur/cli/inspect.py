@@ -45,6 +45,7 @@ def inspect(
         "parameters": layout.parameters,
         "block_parameters": layout.block_parameters,
         "hidden_size": hollow.hidden_size,
+        "needs_bos": hollow.family.needs_bos,
         "dtype": str(hollow.dtype).removeprefix("torch."),
         "blocks": [vars(shape) for shape in shapes],
     }
@@ -68,6 +69,7 @@ def inspect(
     say(
         f"{model}: {summary['family']}, {layout.parameters:,} parameters ({layout.block_parameters:,} in blocks), "
         f"hidden size {hollow.hidden_size}, {summary['dtype']}"
+        + (", texts begin with the begin-of-sequence token (--bos)" if summary["needs_bos"] else "")
     )
     out.print(_block_table(shapes, hollow.hidden_size))
     if verify:

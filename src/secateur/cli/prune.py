@@ -19,6 +19,7 @@ from rich.table import Table
 from secateur.cli.groups import grouped
 from secateur.cli.guard import note, out, say, start_logging
 from secateur.cli.options import (
+    BOS,
     SEED,
     CalibrationOptions,
     ModelName,
@@ -47,6 +48,7 @@ def _prune(
     of: OfShare = "blocks",
     round_to: RoundTo = 1,
     seed: Annotated[int, SEED] = 0,
+    bos: Annotated[str, BOS] = "auto",
     calibration: CalibrationOptions,
     perplexity_on: Annotated[
         list[str] | None,
@@ -73,14 +75,15 @@ def _prune(
     start_logging(output.log_level, output.log_file)
     request = Request(
         sparsity=sparsity, method=method, of=of, round_to=round_to, options=_method_options(method, options),  # type: ignore[arg-type]  # `of` is checked there
-        seed=seed, data=source.data, cache=source.cache_dir, text_field=source.text_field, **vars(calibration),
+        seed=seed, bos=bos, data=source.data, cache=source.cache_dir, text_field=source.text_field,  # type: ignore[arg-type]  # checked there
+        **vars(calibration),
     )  # fmt: skip
     if dry_run:
         _show_forecast(forecast(request, source.of(model)), output.as_json)
         return
     if out_dir is None:
         raise InvalidOptionError("--out DIR is missing: the folder to write (or ask for --dry-run)")
-    judging = Judging(texts=tuple(perplexity_on or ()), length=eval_length, samples=eval_samples)
+    judging = Judging(texts=tuple(perplexity_on or ()), length=eval_length, samples=eval_samples, bos=request.bos)
     outcome = prune_to(
         request, source.of(model), Output(out_dir, overwrite, max_shard_size), judging=judging, observer=Bars(),
         arguments={"command": sys.argv[1:]},
@@ -180,7 +183,8 @@ def _show_forecast(foretold: Forecast, as_json: bool) -> None:
         return
     parameters = foretold.parameters
     say(
-        f"{foretold.method} on {foretold.model}, {foretold.samples} x {foretold.length} tokens: "
+        f"{foretold.method} on {foretold.model}, {foretold.samples} x {foretold.length} tokens"
+        f"{', each window begun by the begin-of-sequence token' if foretold.bos else ''}: "
         f"{parameters['before']:,} -> {parameters['after']:,} parameters\n"
         f"{foretold.sparsity.sentence}\n"
         f"peak memory {foretold.peak_memory_bytes / 1e9:.2f} GB beyond Python and torch, "

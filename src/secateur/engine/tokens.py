@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -16,9 +15,11 @@ from secateur.assets import Purpose, Text, TextSource, read_text
 from secateur.engine.chat import render_chat
 from secateur.errors import DataError, InvalidOptionError
 from secateur.model.handle import Model, require_positions
+from secateur.model.modeling_secateur import Family
 from secateur.run import Run
 
 Count = Literal["all", "responses"]
+Bos = Literal["auto", "always", "never"]  # a begin-of-sequence token before each text; auto: if the family needs it
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,42 @@ def ready(source: object) -> Tokens | None:
     return replace(tokens, source={**_IDS, "samples": tokens.samples, "length": tokens.length})
 
 
+def wants_bos(family: Family, bos: Bos) -> bool:
+    """Whether a family's texts are begun by a begin-of-sequence token.
+
+    Raises:
+        InvalidOptionError: another word.
+    """
+    if bos not in get_args(Bos):
+        raise InvalidOptionError(f"bos is one of {', '.join(get_args(Bos))}, not {bos!r}")
+    return bos == "always" or (bos == "auto" and family.needs_bos)
+
+
+def bos_id_of(model: Model, bos: Bos) -> int | None:
+    """The token that a model's texts are begun by; None where they are not.
+
+    Raises:
+        InvalidOptionError: another word than `Bos` has.
+        DataError: it is wanted, and the tokenizer has none.
+    """
+    if not wants_bos(model.family, bos):
+        return None
+    said_by = model.hf.config if model.tokenizer is None else model.tokenizer
+    token: int | None = getattr(said_by, "bos_token_id", None)
+    if token is None:
+        why = f"{model.family.model_type} models need" if bos == "auto" else "bos 'always' asks for"
+        raise DataError(
+            f"{why} a begin-of-sequence token, and the tokenizer has none (bos_token): put the model's own tokenizer "
+            "beside its weights, or ask for bos 'never'"
+        )
+    return token
+
+
+def begun(ids: list[int], bos_id: int | None) -> list[int]:
+    """Ids that begin with `bos_id`, once; as they are if it is None."""
+    return ids if bos_id is None or ids[:1] == [bos_id] else [bos_id, *ids]
+
+
 def tokenize(
     text: Text,
     tokenizer: PreTrainedTokenizerBase,
@@ -122,14 +159,18 @@ def tokenize(
     samples: int | None = None,
     seed: int = 0,
     count: Count = "all",
+    bos_id: int | None = None,
 ) -> Tokens:
     """Cut a corpus into windows, as the papers do: one token stream without special tokens, consecutive windows.
 
     Args:
-        length: tokens per window.
+        length: tokens per window, `bos_id` included.
         samples: how many windows; all whole ones if None.
         seed: 0 takes the first windows in order; any other seed draws from all windows without replacement.
         count: "all" tokens weigh one; "responses": only what the assistant says, in chat data.
+        bos_id: begins each window, which is a sequence of its own. It is never predicted, and weighs one in statistics
+            as any first token does (nothing if only responses count). A window that begins with it by itself, as a
+            conversation may, gets no second one.
 
     Raises:
         DataError: fewer windows than asked, or nothing to count.
@@ -147,17 +188,25 @@ def tokenize(
         ids = _encode(text.text or "", tokenizer)
         weights = torch.ones(len(ids))
     facts = {**text.provenance, "name": text.name, "count": count}
-    tokens = _windows(ids, weights, facts, length=length, samples=samples, seed=seed)
+    tokens = _windows(
+        ids, weights, facts, length=length, samples=samples, seed=seed, bos_id=bos_id, bos_weight=float(count == "all")
+    )
     if not tokens.weights[:, 1:].any():
         raise DataError(f"the windows taken from '{text.name}' have no token of a response; take more or longer ones")
     return tokens
 
 
 def _windows(
-    ids: Tensor, weights: Tensor, facts: Mapping[str, Any], *, length: int, samples: int | None, seed: int
-) -> Tokens:
-    """A stream of tokens (tokens,) cut into windows, as `tokenize` says."""
-    windows = len(ids) // length
+    ids: Tensor, weights: Tensor, facts: Mapping[str, Any], *, length: int, samples: int | None, seed: int,
+    bos_id: int | None, bos_weight: float = 1.0,
+) -> Tokens:  # fmt: skip
+    """A stream of tokens (tokens,) cut into windows, as `tokenize` says.
+
+    Args:
+        bos_weight: of a `bos_id` that is put before a window.
+    """
+    rows, row_weights = _cut(ids, weights, length, bos_id, bos_weight)
+    windows = len(rows)
     if windows < (samples or 1):
         raise DataError(
             f"'{facts['name']}' has {len(ids)} tokens, that is {windows} windows of {length}; {samples or 1} are "
@@ -167,9 +216,29 @@ def _windows(
     if seed:
         order = torch.randperm(windows, generator=Run(seed).rng("windows"))
     order = order[:samples]
-    source = {**facts, "samples": len(order), "length": length, "seed": seed, "windows_available": windows}
-    cut = ids[: windows * length].view(windows, length), weights[: windows * length].view(windows, length)
-    return Tokens.of(cut[0][order], cut[1][order], source)
+    drawn = {"samples": len(order), "length": length, "seed": seed, "windows_available": windows}
+    return Tokens.of(rows[order], row_weights[order], {**facts, **drawn, "bos": bos_id is not None})
+
+
+def _cut(ids: Tensor, weights: Tensor, length: int, bos_id: int | None, bos_weight: float) -> tuple[Tensor, Tensor]:
+    """Consecutive whole windows of a stream, ids and weights (windows, length)."""
+    if bos_id is None:
+        whole = len(ids) // length * length
+        return ids[:whole].view(-1, length), weights[:whole].view(-1, length)
+    put = ids.new_tensor([bos_id]), weights.new_tensor([bos_weight])
+    windows: list[tuple[Tensor, Tensor]] = []
+    start = 0
+    while start < len(ids):
+        begins = bool(ids[start] == bos_id)
+        end = start + length - (not begins)
+        if end > len(ids):
+            break
+        cut = ids[start:end], weights[start:end]
+        windows.append(cut if begins else (torch.cat([put[0], cut[0]]), torch.cat([put[1], cut[1]])))
+        start = end
+    if not windows:
+        return ids.new_empty(0, length), weights.new_empty(0, length)
+    return torch.stack([row for row, _ in windows]), torch.stack([row for _, row in windows])
 
 
 def read_tokens(
@@ -181,9 +250,8 @@ def read_tokens(
     samples: int | None = None,
     seed: int = 0,
     count: Count | None = "all",
-    data: Path | None = None,
-    cache: Path | None = None,
-    text_field: str | None = None,
+    bos: Bos = "auto",
+    **places: Any,
 ) -> Tokens:
     """Windows for a model.
 
@@ -194,11 +262,14 @@ def read_tokens(
         purpose: "calibration" or "evaluation": which split of a named text.
         length, samples, seed, count: see `secateur.engine.tokens.tokenize`. If count is None, of chat data responses
             count, of plain text all.
-        data: folder with the named texts, for machines without a hub.
-        text_field: the column of rows that holds text or conversations, where it is none that is known.
+        bos: whether each window that is cut begins with the begin-of-sequence token: "always", "never", or "auto", if
+            the model's family needs it.
+        places: of `read_text`: `data` (folder with the named texts, for machines without a hub), `cache`, `text_field`
+            (the column of rows that holds text or conversations, where it is none that is known).
 
     Raises:
-        DataError: the text is missing, unreadable or too short; the model has no tokenizer, or another model's.
+        DataError: the text is missing, unreadable or too short; the model has no tokenizer, or another model's, or one
+            without the begin-of-sequence token that is wanted.
         InvalidOptionError: windows longer than the model's positions; a source of another kind; ids outside the
             vocabulary.
     """
@@ -206,16 +277,18 @@ def read_tokens(
         check_tokens(model, tokens)
         return tokens
     require_positions(model.max_length, length)
+    bos_id = bos_id_of(model, bos)
     if isinstance(source, Tensor):
         stream = source.long().cpu()
-        tokens = _windows(stream, torch.ones(len(stream)), _IDS, length=length, samples=samples, seed=seed)
+        ones = torch.ones(len(stream))
+        tokens = _windows(stream, ones, _IDS, length=length, samples=samples, seed=seed, bos_id=bos_id)
         check_tokens(model, tokens)
         return tokens
     if model.tokenizer is None:
         raise DataError("the model has no tokenizer; give token ids instead of a text")
-    text = read_text(source, purpose=purpose, data=data, cache=cache, text_field=text_field)
+    text = read_text(source, purpose=purpose, **places)
     count = count or ("all" if text.conversations is None else "responses")
-    tokens = tokenize(text, model.tokenizer, length=length, samples=samples, seed=seed, count=count)
+    tokens = tokenize(text, model.tokenizer, length=length, samples=samples, seed=seed, count=count, bos_id=bos_id)
     if (highest := int(tokens.ids.max())) >= model.vocab_size:
         raise DataError(
             f"the tokenizer does not fit the model: it gives token id {highest} for '{text.name}', and the model's "

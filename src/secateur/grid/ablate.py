@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from secateur.engine.tokens import wants_bos
 from secateur.errors import InvalidOptionError, SecateurError, UnknownNameError
 from secateur.grid import inverted
 from secateur.grid.asked import WINDOWS, Asked, parse_value, read_sparsities
@@ -53,7 +54,7 @@ class Ablation(Asked):
         method: in place of each ablation's own.
         sparsities: as `Comparison` has them.
         seeds: repeats: 0 is the calibration text's first windows, any other a draw.
-        of, options, calibration, samples, length, count: as `Asked` has them, the same in all cells.
+        of, options, calibration, samples, length, count, bos: as `Asked` has them, the same in all cells.
     """
 
     kind: ClassVar[str] = ABLATE
@@ -140,7 +141,7 @@ class Ablation(Asked):
         options, shape = self.settle(model, method, text=self.calibration, seed=0)
         terms = {
             "of": self.of, "count": self.count, TEXT: public_name(self.calibration), "samples": shape.samples,
-            "length": shape.length,
+            "length": shape.length, **({"bos": True} if wants_bos(model.family, self.bos) else {}),
             **{f"{method.name}.{name}": value for name, value in method.complete(options).items()},
         }  # fmt: skip
         varied = (what.varies, f"{method.name}.{what.varies}")

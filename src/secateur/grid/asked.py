@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from secateur.engine.tokens import Count
+from secateur.engine.tokens import Bos, Count
 from secateur.errors import InvalidOptionError, UnknownNameError
 from secateur.grid.cells import Calibration, Cell
 from secateur.methods import Method, Options, get_method
@@ -29,6 +29,7 @@ class Asked(ABC):
         options: by method; `samples` and `length` there are those of its calibration.
         calibration: a text's name or file; samples, length: the preset's or the paper's of each method if None.
         count: "all" tokens of the calibration, or of chat data "responses" only.
+        bos: whether the calibration's windows begin with the begin-of-sequence token; see `secateur.pruning.Request`.
         kind: a folder is of one kind; table: the name of its main table's files.
     """
 
@@ -41,6 +42,7 @@ class Asked(ABC):
     samples: int | None = None
     length: int | None = None
     count: Count = "all"
+    bos: Bos = "auto"
 
     @abstractmethod
     def cells(self, model: Model) -> list[Cell]:
@@ -59,7 +61,7 @@ class Asked(ABC):
 
     @property
     def settings(self) -> dict[str, object]:
-        """As the folder's index has them."""
+        """As the folder's index has them, but for `bos`, which depends on the model there."""
         return {**asdict(self), "calibration": public_name(self.calibration)}
 
     def settle(
@@ -79,7 +81,7 @@ class Asked(ABC):
         samples, length = (given.pop(name, None) for name in WINDOWS)
         method.complete(given)
         samples, length = method.window_shape(model.max_length, samples, length)
-        return given, Calibration(text=text, samples=samples, length=length, seed=seed, count=self.count)
+        return given, Calibration(text=text, samples=samples, length=length, seed=seed, count=self.count, bos=self.bos)
 
 
 def read_sparsities(asked: Iterable[str | float], blocks: int) -> list[float]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from secateur.engine.tokens import Count, Tokens, read_tokens
+from secateur.engine.tokens import Bos, Count, Tokens, read_tokens
 from secateur.errors import DataError
 from secateur.grid import inverted
 from secateur.methods import Method, Options, get_method
@@ -26,6 +26,7 @@ class Calibration:
     length: int
     seed: int = 0
     count: Count = "all"
+    bos: Bos = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,20 +106,25 @@ class Matrices:
     """
 
     def __init__(self, model: Model, cells: Iterable[Cell], **places: Any) -> None:
-        by_text: dict[tuple[str, int, Count], list[tuple[str, Calibration]]] = {}
+        by_text: dict[tuple[str, int, Count, Bos], list[tuple[str, Calibration]]] = {}
         for cell in cells:
             if (wanted := cell.calibration) is not None:
-                by_text.setdefault((wanted.text, wanted.seed, wanted.count), []).append((cell.method, wanted))
+                by_text.setdefault(_matrix_of(wanted), []).append((cell.method, wanted))
         self._matrices = {key: _matrix(model, some, **places) for key, some in by_text.items()}
 
     def rows(self, wanted: Calibration) -> Tokens:
-        whole = self._matrices[wanted.text, wanted.seed, wanted.count]
+        whole = self._matrices[_matrix_of(wanted)]
         cut = whole.first(wanted.samples, wanted.length)
         return replace(cut, source={**whole.source, "samples": wanted.samples, "length": wanted.length})
 
     def fingerprint(self, wanted: Calibration | None) -> str | None:
         """Of a cell's tokens; None for the dense model."""
         return self.rows(wanted).fingerprint() if wanted is not None else None
+
+
+def _matrix_of(wanted: Calibration) -> tuple[str, int, Count, Bos]:
+    """What calibrations on rows of one matrix have in common."""
+    return wanted.text, wanted.seed, wanted.count, wanted.bos
 
 
 def _matrix(model: Model, wanted: Sequence[tuple[str, Calibration]], **places: Any) -> Tokens:
@@ -128,7 +134,8 @@ def _matrix(model: Model, wanted: Sequence[tuple[str, Calibration]], **places: A
     try:
         return read_tokens(
             model, first.text, purpose="calibration", samples=max(one.samples for one in calibrations),
-            length=max(one.length for one in calibrations), seed=first.seed, count=first.count, **places,
+            length=max(one.length for one in calibrations), seed=first.seed, count=first.count, bos=first.bos,
+            **places,
         )  # fmt: skip
     except DataError as error:
         asked = ", ".join(f"{method} {windows[method]}" for method in sorted(windows, key=lambda m: -windows[m]))

@@ -28,7 +28,7 @@ class Comparison(Asked):
     Attributes:
         methods: names, or ("all",).
         sparsities: numbers between 0 and 1, "paper" (25, 37.5 and 50 %) or "every-block".
-        of, options, calibration, samples, length, count: as `Asked` has them.
+        of, options, calibration, samples, length, count, bos: as `Asked` has them.
         round_to: FFN widths are multiples of it.
         preset: whose options of methods apply; given ones win, `samples` and `length` too.
         seed: of the calibration's draw; 0 takes the text's first windows.
@@ -60,7 +60,7 @@ class Comparison(Asked):
         attributes: dict[str, Any] = {}
         if preset is not None:
             published = get_preset(preset)
-            names = ("methods", "sparsities", "of", "calibration", "seed")
+            names = ("methods", "sparsities", "of", "calibration", "seed", "bos")
             attributes = {name: getattr(published, name) for name in names}
         attributes |= {name: value for name, value in given.items() if value is not None and value != []}
         return cls(preset=preset, **attributes)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from msgspec import structs, to_builtins
 
-from secateur.engine.tokens import Tokens
+from secateur.engine.tokens import Tokens, wants_bos
 from secateur.errors import OutputError, OutputExistsError
 from secateur.folders import new_folder, resolved, write_file
 from secateur.grid.cells import Cell, digest
@@ -25,7 +25,17 @@ from secateur.report.results import CellResult, Index
 from secateur.version import __version__
 
 _CPU = Path("/proc/cpuinfo")
-_TERMS = ("of", "round_to", "calibration", "seed", "count", "samples", "length")  # that a comparison's cells share
+_TERMS = (
+    "of",
+    "round_to",
+    "calibration",
+    "seed",
+    "count",
+    "bos",
+    "samples",
+    "length",
+)  # that a comparison's cells share
+_EARLIER = {"bos": False}  # what older folders do not say
 
 
 class GridFolder:
@@ -116,14 +126,17 @@ def make_index(
     kind: str, dense: Model, judging: Judging, texts: Mapping[str, Tokens], cells: Sequence[Cell], *,
     settings: Mapping[str, object], arguments: Mapping[str, object],
 ) -> Index:  # fmt: skip
-    """The content of a new `compare.json`."""
+    """The content of a new `compare.json`; of `bos` it has what came of it on this model."""
     layout, fingerprint = dense.layout(), dense.fingerprint()
     by_text = {
         public_name(name): {**public_facts(tokens.source), "fingerprint": tokens.fingerprint()}
         for name, tokens in texts.items()
     }
     prints = {name: facts["fingerprint"] for name, facts in by_text.items()}
-    judged = {**asdict(replace(judging, texts=())), "texts": list(by_text)}
+    judged = {**asdict(replace(judging, texts=())), "texts": list(by_text), "bos": wants_bos(dense.family, judging.bos)}
+    decided = dict(judged)
+    if judging.bos == "auto" and not judged["bos"]:
+        del decided["bos"]  # all begins as it did before this could be asked
     return Index(
         kind=kind,
         model=results.ModelFacts(
@@ -137,7 +150,7 @@ def make_index(
         machine=machine(),
         versions={"secateur": __version__, **environment(dense)},
         created=now(),
-        judged_by=digest(fingerprint, judged, prints, __version__),
+        judged_by=digest(fingerprint, decided, prints, __version__),
         cells=[cell.name for cell in cells],
     )  # fmt: skip
 
@@ -150,14 +163,14 @@ def _commands(index: Index) -> list[list[str]]:
 
 def _differing(old: Index, new: Index) -> list[str]:
     """What two indices of one folder may not differ in, and do; [] where they fit."""
-    had, wanted = old.settings.get("grid", {}), new.settings["grid"]
+    had, wanted = {**_EARLIER, **old.settings.get("grid", {})}, new.settings["grid"]
     shared = _TERMS if new.kind == results.COMPARE else ()
     terms = [name for name in shared if name in had and had[name] != wanted[name]]
     if (old.kind, old.judged_by) == (new.kind, new.judged_by):
         return terms  # calibrated otherwise, cells would seem to be on equal terms
     names = terms + [name for name in ("kind", "model") if getattr(old, name) != getattr(new, name)]
     judging = [name for name in new.settings if name != "grid"]
-    names += [name for name in judging if old.settings.get(name) != new.settings[name]]
+    names += [name for name in judging if {**_EARLIER, **old.settings}.get(name) != new.settings[name]]
     return names or ["the texts' content, or secateur's version"]
 
 
@@ -169,7 +182,8 @@ def _unequal_terms(earlier: Iterable[CellResult], cells: Iterable[Cell]) -> list
     for cell in earlier:
         of = cell.ablation
         if cell.done and of is not None and (wanted := terms.get((of.what, of.of))) is not None:
-            names |= {name: None for name in of.terms if of.terms[name] != wanted.get(name)}
+            had, wants = {**_EARLIER, **of.terms}, {**_EARLIER, **wanted}
+            names |= {name: None for name in had if had[name] != wants.get(name)}
     return list(names)
 
 

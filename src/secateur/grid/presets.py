@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from secateur.engine.tokens import Bos
 from secateur.errors import UnknownNameError
 from secateur.judge.generation import REFERENCE, REFERENCE_PROMPTS
 from secateur.judge.judging import Judging
@@ -22,6 +23,7 @@ class Preset:
         options: by method; `samples` and `length` are those of its calibration.
         by_sparsity: further options that depend on the sparsity and on the model.
         seed: 0 takes the calibration text's first windows, any other draws.
+        bos: of the calibration. No paper's windows begin with the begin-of-sequence token, nor do its tasks'.
     """
 
     methods: tuple[str, ...]
@@ -32,6 +34,7 @@ class Preset:
     by_sparsity: BySparsity = lambda method, sparsity, hidden: {}
     calibration: str = "c4"
     seed: int = 0
+    bos: Bos = "never"
 
 
 def _two_ssp(method: str, sparsity: float, hidden: int) -> Options:
@@ -63,8 +66,8 @@ PRESETS: dict[str, Preset] = {
         },
         by_sparsity=_two_ssp,
         judging=Judging(
-            texts=("wikitext2", "c4", "fineweb-edu"), length=2048, samples=None, tasks=("2ssp",), inference=True,
-            prompts=REFERENCE_PROMPTS, decodings=(REFERENCE,),
+            texts=("wikitext2", "c4", "fineweb-edu"), length=2048, samples=None, bos="never", tasks=("2ssp",),
+            inference=True, prompts=REFERENCE_PROMPTS, decodings=(REFERENCE,),
         ),
     ),
     # SlimGPT: a share of all parameters; 256 random windows; perplexity over windows of 128 tokens. The paper does not
@@ -72,7 +75,10 @@ PRESETS: dict[str, Preset] = {
     "slimgpt-paper": Preset(
         methods=("slimgpt",), sparsities=("0.2", "0.25", "0.33", "0.5"), of="model",
         options={"slimgpt": {"damping": 0.0, "samples": 256, "length": 2048}}, by_sparsity=_slimgpt,
-        judging=Judging(texts=("wikitext2",), length=128, samples=None, tasks=("slimgpt",), inference=True), seed=1,
+        judging=Judging(
+            texts=("wikitext2",), length=128, samples=None, bos="never", tasks=("slimgpt",), inference=True
+        ),
+        seed=1,
     ),
 }  # fmt: skip
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from msgspec import UNSET, structs
 
+from secateur.engine.tokens import wants_bos
 from secateur.errors import Interrupted, InvalidOptionError, OutputBusyError, OutputExistsError, SecateurError
 from secateur.folders import claimed
 from secateur.forecast import Clock, timed
@@ -100,8 +101,9 @@ class _Runner:
         self.texts = self.judge.windows(dense)
         self.matrices = Matrices(dense, self.cells, **places)
         self.index = make_index(
-            asked.kind, dense, grid.judging, self.texts, self.cells, settings=settings, arguments=grid.arguments
-        )
+            asked.kind, dense, grid.judging, self.texts, self.cells, arguments=grid.arguments,
+            settings={**settings, "bos": wants_bos(dense.family, asked.bos)},
+        )  # fmt: skip
         self.shared = self._shared()
         self.foretold: dict[str, Foretold] = {}
         # It was read to know the cells and only looked at, so it is still whole: the first cell takes it instead of

@@ -45,12 +45,18 @@ class Examples:
     facts: TrainingData
 
 
-def make_examples(read: Text, tokenizer: PreTrainedTokenizerBase, settings: Settings) -> Examples:
+def make_examples(
+    read: Text, tokenizer: PreTrainedTokenizerBase, settings: Settings, *, bos_id: int | None = None
+) -> Examples:
     """Tokenize a data set and hold rows out, drawn by the seed.
 
     Instructions: the loss counts the response and the end-of-text token after it. Conversations: what the assistant
     says. Plain text: windows of `max_length` tokens, all counted. Longer rows are cut at their end; a row of which no
     counted token is left goes, and so does an instruction without an output.
+
+    Args:
+        bos_id: begins each row, once. Without it instructions begin as the tokenizer begins a text, conversations as
+            their template does, windows with their text.
 
     Raises:
         DataError: too few rows; nothing counted in any; a tokenizer that cannot tell where its tokens lie.
@@ -64,9 +70,10 @@ def make_examples(read: Text, tokenizer: PreTrainedTokenizerBase, settings: Sett
         form, given = "conversations", len(read.conversations)
         rows = [_conversation(each, tokenizer, row) for row, each in enumerate(read.conversations)]
     else:
-        windows = tokenize(read, tokenizer, length=length).ids
+        windows = tokenize(read, tokenizer, length=length, bos_id=bos_id).ids
         form, given = "plain text, windows", len(windows)
         rows = [(ids, torch.ones(length, dtype=torch.bool)) for ids in windows]
+    rows = [_begun(ids, counts, bos_id) for ids, counts in rows]
     usable = [row for row in (_example(ids, counts, length) for ids, counts in rows) if row is not None]
     if not usable:
         raise DataError(
@@ -84,8 +91,8 @@ def make_examples(read: Text, tokenizer: PreTrainedTokenizerBase, settings: Sett
         **{key: read.provenance[key] for key in ("sha256", "text_sha256", "revision") if key in read.provenance},
         rows=given, dropped=given - len(usable), cut=sum(len(ids) > length for ids, _ in rows), train=len(train),
         held_out=some, train_tokens=sum(len(row.ids) for row in train),
-        counted_tokens=sum(int((row.labels != IGNORED).sum()) for row in train), licence=None, licence_known_by=None,
-        fingerprint=_fingerprint(train, held_out),
+        counted_tokens=sum(int((row.labels != IGNORED).sum()) for row in train), bos=bos_id is not None,
+        licence=None, licence_known_by=None, fingerprint=_fingerprint(train, held_out),
     )  # fmt: skip
     return Examples(train, held_out, facts)
 
@@ -109,6 +116,13 @@ def collate(rows: Sequence[Example], pad: int = 0) -> dict[str, Tensor]:
         "input_ids": pad_sequence([row.ids for row in rows], batch_first=True, padding_value=pad),
         "labels": pad_sequence([row.labels for row in rows], batch_first=True, padding_value=IGNORED),
     }
+
+
+def _begun(ids: Tensor, counts: Tensor, bos_id: int | None) -> tuple[Tensor, Tensor]:
+    """The row with `bos_id` before it, which does not count, unless it begins with it."""
+    if bos_id is None or ids[:1].tolist() == [bos_id]:
+        return ids, counts
+    return torch.cat([ids.new_tensor([bos_id]), ids]), torch.cat([counts.new_zeros(1), counts])
 
 
 def _example(ids: Tensor, counts: Tensor, length: int) -> Example | None:

@@ -15,6 +15,7 @@ import torch
 from msgspec import structs
 
 from secateur.assets import TextSource, licence_of, read_text
+from secateur.engine.tokens import bos_id_of
 from secateur.errors import DataError, Interrupted, InvalidOptionError
 from secateur.export import tier
 from secateur.folders import claimed, require_space
@@ -93,9 +94,10 @@ class RecoveryJob:
     @property
     def fingerprint(self) -> str:
         """Identity of the outcome; the same in two runs of the same job."""
+        settings = structs.asdict(self.settings)
+        del settings["bos"]  # the data's fingerprint says what became of it
         parts = [
-            "recover", self.model_fingerprint, self.data.fingerprint, self.teacher_fingerprint,
-            structs.asdict(self.settings), __version__,
+            "recover", self.model_fingerprint, self.data.fingerprint, self.teacher_fingerprint, settings, __version__,
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -189,7 +191,7 @@ def prepare_recovery(request: Request, model: Model, teacher: Model | None = Non
         request.data, purpose="training", data=request.texts, cache=request.cache, text_field=request.text_field
     )
     assert model.tokenizer is not None  # `_check_model` has seen to it
-    examples = make_examples(read, model.tokenizer, settings)
+    examples = make_examples(read, model.tokenizer, settings, bos_id=bos_id_of(model, settings.bos))
     highest = max(int(row.ids.max()) for row in (*examples.train, *examples.held_out))
     if highest >= model.vocab_size:
         raise DataError(

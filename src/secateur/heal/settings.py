@@ -12,6 +12,7 @@ from msgspec import Meta, Struct, ValidationError, convert
 from secateur.errors import InvalidOptionError
 
 Template = Literal["alpaca", "chat"]
+Bos = Literal["auto", "always", "never"]  # as `secateur.engine.tokens` has it, which imports torch
 Count = Annotated[int, Meta(ge=1)]
 Positive = Annotated[float, Meta(gt=0)]
 
@@ -56,6 +57,13 @@ class Settings(Struct, frozen=True, kw_only=True):
     template: Annotated[
         Template, _is("How instructions are put: alpaca (the paper's prompt) or chat, the model's own chat template.")
     ] = "alpaca"
+    bos: Annotated[
+        Bos,
+        _is(
+            "Begin each row with the begin-of-sequence token: always, never, or auto, if the model's family needs it. "
+            "Without, instructions and conversations begin as tokenizer and template have it."
+        ),
+    ] = "auto"
     seed: Annotated[int, Meta(ge=0, lt=2**32), _is("Of rows held out, order, adapters, dropout.")] = 0
 
     def __post_init__(self) -> None:

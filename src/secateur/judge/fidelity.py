@@ -94,6 +94,7 @@ def _summary(sums: Tensor, counts: Tensor, tokens: Tokens) -> Fidelity:
         loss=loss, loss_stderr=errors[0], dense_loss=dense_loss, kl=kl, kl_stderr=errors[2], top1_agreement=top1,
         top1_agreement_stderr=errors[3], text=tokens.source.get("name"), count=tokens.source.get("count"),
         samples=tokens.samples, length=tokens.length, predictions=int((tokens.weights[:, 1:] > 0).sum()),
+        bos=bool(tokens.source.get("bos")),
         window_nll=windows[:, 0].tolist(), window_kl=windows[:, 2].tolist(), window_top1=windows[:, 3].tolist(),
         window_predictions=counts[counted].tolist(),
     )  # fmt: skip

@@ -11,6 +11,7 @@ from msgspec import structs
 from torch import Tensor
 from transformers import GenerationConfig
 
+from secateur.engine.tokens import Bos, begun, bos_id_of
 from secateur.errors import DataError
 from secateur.hf import quiet_transformers
 from secateur.judge.results import Generation, GenerationFigures, Sample, Scalar
@@ -36,9 +37,14 @@ class Decoding:
     early_stopping: bool = False
     end: Literal["model", "tokenizer"] = "model"
 
-    def record(self) -> dict[str, Scalar]:
-        """All that decides the text, for records."""
-        return {**asdict(self), "do_sample": False, "repetition_penalty": 1.0, "length_penalty": 1.0}
+    def record(self, *, begun: bool = False) -> dict[str, Scalar]:
+        """All that decides the text, for records.
+
+        Args:
+            begun: the prompt begins with the begin-of-sequence token in any case.
+        """
+        fixed = {"do_sample": False, "repetition_penalty": 1.0, "length_penalty": 1.0}
+        return {**asdict(self), **fixed, **({"bos": True} if begun else {})}
 
 
 GREEDY = Decoding(name="greedy", max_new_tokens=128)
@@ -56,7 +62,8 @@ class Continuation:
     """What came after a prompt.
 
     Attributes:
-        prompt_ids: (prompt,), with the tokenizer's special tokens; ids: (new,), with the end-of-text token if any.
+        prompt_ids: (prompt,), with the tokenizer's special tokens, begun as `bos` says; ids: (new,), with the
+            end-of-text token if any.
         ended: by itself, before a limit.
     """
 
@@ -66,14 +73,18 @@ class Continuation:
     ended: bool
 
 
-def generate(model: Model, prompt: str, decoding: Decoding = GREEDY) -> Continuation:
+def generate(model: Model, prompt: str, decoding: Decoding = GREEDY, *, bos: Bos = "auto") -> Continuation:
     """Continue `prompt`, which is taken as it is, without a chat template; shorter where the model's positions end.
+
+    Args:
+        bos: whether it begins with the begin-of-sequence token in any case: "always", or "auto", if the family needs
+            it. Else it begins as the tokenizer begins a text.
 
     Raises:
         DataError: the model has no tokenizer, or another model's; the prompt is empty, or too long for the decoding's
             limit or the model's positions.
     """
-    ids, room = check_prompt(model, prompt, decoding)
+    ids, room = check_prompt(model, prompt, decoding, bos=bos)
     ids, tokenizer = ids.to(model.device), model.tokenizer
     assert tokenizer is not None  # narrows the type; `check_prompt` refused
     end = model.hf.generation_config.eos_token_id if decoding.end == "model" else None
@@ -99,15 +110,16 @@ def generate(model: Model, prompt: str, decoding: Decoding = GREEDY) -> Continua
     return Continuation(ids[0].cpu(), new, str(tokenizer.decode(new, skip_special_tokens=True)), bool(found))
 
 
-def check_prompt(model: Model, prompt: str, decoding: Decoding) -> tuple[Tensor, int]:
-    """A prompt's ids with the tokenizer's special tokens, (1, length), and how many tokens may follow.
+def check_prompt(model: Model, prompt: str, decoding: Decoding, *, bos: Bos = "auto") -> tuple[Tensor, int]:
+    """A prompt's ids with the tokenizer's special tokens, (1, length), and how many tokens may follow; `bos` as
+    `generate` has it.
 
     Raises:
         DataError: as `generate`.
     """
     if model.tokenizer is None:
         raise DataError("the model has no tokenizer, so it cannot be given text")
-    ids: Tensor = model.tokenizer(prompt, return_tensors="pt")["input_ids"]
+    ids = torch.tensor([begun(list(model.tokenizer(prompt)["input_ids"]), bos_id_of(model, bos))])
     if not ids.numel():
         raise DataError("the prompt is empty")
     if (highest := int(ids.max())) >= model.vocab_size:
@@ -131,6 +143,7 @@ def generation(
     dense_samples: Sequence[Sample] | None = None,
     decodings: Sequence[Decoding] = (REFERENCE,),
     greedy: Decoding = GREEDY,
+    bos: Bos = "auto",
     run: Run | None = None,
     label: str = "generation",
 ) -> Generation:
@@ -140,6 +153,7 @@ def generation(
         dense: the model that the pruned one is compared with; without it there is no agreement.
         dense_samples: the dense model's `samples` for these prompts, where they are known; else they are generated.
         decodings: further ones; by default the 2SSP reference's.
+        bos: as `generate` has it.
 
     Returns:
         A sample for each prompt and decoding, and the figures of the greedy texts, of all together. Both models are
@@ -154,26 +168,28 @@ def generation(
     if dense is not None:
         require_same_vocabulary(model, dense, "greedy agreement")
     asked = [(prompt, decoding) for prompt in prompts for decoding in (greedy, *decodings)]
+    begins = bos_id_of(model, bos) is not None
     plain: dict[str, Continuation] = {}  # by prompt, the greedy ones
     samples: list[Sample] = []
     with (run or Run()).progress(label, len(asked) + len(prompts) * (dense is not None)) as done:
         for prompt, decoding in asked:
-            text = generate(model, prompt, decoding)
+            text = generate(model, prompt, decoding, bos=bos)
             if decoding is greedy:
                 plain[prompt] = text
             samples.append(
                 Sample(
                     prompt=prompt, text=text.text, tokens=text.ids.tolist(), ended=text.ended,
-                    settings=decoding.record(),
+                    settings=decoding.record(begun=begins),
                 )
             )  # fmt: skip
             done(1)
         figures = _figures(list(plain.values()))
         if dense is not None:
-            known = {told.prompt: told.tokens for told in dense_samples or () if told.settings == greedy.record()}
+            settings = greedy.record(begun=begins)
+            known = {told.prompt: told.tokens for told in dense_samples or () if told.settings == settings}
             agreed = []
             for prompt, text in plain.items():
-                new = torch.tensor(known[prompt]) if prompt in known else generate(dense, prompt, greedy).ids
+                new = torch.tensor(known[prompt]) if prompt in known else generate(dense, prompt, greedy, bos=bos).ids
                 agreed.append(_agreement(model, dense, text.prompt_ids, new))
                 done(1)
             prefixes = [int(each.long().cumprod(dim=0).sum()) for each in agreed]

@@ -24,6 +24,7 @@ import torch
 
 from secateur.assets import Rows
 from secateur.assets.hub import hub_error
+from secateur.engine.tokens import Bos, bos_id_of
 from secateur.errors import DataError, MissingExtraError, NumericalError, UnknownNameError
 from secateur.hf import own_randomness, quiet_transformers
 from secateur.judge.results import Facts
@@ -205,9 +206,11 @@ def characters(name: str, task: Any, documents: int) -> float:
 # --- answers ---
 
 
-def answer(model: Model, tasks: Tasks, documents: Mapping[str, int], *, batch_size: int, run: Run, label: str) -> Facts:
+def answer(
+    model: Model, tasks: Tasks, documents: Mapping[str, int], *, batch_size: int, bos: Bos, run: Run, label: str
+) -> Facts:
     """lm-eval's results for the first so many documents of each task; its samples lie under "samples", its version
-    under "harness".
+    under "harness", its `add_bos_token` under "bos".
 
     Under "truncated" stands how many sequences lost their beginning, being longer than the model's positions.
 
@@ -218,7 +221,7 @@ def answer(model: Model, tasks: Tasks, documents: Mapping[str, int], *, batch_si
     with quiet():
         for task in tasks.values():
             task.set_fewshot_seed(_SEED)
-        judged = _wrapped(model, batch_size, run, label)
+        judged = _wrapped(model, batch_size, bos, run, label)
         results = require_lm_eval().evaluator.evaluate(
             judged,
             {"tasks": dict(tasks), "groups": {}},
@@ -226,16 +229,22 @@ def answer(model: Model, tasks: Tasks, documents: Mapping[str, int], *, batch_si
             bootstrap_iters=0,  # standard errors are taken from the documents' outcomes
         )
         version = importlib.metadata.version("lm_eval")  # figures of other versions may differ
-        return {**results, "truncated": judged.truncated, "harness": f"lm_eval {version}"}
+        return {**results, "truncated": judged.truncated, "harness": f"lm_eval {version}", "bos": judged.begins}
 
 
-def _wrapped(model: Model, batch_size: int, run: Run, label: str) -> Any:
+def _wrapped(model: Model, batch_size: int, bos: Bos, run: Run, label: str) -> Any:
     """The model as lm-eval wants it: its own wrapper, with our progress and checks."""
 
     HFLM: Any = require_lm_eval().models.huggingface.HFLM  # noqa: N806  # a class
+    tokenizer: Any = copy.deepcopy(model.tokenizer)  # a padding token is put into it
+    bos_id = bos_id_of(model, bos)
+    add_bos = True if bos_id is not None else False if bos == "never" else None  # None: what the tokenizer does
+    # lm-eval's `add_bos_token` only lets a tokenizer do what it does by itself
+    before = tokenizer.bos_token if bos_id is not None and bos_id not in tokenizer("")["input_ids"] else ""
 
     class Judged(HFLM):
-        truncated = 0
+        begins, truncated = add_bos, 0
+        add_bos_token: bool | None
 
         def _loglikelihood_tokens(
             self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = True, override_bs: Any = None
@@ -260,14 +269,30 @@ def _wrapped(model: Model, batch_size: int, run: Run, label: str) -> Any:
             self._advance(len(inps))
             return logits
 
+        def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+            if add_special_tokens is None and self.add_bos_token and not string.startswith(before):
+                string = before + string
+            encoded: list[int] = super().tok_encode(string, add_special_tokens, **kwargs)
+            return encoded
+
+        def tok_batch_encode(self, strings: list[str], *args: Any, **kwargs: Any) -> Any:
+            strings = [string if string.startswith(before) else before + string for string in strings]
+            return super().tok_batch_encode(strings, *args, **kwargs)
+
+        def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[float]:
+            self.add_bos_token = False if add_bos else add_bos  # lm-eval puts the token before such texts already
+            answers: list[float] = super().loglikelihood_rolling(requests, True)
+            self.add_bos_token = add_bos
+            return answers
+
         # lm-eval draws bars unless it is told not to
         loglikelihood = functools.partialmethod(HFLM.loglikelihood, disable_tqdm=True)
-        loglikelihood_rolling = functools.partialmethod(HFLM.loglikelihood_rolling, disable_tqdm=True)
         generate_until = functools.partialmethod(HFLM.generate_until, disable_tqdm=True)
 
     return Judged(
         pretrained=model.hf,
-        tokenizer=copy.deepcopy(model.tokenizer),  # a padding token is put into it
+        tokenizer=tokenizer,
+        add_bos_token=add_bos,
         backend="causal",
         batch_size=batch_size,
         max_length=model.max_length,

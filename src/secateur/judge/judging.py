@@ -10,7 +10,7 @@ from typing import Protocol
 
 from msgspec import UNSET, structs
 
-from secateur.engine.tokens import Count, Tokens, TokenSource, read_tokens
+from secateur.engine.tokens import Bos, Count, Tokens, TokenSource, read_tokens
 from secateur.errors import InvalidOptionError
 from secateur.judge.fidelity import fidelity
 from secateur.judge.gate import check, failures, known_names, parse
@@ -34,6 +34,9 @@ class Judging:
     Attributes:
         texts: names or files to take the perplexity on; or by a name of one's own whatever `read_tokens` reads.
         length, samples: windows of each, all of one length; all that a text has if `samples` is None.
+        bos: whether windows, prompts and what tasks ask begin with the begin-of-sequence token; "auto": if the model's
+            family needs it, and else windows without, prompts and tasks as the tokenizer begins a text. "never" leaves
+            prompts to the tokenizer too.
         tasks: names of tasks or suites; `limit` documents of each, all if None; `fewshot` and `metric` the suite's own
             if None. See `secateur.judge.tasks.plan_tasks`.
         inference: time the prompt and each further token, and count bytes, with `prompt_length`, `new_tokens`, `rounds`
@@ -47,6 +50,7 @@ class Judging:
     texts: Sequence[str | Path] | Mapping[str, TokenSource] = ()
     length: int = 2048
     samples: int | None = None
+    bos: Bos = "auto"
     tasks: tuple[str, ...] = ()
     limit: int | None = None
     fewshot: int | None = None
@@ -80,12 +84,12 @@ class Judging:
                 a decoding's limit or the model's positions.
         """
         if self.tasks:
-            check_tokenizer(model)
+            check_tokenizer(model, self.bos)
         if self.inference:
             longest_prompt(model, self.new_tokens, self.prompt_length)
         for prompt in self.prompts:
             for decoding in (GREEDY, *self.decodings):
-                check_prompt(model, prompt, decoding)
+                check_prompt(model, prompt, decoding, bos=self.bos)
 
 
 class Part(Protocol):
@@ -138,7 +142,8 @@ class Judge:
         read = {
             name: read_tokens(
                 model, text, purpose="evaluation", length=self.judging.length, samples=self.judging.samples,
-                count=count, data=self.data, cache=self.cache, text_field=self.text_field,
+                count=count, bos=self.judging.bos, data=self.data, cache=self.cache,
+                text_field=self.text_field,
             )
             for name, text in texts.items()
         }  # fmt: skip
@@ -185,7 +190,7 @@ class Judge:
             yield (known := _with(known, fidelity=compared))
         if self.tasks:
             with part(TASKS, bars=len(self.tasks)) as observer:
-                tasks = judge_tasks(model, self.tasks, run=Run(observer=observer))
+                tasks = judge_tasks(model, self.tasks, bos=judging.bos, run=Run(observer=observer))
             yield (known := _with(known, tasks=tasks))
         if judging.inference:
             with part(INFERENCE) as observer:
@@ -203,7 +208,8 @@ class Judge:
                 other = dense() if dense is not None else None
                 text = generation(
                     model, judging.prompts, dense=None if other is model else other, dense_samples=dense_samples,
-                    decodings=judging.decodings, run=Run(observer=observer), label=f"generation{suffix}",
+                    decodings=judging.decodings, bos=judging.bos, run=Run(observer=observer),
+                    label=f"generation{suffix}",
                 )  # fmt: skip
             yield (known := _with(known, generation=text))
         yield known

@@ -51,7 +51,8 @@ def perplexity(model: Model, tokens: Tokens, *, run: Run | None = None, label: s
         perplexity=_exp(nll), nll=nll,
         nll_stderr=float(windows.std() / math.sqrt(len(windows))) if len(windows) > 1 else None,
         text=tokens.source.get("name"), samples=tokens.samples, length=tokens.length,
-        predictions=int((tokens.weights[:, 1:] > 0).sum()), fingerprint=tokens.fingerprint(),
+        predictions=int((tokens.weights[:, 1:] > 0).sum()), bos=bool(tokens.source.get("bos")),
+        fingerprint=tokens.fingerprint(),
         window_nll=windows.tolist(), window_predictions=counts[counted].tolist(),
     )  # fmt: skip
 

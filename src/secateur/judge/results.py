@@ -20,6 +20,7 @@ class Perplexity(Struct, frozen=True, kw_only=True):
     Attributes:
         nll: nats per token; nll_stderr: over windows, None of a single one.
         text: its name; samples, length: windows, and tokens in each; predictions: how many were counted.
+        bos: whether each window began with the begin-of-sequence token; in older files none did.
         fingerprint: of the tokens.
         window_nll: each counted window's own loss; window_predictions: what it weighs.
     """
@@ -31,6 +32,7 @@ class Perplexity(Struct, frozen=True, kw_only=True):
     samples: int | None = None
     length: int | None = None
     predictions: int | None = None
+    bos: bool | UnsetType = UNSET
     fingerprint: str = ""
     window_nll: list[float | None] | UnsetType = UNSET
     window_predictions: list[float] | UnsetType = UNSET
@@ -43,7 +45,7 @@ class Fidelity(Struct, frozen=True, kw_only=True):
         loss, dense_loss: nats per token; kl: KL(dense || model), nats per token.
         top1_agreement: share of places where both find the same token most probable.
         loss_stderr, kl_stderr, top1_agreement_stderr: over windows, None of a single one.
-        text, count: its name, and which of its tokens counted; samples, length, predictions: as of `Perplexity`.
+        text, count: its name, and which of its tokens counted; samples, length, predictions, bos: as of `Perplexity`.
         window_nll, window_kl, window_top1, window_predictions: of each counted window.
     """
 
@@ -59,6 +61,7 @@ class Fidelity(Struct, frozen=True, kw_only=True):
     samples: int | None = None
     length: int | None = None
     predictions: int | None = None
+    bos: bool | UnsetType = UNSET
     window_nll: list[float] = field(default_factory=list)
     window_kl: list[float] = field(default_factory=list)
     window_top1: list[float] = field(default_factory=list)
@@ -147,6 +150,7 @@ class TaskResult(Struct, frozen=True, kw_only=True):
         per_document: in the documents' order; empty if the metric has no number per document.
         truncated: sequences that lost their beginning, being longer than the model's positions.
         source: of the rows; harness: lm-eval's version.
+        bos: whether what was asked began with the begin-of-sequence token; None: as the tokenizer begins a text.
     """
 
     task: str = ""
@@ -161,6 +165,7 @@ class TaskResult(Struct, frozen=True, kw_only=True):
     truncated: int = 0
     source: Facts = field(default_factory=dict)
     harness: str | UnsetType = UNSET
+    bos: bool | UnsetType | None = UNSET
 
 
 class Judgement(Struct, frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.assets import read_rows
+from secateur.engine.tokens import Bos, bos_id_of
 from secateur.errors import DataError, InvalidOptionError
 from secateur.judge import harness
 from secateur.judge.averages import chance_of
@@ -114,12 +115,14 @@ def plan_tasks(
 
 
 def judge_tasks(
-    model: Model, plan: Sequence[Planned], *, batch_size: int = 8, run: Run | None = None
+    model: Model, plan: Sequence[Planned], *, batch_size: int = 8, bos: Bos = "auto", run: Run | None = None
 ) -> dict[str, TaskResult]:
     """Judge a model by what `plan_tasks` gave; results by task.
 
     Args:
         batch_size: sequences in one forward.
+        bos: whether what is asked begins with the begin-of-sequence token: "always", "never", or "auto": if the model's
+            family needs it, and else as the tokenizer begins a text, which is lm-eval's own way.
 
     Raises:
         DataError: see `check_tokenizer`; or the tokenizer gives ids that the model has not.
@@ -127,28 +130,29 @@ def judge_tasks(
     """
     if batch_size < 1:
         raise InvalidOptionError(f"a batch has at least 1 sequence; not {batch_size}")
-    check_tokenizer(model)
+    check_tokenizer(model, bos)
     run = run or Run()
-    return {line.name: _judge(model, line, batch_size, run) for line in plan}
+    return {line.name: _judge(model, line, batch_size, bos, run) for line in plan}
 
 
 def run_tasks(
-    model: Model, tasks: Sequence[str], *, batch_size: int = 8, run: Run | None = None, **asked: Any
+    model: Model, tasks: Sequence[str], *, batch_size: int = 8, bos: Bos = "auto", run: Run | None = None, **asked: Any
 ) -> dict[str, TaskResult]:
     """`plan_tasks`, whose other arguments are passed on, and `judge_tasks` in one."""
-    return judge_tasks(model, plan_tasks(tasks, **asked), batch_size=batch_size, run=run)
+    return judge_tasks(model, plan_tasks(tasks, **asked), batch_size=batch_size, bos=bos, run=run)
 
 
-def check_tokenizer(model: Model) -> None:
-    """Refuse a model that lm-eval cannot give text to.
+def check_tokenizer(model: Model, bos: Bos = "auto") -> None:
+    """Refuse a model that lm-eval cannot give text to; `bos` as `judge_tasks` has it.
 
     Raises:
-        DataError: there is no tokenizer, or none of its tokens begins or ends a text.
+        DataError: there is no tokenizer, none of its tokens begins or ends a text, or none is the one that `bos` wants.
     """
     if model.tokenizer is None:
         raise DataError("the model has no tokenizer, so it cannot be given tasks")
     if model.tokenizer.bos_token_id is None and model.tokenizer.eos_token_id is None:
         raise DataError("lm-eval needs a tokenizer with a token that begins or ends a text (bos or eos); this has none")
+    bos_id_of(model, bos)
 
 
 def estimated_tokens(plan: Sequence[Planned]) -> float:
@@ -279,9 +283,9 @@ def _settle_fewshot(name: str, task: Any, asked: int | None) -> tuple[int, str]:
 # --- judging ---
 
 
-def _judge(model: Model, plan: Planned, batch_size: int, run: Run) -> TaskResult:
+def _judge(model: Model, plan: Planned, batch_size: int, bos: Bos, run: Run) -> TaskResult:
     parts = {part: task for part, task in plan.parts.items() if plan.sizes[part]}
-    results = harness.answer(model, parts, plan.sizes, batch_size=batch_size, run=run, label=plan.name)
+    results = harness.answer(model, parts, plan.sizes, batch_size=batch_size, bos=bos, run=run, label=plan.name)
     samples = [sample for part in parts for sample in _of_first_filter(results["samples"][part])]
     outcomes = [sample.get(plan.metric) for sample in samples]
     numbers = [float(outcome) for outcome in outcomes if isinstance(outcome, (int, float))]
@@ -292,7 +296,7 @@ def _judge(model: Model, plan: Planned, batch_size: int, run: Run) -> TaskResult
         stderr=statistics.stdev(numbers) / math.sqrt(len(numbers)) if of_mean and len(numbers) > 1 else None,
         documents=len(outcomes), chance=plan.chance, fewshot=plan.fewshot, fewshot_split=plan.fewshot_split,
         per_document=numbers if len(numbers) == len(outcomes) else [], truncated=results["truncated"],
-        source=plan.source, harness=results["harness"],
+        source=plan.source, harness=results["harness"], bos=results["bos"],
     )  # fmt: skip
 
 

@@ -44,7 +44,8 @@ class Family:
     configuration. `shared_norms` are read by attention and MLP alike and go with the second of them. `no_rebase` is
     None for families whose block is, in this order, x + attention(RMSNorm(x)) and x + mlp(RMSNorm(x)), so that norms
     fold and the residual stream takes another basis; else the reason why not. What is added may pass `dropouts` and be
-    multiplied by the block's attribute `multiplier`.
+    multiplied by the block's attribute `multiplier`. `needs_bos`: without a begin-of-sequence token in front the model
+    is out of its range; true where that was measured or is documented, not where a tokenizer merely puts one.
     """
 
     model_type: str
@@ -75,19 +76,25 @@ class Family:
     final_norm: str = "model.norm"
     dropouts: tuple[str, str] | None = None
     multiplier: str | None = None
+    needs_bos: bool = False
 
 
 _POST_NORMS = "a norm after a module does not commute with a rotation of what it adds"
 
 
-def _norms_on_both_sides(model_type: str) -> Family:
-    """The row of a family with a norm before and after each module."""
+def _gemma(model_type: str) -> Family:
+    """The row of a family with a norm before and after each module.
+
+    It needs a begin-of-sequence token. Gemma 3: the 270m model (Q4_K_M) has a perplexity of 61.5 on WikiText-2 without
+    one, and of 23.9 with one. Gemma 2: lm-eval's pull request 2049 measured 2,645 on LAMBADA without one, with the 9b.
+    """
     return Family(
         model_type=model_type,
         attention_norms=("input_layernorm", "post_attention_layernorm"),
         mlp_norms=("pre_feedforward_layernorm", "post_feedforward_layernorm"),
         requires={"use_bidirectional_attention": False},
         no_rebase=_POST_NORMS,
+        needs_bos=True,
     )
 
 
@@ -100,8 +107,8 @@ FAMILIES: dict[str, Family] = {
         Family(model_type="qwen3", no_rebase=None),
         Family(model_type="smollm3", no_rebase=None),
         Family(model_type="granite", no_rebase=None, multiplier="residual_multiplier"),
-        _norms_on_both_sides("gemma2"),
-        _norms_on_both_sides("gemma3_text"),
+        _gemma("gemma2"),
+        _gemma("gemma3_text"),
         Family(
             model_type="olmo2",
             attention_norms=("post_attention_layernorm",),
@@ -418,7 +425,7 @@ _FORM: dict[str, tuple[Callable[[Any], bool], str]] = {
         ("qkv_layout", _matches("separate|blocks|per_head"), "'separate', 'blocks' or 'per_head'"),
         ("counts", _COUNTS, "attributes with 'query_heads', 'kv_heads' or 'query_rows'"),
         ("head_dim cache width query_heads kv_heads multiplier", _NAME, "the name of an attribute"),
-        ("fused_mlp_in free_head_dim", _is(bool), "true or false"),
+        ("fused_mlp_in free_head_dim needs_bos", _is(bool), "true or false"),
         ("default_width", _is(int), "a whole number"),
         ("requires", _pairs(_NAME, _is(bool, int, float, str, type(None))), "settings with their values"),
         ("cannot", _pairs(_NAME, _is(str)), "names of edits with reasons"),

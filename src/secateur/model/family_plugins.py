@@ -158,7 +158,7 @@ def _is(*kinds: type) -> Callable[[Any], bool]:
 
 _IDENTIFIER = r"[A-Za-z]\w*"
 _NAME, _PATH = _matches(_IDENTIFIER), _matches(rf"{_IDENTIFIER}(\.{_IDENTIFIER})*")
-_MAY_BE_NONE = ("default_width", "kv_heads", "no_rebase", "dropouts", "multiplier")
+_MAY_BE_NONE = ("default_width", "kv_heads", "no_rebase", "dropouts", "multiplier", "rope_scalings")
 _COUNTS = _pairs(_matches(rf"(config\.)?{_IDENTIFIER}"), _matches("query_heads|kv_heads|query_rows"))
 # By field of a row: whether a value fits, and what would.
 _FORM: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -176,10 +176,12 @@ _FORM: dict[str, tuple[Callable[[Any], bool], str]] = {
         ("counts", _COUNTS, "attributes with 'query_heads', 'kv_heads' or 'query_rows'"),
         ("head_dim cache width query_heads kv_heads multiplier", _NAME, "the name of an attribute"),
         ("fused_mlp_in free_head_dim needs_bos", _is(bool), "true or false"),
+        ("rope_theta rope_share", _NAME, "the name of a setting"),
         ("default_width", _is(int), "a whole number"),
         ("requires", _pairs(_NAME, _is(bool, int, float, str, type(None))), "settings with their values"),
         ("cannot", _pairs(_NAME, _is(str)), "names of edits with reasons"),
         ("no_rebase", _is(str), "a reason"),
+        ("rope_scalings", _pairs(_NAME, _is(list, tuple)), "kinds of RoPE scaling with the keys of each"),
     )
     for name in names.split()
 }

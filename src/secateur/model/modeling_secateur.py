@@ -78,6 +78,10 @@ class Family:
     dropouts: tuple[str, str] | None = None
     multiplier: str | None = None
     needs_bos: bool = False
+    rope_theta: str = "rope_theta"  # what transformers 4 calls the parts of `rope_parameters`
+    rope_share: str = "partial_rotary_factor"
+    # kinds of scaling that transformers 4 takes, with the only keys; None: all that it has
+    rope_scalings: Mapping[str, tuple[str, ...]] | None = field(default=None, hash=False)
 
 
 _POST_NORMS = "a norm after a module does not commute with a rotation of what it adds"
@@ -116,6 +120,7 @@ FAMILIES: dict[str, Family] = {
             mlp_norms=("post_feedforward_layernorm",),
             cannot={"KeepHeads": "its norms of queries and keys span all heads, so no head can go alone"},
             no_rebase=_POST_NORMS,
+            rope_scalings={kind: ("type", "factor") for kind in ("linear", "dynamic")},
         ),
         Family(
             model_type="phi3",
@@ -126,6 +131,7 @@ FAMILIES: dict[str, Family] = {
             fused_mlp_in=True,
             no_rebase=None,
             dropouts=("resid_attn_dropout", "resid_mlp_dropout"),
+            rope_scalings={"longrope": ("type", "short_factor", "long_factor")},
         ),
         Family(
             model_type="phi",  # attention and MLP side by side, behind one norm
@@ -150,6 +156,8 @@ FAMILIES: dict[str, Family] = {
             mlp_out="mlp.dense_4h_to_h",
             kv_heads=None,
             free_head_dim=False,
+            rope_theta="rotary_emb_base",
+            rope_share="rotary_pct",
         ),
         Family(
             model_type="gpt2",

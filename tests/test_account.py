@@ -20,8 +20,7 @@ from secateur.methods.slicegpt import plan as slice_plan
 from secateur.methods.slicegpt import sliced
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
-from secateur.model.layout import Layout
-from secateur.model.modeling_secateur import Ends
+from secateur.model.layout import Ends, Layout
 from secateur.surgery.apply import predict
 from secateur.surgery.edits import DropAttention, DropMLP, KeepHeads, KeepNeurons
 
@@ -95,6 +94,14 @@ def test_a_second_slimgpt_of_uneven_blocks_meets_its_target(shape: Any) -> None:
         layout = predict(layout, edit)
     for sparsity in SPARSITIES:
         met_or_refused(lambda b: after(layout, slimgpt.plan(layout, b, ratio=shape)), layout, Budget(sparsity), 3 * 64)
+
+
+def test_a_target_a_little_beyond_reach_is_refused_though_a_head_is_larger() -> None:
+    layout = predict(made_up(3, 32, 8), DropMLP(1))
+    budget = Budget(0.9, of="model")
+    assert not met_or_refused(lambda b: after(layout, slimgpt.plan(layout, b)), layout, budget, 3 * 64)
+    most = 21 * layout.blocks[0].kv_group + 2 * 299 * 3 * 64  # 7 of 8 KV heads, and all neurons but one
+    assert budget.target(layout) - most < layout.blocks[0].kv_group
 
 
 def test_without_ffns_the_unit_is_a_kv_head() -> None:
@@ -177,7 +184,7 @@ def test_every_plan_is_as_asked_or_says_why_not(name: str, shape: Any) -> None:
         assert account.got == pytest.approx(budget.achieved(plan.before, plan.after))
         assert (account.reason is None) == (f"{account.got:.2%}" == f"{sparsity:.2%}")
     assert 0 not in refused
-    assert len(refused) <= 2
+    assert len(refused) < 5  # of five
 
 
 def units(text: str | None) -> set[str]:

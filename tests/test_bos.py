@@ -25,14 +25,17 @@ from secateur.forecast import forecast
 from secateur.grid import Ablation, Comparison, Judging, ablate, compare
 from secateur.grid.presets import PRESETS
 from secateur.heal.data import IGNORED, make_examples
+from secateur.heal.recover import Request as Recovering
+from secateur.heal.recover import prepare_recovery
 from secateur.heal.settings import Settings
 from secateur.judge.generation import Decoding, generate
 from secateur.judge.harness import answer
 from secateur.judge.results import Perplexity, TaskResult
 from secateur.judge.tasks import judge_tasks, plan_tasks
+from secateur.model.family_plugins import checked_row
 from secateur.model.handle import Model
 from secateur.model.load import Source
-from secateur.model.modeling_secateur import FAMILIES, row_from
+from secateur.model.modeling_secateur import FAMILIES
 from secateur.pruning import Request
 from secateur.record import MeasuredPerplexity
 from secateur.run import Run
@@ -78,9 +81,9 @@ def test_only_families_of_which_it_is_known_need_it() -> None:
     for row in FAMILIES.values():
         assert wants_bos(row, "auto") is row.needs_bos
         assert (wants_bos(row, "always"), wants_bos(row, "never")) == (True, False)
-    assert row_from({"model_type": "of-a-plugin", "needs_bos": True}).needs_bos
+    assert checked_row({"model_type": "of-a-plugin", "needs_bos": True}).needs_bos
     with pytest.raises(ValueError, match="needs_bos"):
-        row_from({"model_type": "of-a-plugin", "needs_bos": "yes"})
+        checked_row({"model_type": "of-a-plugin", "needs_bos": "yes"})
 
 
 @pytest.mark.parametrize(("family", "bos", "wanted"), ASKED)
@@ -291,6 +294,19 @@ def test_rows_to_train_on_are_begun(template: Any, rendered: bool) -> None:
     windows = make_examples(plain("abcdef" * 8), tokenizer, Settings(max_length=8), bos_id=ID)
     for row in (*windows.train, *windows.held_out):
         assert (row.ids[0], row.labels[0], len(row.ids)) == (ID, IGNORED, 8)
+
+
+@pytest.mark.parametrize(("family", "bos", "wanted"), ASKED)
+def test_a_recovery_begins_its_rows(family: str, bos: Bos, wanted: bool, texts: tuple[Path, Path]) -> None:
+    def prepared_with(word: Bos) -> Any:
+        settings = Settings(max_length=32, bos=word)
+        return prepare_recovery(Recovering(data=str(texts[0]), settings=settings), spoken(family))
+
+    job = prepared_with(bos)
+    assert job.data.bos is wanted
+    assert {int(row.ids[0]) == ID for row in (*job.examples.train, *job.examples.held_out)} == {wanted}
+    assert job.fingerprint == prepared_with("always" if wanted else "never").fingerprint  # it says the same
+    assert job.fingerprint != prepared_with("never" if wanted else "always").fingerprint
 
 
 # --- grids ---

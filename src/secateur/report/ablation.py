@@ -311,8 +311,8 @@ def short_ablation_table(results: Results, shown: Sequence[Group], measure: Meas
     seeds = max((len(group.seeds) for group in shown), default=0)
     over_seeds = f" Mean ± standard deviation over {seeds} draws of the calibration." if seeds > 1 else ""
     notes = [
-        f"{measured(results, measure)}{over_seeds} Bold: told from the default, for better or worse, by the 95% interval "
-        "of the difference seed by seed (wide for few seeds; of one, over windows or documents)."
+        f"{measured(results, measure)}{over_seeds} Bold: told from the default, for better or worse, by the 95% "
+        "interval of the difference seed by seed (wide for few seeds; of one, over windows or documents)."
     ]
     return Table(
         columns, told, bold={size_key(s): [n for n, key in apart if key == size_key(s)] for s in sizes}, notes=notes

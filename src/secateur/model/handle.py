@@ -32,7 +32,7 @@ class Model:
 
     Args:
         hf: a transformers model of a supported family. It is adopted: its class becomes secateur's subclass of its
-            stock class, so that `save_pretrained` stays right whatever is removed.
+            stock class, so that `save_pretrained` stays right whatever is removed, and it is put into eval mode.
         tokenizer: its tokenizer, if there is one.
         source: where it came from (name, path, revision); goes into records.
 
@@ -47,6 +47,7 @@ class Model:
         if reason := not_a_model(hf):
             raise UnsupportedModelError(reason)
         self.family = require_family(hf.config)
+        self._stock = type(hf), hf.config
         _adopt(hf, self.family)
         self.hf: Any = hf
         self.tokenizer = tokenizer
@@ -153,6 +154,11 @@ class Model:
         shapes = [modeling.shape_of(block, self.family) for block in self.blocks]
         modeling.state_shapes(self.hf.config, self.family, shapes)
         modeling.state_ends(self.hf.config, modeling.ends_of(self.hf, self.family))
+
+    def release(self) -> None:
+        """Give the transformers model back its stock class and configuration; one that was edited stays as it is."""
+        if not self.edits_applied:
+            self.hf.__class__, self.hf.config = self._stock
 
     def edited(self) -> None:
         """Take the model as it is now for the loaded one: blocks are numbered anew."""

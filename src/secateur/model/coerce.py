@@ -1,0 +1,118 @@
+"""A model from whatever people have one in: a name, a transformers model, or a `Model`. The one place for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
+
+from transformers import PreTrainedModel
+
+from secateur.assets import resolve_model
+from secateur.errors import UnsupportedModelError
+from secateur.model.described import describe
+from secateur.model.handle import Model
+from secateur.model.load import Source, TokenizerSource, as_tokenizer, record_of, tokenizer_beside
+from secateur.model.refusals import not_a_model, require_weights
+from secateur.record import Facts, Record
+
+ModelSource: TypeAlias = "Model | PreTrainedModel | Source | str | Path"  # what `handed` takes
+
+# What transformers models came from and went through in this session; they themselves keep no history.
+_HISTORY: WeakKeyDictionary[PreTrainedModel, tuple[Facts, list[Record]]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in memory, with the interface of `Source`."""
+
+    model: Model
+
+    @property
+    def name(self) -> str:
+        return str(self.model.source.get("name", ""))
+
+    @property
+    def device_type(self) -> str:
+        return self.model.device.type
+
+    def load(self) -> Model:
+        return self.model
+
+    def hollow(self, *, tokenizer: bool = False) -> Model:
+        return self.model
+
+
+@contextmanager
+def handed(
+    source: ModelSource, tokenizer: TokenizerSource | None = None, *, cache: Path | None = None, keep: bool = False
+) -> Iterator[Source | Loaded]:
+    """What a function was given as a model. A transformers model is adopted, and itself again at the end: its class and
+    configuration are stock ones.
+
+    Args:
+        source: a folder, a hub id or "demo", loaded with the defaults of `load`; a `Source`; a model in memory.
+        tokenizer: the model's, or the name of one. A transformers model's is else looked for where it came from.
+        cache: where `demo` lies.
+        keep: a transformers model stays adopted, unless there was an error and no edit.
+
+    Raises:
+        UnsupportedModelError: it is no model, or one that cannot be pruned as it is.
+    """
+    if isinstance(source, (str, Path)):
+        source = Source(name=str(source), cache=cache)
+    if isinstance(source, Source):
+        yield source if tokenizer is None else replace(source, tokenizer=tokenizer)
+        return
+    if not isinstance(source, Model):
+        model = _adopted(source, look=tokenizer is None)
+    elif (model := source).device.type == "meta":
+        require_weights(model.hf)
+    if tokenizer is not None:
+        model.tokenizer = as_tokenizer(tokenizer)
+    try:
+        yield Loaded(model)
+    except BaseException:
+        keep = False
+        raise
+    finally:
+        if isinstance(source, PreTrainedModel):
+            _HISTORY[source] = model.source, model.parents
+            if not keep:
+                model.release()
+
+
+@contextmanager
+def borrowed(
+    source: ModelSource, tokenizer: TokenizerSource | None = None, *, cache: Path | None = None, keep: bool = False
+) -> Iterator[Model]:
+    """The model that `handed` stands for, loaded."""
+    with handed(source, tokenizer, cache=cache, keep=keep) as given:
+        yield given.load()
+
+
+def _adopted(hf: Any, *, look: bool) -> Model:
+    """Args: look: for its tokenizer."""
+    if reason := not_a_model(hf):
+        raise UnsupportedModelError(reason)
+    require_weights(hf)
+    name, commit = str(hf.name_or_path or ""), getattr(hf.config, "_commit_hash", None)
+    model = Model(hf, source={"name": name} if name else {})
+    if os.path.isdir(name):
+        name, commit = os.path.abspath(name), None  # a folder called "demo" is no demo model
+    elif commit is None:  # a name that transformers did not load it by: nothing is asked of the hub for it
+        name = ""
+    if hf in _HISTORY:
+        model.source, model.parents = _HISTORY[hf]
+    elif name:
+        _, provenance = resolve_model(name, revision=commit)
+        record = record_of(describe(name, commit))
+        model.source = {**model.source, **provenance}
+        model.parents = [*record.parents, record.alone] if record else []
+    if look and name:
+        model.tokenizer = tokenizer_beside(name, commit)
+    return model

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from figures import IMAGES, PERPLEXITY, RESULTS, folders, pictured
-from slimgpt_tables import drift_by_share, relative_losses
+from slimgpt_tables import ORDER, drift_by_share, relative_losses
 
 from secateur.report.ablation_figures import ablation_figures
 from secateur.report.blocks import lanes, picture
@@ -89,6 +89,28 @@ def calibration() -> "Drawn":
     yield "slimgpt-calibration", figure
 
 
+def variants() -> "Drawn":
+    """Schedules, groups of columns and errors of heads, each against `log` of the same calibration; 50 %. What goes
+    without compensation is off the scale."""
+    figure, (axis,) = new_figure(1, WIDE)
+    names = [name for name in reversed(ORDER) if name not in ("dense", "no-compensation")]
+    drawn: list[float] = []
+    for length, colour, marker in ((2048, BLUE, "o"), (512, ORANGE, "s")):
+        files = {name: SLIMGPT / f"{name}-0.5-32x{length}.json" for name in names}
+        known = {
+            n: json.loads(f.read_text())["perplexity"]["128"]["perplexity"] for n, f in files.items() if f.exists()
+        }
+        rows = [names.index(name) for name in known]
+        axis.plot(list(known.values()), rows, marker, color=colour, label=f"calibrated on 32 x {length:,}")
+        axis.axvline(known["log"], color=colour, linewidth=1, linestyle=":")
+        drawn += known.values()
+    axis.set(xscale="log", xlabel="WikiText-2 perplexity at 128")
+    axis.set_yticks(range(len(names)), names)
+    set_ticks(axis.xaxis, drawn)
+    figure.legend(frameon=False, ncols=2, loc="outside lower center")
+    yield "slimgpt-variants", figure
+
+
 def losses() -> "Drawn":
     """What each block's FFN loses of its output at 50 %, by the solve's own account, as a share of the output's power:
     where a schedule saves and where it pays."""
@@ -130,7 +152,7 @@ def recovery() -> "Drawn":
 def drawn() -> "Iterator[tuple[str, str]]":
     """Every picture as SVG, by its place under docs/images."""
     with styled():
-        for draw in (grids, drift, calibration, losses, ratios, recovery):
+        for draw in (grids, drift, calibration, variants, losses, ratios, recovery):
             for name, figure in draw():
                 yield name, to_svg(figure)
     for method, found in newest().items():

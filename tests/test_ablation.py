@@ -29,7 +29,7 @@ from secateur.report.drawing import save
 from secateur.report.looks import number
 from secateur.report.page import render, write_report
 from secateur.report.results import AblationTerms, CellResult, Index, ModelFacts, Results, read_results
-from secateur.report.table import Table, as_json, comma_separated, latex, markdown
+from secateur.report.table import Table, as_json, comma_separated, markdown
 
 NORM: Choices = {("norm", "2ssp"): ("2ssp.norm", {"l2": 0.32, "l1": 0.22})}
 LEVEL: Choices = {("norm", "2ssp"): ("2ssp.norm", {"l2": 0.32, "l1": 0.32})}
@@ -102,7 +102,7 @@ def test_a_value_is_held_against_the_default_seed_by_seed() -> None:
     default = rows["norm", "2ssp", "l2"]
     assert (default[f"{AGAINST}:shown"], default.get(AGAINST)) == ("default", None)
     shown = f"{100 * row[AGAINST]:+.2f}% ± {100 * row[f'{AGAINST}:sd']:.2f}"
-    assert f"| {shown} |" in markdown(table_of(cells))
+    assert f"| **{shown}** |" in markdown(table_of(cells))
 
 
 def test_one_seed_has_the_paired_interval_over_windows() -> None:
@@ -145,7 +145,7 @@ def test_a_value_that_always_failed_takes_no_seed_from_the_others() -> None:
     assert rows["norm", "2ssp", "l2"][PPL] is None
 
 
-def test_methods_are_groups_of_their_own_and_nothing_is_bold() -> None:
+def test_methods_are_groups_of_their_own_and_no_mean_is_bold() -> None:
     sizes = {"16": 0.40, "32": 0.33, "256": 0.31}
     cells = cells_of(
         {("calibration-size", of): ("samples", sizes) for of in ("2ssp", "slimgpt")}, seeds=(0, 1), noise=0.001
@@ -157,8 +157,9 @@ def test_methods_are_groups_of_their_own_and_nothing_is_bold() -> None:
     assert [rows[of, "32"]["seeds"] for of in ("2ssp", "slimgpt")] == [2, 1]
     defaults = [key for key, row in rows.items() if row.get(f"{AGAINST}:shown") == "default"]
     assert defaults == [("2ssp", "32"), ("slimgpt", "256")]  # each method's own
-    assert "**" not in markdown(table)
-    assert r"\textbf" not in latex(table, caption="c")
+    assert set(table.bold) == {f"{key}:shown" for key in (AGAINST, "against:*", "against:accuracy")}
+    marked = {table.rows[n]["value"] for places in table.bold.values() for n in places}
+    assert marked == {"16"}  # two seeds do not tell the lowest mean, 256's, from the default's
     assert {column["better"] for column in as_json(table)["columns"]} == {None}
     assert AGAINST in comma_separated(table).splitlines()[0].split(",")
 
@@ -261,26 +262,6 @@ def test_a_value_alone_has_its_spread_and_one_without_a_default_no_winner(tmp_pa
     assert re.search(r"as given: 1\.\d+× the dense model's, ± 0\.\d+ over 3 seeds", repeats.text)
     assert "default is not among the values" in balance.text
     assert told.headline.startswith("Nothing can be held against a default")
-
-
-def test_a_value_alone_stands_beside_the_default_of_another_ablation(tmp_path: Path) -> None:
-    only: Choices = {
-        ("norm", "2ssp"): ("2ssp.norm", {"l2": 0.32, "l1": 0.31}),
-        ("stage1-only", "2ssp"): ("2ssp.stage1_only", {"True": 0.5}),
-    }  # fmt: skip
-    results = read_results(make_ablation_folder(tmp_path / "a", choices=only, **FEW))
-    alone = ablation_verdict(results).findings[1]
-    assert alone.text.startswith("The default, False, has the lowest perplexity")
-    assert "Next is True: +" in alone.text
-    norm, stage = (some[0] for some in together(results).values())
-    assert (stage.default and stage.default.cells) == (norm.default and norm.default.cells)  # it is norm l2's
-    assert places([stage])[:1] == (("False", "True"),)
-    assert any("False, is taken from norm" in caveat for caveat in ablation_verdict(results).caveats)
-    for file in (results.folder / "cells").glob("norm*/cell.json"):  # not quite the same pruning
-        cell = json.loads(file.read_text())
-        cell["ablation"]["terms"]["2ssp.alpha"] = 3.0
-        file.write_text(json.dumps(cell))
-    assert len(ablation_verdict(read_results(results.folder)).findings[1].group.values) == 1
 
 
 def test_a_value_of_another_size_is_not_in_the_running(tmp_path: Path) -> None:

@@ -97,6 +97,14 @@ def test_a_second_slimgpt_of_uneven_blocks_meets_its_target(shape: Any) -> None:
         met_or_refused(lambda b: after(layout, slimgpt.plan(layout, b, ratio=shape)), layout, Budget(sparsity), 3 * 64)
 
 
+def test_a_target_a_little_beyond_reach_is_refused_though_a_head_is_larger() -> None:
+    layout = predict(made_up(3, 32, 8), DropMLP(1))
+    budget = Budget(0.9, of="model")
+    assert not met_or_refused(lambda b: after(layout, slimgpt.plan(layout, b)), layout, budget, 3 * 64)
+    most = 21 * layout.blocks[0].kv_group + 2 * 299 * 3 * 64  # 7 of 8 KV heads, and all neurons but one
+    assert budget.target(layout) - most < layout.blocks[0].kv_group
+
+
 def test_without_ffns_the_unit_is_a_kv_head() -> None:
     layout = made_up(6, 8, 8)
     for number in layout.blocks:

@@ -242,7 +242,7 @@ def test_a_record_without_one_of_its_parts_is_damaged(tmp_path: Path) -> None:
     entries = json.loads(dump(record))
     (tmp_path / RECORD).write_text(json.dumps(entries))
     assert read_record(tmp_path) == record
-    may_lack = {"parents", "block_tokens", "head_tokens", "reason"}
+    may_lack = {"parents", "block_tokens", "head_tokens", "loads_in", "reason"}
     open_parts = {"model", "options", "calibration", "arguments", "environment", "notes", "edits"}
     within_open = {("model", "family"), ("edits", 0, "edit")}
     for way in places(entries):
@@ -281,6 +281,7 @@ def test_the_card_tells_how_to_load_it(edit: Edit) -> None:
     text = card(record := recorded(tiny("llama"), edit))
     assert ("trust_remote_code" in text) == ("import secateur" in text) == (record.tier == "B")
     assert front_matter(text)["tags"] == ["pruned", "secateur", "2ssp"]
+    assert ("transformers 4.57 and 5" in text) == (record.tier == "A")
     for fact in (f"{record.before.parameters:,}", f"{record.after.parameters:,}", METHOD.bibtex, secateur.__version__):
         assert fact in text
 

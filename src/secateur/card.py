@@ -11,13 +11,13 @@ from secateur.methods import Method, get_method
 from secateur.record import Facts, Record, Recovery, public_name
 
 _LOADING = {
-    "A": """It is an unmodified {family} architecture and loads everywhere:
+    "A": """It is an unmodified {family} architecture, which loads {loads_in}and in the tools that know it:
 
 ```python
 from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained("PATH")
 ```""",
-    "B": """The stock {family} architecture cannot hold its blocks. With secateur installed:
+    "B": """The stock {family} architecture cannot hold its blocks. It loads {loads_in}with secateur installed:
 
 ```python
 import secateur  # makes AutoModel know this model
@@ -31,7 +31,8 @@ or, without it, by the modeling file that lies beside the weights (read it first
 model = AutoModelForCausalLM.from_pretrained("PATH", trust_remote_code=True)
 ```
 
-Stock transformers with neither refuses to load it, on purpose: it would fill what is missing with random weights.""",
+Stock transformers with neither refuses to load it, and so does transformers 4, on purpose: it would fill what is
+missing with random weights.""",
 }
 _OBJECTIVES = {"labels": "on the data's own responses", "distillation": "on the dense model's predictions"}
 _CURVE = 12  # numbers of a curve on the card; the record has all
@@ -77,10 +78,15 @@ pipeline_tag: text-generation
 
 {recovery}## Loading
 
-{_LOADING[record.tier].format(family=record.model["family"])}
+{_LOADING[record.tier].format(family=record.model["family"], loads_in=_loads_in(record))}
 
 {history}`secateur.json` has every argument, version and fingerprint{edits}; secateur {(pruning or record).secateur}.
 {citation}"""
+
+
+def _loads_in(record: Record) -> str:
+    """Earlier records do not say it."""
+    return f"in {record.loads_in} " if record.loads_in else ""
 
 
 def _method(pruning: Record, *, required: bool) -> Method | None:

@@ -24,7 +24,7 @@ import torch
 from secateur.account import account
 from secateur.engine.tokens import Bos, Count, Tokens, TokenSource, check_tokens, read_tokens, ready
 from secateur.errors import CheckpointError, InvalidOptionError
-from secateur.export import tier
+from secateur.export import loads_in, tier
 from secateur.folders import claimed, require_space
 from secateur.judge.judging import Judge, Judging
 from secateur.judge.perplexity import before_and_after, perplexity
@@ -438,6 +438,7 @@ def make_record(
         seed=job.plan.request.seed,
         sparsity=pruning.sparsity,
         tier=tier(model),
+        loads_in=loads_in(model),
         model=origin(model, job.model_fingerprint),
         calibration={**public_facts(job.tokens.source), "fingerprint": job.tokens.fingerprint()},
         arguments=public_arguments(arguments or {}),

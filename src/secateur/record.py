@@ -157,6 +157,7 @@ class Record(Struct, kw_only=True, omit_defaults=True):
     Attributes:
         fingerprint: the identity of the outcome: on one kind of device, two runs of one identity give the same model.
         filters: by name, with their options; None where there were none.
+        loads_in: the versions of transformers that the checkpoint loads in, in words.
         model, calibration: public facts; the model's are of before.
         arguments: the command line or call as given.
         environment: what else may move a last digit.
@@ -175,6 +176,7 @@ class Record(Struct, kw_only=True, omit_defaults=True):
     seed: int
     sparsity: Sparsity | None = None
     tier: str
+    loads_in: str | None = None
     model: Facts
     calibration: Facts | None = None
     arguments: Facts

@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 
 from secateur.errors import InvalidOptionError, OutputError, OutputExistsError
 from secateur.export import native, stock
+from secateur.export.beside import write_beside
 from secateur.folders import disk_full_as_oserror, new_folder, resolved
 from secateur.hf import quiet_transformers
 from secateur.model.described import write_sums
@@ -31,6 +32,9 @@ class Format(Protocol):
     def write(self, model: Model, folder: Path, max_shard_size: str) -> dict[str, str]:
         """Write configuration and weights; return the sha256 of each file with weights, by name."""
 
+    def loads_in(self, model: Model) -> str:
+        """The versions in which what is written loads; others refuse it."""
+
 
 FORMATS: dict[Tier, Format] = {"A": stock, "B": native}  # the most widely loadable first
 
@@ -38,6 +42,11 @@ FORMATS: dict[Tier, Format] = {"A": stock, "B": native}  # the most widely loada
 def tier(model: Model) -> Tier:
     """The most widely loadable format that can hold the model exactly."""
     return next(name for name, form in FORMATS.items() if form.refuses(model) is None)
+
+
+def loads_in(model: Model) -> str:
+    """The versions in which the model loads once it is saved, in words."""
+    return FORMATS[tier(model)].loads_in(model)
 
 
 def save(
@@ -48,7 +57,7 @@ def save(
     overwrite: bool = False,
     max_shard_size: str = "5GB",
 ) -> Tier:
-    """Write the model, its tokenizer and further text files into `folder`, whole or not at all.
+    """Write the model, what lies beside it and further text files into `folder`, whole or not at all.
 
     Args:
         files: name -> content; record and card.
@@ -62,8 +71,7 @@ def save(
     chosen = tier(model)
     with new_folder(folder, overwrite=overwrite) as partial, disk_full_as_oserror(), quiet_transformers():
         write_sums(partial, FORMATS[chosen].write(model, partial, max_shard_size))
-        if model.tokenizer is not None:
-            model.tokenizer.save_pretrained(partial)
+        write_beside(model, partial)
         for name, content in (files or {}).items():
             # an input's name may have bytes that are no UTF-8 (surrogates here): a record must not fail over them
             (partial / name).write_bytes(content.encode("utf-8", "backslashreplace"))

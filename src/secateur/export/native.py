@@ -17,3 +17,7 @@ def refuses(model: Model) -> str | None:
 
 def write(model: Model, folder: Path, max_shard_size: str) -> dict[str, str]:
     return write_model(model, folder, max_shard_size)
+
+
+def loads_in(model: Model) -> str:
+    return "transformers 5.20 or newer"

@@ -12,6 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from secateur.export.spelling import add_old_spelling, has_old_spelling
 from secateur.export.weights import write_model
 from secateur.model.handle import Model
 from secateur.model.modeling_secateur import MODEL_FOR_CAUSAL_LM_MAPPING, plain_config
@@ -26,7 +27,15 @@ def write(model: Model, folder: Path, max_shard_size: str) -> dict[str, str]:
     config = _stock_config(model)
     assert not isinstance(config, str), config  # else `refuses` said so
     with _as_stock(model, config):
-        return write_model(model, folder, max_shard_size)
+        sums = write_model(model, folder, max_shard_size)
+    add_old_spelling(folder, config, model.family)
+    return sums
+
+
+def loads_in(model: Model) -> str:
+    config = _stock_config(model)
+    known = isinstance(config, PreTrainedConfig) and has_old_spelling(config, model.family)
+    return "transformers 4.57 and 5" if known else "transformers 5"
 
 
 @contextmanager

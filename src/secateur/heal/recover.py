@@ -18,7 +18,7 @@ from msgspec import structs
 from secateur.assets import TextSource, licence_of, read_text
 from secateur.engine.tokens import bos_id_of
 from secateur.errors import DataError, Interrupted, InvalidOptionError
-from secateur.export import tier
+from secateur.export import loads_in, tier
 from secateur.folders import claimed, require_space
 from secateur.heal import state
 from secateur.heal.adapter import attach, detach, require_extra, targets
@@ -289,9 +289,10 @@ def _record(
     return Record(
         secateur=__version__, format=FORMAT, fingerprint=job.fingerprint,
         created=datetime.now(UTC).isoformat(timespec="seconds"), method="lora", seed=job.settings.seed,
-        tier=tier(model), model=origin(model, job.model_fingerprint), arguments=public_arguments(arguments),
-        environment=environment(model), cost=Cost(seconds=round(seconds, 1)), before=layout, after=layout,
-        recovery=recovery, evaluations=[], edits=[], parents=model.parents,
+        tier=tier(model), loads_in=loads_in(model), model=origin(model, job.model_fingerprint),
+        arguments=public_arguments(arguments), environment=environment(model),
+        cost=Cost(seconds=round(seconds, 1)), before=layout, after=layout, recovery=recovery,
+        evaluations=[], edits=[], parents=model.parents,
     )  # fmt: skip
 
 

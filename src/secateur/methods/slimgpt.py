@@ -130,9 +130,11 @@ def plan(
     neurons = _whole_neurons(supplies, wanted, budget)
 
     lost = sum(heads[n] * s.group + neurons[n] * s.neuron for n, s in supplies.items())
-    missed = max(abs(total - target) for total in (lost, sum(r * supplies[n].size for n, r in asked.items())))
-    unit = max(s.neuron * budget.round_to if s.spare else s.group for s in supplies.values() if s.most)
-    if not lost or (not decided and missed > unit):
+    group = max(s.group * bool(s.groups) for s in supplies.values())
+    unit = max((s.neuron * budget.round_to for s in supplies.values() if s.spare), default=group)
+    scheduled = sum(r * supplies[n].size for n, r in asked.items())
+    missed = abs(scheduled - target) > unit or abs(lost - target) > max(unit, group)  # FFNs may be smaller than a group
+    if not lost or (missed and not decided):
         scale, whole = budget.sparsity / target, sum(s.size for s in supplies.values())
         ends = [[sum(r * supplies[n].size for n, r in shares(t, *given).items()) * scale for t in (0, whole)]
                 for given in ((), (None, None))]  # fmt: skip

@@ -77,6 +77,10 @@ class Family:
     dropouts: tuple[str, str] | None = None
     multiplier: str | None = None
     needs_bos: bool = False
+    rope_theta: str = "rope_theta"  # what transformers 4 calls the parts of `rope_parameters`
+    rope_share: str = "partial_rotary_factor"
+    # kinds of scaling that transformers 4 takes, with the only keys; None: all that it has
+    rope_scalings: Mapping[str, tuple[str, ...]] | None = field(default=None, hash=False)
 
 
 _POST_NORMS = "a norm after a module does not commute with a rotation of what it adds"
@@ -115,6 +119,7 @@ FAMILIES: dict[str, Family] = {
             mlp_norms=("post_feedforward_layernorm",),
             cannot={"KeepHeads": "its norms of queries and keys span all heads, so no head can go alone"},
             no_rebase=_POST_NORMS,
+            rope_scalings={kind: ("type", "factor") for kind in ("linear", "dynamic")},
         ),
         Family(
             model_type="phi3",
@@ -125,6 +130,7 @@ FAMILIES: dict[str, Family] = {
             fused_mlp_in=True,
             no_rebase=None,
             dropouts=("resid_attn_dropout", "resid_mlp_dropout"),
+            rope_scalings={"longrope": ("type", "short_factor", "long_factor")},
         ),
         Family(
             model_type="phi",  # attention and MLP side by side, behind one norm
@@ -149,6 +155,8 @@ FAMILIES: dict[str, Family] = {
             mlp_out="mlp.dense_4h_to_h",
             kv_heads=None,
             free_head_dim=False,
+            rope_theta="rotary_emb_base",
+            rope_share="rotary_pct",
         ),
         Family(
             model_type="gpt2",
@@ -408,7 +416,7 @@ def _is(*kinds: type) -> Callable[[Any], bool]:
 
 _IDENTIFIER = r"[A-Za-z]\w*"
 _NAME, _PATH = _matches(_IDENTIFIER), _matches(rf"{_IDENTIFIER}(\.{_IDENTIFIER})*")
-_MAY_BE_NONE = ("default_width", "kv_heads", "no_rebase", "dropouts", "multiplier")
+_MAY_BE_NONE = ("default_width", "kv_heads", "no_rebase", "dropouts", "multiplier", "rope_scalings")
 _COUNTS = _pairs(_matches(rf"(config\.)?{_IDENTIFIER}"), _matches("query_heads|kv_heads|query_rows"))
 # By field of a row: whether a value fits, and what would.
 _FORM: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -426,10 +434,12 @@ _FORM: dict[str, tuple[Callable[[Any], bool], str]] = {
         ("counts", _COUNTS, "attributes with 'query_heads', 'kv_heads' or 'query_rows'"),
         ("head_dim cache width query_heads kv_heads multiplier", _NAME, "the name of an attribute"),
         ("fused_mlp_in free_head_dim needs_bos", _is(bool), "true or false"),
+        ("rope_theta rope_share", _NAME, "the name of a setting"),
         ("default_width", _is(int), "a whole number"),
         ("requires", _pairs(_NAME, _is(bool, int, float, str, type(None))), "settings with their values"),
         ("cannot", _pairs(_NAME, _is(str)), "names of edits with reasons"),
         ("no_rebase", _is(str), "a reason"),
+        ("rope_scalings", _pairs(_NAME, _is(list, tuple)), "kinds of RoPE scaling with the keys of each"),
     )
     for name in names.split()
 }

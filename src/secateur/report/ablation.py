@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -34,7 +34,6 @@ class Choice:
         cells: the finished ones, by seed.
         failed: how many are not.
         matched_to: the cell at whose achieved size its first one was made.
-        taken_from: the ablation that its cells are of, where they are another one's.
     """
 
     shown: str
@@ -42,7 +41,6 @@ class Choice:
     cells: Mapping[int, CellResult]
     failed: int
     matched_to: str | None
-    taken_from: str | None = None
 
 
 @dataclass(frozen=True)
@@ -93,41 +91,14 @@ def groups(results: Results) -> list[Group]:
     ]  # fmt: skip
 
 
-def beside_the_default(results: Results, group: Group) -> Group:
-    """A value that is alone, beside its method's default from another ablation of the folder: the same pruning, but for
-    the one choice. The group itself where it has more values, or there is none."""
-    value = group.values[0]
-    if len(group.values) > 1 or group.own in (None, value.shown) or not value.cells:
-        return group
-    wanted = _settings(_terms(next(iter(value.cells.values()))), group.own)
-    alike = [
-        cell for cell in results.pruned
-        if cell.done and cell.method == group.of and not cell.matched_to and cell.sparsity == group.sparsity
-        and cell.ablation and cell.ablation.seed in value.cells
-        and wanted and _settings(cell.ablation, cell.ablation.value) == wanted
-    ]  # fmt: skip
-    if not alike:
-        return group
-    default = _choice(str(group.own), alike, taken_from=_terms(alike[0]).what)
-    return replace(group, values=(default, value))
-
-
 def _terms(cell: CellResult) -> AblationTerms:
     assert cell.ablation is not None  # narrows the type
     return cell.ablation
 
 
-def _settings(terms: AblationTerms, value: str | None) -> dict[str, str]:
-    """The whole calibration and all options of a cell of an ablation; nothing where they are not known."""
-    varied = _varied(terms, str(value))
-    if varied is None or len(varied) != 1:
-        return {}
-    return {name: str(each) for name, each in {**terms.terms, varied[0][0]: value}.items()}
-
-
-def _choice(shown: str, cells: Sequence[CellResult], taken_from: str | None = None) -> Choice:
+def _choice(shown: str, cells: Sequence[CellResult]) -> Choice:
     done = {_terms(cell).seed: cell for cell in cells if cell.done}
-    return Choice(shown, cells[0].method, done, len(cells) - len(done), cells[0].matched_to, taken_from)
+    return Choice(shown, cells[0].method, done, len(cells) - len(done), cells[0].matched_to)
 
 
 def left_out_in_words(group: Group) -> str:
@@ -281,13 +252,10 @@ def write_ablation_table(folder: Path) -> None:
     })  # fmt: skip
 
 
-def ablation_table(results: Results, shown: Sequence[Group], *, marked: bool = False) -> Table:
+def ablation_table(results: Results, shown: Sequence[Group]) -> Table:
     """The dense row, then by ablation, method, sparsity and value in the order of the cells, all seeds in one.
 
-    The lowest mean is not bold: it may be so by chance. What a value does is said against the default, paired by seed.
-
-    Args:
-        marked: set in bold, for the page, what is told from the default, for better or worse.
+    The lowest mean is not bold: it may be so by chance. Bold is what is told from the default, for better or worse.
     """
     cells = [cell for cell in results.cells if cell.status != MISSING]
     columns = list(_columns(results, cells))
@@ -302,18 +270,15 @@ def ablation_table(results: Results, shown: Sequence[Group], *, marked: bool = F
         "Mean ± standard deviation over seeds: draws of the calibration windows (seed 0: the first ones).",
         "Against the default: the difference to the method's own default with the same seed, ± its standard deviation "
         "over seeds; of one seed, with the 95 % interval of a paired bootstrap over windows or documents. Relative for "
-        "perplexity. Empty where the default is not among the values. Nothing is bold: the best of many values may be "
-        "so by chance.",
+        "perplexity. Empty where the default is not among the values. Bold: told from it, for better or worse; the "
+        "lowest mean of many values may be so by chance.",
         *(left_out_in_words(group) for group in shown if group.left_out),
         *average_notes(results.average), *failures(cells), *cell_notes(cells),
     ]  # fmt: skip
-    table = Table(columns, rows, "group", notes=notes)
-    if marked:
-        keys = [column.key for column in columns if column.sort]
-        bold, unsure = ({key: [place for place, row in enumerate(rows) if _apart(row, key) is sure] for key in keys}
-                        for sure in (True, None))  # fmt: skip
-        table = replace(table, bold=bold, unsure=unsure)
-    return table
+    keys = [column.key for column in columns if column.sort]
+    bold, unsure = ({key: [place for place, row in enumerate(rows) if _apart(row, key) is sure] for key in keys}
+                    for sure in (True, None))  # fmt: skip
+    return Table(columns, rows, "group", bold, unsure, notes)
 
 
 def short_ablation_table(results: Results, shown: Sequence[Group], text: str) -> Table:

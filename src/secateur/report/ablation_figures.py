@@ -11,7 +11,6 @@ from secateur.report.ablation import (
     Choice,
     Group,
     against,
-    beside_the_default,
     difference_in_words,
     groups,
     measures,
@@ -70,7 +69,7 @@ def together(results: Results) -> dict[str, list[Group]]:
     """The groups of one picture each, by the name of its files."""
     pictures: dict[tuple[str, str], list[Group]] = {}
     for group in groups(results):
-        pictures.setdefault((group.what, group.of), []).append(beside_the_default(results, group))
+        pictures.setdefault((group.what, group.of), []).append(group)
     return {
         "ablation-" + re.sub(r"[^A-Za-z0-9._-]+", "_", f"{what}-{of}"): some for (what, of), some in pictures.items()
     }

@@ -10,7 +10,6 @@ from secateur.report.ablation import (
     Against,
     Choice,
     Group,
-    beside_the_default,
     between,
     groups,
     left_out_in_words,
@@ -78,7 +77,7 @@ class AblationVerdict:
 def ablation_verdict(results: Results) -> AblationVerdict:
     """By perplexity over the dense model's, all texts together; without a dense model by the first other measure."""
     measure = next(iter(measures(results)), None)
-    findings = tuple(_finding(beside_the_default(results, group), measure) for group in groups(results))
+    findings = tuple(_finding(group, measure) for group in groups(results))
     caveats = (*unfinished(results), *_caveats(results, findings))
     return AblationVerdict(_headline(findings, measure) + to_come(results), findings, caveats)
 
@@ -192,10 +191,6 @@ def _gap(gap: Against | None, measure: Measure) -> str:
 
 
 def _caveats(results: Results, findings: Sequence[Finding]) -> Iterator[str]:
-    for each in findings:
-        for value in each.group.values:
-            if value.taken_from:
-                yield f"{each.title}: the default, {value.shown}, is taken from {value.taken_from}: the same pruning."
     yield from (left_out_in_words(each.group) for each in findings if each.group.left_out)
     fewest = min((len(each.group.seeds) for each in findings if each.group.seeds), default=4)
     if fewest == 1:

@@ -226,23 +226,11 @@ def speed(cell: CellResult, kind: str) -> Timing | None:
 
 
 def _over_dense(ours: Inference, theirs: Inference, key: str) -> tuple[float, float | None, float | None]:
-    """A ratio and the range of its quartiles, in one of two ways.
-
-    Where the rounds are stored: median and quartiles of the ratios round by round. In each round the models run right
-    after each other, so that what slows down both cancels.
-
-    Where they are not, as in cells made before they were: median over median. The range is from the lower quartile over
-    the dense model's upper one to the upper one over its lower one: nobody knows which rounds belong together. A
-    quartile is taken as half the stored range from the median; the range is not known where one has no range, or the
-    dense model's lower quartile would be below 0.
-    """
+    """The median of the ratios round by round, and the range of their quartiles: in each round the models run right
+    after each other, so that what slows down both cancels. Of cells made before rounds were stored, median over median
+    without a range: nobody knows which rounds belong together."""
     rounds = [getattr(each, f"{key}_rounds") or [] for each in (ours, theirs)]
-    if rounds[0] and len(rounds[0]) == len(rounds[1]) and all(rounds[1]):
-        ratios = [value / dense for value, dense in zip(*rounds, strict=True)]
-        return statistics.median(ratios), *(quartiles(ratios) or (None, None))
-    value, dense = getattr(ours, key), getattr(theirs, key)
-    spreads = [getattr(each, f"{key}_iqr", None) for each in (ours, theirs)]
-    if spreads[0] is None or spreads[1] is None or spreads[1] >= 2 * dense:
-        return value / dense, None, None
-    half, dense_half = spreads[0] / 2, spreads[1] / 2
-    return value / dense, max(0.0, value - half) / (dense + dense_half), (value + half) / (dense - dense_half)
+    if not rounds[0] or len(rounds[0]) != len(rounds[1]) or not all(rounds[1]):
+        return getattr(ours, key) / getattr(theirs, key), None, None
+    ratios = [value / dense for value, dense in zip(*rounds, strict=True)]
+    return statistics.median(ratios), *(quartiles(ratios) or (None, None))

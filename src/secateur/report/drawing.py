@@ -155,8 +155,9 @@ def set_ticks(axis: Axis, values: Sequence[float]) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     decades = math.log10(max(values) / min(values))
-    subs = (1.0, 2.0, 5.0) if decades < 1.5 else (1.0, 3.0) if decades < 3 else (1.0,)
-    axis.set_major_locator(MaxNLocator(6) if decades < 1 else LogLocator(subs=subs, numticks=9))
+    steps = ((1.0, (1.0, 1.5, 2.0, 3.0, 5.0)), (1.5, (1.0, 2.0, 5.0)), (3.0, (1.0, 3.0)), (math.inf, (1.0,)))
+    subs = next(some for most, some in steps if decades < most)
+    axis.set_major_locator(MaxNLocator(6) if decades < 0.6 else LogLocator(subs=subs, numticks=9))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
 

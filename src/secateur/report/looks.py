@@ -67,7 +67,11 @@ def method_name(method: str) -> str:
 
 def title(cell: CellResult) -> str:
     """A cell's label, with methods written as people do."""
-    return " ".join(method_name(word) for word in cell.shown.split(" "))
+    return written(cell.shown)
+
+
+def written(label: str) -> str:
+    return " ".join(method_name(word) for word in label.split(" "))
 
 
 def percent(share: float | None, digits: int = 1) -> str:

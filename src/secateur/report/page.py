@@ -15,14 +15,15 @@ import msgspec
 
 from secateur.errors import MissingExtraError, OutputError
 from secateur.folders import write_file
-from secateur.report.ablation import Group, ablation_table, beside_the_default, groups
+from secateur.report.ablation import Group, ablation_table, groups
 from secateur.report.ablation_figures import ablation_figures, places, sizes, together
 from secateur.report.ablation_verdict import AblationVerdict, ablation_verdict
 from secateur.report.drawing import for_page, save
 from secateur.report.figures import comparison_figures
-from secateur.report.looks import count, looks, method_name, percent, times, title
+from secateur.report.looks import count, looks, method_name, percent, times, title, written
 from secateur.report.main_table import main_table
 from secateur.report.results import ABLATE, CellResult, Results, read_results
+from secateur.report.short_table import short_table
 from secateur.report.table import text, typeset
 from secateur.report.verdict import Verdict, verdict
 
@@ -81,7 +82,7 @@ def render(results: Results, said: Verdict | AblationVerdict, drawn: Mapping[str
     )  # fmt: skip
     environment.filters |= {
         "percent": percent, "count": count, "times": times, "title_of": title, "words": in_words, "typeset": typeset,
-        "method_name": method_name, "facts": lambda known: list(_facts(known or {})),
+        "method_name": method_name, "written": written, "facts": lambda known: list(_facts(known or {})),
     }  # fmt: skip
     script = _own("page.js")
     more = _of_ablation(results, said) if isinstance(said, AblationVerdict) else _of_comparison(results)
@@ -97,14 +98,17 @@ def render(results: Results, said: Verdict | AblationVerdict, drawn: Mapping[str
 
 def _of_comparison(results: Results) -> dict[str, Any]:
     table = main_table(results)
-    return {"table": table, "places": {row["name"]: n for n, row in enumerate(table.rows)}, "samples": samples(results)}
+    return {
+        "table": table, "places": {row["name"]: n for n, row in enumerate(table.rows)}, "samples": samples(results),
+        "short": short_table(results, results.texts[0]) if results.texts else None,
+    }  # fmt: skip
 
 
 def _of_ablation(results: Results, said: AblationVerdict) -> dict[str, Any]:
-    shown = [beside_the_default(results, group) for group in groups(results)]
+    shown = groups(results)
     cards = groupby(said.findings, key=lambda each: (each.group.what, each.group.of))
     return {
-        "table": ablation_table(results, shown, marked=True),
+        "table": ablation_table(results, shown),
         "rows": [(group, value) for group in shown for value in group.values],
         "cards": [(what, of, list(some)) for (what, of), some in cards], "sizes": sizes(results),
         "captions": {name: _ablation_caption(some) for name, some in together(results).items()},

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
-from secateur.report.comparing import LARGEST, Gap, Measure, accuracies, losses, ratio, speed
-from secateur.report.looks import listed, method_name, number, percent, seconds, times, title
+from secateur.report.comparing import LARGEST, Gap, accuracies, losses, ratio
+from secateur.report.looks import listed, method_name, number, percent, times, title
 from secateur.report.results import SAME_SIZE, CellResult, Results
 
 TOLERANCES = (1.05, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0)  # perplexity over the dense model's
@@ -41,21 +40,6 @@ class Smallest:
 
 
 @dataclass(frozen=True)
-class Award:
-    """The best at one size by one measure; only methods at a size that was asked for are in the running.
-
-    Attributes:
-        level: the best number's cell, then those that are level with it.
-        unsure: those of which it is not known whether they are, for want of an interval.
-        value: the best number.
-    """
-
-    level: tuple[CellResult, ...]
-    unsure: tuple[CellResult, ...]
-    value: str
-
-
-@dataclass(frozen=True)
 class Verdict:
     """All that is said.
 
@@ -63,7 +47,6 @@ class Verdict:
         headline, cost: which method, and what it costs, in a sentence each; `cost` may be empty.
         sizes: a paragraph per size.
         choices: the smallest model for how much is acceptable.
-        measures: by the name of each measure that a pruned model has, the best at each size.
         caveats: what the reader must know.
     """
 
@@ -71,7 +54,6 @@ class Verdict:
     cost: str
     sizes: tuple[AtSize, ...]
     choices: tuple[Smallest, ...]
-    measures: dict[str, tuple[Award | None, ...]]
     caveats: tuple[str, ...]
 
     @property
@@ -88,7 +70,6 @@ def verdict(results: Results) -> Verdict:
         cost=_cost(results, known),
         sizes=tuple(sizes),
         choices=tuple(_choices(results)),
-        measures=_measures(results),
         caveats=(*unfinished(results), *_reduced(results), *_disagreement(results), *_sizes_apart(results),
                  *_coverage(results)),
     )  # fmt: skip
@@ -215,44 +196,6 @@ def _choices(results: Results) -> list[Smallest]:
             if not choices or choices[-1].cell is not cell:
                 choices.append(Smallest(tolerance, cell, over))
     return choices
-
-
-def _measures(results: Results) -> dict[str, tuple[Award | None, ...]]:
-    kinds: dict[str, Callable[[Sequence[CellResult]], Award | None]] = {
-        "perplexity over dense": partial(_ranked, losses(results), times),
-        f"mean {results.average.metric} on tasks": partial(_ranked, accuracies(results), percent),
-        "prefill ms, over dense": partial(_fastest, "prefill"),
-        "ms per token, over dense": partial(_fastest, "token"),
-        "time to prune, in one run each": _quickest_pruning,
-    }
-    sizes = [results.of_size(sparsity) for sparsity in results.sparsities]
-    awards = {name: tuple(best(cells) for cells in sizes) for name, best in kinds.items()}
-    return {name: each for name, each in awards.items() if any(each)}
-
-
-def _ranked(measure: Measure, form: Callable[[float], str], cells: Sequence[CellResult]) -> Award | None:
-    ranking = measure.rank(cells)
-    best = measure.shown(ranking.cells[0]) if ranking.cells else None
-    return Award(ranking.level, ranking.unsure, form(best)) if best is not None else None
-
-
-def _fastest(kind: str, cells: Sequence[CellResult]) -> Award | None:
-    """Two are level if the ranges of their ratios' quartiles touch; where one has no range, it is not known."""
-    timed = sorted(((timing, cell) for cell in cells if (timing := speed(cell, kind))), key=lambda each: each[0].ratio)
-    if not timed:
-        return None
-    best, first = timed[0]
-    level = [cell for timing, cell in timed[1:] if best.high and timing.low is not None and timing.low <= best.high]
-    unsure = [cell for timing, cell in timed[1:] if best.high is None or timing.low is None]
-    return Award((first, *level), tuple(unsure), times(best.ratio))
-
-
-def _quickest_pruning(cells: Sequence[CellResult]) -> Award | None:
-    timed = [(cell.wall_s, cell) for cell in cells if cell.wall_s is not None]
-    if not timed:
-        return None
-    took, fastest = min(timed, key=lambda each: each[0])
-    return Award((fastest,), (), seconds(took))
 
 
 # --- what the reader must know ---

@@ -1,0 +1,134 @@
+"""What lies beside a model's weights and pruning does not change: its tokenizer's files, licences and notices.
+
+They are copied as they are. A tokenizer that was changed in memory is written anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from huggingface_hub import HfApi
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import CONFIG_NAME, cached_file
+
+from secateur.errors import CheckpointError
+from secateur.export.spelling import TOKENIZER_CONFIG, add_old_tokenizer_class
+from secateur.model.described import Description, describe
+from secateur.model.handle import Model
+
+logger = logging.getLogger(__name__)
+
+# Whatever a licence asks to be handed on, by whatever name; code and weights are never among it.
+_LICENCE = re.compile(
+    r"licen[cs]e|notice|copying|copyright|patents|legal|policy|agreement|terms|disclaimer|use.guide|openrail",
+    re.IGNORECASE,
+)
+_NO_TEXT = (
+    ".py", ".ipynb", ".sh", ".so", ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx",
+    ".pkl", ".npz", ".parquet", ".zip", ".gz", ".tar",
+)  # fmt: skip
+# What transformers' tokenizers, and converters to other formats, read.
+_TOKENIZER = re.compile(
+    r"(tokenizer[\w.-]*|special_tokens_map|added_tokens|vocab|chat_template|tekken|normalizer)\.json"
+    r"|merges\.txt|vocab\.txt|bpe\.codes|[\w.-]+\.tiktoken|[\w.-]*(tokenizer|spiece|sentencepiece|bpe)[\w.-]*\.model[\w.]*"
+    r"|chat_template\.jinja|additional_chat_templates/[\w.-]+\.jinja"
+)
+_OF_A_CALL = ("truncation", "padding")  # in tokenizer.json: what the last call asked for
+_OF_A_PLACE = ("is_local", "local_files_only", "name_or_path")  # in tokenizer_config.json
+
+
+def write_beside(model: Model, folder: Path) -> None:
+    """Put tokenizer and licences into a folder that has the configuration already."""
+    if (origin := _origin(model.hf.config._name_or_path, model)) is not None:
+        _copy(origin, filter(_is_licence, _names(origin)), folder)
+    if model.tokenizer is not None:
+        _write_tokenizer(model.tokenizer, _origin(model.tokenizer.name_or_path, model), folder)
+
+
+def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, origin: Description | None, folder: Path) -> None:
+    """Copy the tokenizer's files where they make this very tokenizer, else write what it is now."""
+    if origin is not None:
+        copied = _copy(origin, filter(_TOKENIZER.fullmatch, _names(origin)), folder)
+        if copied and _makes(folder, tokenizer):
+            add_old_tokenizer_class(folder)
+            return
+        for path in copied:
+            path.unlink()
+    tokenizer.save_pretrained(folder)
+    add_old_tokenizer_class(folder)
+
+
+def _makes(folder: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a folder's files make the same tokenizer as the one in memory: both are written, and compared."""
+    try:
+        loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception:  # the tokenizers' own errors are plain ones; the one in memory is written then
+        return False
+    return _contents(loaded) == _contents(tokenizer)
+
+
+def _contents(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """All that a tokenizer is, by the files that it writes."""
+    with TemporaryDirectory() as name:
+        tokenizer.save_pretrained(name)
+        contents: dict[str, Any] = {path.name: path.read_bytes() for path in Path(name).rglob("*") if path.is_file()}
+    for file, passing in (("tokenizer.json", _OF_A_CALL), (TOKENIZER_CONFIG, _OF_A_PLACE)):
+        if file in contents:
+            contents[file] = {key: value for key, value in json.loads(contents[file]).items() if key not in passing}
+    return contents
+
+
+def _origin(location: str, model: Model) -> Description | None:
+    """Where something was read from; None for what was made in memory, or is not there any more."""
+    revision = model.source.get("revision") if location == model.source.get("repository") else None
+    with contextlib.suppress(CheckpointError):
+        origin = describe(location, revision) if location else None
+        # a name of the hub is one that its cache has: a folder that was moved away is not looked for elsewhere
+        if origin and (origin.folder or _snapshot(origin)):
+            return origin
+    return None
+
+
+def _snapshot(origin: Description) -> Path | None:
+    """The folder in the hub's cache that has what was fetched so far."""
+    for name in (CONFIG_NAME, TOKENIZER_CONFIG):
+        with contextlib.suppress(OSError, ValueError):  # as transformers says that it is not there
+            if path := cached_file(origin.name, name, revision=origin.revision, local_files_only=True):
+                return Path(path).parent
+    return None
+
+
+def _names(origin: Description) -> list[str]:
+    """Its files, in its folder and those right below, with paths as a hub has them."""
+    folder = origin.folder or _snapshot(origin)
+    if origin.folder is None:
+        try:
+            return HfApi().list_repo_files(origin.name, revision=origin.revision)
+        except Exception as error:  # dozens of classes of three HTTP stacks
+            logger.warning("%s: only what is in the hub's cache is handed on (%s)", origin.name, type(error).__name__)
+    found = [path for pattern in ("*", "[!.]*/*") for path in folder.glob(pattern)] if folder else []
+    return [path.relative_to(folder).as_posix() for path in found if path.is_file()] if folder else []
+
+
+def _is_licence(name: str) -> bool:
+    """Whether a file's name, or that of the folder it lies in, speaks of a licence."""
+    text = not name.lower().endswith(_NO_TEXT) and name.count("/") < 2 and not name.startswith(".")
+    return text and bool(_LICENCE.search(name))
+
+
+def _copy(origin: Description, names: Iterable[str], folder: Path) -> list[Path]:
+    """Copy the given files of it; those that cannot be had are left out. Returns the copies."""
+    copied = []
+    for name in names:
+        if path := origin.file(name):
+            (folder / name).parent.mkdir(exist_ok=True)
+            copied.append(Path(shutil.copyfile(path, folder / name)))
+    return copied

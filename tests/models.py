@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerFast
 
 from secateur.engine.tokens import Tokens
+from secateur.hf import quiet_transformers
 from secateur.model.handle import Model
-from secateur.model.modeling_secateur import FAMILIES, Ends
+from secateur.model.layout import Ends
+from secateur.model.modeling_secateur import FAMILIES
 from secateur.model.views import Block
 from secateur.surgery.apply import apply
 from secateur.surgery.edits import (
@@ -111,6 +114,14 @@ def tiny_tokens(model: Model, samples: int, length: int, seed: int = 0) -> Token
     """Random windows, without the ids that a tiny tokenizer or a padding index would treat as special."""
     generator = torch.Generator().manual_seed(seed)
     return Tokens.of(torch.randint(5, model.vocab_size, (samples, length), generator=generator))
+
+
+def whole_load(folder: Path, auto: Any = AutoModelForCausalLM, **options: Any) -> Any:
+    """As a user loads it, but every key must be there and none too many."""
+    with quiet_transformers():
+        hf, info = auto.from_pretrained(folder, output_loading_info=True, **options)
+    assert not any(info[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+    return hf
 
 
 @torch.no_grad()

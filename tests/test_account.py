@@ -20,8 +20,7 @@ from secateur.methods.slicegpt import plan as slice_plan
 from secateur.methods.slicegpt import sliced
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
-from secateur.model.layout import Layout
-from secateur.model.modeling_secateur import Ends
+from secateur.model.layout import Ends, Layout
 from secateur.surgery.apply import predict
 from secateur.surgery.edits import DropAttention, DropMLP, KeepHeads, KeepNeurons
 

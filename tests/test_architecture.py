@@ -229,7 +229,6 @@ def test_only_surgery_changes_a_model() -> None:
         "drop_attention": {MODELING, "surgery/apply.py"},
         "drop_mlp": {MODELING, "surgery/apply.py"},
         "narrow": {MODELING},
-        "drop_block": {"model/handle.py"},
         "forget_block": {"surgery/apply.py"},
         "state_config": {"surgery/apply.py"},
         "apply": {"pruning.py", "testing.py"},

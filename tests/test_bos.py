@@ -30,9 +30,10 @@ from secateur.judge.generation import Decoding, generate
 from secateur.judge.harness import answer
 from secateur.judge.results import Perplexity, TaskResult
 from secateur.judge.tasks import judge_tasks, plan_tasks
+from secateur.model.family_plugins import checked_row
 from secateur.model.handle import Model
 from secateur.model.load import Source
-from secateur.model.modeling_secateur import FAMILIES, row_from
+from secateur.model.modeling_secateur import FAMILIES
 from secateur.pruning import Request
 from secateur.record import MeasuredPerplexity
 from secateur.run import Run
@@ -78,9 +79,9 @@ def test_only_families_of_which_it_is_known_need_it() -> None:
     for row in FAMILIES.values():
         assert wants_bos(row, "auto") is row.needs_bos
         assert (wants_bos(row, "always"), wants_bos(row, "never")) == (True, False)
-    assert row_from({"model_type": "of-a-plugin", "needs_bos": True}).needs_bos
+    assert checked_row({"model_type": "of-a-plugin", "needs_bos": True}).needs_bos
     with pytest.raises(ValueError, match="needs_bos"):
-        row_from({"model_type": "of-a-plugin", "needs_bos": "yes"})
+        checked_row({"model_type": "of-a-plugin", "needs_bos": "yes"})
 
 
 @pytest.mark.parametrize(("family", "bos", "wanted"), ASKED)

@@ -25,6 +25,7 @@ from models import (
     tiny_in,
     tiny_tokenizer,
     tiny_tokens,
+    whole_load,
 )
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -53,14 +54,6 @@ FEW = ("one KV group each", "everything", "sliced stream and more")
 def config_of(folder: Path) -> dict[str, Any]:
     config: dict[str, Any] = json.loads((folder / "config.json").read_text())
     return config
-
-
-def whole_load(folder: Path, **options: Any) -> Any:
-    """As a user loads it, but every key must be there and none too many."""
-    with quiet_transformers():
-        hf, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
-    assert not any(info[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
-    return hf
 
 
 def assert_same_model(one: Model, other: Model) -> None:
@@ -106,7 +99,7 @@ def test_what_is_saved_is_loaded(family: str, layout: str, tmp_path: Path) -> No
     assert (str(model.hf), model.fingerprint()) == before[1:]
     assert written == tier(model) == ("A" if is_stock(family, layout) else "B")
     row, config, hf = FAMILIES[family], config_of(folder), whole_load(folder)
-    stock_config, stock_class = (cls.__mro__[2] for cls in classes(family))
+    stock_config, stock_class = (classes(family)[auto].__mro__[2] for auto in ("AutoConfig", "AutoModelForCausalLM"))
     if written == "A":
         assert config["model_type"] == family
         assert config["architectures"] == [stock_class.__name__]
@@ -115,9 +108,10 @@ def test_what_is_saved_is_loaded(family: str, layout: str, tmp_path: Path) -> No
         assert type(hf) is stock_class
     else:
         assert config["model_type"] == f"secateur-{family}"
-        assert config["auto_map"].keys() == {"AutoConfig", "AutoModelForCausalLM"}
+        named = {auto: f"modeling_secateur.{cls.__name__}" for auto, cls in classes(family).items()}
+        assert config["auto_map"] == named
         assert (folder / SOURCE.name).read_bytes() == SOURCE.read_bytes()
-        assert type(hf) is classes(family)[1]
+        assert type(hf) is classes(family)["AutoModelForCausalLM"]
         assert config[row.width] < 0  # what makes the stock class fail
     assert config.get("torch_dtype") == (config["dtype"] if written == "A" else None)
     assert isinstance(hf.config, stock_config)
@@ -171,7 +165,7 @@ def test_a_pruned_model_can_be_pruned_again(family: str, tmp_path: Path) -> None
     to_one_shape = [DropBlock(1), KeepNeurons(0, tuple(range(9)))]
     again = apply_all(load(str(tmp_path / "once")), to_one_shape)
     assert save(again, tmp_path / "even") == "A"  # stock again
-    assert type(whole_load(tmp_path / "even")) is classes(family)[1].__mro__[2]
+    assert type(whole_load(tmp_path / "even")) is classes(family)["AutoModelForCausalLM"].__mro__[2]
     assert_same_model(load(str(tmp_path / "even")), again)
 
 
@@ -304,7 +298,7 @@ def test_what_is_there_is_touched_only_if_asked_and_ours(tmp_path: Path) -> None
 
 def test_classes_are_found_by_the_names_that_checkpoints_ask_for() -> None:
     for family in FAMILY_NAMES:
-        for cls in classes(family):
+        for cls in classes(family).values():
             assert getattr(modeling_secateur, cls.__name__) is cls
     with pytest.raises(AttributeError, match="SecateurBloomerConfig"):
         modeling_secateur.SecateurBloomerConfig  # noqa: B018  # only looked up

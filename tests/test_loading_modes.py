@@ -28,7 +28,10 @@ from secateur.model.modeling_secateur import FAMILIES
 pytestmark = pytest.mark.slow  # a process for each way, each of which imports torch
 MODELING = Path(modeling_secateur.__file__)
 ALL = (*LAYOUTS, *STREAM_LAYOUTS)
+KINDS = ("SequenceClassification", "TokenClassification", "QuestionAnswering")
 FEW = ("block 0 without attention", "one KV group fewer", "all MLPs missing", "everything")
+
+NO_HEAD_OR_ANOTHER = ("AutoModel", *(f"AutoModelFor{kind}" for kind in KINDS))
 
 COMMON = """
 import json, sys
@@ -48,9 +51,10 @@ def attempt(load):
 
 
 def logits(model):
+    # Of a model without a head: its hidden states.
     ids = torch.tensor(manifest["ids"])
     with torch.no_grad():
-        return model.eval()(input_ids=ids, use_cache=False).logits
+        return model.eval()(input_ids=ids, use_cache=False)[0]
 
 
 def finish():
@@ -66,11 +70,13 @@ WITH_SECATEUR = (
 import secateur  # the one line that the card asks for
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM
 
 torch.set_num_threads(1)
 for name in manifest["loaded"]:
     report[name] = attempt(lambda: AutoModelForCausalLM.from_pretrained(folder / name))
+    report[name + "/base"] = attempt(lambda: AutoModel.from_pretrained(folder / name))
+    report[name + "/unpickled"] = attempt(lambda: torch.load(folder / f"{name}.pt", weights_only=False))
 finish()
 """
 )
@@ -89,17 +95,33 @@ class NotInstalled(importlib.abc.MetaPathFinder):
 
 sys.meta_path.insert(0, NotInstalled())
 
+import copy
+import pickle
+
 import torch
 import transformers
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+)
 
+HEADS = AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoModelForQuestionAnswering
 torch.set_num_threads(1)
 for name in manifest["mixed"]:  # first with neither secateur nor trust: nothing of ours is in the process yet
     path, own = folder / name, getattr(transformers, manifest["own_class"][name])
     report[name + "/auto config"] = attempt(lambda: AutoConfig.from_pretrained(path))
     report[name + "/auto"] = attempt(lambda: AutoModelForCausalLM.from_pretrained(path))
     report[name + "/own"] = attempt(lambda: own.from_pretrained(path))
+    base = AutoModel._model_mapping[own.config_class]
+    report[name + "/own base"] = attempt(lambda: base.from_pretrained(path))
+    for head in HEADS:
+        report[name + "/" + head.__name__] = attempt(lambda: head.from_pretrained(path))
     # As versions of transformers do that know nothing of `per_layer_config` and read the whole configuration.
     entries = json.loads((path / "config.json").read_text())
     naive = {key: value for key, value in entries.items() if key not in ("per_layer_config", "model_type")}
@@ -114,11 +136,25 @@ for name in manifest["stock"]:
 for name in manifest["loaded"]:
     remote = attempt(lambda: AutoModelForCausalLM.from_pretrained(folder / name, trust_remote_code=True))
     report[name + "/remote"] = remote
+    report[name + "/base"] = attempt(lambda: AutoModel.from_pretrained(folder / name, trust_remote_code=True))
+    report[name + "/answers"] = attempt(
+        lambda: AutoModelForQuestionAnswering.from_pretrained(folder / name, trust_remote_code=True)
+    )
 for name in manifest["saved_again"]:
     model = AutoModelForCausalLM.from_pretrained(folder / name, trust_remote_code=True)
     model.save_pretrained(folder / "again" / name)
-    tokenizer = AutoTokenizer.from_pretrained(folder / name, trust_remote_code=True)
-    report[name + "/text"] = tokenizer.decode(tokenizer("Hello!")["input_ids"])
+    report[name + "/copied"] = attempt(lambda: pickle.loads(pickle.dumps(copy.deepcopy(model))))
+    for trust in (False, True):  # a tokenizer is no code of ours
+        tokenizer = AutoTokenizer.from_pretrained(folder / name, trust_remote_code=trust)
+        report[f"{name}/text {trust}"] = tokenizer.decode(tokenizer("Hello!")["input_ids"])
+    classifier = AutoModelForSequenceClassification.from_pretrained(
+        folder / name, trust_remote_code=True, num_labels=3, pad_token_id=0
+    )
+    classifier.save_pretrained(folder / "labels" / name)
+    report[name + "/labels"] = logits(classifier)
+    report[name + "/labels again"] = attempt(
+        lambda: AutoModelForSequenceClassification.from_pretrained(folder / "labels" / name, trust_remote_code=True)
+    )
     report[name + "/again"] = attempt(
         lambda: AutoModelForCausalLM.from_pretrained(folder / "again" / name, trust_remote_code=True)
     )
@@ -145,6 +181,9 @@ class Checkpoints:
             model.tokenizer = tiny_tokenizer() if layout == "everything" else None
             names[save(model, folder / name)].append(name)
             self.expected[name] = logits(model, self.ids)
+            with torch.no_grad():
+                self.expected[name + "/base"] = model.hf.base_model(input_ids=self.ids).last_hidden_state
+            torch.save(model.hf, folder / f"{name}.pt")
             own_class[name] = type(model.hf).__mro__[2].__name__
         self.stock, self.mixed = names["A"], names["B"]
         self.loaded = [name for name in self.mixed if ALL[int(name.partition("-")[2])] in loaded]
@@ -180,7 +219,8 @@ class Report:
         assert names
         for name in names:
             assert name + attempt in self.logits, self.refusals[name + attempt]
-            assert torch.allclose(self.logits[name + attempt], self.checkpoints.expected[name], atol=1e-6), name
+            expected = self.checkpoints.expected[name + "/base" if attempt == "/base" else name]
+            assert torch.allclose(self.logits[name + attempt], expected, atol=1e-6), name
 
     def assert_refused(self, names: list[str], attempt: str, reason: str = "") -> None:
         assert names
@@ -196,13 +236,17 @@ def assert_every_way(checkpoints: Checkpoints) -> None:
     """
     ours, theirs = checkpoints.with_secateur, checkpoints.without_secateur
     ours.assert_right(checkpoints.loaded)
+    ours.assert_right(checkpoints.loaded, "/base")
+    ours.assert_right(checkpoints.loaded, "/unpickled")
     assert "newly initialized" not in ours.errors
     theirs.assert_right(checkpoints.loaded, "/remote")
+    theirs.assert_right(checkpoints.loaded, "/base")
+    theirs.assert_refused(checkpoints.loaded, "/answers", "Unrecognized configuration class")
     theirs.assert_right(checkpoints.stock, "/stock")
     theirs.assert_right(checkpoints.stock, "/own stock")
-    for attempt in ("/auto config", "/auto"):
+    for attempt in ("/auto config", "/auto", *(f"/{auto}" for auto in NO_HEAD_OR_ANOTHER)):
         theirs.assert_refused(checkpoints.mixed, attempt, "trust_remote_code")
-    for attempt in ("/own", "/naive", "/forced"):
+    for attempt in ("/own", "/own base", "/naive", "/forced"):
         theirs.assert_refused(checkpoints.mixed, attempt)
 
 
@@ -226,11 +270,13 @@ def test_the_modeling_file_is_carried_along(checkpoints: Checkpoints) -> None:
     """Saved by `save_pretrained` of a model that its own code made, it loads again, everywhere."""
     theirs = checkpoints.without_secateur
     theirs.assert_right(checkpoints.saved_again, "/again")
+    theirs.assert_right(checkpoints.saved_again, "/copied")
     for name in checkpoints.saved_again:
         again = checkpoints.folder / "again" / name
         assert (again / MODELING.name).read_bytes() == MODELING.read_bytes()
         assert torch.equal(logits(load(str(again)), checkpoints.ids), checkpoints.expected[name])
-        assert theirs.refusals[name + "/text"] == "Hello!"
+        assert [theirs.refusals[f"{name}/text {trust}"] for trust in (False, True)] == ["Hello!", "Hello!"]
+        assert torch.equal(theirs.logits[name + "/labels again"], theirs.logits[name + "/labels"])
         hf = load(str(checkpoints.folder / name)).hf  # generation needs no secateur either
         ours = hf.generate(checkpoints.ids, max_new_tokens=5, do_sample=False, pad_token_id=0)
         assert torch.equal(theirs.logits[name + "/generated"].long(), ours)

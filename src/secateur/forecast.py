@@ -17,9 +17,10 @@ from secateur.errors import SecateurError
 from secateur.hf import quiet_transformers
 from secateur.methods import methods
 from secateur.model.budget import Budget
+from secateur.model.configuration import PER_BLOCK_LISTS
 from secateur.model.handle import Model
 from secateur.model.load import Source, check_device
-from secateur.model.modeling_secateur import PER_BLOCK_LISTS, plain_config, shapes_from
+from secateur.model.modeling_secateur import plain_config, shapes_from
 from secateur.pruning import Plan, Request, plan
 from secateur.record import Sparsity
 

@@ -14,7 +14,8 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.utils import CONFIG_NAME
 
-from secateur.model.modeling_secateur import IN_TABLE, Family
+from secateur.model.family_plugins import IN_TABLE
+from secateur.model.modeling_secateur import Family
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,12 +9,12 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from secateur.export.spelling import add_old_spelling, has_old_spelling
 from secateur.export.weights import write_model
 from secateur.model.handle import Model
-from secateur.model.modeling_secateur import MODEL_FOR_CAUSAL_LM_MAPPING, plain_config
+from secateur.model.modeling_secateur import plain_config
 
 
 def refuses(model: Model) -> str | None:
@@ -59,21 +58,15 @@ def _stock_config(model: Model) -> PreTrainedConfig | str:
     shape, config = first.shape, model.hf.config
     if not family.free_head_dim and shape.query_heads * first.head_dim != config.hidden_size:
         return f"divides its hidden size among the heads, and {shape.query_heads} of {first.head_dim} do not make it up"
-    plain: Any = plain_config(config, family, [shape])
+    stock: Any = plain_config(config, family, [shape])
     values = {family.width: shape.width, family.query_heads: shape.query_heads}
     if family.kv_heads:
         values[family.kv_heads] = shape.kv_heads
     if family.free_head_dim:
         values["head_dim"] = first.head_dim
     for name, value in values.items():
-        setattr(plain, name, value)
-    stock_class: Any = CONFIG_MAPPING[family.model_type]
-    stock: Any = copy.deepcopy(plain)
-    stock.__class__ = stock_class
-    stock.__dict__.pop("model_type", None)  # the class has it
-    if getattr(stock, "auto_map", None):
-        del stock.auto_map
-    stock_model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[stock_class]
+        setattr(stock, name, value)
+    stock_model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(stock)]
     stock.architectures = [stock_model.__name__]
     stock.dtype = str(model.dtype).removeprefix("torch.")
     try:

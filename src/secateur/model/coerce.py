@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from transformers import PreTrainedModel
 
@@ -69,6 +69,9 @@ def handed(
         yield source if tokenizer is None else replace(source, tokenizer=tokenizer)
         return
     if not isinstance(source, Model):
+        if reason := not_a_model(source):
+            raise UnsupportedModelError(reason)
+        release = _releasing(source)
         model = _adopted(source, look=tokenizer is None)
     elif (model := source).device.type == "meta":
         require_weights(model.hf)
@@ -82,8 +85,8 @@ def handed(
     finally:
         if isinstance(source, PreTrainedModel):
             _HISTORY[source] = model.source, model.parents
-            if not keep:
-                model.release()
+            if not (keep or model.edits_applied):
+                release()
 
 
 @contextmanager
@@ -95,10 +98,22 @@ def borrowed(
         yield given.load()
 
 
+def _releasing(hf: PreTrainedModel) -> Callable[[], None]:
+    """What gives a transformers model, and all in it, the class and the configurations back that they have now."""
+    kind = type(hf)
+    stated = [(ref(part), part.__dict__["config"]) for part in hf.modules() if "config" in part.__dict__]
+
+    def release() -> None:
+        hf.__class__ = kind
+        for still_there, config in stated:
+            if (part := still_there()) is not None:
+                part.config = config
+
+    return release
+
+
 def _adopted(hf: Any, *, look: bool) -> Model:
     """Args: look: for its tokenizer."""
-    if reason := not_a_model(hf):
-        raise UnsupportedModelError(reason)
     require_weights(hf)
     name, commit = str(hf.name_or_path or ""), getattr(hf.config, "_commit_hash", None)
     model = Model(hf, source={"name": name} if name else {})

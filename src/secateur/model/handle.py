@@ -14,10 +14,12 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from secateur.errors import InvalidEditError, InvalidOptionError, NumericalError, UnsupportedModelError
 from secateur.hf import quiet_transformers
+from secateur.model import configuration
 from secateur.model import modeling_secateur as modeling
 from secateur.model.described import Description
-from secateur.model.layout import Layout
-from secateur.model.modeling_secateur import FAMILIES, PREFIX, Family, classes
+from secateur.model.family_plugins import state_family
+from secateur.model.layout import Layout, ends_of
+from secateur.model.modeling_secateur import FAMILIES, PREFIX, Family, classes, share_config
 from secateur.model.refusals import ARCHITECTURE, not_a_model, refuse
 from secateur.model.views import Block
 from secateur.record import Facts, Record
@@ -47,7 +49,6 @@ class Model:
         if reason := not_a_model(hf):
             raise UnsupportedModelError(reason)
         self.family = require_family(hf.config)
-        self._stock = type(hf), hf.config
         _adopt(hf, self.family)
         self.hf: Any = hf
         self.tokenizer = tokenizer
@@ -58,7 +59,7 @@ class Model:
         # For hidden states that are held elsewhere: (site, site, matrix), X <- X @ matrix takes those that wait at the
         # first site to the second. A `Rebase` stays where it is, `DropBlock` leads on to what comes after.
         self.rebases: list[tuple[int, int, torch.Tensor | None]] = []
-        self._layout: tuple[tuple[int, tuple[int, ...]], Layout] | None = None  # with the edits that it knows of
+        self._layout: tuple[object, Layout] | None = None  # with the edits and the vocabulary that it knows of
         # Walks under way: each says why an edit at a place (a block's number, None for the embedding) cannot be.
         self.guards: list[Callable[[int | None], str | None]] = []
         self.hf.eval()
@@ -132,7 +133,7 @@ class Model:
 
     def layout(self) -> Layout:
         """The model in numbers; read off the modules anew after each edit."""
-        state = self.edits_applied, tuple(self.numbers)
+        state = self.edits_applied, tuple(self.numbers), ends_of(self.hf, self.family)
         if self._layout is None or self._layout[0] != state:
             self._layout = state, Layout.of(self)
         return self._layout[1]
@@ -146,19 +147,20 @@ class Model:
 
     def forget_block(self, number: int) -> None:
         """Take a block out of the model; for `surgery.apply` only."""
-        modeling.drop_block(self.hf, self.family, self.position(number))
+        position = self.position(number)
+        del self.blocks[position]
+        for place, block in enumerate(self.blocks):  # their slots in the cache
+            for module in block.modules():
+                if hasattr(module, "layer_idx"):
+                    module.layer_idx = place  # type: ignore[assignment]  # an attention's
+        configuration.shorten(self.hf.config, position)
         self.numbers.remove(number)
 
     def state_config(self) -> None:
         """Bring the configuration up to date with the modules; for `surgery.apply` only."""
         shapes = [modeling.shape_of(block, self.family) for block in self.blocks]
-        modeling.state_shapes(self.hf.config, self.family, shapes)
-        modeling.state_ends(self.hf.config, modeling.ends_of(self.hf, self.family))
-
-    def release(self) -> None:
-        """Give the transformers model back its stock class and configuration; one that was edited stays as it is."""
-        if not self.edits_applied:
-            self.hf.__class__, self.hf.config = self._stock
+        configuration.state_shapes(self.hf.config, self.family, shapes)
+        configuration.state_ends(self.hf.config, ends_of(self.hf, self.family))
 
     def edited(self) -> None:
         """Take the model as it is now for the loaded one: blocks are numbered anew."""
@@ -253,22 +255,22 @@ def require_positions(max_length: int | None, length: int) -> None:
 
 
 def _adopt(hf: PreTrainedModel, family: Family) -> None:
-    """Make a stock model an instance of secateur's subclass. The inner model keeps the plain configuration."""
-    config_class, model_class = classes(hf.config.model_type.removeprefix(PREFIX))
-    if hf.config.model_type.startswith(PREFIX):
-        if type(hf) is not model_class:  # its `Removed` is not ours
-            raise UnsupportedModelError(
-                f"this {type(hf).__name__} was made by the code in its checkpoint; load it with secateur"
-            )
+    """Make a stock model an instance of secateur's subclass."""
+    own = classes(hf.config.model_type.removeprefix(PREFIX))
+    config_class, model_class = own["AutoConfig"], own["AutoModelForCausalLM"]
+    name, stock = type(hf).__name__, model_class.__mro__[2]
+    if type(hf) is model_class:
         return
-    if model_class.__mro__[2] is not type(hf):
+    if name == model_class.__name__:  # its `Removed` is not ours
+        raise UnsupportedModelError(f"this {name} was made by the code in its checkpoint; load it with secateur")
+    if type(hf) is not stock:
         raise UnsupportedModelError(
-            f"{type(hf).__name__} is not {model_class.__mro__[2].__name__}, the stock class with a language-modelling "
-            "head, which is pruned; load the model by AutoModelForCausalLM"
+            f"{name} is not {stock.__name__}, the stock class with a language-modelling head, which is pruned; load "
+            "the model by AutoModelForCausalLM"
         )
     config = copy.deepcopy(hf.config)
     config.__class__ = config_class
     config.__dict__["model_type"] = config_class.model_type  # set there when it came from a file
-    modeling.state_family(config, family)
+    state_family(config, family)
     hf.__class__ = model_class
-    hf.config = config
+    share_config(hf, config, family)

@@ -10,7 +10,7 @@ from torch import nn
 
 from secateur.errors import InvalidEditError
 from secateur.model import modeling_secateur as modeling
-from secateur.model.modeling_secateur import Ends, Family, Shape
+from secateur.model.modeling_secateur import Family, FoldedNorm, MappedEmbedding, MappedNorm, Shape
 
 if TYPE_CHECKING:
     from secateur.model.handle import Model
@@ -45,6 +45,37 @@ def around(numbers: Iterable[int], site: int) -> tuple[Half | None, Half | None]
 def final_site(numbers: Iterable[int]) -> int:
     """The site that the final norm reads."""
     return 2 * max(numbers) + 2
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The two ends of the residual stream: what it comes from and what it goes to.
+
+    Attributes:
+        vocabulary, hidden: the shape of the stock embedding matrix.
+        tied: the head shares that matrix.
+        input, output: widths of the stream after the embedding and before the final norm.
+        input_map, output_map: the embedding's (the head's) matrix stays as it is, as it must where they are tied, and a
+            map leads to (from) the stream.
+        scaled: the final norm has a scale of its own.
+    """
+
+    vocabulary: int
+    hidden: int
+    tied: bool
+    input: int
+    output: int
+    input_map: bool = False
+    output_map: bool = False
+    scaled: bool = True
+
+    @property
+    def parameters(self) -> int:
+        """Embedding, head, maps and the final norm's scale; biases are not among them."""
+        widths = self.hidden if self.input_map else self.input, self.hidden if self.output_map else self.output
+        matrices = widths[0] if self.tied else sum(widths)
+        maps = self.input_map * self.input + self.output_map * self.output
+        return self.vocabulary * matrices + self.hidden * (maps + self.scaled)
 
 
 @dataclass(frozen=True)
@@ -156,7 +187,7 @@ class Layout:
         blocks = {number: read_block(module, family) for number, module in zip(model.numbers, modules, strict=True)}
         inside = {id(parameter) for module in modules for parameter in module.parameters()}
         other = sum(p.numel() for p in model.hf.parameters() if id(p) not in inside)
-        return cls(blocks=blocks, other=other, ends=modeling.ends_of(model.hf, family))
+        return cls(blocks=blocks, other=other, ends=ends_of(model.hf, family))
 
     @property
     def block_parameters(self) -> int:
@@ -195,14 +226,14 @@ class Layout:
         layout = self._written(writer, width)
         if reader is None:
             ends = layout.ends
-            return layout.with_ends(replace(ends, output=width, output_map=ends.tied, scaled=False))
+            return layout.with_ends(replace(ends, output=width, output_map=ends.tied or ends.output_map, scaled=False))
         number, half = reader
         return layout.with_block(number, layout.blocks[number].rebased(half, width, self.ends.hidden))
 
     def _written(self, writer: Half | None, width: int) -> Layout:
         """With `width` coordinates where the writer (None: the embedding) adds to the residual stream."""
         if writer is None:
-            return self.with_ends(replace(self.ends, input=width, input_map=self.ends.tied))
+            return self.with_ends(replace(self.ends, input=width, input_map=self.ends.tied or self.ends.input_map))
         number, half = writer
         place: Literal[1, 2] = 2 if half else 1
         return self.with_block(number, self.blocks[number].rebased(place, width, self.ends.hidden))
@@ -230,6 +261,28 @@ class Layout:
         """Whether a stock architecture can hold it: one shape for all blocks, no module missing, no norm folded."""
         shapes = {block.shape for block in self.blocks.values()}
         return len(shapes) == 1 and all(shape.width and shape.kv_heads and not shape.folded for shape in shapes)
+
+
+def ends_of(model: Any, family: Family) -> Ends:
+    """Read the ends of the residual stream off the real modules."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    vocabulary, width = embedding.weight.shape
+    tied = head.weight is embedding.weight
+    if family.no_rebase is not None:
+        return Ends(vocabulary, width, tied, width, width)
+    norm: Any = model.get_submodule(family.final_norm)
+    output_map = norm.map if isinstance(norm, MappedNorm) else None
+    input_map = embedding.map if isinstance(embedding, MappedEmbedding) else None
+    return Ends(
+        vocabulary=vocabulary,
+        hidden=norm.width if isinstance(norm, FoldedNorm) else norm.weight.numel(),
+        tied=tied,
+        input=width if input_map is None else input_map.shape[1],
+        output=head.weight.shape[1] if output_map is None else output_map.shape[0],
+        input_map=input_map is not None,
+        output_map=output_map is not None,
+        scaled=not isinstance(norm, FoldedNorm),
+    )
 
 
 def read_block(module: nn.Module, family: Family) -> BlockLayout:

@@ -8,24 +8,25 @@ It therefore imports only torch and transformers. It holds
   family of somebody else's brings its row in its configuration;
 - the primitives that shrink a block, used both to prune weights and to rebuild the shapes of a saved model;
 - one generic residual block, whose stream may have another width and basis at each site;
-- for each family one subclass of its stock `ForCausalLM`. No forward is copied: the stock model is built and its
-  blocks are then narrowed to the shapes that the configuration's `per_layer_config` states.
+- for each family subclasses of its stock classes: the model alone, and with each kind of head. No forward is copied:
+  the stock model is built and its blocks are then narrowed to the shapes that `per_layer_config` states.
+
+What only writes such a configuration, or checks a row, is not needed to load one and stands elsewhere.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
 NOT_PRE_NORM = "only blocks of the form x + attention(RMSNorm(x)), then x + mlp(RMSNorm(x)) are built"
@@ -195,11 +196,7 @@ FAMILIES: dict[str, Family] = {
     )
 }
 
-IN_TABLE = frozenset(FAMILIES)  # rows of other packages may come later
 SKIPS = ("attention_skip", "mlp_skip")  # parameters of a block, and fields of its shape
-
-# Configuration entries with one value per block; an explicit list, since others may have that length by chance.
-PER_BLOCK_LISTS = ("layer_types", "no_rope_layers", "mlp_layer_types")
 
 
 @dataclass(frozen=True)
@@ -227,35 +224,6 @@ class Shape:
         first, second = self.attention_skip, self.mlp_skip
         between = first[1] if first else second[0] if second else hidden
         return first[0] if first else hidden, between, second[1] if second else hidden
-
-
-@dataclass(frozen=True)
-class Ends:
-    """The two ends of the residual stream: what it comes from and what it goes to.
-
-    Attributes:
-        vocabulary, hidden: the shape of the stock embedding matrix.
-        tied: the head shares that matrix, which then stays as it is and gets a map on either side.
-        input, output: widths of the stream after the embedding and before the final norm.
-        input_map, output_map: these maps are there.
-        scaled: the final norm has a scale of its own.
-    """
-
-    vocabulary: int
-    hidden: int
-    tied: bool
-    input: int
-    output: int
-    input_map: bool = False
-    output_map: bool = False
-    scaled: bool = True
-
-    @property
-    def parameters(self) -> int:
-        """Embedding, head, maps and the final norm's scale; biases are not among them."""
-        matrices = self.hidden if self.tied else self.input + self.output
-        maps = self.input_map * self.input + self.output_map * self.output
-        return self.vocabulary * matrices + self.hidden * (maps + self.scaled)
 
 
 class Removed(nn.Module):
@@ -342,6 +310,10 @@ class StreamBlock:
         added = part(family.mlp[0])(part(family.mlp_norms[0])(h))
         return _through(h, self.mlp_skip) + self._branch(added, 1)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled and copied by the stock class, since no name leads to a class that is made on demand."""
+        return _new_stream_block, (type(self).__mro__[2],), self.__dict__.copy()
+
     def _branch(self, added: Tensor, half: int) -> Tensor:
         if self.family.dropouts:
             added = self.get_submodule(self.family.dropouts[half])(added)
@@ -352,97 +324,16 @@ def _through(hidden: Tensor, skip: Tensor | None) -> Tensor:
     return hidden if skip is None else hidden @ skip
 
 
-class _LayerView:
+class LayerView:
     """A configuration seen from one layer: the shared one, but for the given attributes."""
 
     def __init__(self, config: Any, **attributes: Any) -> None:
         self.__dict__.update(attributes, _shared=config)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_shared":  # not there yet, while being copied
+        if name == "_shared" or name.startswith("__"):  # while being copied it is not there yet
             raise AttributeError(name)
         return getattr(self._shared, name)
-
-
-# --- rows of other packages ------------------------------------------------------------------------------------------
-
-
-def row_from(row: Any) -> Family:
-    """A row from plain data: names and paths, never code.
-
-    Raises:
-        ValueError: it is no row; says what would be one.
-    """
-    if not isinstance(row, Mapping):
-        raise ValueError(f"a family's row is an object with its names, not {row!r}")
-    if unknown := sorted(set(map(str, row)) - _FORM.keys()):
-        raise ValueError(f"a family has no '{unknown[0]}'; it has {', '.join(_FORM)}")
-    if "model_type" not in row:
-        raise ValueError("a family's row names its model_type")
-    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
-    family = Family(**values)
-    check_row(family)
-    return family
-
-
-def check_row(family: Family) -> None:
-    """Raise ValueError where a row has something else than the names and paths that a row has."""
-    for name, (fits, form) in _FORM.items():
-        value = getattr(family, name)
-        if not (fits(value) or (value is None and name in _MAY_BE_NONE)):
-            raise ValueError(f"a family's {name} is {form}, not {value!r}")
-    if (family.qkv_layout == "separate") != (len(family.qkv) == 3):
-        raise ValueError(f"qkv_layout '{family.qkv_layout}' does not go with {len(family.qkv)} projections in qkv")
-    plain = len(family.attention_norms) == len(family.mlp_norms) == len(family.mlp) == 1
-    if family.no_rebase is None and (not plain or family.shared_norms):
-        raise ValueError(f"a family whose stream can be rebased has one norm before each module; {NOT_PRE_NORM}")
-
-
-def _matches(pattern: str) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None
-
-
-def _some(*counts: int) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, tuple) and len(value) in counts and all(map(_PATH, value))
-
-
-def _pairs(key: Callable[[Any], bool], fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, Mapping) and all(key(name) and fits(each) for name, each in value.items())
-
-
-def _is(*kinds: type) -> Callable[[Any], bool]:
-    return lambda value: type(value) in kinds
-
-
-_IDENTIFIER = r"[A-Za-z]\w*"
-_NAME, _PATH = _matches(_IDENTIFIER), _matches(rf"{_IDENTIFIER}(\.{_IDENTIFIER})*")
-_MAY_BE_NONE = ("default_width", "kv_heads", "no_rebase", "dropouts", "multiplier", "rope_scalings")
-_COUNTS = _pairs(_matches(rf"(config\.)?{_IDENTIFIER}"), _matches("query_heads|kv_heads|query_rows"))
-# By field of a row: whether a value fits, and what would.
-_FORM: dict[str, tuple[Callable[[Any], bool], str]] = {
-    name: (fits, form)
-    for names, fits, form in (
-        ("model_type", _matches(r"[A-Za-z0-9][\w.-]*"), "a model_type of transformers"),
-        ("blocks", _matches(rf"{_IDENTIFIER}(\.{_IDENTIFIER})+"), "the dotted path of the list of blocks"),
-        ("attention out mlp_out final_norm", _PATH, "the dotted path of a module"),
-        ("qkv", _some(1, 3), "the paths of one or three projections"),
-        ("mlp_in", _some(1, 2), "the paths of one or two projections"),
-        ("mlp", _some(1, 2, 3), "the paths of one to three modules"),
-        ("attention_norms mlp_norms shared_norms", _some(0, 1, 2), "the paths of up to two norms"),
-        ("dropouts", _some(2), "the paths of two modules"),
-        ("qkv_layout", _matches("separate|blocks|per_head"), "'separate', 'blocks' or 'per_head'"),
-        ("counts", _COUNTS, "attributes with 'query_heads', 'kv_heads' or 'query_rows'"),
-        ("head_dim cache width query_heads kv_heads multiplier", _NAME, "the name of an attribute"),
-        ("fused_mlp_in free_head_dim needs_bos", _is(bool), "true or false"),
-        ("rope_theta rope_share", _NAME, "the name of a setting"),
-        ("default_width", _is(int), "a whole number"),
-        ("requires", _pairs(_NAME, _is(bool, int, float, str, type(None))), "settings with their values"),
-        ("cannot", _pairs(_NAME, _is(str)), "names of edits with reasons"),
-        ("no_rebase", _is(str), "a reason"),
-        ("rope_scalings", _pairs(_NAME, _is(list, tuple)), "kinds of RoPE scaling with the keys of each"),
-    )
-    for name in names.split()
-}
 
 
 # --- primitives: shrink one block ------------------------------------------------------------------------------------
@@ -519,7 +410,7 @@ def keep_heads(block: nn.Module, family: Family, index: Tensor) -> None:
         if name == attribute:
             setattr(attention, name, sizes[counted])
         else:
-            attention.config = _LayerView(attention.config, **{name: sizes[counted]})
+            attention.config = LayerView(attention.config, **{name: sizes[counted]})
 
 
 def drop_attention(block: nn.Module, family: Family) -> None:
@@ -550,15 +441,22 @@ def fold_block(block: nn.Module, family: Family) -> None:
         if hasattr(norm, "weight"):  # the norm of a removed module is gone
             block.set_submodule(path, FoldedNorm(norm.weight.numel(), norm.variance_epsilon))
     stock: Any = type(block)
-    _become(block, _stream_class(stock, family))
+    _become(block, _stream_class(stock))
+    block.family = family  # type: ignore[assignment]  # plain data
     block.register_parameter("attention_skip", None)
     block.register_parameter("mlp_skip", None)
 
 
 @functools.cache
-def _stream_class(stock: Any, family: Family) -> type[nn.Module]:
+def _stream_class(stock: Any) -> type[nn.Module]:
     # of the stock name, by which accelerate knows what must not be split between devices
-    return type(stock.__name__, (StreamBlock, stock), {"__module__": __name__, "family": family})
+    return type(stock.__name__, (StreamBlock, stock), {"__module__": __name__})
+
+
+def _new_stream_block(stock: Any) -> nn.Module:
+    cls: Any = _stream_class(stock)
+    block: nn.Module = cls.__new__(cls)
+    return block
 
 
 def _become(module: nn.Module, cls: type[nn.Module]) -> None:
@@ -571,25 +469,6 @@ def map_embedding(embedding: nn.Module, weight: Tensor) -> None:
     """Put a map (hidden, stream) behind an embedding, or in the place of the one that is there."""
     _become(embedding, MappedEmbedding)
     embedding.map = nn.Parameter(weight)
-
-
-def drop_block(model: PreTrainedModel, family: Family, position: int) -> None:
-    """Remove the whole block at `position`, renumber the cache slots of those after it, shorten the configurations."""
-    blocks: Any = model.get_submodule(family.blocks)
-    del blocks[position]
-    for place, block in enumerate(blocks):
-        for module in block.modules():
-            if hasattr(module, "layer_idx"):
-                module.layer_idx = place
-    inner: Any = model.get_submodule(family.blocks.rpartition(".")[0])
-    holders: tuple[Any, ...] = (model, model.base_model, inner)
-    configs = {id(holder.config): holder.config for holder in holders}
-    for config in configs.values():
-        for name in PER_BLOCK_LISTS:
-            values = getattr(config, name, None)
-            if values is not None:
-                setattr(config, name, [value for place, value in enumerate(values) if place != position])
-        config.num_hidden_layers = len(blocks)
 
 
 def has_attention(block: nn.Module, family: Family) -> bool:
@@ -657,55 +536,41 @@ def fit_stream(block: nn.Module, family: Family, shape: Shape) -> None:
             setattr(block, name, nn.Parameter(weight.new_empty(size)))
 
 
-def ends_of(model: PreTrainedModel, family: Family) -> Ends:
-    """Read the ends of the residual stream off the real modules."""
-    embedding, head = _embedding_and_head(model)
-    vocabulary, width = embedding.weight.shape
-    tied = head.weight is embedding.weight
-    if family.no_rebase is not None:
-        return Ends(vocabulary, width, tied, width, width)
-    norm: Any = model.get_submodule(family.final_norm)
-    output_map = norm.map if isinstance(norm, MappedNorm) else None
-    input_map = embedding.map if isinstance(embedding, MappedEmbedding) else None
-    return Ends(
-        vocabulary=vocabulary,
-        hidden=norm.width if isinstance(norm, FoldedNorm) else norm.weight.numel(),
-        tied=tied,
-        input=width if input_map is None else input_map.shape[1],
-        output=head.weight.shape[1] if output_map is None else output_map.shape[0],
-        input_map=input_map is not None,
-        output_map=output_map is not None,
-        scaled=not isinstance(norm, FoldedNorm),
-    )
+def fit_ends(model: Any, family: Family, ends: Mapping[str, Any]) -> None:
+    """Give a stock model the ends of a saved one: maps, or a width of their own, behind the embedding and before the
+    head.
+
+    Args:
+        ends: what the configuration's `stream_ends` states.
+    """
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings() or getattr(model, "score", None)
+    hidden, into, out = model.config.hidden_size, ends["input"], ends["output"]
+    like = embedding.weight.detach()
+    if not ends["scaled"]:
+        base, path = _in_base(model, family.final_norm)
+        eps = base.get_submodule(path).variance_epsilon
+        norm = FoldedNorm(hidden, eps)
+        if ends["output_map"]:
+            norm = MappedNorm(hidden, eps, like.new_empty(out, hidden))
+        base.set_submodule(path, norm)
+    if ends["input_map"]:
+        map_embedding(embedding, like.new_empty(hidden, into))
+    elif into != hidden:
+        set_width(embedding, like.new_empty(len(like), into))
+    if head is not None and out != hidden and not ends["output_map"]:
+        set_width(head, like.new_empty(len(head.weight), out))
 
 
-def fit_ends(model: PreTrainedModel, family: Family, ends: Ends) -> None:
-    """Give a stock model the ends of a saved one."""
-    embedding, head = _embedding_and_head(model)
-    old: Any = model.get_submodule(family.final_norm)
-    weight = embedding.weight.detach()
-    if not ends.scaled:
-        eps = old.variance_epsilon
-        norm = FoldedNorm(ends.hidden, eps)
-        if ends.output_map:
-            norm = MappedNorm(ends.hidden, eps, weight.new_empty(ends.output, ends.hidden))
-        model.set_submodule(family.final_norm, norm)
-    if ends.input_map:
-        map_embedding(embedding, weight.new_empty(ends.hidden, ends.input))
-    if not ends.tied:
-        set_width(embedding, weight.new_empty(ends.vocabulary, ends.input))
-        set_width(head, weight.new_empty(ends.vocabulary, ends.output))
+def _in_base(model: Any, path: str) -> tuple[Any, str]:
+    """The model without its head, and where `path`, a row's, leads in it."""
+    return model.base_model, path.removeprefix(f"{model.base_model_prefix}.")
 
 
 def set_width(end: Any, weight: Tensor) -> None:
-    """Give an embedding or a head that is not tied a weight of another width, (vocabulary, stream)."""
+    """Give an embedding or a head that is not tied a weight of another width, (rows, stream)."""
     name = "embedding_dim" if isinstance(end, nn.Embedding) else "in_features"
     setattr(end, name, weight.shape[1])
     end.weight = nn.Parameter(weight, requires_grad=end.weight.requires_grad)
-
-
-def _embedding_and_head(model: PreTrainedModel) -> tuple[Any, Any]:
-    return model.get_input_embeddings(), model.get_output_embeddings()
 
 
 def _linear(block: nn.Module, path: str) -> Linear:
@@ -728,18 +593,23 @@ def family_of(config: PreTrainedConfig) -> Family | None:
     return FAMILIES.get(config.model_type.removeprefix(PREFIX))
 
 
-def state_family(config: PreTrainedConfig, family: Family) -> None:
-    """Write a row that is not in the table into a saved model's configuration, where it is more than the default."""
-    if family.model_type not in IN_TABLE:
-        default = asdict(Family(model_type=""))
-        setattr(config, ROW, {name: value for name, value in asdict(family).items() if value != default[name]})
+def row_from(row: Mapping[str, Any]) -> Family:
+    """A row from plain data, as a configuration has it: names and paths, never code."""
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
+    return Family(**values)
 
 
 def shapes_from(config: PreTrainedConfig, family: Family) -> list[Shape]:
-    """The shapes that a configuration states, one per block."""
+    """The shapes that a configuration states, one per block.
+
+    Raises:
+        ValueError: it states none for some block.
+    """
     shapes = []
-    for layer in config.per_layer_config:
+    for place, layer in enumerate(config.per_layer_config):
         skip = getattr(layer, "skip", ())
+        if width_of(layer, family) < 0:  # the whole's, see `state_shapes`
+            raise ValueError(f"per_layer_config says nothing of block {place} of {config.num_hidden_layers}")
         query = 0 if "attention" in skip else getattr(layer, family.query_heads)
         shapes.append(
             Shape(
@@ -759,52 +629,39 @@ def width_of(config: Any, family: Family) -> int:
     return config.hidden_size * family.default_width if width is None and family.default_width else width
 
 
-def state_shapes(config: PreTrainedConfig, family: Family, shapes: Sequence[Shape]) -> None:
-    """Write shapes into a saved model's configuration, in transformers' own `per_layer_config` schema.
-
-    The configuration's own width is set to one that NO module can have. A stock class, which would otherwise load the
-    checkpoint and fill missing modules with random weights, then fails: newer versions of transformers refuse to read
-    a per-layer attribute from the whole, older ones to build an MLP of that width.
-    """
-    config.per_layer_config = None
-    setattr(config, family.width, -1)
-    layers: dict[int, dict[str, object]] = {}
-    for place, shape in enumerate(shapes):
-        layer: dict[str, object] = {family.width: shape.width}
-        if shape.kv_heads:
-            layer[family.query_heads] = shape.query_heads
-            if family.kv_heads:
-                layer[family.kv_heads] = shape.kv_heads
-        gone = {"attention": shape.kv_heads, "mlp": shape.width}
-        if skip := [name for name, size in gone.items() if not size]:
-            layer["skip"] = skip
-        if shape.folded:  # either all blocks are or none, and the schema wants an entry in every layer
-            sizes = {name: getattr(shape, name) for name in SKIPS}
-            layer |= {"folded": True} | {name: size and list(size) for name, size in sizes.items()}
-        layers[place] = layer
-    config.per_layer_config = layers  # type: ignore[assignment]  # its keys may be whole numbers
-
-
-def state_ends(config: PreTrainedConfig, ends: Ends) -> None:
-    """Write the ends of the residual stream into a saved model's configuration, where they are not the stock ones."""
-    stock = Ends(ends.vocabulary, ends.hidden, ends.tied, ends.hidden, ends.hidden)
-    if ends != stock:
-        config.stream_ends = asdict(ends)
-    else:
-        config.__dict__.pop("stream_ends", None)
-
-
 def plain_config(config: PreTrainedConfig, family: Family, shapes: Sequence[Shape]) -> PreTrainedConfig:
-    """A copy without per-layer entries and with the largest shape: what the stock class is built from."""
+    """A stock configuration without per-layer entries, of the largest shape: what the stock class is built from."""
     plain = copy.deepcopy(config)
     plain.per_layer_config = None
-    for name in ("stream_ends", ROW):
+    plain.__class__ = CONFIG_MAPPING[family.model_type]
+    for name in ("stream_ends", ROW, "auto_map", "model_type"):  # the class has its model_type
         plain.__dict__.pop(name, None)
     setattr(plain, family.width, max((shape.width for shape in shapes), default=0) or 1)
     return plain
 
 
+def share_config(model: PreTrainedModel, config: PreTrainedConfig, family: Family) -> None:
+    """Have a stock model and all in it read one configuration, so that no two of them go out of step.
+
+    What differs from layer to layer cannot be read from it; an attention or MLP finds there what it was built from.
+    """
+    plain = model.config
+    sizes = {name: getattr(plain, name) for name in (family.width, family.query_heads, family.kv_heads) if name}
+    view = LayerView(config, **sizes)
+    for module in model.modules():
+        if isinstance(module.__dict__.get("config"), PreTrainedConfig):
+            module.config = config if isinstance(module, PreTrainedModel) else view  # type: ignore[assignment]  # no child
+
+
 # --- classes ---------------------------------------------------------------------------------------------------------
+
+# By Auto class: transformers' table of models. Others would look for their weights under other names, and find none.
+AUTO_CLASSES = {
+    "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING",
+    "AutoModel": "MODEL_MAPPING",
+    "AutoModelForSequenceClassification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING",
+    "AutoModelForTokenClassification": "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING",
+}
 
 
 class SecateurConfig:
@@ -815,13 +672,22 @@ class SecateurConfig:
         plain.per_layer_config = None
         super(SecateurConfig, plain).validate()  # type: ignore[misc]  # the stock configuration's
 
+    def to_dict(self) -> dict[str, Any]:
+        """The stock configuration's, with every class that this file has for it, whichever is saved.
+
+        Sizes stand in it by their common names too: where this file may not be run, AutoTokenizer reads it as a
+        configuration of no family.
+        """
+        stated: dict[str, Any] = super().to_dict()  # type: ignore[misc]  # the stock one's
+        names: dict[str, str] = self.attribute_map  # type: ignore[attr-defined]  # the stock one's
+        found, module = classes(stated["model_type"].removeprefix(PREFIX)), __name__.rpartition(".")[2]
+        stated["auto_map"] = {auto: f"{module}.{cls.__name__}" for auto, cls in found.items()}
+        return stated | {common: stated[own] for common, own in names.items() if own in stated}
+
 
 class SecateurModel:
-    """Mixed into a stock `ForCausalLM`: builds it, then narrows its blocks to the configuration's shapes.
-
-    The inner model keeps a plain configuration, which its forward may read freely; the outer one carries
-    `per_layer_config`.
-    """
+    """Mixed into a stock model, with a head or without: builds it, then narrows its blocks to the configuration's
+    shapes."""
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         family = family_of(config)
@@ -831,39 +697,56 @@ class SecateurModel:
         super().__init__(plain_config(config, family, shapes), *args, **kwargs)  # type: ignore[call-arg]  # the stock model's
         model: Any = self
         config._attn_implementation = model.config._attn_implementation
-        model.config = config
-        for block, shape in zip(model.get_submodule(family.blocks), shapes, strict=True):
+        share_config(model, config, family)
+        base, path = _in_base(model, family.blocks)
+        for block, shape in zip(base.get_submodule(path), shapes, strict=True):
             fit(block, family, shape)
         if ends := getattr(config, "stream_ends", None):
-            fit_ends(model, family, Ends(**ends))
+            fit_ends(model, family, ends)
+
+    def tie_weights(self, *args: Any, **kwargs: Any) -> None:
+        """The stock model's.
+
+        Raises:
+            ValueError: head and embedding have the residual stream in other coordinates, so that neither has the
+                other's rows.
+        """
+        config: Any = self.config  # type: ignore[attr-defined]  # the stock model's
+        ends = getattr(config, "stream_ends", None)
+        if ends and config.tie_word_embeddings:
+            whole = ends["input_map"] or ends["input"] == config.hidden_size
+            if not (whole and (ends["output_map"] or ends["scaled"])):
+                raise ValueError(
+                    "the residual stream has other coordinates at the head than at the embedding, so they cannot "
+                    "share a matrix; leave tie_word_embeddings False"
+                )
+        super().tie_weights(*args, **kwargs)  # type: ignore[misc]  # the stock model's
 
 
 @functools.cache
-def classes(model_type: str) -> tuple[type[PreTrainedConfig], type[PreTrainedModel]]:
-    """The configuration and model class for checkpoints of a stock `model_type`."""
-    stock_config: Any = CONFIG_MAPPING[model_type]
-    stock_model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[stock_config]
-    # "_auto_class" makes transformers' own save_pretrained copy this file and write `auto_map`.
-    config_class = type(
-        f"Secateur{stock_config.__name__}",
-        (SecateurConfig, stock_config),
-        {"__module__": __name__, "model_type": PREFIX + model_type, "_auto_class": "AutoConfig"},
-    )
-    model_class = type(
-        f"Secateur{stock_model.__name__}",
-        (SecateurModel, stock_model),
-        {"__module__": __name__, "config_class": config_class, "_auto_class": "AutoModelForCausalLM"},
-    )
-    return config_class, model_class
+def classes(model_type: str) -> dict[str, Any]:
+    """The classes for checkpoints of a stock `model_type`, by the Auto class that gives them; AutoConfig is one."""
+    stock: Any = CONFIG_MAPPING[model_type]
+    # "_auto_class" makes transformers' own save_pretrained copy this file.
+    own: dict[str, Any] = {"__module__": __name__, "model_type": PREFIX + model_type, "_auto_class": "AutoConfig"}
+    config = type(f"Secateur{stock.__name__}", (SecateurConfig, stock), own)
+    found: dict[str, Any] = {"AutoConfig": config}
+    for auto, table in AUTO_CLASSES.items():
+        if (cls := getattr(modeling_auto, table).get(stock, None)) is not None:
+            own = {"__module__": __name__, "config_class": config, "_auto_class": auto}
+            found[auto] = type(f"Secateur{cls.__name__}", (SecateurModel, cls), own)
+    return found
 
 
 def __getattr__(name: str) -> Any:
-    """Find `SecateurLlamaForCausalLM` and its like by name, as a checkpoint's `auto_map` asks for them."""
+    """Find `SecateurLlamaForCausalLM` and its like by name, as a checkpoint's `auto_map` or a pickle asks for them."""
     stock = name.removeprefix("Secateur")
-    for names in (CONFIG_MAPPING_NAMES, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+    for names in (CONFIG_MAPPING_NAMES, *(getattr(modeling_auto, f"{table}_NAMES") for table in AUTO_CLASSES.values())):
         for model_type in (each for each, cls in names.items() if cls == stock != name):
             config: Any = CONFIG_MAPPING[model_type]
-            model: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(config, None)
+            model: Any = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING.get(config, None)
             if model and config.model_type == model_type and model.config_class is config:  # none that is borrowed
-                return next(cls for cls in classes(model_type) if cls.__name__ == name)
+                found = (cls for cls in classes(model_type).values() if cls.__name__ == name)
+                if (cls := next(found, None)) is not None:
+                    return cls
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -78,9 +78,7 @@ def _untie_head(model: Model) -> None:
         raise InvalidEditError("the residual stream was rebased already; untie the head before")
     head = model.hf.get_output_embeddings()
     head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
-    inner = model.hf.get_submodule(model.family.blocks.rpartition(".")[0])
-    for holder in (model.hf, model.hf.base_model, inner):
-        holder.config.tie_word_embeddings = False
+    model.hf.config.tie_word_embeddings = False
     model.hf.all_tied_weights_keys = {}
 
 
@@ -164,7 +162,8 @@ def _rebase_reader(block: Block, half: int, basis: Tensor, model: Model) -> None
 def _rebase_embedding(model: Model, basis: Tensor) -> None:
     embedding = model.hf.get_input_embeddings()
     q = basis.to(embedding.weight.device, torch.float64)
-    if not model.layout().ends.tied:
+    ends = model.layout().ends
+    if not (ends.tied or ends.input_map):
         set_width(embedding, (embedding.weight.double() @ q).to(embedding.weight.dtype))
         return
     old = embedding.map.double() if isinstance(embedding, MappedEmbedding) else None
@@ -174,14 +173,15 @@ def _rebase_embedding(model: Model, basis: Tensor) -> None:
 def _rebase_head(model: Model, basis: Tensor) -> None:
     """The final norm loses its scale: an untied head takes it, or the map back to a tied head's coordinates."""
     head, norm = model.hf.get_output_embeddings(), model.hf.get_submodule(model.family.final_norm)
-    tied = model.layout().ends.tied
-    place = head.weight.device if not tied else next(norm.parameters()).device
+    ends = model.layout().ends
+    mapped = ends.tied or ends.output_map
+    place = head.weight.device if not mapped else next(norm.parameters()).device
     q = basis.to(place, torch.float64)
     if isinstance(norm, FoldedNorm):
         width, eps, scale = norm.width, norm.eps, torch.ones(1, device=place, dtype=torch.float64)
     else:
         width, eps, scale = norm.weight.numel(), norm.variance_epsilon, norm.weight.double().to(place)
-    if tied:
+    if mapped:
         old = norm.map.double() if isinstance(norm, MappedNorm) else torch.diag(scale)  # (stream, hidden)
         new_norm: FoldedNorm = MappedNorm(width, eps, (q.T @ old).to(head.weight.dtype))
     else:

@@ -103,6 +103,8 @@ def test_the_same_pruning_in_two_ablations_is_made_once(text: Path, tmp_path: Pa
     cells = ablate(asked(text, "norm", "stage1-only", seeds=(0,)), grid(tmp_path / "out", text))
     assert cells["stage1-only-False-0.25-seed0"].same_as == "norm-l2-0.25-seed0"
     assert not cells["stage1-only-True-0.25-seed0"].same_as
+    later = ablate(asked(text, "alpha", seeds=(0,), values=("1.5",)), grid(tmp_path / "out", text))
+    assert later["alpha-1.5-0.25-seed0"].same_as == "norm-l2-0.25-seed0"  # of an earlier run in the folder
 
 
 def cells_of(text: Path, what: str, **more: Any) -> list[Cell]:

@@ -247,8 +247,9 @@ class _Runner:
         return by_cell
 
     def _same(self, fingerprint: str | None) -> CellResult | None:
-        """A finished cell of the same identity, which need not be made twice."""
-        return next((cell for cell in self._results().values() if cell.done and cell.fingerprint == fingerprint), None)
+        """A finished cell of the same identity, which need not be made twice; of an earlier run in the folder, too."""
+        cells = self.folder.cells((self.folder.index() or self.index).cells)
+        return next((cell for cell in cells.values() if cell.done and cell.fingerprint == fingerprint), None)
 
     def _matched(self, cell: Cell) -> Cell:
         """With the size that the cell which it is matched to achieved."""

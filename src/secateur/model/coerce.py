@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary, ref
 
+from huggingface_hub import constants
 from transformers import PreTrainedModel
 
 from secateur.assets import resolve_model
@@ -112,22 +113,30 @@ def _releasing(hf: PreTrainedModel) -> Callable[[], None]:
     return release
 
 
+def _cached_commits(name: str) -> list[str]:
+    """The commits of a hub model that the hub's cache has; none of a name that is no hub id."""
+    folder = Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "snapshots")
+    return [commit.name for commit in folder.glob("*")] if name else []
+
+
 def _adopted(hf: Any, *, look: bool) -> Model:
     """Args: look: for its tokenizer."""
     require_weights(hf)
-    name, commit = str(hf.name_or_path or ""), getattr(hf.config, "_commit_hash", None)
+    name, commit = str(hf.name_or_path or ""), None
     model = Model(hf, source={"name": name} if name else {})
     if os.path.isdir(name):
-        name, commit = os.path.abspath(name), None  # a folder called "demo" is no demo model
-    elif commit is None:  # a name that transformers did not load it by: nothing is asked of the hub for it
+        name = os.path.abspath(name)  # a folder called "demo" is no demo model
+    elif commits := _cached_commits(name):  # transformers does not say of which it is
+        commit = commits[0] if len(commits) == 1 else None
+    else:  # it was not loaded from the hub: nothing is asked of it
         name = ""
     if hf in _HISTORY:
         model.source, model.parents = _HISTORY[hf]
     elif name:
-        _, provenance = resolve_model(name, revision=commit)
+        _, provenance = resolve_model(name)
         record = record_of(describe(name, commit))
         model.source = {**model.source, **provenance}
         model.parents = [*record.parents, record.alone] if record else []
     if look and name:
-        model.tokenizer = tokenizer_beside(name, commit)
+        model.tokenizer = tokenizer_beside(name, describe(name, commit))
     return model

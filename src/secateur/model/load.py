@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from huggingface_hub import is_offline_mode
+from huggingface_hub.errors import OfflineModeIsEnabled
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -18,12 +20,11 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from secateur.assets import resolve_model
-from secateur.assets.hub import hub_error
 from secateur.errors import (
     CheckpointError,
-    FetchError,
     InvalidOptionError,
     MissingExtraError,
     SecateurError,
@@ -32,17 +33,14 @@ from secateur.hf import quiet_transformers
 from secateur.model.described import Description, describe, verify_weights
 from secateur.model.family_plugins import accept_row
 from secateur.model.handle import Model, hollow, require_family
-from secateur.model.refusals import (
-    ARCHITECTURE,
-    adapter,
-    pickle_only,
-    refuse,
-    refuse_files,
-    require_weights,
-    unknown_type,
-)
+from secateur.model.refusals import ARCHITECTURE, refuse, refuse_files, require_weights, unknown_type
 from secateur.record import RECORD, Record, read_record
 
+# What any tokenizer of transformers reads; a class of its own may read more.
+_TOKENIZER_FILES = (
+    "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+    "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt",
+)  # fmt: skip
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 TokenizerSource: TypeAlias = "PreTrainedTokenizerBase | str | Path"  # what `as_tokenizer` takes
@@ -80,11 +78,11 @@ def load(
     record = record_of(about)
     if not about.on_hub:
         verify_weights(about)
-    hf = _weights(location, config, device, dtype, about.revision)
+    hf = _weights(location, config, device, dtype, about)
     if about.on_hub and record is not None:  # its weights are in the hub's cache by now; other sums are not ours
         verify_weights(about)
-    own = tokenizer_beside(location, about.revision) if tokenizer is None else as_tokenizer(tokenizer)
-    model = Model(hf, own, {"name": name, **provenance, "asked": name})
+    own = tokenizer_beside(location, about) if tokenizer is None else as_tokenizer(tokenizer)
+    model = Model(hf, own, {"name": name, "asked": name, **provenance})
     if about.on_hub and about.revision:
         model.source["revision"] = about.revision
     if record is not None:
@@ -114,15 +112,14 @@ def read_config(location: str, revision: str | None = None) -> tuple[Any, Descri
     place = describe(location, revision)
     if place.folder is not None:
         refuse_files(place)
+    else:
+        _require(place, CONFIG_NAME)
+    place = replace(place, revision=place.commit or revision)
     with explained(location), quiet_transformers():
-        try:
-            raw, _ = PreTrainedConfig.get_config_dict(location, revision=revision)
-        except OSError:
-            refuse(place, adapter)
-            raise
+        raw, _ = PreTrainedConfig.get_config_dict(location, revision=place.revision)
         if not isinstance(raw, dict):
             raise CheckpointError(f"{location}: its config.json is no JSON object")
-    about = replace(place, config=raw, revision=place.commit or revision)
+    about = replace(place, config=raw)
     if about.type is None:
         raise CheckpointError(f"{location}: its config.json names no model_type; it should say, as 'llama'")
     refuse(about, *ARCHITECTURE)
@@ -146,10 +143,26 @@ def explained(location: str) -> Iterator[None]:
     except (SecateurError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        raise _fetch_error(location, error) from error
+        if os.path.exists(location):
+            raise CheckpointError(f"{location} cannot be loaded: {_first_line(error)}") from error
+        raise Description(location, {}).fetch_error(error) from error
 
 
-def _weights(location: str, config: Any, device: str, dtype: str, revision: str | None) -> Any:
+def _require(about: Description, *names: str) -> None:
+    """Raise unless the hub, or its cache, has one of the files.
+
+    transformers itself takes a file that the hub refuses or drops for one that it does not have.
+    """
+    if any(about.file(name) for name in names):
+        return
+    if is_offline_mode():
+        raise about.fetch_error(OfflineModeIsEnabled(f"{names[-1]} was not fetched before"))
+    refuse_files(about.listed())
+
+
+def _weights(location: str, config: Any, device: str, dtype: str, about: Description) -> Any:
+    if about.on_hub:
+        _require(about, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME)
     with explained(location), quiet_transformers():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             location,
@@ -158,7 +171,7 @@ def _weights(location: str, config: Any, device: str, dtype: str, revision: str 
             use_safetensors=True,  # no pickle
             device_map=device if device == "auto" else None,
             output_loading_info=True,
-            revision=revision,
+            revision=about.revision,
             trust_remote_code=False,
         )
     hf, info = loaded
@@ -170,19 +183,21 @@ def _weights(location: str, config: Any, device: str, dtype: str, revision: str 
     return hf if device == "auto" else hf.to(device)
 
 
-def tokenizer_beside(location: str, revision: str | None) -> PreTrainedTokenizerBase | None:
+def tokenizer_beside(location: str, about: Description) -> PreTrainedTokenizerBase | None:
     """The tokenizer of a model in a folder or on the hub, or None for one that has none.
 
     Raises:
-        CheckpointError: a folder has tokenizer files that do not make one.
+        CheckpointError: it has tokenizer files that do not make one.
+        FetchError: the hub does not give one of them; transformers would do without, and lose what it says.
     """
+    there = [path.name for name in _TOKENIZER_FILES if (path := about.file(name))] if about.on_hub else []
     try:
         with quiet_transformers():
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                location, revision=revision, trust_remote_code=False
+                location, revision=about.revision, trust_remote_code=False
             )
     except Exception as error:  # the tokenizers' own errors are plain ones
-        there = sorted(path.name for path in Path(location).glob("*token*"))
+        there = there or sorted(path.name for path in Path(location).glob("*token*"))
         if there:
             raise CheckpointError(f"{location}: {', '.join(there)} make no tokenizer: {_first_line(error)}") from error
         logging.getLogger(__name__).warning("%s has no tokenizer: %s", location, _first_line(error))
@@ -249,15 +264,6 @@ def check_device(device: str | None) -> str:
     return device
 
 
-def _fetch_error(location: str, error: Exception) -> CheckpointError | FetchError:
-    if os.path.exists(location):
-        return CheckpointError(f"{location} cannot be loaded: {_first_line(error)}")
-    if "safetensors" in str(error):
-        return CheckpointError(f"{location} {pickle_only(location)}")
-    instead = f"'{location}' is no folder here either. Without a hub: the path of a model folder, or the model 'demo'."
-    return hub_error(location, error, page=f"https://huggingface.co/{location}", instead=instead)
-
-
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
@@ -302,7 +308,7 @@ class Source:
             model = hollow(config, dtype, source)
         if tokenizer:
             if self.tokenizer is None:
-                model.tokenizer = tokenizer_beside(location, about.revision)
+                model.tokenizer = tokenizer_beside(location, about)
             else:
                 model.tokenizer = as_tokenizer(self.tokenizer)
         return model

@@ -151,13 +151,19 @@ def _gguf(about: Description) -> str | None:
 def _no_config(about: Description) -> str | None:
     if about.has("config.json"):
         return None
-    return "is no model folder: it has no config.json"
+    return "is no model: it has no config.json"
 
 
 def _pickle(about: Description) -> str | None:
     if about.has("*.safetensors") or not (about.has("*.bin") or about.has("*.pt*")):
         return None
-    return pickle_only(about.name)
+    out = f"{Path(about.name).name}-safetensors"
+    return (
+        "has its weights as pickles only, which can hold code, so secateur does not read them. If you trust their "
+        f'maker, convert it: python -c "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; '
+        f"M.from_pretrained({about.name!r}, use_safetensors=False).save_pretrained({out!r}); "
+        f'T.from_pretrained({about.name!r}).save_pretrained({out!r})"'
+    )
 
 
 # --- by what was handed in, in memory ---------------------------------------------------------------------------------
@@ -241,7 +247,7 @@ def refuse(about: Description, *checks: Check, error: type[SecateurError] = Unsu
 
 
 def refuse_files(about: Description) -> None:
-    """Raise where the files of a folder are no model that can be read.
+    """Raise where the files of a folder, or those listed of a hub model, are no model that can be read.
 
     Raises:
         UnsupportedModelError, CheckpointError.
@@ -250,26 +256,14 @@ def refuse_files(about: Description) -> None:
     refuse(about, _no_config, _pickle, error=CheckpointError)
 
 
-def pickle_only(name: str) -> str:
-    """Why a model without safetensors is not read, and how it gets some."""
-    out = f"{Path(name).name}-safetensors"
-    return (
-        "has its weights as pickles only, which can hold code, so secateur does not read them. If you trust their "
-        f'maker, convert it: python -c "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; '
-        f"M.from_pretrained({name!r}, use_safetensors=False).save_pretrained({out!r}); "
-        f'T.from_pretrained({name!r}).save_pretrained({out!r})"'
-    )
-
-
 def base_model(about: Description) -> str | None:
     """The model that a checkpoint was made from, as far as its card or configuration tells."""
     candidates: list[Any] = []
-    card = about.file("README.md")
-    if card is not None:
-        try:
+    try:
+        if card := about.file("README.md"):
             candidates += _list((metadata_load(card) or {}).get("base_model"))
-        except Exception:  # a card is free text: whatever YAML makes of it only serves a better message
-            candidates = []
+    except Exception:  # a card is free text: whatever hub and YAML make of it only serves a better message
+        candidates = []
     candidates += [about.config.get(key) for key in ("base_model_name_or_path", "_name_or_path")]
     found = (str(each) for each in candidates if isinstance(each, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", each))
     return next((each for each in found if each != about.name), None)

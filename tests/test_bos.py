@@ -25,6 +25,8 @@ from secateur.forecast import forecast
 from secateur.grid import Ablation, Comparison, Judging, ablate, compare
 from secateur.grid.presets import PRESETS
 from secateur.heal.data import IGNORED, make_examples
+from secateur.heal.recover import Request as Recovering
+from secateur.heal.recover import prepare_recovery
 from secateur.heal.settings import Settings
 from secateur.judge.generation import Decoding, generate
 from secateur.judge.harness import answer
@@ -292,6 +294,19 @@ def test_rows_to_train_on_are_begun(template: Any, rendered: bool) -> None:
     windows = make_examples(plain("abcdef" * 8), tokenizer, Settings(max_length=8), bos_id=ID)
     for row in (*windows.train, *windows.held_out):
         assert (row.ids[0], row.labels[0], len(row.ids)) == (ID, IGNORED, 8)
+
+
+@pytest.mark.parametrize(("family", "bos", "wanted"), ASKED)
+def test_a_recovery_begins_its_rows(family: str, bos: Bos, wanted: bool, texts: tuple[Path, Path]) -> None:
+    def prepared_with(word: Bos) -> Any:
+        settings = Settings(max_length=32, bos=word)
+        return prepare_recovery(Recovering(data=str(texts[0]), settings=settings), spoken(family))
+
+    job = prepared_with(bos)
+    assert job.data.bos is wanted
+    assert {int(row.ids[0]) == ID for row in (*job.examples.train, *job.examples.held_out)} == {wanted}
+    assert job.fingerprint == prepared_with("always" if wanted else "never").fingerprint  # it says the same
+    assert job.fingerprint != prepared_with("never" if wanted else "always").fingerprint
 
 
 # --- grids ---

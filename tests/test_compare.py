@@ -404,9 +404,9 @@ def test_prompts_are_continued_as_eval_does_and_by_the_dense_model_once(
     generated: list[tuple[int, str, str]] = []
     real = written.generate
 
-    def counted(model: Model, prompt: str, decoding: written.Decoding = written.GREEDY) -> written.Continuation:
+    def counted(model: Model, prompt: str, decoding: written.Decoding, **more: Any) -> written.Continuation:
         generated.append((model.layout().parameters, prompt, decoding.name))
-        return real(model, prompt, decoding)
+        return real(model, prompt, decoding, **more)
 
     monkeypatch.setattr(written, "generate", counted)
     more = {"prompts": ("and then", "ab"), "decodings": (replace(written.REFERENCE, max_length=20),)}

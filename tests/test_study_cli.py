@@ -69,6 +69,25 @@ def test_a_failed_cell_shows_in_the_exit_code(where: tuple[object, ...], tmp_pat
     assert "1 of 3 cells failed" in told.err
 
 
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [
+        (("compare",), "auto"),
+        (("compare", "--bos", "always"), "always"),
+        (("compare", "--preset", "2ssp-paper"), "never"),
+        (("compare", "--preset", "2ssp-paper", "--bos", "auto"), "auto"),
+        (("ablate", "--what", "norm", "--bos", "never"), "never"),
+    ],
+)
+def test_calibration_and_judging_are_begun_alike(
+    words: tuple[str, ...], asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(grids.GridJob, "run", lambda job, grid, folder: seen.extend((grid.bos, job.judging.bos)))
+    told = call(words[0], "demo", *words[1:])
+    assert (told.code, seen) == (0, [asked, asked]), told.err
+
+
 def test_a_dry_run_writes_nothing_and_foretells_every_cell(
     where: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

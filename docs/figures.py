@@ -46,7 +46,7 @@ from secateur.report.results import (
     Results,
     read_results,
 )
-from secateur.report.short_table import short_table
+from secateur.report.short_table import by_text_and_task, short_table
 from secateur.report.table import Column, Table, markdown
 
 DOCS = Path(__file__).parent
@@ -141,7 +141,7 @@ def figures(name: str, page: Path) -> Iterator[str]:
     for folder in folders(COMPARE):
         if own := of_method(folder, name):
             yield f"**{_title(own)}.** {settings(get_method(name), own.cells)}"
-            yield shown(short_table(own, own.texts[0], matched=True))
+            yield shown(short_table(own, by_text_and_task(own)[0], matched=True))
             yield folded("All columns", table(own), links(own, page))
 
 
@@ -151,7 +151,7 @@ def ablations(name: str, page: Path) -> Iterator[str]:
     for own in measured:
         yield f"**{_title(own)}**"
         yield from images(own, page)
-        yield shown(short_ablation_table(own, _choices(own), own.texts[0]))
+        yield from (shown(short_ablation_table(own, _choices(own), each)) for each in by_text_and_task(own))
         yield folded("All columns", table(own), links(own, page), *made_by(own))
     if not measured:
         yield "Not measured yet."
@@ -178,12 +178,16 @@ def perplexities(name: str, page: Path) -> Iterator[str]:
 
 def in_short(results: Results, page: Path) -> Iterator[str]:
     """The table of the first text and its picture; the other texts' tables behind a fold."""
-    first, *others = results.texts
+    first, *others = by_text_and_task(results)
     yield shown(short_table(results, first))
     yield from images(results, page)
     if others:
-        tables = (f"Perplexity on {text}:\n\n{shown(replace(short_table(results, text), notes=()))}" for text in others)
-        yield folded(f"The same on {listed(others)}", *tables)
+        named = [f"{'perplexity on' if each.lower else f'{each.title} over'} {listed(each.names)}" for each in others]
+        tables = [replace(short_table(results, each), notes=()) for each in others]
+        yield folded(
+            f"The same: {'; '.join(named)}",
+            *(f"{name[0].upper()}{name[1:]}:\n\n{shown(each)}" for name, each in zip(named, tables, strict=True)),
+        )
 
 
 def shown(table: Table) -> str:

@@ -25,6 +25,7 @@ from secateur.model.handle import Model
 from secateur.report.ablation import ablation_table, groups, own_default, short_ablation_table
 from secateur.report.ablation_figures import Places, ablation_figures, places, ticked, together
 from secateur.report.ablation_verdict import AblationVerdict, ablation_verdict
+from secateur.report.comparing import losses
 from secateur.report.drawing import save
 from secateur.report.looks import number
 from secateur.report.page import render, write_report
@@ -79,7 +80,10 @@ def test_the_short_table_has_the_means_and_bold_is_what_differs_from_the_default
         list(cells_of({("norm", "2ssp"): ("2ssp.norm", {"l2": 0.32, "l1": harm})}).values()), tuple[CellResult, ...]
     )
     results = Results(Index(model=ModelFacts(name="m"), cells=[cell.name for cell in made]), made)
-    short, whole = short_ablation_table(results, groups(results), "c4"), ablation_table(results, groups(results))
+    short, whole = (
+        short_ablation_table(results, groups(results), losses(results, "c4")),
+        ablation_table(results, groups(results)),
+    )
     means = {row["value"]: row[PPL] for row in whole.rows}
     assert [row["value"] for row in short.rows] == ["l2 (default)", "l1"]
     for row, value in zip(short.rows, ("l2", "l1"), strict=True):

@@ -16,11 +16,12 @@ from oracles import PROPERTY
 
 from secateur.judge.averages import average_over
 from secateur.judge.results import TaskResult
+from secateur.report.comparing import losses
 from secateur.report.looks import percent
 from secateur.report.main_table import Differences, difference_table, main_table
 from secateur.report.main_table import differences as all_differences
 from secateur.report.results import CellResult, Index, ModelFacts, Results
-from secateur.report.short_table import short_table
+from secateur.report.short_table import by_text_and_task, short_table
 from secateur.report.table import Column, Table, as_json, comma_separated, escape_latex, latex, markdown
 
 NASTY = r"50 % of $x_1$ & {a\b} ~ #1 ^2 <p> | *x*"
@@ -263,7 +264,7 @@ def test_the_short_table_ranks_as_the_main_table_does_and_names_the_size_that_wa
     cells["2ssp-as-window-0.25"] = {**CELLS["2ssp-as-window-0.25"], "sparsity": 0.27}
     cells["2ssp-0.5"] = CELLS["2ssp-0.5"]
     results = results_of(cells)
-    table, key = short_table(results, "wiki_text"), "size:0.25"
+    table, key = short_table(results, losses(results, "wiki_text")), "size:0.25"
     told = {row["label"]: row for row in table.rows}
     assert list(told) == ["dense", "2ssp-0.25", "slimgpt-0.25", "window-0.25", "2ssp-0.5"]
     main = main_table(results)
@@ -272,7 +273,13 @@ def test_the_short_table_ranks_as_the_main_table_does_and_names_the_size_that_wa
     assert str(told["window-0.25"][key]).endswith(f"({percent(0.27)})")
     assert "(" not in f"{told['slimgpt-0.25'][key]}{told['2ssp-0.25'][key]}"  # within half a point
     assert told["2ssp-0.5"] == {"label": "2ssp-0.5", "size:0.5": "failed"}
-    assert "2ssp-as-window-0.25" in {row["label"] for row in short_table(results, "wiki_text", matched=True).rows}
+    text, tasks = by_text_and_task(results)
+    assert "2ssp-as-window-0.25" in {row["label"] for row in short_table(results, text, matched=True).rows}
+    by_task = short_table(results, tasks)
+    assert {row["label"]: row.get(key) for row in by_task.rows if row["label"] in ("2ssp-0.25", "dense")} == {
+        "2ssp-0.25": percent(0.7), "dense": percent(0.8)
+    }  # fmt: skip
+    assert {by_task.rows[n]["label"] for n in by_task.bold[key]} == {"2ssp-0.25", "slimgpt-0.25"}
 
 
 def test_times_are_told_over_the_dense_models_of_the_same_run() -> None:

@@ -16,7 +16,7 @@ from secateur.report.comparing import ALL, LARGEST, Measure, accuracies, losses
 from secateur.report.looks import listed, number, percent
 from secateur.report.main_table import at, average_notes, cell_notes, failures, write
 from secateur.report.results import DENSE, MISSING, AblationTerms, CellResult, Results, dumps, read_results
-from secateur.report.short_table import measured, size_key
+from secateur.report.short_table import by_text_and_task, in_form, measured, size_key
 from secateur.report.table import Column, Row, Table, Value, as_json, comma_separated, latex, markdown, rows_of
 
 NAME = "ablation-table"
@@ -244,7 +244,7 @@ def write_ablation_table(folder: Path) -> None:
     results = read_results(folder)
     table = ablation_table(results, groups(results))
     title = f"{results.index.model.name}: ablations."
-    short = [markdown(short_ablation_table(results, groups(results), text)) for text in results.texts[:1]]
+    short = [markdown(short_ablation_table(results, groups(results), each)) for each in by_text_and_task(results)]
     write(folder, {
         f"{NAME}.md": "\n".join([f"# {title}\n", *short, "## All columns\n", markdown(table)]),
         f"{NAME}.csv": comma_separated(table), f"{NAME}.json": dumps(as_json(table)),
@@ -281,13 +281,12 @@ def ablation_table(results: Results, shown: Sequence[Group]) -> Table:
     return Table(columns, rows, "group", bold, unsure, notes)
 
 
-def short_ablation_table(results: Results, shown: Sequence[Group], text: str) -> Table:
-    """A row per value of an ablation, a column per size: the mean perplexity over seeds, with its standard deviation.
+def short_ablation_table(results: Results, shown: Sequence[Group], measure: Measure) -> Table:
+    """A row per value of an ablation, a column per size: the mean over seeds, with its standard deviation.
 
     Args:
         shown: of which groups.
     """
-    measure = losses(results, text)
     sizes = sorted({group.sparsity for group in shown if group.sparsity is not None})
     rows: dict[tuple[str, str, str], dict[str, str]] = {}
     apart: set[tuple[int, str]] = set()
@@ -297,7 +296,8 @@ def short_ablation_table(results: Results, shown: Sequence[Group], text: str) ->
             over, key = spread(group, value, measure.shown), size_key(group.sparsity or 0.0)
             if over is None:
                 continue
-            row[key] = number(over.mean) + (f" ± {number(over.sd, 2)}" if over.sd is not None else "")
+            sd = "" if over.sd is None else f" ± {number(over.sd, 2) if measure.lower else percent(over.sd)}"
+            row[key] = in_form(measure, over.mean) + sd
             gap = against(group, value, measure)
             if gap and gap.apart:
                 apart.add((list(rows).index((group.of, group.what, value.shown)), key))
@@ -310,8 +310,10 @@ def short_ablation_table(results: Results, shown: Sequence[Group], text: str) ->
                *(Column(size_key(size), percent(size), form="s") for size in sizes)]  # fmt: skip
     seeds = max((len(group.seeds) for group in shown), default=0)
     over_seeds = f" Mean ± standard deviation over {seeds} draws of the calibration." if seeds > 1 else ""
-    notes = [f"{measured(results, text)}{over_seeds} Bold: told from the default, for better or worse, by the 95% "
-             "interval of the difference seed by seed (wide for few seeds; of one seed, over windows)."]  # fmt: skip
+    notes = [
+        f"{measured(results, measure)}{over_seeds} Bold: told from the default, for better or worse, by the 95% "
+        "interval of the difference seed by seed (wide for few seeds; of one, over windows or documents)."
+    ]
     return Table(
         columns, told, bold={size_key(s): [n for n, key in apart if key == size_key(s)] for s in sizes}, notes=notes
     )

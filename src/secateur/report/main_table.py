@@ -18,7 +18,7 @@ from secateur.judge.statistics import SURE, told_apart
 from secateur.report.comparing import TIMED, accuracies, bold, exp, losses, speed
 from secateur.report.looks import listed, number, percent, seconds, times
 from secateur.report.results import MISSING, CellResult, Results, dumps, read_results
-from secateur.report.short_table import short_table
+from secateur.report.short_table import by_text_and_task, short_table
 from secateur.report.table import MAIN, Column, Table, as_json, comma_separated, latex, markdown, rows_of
 
 NAME, DIFFERENCES = "main-table", "differences.csv"
@@ -53,7 +53,7 @@ def write_main_table(folder: Path, base: str) -> None:
     table, compared = main_table(results), differences(results, base)
     against = difference_table(compared)
     title = f"{results.index.model.name}: perplexity and tasks after pruning."
-    short = [markdown(short_table(results, text)) for text in results.texts[:1]]
+    short = [markdown(short_table(results, measure)) for measure in by_text_and_task(results)[:1]]
     sections = [f"# {title}", "", *short, "## All cells, all columns", "", markdown(table)]
     if compared:
         sections += [f"## Differences, base {base}", "", markdown(against)]

@@ -23,7 +23,7 @@ from secateur.report.figures import comparison_figures
 from secateur.report.looks import count, looks, method_name, percent, times, title, written
 from secateur.report.main_table import main_table
 from secateur.report.results import ABLATE, CellResult, Results, read_results
-from secateur.report.short_table import short_table
+from secateur.report.short_table import by_text_and_task, short_table
 from secateur.report.table import text, typeset
 from secateur.report.verdict import Verdict, verdict
 
@@ -100,7 +100,7 @@ def _of_comparison(results: Results) -> dict[str, Any]:
     table = main_table(results)
     return {
         "table": table, "places": {row["name"]: n for n, row in enumerate(table.rows)}, "samples": samples(results),
-        "short": short_table(results, results.texts[0]) if results.texts else None,
+        "short": short_table(results, measures[0]) if (measures := by_text_and_task(results)) else None,
     }  # fmt: skip
 
 

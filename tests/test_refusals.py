@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import re
@@ -11,17 +12,19 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
-from huggingface_hub import errors
+from huggingface_hub import HfApi, errors
 from models import tiny, tiny_hf, tiny_tokenizer
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
 
 from secateur import load
 from secateur.errors import CheckpointError, FetchError, SecateurError, UnsupportedModelError
 from secateur.hf import quiet_transformers
 from secateur.model import described
+from secateur.model import load as load_module
 from secateur.model.described import Description
 from secateur.model.handle import Model
 from secateur.model.load import Source
@@ -240,7 +243,8 @@ def test_code_beside_a_stock_model_is_not_run(tmp_path: Path) -> None:
     [
         (errors.GatedRepoError, "accept its licence at https://huggingface.co/org/m.*hf auth login"),
         (errors.RepositoryNotFoundError, "hub has no org/m.*private.*HF_TOKEN"),
-        (errors.RevisionNotFoundError, "hub has no org/m"),
+        (errors.RevisionNotFoundError, "org/m has no such revision"),
+        (OSError(errno.ENOSPC, "No space left on device"), "make room, or set HF_HOME"),
         (ConnectionError("Name or service not known"), "check the network.*no folder here"),
         (TimeoutError("timed out"), "check the network, the proxy and HF_ENDPOINT"),
     ],
@@ -252,7 +256,8 @@ def test_hub_errors_say_where_licence_and_token_go(cause: Any, says: str, monkey
     def fail(*args: Any, **kwargs: Any) -> Any:
         raise OSError("cannot load") from cause
 
-    monkeypatch.setattr(PreTrainedConfig, "get_config_dict", fail)
+    monkeypatch.setattr(described, "hf_hub_download", fail)
+    monkeypatch.setattr(described, "is_offline_mode", lambda: False)
     with pytest.raises(FetchError, match=says):
         load("org/m")
 
@@ -264,22 +269,22 @@ def test_names_that_are_nothing_are_refused(name: str) -> None:
             ask(name)
 
 
-def test_what_the_hub_has_instead_of_safetensors_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_the_hub_has_instead_of_a_model_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    listing: list[str] = []
 
     def only_the_adapter(repository: str, name: str, **options: Any) -> str:
-        if name != "adapter_config.json":
-            raise OSError(f"no {name}")
-        return str(tmp_path / name)
+        if repository == "org/lora" and name == "adapter_config.json":
+            return str(tmp_path / name)
+        raise errors.RemoteEntryNotFoundError(name, response=Mock())
 
-    def no_safetensors(*args: Any, **kwargs: Any) -> Any:
-        raise OSError("org/m does not appear to have a file named model.safetensors")
-
-    monkeypatch.setattr(described, "cached_file", only_the_adapter)
+    monkeypatch.setattr(described, "hf_hub_download", only_the_adapter)
+    monkeypatch.setattr(load_module, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(HfApi, "list_repo_files", lambda *a, **k: listing)
     with pytest.raises(UnsupportedModelError, match="org/lora is a PEFT adapter of org/base"):
         load("org/lora")
-    config = tiny_hf("llama").config.to_dict()
-    monkeypatch.setattr(PreTrainedConfig, "get_config_dict", lambda *a, **k: (config, {}))
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", no_safetensors)
-    with pytest.raises(CheckpointError, match=r"pickles only.*use_safetensors=False"):
+    with pytest.raises(CheckpointError, match=r"org/m is no model: it has no config\.json"):
+        load("org/m")
+    listing += ["README.md", "m.Q4_K_M.gguf"]
+    with pytest.raises(UnsupportedModelError, match="org/m holds GGUF files"):
         load("org/m")

@@ -45,6 +45,7 @@ def card(record: Record) -> str:
         UnknownNameError: the record is of a pruning by a method that is not installed.
     """
     chain = record.chain
+    origin = next((step.model for step in chain if step.model.keys() & {"base_model", "repository"}), {})
     last = max((place for place, step in enumerate(chain) if step.recovery is None), default=-1)
     pruning, trained = chain[last] if last >= 0 else None, chain[last + 1 :]
     name = _name(record.chain[last].model)
@@ -56,15 +57,14 @@ def card(record: Record) -> str:
         title = f"{name}, pruned by {pruning.method}"
         text = _removed(pruning, method) + _earlier(chain[: last + 1]) + _trained(trained)
         text += " A pruned model is not the model it came from: judge\nit on your own data.\n\n" + _table(pruning)
-        history = f"## How it was made\n\n{_calibration(pruning)}{_notes(pruning)}\n"
+        history = f"## How it was made\n\n{_origin(origin)}{_calibration(pruning)}{_notes(pruning)}\n"
         citation = f"\n```bibtex\n{method.bibtex}\n```\n" if method else ""
     recoveries = [_recovery(step.recovery) for step in chain if step.recovery is not None]
     recovery = "## Recovery\n\n" + "\n".join(recoveries) + "\n" if recoveries else ""
     tags = ("pruned", "secateur", pruning.method) if pruning else ("secateur", "lora")
     tag_lines = "\n".join(f"- {tag}" for tag in tags)
     edits = ", and the edits in order" if pruning else ""
-    origin = chain[0].model.get("base_model") or chain[0].model.get("repository")  # the hub model at the root
-    base_model = f"base_model: {origin}\n" if origin else ""
+    base_model = f"base_model: {origin.get('base_model') or origin['repository']}\n" if origin else ""
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -137,6 +137,14 @@ def _table(pruning: Record) -> str:
         )
         rows.append((label, f"{text.before:.2f}", f"{text.after:.2f}"))
     return "\n".join(["| | before | after |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def _origin(model: Facts) -> str:
+    """A sentence on the hub's model at the root, and its commit."""
+    if not (model.get("source") == "hub" and model.get("revision")):
+        return ""
+    repository, commit = model["repository"], model["revision"]
+    return f"Made from [{repository}](https://huggingface.co/{repository}/tree/{commit}) at commit `{commit}`. "
 
 
 def _calibration(pruning: Record) -> str:

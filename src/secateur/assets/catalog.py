@@ -41,7 +41,7 @@ class KnownText(Struct, frozen=True, kw_only=True):
 
     licence: str
     repository: str
-    revision: str | None = None
+    revision: str
     config: str | None = None
     joining: Joining = "documents"
     calibration: Place

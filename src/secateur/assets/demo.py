@@ -51,8 +51,19 @@ def resolve_model(
         }
         return str(folder), {**DEMO_MODEL.provenance, **facts}
     if os.path.isdir(name):  # unlike Path.is_dir, false for a name that no folder can have
-        return name, {"source": "local", "path": str(Path(name).absolute())}
+        if revision is not None:
+            raise InvalidOptionError(f"{name} is a folder, which has no revisions: leave the revision out.")
+        return name, _snapshot(name) or {"source": "local", "path": str(Path(name).absolute())}
     return name, {"source": "hub", "repository": name} | ({"revision": revision} if revision else {})
+
+
+def _snapshot(folder: str) -> dict[str, str] | None:
+    """What a folder of the hub's cache is a copy of; None for any other folder."""
+    place = re.search(r"models--([^/]+)/snapshots/([0-9a-f]{40})$", Path(folder).resolve().as_posix())
+    if place is None:
+        return None
+    repository = place[1].replace("--", "/", 1)
+    return {"source": "hub", "revision": place[2]} | dict.fromkeys(("name", "asked", "repository"), repository)
 
 
 def demo_text(purpose: Purpose, cache: Path | None = None) -> Text:

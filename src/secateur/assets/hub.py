@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import is_offline_mode
+from huggingface_hub.errors import HfHubHTTPError
+
 from secateur.assets.catalog import KnownText, Place
 from secateur.assets.rows import table_columns
 from secateur.errors import DataError, FetchError, MissingExtraError
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _NOT_THERE = {
-    "RepositoryNotFoundError", "HFValidationError", "DatasetNotFoundError", "RevisionNotFoundError",
-    "EntryNotFoundError",
+    "RepositoryNotFoundError", "HFValidationError", "DatasetNotFoundError", "RemoteEntryNotFoundError",
 }  # fmt: skip
+_NO_PLACE = {errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
 _INSTEAD = "Without a hub: --data DIR (or SECATEUR_DATA) with the text, a file of your own, or the text 'demo'."
 
 
-def load_hub(known: KnownText, place: Place) -> tuple[list[str], str]:
-    """The documents of a hub data set, and the commit they were read at.
+def load_hub(known: KnownText, place: Place) -> list[str]:
+    """The documents of a hub data set.
 
     Raises:
         FetchError: the hub cannot be reached or refuses.
@@ -34,21 +36,20 @@ def load_hub(known: KnownText, place: Place) -> tuple[list[str], str]:
     # Whatever goes wrong below goes wrong inside these two libraries or the network, in dozens of exception
     # classes of three HTTP stacks; each of them is for the user a fetch that failed.
     try:
-        revision = _resolve(known)
         with _quiet(datasets):
             rows = datasets.load_dataset(
                 known.repository,
                 known.config,
                 data_files={split: place.data_file} if place.data_file else None,
                 split=split,
-                revision=revision,
+                revision=known.revision,
                 # A stream reads the few megabytes that are asked for, not the shard of hundreds.
                 streaming=place.documents is not None,
             )
-            return [row["text"] for row in itertools.islice(rows, place.documents)], revision
+            return [row["text"] for row in itertools.islice(rows, place.documents)]
     except Exception as error:
         page = f"https://huggingface.co/datasets/{known.repository}"
-        raise hub_error(known.repository, error, page=page, instead=_INSTEAD) from error
+        raise hub_error(known.repository, error, page=page, instead=_INSTEAD, revision=known.revision) from error
 
 
 def open_folder(path: Path) -> Any:
@@ -105,47 +106,46 @@ def dataset_rows(
     return name, ((f"{where}, row {number}", row) for number, row in rows), facts
 
 
-def _resolve(source: KnownText) -> str:
-    """The commit that the source's revision stands for now."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import OfflineModeIsEnabled
-
-    try:
-        sha = HfApi().dataset_info(source.repository, revision=source.revision).sha
-    except OfflineModeIsEnabled:
-        # A pinned commit needs no resolving, and `datasets` may have it in its own cache.
-        if source.revision is not None and _COMMIT.fullmatch(source.revision):
-            return source.revision
-        raise
-    if sha is None:
-        raise FetchError(f"the hub names no commit for {source.repository}, revision {source.revision}.")
-    return sha
-
-
-def hub_error(repository: str, error: Exception, *, page: str, instead: str) -> FetchError:
+def hub_error(repository: str, error: Exception, *, page: str, instead: str, revision: str | None = None) -> FetchError:
     """What failed, and the way out, from any exception of the hub's libraries.
 
     Args:
         page: where the repository is shown, and its licence accepted.
         instead: what can be done without a hub.
+        revision: that was asked for.
     """
     if isinstance(error, FetchError):
         return error
     chain = list(_causes(error))
     names = {cls.__name__ for cause in chain for cls in type(cause).__mro__}
-    said = f"({type(error).__name__}: {' '.join(str(error).split())[:300]})"
-    if "GatedRepoError" in names or any("gated" in str(cause).lower() for cause in chain):
-        return FetchError(
-            f"{repository} is gated: accept its licence at {page}, then give your token by `hf auth login` "
-            f"or HF_TOKEN. {said}"
-        )
-    if "OfflineModeIsEnabled" in names or any("OfflineModeIsEnabled" in str(cause) for cause in chain):
+    answer = next((cause for cause in chain if isinstance(cause, HfHubHTTPError)), None)
+    status = getattr(answer and answer.response, "status_code", None)
+    cause = answer or chain[-1]  # transformers and `datasets` put words of their own around it
+    said = f"({type(cause).__name__}: {' '.join(str(cause).split())[:300]})"
+    token = "give your token by `hf auth login` or HF_TOKEN"
+    if "GatedRepoError" in names or any("is a gated dataset" in str(cause) for cause in chain):
+        return FetchError(f"{repository} is gated: accept its licence at {page}, then {token}. {said}")
+    if any("Invalid credentials" in str(cause) for cause in chain):
+        return FetchError(f"cannot fetch {repository}: the hub does not know your token; {token} anew. {said}")
+    not_cached = "LocalEntryNotFoundError" in names and is_offline_mode()
+    if not_cached or any("OfflineModeIsEnabled" in f"{type(cause).__name__} {cause}" for cause in chain):
         return FetchError(f"cannot fetch {repository}: HF_HUB_OFFLINE is set; unset it. {instead} {said}")
+    if "RevisionNotFoundError" in names:
+        asked = f"revision '{revision}'" if revision else "such revision"
+        return FetchError(f"{repository} has no {asked}: a branch, a tag or a whole commit of {page}/tree/main. {said}")
     if names & _NOT_THERE:
         return FetchError(
             f"the hub has no {repository} as it was asked for, or it is private: look at {page}; for a "
-            f"private one give your token by `hf auth login` or HF_TOKEN. {said}"
+            f"private one {token}. {said}"
         )
+    if status in (401, 403):
+        return FetchError(
+            f"the hub refuses {repository}: your token needs the right to read it, and {page} may say more. {said}"
+        )
+    if status is not None:
+        return FetchError(f"the hub cannot serve {repository} now (status {status}): try again later. {instead} {said}")
+    if any(isinstance(cause, OSError) and cause.errno in _NO_PLACE for cause in chain):
+        return FetchError(f"cannot write {repository} to the hub's cache: make room, or set HF_HOME. {said}")
     return FetchError(
         f"could not fetch {repository} from the hub: check the network, the proxy and HF_ENDPOINT. {instead} {said}"
     )
@@ -156,7 +156,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         yield error
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def _datasets(purpose: str) -> Any:

@@ -136,10 +136,10 @@ def _from_data_file(name: str, known: KnownText, file: Path, split: str) -> Text
 
 
 def _from_hub(name: str, known: KnownText, place: Place) -> Text:
-    rows, revision = load_hub(known, place)
+    rows = load_hub(known, place)
     facts = {
         "source": "hub", "repository": known.repository, "config": known.config, "split": place.splits[0],
-        "path": place.data_file, "revision": revision, "licence": known.licence,
+        "path": place.data_file, "revision": known.revision, "licence": known.licence,
     }  # fmt: skip
     return _joined(name, known, rows, facts, where=known.repository)
 

@@ -15,11 +15,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from huggingface_hub import HfApi
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import CONFIG_NAME, cached_file
 
-from secateur.errors import CheckpointError
+from secateur.errors import CheckpointError, FetchError
 from secateur.export.spelling import TOKENIZER_CONFIG, add_old_tokenizer_class
 from secateur.model.described import Description, describe
 from secateur.model.handle import Model
@@ -110,10 +109,9 @@ def _names(origin: Description) -> list[str]:
     """Its files, in its folder and those right below, with paths as a hub has them."""
     folder = origin.folder or _snapshot(origin)
     if origin.folder is None:
-        try:
-            return HfApi().list_repo_files(origin.name, revision=origin.revision)
-        except Exception as error:  # dozens of classes of three HTTP stacks
-            logger.warning("%s: only what is in the hub's cache is handed on (%s)", origin.name, type(error).__name__)
+        if listing := origin.listed().listing:
+            return list(listing)
+        logger.warning("%s: only what is in the hub's cache is handed on, since the hub does not answer", origin.name)
     found = [path for pattern in ("*", "[!.]*/*") for path in folder.glob(pattern)] if folder else []
     return [path.relative_to(folder).as_posix() for path in found if path.is_file()] if folder else []
 
@@ -128,7 +126,12 @@ def _copy(origin: Description, names: Iterable[str], folder: Path) -> list[Path]
     """Copy the given files of it; those that cannot be had are left out. Returns the copies."""
     copied = []
     for name in names:
-        if path := origin.file(name):
+        try:
+            path = origin.file(name)
+        except FetchError as error:  # what was pruned is not lost over it
+            logger.warning("%s is not handed on: %s", name, error)
+            continue
+        if path:
             (folder / name).parent.mkdir(exist_ok=True)
             copied.append(Path(shutil.copyfile(path, folder / name)))
     return copied

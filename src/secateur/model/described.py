@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import cached_file
+from huggingface_hub import HfApi, hf_hub_download, is_offline_mode, try_to_load_from_cache
+from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from secateur.assets.cache import sha256_of
-from secateur.errors import CheckpointError
+from secateur.assets.hub import hub_error
+from secateur.errors import CheckpointError, FetchError
+from secateur.hf import quiet_transformers
 
 SUMS = "SHA256SUMS"  # as `sha256sum -c` reads it
 
@@ -27,6 +31,7 @@ class Description:
         config: what its config.json says; empty where there is none.
         folder: where it lies, None on the hub or in memory.
         on_hub: whether further files may be asked of the hub.
+        listing: names of its files, where they were asked of the hub.
     """
 
     name: str
@@ -34,6 +39,7 @@ class Description:
     folder: Path | None = None
     on_hub: bool = False
     revision: str | None = None
+    listing: tuple[str, ...] = ()
 
     @property
     def type(self) -> str | None:
@@ -41,16 +47,50 @@ class Description:
         return kind if isinstance(kind := self.config.get("model_type"), str) and kind else None
 
     def file(self, name: str) -> Path | None:
-        """One of its files, if it is there."""
+        """One of its files, if it is there; with HF_HUB_OFFLINE, if it was fetched before.
+
+        Raises:
+            FetchError: the hub has it or may have it, and does not give it.
+        """
         if self.folder is not None:
             return path if (path := self.folder / name).is_file() else None
         if not self.on_hub:
             return None
+        # The cache knows what a commit does not have, too.
+        cached = try_to_load_from_cache(self.name, name, revision=self.revision) if self.pinned else None
+        if cached is not None:
+            return Path(cached) if isinstance(cached, str) else None
         try:
-            found = cached_file(self.name, name, revision=self.revision)
-        except Exception:  # whatever the hub says: a model is whole without this file, or else loading it will tell
+            with quiet_transformers():
+                return Path(hf_hub_download(self.name, name, revision=self.revision))
+        except RemoteEntryNotFoundError:
             return None
-        return Path(found) if found else None
+        except Exception as error:  # of three HTTP stacks
+            if is_offline_mode():
+                return None
+            # Taken for a file that is not there, it would cost a model its history or its tokenizer in silence.
+            raise self.fetch_error(error) from error
+
+    def fetch_error(self, error: Exception) -> FetchError:
+        """What an exception of the hub's libraries means for this model."""
+        instead = (
+            f"'{self.name}' is no folder here either. HF_HUB_OFFLINE=1 takes what was fetched before. Without a hub: "
+            "the path of a model folder, or the model 'demo'."
+        )
+        page = f"https://huggingface.co/{self.name}"
+        return hub_error(self.name, error, page=page, instead=instead, revision=self.revision)
+
+    def listed(self) -> Description:
+        """The same with the names of its files on the hub, as far as it tells them; for `has`."""
+        try:
+            return replace(self, listing=tuple(HfApi().list_repo_files(self.name, revision=self.revision)))
+        except Exception:  # they only serve a better message
+            return self
+
+    @property
+    def pinned(self) -> bool:
+        """Whether its revision is a commit, which never changes."""
+        return re.fullmatch("[0-9a-f]{40}", self.revision or "") is not None
 
     @property
     def commit(self) -> str | None:
@@ -70,7 +110,8 @@ class Description:
         return content if isinstance(content, dict) else {}
 
     def has(self, pattern: str) -> bool:
-        return self.folder is not None and any(self.folder.glob(pattern))
+        """Whether one of its files, if they are known, is called so."""
+        return bool(fnmatch.filter(self.listing, pattern) if self.folder is None else any(self.folder.glob(pattern)))
 
 
 def describe(location: str, revision: str | None = None) -> Description:

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 import secateur
 from secateur.assets.catalog import CATALOG
 from secateur.errors import FetchError, InvalidOptionError
-from secateur.model.load import as_model
+from secateur.model.coerce import borrowed
 from secateur.output import save
 from secateur.record import RECORD
 
@@ -209,11 +209,11 @@ def test_record_and_card_have_name_and_commit(
         assert "# org/m, pruned by" in card
         assert f"`{NEW}`" in card
         assert (out / "LICENSE").read_text() == "Be kind."
-    adopted = as_model(AutoModelForCausalLM.from_pretrained(snapshot))
-    assert (adopted.source["name"], adopted.source["revision"]) == ("org/m", NEW)
-    adopted = as_model(AutoModelForCausalLM.from_pretrained("org/m", revision="v2.0"))
-    assert (adopted.source["repository"], adopted.tokenizer is not None) == ("org/m", True)
-    assert "revision" not in adopted.source  # which is not known
+    with borrowed(AutoModelForCausalLM.from_pretrained(snapshot)) as adopted:
+        assert (adopted.source["name"], adopted.source["revision"]) == ("org/m", NEW)
+    with borrowed(AutoModelForCausalLM.from_pretrained("org/m", revision="v2.0")) as adopted:
+        assert (adopted.source["repository"], adopted.tokenizer is not None) == ("org/m", True)
+        assert "revision" not in adopted.source  # which is not known
     with pytest.raises(InvalidOptionError, match="leave the revision out"):
         secateur.load(str(snapshot), revision=OLD)
 

@@ -107,7 +107,7 @@ def forecast(request: Request, source: Source) -> Forecast:
     speed = probe(hollow, planned.length, one)
     before, after, item = planned.before, planned.after, hollow.dtype.itemsize
     return Forecast(
-        model=source.name,
+        model=hollow.source["name"],
         method=planned.method.name,
         parameters={"before": before.parameters, "after": after.parameters},
         sparsity=planned.sparsity,

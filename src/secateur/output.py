@@ -104,7 +104,16 @@ class Output:
 def save(result: Result, folder: str | Path, *, overwrite: bool = False, max_shard_size: str = "5GB") -> Tier:
     """Write a checkpoint with record and card, whole or not at all; return its tier.
 
+    Args:
+        result: what `prune` or `recover` returned. A model without an account is saved by its own `save_pretrained`.
+
     Raises:
         OutputExistsError: the folder exists and `overwrite` is off.
+        InvalidOptionError: it is no result.
     """
+    if not (isinstance(getattr(result, "record", None), Record) and isinstance(result.model, Model)):
+        raise InvalidOptionError(
+            f"save takes what prune or recover returned, with its record, not a {type(result).__name__}; "
+            "a transformers model alone is saved by its save_pretrained"
+        )
     return Output(Path(folder), overwrite, max_shard_size).write(result)

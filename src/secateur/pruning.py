@@ -30,10 +30,11 @@ from secateur.judge.judging import Judge, Judging
 from secateur.judge.perplexity import before_and_after, perplexity
 from secateur.methods import Method, Options, get_method
 from secateur.model.budget import Budget, Convention
+from secateur.model.coerce import Loaded, ModelSource, handed
 from secateur.model.facts import environment, origin, sizes
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
-from secateur.model.load import AnyModel, Source, as_model, check_device
+from secateur.model.load import Source, TokenizerSource
 from secateur.output import Outcome, Output
 from secateur.record import (
     FORMAT,
@@ -273,7 +274,7 @@ class Pruned:
     """A pruned model with the account of how it came to be.
 
     Attributes:
-        model: the same object that was given to `prune`, now smaller.
+        model: what was given to `prune`, now smaller; of a transformers model the `Model` around it.
         record: what will be saved as `secateur.json`.
     """
 
@@ -349,11 +350,20 @@ def _calibration(planned: Plan, model: Model) -> Tokens:
     )  # fmt: skip
 
 
-def prune(model: AnyModel, method: str = "2ssp", *, run: Run | None = None, **request: Any) -> Pruned:
+def prune(
+    model: ModelSource,
+    method: str = "2ssp",
+    *,
+    tokenizer: TokenizerSource | None = None,
+    run: Run | None = None,
+    **request: Any,
+) -> Pruned:
     """Prune a model in place.
 
     Args:
-        model: what `secateur.load` returns, a name that it knows, or a transformers model; see `load.as_model`.
+        model: a folder, a hub id or "demo"; a `Source`; a `Model`; or a transformers model. That is pruned itself, no
+            copy is made: it is the smaller one afterwards (`Pruned.model.hf`), of secateur's subclass of its class.
+        tokenizer: the model's, or the name of one, where it does not lie where the model was loaded from.
         request: `sparsity`, and whatever else `Request` has; the method's own options by name.
 
     Raises:
@@ -361,8 +371,10 @@ def prune(model: AnyModel, method: str = "2ssp", *, run: Run | None = None, **re
             changed. If the run itself fails (NumericalError) or is interrupted, the model is left half-pruned: load it
             again.
     """
-    adopted = as_model(model)
-    return run_job(prepare(plan(Request.given(method, request), adopted), adopted), run=run)
+    asked = Request.given(method, request)
+    with handed(model, tokenizer, cache=asked.cache, keep=True) as given:
+        planned = plan(asked, given.hollow(tokenizer=True), device=given.device_type)
+        return run_job(prepare(planned, given.load()), run=run)
 
 
 def run_job(
@@ -444,18 +456,21 @@ def make_record(
 
 def prune_to(
     request: Request,
-    source: Source,
-    output: Output,
+    source: ModelSource,
+    output: Output | str | Path,
     *,
+    tokenizer: TokenizerSource | None = None,
     judging: Judging | None = None,
     observer: Observer | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> Outcome:
-    """Prune a model that is known by name and write a smaller checkpoint, whole or not at all.
+    """Prune a model and write a smaller checkpoint, whole or not at all.
 
     All that can be refused is refused before gigabytes are read, but for weights that are NaN, before the work.
 
     Args:
+        source, tokenizer: as `prune` has them; one that is in memory is pruned in place.
+        output: or the folder.
         judging: of which the texts are measured before and after.
         arguments: goes into the record as given.
 
@@ -465,11 +480,23 @@ def prune_to(
         SecateurError: what `plan`, `prepare` and `run_job` raise.
     """
     judging = judging or Judging()
-    output.check(source.name, request.calibration, *judging.sources.values())
+    output = output if isinstance(output, Output) else Output(Path(output))
+    with handed(source, tokenizer, cache=request.cache, keep=True) as given:
+        output.check(given.name, request.calibration, *judging.sources.values())
+        return _prune_to(request, given, output, judging, observer, arguments)
+
+
+def _prune_to(
+    request: Request,
+    source: Source | Loaded,
+    output: Output,
+    judging: Judging,
+    observer: Observer | None,
+    arguments: Mapping[str, Any] | None,
+) -> Outcome:
     with claimed(output.folder):
         hollow = source.hollow(tokenizer=True)
-        device = check_device(None if source.device == "auto" else source.device)
-        planned = plan(request, hollow, device=torch.device(device).type)
+        planned = plan(request, hollow, device=source.device_type)
         tokens = _calibration(planned, hollow)
         judge = Judge(judging, (), data=request.data, cache=request.cache, text_field=request.text_field)
         texts = judge.windows(hollow)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,9 +26,10 @@ from secateur.heal.data import Examples, make_examples
 from secateur.heal.objectives import Distillation, Labels
 from secateur.heal.settings import Settings
 from secateur.hf import own_randomness, quiet_transformers
+from secateur.model.coerce import ModelSource, borrowed
 from secateur.model.facts import environment, origin, sizes
 from secateur.model.handle import Model
-from secateur.model.load import AnyModel, Source, as_model
+from secateur.model.load import Source, TokenizerSource
 from secateur.output import Outcome, Output
 from secateur.record import (
     FORMAT,
@@ -110,10 +112,11 @@ class RecoveryJob:
 
 
 def recover(
-    model: AnyModel,
+    model: ModelSource,
     data: TextSource,
     *,
-    distill: AnyModel | None = None,
+    tokenizer: TokenizerSource | None = None,
+    distill: ModelSource | None = None,
     licence: str | None = None,
     texts: Path | None = None,
     cache: Path | None = None,
@@ -125,7 +128,7 @@ def recover(
     """Heal a model in place by LoRA, as SlimGPT does (arXiv 2412.18110): adapters on all linear maps, then merged.
 
     Args:
-        model: pruned or dense, with its tokenizer, as `secateur.prune` takes it; it must be resident as a whole.
+        model, tokenizer: pruned or dense, as `secateur.prune` has them; it must be resident as a whole.
         data, licence, texts, cache, text_field: as `Request` has them.
         distill: learn from this model's predictions (usually the dense one's) instead of from labels.
         checkpoints: a folder for what an interrupted run needs to go on; the same call goes on from there.
@@ -141,8 +144,11 @@ def recover(
     request = Request(
         data=data, settings=Settings(**settings), licence=licence, texts=texts, cache=cache, text_field=text_field
     )
-    job = prepare_recovery(request, as_model(model), None if distill is None else as_model(distill))
-    return run_recovery(job, checkpoints=Path(checkpoints) if checkpoints else None, run=run)
+    with ExitStack() as stack:
+        own = stack.enter_context(borrowed(model, tokenizer, cache=cache, keep=True))
+        teacher = None if distill is None else stack.enter_context(borrowed(distill, tokenizer, cache=cache))
+        job = prepare_recovery(request, own, teacher)
+        return run_recovery(job, checkpoints=Path(checkpoints) if checkpoints else None, run=run)
 
 
 def recover_to(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -19,8 +19,9 @@ from secateur.judge.inference import at_least_one, inference, longest_prompt, we
 from secateur.judge.perplexity import perplexity, without_windows
 from secateur.judge.results import Evaluation, Judgement, Sample
 from secateur.judge.tasks import Planned, check_tokenizer, estimated_tokens, judge_tasks, plan_tasks
+from secateur.model.coerce import ModelSource, borrowed
 from secateur.model.handle import Model, require_same_vocabulary
-from secateur.model.load import AnyModel, as_model
+from secateur.model.load import TokenizerSource
 from secateur.run import Observer, Run
 
 PERPLEXITY, FIDELITY, TASKS = "perplexity", "fidelity", "tasks"
@@ -216,21 +217,23 @@ class Judge:
 
 
 def evaluate(
-    model: AnyModel,
+    model: ModelSource,
     judging: Judging,
     *,
-    against: AnyModel | None = None,
+    against: ModelSource | None = None,
     fidelity_on: Sequence[str | Path] | Mapping[str, TokenSource] = (),
     fail_if: Sequence[str] = (),
     data: Path | None = None,
     cache: Path | None = None,
     text_field: str | None = None,
     run: Run | None = None,
+    tokenizer: TokenizerSource | None = None,
 ) -> Evaluation:
     """Judge a model, and beside it another one on the same tokens.
 
     Args:
-        model: as `secateur.prune` takes it.
+        model: a folder, a hub id or "demo"; a `Source`; a `Model`; or a transformers model, which is as it was
+            afterwards, but in eval mode. `against` may be each of these too.
         judging: what both are put through. The two are timed alternately.
         against: usually the dense model; reported under "against".
         fidelity_on: texts, as `judging` has them, to compare the model with `against` on, in the judging's windows; of
@@ -238,6 +241,7 @@ def evaluate(
         fail_if: conditions such as "kl>0.1"; see `secateur.judge.gate`. `tasks`, their mean, needs `against`.
         data, cache, text_field: see `secateur.engine.tokens.read_tokens`.
         run: its observer shows the progress.
+        tokenizer: of both models, or the name of one, where it does not lie where they were loaded from.
 
     Returns:
         A `Judgement` of each, with what was asked; with `fail_if` also the conditions that hold.
@@ -257,7 +261,19 @@ def evaluate(
     check(conditions, names, dense=against is not None)
     if compared and against is None:
         raise InvalidOptionError("fidelity compares with the dense model; give it as --against (`against`)")
-    model, against = as_model(model), None if against is None else as_model(against)
+    with ExitStack() as stack:
+        own = stack.enter_context(borrowed(model, tokenizer, cache=cache))
+        other = own if against is model else None
+        if against is not None and other is None:
+            other = stack.enter_context(borrowed(against, tokenizer, cache=cache))
+        report = _evaluate(own, other, judge, compared, observer)
+    return structs.replace(report, failed=failures(report, conditions)) if conditions else report
+
+
+def _evaluate(
+    model: Model, against: Model | None, judge: Judge, compared: Mapping[str, TokenSource], observer: Observer
+) -> Evaluation:
+    judging = judge.judging
     if against is not None and (compared or judging.prompts):
         require_same_vocabulary(model, against, "fidelity" if compared else "greedy agreement")
     texts = judge.windows(model)
@@ -278,8 +294,7 @@ def evaluate(
     if dense is not None:
         timed = report.against.inference if report.against else UNSET
         report = structs.replace(report, against=structs.replace(dense, inference=timed))
-    report = structs.replace(report, model=_figures(report.model))
-    return structs.replace(report, failed=failures(report, conditions)) if conditions else report
+    return structs.replace(report, model=_figures(report.model))
 
 
 def _by_name(texts: Sequence[str | Path] | Mapping[str, TokenSource]) -> Mapping[str, TokenSource]:

@@ -18,6 +18,7 @@ from secateur.judge import harness
 from secateur.judge.averages import chance_of
 from secateur.judge.inference import at_least_one
 from secateur.judge.results import Facts, TaskResult
+from secateur.model.coerce import ModelSource, borrowed
 from secateur.model.handle import Model
 from secateur.run import Run
 
@@ -136,10 +137,19 @@ def judge_tasks(
 
 
 def run_tasks(
-    model: Model, tasks: Sequence[str], *, batch_size: int = 8, bos: Bos = "auto", run: Run | None = None, **asked: Any
+    model: ModelSource,
+    tasks: Sequence[str],
+    *,
+    batch_size: int = 8,
+    bos: Bos = "auto",
+    run: Run | None = None,
+    **asked: Any,
 ) -> dict[str, TaskResult]:
-    """`plan_tasks`, whose other arguments are passed on, and `judge_tasks` in one."""
-    return judge_tasks(model, plan_tasks(tasks, **asked), batch_size=batch_size, bos=bos, run=run)
+    """`plan_tasks`, whose other arguments are passed on, and `judge_tasks` in one; `model` as `secateur.evaluate` has
+    it."""
+    plan = plan_tasks(tasks, **asked)
+    with borrowed(model, cache=asked.get("cache")) as own:
+        return judge_tasks(own, plan, batch_size=batch_size, bos=bos, run=run)
 
 
 def check_tokenizer(model: Model, bos: Bos = "auto") -> None:

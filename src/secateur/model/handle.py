@@ -34,7 +34,7 @@ class Model:
 
     Args:
         hf: a transformers model of a supported family. It is adopted: its class becomes secateur's subclass of its
-            stock class, so that `save_pretrained` stays right whatever is removed.
+            stock class, so that `save_pretrained` stays right whatever is removed, and it is put into eval mode.
         tokenizer: its tokenizer, if there is one.
         source: where it came from (name, path, revision); goes into records.
 

@@ -6,9 +6,9 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from huggingface_hub import is_offline_mode
@@ -18,7 +18,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
@@ -29,13 +28,12 @@ from secateur.errors import (
     InvalidOptionError,
     MissingExtraError,
     SecateurError,
-    UnsupportedModelError,
 )
 from secateur.hf import quiet_transformers
 from secateur.model.described import Description, describe, verify_weights
 from secateur.model.family_plugins import accept_row
 from secateur.model.handle import Model, hollow, require_family
-from secateur.model.refusals import ARCHITECTURE, refuse, refuse_files, unknown_type
+from secateur.model.refusals import ARCHITECTURE, refuse, refuse_files, require_weights, unknown_type
 from secateur.record import RECORD, Record, read_record
 
 # What any tokenizer of transformers reads; a class of its own may read more.
@@ -45,11 +43,17 @@ _TOKENIZER_FILES = (
 )  # fmt: skip
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
-AnyModel = Model | PreTrainedModel | str | Path  # what stands for a model in Python
+TokenizerSource: TypeAlias = "PreTrainedTokenizerBase | str | Path"  # what `as_tokenizer` takes
 
 
 def load(
-    name: str, *, device: str | None = None, dtype: str = "auto", revision: str | None = None, cache: Path | None = None
+    name: str,
+    *,
+    device: str | None = None,
+    dtype: str = "auto",
+    revision: str | None = None,
+    cache: Path | None = None,
+    tokenizer: TokenizerSource | None = None,
 ) -> Model:
     """Load a dense or pruned model. Code that comes with a checkpoint is never run: all families are stock ones.
 
@@ -59,12 +63,14 @@ def load(
         dtype: auto (the checkpoint's), float32, bfloat16 or float16.
         revision: of a hub model.
         cache: where `demo` lies; see `secateur.assets.cache_dir`.
+        tokenizer: another one than lies beside the weights: a folder, a hub id, or a transformers tokenizer.
 
     Raises:
         UnsupportedModelError: the family is not supported.
         CheckpointError: no model there, or one that is damaged.
         FetchError, MissingExtraError, InvalidOptionError: not fetched; an extra is needed; no such device or dtype.
     """
+    name = check_name(name)
     check_dtype(dtype)
     device = check_device(device)
     location, provenance = resolve_model(name, cache=cache, revision=revision)
@@ -75,36 +81,12 @@ def load(
     hf = _weights(location, config, device, dtype, about)
     if about.on_hub and record is not None:  # its weights are in the hub's cache by now; other sums are not ours
         verify_weights(about)
-    model = Model(hf, _tokenizer(location, about), {"name": name, "asked": name, **provenance})
+    own = tokenizer_beside(location, about) if tokenizer is None else as_tokenizer(tokenizer)
+    model = Model(hf, own, {"name": name, "asked": name, **provenance})
     if about.on_hub and about.revision:
         model.source["revision"] = about.revision
     if record is not None:
         model.parents = [*record.parents, record.alone]
-    return model
-
-
-def as_model(given: AnyModel) -> Model:
-    """The model that is meant: as it is, loaded by its name, or a transformers model, which is adopted, not copied.
-
-    A transformers model's tokenizer is that of the folder or hub id that it was loaded from; for another one give
-    `Model(hf, tokenizer)`.
-
-    Raises:
-        UnsupportedModelError: anything else, with what would be right. Else what `load` and `Model` raise.
-    """
-    if isinstance(given, Model):
-        return given
-    if isinstance(given, (str, Path)):
-        return load(str(given))
-    model = Model(given)
-    _require_weights(given, "this model")
-    if name := given.name_or_path:
-        # transformers does not keep which commit a hub model is of. A folder that was moved
-        # away since is no repository.
-        folder = Path(name) if os.path.isdir(name) else None
-        provenance = {} if folder is None and os.path.isabs(name) else resolve_model(name)[1]
-        model.tokenizer = _tokenizer(name, Description(name, {}, folder))
-        model.source = {"name": name, "asked": name, **provenance}
     return model
 
 
@@ -197,20 +179,12 @@ def _weights(location: str, config: Any, device: str, dtype: str, about: Descrip
         if info.get(what):
             first = sorted(map(str, info[what]))[:3]
             raise CheckpointError(f"{location} is not a whole model: {what.replace('_', ' ')}: {', '.join(first)} ...")
-    _require_weights(hf, location)
+    require_weights(hf, location)
     return hf if device == "auto" else hf.to(device)
 
 
-def _require_weights(hf: Any, name: str) -> None:
-    if any(parameter.is_meta for parameter in hf.parameters()):
-        raise UnsupportedModelError(
-            f"{name} does not fit on the devices, so parts of it were put aside (offloaded), where they cannot be "
-            "pruned; use more or larger devices, a smaller dtype, or the device cpu"
-        )
-
-
-def _tokenizer(location: str, about: Description) -> PreTrainedTokenizerBase | None:
-    """The tokenizer, or None for a model that has none.
+def tokenizer_beside(location: str, about: Description) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a model in a folder or on the hub, or None for one that has none.
 
     Raises:
         CheckpointError: it has tokenizer files that do not make one.
@@ -229,6 +203,38 @@ def _tokenizer(location: str, about: Description) -> PreTrainedTokenizerBase | N
         logging.getLogger(__name__).warning("%s has no tokenizer: %s", location, _first_line(error))
         return None
     return tokenizer
+
+
+def as_tokenizer(given: TokenizerSource) -> PreTrainedTokenizerBase:
+    """A tokenizer as it is, or by the name of the model that it belongs to.
+
+    Raises:
+        CheckpointError, FetchError: there is none of that name.
+        InvalidOptionError: it is something else.
+    """
+    if isinstance(given, PreTrainedTokenizerBase):
+        return given
+    if not isinstance(given, (str, Path)):
+        holder = " (a processor holds one: give its .tokenizer)" if hasattr(given, "tokenizer") else ""
+        raise InvalidOptionError(
+            f"a tokenizer is one of transformers', or the folder or hub id of one, not a {type(given).__name__}{holder}"
+        )
+    location, _ = resolve_model(check_name(given))
+    describe(location)
+    with explained(location), quiet_transformers():
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(location, trust_remote_code=False)
+    return tokenizer
+
+
+def check_name(name: object) -> str:
+    """Raise InvalidOptionError unless it is what a model is loaded by."""
+    if not isinstance(name, (str, Path)) or not str(name).strip():
+        said = repr(name) if isinstance(name, str) or name is None else f"a {type(name).__name__}"
+        raise InvalidOptionError(
+            f"a model is loaded by its name, a folder, a hub id or 'demo', not by {said}; "
+            "one in memory is handed to prune, evaluate or recover as it is"
+        )
+    return str(name)
 
 
 def check_dtype(dtype: str) -> None:
@@ -272,9 +278,15 @@ class Source:
     dtype: str = "auto"
     revision: str | None = None
     cache: Path | None = None
+    tokenizer: TokenizerSource | None = None
+
+    @property
+    def device_type(self) -> str:
+        """The kind of device that it will be loaded to, as "cuda"."""
+        return torch.device(check_device(None if self.device == "auto" else self.device)).type
 
     def load(self) -> Model:
-        return load(self.name, device=self.device, dtype=self.dtype, revision=self.revision, cache=self.cache)
+        return load(**{field.name: getattr(self, field.name) for field in fields(self)})
 
     def hollow(self, *, tokenizer: bool = False) -> Model:
         """The model without weights (on `meta`), from its configuration alone; its source has its `model_type`, the
@@ -283,16 +295,20 @@ class Source:
         Args:
             tokenizer: whether its tokenizer is loaded too.
         """
-        location, _ = resolve_model(self.name, cache=self.cache, revision=self.revision)
+        name = check_name(self.name)
+        location, provenance = resolve_model(name, cache=self.cache, revision=self.revision)
         check_dtype(self.dtype)
         config, about = read_config(location, self.revision)
         dtype = getattr(torch, self.dtype) if self.dtype != "auto" else (config.dtype or torch.float32)
         source = {
-            "name": self.name, "asked": self.name, "model_type": config.model_type, "location": location,
-            "revision": about.revision,
+            "name": provenance.get("repository", name), "asked": name, "model_type": config.model_type,
+            "location": location, "revision": about.revision,
         }  # fmt: skip
         with explained(location):
             model = hollow(config, dtype, source)
         if tokenizer:
-            model.tokenizer = _tokenizer(location, about)
+            if self.tokenizer is None:
+                model.tokenizer = tokenizer_beside(location, about)
+            else:
+                model.tokenizer = as_tokenizer(self.tokenizer)
         return model

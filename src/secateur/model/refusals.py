@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import metadata_load
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -24,7 +25,7 @@ _MODES = ("text", "vision", "audio", "thinker", "talker", "llm", "language")  # 
 _STATE_SPACE = re.compile(r"mamba_|ssm_|linear_(num_(key|value)_heads|conv_kernel)|conv_L_cache$")
 _EXPERT_TYPES = {"dbrx", "switch_transformers", "nllb-moe"}  # nothing in their own configuration's top level says so
 _STATE_SPACE_TYPES = {"mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm", "recurrent_gemma", "lfm2", "zamba"}
-
+_COMPUTED = {torch.bfloat16, torch.float16, torch.float32, torch.float64}
 
 Check = Callable[[Description], str | None]  # the rest of a sentence that begins with the model's name
 
@@ -167,29 +168,72 @@ def _pickle(about: Description) -> str | None:
 
 # --- by what was handed in, in memory ---------------------------------------------------------------------------------
 
-_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
-
-def not_a_model(given: object) -> str | None:
+def not_a_model(given: Any) -> str | None:
     """Why an object is no transformers model that can be pruned, and what would be right; None for one that may be."""
-    kinds = {cls.__name__ for cls in type(given).__mro__}
-    is_a = f"{type(given).__name__} is"
+    if isinstance(given, nn.Module):
+        return _wrapped(given) or _with_foreign_parts(given)
     if given is None:
         return f"no model was given (None); {_ACCEPTED}"
-    if hasattr(given, "_orig_mod") or getattr(given, "_compiled_call_impl", None) is not None:
-        return "this model is compiled, and what is compiled cannot shrink; prune it first (`_orig_mod`), then compile"
-    if "PeftModel" in kinds or "BaseTuner" in kinds or getattr(given, "_hf_peft_config_loaded", False):
-        return "this model carries a PEFT adapter; merge it (merge_and_unload), then prune what that returns"
-    if isinstance(given, _WRAPPERS):
-        return f"{is_a} a wrapper; give the model inside, its `module`"
-    if isinstance(given, (PreTrainedConfig, PreTrainedTokenizerBase, Mapping)):
-        return f"{is_a} no model, only what belongs to one; {_ACCEPTED}"
-    if not isinstance(given, PreTrainedModel):
-        return f"{is_a} no transformers model; {_ACCEPTED}"
-    return None
+    if isinstance(given, type):
+        return f"{given.__name__} is a class; give what its from_pretrained returns: {_ACCEPTED}"
+    if isinstance(given, PreTrainedTokenizerBase):
+        return f"{type(given).__name__} is a tokenizer, to be given as `tokenizer`; for the model {_ACCEPTED}"
+    if isinstance(given, (PreTrainedConfig, Mapping)):
+        return f"{type(given).__name__} is no model, only what belongs to one; {_ACCEPTED}"
+    inside = getattr(given, "model", None)
+    if isinstance(inside, nn.Module) or isinstance(getattr(inside, "hf", None), nn.Module):
+        return f"{type(given).__name__} is no model but holds one; give its `model`"
+    return f"{type(given).__name__} is no transformers model; {_ACCEPTED}"
 
 
 _ACCEPTED = "give a folder, a hub id, `demo`, what `secateur.load` returns, or a model of AutoModelForCausalLM"
+
+
+def _wrapped(given: nn.Module) -> str | None:
+    is_a = f"{type(given).__name__} is"
+    if "_orig_mod" in given._modules:
+        return f"{is_a} compiled, and what is compiled cannot shrink; give its `_orig_mod`, and compile what comes out"
+    if _of_peft(given):
+        return f"{is_a} a PEFT adapter around a model; merge it (merge_and_unload), then prune what that returns"
+    inside = [name for name in ("module", "pretrained_model") if isinstance(given._modules.get(name), nn.Module)]
+    if isinstance(given, PreTrainedModel):
+        return None
+    return (
+        f"{is_a} a wrapper; give the model inside, its `{inside[0]}`"
+        if inside
+        else (f"{is_a} no transformers model; {_ACCEPTED}")
+    )
+
+
+def _with_foreign_parts(hf: Any) -> str | None:
+    kind = f"this {type(hf).__name__}"
+    if getattr(hf, "_hf_peft_config_loaded", False) or any(map(_of_peft, hf.modules())):
+        return f"{kind} carries a PEFT adapter; merge it (its wrapper's merge_and_unload), then prune what that returns"
+    if any("_orig_mod" in part._modules or part._compiled_call_impl is not None for part in hf.modules()):
+        return f"{kind} is compiled, or parts of it are, and cannot shrink; load it again, prune it, then compile"
+    if any(type(parameter).__name__ == "DTensor" for parameter in hf.parameters()):
+        return f"{kind} is spread over processes (FSDP, tensor parallelism); load it whole, in one process"
+    packed = {parameter.dtype for parameter in hf.parameters()} - _COMPUTED
+    if packed and not getattr(hf.config, "quantization_config", None):  # of which more can be said
+        return f"{kind} has weights in {min(map(str, packed))[6:]}; give it in bfloat16, float16 or float32"
+    return None
+
+
+def _of_peft(part: object) -> bool:
+    return any(cls.__module__.partition(".")[0] == "peft" for cls in type(part).__mro__)
+
+
+def require_weights(hf: Any, name: str = "this model") -> None:
+    """Raise UnsupportedModelError for a model whose weights, or some of them, are not there."""
+    if not any(parameter.is_meta for parameter in hf.parameters()):
+        return
+    if hasattr(hf, "hf_device_map"):
+        raise UnsupportedModelError(
+            f"{name} does not fit on the devices, so parts of it were put aside (offloaded), where they cannot be "
+            "pruned; use more or larger devices, a smaller dtype, or the device cpu"
+        )
+    raise UnsupportedModelError(f"{name} lies on `meta`, without weights; load it by from_pretrained")
 
 
 # --- asked -----------------------------------------------------------------------------------------------------------

@@ -22,7 +22,8 @@ from typing import Any
 import torch
 
 from secateur.account import account
-from secateur.engine.tokens import Bos, Count, Tokens, TokenSource, check_tokens, read_tokens, ready
+from secateur.assets import Bos
+from secateur.engine.tokens import Count, Tokens, TokenSource, check_tokens, read_tokens, ready
 from secateur.errors import CheckpointError, InvalidOptionError
 from secateur.export import loads_in, tier
 from secateur.folders import claimed, require_space

@@ -170,7 +170,7 @@ def evopress(model: Model, tokens: Tokens, generations: int, offspring: int, spa
     for way in WAYS:
         raced = Raced(way)
         score = WindowLosses(
-            raced, tokens, key="evopress", windows="first", criterion="ppl", asked=[tokens.length]
+            raced, tokens, key="evopress", windows="first", criterion="ppl", asked={"initial_tokens": [tokens.length]}
         )  # fmt: skip
         searches.append(
             evolve(space, score, raced.run, key="evopress", generations=generations, offspring=offspring,

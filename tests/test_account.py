@@ -198,7 +198,6 @@ def units(text: str | None) -> set[str]:
      ("evopress", {**EVOPRESS, "units": "blocks"}, {"whole blocks"}), ("2ssp", {"attentions": 0}, {"FFN neurons"}),
      ("2ssp", {"attentions": 1}, {"FFN neurons", "attention modules"}), ("slicegpt", {}, {"hidden directions"}),
      ("slimgpt", {}, {"KV heads", "FFN neurons"})],
-    ids=str,
 )  # fmt: skip
 def test_the_reason_is_the_units_that_went(name: str, options: dict[str, Any], removed: set[str]) -> None:
     account = planned(standing("llama"), name, Budget(0.41), 1, 8, **options).sparsity

@@ -265,7 +265,9 @@ def assert_alike(one: Text, other: Text) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [None, 7, b"bytes", {"text": "x"}, [1, 2], [], ["x", None], {"a", "b"}, object()], ids=repr
+    "wrong",
+    [None, 7, b"bytes", {"text": "x"}, [1, 2], [], ["x", None], {"a", "b"}, object()],
+    ids=lambda wrong: type(wrong).__name__,
 )
 def test_anything_else_is_refused(model: Model, wrong: Any) -> None:
     with pytest.raises((InvalidOptionError, DataError), match=r"a text is|is empty"):

@@ -51,10 +51,11 @@ def _reason(
             many = budget.round_to if kind is KeepNeurons else 1
             units.append(_unit(name, many, sizes, one, uniform=method.amount.uniform and kind is KeepNeurons))
     if Rebase in kinds:
-        narrowed = [gone for site in before.sites if (gone := before.stream_width(site) - after.stream_width(site))]
-        each = (before.parameters - after.parameters) * len(narrowed) / max(1, sum(narrowed))  # on average
+        sites = [site for site in before.sites if site in after.sites]  # those of a dropped block are gone
+        narrowed = [gone for site in sites if (gone := before.stream_width(site) - after.stream_width(site))]
+        size = (before.parameters - after.parameters) * len(narrowed) / max(1, sum(narrowed))  # on average
         many = int(options[method.amount.step]) if method.amount.step else 1
-        units.append(_unit("hidden directions", many, [each], one, uniform=True))
+        units.append(_unit("hidden directions", many, [size], one, uniform=True))
     return f"{method.name} removes {' and '.join(units) or method.unit}"
 
 

@@ -112,8 +112,8 @@ def _names(origin: Description) -> list[str]:
         if listing := origin.listed().listing:
             return list(listing)
         logger.warning("%s: only what is in the hub's cache is handed on, since the hub does not answer", origin.name)
-    found = [path for pattern in ("*", "[!.]*/*") for path in folder.glob(pattern)] if folder else []
-    return [path.relative_to(folder).as_posix() for path in found if path.is_file()] if folder else []
+    paths = [path for pattern in ("*", "[!.]*/*") for path in folder.glob(pattern)] if folder else []
+    return [path.relative_to(folder).as_posix() for path in paths if path.is_file()] if folder else []
 
 
 def _is_licence(name: str) -> bool:
@@ -127,11 +127,9 @@ def _copy(origin: Description, names: Iterable[str], folder: Path) -> list[Path]
     copied = []
     for name in names:
         try:
-            path = origin.file(name)
-        except FetchError as error:  # what was pruned is not lost over it
+            if path := origin.file(name):
+                (folder / name).parent.mkdir(exist_ok=True)
+                copied.append(Path(shutil.copyfile(path, folder / name)))
+        except (FetchError, PermissionError) as error:  # what was pruned is not lost over it
             logger.warning("%s is not handed on: %s", name, error)
-            continue
-        if path:
-            (folder / name).parent.mkdir(exist_ok=True)
-            copied.append(Path(shutil.copyfile(path, folder / name)))
     return copied

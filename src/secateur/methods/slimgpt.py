@@ -19,7 +19,7 @@ from secateur.model.handle import Model
 from secateur.model.layout import BlockLayout, Layout
 from secateur.run import Run
 from secateur.solvers.obs import GroupError, group_sizes, prune_bytes, prune_groups
-from secateur.solvers.ratios import Shape, ratios, solved
+from secateur.solvers.ratios import Curve, ratios, solved
 from secateur.surgery.edits import Edit, KeepHeads, KeepNeurons, keep
 
 Rounding = Literal["auto", "paper", "carry"]
@@ -89,7 +89,7 @@ def plan(
     layout: Layout,
     budget: Budget,
     *,
-    ratio: Shape = "log",
+    ratio: Curve = "log",
     first_ratio: float | None = None,
     last_ratio: float | None = None,
     rounding: Rounding = "auto",
@@ -228,7 +228,7 @@ def slimgpt(
     budget: Budget,
     run: Run,
     *,
-    ratio: Shape = "log",
+    ratio: Curve = "log",
     first_ratio: float | None = None,
     last_ratio: float | None = None,
     head_error: GroupError = "grouped",

@@ -8,12 +8,12 @@ from typing import Literal
 
 from secateur.errors import InvalidOptionError
 
-Shape = Literal["log", "linear", "uniform", "log-decrease", "linear-decrease"]
+Curve = Literal["log", "linear", "uniform", "log-decrease", "linear-decrease"]
 
 _FIRST = 0.25  # of the mean: the paper's first ratios are 0.31 (at 20 %) and 0.24 (at 50 %) of its mean ratios
 
 
-def curve(shape: Shape, blocks: int) -> list[float]:
+def curve(shape: Curve, blocks: int) -> list[float]:
     """From 0 at one end to 1 at the other. Equation 6: log(i + 1) / log(n), 0 <= i < n."""
     if blocks == 1 or shape == "uniform":
         return [0.0] * blocks
@@ -27,7 +27,7 @@ def curve(shape: Shape, blocks: int) -> list[float]:
 def ratios(
     sizes: Sequence[float],
     target: float,
-    shape: Shape = "log",
+    shape: Curve = "log",
     *,
     first: float | None = None,
     last: float | None = None,

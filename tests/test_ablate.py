@@ -179,6 +179,7 @@ def test_what_cannot_be_ablated_is_refused(change: dict[str, Any], error: type[E
         ({"options": {"2ssp": {"samples": 3}}}, "samples"),
         ({"options": {"2ssp": {"alpha": 2.0}}}, r"2ssp\.alpha"),
         ({"of": "model"}, "of"),
+        ({"text_field": "body"}, "text_field"),
         ({"samples": 3, "seeds": (0,), "values": ("l1",)}, "samples"),  # another value, of the same table
     ],
 )

@@ -48,9 +48,13 @@ def cells_of(choices: Choices = NORM, **more: Any) -> dict[str, dict[str, Any]]:
     return {cell["name"]: cell for cell in ablation_cells(choices, **more)}
 
 
-def table_of(cells: Mapping[str, Mapping[str, Any]]) -> Table:
+def results_of(cells: Mapping[str, Mapping[str, Any]]) -> Results:
     made = convert(list(cells.values()), tuple[CellResult, ...])
-    results = Results(Index(model=ModelFacts(name="m"), cells=list(cells)), made)
+    return Results(Index(model=ModelFacts(name="m"), cells=list(cells)), made)
+
+
+def table_of(cells: Mapping[str, Mapping[str, Any]]) -> Table:
+    results = results_of(cells)
     return ablation_table(results, groups(results))
 
 
@@ -76,10 +80,7 @@ def page_of(folder: Path) -> str:
 
 @pytest.mark.parametrize(("harm", "apart"), [(0.22, True), (0.32, False)])
 def test_the_short_table_has_the_means_and_bold_is_what_differs_from_the_default(harm: float, apart: bool) -> None:
-    made = convert(
-        list(cells_of({("norm", "2ssp"): ("2ssp.norm", {"l2": 0.32, "l1": harm})}).values()), tuple[CellResult, ...]
-    )
-    results = Results(Index(model=ModelFacts(name="m"), cells=[cell.name for cell in made]), made)
+    results = results_of(cells_of({("norm", "2ssp"): ("2ssp.norm", {"l2": 0.32, "l1": harm})}))
     short, whole = (
         short_ablation_table(results, groups(results), losses(results, "c4")),
         ablation_table(results, groups(results)),
@@ -156,6 +157,8 @@ def test_methods_are_groups_of_their_own_and_no_mean_is_bold() -> None:
     )
     del cells["slimgpt-calibration-size-256-0.25-seed1"]
     table = table_of(cells)
+    results = results_of(cells)
+    assert "over 1 to 2 draws" in short_ablation_table(results, groups(results), losses(results, "c4")).notes[0]
     rows = {(row["method"], row["value"]): row for row in table.rows}
     assert len({row["group"] for row in table.rows}) == 3
     assert [rows[of, "32"]["seeds"] for of in ("2ssp", "slimgpt")] == [2, 1]

@@ -17,9 +17,9 @@ from studies import comparison, grid
 from task_rows import write_rows
 
 import secateur
-from secateur.assets import Instruction, Text
+from secateur.assets import Bos, Instruction, Text
 from secateur.card import card
-from secateur.engine.tokens import Bos, Tokens, bos_id_of, read_tokens, tokenize, wants_bos
+from secateur.engine.tokens import Tokens, bos_id_of, read_tokens, tokenize, wants_bos
 from secateur.errors import DataError, InvalidOptionError, OutputExistsError
 from secateur.forecast import forecast
 from secateur.grid import Ablation, Comparison, Judging, ablate, compare
@@ -102,6 +102,12 @@ def test_another_word_is_refused_wherever_it_is_given(texts: tuple[Path, Path]) 
     before = model.fingerprint()
     with pytest.raises(InvalidOptionError, match="auto, always, never"):
         read_tokens(model, str(texts[0]), purpose="evaluation", length=8, bos=word)  # type: ignore[arg-type]
+    ids = torch.arange(32)
+    for source, wrong in ((ids, "bos"), (ids.view(2, 16), "bos"), (Tokens.of(ids.view(2, 16)), "count")):
+        with pytest.raises(InvalidOptionError, match=f"{wrong} is one of"):
+            read_tokens(model, source, purpose="calibration", length=8, **{wrong: word})  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="plain text"):
+        read_tokens(model, ids, purpose="calibration", length=8, count="responses")
     with pytest.raises(InvalidOptionError, match="auto, always, never"):
         secateur.prune(model, **HALF, calibration=str(texts[0]), bos=word)
     with pytest.raises(InvalidOptionError, match="bos"):
@@ -324,7 +330,7 @@ def test_a_grids_folder_is_of_one_kind_of_windows(tmp_path: Path, texts: tuple[P
     cells = run("auto", "auto")
     assert cells["shortgpt-0.25"].calibration["bos"] is False
     assert run("never", "auto")["shortgpt-0.25"].created == cells["shortgpt-0.25"].created  # it says the same
-    for bos, judged in (("always", "auto"), ("auto", "always")):
+    for bos, judged in (("always", "auto"), ("auto", "always"), ("auto", "never")):
         for method in ("shortgpt", "window"):  # a cell that is there, and one to be added
             with pytest.raises(OutputExistsError, match="bos"):
                 run(bos, judged, method)  # type: ignore[arg-type]
@@ -334,12 +340,15 @@ def test_a_grids_folder_is_of_one_kind_of_windows(tmp_path: Path, texts: tuple[P
 
     index = tmp_path / "out" / "compare.json"
     older = json.loads(index.read_text())  # as it was written before it could be asked
-    del older["settings"]["bos"], older["settings"]["grid"]["bos"]
+    del older["settings"]["bos"], older["settings"]["grid"]["bos"], older["settings"]["grid"]["text_field"]
     index.write_text(json.dumps(older))
     assert set(run("auto", "auto", "shortgpt", "window")) == {"dense", "shortgpt-0.25", "window-0.25"}
     index.write_text(json.dumps(older))
     with pytest.raises(OutputExistsError, match="bos"):
         run("always", "auto", "window")
+    body = comparison(texts[0], "window", length=16, text_field="body")
+    with pytest.raises(OutputExistsError, match="text_field differ"):
+        compare(body, grid(tmp_path / "out", texts[0], load=load, more={"length": 16, "samples": 2}))
 
 
 def test_an_ablation_is_of_one_kind_of_windows(tmp_path: Path, texts: tuple[Path, Path]) -> None:

@@ -562,6 +562,13 @@ def test_a_grid_without_a_judge_is_refused() -> None:
         Grid(load=Loads(), folder=Path("out"), judging=Judging(inference=True))
 
 
+def test_each_text_has_a_name_of_its_own() -> None:
+    with pytest.raises(InvalidOptionError, match=r"val\.txt"):
+        Grid(load=Loads(), folder=Path("out"), judging=Judging(texts=("a/val.txt", "b/val.txt")))
+    with pytest.raises(InvalidOptionError, match="c4"):
+        Judging(texts=("c4", Path("c4")))
+
+
 @pytest.mark.parametrize(
     ("more", "load", "match"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -35,9 +36,12 @@ from secateur.errors import (
     DataError,
     InfeasibleBudgetError,
     InvalidOptionError,
+    OutputExistsError,
     SecateurError,
     UnsupportedModelError,
 )
+from secateur.heal.recover import Request, recover_to
+from secateur.heal.settings import Settings
 from secateur.hf import quiet_transformers
 from secateur.judge.judging import Judging
 from secateur.judge.tasks import run_tasks
@@ -80,7 +84,9 @@ def test_every_kind_of_model_gives_the_same_pruning(folder: Path, text: str, tmp
         for kind, model in kinds.items()
     }
     first = pruned["loaded"]
-    assert {each.record.fingerprint for each in pruned.values()} == {first.record.fingerprint}
+    jobs = {kind: each.record.fingerprint for kind, each in pruned.items()}
+    assert len({jobs[kind] for kind in kinds if kind not in lacks_tokenizer}) == 1
+    assert jobs["stock"] == jobs["adopted"] != jobs["loaded"]  # a tokenizer that is given is part of the result
     assert {each.model.fingerprint() for each in pruned.values()} == {first.model.fingerprint()}
     names = {kind: each.record.model.get("name") for kind, each in pruned.items()}
     assert names == {kind: None if kind in lacks_tokenizer else "own" for kind in kinds}
@@ -109,6 +115,12 @@ def test_prune_to_takes_the_same(folder: Path, text: str, tmp_path: Path) -> Non
     assert len({outcome.record.fingerprint for outcome in outcomes}) == 1
     assert len({secateur.load(str(tmp_path / name)).fingerprint() for name in "abcd"}) == 1
     assert secateur.prune_to(request, folder, tmp_path / "a").was_there
+    other = tiny_tokenizer()
+    assert not secateur.prune_to(request, folder, tmp_path / "e", tokenizer=other).was_there
+    assert secateur.prune_to(request, folder, tmp_path / "e", tokenizer=other).was_there
+    other.chat_template = "{{ messages }}"
+    with pytest.raises(OutputExistsError):
+        secateur.prune_to(request, folder, tmp_path / "e", tokenizer=other)
 
 
 def test_judging_takes_the_same_and_leaves_the_model_as_it_was(folder: Path, text: str, tmp_path: Path) -> None:
@@ -130,10 +142,14 @@ def test_judging_takes_the_same_and_leaves_the_model_as_it_was(folder: Path, tex
         secateur.evaluate(tiny_hf("llama"), judging)
     named = secateur.evaluate(tiny_hf("llama"), judging, tokenizer=tiny_tokenizer()).model.perplexity
     assert named == expected
+    model, own = secateur.Model(tiny_hf("llama")), tiny_tokenizer()
+    model.tokenizer = own
+    secateur.evaluate(model, judging, tokenizer=tiny_tokenizer())
+    assert model.tokenizer is own
 
 
 @pytest.mark.slow
-def test_recovery_takes_the_same(folder: Path, text: str) -> None:
+def test_recovery_takes_the_same(folder: Path, text: str, tmp_path: Path) -> None:
     words: dict[str, Any] = {"epochs": 1, "max_length": 16, "rank": 2, "held_out": 1}
     rows = ["the old dog saw a small red bird"] * 6
     losses = []
@@ -141,19 +157,29 @@ def test_recovery_takes_the_same(folder: Path, text: str) -> None:
         done = secateur.recover(model, rows, distill=str(folder), **words)
         losses.append(done.record.recovery.held_out_loss.after)
         assert done.record.recovery.teacher["name"] == "own"
-    assert losses[0] == pytest.approx(losses[1]) == pytest.approx(losses[2])
+    request = Request(data=rows, settings=Settings(**words))
+    written = recover_to(request, from_folder(folder), tmp_path / "out", teacher=from_folder(folder)).record.recovery
+    assert written is not None
+    losses.append(written.held_out_loss.after)
+    assert losses == pytest.approx(losses[:1] * 4)
 
 
 def test_a_refused_transformers_model_is_as_it_was(folder: Path, text: str) -> None:
     hf = from_folder(folder)
-    before, weights = standing(hf), copy.deepcopy(hf.state_dict())
+    before, names, weights = standing(hf), vars(hf).keys() | set(), copy.deepcopy(hf.state_dict())
     with pytest.raises(InfeasibleBudgetError):
         secateur.prune(hf, calibration=text, **{**WORDS, "sparsity": 0.99})
     with pytest.raises(DataError):
         secateur.prune(hf, calibration=text, **{**WORDS, "samples": 1000})
     with pytest.raises(SecateurError):
         secateur.recover(hf, "missing.jsonl")
+    with pytest.raises(CheckpointError):
+        secateur.prune(hf, tokenizer="./missing", calibration=text, **WORDS)
+    (folder / "secateur.json").write_text("{}")
+    with pytest.raises(CheckpointError):
+        secateur.prune(hf, calibration=text, **WORDS)
     assert standing(hf) == before
+    assert vars(hf).keys() == names
     assert all(torch.equal(weights[name], tensor) for name, tensor in hf.state_dict().items())
 
 
@@ -168,10 +194,13 @@ def test_a_transformers_model_keeps_its_history(folder: Path, text: str, tmp_pat
     first = secateur.prune(hf, calibration=text, **WORDS)
     secateur.save(first, tmp_path / "out")
     loaded = from_folder(tmp_path / "out")
-    for each in (hf, loaded):  # pruned in this session, or by an earlier one
+    handed_on = secateur.prune(secateur.load(str(folder)), calibration=text, **WORDS).model.hf
+    copies = copy.deepcopy(handed_on), pickle.loads(pickle.dumps(handed_on))
+    for each in (hf, loaded, handed_on, *copies):  # pruned in this session, or by an earlier one
         second = secateur.prune(each, calibration=text, **{**WORDS, "sparsity": 0.1})
         assert [parent.fingerprint for parent in second.record.parents] == [first.record.fingerprint]
         assert second.model.tokenizer is not None
+        assert second.record.model["name"] == ("out" if each is loaded else "own")
 
 
 def test_a_tokenizer_may_be_given_by_name(folder: Path, text: str) -> None:

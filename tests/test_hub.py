@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
 from models import tiny, tiny_tokenizer, tiny_tokens
 from test_cli import call
+from transformers import AutoModelForCausalLM
 
 import secateur
 from secateur import load, prune
@@ -79,6 +81,24 @@ def test_sums_beside_a_model_of_others_are_their_own(hub: Path) -> None:
     (hub / SUMS).unlink()
     assert "no SHA256SUMS to compare with" in call("inspect", "org/m", "--verify").out
     assert "pruned" not in call("inspect", "org/m", "--json").json
+
+
+def test_a_checkpoint_of_the_hub_that_was_never_right_is_no_matter_of_the_network(hub: Path) -> None:
+    config = json.loads((hub / "config.json").read_text())
+    (hub / "config.json").write_text(json.dumps(config | {"num_attention_heads": 0}))
+    with pytest.raises(CheckpointError, match="org/m cannot be loaded"):
+        load("org/m")
+
+
+def test_of_several_commits_in_the_cache_no_history_is_taken(hub: Path) -> None:
+    tokens = tiny_tokens(tiny("llama"), 3, 8)
+    words: dict[str, Any] = {"sparsity": 0.1, "calibration": tokens, "stage1_only": True}
+    parents = []
+    for _ in range(2):
+        hf = AutoModelForCausalLM.from_pretrained("org/m")
+        parents.append(len(prune(hf, **words).record.parents))
+        shutil.rmtree(hub.parent / COMMITS[0], ignore_errors=True)
+    assert parents == [0, 1]
 
 
 def test_a_damaged_record_on_the_hub_is_told(hub: Path) -> None:

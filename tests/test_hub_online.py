@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -47,6 +48,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (place / "pickle").mkdir()
     for name, content in (("config.json", (folders["old"] / "config.json").read_bytes()), ("pytorch_model.bin", b"0")):
         (place / "pickle" / name).write_bytes(content)
+    (place / "consolidated").mkdir()
+    (place / "consolidated" / "config.json").write_bytes((folders["old"] / "config.json").read_bytes())
+    (place / "consolidated" / "consolidated.safetensors").write_bytes(b"0")
     files = {split: f"{TEXT.config}/{split}-00000-of-00001.parquet" for split in ("train", "validation", "test")}
     for split, name in files.items():
         (place / "text" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +60,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (place / "text" / "README.md").write_text(
         f"---\nconfigs:\n- config_name: {TEXT.config}\n  data_files:\n{card}---\n"
     )
-    return folders | {"pickle": place / "pickle", "text": place / "text", "plain": write_texts(place)[0]}
+    folders |= {name: place / name for name in ("pickle", "consolidated")}
+    return folders | {"text": place / "text", "plain": write_texts(place)[0]}
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +75,8 @@ def hub(folders: dict[str, Path]) -> Iterator[Hub]:
         hub.repositories |= {
             "org/m": two, "org/gated": one("old", "gated"),
             "org/private": one("old", "private"), "org/pruned": one("pruned"),
-            "org/pickle": one("pickle"), "org/licence": one("new", LICENSE=503),
+            "org/pickle": one("pickle"), "org/consolidated": one("consolidated"),
+            "org/licence": one("new", LICENSE=503),
             "org/no-right": one("old", **{WEIGHTS: 403}),
             **{f"org/fault-{name}": one("pruned", **{name: fault}) for name, fault in FAULTS.items()},
         }  # fmt: skip
@@ -165,10 +171,13 @@ def test_a_file_that_the_hub_fails_to_give_is_no_file_that_is_not_there(
     assert answer.parents == 1
 
 
-def test_pickles_only(client: Client) -> None:
-    answer = client.ask("load", "org/pickle")
+@pytest.mark.parametrize(
+    ("name", "says"), [("pickle", "pickles only"), ("consolidated", "has no .* or model.safetensors")]
+)
+def test_weights_in_no_file_that_is_read(name: str, says: str, client: Client) -> None:
+    answer = client.ask("load", f"org/{name}")
     assert answer.error == "CheckpointError"
-    assert "pickles only" in answer.says
+    assert re.search(says, answer.says)
 
 
 def test_without_a_connection_and_offline_the_cache_serves(

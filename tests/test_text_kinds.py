@@ -151,14 +151,13 @@ def test_a_column_of_any_name(tmp_path: Path, suffix: str) -> None:
     body = read(path, text_field="body")
     assert (body.text, body.provenance["columns"]) == ("one\n\ntwo", "body")
     assert read(path).text == "not this\n\n"
-    if suffix not in (".csv", ".tsv"):  # whose values are strings
-        assert read(path, text_field="chat").conversations == (CHAT, CHAT)
+    assert read(path, text_field="chat").conversations == (CHAT, CHAT)  # of a table as JSON
     with pytest.raises(DataError, match=r"'boddy'.*columns: text, body, chat"):
         read(path, text_field="boddy")
 
 
 def test_instructions_are_kept_apart_to_train_on(tmp_path: Path) -> None:
-    """And read before the `text` that some sets have beside them; conversations before both."""
+    """And read before the `text` that some sets have beside them."""
     row = {"text": "whole", "instruction": "Add.", "input": "1 and 2", "output": "3"}
     path = write(tmp_path / "a.parquet", parquet([row]))
     assert (read(path).text, read(path).instructions) == ("whole", ())
@@ -167,6 +166,8 @@ def test_instructions_are_kept_apart_to_train_on(tmp_path: Path) -> None:
     pairs = write(tmp_path / "b.csv", "prompt,completion\none ,two\n")
     (pair,) = read_text(pairs, purpose="training").instructions
     assert (pair.prompt, pair.output) == ("one ", "two")
+    null = write(tmp_path / "d.jsonl", "\n".join(json.dumps(each) for each in (row, {**row, "output": None})))
+    assert [each.output for each in read_text(null, purpose="training").instructions] == ["3", ""]
     mixed = write(tmp_path / "c.jsonl", json.dumps(row) + '\n{"text": "x"}')
     with pytest.raises(DataError, match="mixes instructions"):
         read_text(mixed, purpose="training")
@@ -193,6 +194,7 @@ BAD: Mapping[str, tuple[str, bytes, str]] = {
     ),
     "no list": ("a.csv", b'messages\n"[{\'role\': \'user\'}]"\n', "row 1.*'messages' begins as a JSON list"),
     "a chat and a text": ("a.jsonl", b'{"text": "x", "conversations": []}', "both 'text' and .*--text-field"),
+    "no answer": ("a.jsonl", b'{"instruction": "x", "output": null}', "line 1 has no answer: 'output' is null"),
     "a number": ("a.json", b'[{"content": "x"}, {"content": 7}]', "row 2.*content"),
     "an empty list": ("a.json", b"[]", "is empty"),
     "a number in the list": ("a.json", b'[7]', "row 1: expected an object.*int"),

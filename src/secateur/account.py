@@ -53,9 +53,9 @@ def _reason(
     if Rebase in kinds:
         sites = [site for site in before.sites if site in after.sites]  # those of a dropped block are gone
         narrowed = [gone for site in sites if (gone := before.stream_width(site) - after.stream_width(site))]
-        size = (before.parameters - after.parameters) * len(narrowed) / max(1, sum(narrowed))  # on average
+        average = (before.parameters - after.parameters) * len(narrowed) / max(1, sum(narrowed))
         many = int(options[method.amount.step]) if method.amount.step else 1
-        units.append(_unit("hidden directions", many, [size], one, uniform=True))
+        units.append(_unit("hidden directions", many, [average], one, uniform=True))
     return f"{method.name} removes {' and '.join(units) or method.unit}"
 
 

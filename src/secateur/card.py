@@ -17,7 +17,8 @@ _LOADING = {
 from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained("PATH")
 ```""",
-    "B": """The stock {family} architecture cannot hold its blocks. It loads {loads_in}with secateur installed:
+    "B": """The stock {family} architecture cannot hold its blocks. It loads with secateur installed, in the
+versions of transformers that secateur requires:
 
 ```python
 import secateur  # makes AutoModel know this model
@@ -25,7 +26,7 @@ from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained("PATH")
 ```
 
-or, without it, by the modeling file that lies beside the weights (read it first):
+or, without secateur, {loads_in}by the modeling file that lies beside the weights (read it first):
 
 ```python
 model = AutoModelForCausalLM.from_pretrained("PATH", trust_remote_code=True)

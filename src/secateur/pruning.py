@@ -22,7 +22,8 @@ from typing import Any
 import torch
 
 from secateur.account import account
-from secateur.engine.tokens import Bos, Count, Tokens, TokenSource, check_tokens, read_tokens, ready
+from secateur.assets import Bos
+from secateur.engine.tokens import Count, Tokens, TokenSource, check_tokens, read_tokens, ready
 from secateur.errors import CheckpointError, InvalidOptionError
 from secateur.export import loads_in, tier
 from secateur.folders import claimed, require_space
@@ -289,6 +290,7 @@ class Job:
 
     Attributes:
         model_fingerprint: of the weights; settings: of the configuration, as JSON.
+        tokenizer_given: whether the tokenizer, which is saved with the model, is not the model's own.
     """
 
     plan: Plan
@@ -296,16 +298,18 @@ class Job:
     tokens: Tokens
     model_fingerprint: str
     settings: str
+    tokenizer_given: bool = False
 
     @classmethod
-    def of(cls, planned: Plan, model: Model, tokens: Tokens) -> Job:
+    def of(cls, planned: Plan, model: Model, tokens: Tokens, *, tokenizer_given: bool = False) -> Job:
         """Looks at all weights, once.
 
         Raises:
             NumericalError: one is no number.
         """
         config = {key: value for key, value in model.hf.config.to_dict().items() if key not in _VOLATILE}
-        return cls(planned, model, tokens, model.fingerprint(), json.dumps(config, sort_keys=True, default=str))
+        settings = json.dumps(config, sort_keys=True, default=str)
+        return cls(planned, model, tokens, model.fingerprint(), settings, tokenizer_given)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -315,8 +319,17 @@ class Job:
             self.model_fingerprint, self.settings, self.tokens.fingerprint(), method.name, dict(self.plan.options),
             asdict(request.budget), request.seed, __version__, _code_version(method.prune),
             *([f.name, dict(f.options), _code_version(f.apply)] for f in request.filters),
+            *([_tokenizer_parts(self.model.tokenizer)] if self.tokenizer_given else []),
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _tokenizer_parts(tokenizer: Any) -> list[str]:
+    """All that a saved tokenizer decides, in words; not how it last padded or truncated."""
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    stated = json.loads(fast.to_str()) | {"padding": None, "truncation": None} if fast else tokenizer.get_vocab()
+    parts = stated, tokenizer.chat_template, tokenizer.special_tokens_map
+    return [json.dumps(part, sort_keys=True, default=str) for part in parts]
 
 
 def _code_version(function: Callable[..., Any]) -> str | None:
@@ -330,14 +343,14 @@ def _package_version(package: str) -> str | None:
     return next((version(name) for name in packages_distributions().get(package, ())), None)
 
 
-def prepare(planned: Plan, model: Model) -> Job:
+def prepare(planned: Plan, model: Model, *, tokenizer_given: bool = False) -> Job:
     """Read the calibration, if the request has only its name, and look at the weights, before anything is changed.
 
     Raises:
         NumericalError: a weight is no number.
         DataError: the calibration cannot be read, is too short, or the tokenizer is another model's.
     """
-    return Job.of(planned, model, _calibration(planned, model))
+    return Job.of(planned, model, _calibration(planned, model), tokenizer_given=tokenizer_given)
 
 
 def _calibration(planned: Plan, model: Model) -> Tokens:
@@ -374,7 +387,7 @@ def prune(
     asked = Request.given(method, request)
     with handed(model, tokenizer, cache=asked.cache, keep=True) as given:
         planned = plan(asked, given.hollow(tokenizer=True), device=given.device_type)
-        return run_job(prepare(planned, given.load()), run=run)
+        return run_job(prepare(planned, given.load(), tokenizer_given=given.tokenizer is not None), run=run)
 
 
 def run_job(
@@ -500,7 +513,7 @@ def _prune_to(
         tokens = _calibration(planned, hollow)
         judge = Judge(judging, (), data=request.data, cache=request.cache, text_field=request.text_field)
         texts = judge.windows(hollow)
-        job = Job.of(planned, source.load(), tokens)
+        job = Job.of(planned, source.load(), tokens, tokenizer_given=source.tokenizer is not None)
         if (record := output.holds(job.fingerprint)) is not None:
             return Outcome(record, was_there=True)
         require_space(output.folder, planned.after.parameters * job.model.dtype.itemsize)

@@ -157,7 +157,7 @@ class Record(Struct, kw_only=True, omit_defaults=True):
     Attributes:
         fingerprint: the identity of the outcome: on one kind of device, two runs of one identity give the same model.
         filters: by name, with their options; None where there were none.
-        loads_in: the versions of transformers that the checkpoint loads in, in words.
+        loads_in: the versions of transformers that the checkpoint loads in, in words; without secateur.
         model, calibration: public facts; the model's are of before.
         arguments: the command line or call as given.
         environment: what else may move a last digit.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from secateur.assets.cache import cache_dir
-from secateur.assets.corpus import Instruction, Purpose, Text
+from secateur.assets.corpus import Bos, Conversation, Instruction, Purpose, Text
 from secateur.assets.demo import fetch_demo, resolve_model
 from secateur.assets.downstream import Rows, fetch_downstream, read_rows
 from secateur.assets.texts import TextSource, licence_of, read_text, text_names
 
 __all__ = [
-    "Instruction", "Purpose", "Rows", "Text", "TextSource", "cache_dir", "fetch_demo", "fetch_downstream", "licence_of",
-    "read_rows", "read_text", "resolve_model", "text_names",
+    "Bos", "Conversation", "Instruction", "Purpose", "Rows", "Text", "TextSource", "cache_dir", "fetch_demo",
+    "fetch_downstream", "licence_of", "read_rows", "read_text", "resolve_model", "text_names",
 ]  # fmt: skip

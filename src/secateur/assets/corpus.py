@@ -12,6 +12,7 @@ from secateur.errors import DataError
 
 Purpose = Literal["calibration", "evaluation", "training"]
 Joining = Literal["documents", "wikitext"]
+Bos = Literal["auto", "always", "never"]  # a begin-of-sequence token before each text; auto: if the family needs it
 Conversation = list[dict[str, str]]  # messages, each {"role", "content"}
 
 

@@ -15,7 +15,7 @@ from secateur.errors import DataError
 CHATS = ("messages", "conversations", "conversation")
 _PAIRED = ("instruction", "prompt")  # which need an answer beside them
 _FORMS = ("text", *CHATS, *_PAIRED, "content")  # the first that a row has is read
-_TRAINING = (*CHATS, *_PAIRED, "text", "content")  # and to train on
+_TRAINING = (*CHATS, *_PAIRED, "text", "content")  # and to train on: instructions before a `text`
 _CONTEXTS, _ANSWERS = ("input", "context"), ("output", "response", "completion")
 COLUMNS = (*_FORMS, *_CONTEXTS, *_ANSWERS)  # all that are looked at
 FORM = "`text`, `messages`, `conversations`, `instruction` with `output`, `prompt` with `completion`, or `content`"
@@ -105,7 +105,13 @@ def _read_row(
     if not isinstance(row, Mapping):
         raise DataError(f"{where}: expected an object with columns, got {type(row).__name__}; {FORM}.")
     values = {name: value for name, value in row.items() if value is not None}
+    answers = [name for name in _ANSWERS if name in row]
+    unanswered = bool(answers) and not any(name in values for name in answers)
+    if unanswered and training:
+        values[answers[0]] = ""  # what makes examples leaves the row out
     column = _chosen(values, training=training) if field is None else field
+    if column is None and unanswered and any(name in values for name in _PAIRED):
+        raise DataError(f"{where} has no answer: '{answers[0]}' is null. Leave the row out, or give it one.")
     if column is None or column not in values:
         raise _no_column(row, where, field)
     if field is None and "text" in values and (chat := next((name for name in CHATS if name in values), None)):
@@ -113,7 +119,7 @@ def _read_row(
     read: str | Instruction | Conversation
     if field is None and column in _PAIRED:
         read = _pair(values, column, where)
-    elif column in CHATS or (field is not None and not isinstance(values[column], str)):
+    elif column in CHATS or (field is not None and _holds_messages(values[column])):
         read = _conversation(values, column, where)
     else:
         read = _typed(values, column, str, where)
@@ -142,12 +148,26 @@ def _no_column(names: Iterable[str], where: str, field: str | None) -> DataError
 def _pair(values: Mapping[str, Any], column: str, where: str) -> Instruction | Conversation:
     answer = next(name for name in _ANSWERS if name in values)
     if column == "prompt" and isinstance(values[column], list):
-        return [*_conversation(values, column, where), *_conversation(values, answer, where)]
+        said = _conversation(values, answer, where) if values[answer] != "" else []
+        return [*_conversation(values, column, where), *said]
     context = next((name for name in _CONTEXTS if name in values), None) if column == "instruction" else None
     return Instruction(
         instruction=_typed(values, column, str, where), output=_typed(values, answer, str, where),
         input=_typed(values, context, str, where) if context else "", verbatim=column == "prompt",
     )  # fmt: skip
+
+
+def _holds_messages(value: object) -> bool:
+    """Whether messages stand in a column whose name does not say so, perhaps as JSON."""
+    if not isinstance(value, str):
+        return True
+    try:
+        read = json.loads(value) if value.lstrip().startswith("[") else None
+    except (ValueError, RecursionError):
+        return False
+    if not isinstance(read, list) or not read:
+        return False
+    return all(isinstance(message, Mapping) and ("role" in message or "from" in message) for message in read)
 
 
 def _conversation(values: Mapping[str, Any], column: str, where: str) -> Conversation:

@@ -56,6 +56,7 @@ def ablate(
         what=words(what), values=words(values), method=method, sparsities=words(sparsities), seeds=_seeds(seeds), of=of,  # type: ignore[arg-type]  # checked there
         options=parse_options(option or ()), calibration=calibration.calibration or text,
         samples=calibration.samples, length=calibration.length, count=calibration.count, bos=bos,  # type: ignore[arg-type]  # checked there
+        text_field=source.text_field,
     )  # fmt: skip
     job = grids.GridJob(model, source, replace(tasks.applied(texts.applied(judging)), bos=ablation.bos), output.as_json)
     job.show_estimates(ablation) if dry_run else job.run(ablation, out_dir)

@@ -66,7 +66,7 @@ def compare(
         preset, methods=words(methods), sparsities=words(sparsities), of=of, round_to=round_to,
         options=parse_options(option or ()), calibration=calibration.calibration or text or None,
         samples=calibration.samples, length=calibration.length, seed=seed, count=calibration.count, bos=bos,
-        matched=matched, base=base,
+        matched=matched, base=base, text_field=source.text_field,
     )  # fmt: skip
     judging = running.applied(tasks.applied(texts.applied(judging)))
     judging = replace(judging, bos=comparison.bos)

@@ -65,7 +65,7 @@ class GridJob:
         with standing_shown() as shown:
             grid = Grid(
                 load=dense, folder=folder, judging=self.judging, arguments={"command": sys.argv[1:]}, data=where.data,
-                cache=where.cache_dir, text_field=where.text_field,
+                cache=where.cache_dir,
                 on_cell=lambda cell: _say(err, cell_in_words(cell)), on_standing=shown,
             )  # fmt: skip
             cells = run_grid(grid, asked)

@@ -36,8 +36,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON; al
 OF = typer.Option(help="A share of the `blocks`' parameters or of the whole `model`'s.", show_default="blocks")
 OfShare = Annotated[str, OF]
 BOS = typer.Option(
-    help="Begin each window, prompt and task with the begin-of-sequence token: always, never, or auto, if the model's "
-    "family needs it.",
+    help="Begin each window, prompt and task with the begin-of-sequence token: always, never (prompts begin as the "
+    "tokenizer has it), or auto, if the model's family needs it.",
     show_default="auto",
 )
 SEED = typer.Option(help="0: the text's first windows, as the papers do; n: a draw of them.", show_default="0")

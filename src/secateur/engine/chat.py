@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from secateur.assets import Conversation
 from secateur.errors import DataError
-
-Conversation = Sequence[dict[str, str]]
 
 
 def render_chat(

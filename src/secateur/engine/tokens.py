@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from secateur.assets import Purpose, Text, TextSource, read_text
+from secateur.assets import Bos, Purpose, Text, TextSource, read_text
 from secateur.engine.chat import render_chat
 from secateur.errors import DataError, InvalidOptionError
 from secateur.model.handle import Model, require_positions
@@ -19,7 +19,6 @@ from secateur.model.modeling_secateur import Family
 from secateur.run import Run
 
 Count = Literal["all", "responses"]
-Bos = Literal["auto", "always", "never"]  # a begin-of-sequence token before each text; auto: if the family needs it
 
 
 @dataclass(frozen=True)
@@ -178,12 +177,11 @@ def tokenize(
     """
     if length < 2 or (samples is not None and samples < 1):
         raise InvalidOptionError(f"need at least 1 window of at least 2 tokens, not {samples} of {length}")
-    if count not in get_args(Count):
-        raise InvalidOptionError(f"count is one of {', '.join(get_args(Count))}, not {count!r}")
+    _check_count(count)
     if text.conversations is not None:
         ids, weights = render_chat(text.conversations, tokenizer, responses_only=count == "responses")
     elif count == "responses":
-        raise DataError(f"'{text.name}' is plain text; only chat data (rows with `messages`) has responses to count")
+        raise _no_responses(text.name)
     else:
         ids = _encode(text.text or "", tokenizer)
         weights = torch.ones(len(ids))
@@ -194,6 +192,15 @@ def tokenize(
     if not tokens.weights[:, 1:].any():
         raise DataError(f"the windows taken from '{text.name}' have no token of a response; take more or longer ones")
     return tokens
+
+
+def _check_count(count: Count) -> None:
+    if count not in get_args(Count):
+        raise InvalidOptionError(f"count is one of {', '.join(get_args(Count))}, not {count!r}")
+
+
+def _no_responses(name: str) -> DataError:
+    return DataError(f"'{name}' is plain text; only chat data (rows with `messages`) has responses to count")
 
 
 def _windows(
@@ -273,12 +280,17 @@ def read_tokens(
         InvalidOptionError: windows longer than the model's positions; a source of another kind; ids outside the
             vocabulary.
     """
+    if count is not None:
+        _check_count(count)
+    wants_bos(model.family, bos)  # refuses another word, of ids as of a text
     if (tokens := ready(source)) is not None:
         check_tokens(model, tokens)
         return tokens
     require_positions(model.max_length, length)
     bos_id = bos_id_of(model, bos)
     if isinstance(source, Tensor):
+        if count == "responses":
+            raise _no_responses(_IDS["name"])
         stream = source.long().cpu()
         ones = torch.ones(len(stream))
         tokens = _windows(stream, ones, _IDS, length=length, samples=samples, seed=seed, bos_id=bos_id)

@@ -142,6 +142,7 @@ class Ablation(Asked):
         terms = {
             "of": self.of, "count": self.count, TEXT: public_name(self.calibration), "samples": shape.samples,
             "length": shape.length, **({"bos": True} if wants_bos(model.family, self.bos) else {}),
+            **({"text_field": self.text_field} if self.text_field else {}),
             **{f"{method.name}.{name}": value for name, value in method.complete(options).items()},
         }  # fmt: skip
         varied = (what.varies, f"{method.name}.{what.varies}")

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from secateur.engine.tokens import Bos, Count
+from secateur.assets import Bos
+from secateur.engine.tokens import Count
 from secateur.errors import InvalidOptionError, UnknownNameError
 from secateur.grid.cells import Calibration, Cell
 from secateur.methods import Method, Options, get_method
@@ -30,6 +31,7 @@ class Asked(ABC):
         calibration: a text's name or file; samples, length: the preset's or the paper's of each method if None.
         count: "all" tokens of the calibration, or of chat data "responses" only.
         bos: whether the calibration's windows begin with the begin-of-sequence token; see `secateur.pruning.Request`.
+        text_field: the column of rows that holds text or conversations, where it is none that is known; of all texts.
         kind: a folder is of one kind; table: the name of its main table's files.
     """
 
@@ -43,6 +45,7 @@ class Asked(ABC):
     length: int | None = None
     count: Count = "all"
     bos: Bos = "auto"
+    text_field: str | None = None
 
     @abstractmethod
     def cells(self, model: Model) -> list[Cell]:

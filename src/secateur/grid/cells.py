@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from secateur.engine.tokens import Bos, Count, Tokens, read_tokens
+from secateur.assets import Bos
+from secateur.engine.tokens import Count, Tokens, read_tokens
 from secateur.errors import DataError
 from secateur.grid import inverted
 from secateur.methods import Method, Options, get_method

@@ -28,7 +28,7 @@ class Comparison(Asked):
     Attributes:
         methods: names, or ("all",).
         sparsities: numbers between 0 and 1, "paper" (25, 37.5 and 50 %) or "every-block".
-        of, options, calibration, samples, length, count, bos: as `Asked` has them.
+        of, options, calibration, samples, length, count, bos, text_field: as `Asked` has them.
         round_to: FFN widths are multiples of it.
         preset: whose options of methods apply; given ones win, `samples` and `length` too.
         seed: of the calibration's draw; 0 takes the text's first windows.

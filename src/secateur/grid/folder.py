@@ -32,10 +32,11 @@ _TERMS = (
     "seed",
     "count",
     "bos",
+    "text_field",
     "samples",
     "length",
 )  # that a comparison's cells share
-_EARLIER = {"bos": False}  # what older folders do not say
+_EARLIER = {"bos": False, "text_field": None}  # of the calibration, what older folders do not say
 
 
 class GridFolder:
@@ -126,17 +127,17 @@ def make_index(
     kind: str, dense: Model, judging: Judging, texts: Mapping[str, Tokens], cells: Sequence[Cell], *,
     settings: Mapping[str, object], arguments: Mapping[str, object],
 ) -> Index:  # fmt: skip
-    """The content of a new `compare.json`; of `bos` it has what came of it on this model."""
+    """The content of a new `compare.json`; of `bos` it has what came of it on this model: None where
+    windows begin without, prompts and tasks as the tokenizer has it, as all did before this could be asked."""
     layout, fingerprint = dense.layout(), dense.fingerprint()
     by_text = {
         public_name(name): {**public_facts(tokens.source), "fingerprint": tokens.fingerprint()}
         for name, tokens in texts.items()
     }
     prints = {name: facts["fingerprint"] for name, facts in by_text.items()}
-    judged = {**asdict(replace(judging, texts=())), "texts": list(by_text), "bos": wants_bos(dense.family, judging.bos)}
-    decided = dict(judged)
-    if judging.bos == "auto" and not judged["bos"]:
-        del decided["bos"]  # all begins as it did before this could be asked
+    bos = wants_bos(dense.family, judging.bos) or (False if judging.bos == "never" else None)
+    judged = {**asdict(replace(judging, texts=())), "texts": list(by_text), "bos": bos}
+    decided = {name: value for name, value in judged.items() if name != "bos" or bos is not None}
     return Index(
         kind=kind,
         model=results.ModelFacts(
@@ -170,7 +171,7 @@ def _differing(old: Index, new: Index) -> list[str]:
         return terms  # calibrated otherwise, cells would seem to be on equal terms
     names = terms + [name for name in ("kind", "model") if getattr(old, name) != getattr(new, name)]
     judging = [name for name in new.settings if name != "grid"]
-    names += [name for name in judging if {**_EARLIER, **old.settings}.get(name) != new.settings[name]]
+    names += [name for name in judging if old.settings.get(name) != new.settings[name]]
     return names or ["the texts' content, or secateur's version"]
 
 

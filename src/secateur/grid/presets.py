@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from secateur.engine.tokens import Bos
+from secateur.assets import Bos
 from secateur.errors import UnknownNameError
 from secateur.judge.generation import REFERENCE, REFERENCE_PROMPTS
 from secateur.judge.judging import Judging

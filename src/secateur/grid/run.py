@@ -43,13 +43,12 @@ class Grid:
         judging: what each cell is judged by.
         arguments: as given, for the record.
         data, cache: where texts and tasks are read from and kept.
-        text_field: the column of rows that holds text or conversations, where it is none that is known.
         on_cell: hears of each cell as it is finished.
         on_standing: hears how far the whole grid is, often.
         clock: seconds; parts are timed by it.
 
     Raises:
-        InvalidOptionError: there is neither a text nor a task to judge by.
+        InvalidOptionError: there is neither a text nor a task to judge by, or two texts have one name in tables.
     """
 
     load: Load
@@ -58,7 +57,6 @@ class Grid:
     arguments: Mapping[str, object] = field(default_factory=dict)
     data: Path | None = None
     cache: Path | None = None
-    text_field: str | None = None
     on_cell: Callable[[CellResult], None] = lambda cell: None
     on_standing: Callable[[Standing], None] = lambda standing: None
     clock: Clock = time.monotonic
@@ -66,6 +64,9 @@ class Grid:
     def __post_init__(self) -> None:
         if not (self.judging.texts or self.judging.tasks):
             raise InvalidOptionError("nothing to judge by: give at least one text or task")
+        names = [public_name(name) for name in self.judging.sources]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise InvalidOptionError(f"tables name a text by its file, and several are {', '.join(twice)}")
 
 
 def run_grid(grid: Grid, asked: Asked) -> dict[str, CellResult]:
@@ -91,7 +92,7 @@ class _Runner:
         self.grid, self.asked, self.folder = grid, asked, GridFolder(grid.folder)
         self.folder.index()  # refuses what is no grid's folder, and the settings what cannot be, before any reading
         settings = asked.settings
-        places: dict[str, Any] = {"data": grid.data, "cache": grid.cache, "text_field": grid.text_field}
+        places: dict[str, Any] = {"data": grid.data, "cache": grid.cache, "text_field": asked.text_field}
         self.judge = Judge.of(grid.judging, **places)
         dense = grid.load()
         self.cells = list(asked.cells(dense))

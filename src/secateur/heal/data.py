@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from secateur.assets import Instruction, Text
+from secateur.assets import Conversation, Instruction, Text
 from secateur.engine.chat import counted, render_conversation, response_spans
 from secateur.engine.tokens import tokenize
 from secateur.errors import DataError
@@ -151,9 +151,7 @@ def _instructions(
     return [_encode(row.text, [(len(row.prompt), len(row.text))], tokenizer, begin, end) for row in answered]
 
 
-def _conversation(
-    messages: Sequence[dict[str, str]], tokenizer: PreTrainedTokenizerBase, row: int
-) -> tuple[Tensor, Tensor]:
+def _conversation(messages: Conversation, tokenizer: PreTrainedTokenizerBase, row: int) -> tuple[Tensor, Tensor]:
     if not tokenizer.chat_template:
         raise DataError("the tokenizer has no chat template, which conversations (and template 'chat') need")
     text = render_conversation(tokenizer, messages, row)

@@ -26,10 +26,10 @@ from secateur.heal.data import Examples, make_examples
 from secateur.heal.objectives import Distillation, Labels
 from secateur.heal.settings import Settings
 from secateur.hf import own_randomness, quiet_transformers
-from secateur.model.coerce import ModelSource, borrowed
+from secateur.model.coerce import ModelSource, borrowed, handed
 from secateur.model.facts import environment, origin, sizes
 from secateur.model.handle import Model
-from secateur.model.load import Source, TokenizerSource
+from secateur.model.load import TokenizerSource
 from secateur.output import Outcome, Output
 from secateur.record import (
     FORMAT,
@@ -153,17 +153,20 @@ def recover(
 
 def recover_to(
     request: Request,
-    source: Source,
-    output: Output,
+    source: ModelSource,
+    output: Output | str | Path,
     *,
-    teacher: Source | None = None,
+    tokenizer: TokenizerSource | None = None,
+    teacher: ModelSource | None = None,
     observer: Observer | None = None,
     arguments: Facts | None = None,
 ) -> Outcome:
-    """Heal a model that is known by name and write it, whole or not at all; an interrupted run goes on from what lies
-    beside the output's folder, in `OUT.run`.
+    """Heal a model and write it, whole or not at all; an interrupted run goes on from what lies beside the output's
+    folder, in `OUT.run`.
 
     Args:
+        source, tokenizer: as `recover` has them; one that is in memory is healed in place.
+        output: or the folder.
         teacher: learn from this model's predictions.
         arguments: goes into the record as given.
 
@@ -173,9 +176,13 @@ def recover_to(
         What `recover` raises.
     """
     require_extra()
-    output.check(source.name, teacher.name if teacher else None, request.data)
-    with claimed(output.folder):
-        job = prepare_recovery(request, source.load(), teacher.load() if teacher else None)
+    output = output if isinstance(output, Output) else Output(Path(output))
+    with ExitStack() as stack:
+        own = stack.enter_context(handed(source, tokenizer, cache=request.cache, keep=True))
+        other = stack.enter_context(handed(teacher, tokenizer, cache=request.cache)) if teacher is not None else None
+        output.check(own.name, other.name if other else None, request.data)
+        stack.enter_context(claimed(output.folder))
+        job = prepare_recovery(request, own.load(), other.load() if other else None)
         if (record := output.holds(job.fingerprint)) is not None:
             return Outcome(record, was_there=True)
         require_space(output.folder, job.disk_bytes)

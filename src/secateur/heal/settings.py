@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, ValidationError, convert
 
+from secateur.assets import Bos
 from secateur.errors import InvalidOptionError
 
 Template = Literal["alpaca", "chat"]
-Bos = Literal["auto", "always", "never"]  # as `secateur.engine.tokens` has it, which imports torch
 Count = Annotated[int, Meta(ge=1)]
 Positive = Annotated[float, Meta(gt=0)]
 

@@ -11,7 +11,8 @@ from msgspec import structs
 from torch import Tensor
 from transformers import GenerationConfig
 
-from secateur.engine.tokens import Bos, begun, bos_id_of
+from secateur.assets import Bos
+from secateur.engine.tokens import begun, bos_id_of
 from secateur.errors import DataError
 from secateur.hf import quiet_transformers
 from secateur.judge.results import Generation, GenerationFigures, Sample, Scalar

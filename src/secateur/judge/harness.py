@@ -22,9 +22,9 @@ from typing import Any
 
 import torch
 
-from secateur.assets import Rows
+from secateur.assets import Bos, Rows
 from secateur.assets.hub import hub_error
-from secateur.engine.tokens import Bos, bos_id_of
+from secateur.engine.tokens import bos_id_of
 from secateur.errors import DataError, MissingExtraError, NumericalError, UnknownNameError
 from secateur.hf import own_randomness, quiet_transformers
 from secateur.judge.results import Facts

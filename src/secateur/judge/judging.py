@@ -10,7 +10,8 @@ from typing import Protocol
 
 from msgspec import UNSET, structs
 
-from secateur.engine.tokens import Bos, Count, Tokens, TokenSource, read_tokens
+from secateur.assets import Bos
+from secateur.engine.tokens import Count, Tokens, TokenSource, read_tokens
 from secateur.errors import InvalidOptionError
 from secateur.judge.fidelity import fidelity
 from secateur.judge.gate import check, failures, known_names, parse
@@ -45,7 +46,7 @@ class Judging:
         prompts: continued greedily, and by `decodings` too. See `secateur.judge.generation`.
 
     Raises:
-        InvalidOptionError: a number below 1; decodings of no prompt; texts without a name.
+        InvalidOptionError: a number below 1; decodings of no prompt; texts without a name, or two of one.
     """
 
     texts: Sequence[str | Path] | Mapping[str, TokenSource] = ()
@@ -302,7 +303,10 @@ def _by_name(texts: Sequence[str | Path] | Mapping[str, TokenSource]) -> Mapping
         return texts
     if not isinstance(texts, (list, tuple)) or not all(isinstance(text, (str, Path)) for text in texts):
         raise InvalidOptionError('texts are a list of names and paths; others need a name, as {"mine": [...]}')
-    return {str(text): text for text in texts}
+    by_name = {str(text): text for text in texts}
+    if len(by_name) < len(texts):
+        raise InvalidOptionError(f"each text once, by a name of its own, not {', '.join(map(str, texts))}")
+    return by_name
 
 
 def _about(model: Model) -> Judgement:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from secateur.assets import read_rows
-from secateur.engine.tokens import Bos, bos_id_of
+from secateur.assets import Bos, read_rows
+from secateur.engine.tokens import bos_id_of
 from secateur.errors import DataError, InvalidOptionError
 from secateur.judge import harness
 from secateur.judge.averages import chance_of

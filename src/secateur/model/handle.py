@@ -24,6 +24,8 @@ from secateur.model.refusals import ARCHITECTURE, not_a_model, refuse
 from secateur.model.views import Block
 from secateur.record import Facts, Record
 
+HISTORY = "_secateur_history"  # attribute of a transformers model: where it came from and what it went through
+
 
 class Model:
     """A causal language model with its tokenizer, its family's row and its origin.
@@ -36,7 +38,7 @@ class Model:
         hf: a transformers model of a supported family. It is adopted: its class becomes secateur's subclass of its
             stock class, so that `save_pretrained` stays right whatever is removed, and it is put into eval mode.
         tokenizer: its tokenizer, if there is one.
-        source: where it came from (name, path, revision); goes into records.
+        source: where it came from (name, path, revision), if that is not known of `hf` already; goes into records.
 
     Raises:
         UnsupportedModelError: no transformers model, a wrapped one or one without a language-modelling head; no row for
@@ -52,9 +54,10 @@ class Model:
         _adopt(hf, self.family)
         self.hf: Any = hf
         self.tokenizer = tokenizer
-        self.source: Facts = dict(source or {})
+        history = hf.__dict__.setdefault(HISTORY, {"source": {}, "parents": []})
+        if source:
+            history["source"] = dict(source)
         self.numbers: list[int] = list(range(len(self.blocks)))
-        self.parents: list[Record] = []  # records of earlier prunings, on disk or in this session, oldest first
         self.edits_applied = 0
         # For hidden states that are held elsewhere: (site, site, matrix), X <- X @ matrix takes those that wait at the
         # first site to the second. A `Rebase` stays where it is, `DropBlock` leads on to what comes after.
@@ -63,6 +66,26 @@ class Model:
         # Walks under way: each says why an edit at a place (a block's number, None for the embedding) cannot be.
         self.guards: list[Callable[[int | None], str | None]] = []
         self.hf.eval()
+
+    @property
+    def source(self) -> Facts:
+        """Where it came from; lies on `hf`, as `parents` does."""
+        source: Facts = self.hf.__dict__[HISTORY]["source"]
+        return source
+
+    @source.setter
+    def source(self, source: Facts) -> None:
+        self.hf.__dict__[HISTORY]["source"] = source
+
+    @property
+    def parents(self) -> list[Record]:
+        """Records of earlier prunings, on disk or in this session, oldest first; they go where `hf` goes."""
+        parents: list[Record] = self.hf.__dict__[HISTORY]["parents"]
+        return parents
+
+    @parents.setter
+    def parents(self, parents: list[Record]) -> None:
+        self.hf.__dict__[HISTORY]["parents"] = parents
 
     @property
     def blocks(self) -> nn.ModuleList:

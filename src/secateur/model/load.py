@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any, TypeAlias
 
 import torch
@@ -115,7 +115,7 @@ def read_config(location: str, revision: str | None = None) -> tuple[Any, Descri
     else:
         _require(place, CONFIG_NAME)
     place = replace(place, revision=place.commit or revision)
-    with explained(location), quiet_transformers():
+    with explained(place), quiet_transformers():
         raw, _ = PreTrainedConfig.get_config_dict(location, revision=place.revision)
         if not isinstance(raw, dict):
             raise CheckpointError(f"{location}: its config.json is no JSON object")
@@ -125,14 +125,14 @@ def read_config(location: str, revision: str | None = None) -> tuple[Any, Descri
     refuse(about, *ARCHITECTURE)
     accept_row(raw, location)
     refuse(about, unknown_type)
-    with explained(location), quiet_transformers():
+    with explained(about), quiet_transformers():
         config = AutoConfig.from_pretrained(location, revision=about.revision, trust_remote_code=False)
     require_family(config)
     return config, about
 
 
 @contextmanager
-def explained(location: str) -> Iterator[None]:
+def explained(about: Description) -> Iterator[None]:
     """Turn whatever goes wrong inside transformers into a typed error.
 
     A checkpoint that is damaged or was never right fails there in dozens of ways, from a division by zero heads to a
@@ -143,9 +143,17 @@ def explained(location: str) -> Iterator[None]:
     except (SecateurError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        if os.path.exists(location):
-            raise CheckpointError(f"{location} cannot be loaded: {_first_line(error)}") from error
-        raise Description(location, {}).fetch_error(error) from error
+        if about.on_hub and _of_the_hub(error):
+            raise about.fetch_error(error) from error
+        raise CheckpointError(f"{about.name} cannot be loaded: {_first_line(error)}") from error
+
+
+def _of_the_hub(error: Exception) -> bool:
+    """Whether it came up while a file was fetched, of which transformers makes an OSError. That hub library checks
+    the values of configurations, too."""
+    modules = {str(frame.f_globals.get("__name__")) for frame, _ in walk_tb(error.__traceback__)}
+    fetching = {name for name in modules if name.startswith("huggingface_hub.")} - {"huggingface_hub.dataclasses"}
+    return isinstance(error, OSError) or bool(fetching)
 
 
 def _require(about: Description, *names: str) -> None:
@@ -158,12 +166,13 @@ def _require(about: Description, *names: str) -> None:
     if is_offline_mode():
         raise about.fetch_error(OfflineModeIsEnabled(f"{names[-1]} was not fetched before"))
     refuse_files(about.listed())
+    raise CheckpointError(f"{about.name} has no {' or '.join(names)}, which transformers loads")
 
 
 def _weights(location: str, config: Any, device: str, dtype: str, about: Description) -> Any:
     if about.on_hub:
         _require(about, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME)
-    with explained(location), quiet_transformers():
+    with explained(about), quiet_transformers():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             location,
             config=config,
@@ -220,8 +229,7 @@ def as_tokenizer(given: TokenizerSource) -> PreTrainedTokenizerBase:
             f"a tokenizer is one of transformers', or the folder or hub id of one, not a {type(given).__name__}{holder}"
         )
     location, _ = resolve_model(check_name(given))
-    describe(location)
-    with explained(location), quiet_transformers():
+    with explained(describe(location)), quiet_transformers():
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(location, trust_remote_code=False)
     return tokenizer
 
@@ -304,7 +312,7 @@ class Source:
             "name": provenance.get("repository", name), "asked": name, "model_type": config.model_type,
             "location": location, "revision": about.revision,
         }  # fmt: skip
-        with explained(location):
+        with explained(about):
             model = hollow(config, dtype, source)
         if tokenizer:
             if self.tokenizer is None:

@@ -149,7 +149,7 @@ def _gguf(about: Description) -> str | None:
 
 
 def _no_config(about: Description) -> str | None:
-    if about.has("config.json"):
+    if about.file("config.json"):
         return None
     return "is no model: it has no config.json"
 

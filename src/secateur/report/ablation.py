@@ -141,8 +141,7 @@ def _varied(terms: AblationTerms, value: str) -> list[tuple[str, Any]] | None:
 def measures(results: Results) -> list[Measure]:
     """All texts together first where there is a dense model, then each, then the tasks."""
     overall = [losses(results)] if results.dense and results.averaged_texts else []
-    tasks = [accuracies(results)] if results.average.tasks else []
-    return [*overall, *(losses(results, text) for text in results.texts), *tasks]
+    return [*overall, *by_text_and_task(results)]
 
 
 # --- over seeds ---
@@ -308,8 +307,9 @@ def short_ablation_table(results: Results, shown: Sequence[Group], measure: Meas
     ]
     columns: list[Column[Any]] = [Column("what", "ablation"), Column("value", "value"),
                *(Column(size_key(size), percent(size), form="s") for size in sizes)]  # fmt: skip
-    seeds = max((len(group.seeds) for group in shown), default=0)
-    over_seeds = f" Mean ± standard deviation over {seeds} draws of the calibration." if seeds > 1 else ""
+    draws = sorted({len(group.seeds) for group in shown}) or [0]
+    how_many = f"{draws[-1]}" if draws[0] == draws[-1] else f"{draws[0]} to {draws[-1]}"
+    over_seeds = f" Mean ± standard deviation over {how_many} draws of the calibration." if draws[-1] > 1 else ""
     notes = [
         f"{measured(results, measure)}{over_seeds} Bold: told from the default, for better or worse, by the 95% "
         "interval of the difference seed by seed (wide for few seeds; of one, over windows or documents)."

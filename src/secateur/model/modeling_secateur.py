@@ -691,6 +691,10 @@ class SecateurModel:
     """Mixed into a stock model, with a head or without: builds it, then narrows its blocks to the configuration's
     shapes."""
 
+    # By it transformers gives tensors that it renamed as it loaded a stock checkpoint their old names back. Under a
+    # model type of our own it would not rename them again, so they are saved as they are called now.
+    _weight_conversions = property(lambda self: None, lambda self, value: None)
+
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         family = family_of(config)
         if family is None:

@@ -66,8 +66,8 @@ def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, origin: Description | N
     """
     copied = _copy(origin, filter(_TOKENIZER.fullmatch, _names(origin)), folder) if origin else []
     original, contents = _loaded(folder) if copied else None, _contents(tokenizer)
-    if (before := _contents(original) if original else None) != contents:
-        same = original and before and _same_vocabulary(original, before, tokenizer, contents)
+    if (before := None if original is None else _contents(original)) != contents:
+        same = original is not None and before is not None and _same_vocabulary(original, before, tokenizer, contents)
         vocabulary = [path for path in copied if same and _VOCABULARY.fullmatch(path.name)]
         for path in set(copied).difference(vocabulary):
             path.unlink()

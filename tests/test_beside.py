@@ -10,6 +10,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 from models import apply_all, layouts, tiny_hf, tiny_tokenizer
+from tokenizers import models, normalizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from secateur import load
@@ -19,15 +20,19 @@ from secateur.model.handle import Model
 LICENCES = (
     "LICENSE", "license.txt", "LICENCE.MD", "NOTICE", "Notice.txt", "USE_POLICY.md", "Usage-Policy.pdf", "COPYING",
     "MODEL_LICENSE_AGREEMENT.html", "Responsible-Use-Guide.pdf", "licenses/apache.txt", "original/NOTICE",
+    "EULA.txt", "Model-EULA.md", "ACCEPTABLE_USE.md", "RAIL.md", "BigScience-RAIL-1.0.txt", "THIRD_PARTY.txt",
+    "THIRD-PARTY-1.md", "ATTRIBUTION.md", "AUTHORS", "CREDITS.txt", "LICENSES/sub/MIT.txt", "LICENSES/sub/deeper/BSD",
 )  # fmt: skip
 OF_THE_TOKENIZER = (
-    "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+    "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "qwen.tiktoken",
     "additional_chat_templates/tool_use.jinja",
 )  # fmt: skip
 LEFT = (
     "modeling_llama.py", "license_check.py", "LICENSE.bin", "notice.safetensors", "README.md", "original/params.json",
-    ".git/LICENSE", "a/b/LICENSE", "training_args.bin",
+    ".git/LICENSE", "a/b/LICENSE", "training_args.bin", "guardrails.json",
+    "licenses/.cache/MIT", "LICENSES/sub/check.py",
 )  # fmt: skip
+VOCABULARY = ("tokenizer.model", "vocab.json", "merges.txt", "qwen.tiktoken")
 UNCHANGED = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
 
 
@@ -39,7 +44,11 @@ def dense(tmp_path: Path) -> Path:
     tokenizer = tiny_tokenizer()
     tokenizer.save_pretrained(folder)
     settings = json.loads((folder / "tokenizer_config.json").read_text())
-    settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "a_note": "of the model's authors"}
+    settings |= {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "a_note": "of the model's authors",
+        "padding_side": "right",
+    }
     settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     for name in (*LICENCES, *OF_THE_TOKENIZER, *LEFT):
@@ -92,6 +101,7 @@ CHANGES: dict[str, Callable[[PreTrainedTokenizerBase], object]] = {
     "a special token": lambda tokenizer: tokenizer.add_special_tokens({"eos_token": "<|im_end|>"}),
     "another padding token": lambda tokenizer: setattr(tokenizer, "pad_token", "<unk>"),
     "another template": lambda tokenizer: setattr(tokenizer, "chat_template", "{{ messages[0]['content'] }}"),
+    "another side": lambda tokenizer: setattr(tokenizer, "padding_side", "left"),
     "a shorter limit": lambda tokenizer: setattr(tokenizer, "model_max_length", 32),
 }
 
@@ -102,16 +112,43 @@ def test_a_changed_tokenizer_is_saved_as_it_is_now(change: str, dense: Path, tmp
     assert model.tokenizer is not None
     CHANGES[change](model.tokenizer)
     save(model, tmp_path / "pruned")
-    names = contents(tmp_path / "pruned").keys()
-    assert not {"tokenizer.model", "merges.txt", "vocab.json"} & names  # of the tokenizer that it was
-    assert set(LICENCES) <= names
+    after = contents(tmp_path / "pruned")
+    assert {name: after.get(name) for name in VOCABULARY} == {name: contents(dense)[name] for name in VOCABULARY}
+    assert not {"special_tokens_map.json", "added_tokens.json"} & after.keys()  # of the tokenizer that it was
+    assert set(LICENCES) <= after.keys()
     saved = AutoTokenizer.from_pretrained(tmp_path / "pruned")
-    for name in ("pad_token", "eos_token", "chat_template", "model_max_length"):
+    for name in ("pad_token", "eos_token", "chat_template", "padding_side", "model_max_length"):
         assert getattr(saved, name) == getattr(model.tokenizer, name)
     assert saved("abc <|im_end|>")["input_ids"] == model.tokenizer("abc <|im_end|>")["input_ids"]
     settings = json.loads((tmp_path / "pruned" / "tokenizer_config.json").read_text())
     assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"  # as transformers 4 knows it too
     assert not isinstance(settings.get("extra_special_tokens"), list)
+
+
+def swap_ids(tokenizer: PreTrainedTokenizerBase) -> None:
+    vocabulary = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    tokenizer.backend_tokenizer.model = models.WordLevel(vocabulary, unk_token="<unk>")
+
+
+def lower_case(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+
+
+@pytest.mark.parametrize("change", [swap_ids, lower_case])
+def test_vocabulary_files_of_another_vocabulary_stay_behind(
+    change: Callable[[PreTrainedTokenizerBase], None], dense: Path, tmp_path: Path
+) -> None:
+    model = load(str(dense))
+    assert model.tokenizer is not None
+    change(model.tokenizer)
+    save(model, tmp_path / "pruned")
+    assert not set(VOCABULARY) & contents(tmp_path / "pruned").keys()
+    ids = [
+        model.tokenizer("abAB")["input_ids"],
+        AutoTokenizer.from_pretrained(tmp_path / "pruned")("abAB")["input_ids"],
+    ]
+    assert ids[0] == ids[1] != tiny_tokenizer()("abAB")["input_ids"]
 
 
 def test_a_tokenizer_of_another_folder_is_taken_from_there(dense: Path, tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ from secateur.errors import (
     InvalidOptionError,
     OutputExistsError,
     SecateurError,
+    UnknownNameError,
     UnsupportedModelError,
 )
 from secateur.heal.recover import Request, recover_to
@@ -280,6 +281,12 @@ class Holder:
         self.model = tiny_hf("llama")
 
 
+def half_a_block() -> Any:
+    hf = tiny_hf("llama")
+    hf.model.layers[0].half()
+    return hf
+
+
 SMALL_BERT = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, vocab_size=9)
 SMALL_VIT = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
 SMALL_T5 = T5Config(d_model=16, d_kv=8, d_ff=8, num_layers=1, num_heads=2, vocab_size=9)
@@ -315,6 +322,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[SecateurError], str]] = {
     "own class": (own_class, NO_MODEL, "Mine is not LlamaForCausalLM"),
     "quantised": (quantised, NO_MODEL, r"quantised \(bitsandbytes\).*[Pp]rune the base model"),
     "packed": (packed, NO_MODEL, "weights in uint8; give it in bfloat16"),
+    "mixed": (half_a_block, NO_MODEL, r"matrices in float16 and float32; cast it"),
     "meta": (on_meta, NO_MODEL, "without weights; load it by from_pretrained"),
     "hollow": (lambda: tiny("llama").hollow(), NO_MODEL, "without weights; load it"),
     "offloaded": (offloaded, NO_MODEL, "offloaded.*larger devices"),
@@ -356,6 +364,23 @@ def test_the_model_that_a_refusal_points_at_is_taken() -> None:
     assert len(done) == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "arguments", "error", "says"),
+    [
+        ((0.3,), {}, InvalidOptionError, "sparsity=0.3"),
+        (("2ssp",), {}, InvalidOptionError, "no sparsity is given"),
+        (("2SPP",), {"sparsity": 0.3}, UnknownNameError, "Did you mean '2ssp'"),
+        (("2ssp",), {"sparsity": 0.3, "sampels": 2}, UnknownNameError, "Did you mean 'samples'"),
+    ],
+)
+def test_a_wrong_call_says_what_would_be_right(
+    words: tuple[Any, ...], arguments: dict[str, Any], error: type[SecateurError], says: str
+) -> None:
+    model = tiny("llama")
+    with pytest.raises(error, match=says):
+        secateur.prune(model, *words, calibration=tiny_tokens(model, 3, 8), **arguments)
+
+
 @pytest.mark.parametrize("wrong", [None, tiny_hf("llama"), tiny("llama"), {"a": 1}])
 def test_save_takes_results(wrong: Any, tmp_path: Path) -> None:
     with pytest.raises(InvalidOptionError, match=f"what prune or recover returned.*{type(wrong).__name__}"):
@@ -369,9 +394,9 @@ def test_save_takes_results(wrong: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "enough"),
     [
-        ({}, "initial_tokens=24 would do, or 256 windows"),
-        ({"initial_tokens": 8}, "selection_tokens=24,24 would do, or 256 windows"),
-        ({"initial_tokens": 8, "selection_tokens": "8,999"}, "selection_tokens=8,24 would do, or 125 windows"),
+        ({}, 'initial_tokens=24 with selection_tokens="24,24" would do, or 4096 windows'),
+        ({"initial_tokens": 8}, 'initial_tokens=8 with selection_tokens="24,24" would do, or 4096 windows'),
+        ({"initial_tokens": 8, "selection_tokens": "8,999"}, 'selection_tokens="8,24" would do, or 125 windows'),
     ],
 )
 def test_evopress_names_the_option_for_its_few_tokens(options: dict[str, Any], enough: str) -> None:
@@ -379,5 +404,5 @@ def test_evopress_names_the_option_for_its_few_tokens(options: dict[str, Any], e
     request = {"sparsity": 0.5, "calibration": tiny_tokens(model, 3, 8), "method": "evopress", **options}
     with pytest.raises(InvalidOptionError, match=enough):
         secateur.prune(model, **request)
-    few = {"initial_tokens": 8, "selection_tokens": "8,24", "generations": 1, "offspring": 2, "initial": 2}
+    few = {"initial_tokens": 24, "selection_tokens": "24,24", "generations": 1, "offspring": 2, "initial": 2}
     assert secateur.prune(model, **{**request, **few}).record.edits

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from models import tiny, tiny_tokenizer
 from test_cli import _own_world, call, world  # noqa: F401  # fixtures
 
@@ -19,7 +20,7 @@ import secateur
 from secateur.assets import Text, read_text
 from secateur.assets.files import kind_of
 from secateur.engine.tokens import Tokens, read_tokens
-from secateur.errors import DataError, InvalidOptionError, MissingExtraError
+from secateur.errors import DataError, InvalidOptionError, MissingExtraError, UnknownNameError
 from secateur.judge.judging import Judging
 from secateur.model.handle import Model
 
@@ -195,6 +196,14 @@ BAD: Mapping[str, tuple[str, bytes, str]] = {
     "no list": ("a.csv", b'messages\n"[{\'role\': \'user\'}]"\n', "row 1.*'messages' begins as a JSON list"),
     "a chat and a text": ("a.jsonl", b'{"text": "x", "conversations": []}', "both 'text' and .*--text-field"),
     "no answer": ("a.jsonl", b'{"instruction": "x", "output": null}', "line 1 has no answer: 'output' is null"),
+    "a null": ("a.jsonl", b'{"text": null}', "line 1 has no text: 'text' is null"),
+    "a tool call": (
+        "a.jsonl", b'{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [{}]}]}',
+        "line 1: message 2 .assistant. has no text.*tool calls",
+    ),
+    "a list of strings": ("a.json", b'{"text": ["x", "y"]}', "line 1: `text` holds a list; give one string a row"),
+    "two lists": ("a.json", b'{"chosen": [{"content": "x"}], "rejected": []}', "columns: chosen, rejected"),
+    "unnamed messages": ("a.json", b'{"dialog": [{"role": "user", "content": "x"}]}', "columns: dialog"),
     "a number": ("a.json", b'[{"content": "x"}, {"content": 7}]', "row 2.*content"),
     "an empty list": ("a.json", b"[]", "is empty"),
     "a number in the list": ("a.json", b'[7]', "row 1: expected an object.*int"),
@@ -208,6 +217,19 @@ def test_what_cannot_be_read_is_refused_with_its_place(tmp_path: Path, case: str
     with pytest.raises(DataError, match=says) as caught:
         read(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"text": "x", "n": 1},
+        {"version": "1", "data": [{"text": "x"}]},
+        {"content": [{"type": "text", "text": "x"}]},
+    ],
+)
+def test_a_file_may_be_one_object(tmp_path: Path, content: Any) -> None:
+    for indent in (None, 2):
+        assert read(write(tmp_path / "a.json", json.dumps(content, indent=indent))).text == "x"
 
 
 def test_only_parquet_and_zstd_need_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,6 +281,30 @@ def test_a_list_and_a_data_set_are_read_as_their_file(tmp_path: Path) -> None:
     for wrong in (several, split.to_iterable_dataset()):
         with pytest.raises(InvalidOptionError, match=type(wrong).__name__):
             read(wrong)
+
+
+def test_every_sequence_of_strings_is_a_list() -> None:
+    datasets = pytest.importorskip("datasets")
+    for documents in (tuple(TEXTS), datasets.Dataset.from_dict({"text": TEXTS})["text"]):
+        assert_alike(read(documents), read(TEXTS))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ([{"text": "x"}], r"Dataset\.from_list"),
+        ([[1, 2]], r"torch\.tensor"),
+        (torch.ones(2, 3, dtype=torch.long).numpy(), r"torch\.from_numpy"),
+        (iter(["x"]), r"list\(\.\.\.\)"),
+        ("two\nlines", "as a list"),
+        ("word " * 99, "as a list"),
+        ("C4", "Did you mean 'c4'"),
+    ],
+)
+def test_what_is_nearly_a_text_is_told_the_way(wrong: Any, says: str) -> None:
+    with pytest.raises((InvalidOptionError, UnknownNameError), match=says) as caught:
+        read(wrong)
+    assert len(str(caught.value)) < 400
 
 
 def assert_alike(one: Text, other: Text) -> None:

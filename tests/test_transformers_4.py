@@ -213,7 +213,12 @@ def test_what_4_cannot_hold_fails_there(ask: Ask, tmp_path: Path) -> None:
     nested = {"sliding_attention": local, "full_attention": {"rope_type": "default", "rope_theta": 500.0}}
     yarn = {"rope_type": "yarn", "factor": 2.0, "rope_theta": 500.0, "original_max_position_embeddings": TRAINED}
     factors = {"short_factor": [1.0, 1.5], "long_factor": [2.0, 3.0], "rope_type": "longrope", "rope_theta": 500.0}
+    part = {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5}
+    whole_heads = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "granite", "smollm3", "olmo2")
+    both = {"sliding_attention": {"rope_type": "default", "rope_theta": 50.0}, "full_attention": part}
     models = {
+        "gemma3_text part": says(tmp_path / "gemma3_text part", rope_parameters=both),
+        **{f"{name} part": says(tmp_path / f"{name} part", rope_parameters=part) for name in whole_heads},
         "gemma3_text local": says(tmp_path / "gemma3_text local", rope_parameters=nested),
         "olmo2 yarn": says(tmp_path / "olmo2 yarn", rope_parameters=yarn),
         "phi3 factor": says(tmp_path / "phi3 factor", rope_parameters=factors | {"attention_factor": 1.25}),

@@ -33,8 +33,9 @@ class UnknownNameError(SecateurError):
     def of(cls, kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
         """Build the message: what was asked, the nearest known name, and all known names."""
         names = sorted(known)
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
+        by_lower = {known.lower(): known for known in names}
+        near = difflib.get_close_matches(name.lower(), by_lower, n=1)
+        hint = f" Did you mean '{by_lower[near[0]]}'?" if near else ""
         return cls(f"unknown {kind} '{name}'.{hint} Known: {', '.join(names)}.")
 
 

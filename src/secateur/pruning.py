@@ -24,7 +24,7 @@ import torch
 from secateur.account import account
 from secateur.assets import Bos
 from secateur.engine.tokens import Count, Tokens, TokenSource, check_tokens, read_tokens, ready
-from secateur.errors import CheckpointError, InvalidOptionError
+from secateur.errors import CheckpointError, InvalidOptionError, UnknownNameError
 from secateur.export import loads_in, tier
 from secateur.folders import claimed, require_space
 from secateur.judge.judging import Judge, Judging
@@ -114,9 +114,23 @@ class Request:
 
     @classmethod
     def given(cls, method: str, arguments: Options) -> Request:
-        """From a call's keyword arguments: this class's fields, and the method's options."""
-        own = {name: value for name, value in arguments.items() if name in {field.name for field in fields(cls)}}
+        """From a call's keyword arguments: this class's fields, and the method's options.
+
+        Raises:
+            InvalidOptionError: no sparsity, or a number as the method.
+            UnknownNameError: no such method; an argument that is neither.
+        """
+        if isinstance(method, (int, float)):
+            raise InvalidOptionError(f"{method} is no method; give the sparsity by its name: sparsity={method}")
+        if "sparsity" not in arguments:
+            raise InvalidOptionError("no sparsity is given; it is the share of parameters to remove, as sparsity=0.25")
+        names = {field.name for field in fields(cls)}
+        own = {name: value for name, value in arguments.items() if name in names}
         options = {name: value for name, value in arguments.items() if name not in own}
+        known = get_method(method).options
+        for name in options:
+            if name not in known:
+                raise UnknownNameError.of(f"argument or option of {get_method(method).name}", name, {*names, *known})
         return cls(method=method, **{**own, "options": {**own.get("options", {}), **options}})
 
     @property

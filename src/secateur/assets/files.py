@@ -21,7 +21,7 @@ from typing import Any
 
 from secateur.assets.corpus import Text, plain_text
 from secateur.assets.hub import dataset_rows, open_folder
-from secateur.assets.rows import FORM, table_columns, text_of_rows
+from secateur.assets.rows import COLUMNS, FORM, is_message, table_columns, text_of_rows
 from secateur.errors import DataError, MissingExtraError
 
 _PLAIN = (".txt", ".raw", ".md")
@@ -65,7 +65,7 @@ def read_file(path: Path, name: str | None = None, *, field: str | None = None, 
     if kind in _PLAIN:
         return plain_text(name, _decode(content, path), facts, where=str(path))
     if kind in _LINES:
-        rows = _json_values(_decode(content, path), path)
+        rows = _json_values(_decode(content, path), path, field)
     elif kind in _DELIMITERS:
         rows = _csv_rows(_decode(content, path), path, _DELIMITERS[kind], field)
     else:
@@ -119,17 +119,42 @@ def _unpacked(content: bytes, path: Path) -> bytes:
     return content
 
 
-def _json_values(text: str, path: Path) -> Iterator[tuple[str, object]]:
-    """(where, value) of every line that is not blank, or of every entry where the file is one list."""
+def _json_values(text: str, path: Path, field: str | None) -> Iterator[tuple[str, object]]:
+    """(where, value) of every line that is not blank; of every entry where the file is one list, or one object with
+    such a list; or of the one object."""
+    entries: object = None
     if text.lstrip().startswith("["):
         entries = _json(text, str(path), "begins as a list and is none")
-        assert isinstance(entries, list)
+    elif (whole := _whole_object(text)) is not None and (entries := _wrapped_rows(whole, field)) is None:
+        yield f"{path}, line 1", whole
+        return
+    if isinstance(entries, list):
         yield from ((f"{path}, row {number}", entry) for number, entry in enumerate(entries, start=1))
         return
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             where = f"{path}, line {number}"
             yield where, _json(line, where, f"every line must be one object with {FORM}, or the file one list")
+
+
+def _whole_object(text: str) -> dict[str, object] | None:
+    """The object that the file is; None where it is none, or several lines of them."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _wrapped_rows(whole: dict[str, object], field: str | None) -> list[object] | None:
+    """The rows in an object that is none itself, as {"version": 1, "data": [...]}; None where it is a row."""
+    if any(name in whole for name in (COLUMNS if field is None else (field,))):
+        return None
+    nested = [value for value in whole.values() if isinstance(value, (list, dict))]
+    if len(nested) != 1 or not isinstance(nested[0], list):
+        return None
+    rows = nested[0]
+    return rows if rows and all(isinstance(row, dict) and not is_message(row) for row in rows) else None
 
 
 def _json(text: str, where: str, why: str) -> object:

@@ -113,6 +113,9 @@ def _read_row(
     if column is None and unanswered and any(name in values for name in _PAIRED):
         raise DataError(f"{where} has no answer: '{answers[0]}' is null. Leave the row out, or give it one.")
     if column is None or column not in values:
+        empty = _chosen(row, training=training) if field is None else field
+        if empty in row:
+            raise DataError(f"{where} has no text: '{empty}' is null. Leave the row out, or give it one.")
         raise _no_column(row, where, field)
     if field is None and "text" in values and (chat := next((name for name in CHATS if name in values), None)):
         raise DataError(f"{where} has both 'text' and '{chat}'; say which to read as --text-field (`text_field`).")
@@ -122,7 +125,7 @@ def _read_row(
     elif column in CHATS or (field is not None and _holds_messages(values[column])):
         read = _conversation(values, column, where)
     else:
-        read = _typed(values, column, str, where)
+        read = _plain(values, column, where)
     try:
         msgspec.json.encode(read)
     except UnicodeEncodeError:  # JSON may spell half of a surrogate pair; no tokenizer takes it
@@ -152,22 +155,27 @@ def _pair(values: Mapping[str, Any], column: str, where: str) -> Instruction | C
         return [*_conversation(values, column, where), *said]
     context = next((name for name in _CONTEXTS if name in values), None) if column == "instruction" else None
     return Instruction(
-        instruction=_typed(values, column, str, where), output=_typed(values, answer, str, where),
-        input=_typed(values, context, str, where) if context else "", verbatim=column == "prompt",
+        instruction=_plain(values, column, where), output=_plain(values, answer, where),
+        input=_plain(values, context, where) if context else "", verbatim=column == "prompt",
     )  # fmt: skip
 
 
 def _holds_messages(value: object) -> bool:
     """Whether messages stand in a column whose name does not say so, perhaps as JSON."""
+    if isinstance(value, list):
+        return any(map(is_message, value))
     if not isinstance(value, str):
-        return True
+        return False
     try:
         read = json.loads(value) if value.lstrip().startswith("[") else None
     except (ValueError, RecursionError):
         return False
-    if not isinstance(read, list) or not read:
-        return False
-    return all(isinstance(message, Mapping) and ("role" in message or "from" in message) for message in read)
+    return isinstance(read, list) and bool(read) and all(map(is_message, read))
+
+
+def is_message(entry: object) -> bool:
+    """Whether it is one of a conversation."""
+    return isinstance(entry, Mapping) and ("role" in entry or "from" in entry)
 
 
 def _conversation(values: Mapping[str, Any], column: str, where: str) -> Conversation:
@@ -180,6 +188,7 @@ def _conversation(values: Mapping[str, Any], column: str, where: str) -> Convers
             raise DataError(f"{where}: '{column}' begins as a JSON list and is none ({error}).") from None
     if isinstance(value, list):
         value = [_spelt(message) for message in value]
+        _require_content(value, where)
     messages = _typed({column: value}, column, Annotated[list[Message], Meta(min_length=1)], where)
     return [{"role": message.role, "content": _joined(message.content, where)} for message in messages]
 
@@ -194,6 +203,16 @@ def _spelt(message: Any) -> Any:
     return {**message, "role": _ROLES.get(role, role)} if isinstance(role, str) else message
 
 
+def _require_content(messages: list[Any], where: str) -> None:
+    for number, message in enumerate(messages, start=1):
+        if isinstance(message, Mapping) and "role" in message and message.get("content") is None:
+            calls = ", only tool calls, which are not read" if message.get("tool_calls") else ""
+            raise DataError(
+                f"{where}: message {number} ({message['role']}) has no text as its `content`{calls}. Give it one (it "
+                "may be empty), or leave the row out."
+            )
+
+
 def _joined(content: str | list[str | Part], where: str) -> str:
     if isinstance(content, str):
         return content
@@ -201,6 +220,19 @@ def _joined(content: str | list[str | Part], where: str) -> str:
         if isinstance(part, Part) and (part.type != "text" or part.text is None):
             raise DataError(f"{where} has a message with a part of kind '{part.type}'; only text can be read.")
     return "".join(part if isinstance(part, str) else part.text or "" for part in content)
+
+
+def _plain(values: Mapping[str, Any], column: str, where: str) -> str:
+    """A column's text, which may stand in parts, as a message's does."""
+    value = values[column]
+    if not isinstance(value, list):
+        return str(_typed(values, column, str, where))
+    if not any(isinstance(part, Mapping) for part in value):
+        raise DataError(
+            f"{where}: `{column}` holds a list; give one string a row: join its entries, or make a row of each (token "
+            "ids can be given in Python, as a tensor)."
+        )
+    return _joined(_typed(values, column, list[str | Part], where), where)
 
 
 def _typed(values: Mapping[str, Any], column: str, kind: Any, where: str) -> Any:

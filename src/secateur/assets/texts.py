@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, get_args
 
@@ -84,7 +84,11 @@ def licence_of(read: Text) -> tuple[str | None, str]:
 def _from_memory(source: object, text_field: str | None, training: bool) -> Text:
     if isinstance(source, Path):
         return read_file(source, field=text_field, training=training)
-    if isinstance(source, (list, tuple)) and all(isinstance(document, str) for document in source):
+    if (
+        isinstance(source, Sequence)
+        and not isinstance(source, bytes)
+        and all(isinstance(document, str) for document in source)
+    ):
         documents = ((f"document {number} of the list", document) for number, document in enumerate(source, start=1))
         return text_of_rows(documents, "a list", {"source": "memory"}, where="the list")
     if is_dataset(source):
@@ -93,13 +97,37 @@ def _from_memory(source: object, text_field: str | None, training: bool) -> Text
     raise InvalidOptionError(
         f"a text is a name ({', '.join(text_names())}), the path of a file, a list of strings, a datasets.Dataset (of "
         "a DatasetDict one split, of a stream some rows), token ids as a tensor, or Tokens; "
-        f"not {type(source).__name__}"
+        f"not {type(source).__name__}{_way_out(source)}"
     )
+
+
+def _way_out(source: object) -> str:
+    """How what is nearly a text becomes one."""
+    if isinstance(source, bytes):
+        return ""
+    first = source[0] if isinstance(source, Sequence) and source else None
+    if isinstance(first, Mapping):
+        return " of rows: give datasets.Dataset.from_list(...) of it"
+    if isinstance(first, (int, Sequence)) and not isinstance(first, (str, bytes)):
+        return "; of token ids give torch.tensor(...), of texts one list of strings"
+    if type(source).__module__ == "numpy" and str(getattr(source, "dtype", "")).startswith(("int", "uint")):
+        return ": give torch.from_numpy(...) of it"
+    if isinstance(source, Mapping):
+        return ": give its input_ids" if "input_ids" in source else ""
+    if hasattr(source, "take") and hasattr(source, "column_names"):
+        return ": give datasets.Dataset.from_list(list(....take(1000)))"
+    is_list = isinstance(source, Sequence)
+    return ": give list(...) of it, if it holds strings" if isinstance(source, Iterable) and not is_list else ""
 
 
 def _from_path(name: str, text_field: str | None, training: bool) -> Text:
     path = Path(os.path.expanduser(name))
     looks_like_a_path = kind_of(path) is not None or len(path.parts) > 1 or name.startswith(("~", "."))
+    if not os.path.exists(path) and ("\n" in name or (len(name) > 200 and kind_of(path) is None)):
+        raise UnknownNameError(
+            f"'{' '.join(name[:60].split())}...' ({len(name):,} characters) is no name or path. A text itself is given "
+            "in a file or, in Python, as a list: [text]."
+        )
     if not os.path.exists(path) and not looks_like_a_path:
         unknown = UnknownNameError.of("text", name, text_names())
         raise UnknownNameError(f"{unknown} The path of a file ({KNOWN}) is fine, too.")

@@ -11,6 +11,7 @@ import logging
 import re
 import shutil
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,19 +28,25 @@ logger = logging.getLogger(__name__)
 
 # Whatever a licence asks to be handed on, by whatever name; code and weights are never among it.
 _LICENCE = re.compile(
-    r"licen[cs]e|notice|copying|copyright|patents|legal|policy|agreement|terms|disclaimer|use.guide|openrail",
+    r"licen[cs]e|notice|copying|copyright|patents|legal|policy|agreement|terms|disclaimer|use.guide|openrail"
+    r"|acceptable.?use|third.?party|attribution|authors|credits|(?<![a-z])(eula|rail)(?![a-z])",
     re.IGNORECASE,
 )
+_LICENCE_FOLDER = "[Ll][Ii][Cc][Ee][Nn][CcSs][Ee][Ss]"  # whatever lies below it, however deep
 _NO_TEXT = (
     ".py", ".ipynb", ".sh", ".so", ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx",
     ".pkl", ".npz", ".parquet", ".zip", ".gz", ".tar",
 )  # fmt: skip
-# What transformers' tokenizers, and converters to other formats, read.
-_TOKENIZER = re.compile(
-    r"(tokenizer[\w.-]*|special_tokens_map|added_tokens|vocab|chat_template|tekken|normalizer)\.json"
-    r"|merges\.txt|vocab\.txt|bpe\.codes|[\w.-]+\.tiktoken|[\w.-]*(tokenizer|spiece|sentencepiece|bpe)[\w.-]*\.model[\w.]*"
-    r"|chat_template\.jinja|additional_chat_templates/[\w.-]+\.jinja"
+# What transformers' tokenizers, and converters to other formats, read: vocabularies, and what lies around them.
+_VOCABULARY = re.compile(
+    r"(vocab|tekken)\.json|merges\.txt|vocab\.txt|bpe\.codes|[\w.-]+\.tiktoken"
+    r"|[\w.-]*(tokenizer|spiece|sentencepiece|bpe)[\w.-]*\.model[\w.]*"
 )
+_TOKENIZER = re.compile(
+    r"(tokenizer[\w.-]*|special_tokens_map|added_tokens|chat_template|normalizer)\.json"
+    r"|chat_template\.jinja|additional_chat_templates/[\w.-]+\.jinja|" + _VOCABULARY.pattern
+)
+_OF_A_VOCABULARY = ("model", "normalizer", "pre_tokenizer")  # in tokenizer.json: what vocabulary files say too
 _OF_A_CALL = ("truncation", "padding")  # in tokenizer.json: what the last call asked for
 _OF_A_PLACE = ("is_local", "local_files_only", "name_or_path")  # in tokenizer_config.json
 
@@ -53,25 +60,47 @@ def write_beside(model: Model, folder: Path) -> None:
 
 
 def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, origin: Description | None, folder: Path) -> None:
-    """Copy the tokenizer's files where they make this very tokenizer, else write what it is now."""
-    if origin is not None:
-        copied = _copy(origin, filter(_TOKENIZER.fullmatch, _names(origin)), folder)
-        if copied and _makes(folder, tokenizer):
-            add_old_tokenizer_class(folder)
-            return
-        for path in copied:
+    """Copy the tokenizer's files where they make this very tokenizer, else write what it is now.
+
+    Of one that was written anew the files of an unchanged vocabulary still come along: converters read them.
+    """
+    copied = _copy(origin, filter(_TOKENIZER.fullmatch, _names(origin)), folder) if origin else []
+    original, contents = _loaded(folder) if copied else None, _contents(tokenizer)
+    if (before := None if original is None else _contents(original)) != contents:
+        same = original is not None and before is not None and _same_vocabulary(original, before, tokenizer, contents)
+        vocabulary = [path for path in copied if same and _VOCABULARY.fullmatch(path.name)]
+        for path in set(copied).difference(vocabulary):
             path.unlink()
-    tokenizer.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        if vocabulary and ((written := _loaded(folder)) is None or _contents(written) != contents):
+            for path in vocabulary:  # they are in the way of what was changed
+                path.unlink()
+            tokenizer.save_pretrained(folder)
     add_old_tokenizer_class(folder)
 
 
-def _makes(folder: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a folder's files make the same tokenizer as the one in memory: both are written, and compared."""
+def _loaded(folder: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that a folder's files make; None where they make none."""
     try:
-        loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except Exception:  # the tokenizers' own errors are plain ones; the one in memory is written then
-        return False
-    return _contents(loaded) == _contents(tokenizer)
+        return None
+    return tokenizer
+
+
+def _same_vocabulary(
+    original: PreTrainedTokenizerBase, before: dict[str, Any], tokenizer: PreTrainedTokenizerBase, now: dict[str, Any]
+) -> bool:
+    """Whether all tokens of the original have their ids still and texts are split as before; tokens may be added.
+
+    Args:
+        before, now: the two tokenizers' `_contents`.
+    """
+    files = [contents.get("tokenizer.json", {}) for contents in (before, now)]
+    unchanged = all(files[0].get(part) == files[1].get(part) for part in _OF_A_VOCABULARY)
+    return unchanged and original.get_vocab().items() <= tokenizer.get_vocab().items()
 
 
 def _contents(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -106,20 +135,23 @@ def _snapshot(origin: Description) -> Path | None:
 
 
 def _names(origin: Description) -> list[str]:
-    """Its files, in its folder and those right below, with paths as a hub has them."""
+    """Its files, in its folder, those right below and licences' folders, with paths as a hub has them."""
     folder = origin.folder or _snapshot(origin)
     if origin.folder is None:
         if listing := origin.listed().listing:
             return list(listing)
         logger.warning("%s: only what is in the hub's cache is handed on, since the hub does not answer", origin.name)
-    paths = [path for pattern in ("*", "[!.]*/*") for path in folder.glob(pattern)] if folder else []
+    patterns = ("*", "[!.]*/*", f"{_LICENCE_FOLDER}/*/**/*")
+    paths = [path for pattern in patterns for path in folder.glob(pattern)] if folder else []
     return [path.relative_to(folder).as_posix() for path in paths if path.is_file()] if folder else []
 
 
 def _is_licence(name: str) -> bool:
     """Whether a file's name, or that of the folder it lies in, speaks of a licence."""
-    text = not name.lower().endswith(_NO_TEXT) and name.count("/") < 2 and not name.startswith(".")
-    return text and bool(_LICENCE.search(name))
+    parts = name.split("/")
+    near = len(parts) <= 2 or fnmatchcase(parts[0], _LICENCE_FOLDER)
+    text = not name.lower().endswith(_NO_TEXT) and not any(part.startswith(".") for part in parts)
+    return near and text and bool(_LICENCE.search(name))
 
 
 def _copy(origin: Description, names: Iterable[str], folder: Path) -> list[Path]:
@@ -128,7 +160,7 @@ def _copy(origin: Description, names: Iterable[str], folder: Path) -> list[Path]
     for name in names:
         try:
             if path := origin.file(name):
-                (folder / name).parent.mkdir(exist_ok=True)
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 copied.append(Path(shutil.copyfile(path, folder / name)))
         except (FetchError, PermissionError) as error:  # what was pruned is not lost over it
             logger.warning("%s is not handed on: %s", name, error)

@@ -37,7 +37,10 @@ def has_old_spelling(config: PreTrainedConfig, family: Family) -> bool:
     rope = getattr(config, "rope_parameters", None) or {}
     if family.model_type not in IN_TABLE or _kind(rope.get("sliding_attention") or {}) != "default":
         return False
-    if not (scaling := _old_settings(config, family).get("rope_scaling")):
+    old = _old_settings(config, family)
+    if family.rope_share is None and old.get(_SHARE, 1) != 1:
+        return False
+    if not (scaling := old.get("rope_scaling")):
         return True
     if family.rope_scalings is None:
         return _kind(scaling) in _KINDS
@@ -66,7 +69,7 @@ def _old_settings(config: Any, family: Family) -> dict[str, Any]:
         rope = rope["full_attention"]
     old[family.rope_theta] = rope["rope_theta"]
     if (share := rope.get(_SHARE)) and (share != 1 or type(config)().rope_parameters.get(_SHARE) != 1):
-        old[family.rope_share] = share
+        old[family.rope_share or _SHARE] = share  # where its code knows no such share, it fails there
     return old if _kind(rope) == "default" else old | _scaling(config, family, rope)
 
 

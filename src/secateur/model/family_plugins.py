@@ -158,7 +158,7 @@ def _is(*kinds: type) -> Callable[[Any], bool]:
 
 _IDENTIFIER = r"[A-Za-z]\w*"
 _NAME, _PATH = _matches(_IDENTIFIER), _matches(rf"{_IDENTIFIER}(\.{_IDENTIFIER})*")
-_MAY_BE_NONE = ("default_width", "kv_heads", "no_rebase", "dropouts", "multiplier", "rope_scalings")
+_MAY_BE_NONE = ("default_width", "kv_heads", "no_rebase", "dropouts", "multiplier", "rope_share", "rope_scalings")
 _COUNTS = _pairs(_matches(rf"(config\.)?{_IDENTIFIER}"), _matches("query_heads|kv_heads|query_rows"))
 # By field of a row: whether a value fits, and what would.
 _FORM: dict[str, tuple[Callable[[Any], bool], str]] = {

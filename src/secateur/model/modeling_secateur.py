@@ -79,7 +79,7 @@ class Family:
     multiplier: str | None = None
     needs_bos: bool = False
     rope_theta: str = "rope_theta"  # what transformers 4 calls the parts of `rope_parameters`
-    rope_share: str = "partial_rotary_factor"
+    rope_share: str | None = None  # None: its code there turns whole heads only
     # kinds of scaling that transformers 4 takes, with the only keys; None: all that it has
     rope_scalings: Mapping[str, tuple[str, ...]] | None = field(default=None, hash=False)
 
@@ -131,6 +131,7 @@ FAMILIES: dict[str, Family] = {
             fused_mlp_in=True,
             no_rebase=None,
             dropouts=("resid_attn_dropout", "resid_mlp_dropout"),
+            rope_share="partial_rotary_factor",
             rope_scalings={"longrope": ("type", "short_factor", "long_factor")},
         ),
         Family(
@@ -142,6 +143,7 @@ FAMILIES: dict[str, Family] = {
             mlp_norms=(),
             shared_norms=("input_layernorm",),
             free_head_dim=False,
+            rope_share="partial_rotary_factor",
         ),
         Family(
             model_type="gpt_neox",

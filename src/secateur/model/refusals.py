@@ -217,6 +217,9 @@ def _with_foreign_parts(hf: Any) -> str | None:
     packed = {parameter.dtype for parameter in hf.parameters()} - _COMPUTED
     if packed and not getattr(hf.config, "quantization_config", None):  # of which more can be said
         return f"{kind} has weights in {min(map(str, packed))[6:]}; give it in bfloat16, float16 or float32"
+    mixed = {str(parameter.dtype)[6:] for parameter in hf.parameters() if parameter.dim() > 1}
+    if len(mixed) > 1 and not packed:  # norms may be kept in float32
+        return f"{kind} has matrices in {' and '.join(sorted(mixed))}; cast it to one of them, as .to(torch.float32)"
     return None
 
 

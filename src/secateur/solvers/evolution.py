@@ -199,7 +199,7 @@ class WindowLosses:
         self._key, self._windows, self._criterion = key, windows, criterion
         self._known: dict[tuple[Variant, Window], float] = {}
         self._dense: dict[Window, Tensor] = {}  # (length, hidden)
-        self._pools = {count: self._pool(count, *option) for option in asked.items() for count in option[1]}
+        self._pools = {count: self._pool(count, option, asked) for option, counts in asked.items() for count in counts}
 
     def __call__(self, variants: Sequence[Variant], tokens: int, generation: int, step: int) -> list[float]:
         windows = self._take(tokens, generation, step)
@@ -229,9 +229,9 @@ class WindowLosses:
             pool = [pool[place] for place in torch.randperm(len(pool), generator=rng).tolist()]
         return list(zip(pool, lengths, strict=False))
 
-    def _pool(self, tokens: int, option: str, asked: Sequence[int]) -> tuple[list[int], list[int]]:
-        """The samples to choose from, and the lengths of those to take; the option and all that it asks for are for
-        messages."""
+    def _pool(self, tokens: int, option: str, asked: Mapping[str, Sequence[int]]) -> tuple[list[int], list[int]]:
+        """The samples to choose from, and the lengths of those to take; the option, and what all of them ask for, are
+        for messages."""
         weights, length = self._tokens.weights, self._tokens.length
         if tokens < 2:
             raise InvalidOptionError(f"{option}: a selection needs at least 2 tokens, not {tokens}")
@@ -240,10 +240,12 @@ class WindowLosses:
         counting = weights[:, 1 : length if whole else rest].any(dim=1)
         pool = [sample for sample, counts in enumerate(counting.tolist()) if counts]
         if tokens > (most := len(pool) * length):
-            enough = ",".join(str(min(each, most)) for each in asked)
+            enough = {name: ",".join(str(min(each, most)) for each in counts) for name, counts in asked.items()}
+            values = " with ".join(f'{name}="{few}"' if "," in few else f"{name}={few}" for name, few in enough.items())
+            windows = math.ceil(max(max(counts) for counts in asked.values()) / length)
             raise InvalidOptionError(
                 f"{option} asks for {tokens} tokens, and the calibration has {most} where tokens count, in {len(pool)} "
-                f"windows of {length}; {option}={enough} would do, or {math.ceil(tokens / length)} windows"
+                f"windows of {length}; {values} would do, or {windows} windows"
             )
         return pool, lengths
 

@@ -184,7 +184,7 @@ def test_every_plan_is_as_asked_or_says_why_not(name: str, shape: Any) -> None:
         assert account.got == pytest.approx(budget.achieved(plan.before, plan.after))
         assert (account.reason is None) == (f"{account.got:.2%}" == f"{sparsity:.2%}")
     assert 0 not in refused
-    assert len(refused) < 5  # of five
+    assert len(refused) <= (2 if shape == "dense" else 4)  # of five
 
 
 def units(text: str | None) -> set[str]:

@@ -25,17 +25,9 @@ from secateur.report.results import CellResult, Index
 from secateur.version import __version__
 
 _CPU = Path("/proc/cpuinfo")
-_TERMS = (
-    "of",
-    "round_to",
-    "calibration",
-    "seed",
-    "count",
-    "bos",
-    "text_field",
-    "samples",
-    "length",
-)  # that a comparison's cells share
+_TERMS = (  # that a comparison's cells share
+    "of", "round_to", "calibration", "seed", "count", "bos", "text_field", "samples", "length",
+)  # fmt: skip
 _EARLIER = {"bos": False, "text_field": None}  # of the calibration, what older folders do not say
 
 

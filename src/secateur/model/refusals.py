@@ -196,14 +196,12 @@ def _wrapped(given: nn.Module) -> str | None:
         return f"{is_a} compiled, and what is compiled cannot shrink; give its `_orig_mod`, and compile what comes out"
     if _of_peft(given):
         return f"{is_a} a PEFT adapter around a model; merge it (merge_and_unload), then prune what that returns"
-    inside = [name for name in ("module", "pretrained_model") if isinstance(given._modules.get(name), nn.Module)]
     if isinstance(given, PreTrainedModel):
         return None
-    return (
-        f"{is_a} a wrapper; give the model inside, its `{inside[0]}`"
-        if inside
-        else (f"{is_a} no transformers model; {_ACCEPTED}")
-    )
+    for name in ("module", "pretrained_model"):
+        if isinstance(given._modules.get(name), nn.Module):
+            return f"{is_a} a wrapper; give the model inside, its `{name}`"
+    return f"{is_a} no transformers model; {_ACCEPTED}"
 
 
 def _with_foreign_parts(hf: Any) -> str | None:

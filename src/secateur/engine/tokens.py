@@ -145,9 +145,15 @@ def bos_id_of(model: Model, bos: Bos) -> int | None:
     return token
 
 
-def begun(ids: list[int], bos_id: int | None) -> list[int]:
-    """Ids that begin with `bos_id`, once; as they are if it is None."""
-    return ids if bos_id is None or ids[:1] == [bos_id] else [bos_id, *ids]
+def begun(ids: Tensor, weights: Tensor, bos_id: int | None, weight: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Ids and weights (tokens,) that begin with `bos_id`, once; as they are if it is None.
+
+    Args:
+        weight: of a token that is put before them.
+    """
+    if bos_id is None or ids[:1].tolist() == [bos_id]:
+        return ids, weights
+    return torch.cat([ids.new_tensor([bos_id]), ids]), torch.cat([weights.new_tensor([weight]), weights])
 
 
 def tokenize(
@@ -232,16 +238,10 @@ def _cut(ids: Tensor, weights: Tensor, length: int, bos_id: int | None, bos_weig
     if bos_id is None:
         whole = len(ids) // length * length
         return ids[:whole].view(-1, length), weights[:whole].view(-1, length)
-    put = ids.new_tensor([bos_id]), weights.new_tensor([bos_weight])
     windows: list[tuple[Tensor, Tensor]] = []
     start = 0
-    while start < len(ids):
-        begins = bool(ids[start] == bos_id)
-        end = start + length - (not begins)
-        if end > len(ids):
-            break
-        cut = ids[start:end], weights[start:end]
-        windows.append(cut if begins else (torch.cat([put[0], cut[0]]), torch.cat([put[1], cut[1]])))
+    while (end := start + length - (ids[start : start + 1].tolist() != [bos_id])) <= len(ids):
+        windows.append(begun(ids[start:end], weights[start:end], bos_id, bos_weight))
         start = end
     if not windows:
         return ids.new_empty(0, length), weights.new_empty(0, length)

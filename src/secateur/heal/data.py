@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from secateur.assets import Conversation, Instruction, Text
 from secateur.engine.chat import counted, render_conversation, response_spans
-from secateur.engine.tokens import tokenize
+from secateur.engine.tokens import begun, tokenize
 from secateur.errors import DataError
 from secateur.heal.settings import Settings, Template
 from secateur.record import TrainingData
@@ -73,7 +73,7 @@ def make_examples(
         windows = tokenize(read, tokenizer, length=length, bos_id=bos_id).ids
         form, given = "plain text, windows", len(windows)
         rows = [(ids, torch.ones(length, dtype=torch.bool)) for ids in windows]
-    rows = [_begun(ids, counts, bos_id) for ids, counts in rows]
+    rows = [begun(ids, counts, bos_id) for ids, counts in rows]
     usable = [row for row in (_example(ids, counts, length) for ids, counts in rows) if row is not None]
     if not usable:
         raise DataError(
@@ -116,13 +116,6 @@ def collate(rows: Sequence[Example], pad: int = 0) -> dict[str, Tensor]:
         "input_ids": pad_sequence([row.ids for row in rows], batch_first=True, padding_value=pad),
         "labels": pad_sequence([row.labels for row in rows], batch_first=True, padding_value=IGNORED),
     }
-
-
-def _begun(ids: Tensor, counts: Tensor, bos_id: int | None) -> tuple[Tensor, Tensor]:
-    """The row with `bos_id` before it, which does not count, unless it begins with it."""
-    if bos_id is None or ids[:1].tolist() == [bos_id]:
-        return ids, counts
-    return torch.cat([ids.new_tensor([bos_id]), ids]), torch.cat([counts.new_zeros(1), counts])
 
 
 def _example(ids: Tensor, counts: Tensor, length: int) -> Example | None:

@@ -120,7 +120,8 @@ def check_prompt(model: Model, prompt: str, decoding: Decoding, *, bos: Bos = "a
     """
     if model.tokenizer is None:
         raise DataError("the model has no tokenizer, so it cannot be given text")
-    ids = torch.tensor([begun(list(model.tokenizer(prompt)["input_ids"]), bos_id_of(model, bos))])
+    own = torch.tensor(model.tokenizer(prompt)["input_ids"], dtype=torch.long)
+    ids = begun(own, torch.ones(len(own)), bos_id_of(model, bos))[0][None]
     if not ids.numel():
         raise DataError("the prompt is empty")
     if (highest := int(ids.max())) >= model.vocab_size:

@@ -22,10 +22,11 @@ from typing import Any
 import torch
 from common import MEGA, Report, calibration, load_model, made_up_config, parser
 
+from secateur.driver import run_method
 from secateur.methods import get_method
 from secateur.model.budget import Budget
 from secateur.model.load import Source
-from secateur.pruning import Request, plan, run_method
+from secateur.pruning import Request, plan
 from secateur.run import Run
 
 STATUS = Path("/proc/self/status")

@@ -17,11 +17,11 @@ import torch
 from common import Report, calibration, load_model, parser
 from torch import Tensor
 
+from secateur.driver import run_method
 from secateur.engine.tokens import Tokens, read_tokens
 from secateur.judge.perplexity import perplexity
 from secateur.methods import get_method
 from secateur.model.budget import Budget
-from secateur.pruning import run_method
 from secateur.run import MemoryStore, Run
 from secateur.surgery.edits import DropAttention, KeepNeurons
 

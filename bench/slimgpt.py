@@ -25,11 +25,11 @@ from typing import Any
 from common import Seconds, folder_parser, load_model, windows, write
 from msgspec import to_builtins
 
+from secateur.driver import run_method
 from secateur.judge.perplexity import perplexity, without_windows
 from secateur.methods import get_method
 from secateur.model.budget import Budget, shares
 from secateur.model.handle import Model
-from secateur.pruning import run_method
 from secateur.record import RECORD
 from secateur.run import Run
 

@@ -17,6 +17,7 @@ from hypothesis import settings
 from models import NO_ENDS, logits, possible, tiny, tiny_hf, tiny_tokenizer
 from torch import Tensor
 
+from secateur.driver import Pruning, run_method
 from secateur.engine.sweep import Part
 from secateur.engine.tokens import Tokens
 from secateur.hf import quiet_transformers
@@ -25,7 +26,7 @@ from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.layout import BlockLayout, Layout
 from secateur.model.modeling_secateur import Shape
-from secateur.pruning import Job, Plan, Pruning, Request, plan, prepare, run_method
+from secateur.pruning import Job, Plan, Request, plan, prepare
 from secateur.run import Advance, Run
 from secateur.surgery.apply import apply
 from secateur.surgery.edits import DropAttention, DropBlock, DropMLP, Edit, KeepHeads, KeepNeurons

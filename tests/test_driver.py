@@ -10,12 +10,12 @@ import torch
 from models import parameters, tiny, tiny_tokens
 from oracles import edit_facts, edited
 
+from secateur.driver import Filter, Pruning, run_method
 from secateur.engine.tokens import Tokens
 from secateur.errors import CheckpointError, InvalidEditError
 from secateur.methods import Method
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
-from secateur.pruning import Filter, Pruning, run_method
 from secateur.run import Run
 from secateur.surgery.edits import DropAttention, DropBlock, DropMLP, Edit, KeepNeurons, SetWeight
 

@@ -15,13 +15,14 @@ from models import tiny, tiny_closed, tiny_tokens
 from oracles import edit_facts, mean_kl
 from torch import Tensor
 
+from secateur.driver import Filter, run_method
 from secateur.engine.tokens import Tokens
 from secateur.engine.walk import Follower, Tap, walk
 from secateur.errors import InvalidEditError, InvalidOptionError, JournalError, SecateurError, UnsupportedEditError
 from secateur.methods import Method, registry
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
-from secateur.pruning import Filter, Job, Pruned, Request, plan, prepare, run_job, run_method
+from secateur.pruning import Job, Pruned, Request, plan, prepare, run_job
 from secateur.run import MemoryStore, Run
 from secateur.surgery.edits import Edit, KeepHeads, KeepNeurons, SetWeight
 

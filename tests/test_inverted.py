@@ -7,6 +7,7 @@ import torch
 from models import logits, tiny, tiny_tokens
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from secateur.driver import run_method
 from secateur.errors import InfeasibleBudgetError, InvalidOptionError
 from secateur.grid.cells import Calibration, Cell
 from secateur.grid.inverted import AMOUNTS, METHOD, NAME, Amount, direction_norms, invert
@@ -16,7 +17,7 @@ from secateur.methods.two_ssp import attention_count
 from secateur.model.budget import Budget, shares
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
-from secateur.pruning import Plan, run_method
+from secateur.pruning import Plan
 from secateur.run import Run
 
 

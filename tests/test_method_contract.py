@@ -19,6 +19,7 @@ from oracles import edited, lopsided, planned
 from torch import Tensor
 
 import secateur
+from secateur.driver import Pruning, run_method
 from secateur.engine.tokens import Tokens
 from secateur.errors import DataError, InvalidOptionError, NumericalError, UnsupportedEditError
 from secateur.methods import Method, get_method, methods, registry
@@ -26,7 +27,6 @@ from secateur.methods.slicegpt import sliced
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
-from secateur.pruning import Pruning, run_method
 from secateur.run import Run
 from secateur.surgery.edits import Edit, from_json, to_json
 from secateur.testing import Contract, edit_facts

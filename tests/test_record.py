@@ -19,10 +19,11 @@ from secateur import Budget, Model, Tokens, load, prune, save
 from secateur.account import account
 from secateur.assets.demo import DEMO_TEXT
 from secateur.card import card
+from secateur.driver import Filter, Pruning
 from secateur.errors import CheckpointError
 from secateur.export import tier
 from secateur.methods import get_method
-from secateur.pruning import Filter, Job, Pruning, Request, make_record, plan, prepare
+from secateur.pruning import Job, Request, make_record, plan, prepare
 from secateur.record import RECORD, Cost, MeasuredPerplexity, Record, append_evaluation, dump, public_name, read_record
 from secateur.surgery.apply import apply
 from secateur.surgery.edits import DropAttention, DropBlock, Edit, KeepNeurons, from_json

@@ -11,10 +11,10 @@ from typing import Any, Literal
 import pytest
 from models import tiny, tiny_tokens
 
+from secateur.driver import run_method
 from secateur.errors import InvalidOptionError, NameTakenError, UnknownNameError
 from secateur.methods import Method, get_method, method, methods, registry
 from secateur.model.budget import Budget
-from secateur.pruning import run_method
 from secateur.run import Run
 from secateur.surgery.edits import DropBlock, Edit
 

@@ -13,6 +13,7 @@ from models import tiny, tiny_tokens
 from oracles import PROPERTY, activations, edited, lopsided, standing, still, weighted
 from torch import Tensor
 
+from secateur.driver import run_method
 from secateur.engine.sweep import Part
 from secateur.engine.tokens import Tokens
 from secateur.errors import DataError, InfeasibleBudgetError
@@ -21,7 +22,6 @@ from secateur.methods.shortgpt import influence, least_influential
 from secateur.methods.window import angle, window_lengths
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
-from secateur.pruning import run_method
 from secateur.run import Run
 from secateur.solvers.similarity import span_distances
 from secateur.surgery.edits import DropBlock

@@ -13,6 +13,7 @@ from secateur.errors import SecateurError
 from secateur.version import __version__
 
 if TYPE_CHECKING:
+    from secateur.driver import Filter
     from secateur.engine.tokens import Tokens
     from secateur.heal.recover import Recovered, recover
     from secateur.judge.judging import Judging, evaluate
@@ -21,13 +22,13 @@ if TYPE_CHECKING:
     from secateur.model.handle import Model
     from secateur.model.load import Source, load
     from secateur.output import Output, save
-    from secateur.pruning import Filter, Pruned, Request, prune, prune_to
+    from secateur.pruning import Pruned, Request, prune, prune_to
     from secateur.run import Run
 
 _HOMES = {
     "Budget": "model.budget",
     "Family": "model.family_plugins",
-    "Filter": "pruning",
+    "Filter": "driver",
     "Judging": "judge.judging",
     "Model": "model.handle",
     "Output": "output",

@@ -1,6 +1,6 @@
 """A pruning, from what is asked to the smaller model: `Request` -> `Plan` -> edits -> `Pruned`.
 
-The only place that iterates methods and composes filters. `prune_to` is what the command calls, and `prune` what Python
+`driver.py` has the edits. `prune_to` is what the command calls, and `prune` what Python
 does; a grid goes the same way.
 """
 
@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from functools import cache, cached_property
@@ -21,10 +19,10 @@ from typing import Any
 
 import torch
 
-from secateur.account import account
 from secateur.assets import Bos
+from secateur.driver import Filter, Pruning, check_filters, require_edits_of, run_method
 from secateur.engine.tokens import Count, Tokens, TokenSource, check_tokens, read_tokens, ready
-from secateur.errors import CheckpointError, InvalidOptionError, UnknownNameError
+from secateur.errors import InvalidOptionError, UnknownNameError
 from secateur.export import loads_in, tier
 from secateur.folders import claimed, require_space
 from secateur.judge.judging import Judge, Judging
@@ -46,32 +44,11 @@ from secateur.record import (
     public_facts,
 )
 from secateur.run import Meter, Observer, Rehearsal, Run
-from secateur.surgery.apply import apply, predict, require_edits
-from secateur.surgery.edits import Edit, named, to_json
+from secateur.surgery.edits import to_json
 from secateur.version import __version__
-
-logger = logging.getLogger(__name__)
 
 # What a configuration says that decides no figure.
 _VOLATILE = {"transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures", "auto_map"}
-
-
-@dataclass(frozen=True)
-class Filter:
-    """What a method's edits go through before they are real: compensation, say.
-
-    Attributes:
-        edits: kinds that it may yield beside the method's own.
-        apply: (model, tokens, run, edits, **options) -> edits. It gets each edit before it is made real and yields it,
-            changed or not, with others around it. Its costly steps go through its run, whose keys are its own, and its
-            statistics through `engine.walk.Follower`.
-        options: part of the pruning's identity; what JSON can hold.
-    """
-
-    name: str
-    edits: tuple[type[Edit], ...]
-    apply: Callable[..., Iterator[Edit]]
-    options: Options = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,8 +162,8 @@ def plan(request: Request, model: Model, *, device: str | None = None) -> Plan:
     """
     method, budget, tokens = get_method(request.method), request.budget, ready(request.calibration)
     options = method.complete(request.options)
-    _require_edits(model, method, request.filters)
-    _check_filters(request.filters)
+    require_edits_of(model, method, request.filters)
+    check_filters(request.filters)
     if tokens is not None:
         check_tokens(model, tokens)
         samples, length = method.window_shape(model.max_length, tokens.samples, tokens.length)
@@ -199,89 +176,6 @@ def plan(request: Request, model: Model, *, device: str | None = None) -> Plan:
         request=request, options=options, samples=samples, length=length, meter=run.meter, held_bytes=run.peak_bytes,
         before=rehearsed.before, after=rehearsed.after, sparsity=rehearsed.sparsity,
     )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Pruning:
-    """What was done to a model.
-
-    Attributes:
-        edits: in order, with block numbers of the model as loaded; of tensors the names only (see `edits.named`).
-        before, after: the layouts.
-        sparsity: asked, got and why.
-    """
-
-    method: str
-    options: Options
-    budget: Budget
-    edits: list[Edit] = field(repr=False)
-    before: Layout = field(repr=False)
-    after: Layout = field(repr=False)
-    sparsity: Sparsity = field(repr=False)
-
-
-def run_method(
-    model: Model,
-    method: Method,
-    tokens: Tokens,
-    budget: Budget,
-    run: Run,
-    *,
-    filters: Sequence[Filter] = (),
-    **options: Any,
-) -> Pruning:
-    """Prune `model` in place: each edit the method yields is applied before the method resumes.
-
-    Raises:
-        UnsupportedEditError: the family cannot do what the method or a filter needs; nothing has been done.
-        CheckpointError: the real model is not what the edits predict (a bug; nothing should be saved).
-    """
-    complete = method.complete(options)
-    _require_edits(model, method, filters)
-    before = predicted = model.layout()
-    edits = []
-    with ExitStack() as stack:  # a generator that is left behind would keep its walk, and a block, open
-        stream = _closing(stack, method.prune(model, tokens, budget, run, **complete))
-        for filtering in filters:
-            scope = run.scoped(filtering.name)
-            stream = _closing(stack, filtering.apply(model, tokens, scope, stream, **filtering.options))
-        for edit in stream:
-            apply(model, edit)
-            if not run.rehearses:
-                logger.debug("applied %s%s", type(edit).__name__, _place(edit))
-            predicted = predict(predicted, edit)
-            edits.append(named(edit))
-    after = model.layout()
-    if after != predicted:
-        raise CheckpointError("the pruned model's layout is not the one that its edits predict; please report this")
-    sparsity = account(method, complete, budget, edits, before, after)
-    return Pruning(method.name, complete, budget, edits, before, after, sparsity)
-
-
-def _check_filters(filters: Sequence[Filter]) -> None:
-    """Refuse what would make two jobs one, or one run's steps another's."""
-    names = [filtering.name for filtering in filters]
-    if len(set(names)) < len(names):
-        raise InvalidOptionError(f"filters need names of their own, not {', '.join(names)}")
-    for filtering in filters:
-        try:
-            json.dumps(dict(filtering.options))
-        except (TypeError, ValueError) as error:
-            raise InvalidOptionError(f"options of the filter '{filtering.name}' are no JSON: {error}") from error
-
-
-def _closing(stack: ExitStack, edits: Iterator[Edit]) -> Iterator[Edit]:
-    stack.callback(getattr(edits, "close", lambda: None))
-    return edits
-
-
-def _require_edits(model: Model, method: Method, filters: Sequence[Filter]) -> None:
-    require_edits(model.family, *method.edits, *(kind for filtering in filters for kind in filtering.edits))
-
-
-def _place(edit: Edit) -> str:
-    where = getattr(edit, "block", getattr(edit, "site", None))
-    return "" if where is None else f" at {where}"
 
 
 @dataclass(frozen=True)
@@ -357,14 +251,14 @@ def _package_version(package: str) -> str | None:
     return next((version(name) for name in packages_distributions().get(package, ())), None)
 
 
-def prepare(planned: Plan, model: Model, *, tokenizer_given: bool = False) -> Job:
+def prepare(planned: Plan, model: Model) -> Job:
     """Read the calibration, if the request has only its name, and look at the weights, before anything is changed.
 
     Raises:
         NumericalError: a weight is no number.
         DataError: the calibration cannot be read, is too short, or the tokenizer is another model's.
     """
-    return Job.of(planned, model, _calibration(planned, model), tokenizer_given=tokenizer_given)
+    return Job.of(planned, model, _calibration(planned, model))
 
 
 def _calibration(planned: Plan, model: Model) -> Tokens:
@@ -400,8 +294,15 @@ def prune(
     """
     asked = Request.given(method, request)
     with handed(model, tokenizer, cache=asked.cache, keep=True) as given:
-        planned = plan(asked, given.hollow(tokenizer=True), device=given.device_type)
-        return run_job(prepare(planned, given.load(), tokenizer_given=given.tokenizer is not None), run=run)
+        planned, tokens = _specified(asked, given.hollow(tokenizer=True), given)
+        job = Job.of(planned, given.load(), tokens, tokenizer_given=given.tokenizer is not None)
+        return run_job(job, run=run)
+
+
+def _specified(request: Request, hollow: Model, source: Source | Loaded) -> tuple[Plan, Tokens]:
+    """All that can be refused before gigabytes are read."""
+    planned = plan(request, hollow, device=source.device_type)
+    return planned, _calibration(planned, hollow)
 
 
 def run_job(
@@ -523,8 +424,7 @@ def _prune_to(
 ) -> Outcome:
     with claimed(output.folder):
         hollow = source.hollow(tokenizer=True)
-        planned = plan(request, hollow, device=source.device_type)
-        tokens = _calibration(planned, hollow)
+        planned, tokens = _specified(request, hollow, source)
         judge = Judge(judging, (), data=request.data, cache=request.cache, text_field=request.text_field)
         texts = judge.windows(hollow)
         job = Job.of(planned, source.load(), tokens, tokenizer_given=source.tokenizer is not None)

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from secateur.driver import Pruning, run_method
 from secateur.engine.tokens import Tokens
 from secateur.errors import InfeasibleBudgetError
 from secateur.methods import Method, get_method
@@ -31,7 +32,7 @@ from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.model.load import load
 from secateur.output import save
-from secateur.pruning import Plan, Pruning, Request, plan, prune, run_method
+from secateur.pruning import Plan, Request, plan, prune
 from secateur.run import MemoryStore, Run
 from secateur.surgery.apply import apply
 from secateur.surgery.edits import Edit

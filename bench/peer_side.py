@@ -51,6 +51,7 @@ def two_ssp(model: nn.Module, ids: Tensor, job: dict[str, Any]) -> Done:
         return evaluate(model, ids, seq_len=job["length"], enable_tqdm=False, device=ids.device)
 
     utilities.evaluate_perplexity = perplexity
+    model.config.use_cache = False  # as the authors load it
     pruned = pruning.two_stage_2ssp(model, list(ids.split(1)), job["sparsity"])
     if pruned is False:
         raise SystemExit("the authors' code found the sparsity infeasible")

@@ -17,7 +17,7 @@ from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.run import Run
 from secateur.solvers.criterion import Criterion, dense_metric
-from secateur.solvers.greedy import greedy_removal
+from secateur.solvers.greedy import Screen, greedy_removal
 from secateur.solvers.scores import Norm, Score, neuron_scores, scores_bytes, top_neurons
 from secateur.surgery.edits import DropAttention, Edit, KeepNeurons
 
@@ -104,6 +104,7 @@ def two_ssp(
     norm: Norm = "l2",
     attentions: int | None = None,
     stage1_only: bool = False,
+    screen: int | None = None,
     criterion: Criterion = "ppl",
     search_samples: int = 1,
     search_length: int | None = None,
@@ -118,6 +119,8 @@ def two_ssp(
         norm: norm of a neuron's activations over tokens, l2 (the paper's) or l1 (its ablation).
         attentions: remove this many attention modules instead of equation 5's number.
         stage1_only: take the whole budget from the FFNs (the paper's ablation).
+        screen: in stage 2 after its first round try only this many candidates per round, those of the lowest estimated
+            losses; all if not given (the paper's).
         criterion: what stage 2 minimises, ppl (the paper's) or kl to the dense model.
         search_samples: calibration windows for stage 2.
         search_length: tokens of each of these; their whole length if not given.
@@ -128,6 +131,7 @@ def two_ssp(
     count, widths = balance(model.layout(), budget, alpha=alpha, attentions=0 if stage1_only else attentions)
     run.log("2ssp: %d attention modules go, FFN widths %s", count, sorted(set(widths.values())))
     search, sweeper = tokens.first(search_samples, search_length), sweeper_of(model, run)
+    screened = None if screen is None else Screen(screen)
     metric = dense_metric(sweeper, search, criterion) if count else NegativeLogLikelihood()
 
     # Stage 1 scores the dense model to its end before the first edit; an edit inside the walk would be another method.
@@ -146,7 +150,7 @@ def two_ssp(
     }
     equal = None if attentions is not None else sizes  # a number that was asked for is a number
     for part, loss in greedy_removal(
-        sweeper, search, list(sizes), count, metric=metric, key="2ssp stage 2", sizes=equal
+        sweeper, search, list(sizes), count, metric=metric, key="2ssp stage 2", sizes=equal, screen=screened
     ):
         run.log("2ssp: without the attention of block %d: %s %.6f nats", part.block, criterion, loss)
         yield DropAttention(part.block)

@@ -9,21 +9,21 @@ import torch
 from models import FAMILY_NAMES, tiny, tiny_closed, tiny_hf, tiny_tokens
 from oracles import edited, mean_kl, standing, weighted
 
+from secateur.cli.options import CompensationOptions
+from secateur.compensation import compensation
 from secateur.compensation import refine as refining
-from secateur.compensation.refine import refine
 from secateur.driver import Filter
 from secateur.engine.blocks import BlockInputs
 from secateur.engine.loss import KLDivergence
 from secateur.engine.sweep import final_states
-from secateur.errors import InvalidOptionError
+from secateur.errors import InvalidOptionError, UnknownNameError
 from secateur.model.handle import Model
 from secateur.pruning import Job, Pruned, Request, plan, prepare, run_job
 from secateur.run import Run
-from secateur.surgery.edits import SetWeight
 
 
 def refining_by(**options: Any) -> Filter:
-    return Filter("refine", (SetWeight,), refine, options)
+    return compensation("refine", **options)
 
 
 def job(model: Model, *filters: Filter, method: str = "2ssp") -> Job:
@@ -39,7 +39,7 @@ def pruned(model: Model, *filters: Filter, run: Run | None = None, **how: Any) -
 def test_the_model_comes_nearer_to_the_dense_one_and_no_part_more_goes() -> None:
     dense = tiny("llama")
     tokens = tiny_tokens(dense, 4, 16)
-    (plain, _), (refined, _) = pruned(tiny("llama")), pruned(tiny("llama"), refining_by(passes=8, rate=3e-3))
+    (plain, _), (refined, _) = pruned(tiny("llama")), pruned(tiny("llama"), refining_by(passes=8, rate=0.02))
     assert mean_kl(dense, refined.model, tokens) < 0.5 * mean_kl(dense, plain.model, tokens)
     assert refined.pruning.after == plain.pruning.after
     curve = refined.record.notes["KL while refining"]
@@ -104,7 +104,7 @@ def test_it_costs_what_was_rehearsed(recompute: bool, monkeypatch: pytest.Monkey
 def test_small_steps_add_up_in_a_model_of_16_bits() -> None:
     """Each is below what bfloat16 resolves of a weight of 0.1; together they are not."""
     coarse = [Model(tiny_hf("llama").to(torch.bfloat16)) for _ in range(2)]
-    filters = (), (refining_by(passes=20, rate=1e-4),)
+    filters = (), (refining_by(passes=20, rate=7e-4),)
     pairs = [pruned(model, *by, method="slimgpt")[0] for model, by in zip(coarse, filters, strict=True)]
     weights = [each.model.hf.model.layers[0].self_attn.q_proj.weight for each in pairs]
     assert weights[1].dtype == torch.bfloat16
@@ -120,3 +120,17 @@ def test_what_cannot_be_is_refused_before_any_work(options: dict[str, float]) ->
 def test_a_method_that_changes_the_head_is_refused_before_any_work() -> None:
     with pytest.raises(InvalidOptionError, match="final norm and head"):
         job(tiny("llama"), refining_by(), method="slicegpt")
+
+
+def test_flags_name_the_filter_with_all_its_options() -> None:
+    """They decide a result, so the identity has them, given or not; one without the filter is no slip of ours."""
+    assert CompensationOptions().filters() == []
+    (asked,) = CompensationOptions(refine=True, refine_passes=2.5).filters()
+    assert asked.name == "refine"
+    assert asked.options == {"passes": 2.5, "rate": compensation("refine").options["rate"]}
+    with pytest.raises(InvalidOptionError, match="--refine"):
+        CompensationOptions(refine_rate=0.01).filters()
+    with pytest.raises(InvalidOptionError, match="a number"):
+        compensation("refine", passes="many")
+    with pytest.raises(UnknownNameError, match="passes"):
+        compensation("refine", pases=2)

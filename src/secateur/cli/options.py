@@ -151,7 +151,11 @@ class CompensationOptions:
         float | None, typer.Option(help="--refine: passes over the calibration.", show_default="4")
     ] = None
     refine_rate: Annotated[
-        float | None, typer.Option(help="--refine: peak of the learning rate.", show_default="0.0003")
+        float | None,
+        typer.Option(
+            help="--refine: peak of the learning rate, as a share of each matrix's root mean square.",
+            show_default="0.005",
+        ),
     ] = None
 
     def filters(self) -> list[Filter]:

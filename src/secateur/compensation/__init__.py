@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from secateur.compensation.refine import refine
+from secateur.compensation.refine import REFINE
 from secateur.driver import Filter
 from secateur.errors import InvalidOptionError, UnknownNameError
 from secateur.signatures import options_of
-from secateur.surgery.edits import SetWeight
 
 # In the order in which edits go through them: what trains a whole model comes last.
-FILTERS: dict[str, Filter] = {each.name: each for each in (Filter("refine", (SetWeight,), refine),)}
+FILTERS: dict[str, Filter] = {each.name: each for each in (REFINE,)}
 
 
 def compensation(name: str, **options: Any) -> Filter:

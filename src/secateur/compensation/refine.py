@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
+from secateur.driver import Filter
 from secateur.engine.blocks import BlockInputs, activation_bytes, run_block
 from secateur.engine.loss import KLDivergence, logit_bytes, loss_slopes
 from secateur.engine.sweep import sweeper_of
@@ -38,7 +39,7 @@ _CURVE = 20  # points of the noted loss
 
 
 def refine(
-    model: Model, tokens: Tokens, run: Run, edits: Iterator[Edit], *, passes: float = 4.0, rate: float = 3e-4
+    model: Model, tokens: Tokens, run: Run, edits: Iterator[Edit], *, passes: float = 4.0, rate: float = 0.005
 ) -> Iterator[Edit]:
     """When the method has ended, train all linear maps of the blocks by the divergence from the dense model.
 
@@ -48,7 +49,8 @@ def refine(
 
     Args:
         passes: over the calibration's windows; a fraction is fine.
-        rate: the peak of the learning rate.
+        rate: the learning rate at its peak, as a share of each weight matrix's root mean square: how far a step moves
+            a weight. So it need not shrink as models grow.
 
     Raises:
         InvalidOptionError: a value out of its range; a method that changes the residual stream's basis.
@@ -67,6 +69,9 @@ def refine(
     for key, weight in trained["weights"].items():
         number, _, role = key.partition("/")
         yield SetWeight(int(number), role, weight)
+
+
+REFINE = Filter("refine", (SetWeight,), refine)
 
 
 class _Course:
@@ -120,13 +125,16 @@ class _Course:
     def _descend(self, weights: Weights, metric: KLDivergence) -> list[float]:
         """Train the weights in place; the loss of every step."""
         leaves = [weight for block in weights.values() for weight in block.values()]
-        optimizer = torch.optim.AdamW(leaves, lr=self.rate, betas=_BETAS, weight_decay=0.0)
+        peaks = [self.rate * float(leaf.detach().square().mean().sqrt()) for leaf in leaves]
+        groups = [{"params": [leaf], "lr": peak} for leaf, peak in zip(leaves, peaks, strict=True)]
+        optimizer = torch.optim.AdamW(groups, betas=_BETAS, weight_decay=0.0)
         warm = max(1, round(_WARM_UP * self.steps))
         inputs, losses = BlockInputs(self.model), []
         with self.run.progress("refine", self.steps) as advance:
             for step, windows in enumerate(self._order()):
                 cosine = 0.5 + 0.5 * math.cos(math.pi * max(0, step - warm) / max(1, self.steps - warm))
-                optimizer.param_groups[0]["lr"] = self.rate * min((step + 1) / warm, cosine)
+                for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                    group["lr"] = peak * min((step + 1) / warm, cosine)
                 loss, gradients = self._gradients(weights, leaves, windows, inputs, metric)
                 if not math.isfinite(loss):
                     raise NumericalError(f"refine: the loss is NaN or Inf at step {step + 1}; try a lower rate")
@@ -176,8 +184,8 @@ class _Course:
             )
 
     def _count(self) -> None:
-        """A step's work: a forward and a backward, which counts as two; the blocks once more where their activations are
-        computed again, and the head once for the reference."""
+        """A step's work: a forward and a backward, which counts as two; the blocks again where their activations are
+        recomputed; the head once for the reference."""
         meter, tokens = self.run.meter, self.rows * self.tokens.length
         meter.block_tokens += (3 + self.recompute) * tokens * len(self.model.numbers)
         meter.asked_tokens += (3 + self.recompute) * tokens * len(self.model.numbers)

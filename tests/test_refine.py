@@ -10,7 +10,7 @@ from models import FAMILY_NAMES, tiny, tiny_closed, tiny_hf, tiny_tokens
 from oracles import edited, mean_kl, standing, weighted
 
 from secateur.cli.options import CompensationOptions
-from secateur.compensation import compensation
+from secateur.compensation import get_filter
 from secateur.compensation import refine as refining
 from secateur.driver import Filter
 from secateur.engine.blocks import BlockInputs
@@ -23,7 +23,7 @@ from secateur.run import Run
 
 
 def refining_by(**options: Any) -> Filter:
-    return compensation("refine", **options)
+    return get_filter("refine", **options)
 
 
 def job(model: Model, *filters: Filter, method: str = "2ssp") -> Job:
@@ -127,10 +127,10 @@ def test_flags_name_the_filter_with_all_its_options() -> None:
     assert CompensationOptions().filters() == []
     (asked,) = CompensationOptions(refine=True, refine_passes=2.5).filters()
     assert asked.name == "refine"
-    assert asked.options == {"passes": 2.5, "rate": compensation("refine").options["rate"]}
+    assert asked.options == {"passes": 2.5, "rate": get_filter("refine").options["rate"]}
     with pytest.raises(InvalidOptionError, match="--refine"):
         CompensationOptions(refine_rate=0.01).filters()
     with pytest.raises(InvalidOptionError, match="a number"):
-        compensation("refine", passes="many")
+        get_filter("refine", passes="many")
     with pytest.raises(UnknownNameError, match="passes"):
-        compensation("refine", pases=2)
+        get_filter("refine", pases=2)

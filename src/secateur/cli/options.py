@@ -163,13 +163,13 @@ class CompensationOptions:
         Raises:
             InvalidOptionError: an option of a filter that was not asked for.
         """
-        from secateur.compensation import compensation
+        from secateur.compensation import get_filter
 
         given = {"passes": self.refine_passes, "rate": self.refine_rate}
         options = {name: value for name, value in given.items() if value is not None}
         if options and not self.refine:
             raise InvalidOptionError(f"--refine-{next(iter(options))} is of --refine, which is not given")
-        return [compensation("refine", **options)] if self.refine else []
+        return [get_filter("refine", **options)] if self.refine else []
 
 
 @dataclass(frozen=True, kw_only=True)

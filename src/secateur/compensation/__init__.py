@@ -1,4 +1,5 @@
-"""Filters (`driver.Filter`) that make up for what a method removes."""
+"""What makes up for what a method removes: filters that compose with any of them. A compensation is one file and its
+place in `FILTERS`."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from secateur.signatures import options_of
 FILTERS: dict[str, Filter] = {each.name: each for each in (REFINE,)}
 
 
-def compensation(name: str, **options: Any) -> Filter:
+def get_filter(name: str, **options: Any) -> Filter:
     """The filter of that name, the options that are not given at their defaults.
 
     Raises:

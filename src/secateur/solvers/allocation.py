@@ -25,17 +25,18 @@ import torch
 from torch import Tensor
 
 from secateur.engine.blocks import BlockInputs, run_block
-from secateur.engine.loss import NegativeLogLikelihood, logit_bytes, loss_slopes
+from secateur.engine.loss import logit_bytes, loss_slopes
 from secateur.engine.sweep import REMOVED, Part, Variant, altered, sweeper_of
 from secateur.engine.tokens import Tokens
 from secateur.engine.walk import Visit, walk
-from secateur.errors import InfeasibleBudgetError, InvalidOptionError
+from secateur.errors import DataError, InfeasibleBudgetError, InvalidOptionError
 from secateur.model.budget import Budget, inside
 from secateur.model.handle import Model
 from secateur.model.layout import BlockLayout, Layout
 from secateur.model.modeling_secateur import row_dim
 from secateur.model.views import Block
 from secateur.run import Run
+from secateur.solvers.criterion import Criterion, search_metric
 from secateur.solvers.obs import group_sizes, prune_bytes, prune_groups
 from secateur.solvers.ratios import Curve, ratios, solved
 from secateur.surgery.apply import trial
@@ -130,6 +131,7 @@ def search_allocation(
     levels: int = 12,
     rounds: int = 4,
     search_samples: int = 8,
+    criterion: Criterion = "ppl",
     damping: float = 0.01,
 ) -> Allocation:
     """FFN widths and KV heads of the least loss on held-out calibration, from a start. One journaled step.
@@ -142,6 +144,8 @@ def search_allocation(
         levels: widths of each MLP in the database, beside its own and none.
         search_samples: the last windows of the calibration, on which the loss is taken; the others are for the
             statistics.
+        criterion: that loss: of the text (ppl), or the divergence from the dense model (kl).
+        damping: of the surgery, see `prune_groups`.
 
     Raises:
         InvalidOptionError: a value out of its range.
@@ -155,12 +159,14 @@ def search_allocation(
     start = start or curve_allocation(model.layout(), budget)
     apart = tokens.samples - search_samples
     search = Tokens(tokens.ids[apart:], tokens.weights[apart:])
+    if not search.weights[:, 1:].any():
+        raise DataError(f"no token counts in the {search_samples} windows of the search; give more search_samples")
 
     def compute() -> dict[str, Any]:
         database = _Database(model, levels, damping)
         database.fill(tokens.first(apart), database.nearest(start), run)
         try:
-            return _Search(model, search, budget, run, database).descend(start, rounds).to_json()
+            return _Search(model, search, budget, run, database, criterion).descend(start, rounds).to_json()
         finally:
             run.hold(-database.bytes)
 
@@ -273,10 +279,13 @@ class _Search:
         tokens: windows whose loss is taken.
     """
 
-    def __init__(self, model: Model, tokens: Tokens, budget: Budget, run: Run, database: _Database) -> None:
+    def __init__(
+        self, model: Model, tokens: Tokens, budget: Budget, run: Run, database: _Database, criterion: Criterion
+    ) -> None:
         self.model, self.tokens, self.budget, self.run, self.database = model, tokens, budget, run, database
         self.layout = database.layout
         self.sweeper = sweeper_of(model, run, database.edits)
+        self.metric = search_metric(criterion, lambda: self.sweeper.final_states(tokens))
 
     def descend(self, start: Allocation, rounds: int) -> Allocation:
         choice = self.database.nearest(start)
@@ -298,7 +307,7 @@ class _Search:
     def _losses(self, choices: Sequence[Choice]) -> list[float]:
         """Mean losses on the search's windows, in nats; infinite where they are NaN."""
         variants = [self.database.variant(choice) for choice in choices]
-        sums = self.sweeper.sums(self.tokens, variants, NegativeLogLikelihood(), "allocation").sum(dim=1)
+        sums = self.sweeper.sums(self.tokens, variants, self.metric, "allocation").sum(dim=1)
         means = (sums / self.tokens.weights[:, 1:].double().sum()).tolist()
         return [mean if math.isfinite(mean) else math.inf for mean in means]
 
@@ -323,7 +332,7 @@ class _Search:
             with model.open(number) as block, altered(block, self.database.variant(choice, number), self.database.edits):
                 some = [run_block(block.module, x, inputs.arguments(number, 1, ids.shape[1])) for x in hidden.split(1)]
             hidden = torch.cat(some)
-        _, slopes = loss_slopes(model, hidden, self.tokens, torch.arange(len(ids)), NegativeLogLikelihood())
+        _, slopes = loss_slopes(model, hidden, self.tokens, torch.arange(len(ids)), self.metric)
         for number in reversed(model.numbers):
             with model.open(number) as block:
                 gradients, slopes = self._back(block, choice, entering.pop(), slopes, inputs)
@@ -387,7 +396,7 @@ class _Search:
         meter, tokens = self.run.meter, self.tokens.ids.numel()
         meter.block_tokens += 4 * tokens * len(self.model.numbers)
         meter.asked_tokens += 4 * tokens * len(self.model.numbers)
-        meter.head_tokens += 3 * tokens
+        meter.head_tokens += (3 + self.metric.heads) * tokens
 
     # --- the best under the budget ---
 

@@ -263,7 +263,6 @@ class _Database:
                 run.hold(stored.numel() * stored.element_size())
 
 
-
 class _Option(NamedTuple):
     """A size of a place: what it changes in the loss (nats), and the parameters that go with it."""
 
@@ -329,7 +328,10 @@ class _Search:
         hidden = inputs.embed_windows(ids, 1)  # (samples, length, hidden)
         for number in model.numbers:
             entering.append(hidden)
-            with model.open(number) as block, altered(block, self.database.variant(choice, number), self.database.edits):
+            with (
+                model.open(number) as block,
+                altered(block, self.database.variant(choice, number), self.database.edits),
+            ):
                 some = [run_block(block.module, x, inputs.arguments(number, 1, ids.shape[1])) for x in hidden.split(1)]
             hidden = torch.cat(some)
         _, slopes = loss_slopes(model, hidden, self.tokens, torch.arange(len(ids)), self.metric)

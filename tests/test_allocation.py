@@ -1,29 +1,22 @@
-"""The allocation: curves that meet a budget, what a search's estimates are, and what it finds."""
+"""The allocation: curves that meet a budget."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
-import torch
-from models import tiny, tiny_closed, tiny_tokens
-from oracles import arithmetic, edited
+from oracles import arithmetic
 
-from secateur.engine.sweep import sweep
-from secateur.errors import InfeasibleBudgetError, InvalidOptionError
+from secateur.errors import InfeasibleBudgetError
 from secateur.model.budget import Budget
-from secateur.model.handle import Model
-from secateur.run import MemoryStore, Meter, Rehearsal, Run
-from secateur.solvers.allocation import Allocation, _Database, _Search, curve_allocation, search_allocation
-from secateur.surgery.edits import SetWeight
+from secateur.solvers.allocation import curve_allocation
+from secateur.solvers.ratios import Curve
 
 SMOLLM2 = arithmetic(30, 576, 1536, 9, 3, 64)
 
 
 @pytest.mark.parametrize("shape", ["log", "uniform", "linear", "log-decrease"])
 @pytest.mark.parametrize("budget", [Budget(0.5), Budget(0.2, of="model"), Budget(0.25, round_to=32)])
-def test_a_curve_meets_the_budget_to_a_step_of_neurons(shape: str, budget: Budget) -> None:
-    allocation = curve_allocation(SMOLLM2, budget, shape)  # type: ignore[arg-type]
+def test_a_curve_meets_the_budget_to_a_step_of_neurons(shape: Curve, budget: Budget) -> None:
+    allocation = curve_allocation(SMOLLM2, budget, shape)
     gone = SMOLLM2.block_parameters - allocation.parameters(SMOLLM2)
     assert abs(gone - budget.target(SMOLLM2)) <= budget.round_to * SMOLLM2.blocks[0].neuron
     assert all(width % budget.round_to == 0 for width in allocation.widths.values())
@@ -35,84 +28,3 @@ def test_a_curve_meets_the_budget_to_a_step_of_neurons(shape: str, budget: Budge
 def test_ffns_alone_do_not_reach_everything() -> None:
     with pytest.raises(InfeasibleBudgetError, match=r"reach 0.*0\.74"):
         curve_allocation(SMOLLM2, Budget(0.8))
-
-
-@pytest.mark.parametrize("family", ["qwen3", "gpt2"])  # without biases; with them, and maps that are kept as (in, out)
-def test_an_estimate_is_the_slope_towards_a_version(family: str) -> None:
-    model = tiny(family)
-    tokens, budget = tiny_tokens(model, 5, 12), Budget(0.3)
-    database = _Database(model, 3, 0.01)
-    choice = {**database.nearest(curve_allocation(model.layout(), budget)), (2, "attention"): 1}
-    if family == "qwen3":
-        choice |= {(1, "mlp"): 0, (3, "attention"): 0}
-    database.fill(tokens, choice, Run())
-    search = _Search(model, tokens, budget, Run(), database, "ppl")
-    changes, small = search._changes(choice), 1e-2
-    for place in ((0, "attention"), (1, "mlp"), (2, "attention"), (3, "mlp")):
-        number, half = place
-        for size in database.sizes[place]:
-            if size == choice[place]:
-                assert changes[place][size] == 0
-                continue
-            with model.open(number) as block:
-                now, then = (search._wide(block, half, {place: each}) for each in (choice[place], size))
-            around = [
-                edited(model, SetWeight(number, f"{half}_out", now + by * (then - now))) for by in (-small, small)
-            ]
-            rest = [database.variant({each: kept for each, kept in choice.items() if each != place})]
-            below, above = (float(sweep(each, tokens, rest, versions=database.edits)) for each in around)
-            assert changes[place][size] == pytest.approx((above - below) / (2 * small), abs=1e-4, rel=0.02)
-
-
-def planted(family: str = "llama") -> Any:
-    """A model whose block 1 has an attention and block 2 an MLP that do nothing: what a search must find."""
-    model = tiny(family)
-    with torch.no_grad():
-        for number, part in ((1, "attention_out"), (2, "mlp_out")):
-            with model.open(number, write=True) as block:
-                for parameter in getattr(block, part).parameters():
-                    parameter.zero_()
-    return model
-
-
-def test_a_search_takes_what_does_nothing_and_meets_the_budget() -> None:
-    model = planted()
-    layout, budget, tokens, run = model.layout(), Budget(0.3), tiny_tokens(model, 12, 24), Run()
-    start = curve_allocation(layout, budget, "uniform")
-    fingerprint = model.fingerprint()
-    allocation = search_allocation(
-        model, tokens, budget, run, start=start, levels=6, rounds=4, search_samples=4, criterion="kl"
-    )
-    assert model.fingerprint() == fingerprint
-    gone = layout.block_parameters - allocation.parameters(layout)
-    assert abs(gone - budget.target(layout)) <= layout.blocks[0].neuron
-    assert allocation.kv_heads[1] < start.kv_heads[1]
-    assert allocation.widths[2] < start.widths[2]
-    curve = run.notes["loss while allocating"]
-    assert curve == sorted(curve, reverse=True)
-    assert curve[-1] < curve[0]
-
-
-def test_a_search_is_replayed_without_a_forward_and_rehearsed_by_its_cost() -> None:
-    model = planted()
-    tokens, budget, store = tiny_tokens(model, 6, 12), Budget(0.3), MemoryStore()
-
-    def searched(run: Run, model: Model = model) -> Allocation:
-        return search_allocation(model, tokens, budget, run, levels=4, rounds=2, search_samples=2)
-
-    first, again, rehearsed = Run(store=store), Run(store=store), Rehearsal()
-    allocation = searched(first)
-    assert searched(again) == allocation
-    assert again.meter == Meter()
-    assert searched(Run(), tiny_closed("llama")).widths.keys() == allocation.widths.keys()
-    hollow = searched(rehearsed, model.hollow())
-    assert hollow.widths.keys() == allocation.widths.keys()
-    assert rehearsed.meter.block_tokens == pytest.approx(first.meter.block_tokens, rel=0.5)
-    assert rehearsed.held_bytes < rehearsed.peak_bytes
-
-
-@pytest.mark.parametrize("wrong", [{"levels": 1}, {"rounds": 0}, {"search_samples": 0}, {"search_samples": 4}])
-def test_what_cannot_be_searched_is_refused(wrong: dict[str, int]) -> None:
-    model = tiny("llama")
-    with pytest.raises(InvalidOptionError, match="search of the allocation"):
-        search_allocation(model, tiny_tokens(model, 4, 8), Budget(0.3), Run(), **wrong)

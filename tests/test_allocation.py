@@ -25,6 +25,17 @@ def test_a_curve_meets_the_budget_to_a_step_of_neurons(shape: Curve, budget: Bud
     assert falling.get(shape, max(widths) - min(widths) <= budget.round_to)
 
 
-def test_ffns_alone_do_not_reach_everything() -> None:
-    with pytest.raises(InfeasibleBudgetError, match=r"reach 0.*0\.74"):
-        curve_allocation(SMOLLM2, Budget(0.8))
+def test_kv_heads_go_where_neurons_do_not_suffice() -> None:
+    alone, both = curve_allocation(SMOLLM2, Budget(0.55)), curve_allocation(SMOLLM2, Budget(0.6))
+    assert set(alone.kv_heads.values()) == {3}
+    assert (both.kv_heads[0], both.kv_heads[29]) == (3, 2)
+    assert 0.6 * SMOLLM2.block_parameters == pytest.approx(
+        SMOLLM2.block_parameters - both.parameters(SMOLLM2), abs=SMOLLM2.blocks[0].neuron
+    )
+
+
+def test_what_cannot_be_reached_is_refused() -> None:
+    with pytest.raises(InfeasibleBudgetError, match=r"0\.74"):
+        curve_allocation(SMOLLM2, Budget(0.8), heads=False)
+    with pytest.raises(InfeasibleBudgetError, match=r"0\.91"):
+        curve_allocation(SMOLLM2, Budget(0.95))

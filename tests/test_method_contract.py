@@ -104,6 +104,10 @@ SETTINGS: dict[str, Setting] = {
     "slimgpt": Setting(a_neuron, {"rounding": "carry"},
                        ({"ratio": "uniform", "head_error": "exact", "compensate": False, "rounding": "carry"},),
                        ({"group": 0}, {"damping": -0.1}, {"damping": math.inf}, {"first_ratio": 2.0})),
+    "secateur": Setting(a_neuron, {}, (
+        {"allocation": "uniform", "sequential": False, "score": "activation"}, {"target": "stream", "score": "ranges"},
+        {"target": "dense", "share": 1.0}, {"refit": False},
+    ), ({"first": -0.1}, {"damping": -0.1}, {"share": 1.5}, {"target": "dense", "sequential": False})),
     "slicegpt": Setting(two_directions, {"multiple": 1},
                         ({"multiple": 2, "slice_head": True, "signal": "norm"}, {"mean_centre": True}),
                         ({"dimension": 0}, {"dimension": 32}, {"multiple": 32}), families=("llama", "phi3", "qwen3")),

@@ -44,6 +44,7 @@ from secateur.record import (
     public_facts,
 )
 from secateur.run import Meter, Observer, Rehearsal, Run
+from secateur.signatures import RECOMMENDED
 from secateur.surgery.edits import to_json
 from secateur.version import __version__
 
@@ -74,7 +75,7 @@ class Request:
     """
 
     sparsity: float
-    method: str | Method = "2ssp"
+    method: str | Method = RECOMMENDED
     of: Convention = "blocks"
     round_to: int = 1
     options: Options = field(default_factory=dict)
@@ -273,7 +274,7 @@ def _calibration(planned: Plan, model: Model) -> Tokens:
 
 def prune(
     model: ModelSource,
-    method: str = "2ssp",
+    method: str = RECOMMENDED,
     *,
     tokenizer: TokenizerSource | None = None,
     run: Run | None = None,

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+RECOMMENDED = "secateur"  # the method where none is asked for; help needs it, and imports no methods
 _PACKAGE = Path(__file__).parent
 _PLAIN = {"bool": bool, "int": int, "float": float, "str": str}
 

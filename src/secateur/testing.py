@@ -98,7 +98,7 @@ class Contract:
         stream = method.prune(model, self.tokens, self.budget, Run(), **method.complete(self.options))
         edits = list(_watched(stream, model))
         _owe(bool(edits), "it yields edits")
-        undeclared = {type(edit).__name__ for edit in edits if not isinstance(edit, method.edits)}
+        undeclared = {type(edit).__name__ for edit in edits if not isinstance(edit, method.edits + method.able)}
         _owe(not undeclared, f"`edits` names all that it yields, {', '.join(sorted(undeclared))} too")
 
     def replays(self) -> None:

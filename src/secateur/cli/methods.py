@@ -10,6 +10,7 @@ import typer
 
 from secateur.cli.guard import out, say
 from secateur.cli.options import CacheDir, Json, Revision
+from secateur.signatures import RECOMMENDED
 
 if TYPE_CHECKING:
     from secateur.forecast import Forwards
@@ -43,7 +44,8 @@ def show_methods(
         print(json.dumps({name: _facts(method, costs.get(name)) for name, method in known.items()}))
         return
     for name, method in known.items():
-        out.print(f"[bold]{name}[/]  {method.summary}", highlight=False)
+        mark = "  (recommended)" if name == RECOMMENDED else ""
+        out.print(f"[bold]{name}[/]{mark}  {method.summary}", highlight=False)
         say(f"  {method.paper}  removes {method.unit}")
         say(f"  calibration: {method.samples} windows of {method.length} tokens")
         if method.needs:
@@ -56,7 +58,7 @@ def show_methods(
 
 def _facts(method: Method, cost: Forwards | str | None) -> dict[str, Any]:
     facts = {
-        "summary": method.summary, "paper": method.paper, "unit": method.unit, "needs": method.needs,
+        "recommended": method.name == RECOMMENDED, "summary": method.summary, "paper": method.paper, "unit": method.unit, "needs": method.needs,
         "calibration": {"samples": method.samples, "length": method.length},
         "options": {o.name: {"default": o.default, "help": o.help} for o in method.options.values()},
     }  # fmt: skip

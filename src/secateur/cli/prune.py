@@ -33,7 +33,7 @@ from secateur.cli.options import (
 )  # fmt: skip
 from secateur.cli.progress import Bars
 from secateur.errors import InvalidOptionError
-from secateur.signatures import Option, builtin_options
+from secateur.signatures import RECOMMENDED, Option, builtin_options
 
 if TYPE_CHECKING:
     from secateur.forecast import Forecast
@@ -44,7 +44,7 @@ def _prune(
     model: ModelName,
     *,
     sparsity: Annotated[float, typer.Option(help="Share of parameters to remove, between 0 and 1.")],
-    method: Annotated[str, typer.Option(help="`secateur methods` lists them.")] = "2ssp",
+    method: Annotated[str, typer.Option(help="`secateur methods` lists them.")] = RECOMMENDED,
     out_dir: Annotated[Path | None, typer.Option("--out", help="Folder to write.")] = None,
     of: OfShare = "blocks",
     round_to: RoundTo = 1,

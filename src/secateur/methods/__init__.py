@@ -2,6 +2,7 @@
 
 from secateur.methods import blockpruner as blockpruner
 from secateur.methods import evopress as evopress
+from secateur.methods import secateur as secateur
 from secateur.methods import shortgpt as shortgpt
 from secateur.methods import slicegpt as slicegpt
 from secateur.methods import slimgpt as slimgpt

@@ -42,6 +42,7 @@ class Method:
         samples, length: its calibration by default; its paper's, or what the docstring says.
         unit: what it removes.
         edits: the kinds that it may yield; a family that cannot do one of them is refused before any work.
+        able: further kinds, that it yields only where the family can do them.
         needs: what it runs, in full-length forwards; L blocks, S calibration windows.
         shared: how the keys of those steps begin whose results do not depend on the budget, so that a run at one
             sparsity may take them over from a run at another; None if there are none.
@@ -59,6 +60,7 @@ class Method:
     needs: str = ""
     shared: str | None = None
     amount: Amount = Amount()
+    able: tuple[type[Edit], ...] = ()
 
     @property
     def summary(self) -> str:
@@ -114,6 +116,7 @@ def method(
     needs: str = "",
     shared: str | None = None,
     amount: Amount = Amount(),
+    able: tuple[type[Edit], ...] = (),
 ) -> Callable[[Prune], Prune]:
     """Register a generator of edits as a method. Its docstring's "Args" document its options.
 
@@ -136,7 +139,7 @@ def method(
         if missing := [option for option in keyword_only if option not in documented(prune.__doc__)]:
             raise ValueError(f"method '{name}': its docstring's \"Args\" lack {', '.join(missing)}")
         citation = bibtex if bibtex.startswith("@") else _cited(bibtex)
-        _METHODS[name] = Method(name, prune, paper, unit, samples, length, citation, edits, needs, shared, amount)
+        _METHODS[name] = Method(name, prune, paper, unit, samples, length, citation, edits, needs, shared, amount, able)
         return prune
 
     return register

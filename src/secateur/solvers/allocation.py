@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from secateur.errors import InfeasibleBudgetError
+from secateur.errors import InfeasibleBudgetError, InvalidOptionError
 from secateur.model.budget import Budget, inside
 from secateur.model.layout import BlockLayout, Layout
 from secateur.solvers.ratios import Curve, ratios
+
+_FFN_SHARE = 0.75  # beyond which a KV head costs less than the neurons that are left
 
 
 @dataclass(frozen=True)
@@ -37,41 +40,76 @@ class Allocation:
         )
 
 
-def curve_allocation(layout: Layout, budget: Budget, shape: Curve = "log", first: float = 0.7) -> Allocation:
-    """FFN neurons only, by a share that grows over the blocks as SlimGPT's equation 6: the target to a neuron.
+def curve_allocation(
+    layout: Layout, budget: Budget, shape: Curve = "log", first: float = 0.7, *, heads: bool = True
+) -> Allocation:
+    """FFN neurons by a share that grows over the blocks as SlimGPT's equation 6, the target to a neuron. Where the FFNs
+    would lose more than three quarters, KV heads go as well, one of each block in turn, from the last block on.
 
     Args:
         first: the first block's share, relative to the mean (of a decreasing curve, the last one's); the paper's are
             about 0.25.
+        heads: whether KV heads can go; each attention keeps one.
 
     Raises:
-        InfeasibleBudgetError: the FFNs have less than that; with what they have.
+        InvalidOptionError: `first` out of its range.
+        InfeasibleBudgetError: with the reachable range.
     """
+    if not 0 <= first < math.inf:
+        raise InvalidOptionError(f"first is relative to the mean share, 0 or more, not {first}")
     full, target = Allocation.of(layout), budget.target(layout)
     blocks = {n: block for n, block in layout.blocks.items() if block.shape.width}
     sizes = [block.neuron * block.shape.width for block in blocks.values()]
     most = [1 - min(budget.round_to, block.shape.width) / block.shape.width for block in blocks.values()]
     spare = sum(size * share for size, share in zip(sizes, most, strict=True))
-    if target > spare:
-        reach = inside(0, budget.sparsity * spare / target)
-        raise InfeasibleBudgetError(
-            f"the FFNs cannot lose {budget.sparsity:.4g} of the parameters of the {budget.of}; they reach {reach}"
-        )
-    low = None if shape == "uniform" else min(first * target / sum(sizes), max(most))
-    ends = {"last" if shape.endswith("decrease") else "first": low}
-    asked = ratios(sizes, target, shape, most=most, **ends)
+    kv_heads = dict(full.kv_heads)
+    left = target
+    for number in _in_turn(full.kv_heads) if heads else ():
+        if left <= min(_FFN_SHARE * sum(sizes), spare):
+            break
+        kv_heads[number] -= 1
+        left -= layout.blocks[number].kv_group
+    asked = _curve(sizes, most, left, shape, first) if blocks and left > 0 else [0.0] * len(blocks)
     wanted = {n: block.shape.width * (1 - share) for (n, block), share in zip(blocks.items(), asked, strict=True)}
-    return Allocation({**full.widths, **_rounded(layout, wanted, budget)}, full.kv_heads)
+    allocation = Allocation({**full.widths, **_rounded(layout, wanted, budget)}, kv_heads)
+    gone = layout.block_parameters - allocation.parameters(layout)
+    unit = max((block.neuron * budget.round_to for block in blocks.values()), default=0)
+    group = max((layout.blocks[n].kv_group for n, heads in full.kv_heads.items() if heads > kv_heads[n]), default=0)
+    if not gone or abs(gone - target) > max(unit, group):
+        groups = sum((n - 1) * layout.blocks[b].kv_group for b, n in full.kv_heads.items() if n and heads)
+        reach = inside(budget.sparsity * unit / target, budget.sparsity * (spare + groups) / target)
+        raise InfeasibleBudgetError(
+            f"cannot remove {budget.sparsity:.4g} of the parameters of the {budget.of}: FFN neurons"
+            f"{' and KV heads' if groups else ''} reach {reach}"
+        )
+    return allocation
+
+
+def _curve(sizes: Sequence[float], most: Sequence[float], target: float, shape: Curve, first: float) -> list[float]:
+    """Each block's share; where the curve cannot reach the target with that first share, it is uniform."""
+    if shape != "uniform":
+        low = min(first * target / sum(sizes), max(most))
+        asked = ratios(sizes, target, shape, most=most, **{"last" if shape.endswith("decrease") else "first": low})
+        if abs(sum(size * share for size, share in zip(sizes, asked, strict=True)) - target) < 1:
+            return asked
+    return ratios(sizes, target, "uniform", most=most)
+
+
+def _in_turn(kv_heads: Mapping[int, int]) -> Iterator[int]:
+    """Blocks in the order in which each gives one of its KV heads, then the next, until it has one left."""
+    for given in range(max(kv_heads.values(), default=0) - 1):
+        yield from (number for number in sorted(kv_heads, reverse=True) if kv_heads[number] - 1 > given)
 
 
 def _rounded(layout: Layout, wanted: Mapping[int, float], budget: Budget) -> dict[int, int]:
-    """FFN widths; what one is rounded by goes on to the next."""
+    """FFN widths; what one is rounded by goes on to the next, and what is left at the end back again."""
     widths, owed = {}, 0.0  # in parameters, that were kept beyond what was wanted
-    for number, neurons in wanted.items():
+    for number, neurons in [*wanted.items(), *reversed(wanted.items())]:
         block = layout.blocks[number]
         width, size = block.shape.width, block.neuron
-        widths[number] = max(budget.width(neurons - owed / size, width), min(budget.round_to, width))
-        owed += (widths[number] - neurons) * size
+        before = widths.get(number, neurons)
+        widths[number] = max(budget.width(before - owed / size, width), min(budget.round_to, width))
+        owed += (widths[number] - before) * size
     return widths
 
 

@@ -160,6 +160,12 @@ def _of_weights(block: Block, activation: Tensor, score: Score) -> Tensor:
     down = down.float().cpu()
     if score == "column":
         return by_column(activation, down)
+    return by_weights(activation, maps_around(block), "norms" if score == "norms" else "ranges")
+
+
+def maps_around(block: Block) -> list[Tensor]:
+    """The maps around a block's neurons, each (width, n) float32 on the CPU, as `by_weights` takes them."""
+    down = block.weight("mlp_out").detach().float().cpu()
     into = [block.weight(role).detach().float().cpu() for role in ("gate", "up", "gate_up") if role in block.roles]
     rows = [part for each in into for part in each.split(down.shape[1])]  # gate and up may be stacked
-    return by_weights(activation, [*rows, down.T], "norms" if score == "norms" else "ranges")
+    return [*rows, down.T]

@@ -1,0 +1,152 @@
+"""secateur's own method: of the papers' parts, those that earned their place (docs/methods/secateur.md).
+
+It stands on SlimGPT's surgery (arXiv 2412.18110), which is why that is the paper to cite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from secateur.engine.tokens import Tokens
+from secateur.engine.walk import Hidden, Target, Visit, walk
+from secateur.errors import InvalidOptionError
+from secateur.methods.registry import method
+from secateur.model.budget import Budget
+from secateur.model.handle import Model
+from secateur.run import Run
+from secateur.solvers.allocation import Allocation, curve_allocation
+from secateur.solvers.obs import group_sizes, prune_bytes, prune_groups
+from secateur.solvers.ridge import check_ridge
+from secateur.solvers.ridge import refit as ridge
+from secateur.solvers.scores import by_weights, maps_around, top_neurons
+from secateur.surgery.edits import Edit, KeepHeads, KeepNeurons, SetWeight, keep
+
+Curve = Literal["log", "uniform"]
+Score = Literal["obs", "activation", "ranges"]
+Half = Literal["attention", "mlp"]
+
+
+@method(
+    "secateur",
+    paper="https://arxiv.org/abs/2412.18110",
+    unit="FFN neurons of every block, and KV groups where these do not suffice; what stays is refitted",
+    samples=32,
+    length=2048,
+    bibtex="ling2024slimgpt",
+    edits=(KeepNeurons, SetWeight),
+    able=(KeepHeads,),
+    needs="two forwards of every window without the LM head, and the solves; one more for another target",
+)
+def secateur(
+    model: Model,
+    tokens: Tokens,
+    budget: Budget,
+    run: Run,
+    *,
+    allocation: Curve = "log",
+    first: float = 0.7,
+    score: Score = "obs",
+    refit: bool = True,
+    target: Target = "original",
+    share: float = 0.25,
+    damping: float = 0.001,
+    sequential: bool = True,
+) -> Iterator[Edit]:
+    """FFN neurons by optimal brain surgery, block by block on the model pruned so far; what stays is refitted.
+
+    Args:
+        allocation: how much each block loses: log (less from early blocks) or uniform.
+        first: where the log curve begins: the first block's share, relative to the mean.
+        score: which neurons stay: obs (whose loss the others can least make up for), activation (norm), or ranges
+            (activation norm times the ranges of the weights around it).
+        refit: whether the output projections make up for what goes; off is an ablation.
+        target: what they are fitted to: original (what they would give), dense (what they gave in the dense model) or
+            stream (what makes the residual stream the dense model's).
+        share: of such a target; the rest is original.
+        damping: added to the second moments' diagonal, as a share of its mean.
+        sequential: statistics of the model pruned so far; off (an ablation): of the dense model.
+    """
+    check_ridge(damping, share)
+    if target != "original" and not (sequential and refit):
+        raise InvalidOptionError(f"the target '{target}' differs from 'original' in a sequential refit only")
+    kept = curve_allocation(model.layout(), budget, allocation, first, heads="KeepHeads" not in model.family.cannot)
+    solve = _Solve(run, score, refit, target, share, damping)
+    late: list[Edit] = []
+    for visit in walk(model, tokens, order="blocks", run=run, label="secateur", reference=target != "original"):
+        # Attention first; the FFN's statistics then see the pruned attention, and the next block the pruned block.
+        for half in ("attention", "mlp"):
+            edit = solve.edit(visit, half, kept)
+            if edit is not None and sequential:
+                yield edit
+            elif edit is not None:
+                late.append(edit)
+    yield from late
+
+
+@dataclass(frozen=True)
+class _Solve:
+    """How what stays of a block is chosen and fitted."""
+
+    run: Run
+    score: Score
+    refit: bool
+    target: Target
+    share: float
+    damping: float
+
+    def edit(self, visit: Visit, half: Half, kept: Allocation) -> Edit | None:
+        """What makes a half of the visited block as small as the allocation says; None where it stays as it is."""
+        shape, number = visit.block.shape, visit.block.number
+        attention = half == "attention"
+        units, stay = (shape.kv_heads, kept.kv_heads[number]) if attention else (shape.width, kept.widths[number])
+        if not units or (stay == units and self.target == "original"):
+            return None
+        rows, columns = visit.block.weight(f"{half}_out").shape
+        solution: dict[str, Any] = self.run.step(
+            f"{number}/{half}",
+            lambda: self._solution(visit, half, units, stay),
+            scratch_bytes=prune_bytes(rows, columns, torch.float32),
+        )
+        if stay == units:
+            return SetWeight(number, f"{half}_out", solution["weight"])
+        weight = solution["weight"] if self.refit else None
+        return (KeepHeads if attention else KeepNeurons)(number, keep(solution["index"]), weight)
+
+    def _solution(self, visit: Visit, half: Half, units: int, stay: int) -> dict[str, Any]:
+        """The map that fits the target best, without the units whose loss can best be made up for."""
+        tap: Hidden = "attention_hidden" if half == "attention" else "mlp_hidden"
+        weight, name = visit.block.weight(f"{half}_out").detach(), f"block {visit.block.number}, {half}"
+        moments = visit.moments(tap, self.target, torch.float32)
+
+        def fitted(index: Tensor) -> Tensor:
+            return ridge(
+                weight, moments.inputs, index, damping=self.damping, target=moments.target, share=self.share, name=name
+            )
+
+        everything = torch.arange(weight.shape[1])
+        if stay == units:
+            return {"index": everything, "weight": fitted(everything).to(weight.dtype)}
+        if half == "mlp" and self.score != "obs":
+            index = torch.tensor(self._highest(visit, moments.inputs, stay))
+            return {"index": index, "weight": fitted(index).to(weight.dtype)}
+        schedule = [1] * (units - stay) if half == "attention" else group_sizes(units - stay, "released")
+        whole = weight if moments.target is None else fitted(everything)
+        left = prune_groups(
+            whole, 2 * moments.inputs, weight.shape[1] // units, schedule, error="exact", damping=self.damping,
+            name=name,
+        )  # fmt: skip
+        self.run.log("%s: %d stay, error %.6g", name, stay, left.error)
+        return {"index": left.index, "weight": left.weight.to(weight.dtype)}
+
+    def _highest(self, visit: Visit, moment: Tensor, stay: int) -> tuple[int, ...]:
+        if moment.is_meta:  # of a rehearsal
+            return tuple(range(stay))
+        scores = moment.diagonal().sqrt().cpu()
+        if self.score == "ranges":
+            scores = by_weights(scores, maps_around(visit.block), "ranges")
+        return top_neurons(scores, stay)

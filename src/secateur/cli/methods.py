@@ -58,7 +58,8 @@ def show_methods(
 
 def _facts(method: Method, cost: Forwards | str | None) -> dict[str, Any]:
     facts = {
-        "recommended": method.name == RECOMMENDED, "summary": method.summary, "paper": method.paper, "unit": method.unit, "needs": method.needs,
+        "recommended": method.name == RECOMMENDED, "summary": method.summary, "paper": method.paper,
+        "unit": method.unit, "needs": method.needs,
         "calibration": {"samples": method.samples, "length": method.length},
         "options": {o.name: {"default": o.default, "help": o.help} for o in method.options.values()},
     }  # fmt: skip

@@ -105,8 +105,8 @@ SETTINGS: dict[str, Setting] = {
                        ({"ratio": "uniform", "head_error": "exact", "compensate": False, "rounding": "carry"},),
                        ({"group": 0}, {"damping": -0.1}, {"damping": math.inf}, {"first_ratio": 2.0})),
     "secateur": Setting(a_neuron, {}, (
-        {"allocation": "uniform", "sequential": False, "score": "activation"}, {"target": "stream", "score": "ranges"},
-        {"target": "dense", "share": 1.0}, {"refit": False},
+        {"allocation": "uniform", "sequential": False, "score": "activation"}, {"refit": False},
+        {"target": "original", "score": "ranges"}, {"target": "dense", "share": 1.0},
     ), ({"first": -0.1}, {"damping": -0.1}, {"share": 1.5}, {"target": "dense", "sequential": False})),
     "slicegpt": Setting(two_directions, {"multiple": 1},
                         ({"multiple": 2, "slice_head": True, "signal": "norm"}, {"mean_centre": True}),

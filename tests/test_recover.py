@@ -567,7 +567,11 @@ def test_the_teacher_is_the_dense_model_that_the_record_names(data: Path, tmp_pa
     save(pruned, "pruned")
     told = recover("pruned", data, distill=True, max_steps=1, **QUICK).record.recovery
     assert told.objective == "distillation"
-    assert told.teacher["fingerprint"] == pruned.record.model["fingerprint"] == load("dense", dtype="bfloat16").fingerprint()
+    assert (
+        told.teacher["fingerprint"]
+        == pruned.record.model["fingerprint"]
+        == load("dense", dtype="bfloat16").fingerprint()
+    )
     shutil.rmtree("dense")
     write_model(tmp_path / "dense", num_hidden_layers=1)
     with pytest.raises(CheckpointError, match="other weights"):

@@ -51,6 +51,7 @@ def card(record: Record) -> str:
     pruning, trained = chain[last] if last >= 0 else None, chain[last + 1 :]
     name = _name(record.chain[last].model)
     if pruning is None:
+        assert record.recovery is not None  # what has no pruning is a training
         title, text, history = f"{name}, trained {record.recovery.way}", f"Nothing was removed. {_trained(trained)}", ""
         citation = ""
     else:

@@ -192,12 +192,16 @@ def recover_to(
     output = output if isinstance(output, Output) else Output(Path(output))
     with ExitStack() as stack:
         own = stack.enter_context(handed(source, tokenizer, cache=request.cache, keep=True))
-        named = None if distill is None or distill is True else distill
-        other = stack.enter_context(handed(named, tokenizer, cache=request.cache)) if named is not None else None
+        other = None
+        if distill is not None and distill is not True:
+            other = stack.enter_context(handed(distill, tokenizer, cache=request.cache))
         output.check(own.name, other.name if other else None, request.data)
         stack.enter_context(claimed(output.folder))
         model = own.load()
-        teacher = dense_parent(model, request.cache) if distill is True else other and other.load()
+        if other is not None:
+            teacher: Model | None = other.load()
+        else:
+            teacher = dense_parent(model, request.cache) if distill else None
         job = prepare_recovery(request, model, teacher)
         if (record := output.holds(job.fingerprint)) is not None:
             return Outcome(record, was_there=True)
@@ -324,28 +328,25 @@ def _record(
 ) -> Record:
     """The account of a training, with the held-out loss `after` merging. It has no edits, so none are replayed."""
     model, teacher, layout = job.model, job.teacher, sizes(job.model.layout(), job.model)
+    settings, how = job.settings, "lora" if job.settings.train == "lora" else "training"
     held_out = _rounded([*trained.held_out, (course.steps, after)])
     training = _rounded(trained.training)
     recovery = Recovery(
         objective="distillation" if teacher else "labels",
         teacher=public_facts({**teacher.source, "fingerprint": job.teacher_fingerprint}) if teacher else None,
         data=job.data,
-        settings={
-            **structs.asdict(job.settings), "batch_size": job.settings.rows_at_once, "lr": job.settings.peak_lr,
-        },
-        adapted_maps=len(targets(model)) if job.settings.train == "lora" else 0,
+        settings={**structs.asdict(settings), "batch_size": settings.rows_at_once, "lr": settings.peak_lr},
+        adapted_maps=len(targets(model)) if settings.train == "lora" else 0,
         trained_parameters=job.trained_parameters,
         steps=course.steps,
         resumed_at=trained.resumed_at,
-        held_out_loss=HeldOutLoss(
-            before=trained.held_out[0][1], after=after, curve=held_out
-        ),
+        held_out_loss=HeldOutLoss(before=trained.held_out[0][1], after=after, curve=held_out),
         training_loss=training,
         tokens_seen=[(step, course.tokens_seen[step]) for step in sorted({step for step, _ in held_out + training})],
     )
     return Record(
         secateur=__version__, format=FORMAT, fingerprint=job.fingerprint,
-        created=datetime.now(UTC).isoformat(timespec="seconds"), method="lora" if job.settings.train == "lora" else "training", seed=job.settings.seed,
+        created=datetime.now(UTC).isoformat(timespec="seconds"), method=how, seed=settings.seed,
         tier=tier(model), loads_in=loads_in(model), model=origin(model, job.model_fingerprint),
         arguments=public_arguments(arguments), environment=environment(model),
         cost=Cost(seconds=round(seconds, 1)), before=layout, after=layout, recovery=recovery,

@@ -1,8 +1,8 @@
 """A recovery's folder on disk, from which an interrupted one goes on: safetensors and JSON, no pickle.
 
 It is marked as one job's, and holds a folder `checkpoint-N` with `training.safetensors` (the weights that are trained,
-AdamW's moments, the generators' states; in its header, as JSON, the optimizer's groups and the schedule) and Trainer's own
-`trainer_state.json`.
+AdamW's moments, the generators' states; in its header, as JSON, the optimizer's groups and the schedule) and Trainer's
+own `trainer_state.json`.
 """
 
 from __future__ import annotations

@@ -20,7 +20,6 @@ from msgspec import to_builtins
 import secateur
 from secateur.engine.tokens import read_tokens
 from secateur.judge.perplexity import perplexity
-from secateur.judge.results import Perplexity
 from secateur.model.handle import Model
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -30,17 +29,16 @@ WAYS: dict[str, dict[str, Any]] = {
     "all-distilled": {"train": "all", "distill": True, "lr": 3e-4},
 }
 BEFORE = "pruned"
-HELD_OUT = 12  # windows
 
 
 def judged(model: Model, data: Path, samples: int, length: int) -> dict[str, Any]:
     """Perplexities by text, on development text."""
     texts = {"wiki.valid": str(data / "wikitext2/wiki.valid.raw"), "c4": "c4"}
-    return {name: to_builtins(_judged(model, text, data, samples, length)) for name, text in texts.items()}
-
-
-def _judged(model: Model, text: str, data: Path, samples: int, length: int) -> Perplexity:
-    return perplexity(model, read_tokens(model, text, purpose="evaluation", samples=samples, length=length, data=data))
+    windows: dict[str, Any] = {"samples": samples, "length": length, "data": data}
+    return {
+        name: to_builtins(perplexity(model, read_tokens(model, text, purpose="evaluation", **windows))) | {"text": name}
+        for name, text in texts.items()
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -50,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, default=250_000)
     parser.add_argument("--lr", type=float, help="of all these ways, instead of each one's own")
     parser.add_argument("--steps-of", type=int, default=8, help="windows per optimizer step")
+    parser.add_argument("--held-out", type=int, default=12, help="windows")
     options = parser.parse_args(arguments)
     name = Path(options.model).name
     for way in (BEFORE, *options.ways):
@@ -62,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             steps = options.tokens // (options.length * options.steps_of)
             healed = secateur.recover(
                 model, "c4", texts=options.data, checkpoints=path.with_suffix(".run"), max_tokens=options.tokens,
-                max_length=options.length, global_batch=options.steps_of, held_out=HELD_OUT,
+                max_length=options.length, global_batch=options.steps_of, held_out=options.held_out,
                 eval_every=max(1, steps // 4 + 1), warmup_steps=max(1, steps // 10), autocast=True,
                 **settings,
             )  # fmt: skip

@@ -278,8 +278,9 @@ def _arguments(course: Course, folder: Path, *, resuming: bool) -> TrainingArgum
         gradient_accumulation_steps=settings.global_batch // settings.rows_at_once, optim="adamw_torch",
         learning_rate=settings.peak_lr, lr_scheduler_type="cosine", warmup_steps=settings.warmup_steps,
         max_grad_norm=1.0, seed=settings.seed, logging_steps=max(1, course.steps // _LOGS),
-        logging_nan_inf_filter=False, eval_on_start=not resuming, eval_strategy="no", save_strategy="no", report_to="none", disable_tqdm=True,
-        remove_unused_columns=False, use_cpu=device == "cpu", dataloader_pin_memory=device == "cuda",
+        logging_nan_inf_filter=False, eval_on_start=not resuming, eval_strategy="no", save_strategy="no",
+        report_to="none", disable_tqdm=True, remove_unused_columns=False, use_cpu=device == "cpu",
+        dataloader_pin_memory=device == "cuda",
     )  # fmt: skip
     if arguments.n_gpu > 1:  # one model on its own device, no copies of it on the others
         arguments._n_gpu = 1

@@ -32,6 +32,7 @@ LAYERS: tuple[set[str], ...] = (
     {"card"},
     {"judge", "output"},
     {"driver"},
+    {"compensation"},
     {"pruning"},
     {"forecast"},
     {"testing"},

@@ -11,7 +11,6 @@ from oracles import edited, mean_kl, standing, weighted
 
 from secateur.cli.options import CompensationOptions
 from secateur.compensation import get_filter
-from secateur.compensation import refine as refining
 from secateur.driver import Filter
 from secateur.engine.blocks import BlockInputs
 from secateur.engine.loss import KLDivergence
@@ -20,6 +19,7 @@ from secateur.errors import InvalidOptionError, UnknownNameError
 from secateur.model.handle import Model
 from secateur.pruning import Job, Pruned, Request, plan, prepare, run_job
 from secateur.run import Run
+from secateur.solvers import training
 
 
 def refining_by(**options: Any) -> Filter:
@@ -42,7 +42,7 @@ def test_the_model_comes_nearer_to_the_dense_one_and_no_part_more_goes() -> None
     (plain, _), (refined, _) = pruned(tiny("llama")), pruned(tiny("llama"), refining_by(passes=8, rate=0.02))
     assert mean_kl(dense, refined.model, tokens) < 0.5 * mean_kl(dense, plain.model, tokens)
     assert refined.pruning.after == plain.pruning.after
-    curve = refined.record.notes["KL while refining"]
+    curve = refined.record.notes["KL while training"]
     assert curve[-1] < curve[0]
 
 
@@ -52,12 +52,12 @@ def test_gradients_are_those_of_the_mean_divergence(
     family: str, recompute: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By torch through the whole model at once, blocks of all sorts; the model's own weights keep out of it."""
-    monkeypatch.setattr(refining, "SAVED_BYTES", 0 if recompute else 2**30)
+    monkeypatch.setattr(training, "SAVED_BYTES", 0 if recompute else 2**30)
     monkeypatch.setattr("secateur.engine.loss.LOGIT_BYTES", 4 * 64 * 5)  # several chunks of logits
     dense, model = standing(family), standing(family, "lopsided")
     tokens = weighted(tiny_tokens(dense, 3, 12))
     windows = torch.tensor([2, 0])
-    course = refining._Course(model, tokens, Run(), 1.0, 1e-3)
+    course = training._Course(model, tokens, Run(), 1.0, 1e-3)
     weights = course._masters()
     leaves = [weight for block in weights.values() for weight in block.values()]
     metric = KLDivergence(final_states(dense, tokens))
@@ -92,7 +92,7 @@ def test_a_replay_takes_no_forward_and_closed_blocks_have_no_weights() -> None:
 @pytest.mark.parametrize("recompute", [True, False])
 def test_it_costs_what_was_rehearsed(recompute: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A forward of all windows of the dense model; then per pass a forward and a backward, which counts as two."""
-    monkeypatch.setattr(refining, "SAVED_BYTES", 0 if recompute else 2**30)
+    monkeypatch.setattr(training, "SAVED_BYTES", 0 if recompute else 2**30)
     by = refining_by(passes=2)
     foretold, (_, plain), (_, run) = job(tiny("llama"), by).plan, pruned(tiny("llama")), pruned(tiny("llama"), by)
     window = 4 * 16 * 4

@@ -322,9 +322,8 @@ def recovery(_: str, page: Path) -> Iterator[str]:
         Column("tokens", "tokens seen", form=",.0f"), Column("held", "held-out loss, nats per token"),
         *(Column(text, f"perplexity, {text}", form=number) for text in texts), Column("cpu", "CPU s", form=",.0f"),
     ]  # fmt: skip
-    yield markdown(Table(columns, rows)).strip() if rows else "Not measured yet."
     judged = [f"{text}: {found['samples']} windows of {found['length']} tokens" for text, found in texts.items()]
-    yield f"Judged on {listed(judged)}." if rows else ""
+    yield f"{shown(Table(columns, rows))}\n\nJudged on {listed(judged)}." if rows else "Not measured yet."
 
 
 def options(name: str, _: Path) -> Iterator[str]:

@@ -43,9 +43,10 @@ def test_an_estimate_of_a_small_change_is_exact(family: str) -> None:
     """Of versions that are the present one and a little noise, on more columns."""
     model = tiny(family)
     tokens, budget = tiny_tokens(model, 5, 12), Budget(0.3)
-    database = _Database(model, 3, 0.01)
+    start = curve_allocation(model.layout(), budget)
+    database = _Database(model, start, 3, 0.01)
     narrow = {place: database.sizes[place][1] for place in ((0, "attention"), (1, "mlp"), (3, "mlp"))}
-    choice = {**database.nearest(curve_allocation(model.layout(), budget)), **narrow}
+    choice = {**database.choice(start), **narrow}
     database.fill(tokens, choice, Run())
     search = _Search(model, tokens, budget, Run(), database)
     larger = {}
@@ -72,8 +73,9 @@ def test_an_estimate_of_a_small_change_is_exact(family: str) -> None:
 def test_a_step_gives_where_it_gains_and_takes_where_it_costs_nothing() -> None:
     model = tiny("llama")
     layout, budget = model.layout(), Budget(0.3)
-    database = _Database(model, 6, 0.01)
-    start = database.nearest(curve_allocation(layout, budget, "uniform"))
+    allocation = curve_allocation(layout, budget, "uniform")
+    database = _Database(model, allocation, 6, 0.01)
+    start = database.choice(allocation)
     search = _Search(model, tiny_tokens(model, 1, 8), budget, Run(), database)
     free = {(1, "attention"), (2, "mlp")}
 
@@ -93,8 +95,9 @@ def test_a_step_gives_where_it_gains_and_takes_where_it_costs_nothing() -> None:
         assert sum(changes[place][size] for place, size in step.items()) < 0
 
 
-def test_a_search_changes_nothing_in_the_model_and_meets_the_budget() -> None:
-    model = tiny("qwen3")
+@pytest.mark.parametrize("family", ["qwen3", "opt", "olmo2", "gemma2", "phi"])
+def test_a_search_changes_nothing_in_the_model_and_meets_the_budget(family: str) -> None:
+    model = tiny(family)
     layout, budget, run, fingerprint = model.layout(), Budget(0.3), Run(), model.fingerprint()
     allocation = search_allocation(model, tiny_tokens(model, 8, 16), budget, run, levels=6, search_samples=4)
     assert model.fingerprint() == fingerprint
@@ -102,7 +105,6 @@ def test_a_search_changes_nothing_in_the_model_and_meets_the_budget() -> None:
     assert abs(gone - budget.target(layout)) <= layout.blocks[0].neuron
     curve = run.notes["loss while allocating"]
     assert curve == sorted(curve, reverse=True)
-    assert len(curve) > 1
 
 
 def test_a_search_is_replayed_without_a_forward_and_rehearsed_by_its_cost() -> None:

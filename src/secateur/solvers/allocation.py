@@ -39,7 +39,7 @@ from secateur.run import Run
 from secateur.solvers.obs import group_sizes, prune_bytes, prune_groups
 from secateur.solvers.ratios import Curve, ratios, solved
 from secateur.surgery.apply import trial
-from secateur.surgery.edits import KeepHeads, KeepNeurons, SetWeight, keep
+from secateur.surgery.edits import DropAttention, DropMLP, KeepHeads, KeepNeurons, SetWeight, keep
 
 Half = Literal["attention", "mlp"]
 Place = tuple[int, Half]  # of a block
@@ -127,7 +127,7 @@ def search_allocation(
     run: Run,
     *,
     start: Allocation | None = None,
-    levels: int = 12,
+    levels: int = 8,
     rounds: int = 4,
     search_samples: int = 8,
     damping: float = 0.01,
@@ -139,7 +139,7 @@ def search_allocation(
 
     Args:
         start: an allocation of this budget; `curve_allocation` if None.
-        levels: widths of each MLP in the database, beside its own and none.
+        levels: widths of each MLP in the database, beside its own, the start's and none.
         search_samples: the last windows of the calibration, on which the loss is taken; the others are for the
             statistics.
         damping: of the surgery, see `prune_groups`.
@@ -160,10 +160,11 @@ def search_allocation(
         raise DataError(f"no token counts in the {search_samples} windows of the search; give more search_samples")
 
     def compute() -> dict[str, Any]:
-        database = _Database(model, levels, damping)
-        database.fill(tokens.first(apart), database.nearest(start), run)
+        database = _Database(model, start, levels, damping)
+        choice = database.choice(start)
+        database.fill(tokens.first(apart), choice, run)
         try:
-            return _Search(model, search, budget, run, database).descend(start, rounds).to_json()
+            return _Search(model, search, budget, run, database).descend(choice, rounds).to_json()
         finally:
             run.hold(-database.bytes)
 
@@ -187,23 +188,24 @@ class _Database:
         bytes: of the edits' weights.
     """
 
-    def __init__(self, model: Model, levels: int, damping: float) -> None:
+    def __init__(self, model: Model, start: Allocation, levels: int, damping: float) -> None:
         self.model, self.layout, self.damping = model, model.layout(), damping
         self.edits: dict[Part, KeepHeads | KeepNeurons] = {}
         self.sizes: dict[Place, list[int]] = {}
         self.bytes = 0
+        able = {edit: edit.__name__ not in model.family.cannot for edit in (DropAttention, DropMLP, KeepHeads)}
         for number, block in self.layout.blocks.items():
-            if block.shape.kv_heads:
-                self.sizes[number, "attention"] = list(range(block.shape.kv_heads + 1))
-            if width := block.shape.width:
-                self.sizes[number, "mlp"] = sorted({width * k // (levels + 1) for k in range(levels + 1)} | {width})
+            width, kv_heads = block.shape.width, block.shape.kv_heads
+            if kv_heads:
+                some = range(1, kv_heads) if able[KeepHeads] else ()
+                self.sizes[number, "attention"] = [*[0] * able[DropAttention], *some, kv_heads]
+            if width:
+                widths = {width * k // (levels + 1) for k in range(1, levels + 1)} | {start.widths[number]}
+                self.sizes[number, "mlp"] = sorted({*[0] * able[DropMLP], *widths - {0}, width})
 
-    def nearest(self, allocation: Allocation) -> Choice:
-        """The sizes that come nearest."""
+    def choice(self, allocation: Allocation) -> Choice:
         kept = {"attention": allocation.kv_heads, "mlp": allocation.widths}
-        return {
-            (n, half): min(sizes, key=lambda size: abs(size - kept[half][n])) for (n, half), sizes in self.sizes.items()
-        }
+        return {(number, half): kept[half][number] for number, half in self.sizes}
 
     def variant(self, choice: Choice, number: int | None = None) -> Variant:
         """The parts that are not whole; of one block if asked."""
@@ -240,7 +242,7 @@ class _Database:
         """Optimal brain surgery through all sizes in one descent."""
         number, half = place
         weight = visit.block.weight(_OUT[half]).detach()
-        *sizes, whole = self.sizes[place][1:]
+        *sizes, whole = (size for size in self.sizes[place] if size)
         if not sizes:
             return
         moment = visit.second_moment("attention_hidden" if half == "attention" else "mlp_hidden", torch.float32)
@@ -284,8 +286,7 @@ class _Search:
         self.layout = database.layout
         self.sweeper = sweeper_of(model, run, database.edits)
 
-    def descend(self, start: Allocation, rounds: int) -> Allocation:
-        choice = self.database.nearest(start)
+    def descend(self, choice: Choice, rounds: int) -> Allocation:
         (loss,) = self._losses([choice])
         curve = [loss]
         for _ in range(rounds):
@@ -362,7 +363,7 @@ class _Search:
                     x = hidden[place : place + 1].detach().requires_grad_()
                     output = run_block(block.module, x, inputs.arguments(block.number, 1, x.shape[1]))
                     given = [maps[half][1] for half in halves]
-                    by_input, *by_given = torch.autograd.grad(output, [x, *given], slopes[place : place + 1])
+                    by_input, *by_given = torch.autograd.grad(output, [x, *given], slopes[place : place + 1].to(output))
                 for half, slope in zip(halves, by_given, strict=True):
                     now = choice[block.number, half]
                     for size, change in self._along((block.number, half), now, whole[half], slope, maps[half][0]):
@@ -381,8 +382,8 @@ class _Search:
     def _along(self, place: Place, now: int, whole: Tensor, slope: Tensor, read: Tensor) -> Iterator[tuple[int, float]]:
         """The change by each size, from some tokens: what the projection reads, and the slopes by what it gives."""
         slope, read = slope.reshape(-1, len(whole)), read.detach().reshape(-1, whole.shape[1])
-        along = {0: slope.new_zeros(len(slope), dtype=torch.float32)}  # g(t)^T W' h(t) by size, (tokens,)
-        for size in self.database.sizes[place][1:]:
+        along: dict[int, Tensor] = {}  # g(t)^T W' h(t) by size, (tokens,)
+        for size in self.database.sizes[place]:
             columns, weight = self.database.version(place, size, whole)
             along[size] = ((slope @ weight) * read[:, columns]).sum(dim=1, dtype=torch.float32)
         counted = float(self.tokens.weights[:, 1:].double().sum())  # the slopes are those of the mean

@@ -107,7 +107,9 @@ SETTINGS: dict[str, Setting] = {
     "secateur": Setting(a_neuron, {}, (
         {"allocation": "uniform", "sequential": False, "score": "activation"}, {"refit": False},
         {"target": "original", "score": "ranges"}, {"target": "dense", "share": 1.0},
-    ), ({"first": -0.1}, {"damping": -0.1}, {"share": 1.5}, {"target": "dense", "sequential": False})),
+        {"allocation": "searched", "search_samples": 1, "search_rounds": 2},
+    ), ({"first": -0.1}, {"damping": -0.1}, {"share": 1.5}, {"target": "dense", "sequential": False}),
+        spread=1.1),
     "slicegpt": Setting(two_directions, {"multiple": 1},
                         ({"multiple": 2, "slice_head": True, "signal": "norm"}, {"mean_centre": True}),
                         ({"dimension": 0}, {"dimension": 32}, {"multiple": 32}), families=("llama", "phi3", "qwen3")),
@@ -236,7 +238,7 @@ def test_bad_options_are_refused_before_anything_happens(name: str, wrong: dict[
     assert (model.fingerprint(), run.meter.block_tokens) == (before, 0)
 
 
-@pytest.mark.parametrize("name", [name for name, each in methods().items() if "search_samples" in each.options])
+@pytest.mark.parametrize("name", ["2ssp", "blockpruner"])  # whose defaults search on the first windows
 def test_a_search_on_windows_where_nothing_counts_is_refused_in_time(name: str) -> None:
     model, run = tiny("llama"), Run()
     tokens, weights, before = tokens_for(model), torch.ones(2, 8), model.fingerprint()

@@ -19,14 +19,14 @@ from secateur.methods.registry import method
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.run import Run
-from secateur.solvers.allocation import Allocation, curve_allocation
+from secateur.solvers.allocation import Allocation, curve_allocation, search_allocation
 from secateur.solvers.obs import group_sizes, prune_bytes, prune_groups
 from secateur.solvers.ridge import check_ridge
 from secateur.solvers.ridge import refit as ridge
 from secateur.solvers.scores import by_weights, maps_around, top_neurons
-from secateur.surgery.edits import Edit, KeepHeads, KeepNeurons, keep
+from secateur.surgery.edits import DropAttention, DropMLP, Edit, KeepHeads, KeepNeurons, keep
 
-Curve = Literal["log", "uniform"]
+Allocating = Literal["log", "uniform", "searched"]
 Score = Literal["obs", "activation", "ranges"]
 Aim = Literal["auto", "original", "dense", "stream"]
 Half = Literal["attention", "mlp"]
@@ -40,7 +40,7 @@ Half = Literal["attention", "mlp"]
     length=2048,
     bibtex="ling2024slimgpt",
     edits=(KeepNeurons,),
-    able=(KeepHeads,),
+    able=(KeepHeads, DropAttention, DropMLP),
     needs="two forwards of every window without the LM head, and the solves; one more for another target",
 )
 def secateur(
@@ -49,8 +49,10 @@ def secateur(
     budget: Budget,
     run: Run,
     *,
-    allocation: Curve = "log",
+    allocation: Allocating = "log",
     first: float = 0.7,
+    search_samples: int = 8,
+    search_rounds: int = 4,
     score: Score = "obs",
     refit: bool = True,
     target: Aim = "auto",
@@ -61,8 +63,10 @@ def secateur(
     """FFN neurons by optimal brain surgery, block by block on the model pruned so far; what stays is refitted.
 
     Args:
-        allocation: how much each block loses: log (less from early blocks) or uniform.
+        allocation: how much each block loses: log (less from early blocks), uniform, or searched, which parts go too.
         first: where the log curve begins: the first block's share, relative to the mean.
+        search_samples: calibration windows, the last, on which a searched allocation is judged.
+        search_rounds: of that search, at most.
         score: which neurons stay: obs (whose loss the others can least make up for), activation (norm), or ranges
             (activation norm times the ranges of the weights around it).
         refit: whether the output projections make up for what goes; off is an ablation.
@@ -79,7 +83,12 @@ def secateur(
     aim: Target = "stream" if apart and leads_to_stream(model) else "original"
     if target != "auto":
         aim = target
-    kept = curve_allocation(model.layout(), budget, allocation, first, heads="KeepHeads" not in model.family.cannot)
+    curve: Literal["log", "uniform"] = "uniform" if allocation == "uniform" else "log"
+    kept = curve_allocation(model.layout(), budget, curve, first, heads="KeepHeads" not in model.family.cannot)
+    if allocation == "searched":
+        kept = search_allocation(
+            model, tokens, budget, run, start=kept, rounds=search_rounds, search_samples=search_samples, damping=damping
+        )
     solve = _Solve(run, score, refit, aim, share, damping)
     late: list[Edit] = []
     for visit in walk(model, tokens, order="blocks", run=run, label="secateur", reference=aim != "original"):
@@ -111,6 +120,8 @@ class _Solve:
         units, stay = (shape.kv_heads, kept.kv_heads[number]) if attention else (shape.width, kept.widths[number])
         if stay == units:
             return None
+        if not stay:
+            return DropAttention(number) if attention else DropMLP(number)
         rows, columns = visit.block.weight(f"{half}_out").shape
         solution: dict[str, Any] = self.run.step(
             f"{number}/{half}",

@@ -41,7 +41,7 @@ def model_with_tokenizer(family: str = "llama") -> Model:
 
 def small(model: Model, **options: Any) -> secateur.Pruned:
     """Half of the blocks, on three windows of ids."""
-    return secateur.prune(model, **{"sparsity": 0.5, "calibration": tiny_tokens(model, 3, 8), **options})
+    return secateur.prune(model, "2ssp", **{"sparsity": 0.5, "calibration": tiny_tokens(model, 3, 8), **options})
 
 
 @pytest.fixture
@@ -53,12 +53,15 @@ def test_the_record_says_all_that_is_needed_to_repeat_the_run(texts: tuple[Path,
     model = model_with_tokenizer()
     before = model.fingerprint()
     sizes = parameters(model)
-    pruned = secateur.prune(model, sparsity=0.5, calibration=str(texts[0]), samples=4, length=16, seed=3, norm="l1")
+    pruned = secateur.prune(
+        model, "2ssp", sparsity=0.5, calibration=str(texts[0]), samples=4, length=16, seed=3, norm="l1"
+    )
     record = pruned.record
     json.dumps(record.to_json(), allow_nan=False)
     assert record.method == "2ssp"
     assert record.options == {
-        "alpha": 1.5, "norm": "l1", "attentions": None, "stage1_only": False, "criterion": "ppl", "search_samples": 1,
+        "alpha": 1.5, "score": "activation", "norm": "l1", "attentions": None, "stage1_only": False, "screen": None,
+        "criterion": "ppl", "search_samples": 1,
         "search_length": None, "order": "samples",
     }  # fmt: skip
     assert record.seed == 3
@@ -90,7 +93,7 @@ def test_the_record_says_all_that_is_needed_to_repeat_the_run(texts: tuple[Path,
 
 def test_the_same_call_gives_the_same_model_and_identity(texts: tuple[Path, Path]) -> None:
     chosen: dict[str, Any] = {"sparsity": 0.4, "calibration": str(texts[0]), "samples": 4, "length": 16}
-    one, two = (secateur.prune(model_with_tokenizer(), **chosen) for _ in range(2))
+    one, two = (secateur.prune(model_with_tokenizer(), "2ssp", **chosen) for _ in range(2))
     assert one.record.fingerprint == two.record.fingerprint
     assert one.record.edits == two.record.edits
     assert one.model.fingerprint() == two.model.fingerprint()
@@ -139,7 +142,7 @@ def test_progress_of_the_whole_run_reaches_its_end() -> None:
     expected = job.plan.meter.work(model.head_cost)
     run_job(job, run=run)
     (walk, total, after_walk), (search, same, end) = watcher.shown
-    assert (walk, search) == ("2ssp stage 1", "2ssp stage 2 1/1")
+    assert (walk, search) == ("neuron scores", "2ssp stage 2 1/1")
     assert total == same == expected
     assert after_walk == 3 * 8 * 8
     assert after_walk < end <= total
@@ -172,7 +175,7 @@ def test_a_refusal_changes_nothing(
     before = model.fingerprint()
     chosen: dict[str, Any] = {"sparsity": 0.5, "calibration": str(texts[0]), "samples": 4, "length": 16}
     with pytest.raises(error, match=message):
-        secateur.prune(model, **{**chosen, **wrong})
+        secateur.prune(model, **{"method": "2ssp", **chosen, **wrong})
     assert model.fingerprint() == before
     assert model.edits_applied == 0
 
@@ -228,8 +231,8 @@ def test_pruning_again_chains_the_records(tmp_path: Path) -> None:
     first = small(model_with_tokenizer("qwen3"), attentions=1)
     secateur.save(first, tmp_path / "one")
     loaded = secateur.load(str(tmp_path / "one"))
-    second = secateur.prune(loaded, sparsity=0.3, calibration=tiny_tokens(loaded, 3, 8), attentions=1)
-    again = secateur.prune(first.model, sparsity=0.3, calibration=tiny_tokens(loaded, 3, 8), attentions=1)
+    second = secateur.prune(loaded, "2ssp", sparsity=0.3, calibration=tiny_tokens(loaded, 3, 8), attentions=1)
+    again = secateur.prune(first.model, "2ssp", sparsity=0.3, calibration=tiny_tokens(loaded, 3, 8), attentions=1)
     for each in (second, again):  # saved and loaded in between, or not
         assert [parent.fingerprint for parent in each.record.parents] == [first.record.fingerprint]
         assert each.record.before == first.record.after

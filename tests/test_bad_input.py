@@ -41,14 +41,14 @@ def model_folder(tmp_path: Path) -> Path:
 
 def pruned_folder(folder: Path, model: Model | None = None) -> Path:
     model = model or tiny("llama")
-    save(secateur.prune(model, sparsity=0.5, calibration=tiny_tokens(model, 3, 8), attentions=1), folder)
+    save(secateur.prune(model, "2ssp", sparsity=0.5, calibration=tiny_tokens(model, 3, 8), attentions=1), folder)
     return folder
 
 
 def prune(model: Path, out: Path, *words: object) -> Told:
     return call(
-        "prune", model, "--sparsity", 0.4, "--calibration", write_texts(model.parent)[0], "--samples", 3, "--length",
-        16, "--attentions", 0, "--out", out, *words,
+        "prune", model, "--method", "2ssp", "--sparsity", 0.4, "--calibration", write_texts(model.parent)[0],
+        "--samples", 3, "--length", 16, "--attentions", 0, "--out", out, *words,
     )  # fmt: skip
 
 

@@ -84,7 +84,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def prune_words(world: dict[str, Path]) -> tuple[object, ...]:
-    return (world["model"], "--sparsity", 0.5, "--calibration", world["plain"], "--samples", 3, "--length", 16)
+    return (
+        world["model"], "--method", "2ssp", "--sparsity", 0.5, "--calibration", world["plain"], "--samples", 3,
+        "--length", 16,
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -137,7 +140,7 @@ def test_a_pruned_model_with_its_account(
     words: tuple[object, ...], prune: Callable[..., Told], tmp_path: Path, world: dict[str, Path]
 ) -> None:
     out = tmp_path / "out"
-    told = prune(*words, "--method", "2ssp", "--attentions", 1)
+    told = prune(*words, "--attentions", 1)
     assert told.code == 0, told.err
     assert str(out) in told.out
     assert {"config.json", "model.safetensors", "tokenizer.json", "secateur.json", "README.md"} <= set(contents(out))
@@ -231,7 +234,10 @@ def test_names_are_no_markup(prune: Callable[..., Told], tmp_path: Path, world: 
 def test_a_dry_run_only_tells(family: str, tmp_path: Path) -> None:
     model = write_model(tmp_path / "model", family)
     before = contents(tmp_path)
-    words = ("prune", model, "--sparsity", 0.4, "--samples", 3, "--length", 16, "--attentions", 1, "--dry-run")
+    words = (
+        "prune", model, "--method", "2ssp", "--sparsity", 0.4, "--samples", 3, "--length", 16, "--attentions", 1,
+        "--dry-run",
+    )  # fmt: skip
     told = call(*words)
     assert told.code == 0, told.err
     as_json = call(*words, "--json").json

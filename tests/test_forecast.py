@@ -45,7 +45,7 @@ def test_what_is_foretold_comes_true(family: str, tmp_path: Path) -> None:
     told = asdict(foretold(folder, attentions=1))
     model = tiny(family)
     before = parameters(model)
-    pruned = secateur.prune(model, sparsity=0.4, calibration=tiny_tokens(model, 3, 8), attentions=1)
+    pruned = secateur.prune(model, "2ssp", sparsity=0.4, calibration=tiny_tokens(model, 3, 8), attentions=1)
     assert told["parameters"] == {"before": before, "after": parameters(model)}
     assert told["sparsity"] == pruned.record.sparsity
     assert told["disk_bytes"] == 4 * parameters(model)
@@ -57,13 +57,13 @@ def test_what_is_foretold_comes_true(family: str, tmp_path: Path) -> None:
 
 def test_a_pruned_model_is_foretold_too(tmp_path: Path) -> None:
     model = tiny("qwen2")
-    secateur.prune(model, sparsity=0.4, calibration=tiny_tokens(model, 3, 8), attentions=1)
+    secateur.prune(model, "2ssp", sparsity=0.4, calibration=tiny_tokens(model, 3, 8), attentions=1)
     save(model, tmp_path / "model")
     folder = without_weights(tmp_path / "model")
     assert Source(name=str(folder)).hollow().layout() == model.layout()
     before = parameters(model)
     told = asdict(foretold(folder, sparsity=0.2, attentions=0))
-    pruned = secateur.prune(model, sparsity=0.2, calibration=tiny_tokens(model, 3, 8), attentions=0)
+    pruned = secateur.prune(model, "2ssp", sparsity=0.2, calibration=tiny_tokens(model, 3, 8), attentions=0)
     assert told["parameters"] == {"before": before, "after": parameters(pruned.model)}
 
 

@@ -80,7 +80,7 @@ def test_every_kind_of_model_gives_the_same_pruning(folder: Path, text: str, tmp
     lacks_tokenizer = ("stock", "adopted")
     pruned = {
         kind: secateur.prune(
-            model, tokenizer=tiny_tokenizer() if kind in lacks_tokenizer else None, calibration=text, **WORDS
+            model, "2ssp", tokenizer=tiny_tokenizer() if kind in lacks_tokenizer else None, calibration=text, **WORDS
         )
         for kind, model in kinds.items()
     }
@@ -105,7 +105,9 @@ def test_every_kind_of_model_gives_the_same_pruning(folder: Path, text: str, tmp
 
 
 def test_prune_to_takes_the_same(folder: Path, text: str, tmp_path: Path) -> None:
-    request = secateur.Request(calibration=text, samples=3, length=16, sparsity=0.4, options={"attentions": 0})
+    request = secateur.Request(
+        method="2ssp", calibration=text, samples=3, length=16, sparsity=0.4, options={"attentions": 0}
+    )
     outcomes = [
         secateur.prune_to(request, source, out)
         for source, out in [
@@ -169,16 +171,16 @@ def test_a_refused_transformers_model_is_as_it_was(folder: Path, text: str) -> N
     hf = from_folder(folder)
     before, names, weights = standing(hf), vars(hf).keys() | set(), copy.deepcopy(hf.state_dict())
     with pytest.raises(InfeasibleBudgetError):
-        secateur.prune(hf, calibration=text, **{**WORDS, "sparsity": 0.99})
+        secateur.prune(hf, "2ssp", calibration=text, **{**WORDS, "sparsity": 0.99})
     with pytest.raises(DataError):
-        secateur.prune(hf, calibration=text, **{**WORDS, "samples": 1000})
+        secateur.prune(hf, "2ssp", calibration=text, **{**WORDS, "samples": 1000})
     with pytest.raises(SecateurError):
         secateur.recover(hf, "missing.jsonl")
     with pytest.raises(CheckpointError):
-        secateur.prune(hf, tokenizer="./missing", calibration=text, **WORDS)
+        secateur.prune(hf, "2ssp", tokenizer="./missing", calibration=text, **WORDS)
     (folder / "secateur.json").write_text("{}")
     with pytest.raises(CheckpointError):
-        secateur.prune(hf, calibration=text, **WORDS)
+        secateur.prune(hf, "2ssp", calibration=text, **WORDS)
     assert standing(hf) == before
     assert vars(hf).keys() == names
     assert all(torch.equal(weights[name], tensor) for name, tensor in hf.state_dict().items())
@@ -187,33 +189,33 @@ def test_a_refused_transformers_model_is_as_it_was(folder: Path, text: str) -> N
 def test_names_are_refused_before_weights_are_read(folder: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("secateur.model.load._weights", lambda *_: pytest.fail("weights were read"))
     with pytest.raises(InfeasibleBudgetError):
-        secateur.prune(folder, calibration=text, **{**WORDS, "sparsity": 0.99})
+        secateur.prune(folder, "2ssp", calibration=text, **{**WORDS, "sparsity": 0.99})
 
 
 def test_a_transformers_model_keeps_its_history(folder: Path, text: str, tmp_path: Path) -> None:
     hf = from_folder(folder)
-    first = secateur.prune(hf, calibration=text, **WORDS)
+    first = secateur.prune(hf, "2ssp", calibration=text, **WORDS)
     secateur.save(first, tmp_path / "out")
     loaded = from_folder(tmp_path / "out")
-    handed_on = secateur.prune(secateur.load(str(folder)), calibration=text, **WORDS).model.hf
+    handed_on = secateur.prune(secateur.load(str(folder)), "2ssp", calibration=text, **WORDS).model.hf
     copies = copy.deepcopy(handed_on), pickle.loads(pickle.dumps(handed_on))
     for each in (hf, loaded, handed_on, *copies):  # pruned in this session, or by an earlier one
-        second = secateur.prune(each, calibration=text, **{**WORDS, "sparsity": 0.1})
+        second = secateur.prune(each, "2ssp", calibration=text, **{**WORDS, "sparsity": 0.1})
         assert [parent.fingerprint for parent in second.record.parents] == [first.record.fingerprint]
         assert second.model.tokenizer is not None
         assert second.record.model["name"] == ("out" if each is loaded else "own")
 
 
 def test_a_tokenizer_may_be_given_by_name(folder: Path, text: str) -> None:
-    by_name = secateur.prune(tiny_hf("llama"), tokenizer=str(folder), calibration=text, **WORDS)
+    by_name = secateur.prune(tiny_hf("llama"), "2ssp", tokenizer=str(folder), calibration=text, **WORDS)
     assert by_name.model.tokenizer.get_vocab() == tiny_tokenizer().get_vocab()
     other = tiny_tokenizer()
     assert secateur.load(str(folder), tokenizer=other).tokenizer is other
     for wrong in (3, tiny_config("llama"), tiny_tokenizer()._tokenizer):
         with pytest.raises(InvalidOptionError, match=f"a tokenizer is .* not a {type(wrong).__name__}"):
-            secateur.prune(tiny_hf("llama"), tokenizer=wrong, calibration=text, **WORDS)
+            secateur.prune(tiny_hf("llama"), "2ssp", tokenizer=wrong, calibration=text, **WORDS)
     with pytest.raises(CheckpointError, match="no folder"):
-        secateur.prune(tiny_hf("llama"), tokenizer="./missing", calibration=text, **WORDS)
+        secateur.prune(tiny_hf("llama"), "2ssp", tokenizer="./missing", calibration=text, **WORDS)
 
 
 # --- what is refused ---
@@ -339,7 +341,7 @@ def test_what_is_no_model_to_prune_is_refused_with_what_would_be_right(kind: str
     before = type(model), getattr(model, "config", None)
     tokens, judging = tiny_tokens(tiny("llama"), 3, 8), Judging(length=8)
     calls: tuple[Callable[[], Any], ...] = (
-        lambda: secateur.prune(model, sparsity=0.5, calibration=tokens),
+        lambda: secateur.prune(model, "2ssp", sparsity=0.5, calibration=tokens),
         lambda: secateur.evaluate(model, judging, tokenizer=tiny_tokenizer()),
         lambda: secateur.prune_to(secateur.Request(sparsity=0.5, calibration=tokens), model, "./never"),
         lambda: secateur.recover(model, ["some text"], tokenizer=tiny_tokenizer()),
@@ -360,7 +362,7 @@ def test_the_model_that_a_refusal_points_at_is_taken() -> None:
     faster, parallel = compiled(tiny_hf("llama")), nn.DataParallel(tiny_hf("llama"))
     merged = with_adapter().merge_and_unload()
     right = [faster._orig_mod, parallel.module, merged, Holder().model]
-    done = {secateur.prune(model, sparsity=0.5, calibration=tokens).model.fingerprint() for model in right}
+    done = {secateur.prune(model, "2ssp", sparsity=0.5, calibration=tokens).model.fingerprint() for model in right}
     assert len(done) == 1
 
 

@@ -34,7 +34,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for seed, commit in enumerate(COMMITS):
         model = tiny("llama", seed)
         model.tokenizer = tiny_tokenizer()
-        pruned = prune(model, sparsity=0.4, calibration=tiny_tokens(model, 3, 8), attentions=1)
+        pruned = prune(model, "2ssp", sparsity=0.4, calibration=tiny_tokens(model, 3, 8), attentions=1)
         save(pruned, place / "snapshots" / commit)
     (place / "refs").mkdir()
     (place / "refs" / "main").write_text(COMMITS[1])
@@ -49,7 +49,7 @@ def test_a_pruned_model_of_the_hub_has_its_history(revision: str | None, commit:
     assert [each.fingerprint for each in model.parents] == [record["fingerprint"]]
     assert (model.source["source"], model.source["revision"]) == ("hub", commit)
     assert model.fingerprint() == load(str(hub.parent / commit)).fingerprint()
-    again = secateur.prune(model, sparsity=0.1, calibration=tiny_tokens(model, 3, 8), stage1_only=True).record
+    again = secateur.prune(model, "2ssp", sparsity=0.1, calibration=tiny_tokens(model, 3, 8), stage1_only=True).record
     assert [each.method for each in again.parents] == ["2ssp"]
     assert again.model["name"] == "org/m"
     words = ("--revision", revision) if revision else ()
@@ -96,7 +96,7 @@ def test_of_several_commits_in_the_cache_no_history_is_taken(hub: Path) -> None:
     parents = []
     for _ in range(2):
         hf = AutoModelForCausalLM.from_pretrained("org/m")
-        parents.append(len(prune(hf, **words).record.parents))
+        parents.append(len(prune(hf, "2ssp", **words).record.parents))
         shutil.rmtree(hub.parent / COMMITS[0], ignore_errors=True)
     assert parents == [0, 1]
 

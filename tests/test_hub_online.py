@@ -30,7 +30,7 @@ OLD, NEW = "a" * 40, "b" * 40
 TEXT = CATALOG.texts["wikitext2"]
 UNKNOWN_TOKEN = "hf_revoked"
 WEIGHTS = "model.safetensors"
-WORDS = ("--sparsity", 0.4, "--samples", 3, "--length", 16)
+WORDS = ("--method", "2ssp", "--sparsity", 0.4, "--samples", 3, "--length", 16)
 FAULTS: dict[str, int | str] = {
     "config.json": 503, WEIGHTS: "cut", RECORD: 503, "SHA256SUMS": 502,
     "tokenizer.json": "cut", "tokenizer_config.json": 500,
@@ -43,7 +43,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     place = tmp_path_factory.mktemp("hub")
     folders = {"old": write_model(place / "old"), "new": write_model(place / "new", "gpt2"), "pruned": place / "pruned"}
     model = secateur.load(str(folders["old"]))
-    save(secateur.prune(model, sparsity=0.3, calibration=tiny_tokens(model, 3, 8), stage1_only=True), folders["pruned"])
+    save(
+        secateur.prune(model, "2ssp", sparsity=0.3, calibration=tiny_tokens(model, 3, 8), stage1_only=True),
+        folders["pruned"],
+    )
     (folders["new"] / "LICENSE").write_text("Be kind.")
     (place / "pickle").mkdir()
     for name, content in (("config.json", (folders["old"] / "config.json").read_bytes()), ("pytorch_model.bin", b"0")):

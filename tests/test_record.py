@@ -36,7 +36,13 @@ def tokens_for(model: Model, seed: int = 0) -> Tokens:
 
 
 def job_of(model: Model, tokens: Tokens | None = None, **request: Any) -> Job:
-    asked = {"sparsity": 0.25, "calibration": tokens or tokens_for(model), "options": {"alpha": 1.5}, "seed": 3}
+    asked = {
+        "method": "2ssp",
+        "sparsity": 0.25,
+        "calibration": tokens or tokens_for(model),
+        "options": {"alpha": 1.5},
+        "seed": 3,
+    }
     return prepare(plan(Request(**{**asked, **request}), model), model)
 
 
@@ -60,7 +66,7 @@ def recorded(
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_a_record_is_enough_to_make_the_model_again(family: str, tmp_path: Path) -> None:
     model = tiny(family)
-    pruned = prune(model, sparsity=0.3, calibration=tokens_for(model), attentions=1)
+    pruned = prune(model, "2ssp", sparsity=0.3, calibration=tokens_for(model), attentions=1)
     save(pruned, tmp_path / "pruned")
     record = read_record(tmp_path / "pruned")
     again = tiny(family)
@@ -189,10 +195,10 @@ def test_what_is_public_is_named_in_full(source: dict[str, str]) -> None:
 @pytest.mark.slow
 def test_records_chain_through_checkpoints(tmp_path: Path) -> None:
     model = tiny("llama")
-    first = prune(model, sparsity=0.2, calibration=tokens_for(model))
+    first = prune(model, "2ssp", sparsity=0.2, calibration=tokens_for(model))
     save(first, tmp_path / "first")
     middle = load(str(tmp_path / "first"))
-    second = prune(middle, sparsity=0.4, calibration=tokens_for(model, seed=1), attentions=2)
+    second = prune(middle, "2ssp", sparsity=0.4, calibration=tokens_for(model, seed=1), attentions=2)
     save(second, tmp_path / "second")
     third = prune(load(str(tmp_path / "second")), sparsity=0.1, calibration=tokens_for(model), stage1_only=True)
     save(third, tmp_path / "third")

@@ -704,7 +704,7 @@ def test_what_cannot_be_healed_is_refused(data: Path, monkeypatch: pytest.Monkey
 
 def test_record_and_card_tell_of_the_recovery(data: Path, tmp_path: Path) -> None:
     model = with_tokenizer(tiny("llama"))
-    first = prune(model, sparsity=0.3, calibration=Tokens.of(torch.arange(5, 77).view(3, 24)), attentions=1)
+    first = prune(model, "2ssp", sparsity=0.3, calibration=Tokens.of(torch.arange(5, 77).view(3, 24)), attentions=1)
     save(first, tmp_path / "pruned")
     assert "Nothing was trained afterwards" in (tmp_path / "pruned" / "README.md").read_text()
     middle = load(str(tmp_path / "pruned"))

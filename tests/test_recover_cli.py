@@ -29,7 +29,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     dense = write_model(folder / "dense", num_hidden_layers=2)
     model = secateur.load(str(dense))
     tokens = secateur.Tokens.of(torch.arange(5, 77).view(3, 24))
-    secateur.save(secateur.prune(model, sparsity=0.4, calibration=tokens, attentions=1), folder / "pruned")
+    secateur.save(secateur.prune(model, "2ssp", sparsity=0.4, calibration=tokens, attentions=1), folder / "pruned")
     other = write_model(folder / "other", vocab_size=101)
     rows = [{"instruction": f"say {letter}", "output": letter * 3} for letter in "abcd" * 4]
     data = folder / "alpaca_of_mine.jsonl"

@@ -133,7 +133,8 @@ def prune(
 
 
 # Not registered: nobody may save what it leaves.
-METHOD = replace(get_method("2ssp"), name=NAME, prune=prune, edits=(DropAttention,), shared=None)
+_OURS = get_method("2ssp")
+METHOD = replace(_OURS, name=NAME, prune=prune, edits=(DropAttention,), amount=replace(_OURS.amount, shared=None))
 
 
 def direction_norms(model: Model, tokens: Tokens, run: Run) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from secateur.engine.sweep import Part, sweeper_of
 from secateur.engine.tokens import Tokens
 from secateur.errors import InfeasibleBudgetError
-from secateur.methods.registry import method
+from secateur.methods.registry import Amount, method
 from secateur.model.budget import Budget, inside, takes
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
@@ -97,7 +97,7 @@ def _edit(unit: Part) -> Edit:
     bibtex="zhong2025blockpruner",
     edits=(DropAttention, DropMLP),
     needs="rounds, until the budget is met, of one forward per module there is: 2L at first",
-    shared="blockpruner/",
+    amount=Amount(shared="blockpruner/"),
 )
 def blockpruner(
     model: Model,

@@ -27,11 +27,14 @@ class Amount:
         uniform: all blocks lose alike, so that a step is one unit of every block.
         step: the option that says how many units go at a time; None if they go one by one.
         decides: options that, all given, decide instead of the sparsity.
+        shared: how the keys of those steps begin whose results do not depend on the budget, so that a run at one
+            sparsity may take them over from a run at another; None if there are none.
     """
 
     uniform: bool = False
     step: str | None = None
     decides: tuple[str, ...] = ()
+    shared: str | None = None
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,7 @@ class Method:
         edits: the kinds that it may yield; a family that cannot do one of them is refused before any work.
         able: further kinds, that it yields only where the family can do them.
         needs: what it runs, in full-length forwards; L blocks, S calibration windows.
-        shared: how the keys of those steps begin whose results do not depend on the budget, so that a run at one
-            sparsity may take them over from a run at another; None if there are none.
-        amount: what is to know of how much goes, for the reason why a target is not met.
+        amount: what is to know of how much goes.
     """
 
     name: str
@@ -58,9 +59,12 @@ class Method:
     bibtex: str
     edits: tuple[type[Edit], ...]
     needs: str = ""
-    shared: str | None = None
     amount: Amount = Amount()
     able: tuple[type[Edit], ...] = ()
+
+    @property
+    def shared(self) -> str | None:
+        return self.amount.shared
 
     @property
     def summary(self) -> str:
@@ -114,7 +118,6 @@ def method(
     bibtex: str,
     edits: tuple[type[Edit], ...],
     needs: str = "",
-    shared: str | None = None,
     amount: Amount = Amount(),
     able: tuple[type[Edit], ...] = (),
 ) -> Callable[[Prune], Prune]:
@@ -139,7 +142,7 @@ def method(
         if missing := [option for option in keyword_only if option not in documented(prune.__doc__)]:
             raise ValueError(f"method '{name}': its docstring's \"Args\" lack {', '.join(missing)}")
         citation = bibtex if bibtex.startswith("@") else _cited(bibtex)
-        _METHODS[name] = Method(name, prune, paper, unit, samples, length, citation, edits, needs, shared, amount, able)
+        _METHODS[name] = Method(name, prune, paper, unit, samples, length, citation, edits, needs, amount, able)
         return prune
 
     return register

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from secateur.engine.tokens import Tokens
 from secateur.engine.walk import Order
-from secateur.methods.registry import method
+from secateur.methods.registry import Amount, method
 from secateur.model.budget import Budget, leading
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
@@ -43,7 +43,7 @@ def least_influential(layout: Layout, influences: Tensor, budget: Budget) -> lis
     bibtex="men2024shortgpt",
     edits=(DropBlock,),
     needs="S forwards without the LM head",
-    shared="influence",
+    amount=Amount(shared="influence"),
 )
 def shortgpt(
     model: Model, tokens: Tokens, budget: Budget, run: Run, *, positions: Positions = "all", order: Order = "samples"

@@ -90,8 +90,7 @@ def _balance(layout: Layout, budget: Budget, alpha: float, attentions: int | Non
     bibtex="sandri2025ssp",
     edits=(KeepNeurons, DropAttention),
     needs="S forwards for the scores; then N rounds (equation 5) of one forward per attention module there is",
-    shared="scores",
-    amount=Amount(uniform=True),
+    amount=Amount(uniform=True, shared="scores"),
 )
 def two_ssp(
     model: Model,

@@ -25,7 +25,7 @@ METHODS = {
     "window": (1.5, 60, False),
     "blockpruner": (0.95, 900, False),
     "evopress": (0.9, 900, False),
-    "secateur": (0.28, 300, True),
+    "secateur": (0.5, 300, True),
 }
 SENTENCES = (
     "Albert Einstein was a German-born physicist who developed the theory of relativity. He was born in Ulm.",

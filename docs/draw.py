@@ -51,10 +51,10 @@ def blocks(results: Results, cell: CellResult) -> str:
 
 
 def newest() -> dict[str, tuple[Results, CellResult]]:
-    """Each method's cell, of the last comparison that has one."""
+    """Each method's cell, of the first comparison by name that has one."""
     return {
-        cell.method: (results, cell) for results in folders(COMPARE) for cell in results.of_size(SPARSITY)
-    }  # fmt: skip
+        cell.method: (results, cell) for results in reversed(folders(COMPARE)) for cell in results.of_size(SPARSITY)
+    }
 
 
 # --- SlimGPT's figures, of what bench/slimgpt.py and slimgpt_inside.py wrote ---

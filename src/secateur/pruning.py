@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from secateur.assets import Bos
+from secateur.compensation import require_refits
 from secateur.driver import Filter, Pruning, check_filters, require_edits_of, run_method
 from secateur.engine.tokens import Count, Tokens, TokenSource, check_tokens, read_tokens, ready
 from secateur.errors import InvalidOptionError, UnknownNameError
@@ -61,7 +62,9 @@ class Request:
         round_to: round FFN widths to a multiple of this, in methods that choose FFN widths.
         method: its name, or one that is not registered.
         options: the method's own; `secateur methods` lists them.
-        filters: in the order in which edits go through them.
+        refit: refit the output projections of what is narrowed, and fold what whole modules added into those that
+            stay: `secateur.compensation.refits`.
+        filters: others, in the order in which edits go through them.
         calibration: a text's name or file (c4 if None; demo for the demo model), a list of documents, a
             `datasets.Dataset`, token ids or `Tokens`; see `secateur.engine.tokens.read_tokens`.
         samples, length: calibration windows; the paper's if None.
@@ -78,6 +81,7 @@ class Request:
     of: Convention = "blocks"
     round_to: int = 1
     options: Options = field(default_factory=dict)
+    refit: bool = False
     filters: Sequence[Filter] = ()
     calibration: TokenSource | None = None
     samples: int | None = None
@@ -125,6 +129,7 @@ class Plan:
 
     Attributes:
         options: all of the method's, those not asked for at their defaults.
+        filters: those that edits go through, `refit`'s first.
         samples, length: of the calibration.
         meter: the work, in tokens.
         held_bytes: held at the peak beside the weights: hidden states, statistics, results.
@@ -134,6 +139,7 @@ class Plan:
 
     request: Request
     options: Options
+    filters: Sequence[Filter]
     samples: int
     length: int
     meter: Meter
@@ -162,8 +168,9 @@ def plan(request: Request, model: Model, *, device: str | None = None) -> Plan:
     """
     method, budget, tokens = get_method(request.method), request.budget, ready(request.calibration)
     options = method.complete(request.options)
-    require_edits_of(model, method, request.filters)
-    check_filters(request.filters)
+    filters = [*(require_refits(method, model.family) if request.refit else ()), *request.filters]
+    require_edits_of(model, method, filters)
+    check_filters(filters)
     if tokens is not None:
         check_tokens(model, tokens)
         samples, length = method.window_shape(model.max_length, tokens.samples, tokens.length)
@@ -171,10 +178,10 @@ def plan(request: Request, model: Model, *, device: str | None = None) -> Plan:
         samples, length = method.window_shape(model.max_length, request.samples, request.length)
         tokens = Tokens.of(torch.zeros(samples, length, dtype=torch.long))
     hollow, run = model.hollow(), Rehearsal(request.seed, device=device or model.device.type)
-    rehearsed = run_method(hollow, method, tokens, budget, run, filters=request.filters, **options)
+    rehearsed = run_method(hollow, method, tokens, budget, run, filters=filters, **options)
     return Plan(
-        request=request, options=options, samples=samples, length=length, meter=run.meter, held_bytes=run.peak_bytes,
-        before=rehearsed.before, after=rehearsed.after, sparsity=rehearsed.sparsity,
+        request=request, options=options, filters=filters, samples=samples, length=length, meter=run.meter,
+        held_bytes=run.peak_bytes, before=rehearsed.before, after=rehearsed.after, sparsity=rehearsed.sparsity,
     )  # fmt: skip
 
 
@@ -226,7 +233,7 @@ class Job:
         parts = [
             self.model_fingerprint, self.settings, self.tokens.fingerprint(), method.name, dict(self.plan.options),
             asdict(request.budget), request.seed, __version__, _code_version(method.prune),
-            *([f.name, dict(f.options), _code_version(f.apply)] for f in request.filters),
+            *([f.name, dict(f.options), _code_version(f.apply)] for f in self.plan.filters),
             *([_tokenizer_parts(self.model.tokenizer)] if self.tokenizer_given else []),
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -331,7 +338,7 @@ def run_job(
     run.expect(planned.meter, head=head)
     start = time.monotonic()
     pruning = run_method(
-        model, planned.method, job.tokens, request.budget, run, filters=request.filters, **planned.options
+        model, planned.method, job.tokens, request.budget, run, filters=planned.filters, **planned.options
     )
     blocks, length = len(pruning.before.blocks), job.tokens.length
     cost = Cost(
@@ -354,7 +361,7 @@ def make_record(
     job: Job, pruning: Pruning, cost: Cost, notes: Mapping[str, Any], arguments: Mapping[str, Any]
 ) -> Record:
     """Describe what a finished run did to the job's model."""
-    model, filters = job.model, job.plan.request.filters
+    model, filters = job.model, job.plan.filters
     return Record(
         secateur=__version__,
         format=FORMAT,

@@ -42,6 +42,12 @@ BOS = typer.Option(
 )
 SEED = typer.Option(help="0: the text's first windows, as the papers do; n: a draw of them.", show_default="0")
 RoundTo = Annotated[int, typer.Option(help="Round FFN widths to a multiple of this, in methods that choose them.")]
+Refit = Annotated[
+    bool,
+    typer.Option(
+        "--refit", help="Refit output projections to make up for what goes; of whole modules in those that stay."
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it is there.")]
 ShardSize = Annotated[str, typer.Option("--max-shard-size", help="Larger models are saved in shards.")]
 SPARSITIES = (

@@ -26,6 +26,7 @@ from secateur.cli.options import (
     OfShare,
     OutputOptions,
     Overwrite,
+    Refit,
     RoundTo,
     ShardSize,
     SourceOptions,
@@ -47,6 +48,7 @@ def _prune(
     out_dir: Annotated[Path | None, typer.Option("--out", help="Folder to write.")] = None,
     of: OfShare = "blocks",
     round_to: RoundTo = 1,
+    refit: Refit = False,
     seed: Annotated[int, SEED] = 0,
     bos: Annotated[str, BOS] = "auto",
     calibration: CalibrationOptions,
@@ -75,7 +77,7 @@ def _prune(
     start_logging(output.log_level, output.log_file)
     request = Request(
         sparsity=sparsity, method=method, of=of, round_to=round_to, options=_method_options(method, options),  # type: ignore[arg-type]  # `of` is checked there
-        seed=seed, bos=bos, data=source.data, cache=source.cache_dir, text_field=source.text_field,  # type: ignore[arg-type]  # checked there
+        refit=refit, seed=seed, bos=bos, data=source.data, cache=source.cache_dir, text_field=source.text_field,  # type: ignore[arg-type]  # checked there
         **vars(calibration),
     )  # fmt: skip
     if dry_run:
@@ -167,11 +169,12 @@ def _show(record: Record, folder: Path) -> None:
         row(f"perplexity, {Path(text.text).name}", text.before, text.after, ".2f")
     achieved, cost = record.achieved, record.cost
     asked = f"{record.sparsity.sentence}\n" if record.sparsity else ""
+    by = " + ".join([record.method, *(record.filters or ())])
     out.print(table)
     for remark in record.remarks:
         say(remark)
     say(
-        f"{record.method}: {achieved.blocks:.2%} of the blocks' parameters removed ({achieved.model:.2%} of all) in "
+        f"{by}: {achieved.blocks:.2%} of the blocks' parameters removed ({achieved.model:.2%} of all) in "
         f"{cost.seconds:.0f} s, {_forwards(cost.forwards or 0, cost.forwards_asked or 0)}\n{asked}"
         f"written to {folder} (tier {record.tier})"
     )

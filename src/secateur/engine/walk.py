@@ -141,7 +141,9 @@ class _Stream:
             raise NumericalError(f"block {block.number}: its {tap} was never computed")
         return moment
 
-    def moments(self, block: Block, tap: Hidden, target: Target, dtype: torch.dtype, weigh: Weigh | None) -> Moments:
+    def moments(
+        self, block: Block, tap: Hidden, target: Target, until: int, dtype: torch.dtype, weigh: Weigh | None
+    ) -> Moments:
         inputs, products, place = SecondMoment(dtype), CrossMoment(dtype), itertools.count()
         shown: dict[str, Tensor] = {}
         reference = self.reference if target != "original" else None
@@ -151,7 +153,7 @@ class _Stream:
             w = weigh(stream, w) if weigh else w
             inputs.add(x, w)
             if reference is not None:
-                y = reference.output(block, tap, next(place), stream if target == "stream" else None)
+                y = reference.output(block, tap, next(place), until, stream if target == "stream" else None)
                 products.add_pairs(y, x, w)
 
         def show(name: str) -> Look:
@@ -209,7 +211,9 @@ class _Rehearsed(_Stream):
         with self.rehearsal.holding(features**2 * dtype.itemsize):
             return moment
 
-    def moments(self, block: Block, tap: Hidden, target: Target, dtype: torch.dtype, weigh: Weigh | None) -> Moments:
+    def moments(
+        self, block: Block, tap: Hidden, target: Target, until: int, dtype: torch.dtype, weigh: Weigh | None
+    ) -> Moments:
         inputs, weight = self.moment(block, tap, dtype, weigh).mean, block.weight(_OUT[tap])
         products = torch.empty(weight.shape, dtype=dtype, device="meta")
         with self.rehearsal.holding((inputs.numel() + products.numel()) * dtype.itemsize):
@@ -301,7 +305,7 @@ class Reference:
         """Go through the blocks up to `number`, as they were.
 
         Args:
-            walked: the walk's states, which enter that block.
+            walked: the walk's states, which enter that block or an earlier one.
 
         Raises:
             UnsupportedEditError: the walk's states have other coordinates now.
@@ -313,7 +317,7 @@ class Reference:
             first = min(self._originals, default=number + 1)
             if first > number:
                 return
-            stream.begin(walked.hidden, [each for each in stream.ahead if each >= first])
+            stream.begin(walked.hidden, [each for each in stream.ahead if each >= min(first, walked.ahead[0])])
         while stream.ahead and stream.ahead[0] <= number:
             place = stream.ahead[0]
             original = self._originals.pop(place, None)
@@ -321,24 +325,27 @@ class Reference:
                 self._entered, self._outputs = list(stream.hidden), {out: [] for out in _OUT.values()}
                 stream.pass_through(block, {out: self._note(out) for out in _OUT.values()})
 
-    def output(self, block: Block, tap: Hidden, place: int, stream: Tensor | None) -> Tensor:
-        """What the projection behind a tap, without its bias, should give in the block that was reached last.
+    def output(self, block: Block, tap: Hidden, place: int, until: int, stream: Tensor | None) -> Tensor:
+        """What the projection behind a tap, without its bias, should give.
 
         Args:
             place: of the batch.
-            stream: the walk's, which the projection adds to; the sum should then be the reference's. None: what the
-                projection gave in the reference, whatever it is added to.
+            until: the site that was reached.
+            stream: the walk's, which the projection adds to; the sum should then be the reference's at `until`. None:
+                what the projection gave in the reference, in the block that was reached last.
 
         Returns:
             (batch, length, rows).
         """
-        outputs: dict[str, Tensor] = {out: given[place] for out, given in self._outputs.items() if given}
         linear = block.linear(block.roles[_OUT[tap]])
-        output = outputs[_OUT[tap]] if linear.bias is None else outputs[_OUT[tap]] - linear.bias
+        bias = 0 if linear.bias is None else linear.bias
         if stream is None:
-            return output
-        before = _before(block, tap, {**outputs, "block_in": self._entered[place]})
-        return output + (before.to(stream) - stream).to(output.device) / block.multiplier
+            return self._outputs[_OUT[tap]][place] - bias
+        wanted = self._stream.hidden[place]
+        if until % 2:
+            outputs: dict[str, Tensor] = {out: given[place] for out, given in self._outputs.items() if given}
+            wanted = _before(block, "mlp_hidden", {**outputs, "block_in": self._entered[place]})
+        return (wanted.to(stream) - stream) / block.multiplier - bias
 
     def close(self) -> None:
         self._model.guards.remove(self._keep)
@@ -421,6 +428,7 @@ class Visit:
         target: Target = "original",
         dtype: torch.dtype = torch.float64,
         *,
+        until: int | None = None,
         weigh: Weigh | None = None,
     ) -> Moments:
         """For a regression of the output projection W behind a tap, in one look: E[x x^T] of its inputs on the walk's
@@ -430,6 +438,8 @@ class Visit:
             target: what y is. "original": W x. "dense": what the projection gives in the reference, where the same
                 tokens come by other states. "stream": what makes the residual stream behind the projection the
                 reference's, so that it also makes up for what went wrong before. The same while nothing was edited.
+            until: for "stream", the site up to which the difference is made up for; 2n enters block n, 2n + 1 lies
+                between its attention and its MLP. The one behind the projection if None.
             weigh: weights of the tokens from the residual stream that W adds to, and from their weights.
 
         Raises:
@@ -445,11 +455,12 @@ class Visit:
             )
         self._reach()
         if reference is not None:
-            reference.reach(self.block.number, self._stream)
+            until = until or 2 * self.block.number + (1 if tap == "attention_hidden" else 2)
+            reference.reach((until - 1) // 2, self._stream)
             reference = reference if reference.differs else None
         if reference is None and weigh is None:
             return Moments(self.second_moment(tap, dtype).mean)
-        return self._stream.moments(self.block, tap, target if reference else "original", dtype, weigh)
+        return self._stream.moments(self.block, tap, target if reference else "original", until or 0, dtype, weigh)
 
     def finish(self) -> None:
         """A visit that only observed is advanced, while its block is open; one that did not look is caught up with

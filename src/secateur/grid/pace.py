@@ -185,7 +185,7 @@ class Part:
 
 def parts_of(cell: Cell, foretold: Foretold, shared: Shared) -> list[Part]:
     """Args: shared: where the steps lie that the pruning may take over."""
-    kinds = {name: ((PRUNE, cell.method), shared) if name == PRUNE else ((name, ""), Shared()) for name in PARTS}
+    kinds = {name: ((PRUNE, cell.shown_method), shared) if name == PRUNE else ((name, ""), Shared()) for name in PARTS}
     return [
         Part(cell=cell.name, name=name, kind=kinds[name][0], foretold_s=seconds, shared=kinds[name][1])
         for name, seconds in foretold.parts.items()

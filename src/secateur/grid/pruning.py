@@ -30,7 +30,7 @@ def plan_cell(cell: Cell, model: Model) -> Plan:
     assert cell.calibration is not None  # narrows the type
     request = Request(
         sparsity=cell.budget.sparsity, method=cell.made_by, of=cell.of, round_to=cell.round_to, options=cell.options,
-        samples=cell.calibration.samples, length=cell.calibration.length, seed=cell.calibration.seed,
+        refit=cell.refit, samples=cell.calibration.samples, length=cell.calibration.length, seed=cell.calibration.seed,
     )  # fmt: skip
     return plan(request, model)
 
@@ -54,6 +54,7 @@ def prune_cell(cell: Cell, planned: Plan, model: Model, tokens: Tokens, run: Sha
     curve = next((note for note in run.notes.values() if isinstance(note, list)), None)  # the search's, by generation
     return {
         "options": pruning.options,
+        "filters": pruned.record.filters or {},
         **_sizes(pruning.before, counted(cell, pruning.before, pruning.after), model),
         "notes": {key: note for key, note in run.notes.items() if isinstance(note, str)},
         "curve": list(enumerate(curve)) if curve else None,

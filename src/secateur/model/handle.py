@@ -115,6 +115,12 @@ class Model:
         return getattr(self.hf.config, "max_position_embeddings", None)
 
     @property
+    def is_parallel(self) -> bool:
+        """Whether attention and MLP of a block both read what enters it."""
+        said = self.family.parallel
+        return bool(getattr(self.hf.config, said)) if isinstance(said, str) else said
+
+    @property
     def head_cost(self) -> float:
         """What a token costs in the LM head, relative to one in an average block: about the parameters it meets."""
         layout = self.layout()

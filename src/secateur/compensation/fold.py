@@ -1,0 +1,117 @@
+"""What removed modules added to the residual stream, folded into the output projections that stay: no parameter more.
+
+As in ReplaceMe (arXiv 2505.02819), which fits a map behind the cut and multiplies it into the projection before; here
+that projection itself is fitted, which can do no worse on the calibration.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from torch import Tensor
+
+from secateur.compensation.refit import DTYPE
+from secateur.engine.tokens import Tokens
+from secateur.engine.walk import Hidden, Reference, Visit, walk
+from secateur.model.handle import Model
+from secateur.model.layout import Layout
+from secateur.run import Run
+from secateur.solvers.ridge import check_ridge, refit, refit_bytes
+from secateur.surgery.edits import DropAttention, DropBlock, DropMLP, Edit, SetWeight
+
+_TAPS: dict[str, Hidden] = {"attention_out": "attention_hidden", "mlp_out": "mlp_hidden"}
+
+
+class Module(NamedTuple):
+    """One that reads the residual stream at a site (2n enters block n, 2n + 1 lies between its attention and its MLP)
+    and gives it on at a later one.
+
+    Attributes:
+        role: of its output projection.
+    """
+
+    block: int
+    role: str
+    reads: int
+    gives: int
+
+
+def modules(layout: Layout, *, parallel: bool) -> list[Module]:
+    """In the order of the stream. The modules of a parallel block read and give at the same sites."""
+    order = []
+    for number, block in layout.blocks.items():
+        first = 2 * number
+        if block.attention:
+            order.append(Module(number, "attention_out", first, first + 1 + parallel))
+        if block.mlp:
+            order.append(Module(number, "mlp_out", first + 1 - parallel, first + 2))
+    return order
+
+
+def folds(before: Layout, after: Layout, *, parallel: bool) -> dict[Module, int]:
+    """The modules that take over what is gone behind them, each with the site up to which they do: where the next one
+    reads. What went before the first one, it makes up for, too; in a parallel block, the MLP does.
+    """
+    whole, kept = modules(before, parallel=parallel), modules(after, parallel=parallel)
+    gone = [module.gives for module in whole if module not in kept]
+    last = {module.gives: module for module in kept}  # of a parallel block's two the MLP
+    kept = list(last.values())
+    ends = [*(module.reads for module in kept[1:]), max(2 * number + 2 for number in before.blocks)]
+    starts = [0, *(module.gives for module in kept[1:])]
+    return {
+        module: end
+        for module, start, end in zip(kept, starts, ends, strict=True)
+        if any(start <= place <= end for place in gone)
+    }
+
+
+def fold(model: Model, tokens: Tokens, run: Run, edits: Iterator[Edit], *, damping: float = 0.01) -> Iterator[Edit]:
+    """After the last edit, refit the output projections before removed modules: with the rest of the model as it is
+    then, the stream that the next module reads is to be the one that it read before the first removal.
+
+    Nothing else is changed, and the method sees its own removals only. The removed weights are held until then.
+
+    Args:
+        damping: see `solvers.ridge`.
+    """
+    check_ridge(damping)
+    reference: Reference | None = None
+    before, held_bytes = model.layout(), 0
+    try:
+        for edit in edits:
+            if reference is None and isinstance(edit, (DropAttention, DropMLP, DropBlock)):
+                reference, before = Reference(model, tokens, run), model.layout()
+            size = model.layout().parameters
+            yield edit
+            if reference is not None:
+                gone_bytes = (size - model.layout().parameters) * model.dtype.itemsize
+                run.hold(gone_bytes)
+                held_bytes += gone_bytes
+        chosen = folds(before, model.layout(), parallel=model.is_parallel) if reference is not None else {}
+        for visit in walk(model, tokens, run=run, reference=reference or False, label="fold") if chosen else ():
+            for module, end in chosen.items():
+                if module.block == visit.block.number:
+                    key = f"{module.role} {module.block}"
+                    yield SetWeight(
+                        module.block,
+                        module.role,
+                        run.step(key, functools.partial(_fitted, run, visit, module, end, damping)),
+                    )
+    finally:
+        run.hold(-held_bytes)
+        if reference is not None:
+            reference.close()
+
+
+def _fitted(run: Run, visit: Visit, module: Module, end: int, damping: float) -> Tensor:
+    weight = visit.block.weight(module.role).detach()
+    moments = visit.moments(_TAPS[module.role], "stream", DTYPE, until=end)
+    rows, columns = weight.shape
+    scratch_bytes = refit_bytes(rows, columns, DTYPE)
+    run.hold(scratch_bytes)
+    name = f"block {module.block}, {module.role}"
+    new = refit(weight, moments.inputs, range(columns), damping=damping, target=moments.target, name=name)
+    run.hold(-scratch_bytes)
+    return new.to(weight.dtype)

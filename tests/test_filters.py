@@ -91,7 +91,7 @@ def test_it_costs_a_few_forwards_more_as_foretold(method: str) -> None:
     assert more <= FORWARDS.get(method, 3) * 4 * 16 * 4
     foretold = job(method, model, *filters).plan
     assert foretold.after.parameters == pruned.pruning.after.parameters
-    assert foretold.meter.block_tokens == pytest.approx(both.meter.block_tokens, rel=0.15)
+    assert foretold.meter.block_tokens == pytest.approx(both.meter.block_tokens, rel=0.3)  # other blocks go
 
 
 @pytest.mark.parametrize("method", CASES)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from contextlib import closing
 from typing import NamedTuple
 
 from torch import Tensor
 
 from secateur.compensation.refit import DTYPE
 from secateur.engine.tokens import Tokens
-from secateur.engine.walk import Hidden, Reference, Visit, walk
+from secateur.engine.walk import Follower, Hidden, Reference
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.run import Run
@@ -90,28 +91,29 @@ def fold(model: Model, tokens: Tokens, run: Run, edits: Iterator[Edit], *, dampi
                 run.hold(gone_bytes)
                 held_bytes += gone_bytes
         chosen = folds(before, model.layout(), parallel=model.is_parallel) if reference is not None else {}
-        for visit in walk(model, tokens, run=run, reference=reference or False, label="fold") if chosen else ():
-            for module, end in chosen.items():
-                if module.block == visit.block.number:
-                    key = f"{module.role} {module.block}"
-                    yield SetWeight(
-                        module.block,
-                        module.role,
-                        run.step(key, functools.partial(_fitted, run, visit, module, end, damping)),
-                    )
+        if not chosen:
+            return
+        with closing(Follower(model, tokens, run, reference=reference or False)) as follower:
+            reference = None  # the follower's
+            with run.progress("fold", len(chosen)) as done:
+                for module, end in chosen.items():
+                    solve = functools.partial(_fitted, run, follower, module, end, damping)
+                    yield SetWeight(module.block, module.role, run.step(f"{module.role} {module.block}", solve))
+                    done(1)
     finally:
         run.hold(-held_bytes)
         if reference is not None:
             reference.close()
 
 
-def _fitted(run: Run, visit: Visit, module: Module, end: int, damping: float) -> Tensor:
-    weight = visit.block.weight(module.role).detach()
-    moments = visit.moments(_TAPS[module.role], "stream", DTYPE, until=end)
-    rows, columns = weight.shape
-    scratch_bytes = refit_bytes(rows, columns, DTYPE)
-    run.hold(scratch_bytes)
-    name = f"block {module.block}, {module.role}"
-    new = refit(weight, moments.inputs, range(columns), damping=damping, target=moments.target, name=name)
-    run.hold(-scratch_bytes)
-    return new.to(weight.dtype)
+def _fitted(run: Run, follower: Follower, module: Module, end: int, damping: float) -> Tensor:
+    with follower.visit(module.block) as visit:
+        weight = visit.block.weight(module.role).detach()
+        moments = visit.moments(_TAPS[module.role], "stream", DTYPE, until=end)
+        rows, columns = weight.shape
+        scratch_bytes = refit_bytes(rows, columns, DTYPE)
+        run.hold(scratch_bytes)
+        name = f"block {module.block}, {module.role}"
+        new = refit(weight, moments.inputs, range(columns), damping=damping, target=moments.target, name=name)
+        run.hold(-scratch_bytes)
+        return new.to(weight.dtype)

@@ -604,13 +604,14 @@ class Follower:
     window without the head, and one more for a reference, not some per edit. An edit behind them makes them begin anew.
 
     Args:
-        reference: compare with the model as it is when the follower is made, or when its states began anew.
+        reference: one that is there, which the follower closes; True: compare with the model as it is when the follower
+            is made. Where its states begin anew, with the model as it is then.
     """
 
-    def __init__(self, model: Model, tokens: Tokens, run: Run, *, reference: bool = False) -> None:
-        self._model, self._tokens, self._run, self._compares = model, tokens, run, reference
+    def __init__(self, model: Model, tokens: Tokens, run: Run, *, reference: bool | Reference = False) -> None:
+        self._model, self._tokens, self._run, self._compares = model, tokens, run, bool(reference)
         self._stream: _Stream | None = None
-        self._begin()
+        self._begin(reference if isinstance(reference, Reference) else None)
 
     @contextmanager
     def visit(self, number: int) -> Iterator[Visit]:
@@ -635,10 +636,10 @@ class Follower:
                 self._stream.reference.close()
             self._stream = None
 
-    def _begin(self) -> None:
+    def _begin(self, reference: Reference | None = None) -> None:
         self._stream = _stream(self._model, self._tokens, 1, self._run)
         if self._compares:
-            self._stream.reference = Reference(self._model, self._tokens, self._run)
+            self._stream.reference = reference or Reference(self._model, self._tokens, self._run)
         self._model.guards.append(self._check)
 
     def _check(self, place: int | None) -> None:

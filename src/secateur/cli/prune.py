@@ -22,11 +22,11 @@ from secateur.cli.options import (
     BOS,
     SEED,
     CalibrationOptions,
+    CompensationOptions,
     ModelName,
     OfShare,
     OutputOptions,
     Overwrite,
-    Refit,
     RoundTo,
     ShardSize,
     SourceOptions,
@@ -48,10 +48,10 @@ def _prune(
     out_dir: Annotated[Path | None, typer.Option("--out", help="Folder to write.")] = None,
     of: OfShare = "blocks",
     round_to: RoundTo = 1,
-    refit: Refit = False,
     seed: Annotated[int, SEED] = 0,
     bos: Annotated[str, BOS] = "auto",
     calibration: CalibrationOptions,
+    compensation: CompensationOptions,
     perplexity_on: Annotated[
         list[str] | None,
         typer.Option("--perplexity", help="Measure on this text before and after; may be repeated."),
@@ -77,8 +77,8 @@ def _prune(
     start_logging(output.log_level, output.log_file)
     request = Request(
         sparsity=sparsity, method=method, of=of, round_to=round_to, options=_method_options(method, options),  # type: ignore[arg-type]  # `of` is checked there
-        refit=refit, seed=seed, bos=bos, data=source.data, cache=source.cache_dir, text_field=source.text_field,  # type: ignore[arg-type]  # checked there
-        **vars(calibration),
+        seed=seed, bos=bos, data=source.data, cache=source.cache_dir, text_field=source.text_field,  # type: ignore[arg-type]  # checked there
+        refit=compensation.refit, filters=compensation.filters(), **vars(calibration),
     )  # fmt: skip
     if dry_run:
         _show_forecast(forecast(request, source.of(model)), output.as_json)

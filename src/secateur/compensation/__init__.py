@@ -3,40 +3,40 @@ place in `FILTERS`."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
-from secateur.compensation.fold import fold
-from secateur.compensation.refit import refit
+from secateur.compensation.fold import FOLD
+from secateur.compensation.refine import REFINE
+from secateur.compensation.refit import REFIT
 from secateur.driver import Filter
 from secateur.errors import InvalidOptionError, UnknownNameError
 from secateur.methods import Method
 from secateur.model.modeling_secateur import Family
-from secateur.surgery.edits import DropAttention, DropBlock, DropMLP, KeepHeads, KeepNeurons, SetWeight
+from secateur.signatures import options_of
+from secateur.surgery.edits import DropAttention, DropBlock, DropMLP, KeepHeads, KeepNeurons
 
-FILTERS: dict[str, Filter] = {
-    filtering.name: filtering
-    for filtering in (
-        Filter("refit", (), refit, {"target": "original", "share": 1.0, "damping": 0.01}),
-        Filter("fold", (SetWeight,), fold, {"damping": 0.01}),
-    )
-}
-
-REFITS = ("refit", "fold")  # what --refit chooses from
+# In the order in which edits go through them: what trains a whole model comes last.
+FILTERS: dict[str, Filter] = {each.name: each for each in (REFIT, FOLD, REFINE)}
+REFITS = (REFIT, FOLD)  # what --refit chooses from
 
 
 def get_filter(name: str, **options: Any) -> Filter:
-    """A filter by its name, its options at their defaults where they are not given.
+    """The filter of that name, the options that are not given at their defaults.
 
     Raises:
-        UnknownNameError: no filter, or no option, of that name.
+        UnknownNameError: no such filter, or it has no such option.
+        InvalidOptionError: a value of the wrong kind.
     """
     if name not in FILTERS:
         raise UnknownNameError.of("filter", name, FILTERS)
-    for option in options:
-        if option not in FILTERS[name].options:
-            raise UnknownNameError.of(f"option of the filter {name}", option, FILTERS[name].options)
-    return replace(FILTERS[name], options={**FILTERS[name].options, **options})
+    plain = FILTERS[name]
+    known = options_of(plain.apply)
+    for option, value in options.items():
+        if option not in known:
+            raise UnknownNameError.of(f"option of {name}", option, known)
+        if not known[option].accepts(value):
+            raise InvalidOptionError(f"{name}: {option} takes {known[option].allowed}, not {value!r}")
+    return Filter(name, plain.edits, plain.apply, {each: options.get(each, known[each].default) for each in known})
 
 
 def refits(method: Method, family: Family) -> list[Filter]:
@@ -44,7 +44,7 @@ def refits(method: Method, family: Family) -> list[Filter]:
     whole ones, in families whose blocks add what a projection gives to the stream as it is. None where it does neither.
     """
     folds = not family.post_norms and {DropAttention, DropMLP, DropBlock} & set(method.edits)
-    return [get_filter(name) for name, wanted in zip(REFITS, (narrows(method), folds), strict=True) if wanted]
+    return [get_filter(each.name) for each, wanted in zip(REFITS, (narrows(method), folds), strict=True) if wanted]
 
 
 def require_refits(method: Method, family: Family) -> list[Filter]:

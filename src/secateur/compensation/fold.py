@@ -11,15 +11,17 @@ from collections.abc import Iterator
 from contextlib import closing
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from secateur.compensation.refit import DTYPE
+from secateur.compensation.refit import DTYPE, solved
+from secateur.driver import Filter
 from secateur.engine.tokens import Tokens
 from secateur.engine.walk import Follower, Hidden, Reference
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.run import Run
-from secateur.solvers.ridge import check_ridge, refit, refit_bytes
+from secateur.solvers.ridge import Damping, check_ridge
 from secateur.surgery.edits import DropAttention, DropBlock, DropMLP, Edit, SetWeight
 
 _TAPS: dict[str, Hidden] = {"attention_out": "attention_hidden", "mlp_out": "mlp_hidden"}
@@ -68,14 +70,14 @@ def folds(before: Layout, after: Layout, *, parallel: bool) -> dict[Module, int]
     }
 
 
-def fold(model: Model, tokens: Tokens, run: Run, edits: Iterator[Edit], *, damping: float = 0.01) -> Iterator[Edit]:
+def fold(model: Model, tokens: Tokens, run: Run, edits: Iterator[Edit], *, damping: Damping = "auto") -> Iterator[Edit]:
     """After the last edit, refit the output projections before removed modules: with the rest of the model as it is
     then, the stream that the next module reads is to be the one that it read before the first removal.
 
     Nothing else is changed, and the method sees its own removals only. The removed weights are held until then.
 
     Args:
-        damping: see `solvers.ridge`.
+        damping: see `solvers.ridge`; auto: what does best on tokens held out.
     """
     check_ridge(damping)
     reference: Reference | None = None
@@ -106,14 +108,12 @@ def fold(model: Model, tokens: Tokens, run: Run, edits: Iterator[Edit], *, dampi
             reference.close()
 
 
-def _fitted(run: Run, follower: Follower, module: Module, end: int, damping: float) -> Tensor:
+def _fitted(run: Run, follower: Follower, module: Module, end: int, damping: Damping) -> Tensor:
     with follower.visit(module.block) as visit:
         weight = visit.block.weight(module.role).detach()
         moments = visit.moments(_TAPS[module.role], "stream", DTYPE, until=end)
-        rows, columns = weight.shape
-        scratch_bytes = refit_bytes(rows, columns, DTYPE)
-        run.hold(scratch_bytes)
         name = f"block {module.block}, {module.role}"
-        new = refit(weight, moments.inputs, range(columns), damping=damping, target=moments.target, name=name)
-        run.hold(-scratch_bytes)
-        return new.to(weight.dtype)
+        return solved(run, weight, moments, torch.arange(weight.shape[1]), damping=damping, name=name)
+
+
+FOLD = Filter("fold", (SetWeight,), fold)

@@ -41,10 +41,13 @@ class Moments:
     Attributes:
         inputs: E[x x^T], (columns, columns).
         target: E[y x^T], (rows, columns), of what W is to give; None where that is W x.
+        halves: where there is a target the same of every other window (of a single one, of its first and second half):
+            a fit on one can be judged on the other.
     """
 
     inputs: Tensor
     target: Tensor | None = None
+    halves: tuple[Moments, ...] = ()
 
 
 class _Stream:
@@ -144,23 +147,36 @@ class _Stream:
     def moments(
         self, block: Block, tap: Hidden, target: Target, until: int, dtype: torch.dtype, weigh: Weigh | None
     ) -> Moments:
-        inputs, products, place = SecondMoment(dtype), CrossMoment(dtype), itertools.count()
-        shown: dict[str, Tensor] = {}
+        halves = [(SecondMoment(dtype), CrossMoment(dtype)) for _ in range(2)]
+        place, window, shown = itertools.count(), itertools.count(), dict[str, Tensor]()
         reference = self.reference if target != "original" else None
 
         def add(x: Tensor, w: Tensor) -> None:
             stream = _before(block, tap, shown)
             w = weigh(stream, w) if weigh else w
-            inputs.add(x, w)
+            y = None
             if reference is not None:
                 y = reference.output(block, tap, next(place), until, stream if target == "stream" else None)
-                products.add_pairs(y, x, w)
+            for row in range(len(x)):
+                for number, part in self._halves(next(window)):
+                    halves[number][0].add(x[row, part], w[row, part])
+                    if y is not None:
+                        halves[number][1].add_pairs(y[row, part], x[row, part], w[row, part])
 
         def show(name: str) -> Look:
             return lambda x, w: shown.__setitem__(name, x)
 
         self.through(block, {**{name: show(name) for name in ("block_in", "attention_out")}, tap: add}, keep=False)
-        return Moments(inputs.mean, products.mean if reference else None)
+        weights = [inputs.weight for inputs, _ in halves]
+        means = [(inputs.mean, products.mean if reference else None) for inputs, products in halves]
+        return _joined([Moments(*mean) for mean in means], weights)
+
+    def _halves(self, window: int) -> list[tuple[int, slice]]:
+        """Which half a window's tokens are in."""
+        middle = self.tokens.length // 2
+        return (
+            [(window % 2, slice(None))] if self.tokens.samples > 1 else [(0, slice(middle)), (1, slice(middle, None))]
+        )
 
     def close(self) -> None:
         """Nobody wants the states any more."""
@@ -216,8 +232,10 @@ class _Rehearsed(_Stream):
     ) -> Moments:
         inputs, weight = self.moment(block, tap, dtype, weigh).mean, block.weight(_OUT[tap])
         products = torch.empty(weight.shape, dtype=dtype, device="meta")
-        with self.rehearsal.holding((inputs.numel() + products.numel()) * dtype.itemsize):
-            return Moments(inputs, None if target == "original" else products)
+        with self.rehearsal.holding(2 * (inputs.numel() + products.numel()) * dtype.itemsize):
+            return (
+                Moments(inputs) if target == "original" else Moments(inputs, products, 2 * (Moments(inputs, products),))
+            )
 
     def begin(self, hidden: list[Tensor], ahead: list[int]) -> None:
         super().begin(hidden, ahead)
@@ -274,6 +292,15 @@ def _before(block: Block, tap: Hidden, shown: dict[str, Tensor]) -> Tensor:
     if tap == "mlp_hidden" and "attention_out" in shown:
         stream = stream + block.multiplier * shown["attention_out"]
     return stream
+
+
+def _joined(halves: list[Moments], weights: list[float]) -> Moments:
+    """The means over both halves."""
+    shares = [weight / (sum(weights) or 1.0) for weight in weights]
+    inputs = sum(share * half.inputs for share, half in zip(shares, halves, strict=True))
+    targets = [half.target for half in halves if half.target is not None]
+    target = sum(share * each for share, each in zip(shares, targets, strict=True)) if targets else None
+    return Moments(inputs, target, tuple(halves) if targets else ())  # type: ignore[arg-type]  # sums of tensors
 
 
 class Reference:

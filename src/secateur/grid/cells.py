@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from secateur.assets import Bos
-from secateur.compensation import FILTERS, REFITS
+from secateur.compensation import REFITS, get_filter
 from secateur.engine.tokens import Count, Tokens, read_tokens
 from secateur.errors import DataError
 from secateur.grid import inverted
@@ -97,7 +97,7 @@ class Cell:
             "round_to": self.round_to,
         }
         if self.refit:
-            terms["refit"] = {name: dict(FILTERS[name].options) for name in REFITS}
+            terms["refit"] = {each.name: dict(get_filter(each.name).options) for each in REFITS}
         seed = self.calibration.seed if self.calibration else None
         return digest(judged_by, {**terms, "options": self.complete_options, "seed": seed}, calibration)
 

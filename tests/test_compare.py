@@ -595,8 +595,9 @@ def test_a_refit_is_a_row_of_its_own_whose_work_is_counted(text: Path, tmp_path:
     for method, filters in (("2ssp", {"refit", "fold"}), ("shortgpt", {"fold"})):
         plain, refitted = cells[f"{method}-0.25"], cells[f"{method}-0.25-refit"]
         assert (refitted.status, refitted.label, refitted.method) == ("done", f"{method} + refit", f"{method} + refit")
+        assert refitted.filters is not UNSET
         assert set(refitted.filters) == filters
-        assert not plain.filters
+        assert plain.filters is UNSET
         assert refitted.fingerprint != plain.fingerprint
         assert refitted.parameters == plain.parameters
         assert refitted.perplexity != plain.perplexity

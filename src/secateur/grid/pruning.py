@@ -54,7 +54,7 @@ def prune_cell(cell: Cell, planned: Plan, model: Model, tokens: Tokens, run: Sha
     curve = next((note for note in run.notes.values() if isinstance(note, list)), None)  # the search's, by generation
     return {
         "options": pruning.options,
-        "filters": pruned.record.filters or {},
+        "filters": pruned.record.filters or UNSET,
         **sizes(pruning.before, counted(cell, pruning.before, pruning.after), model),
         "notes": {key: note for key, note in run.notes.items() if isinstance(note, str)},
         "curve": list(enumerate(curve)) if curve else None,

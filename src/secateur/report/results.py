@@ -118,7 +118,7 @@ class CellResult(Struct, frozen=True, kw_only=True, eq=False):
     status: str = MISSING
     error: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
-    filters: dict[str, Any] = field(default_factory=dict)
+    filters: dict[str, Any] | UnsetType = UNSET
     notes: dict[str, str] = field(default_factory=dict)
     calibration: Facts | None = None
     achieved: Shares | None = None

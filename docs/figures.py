@@ -305,17 +305,15 @@ def foretold(_: str, __: Path) -> Iterator[str]:
     yield markdown(Table([*columns, *(Column(str(s), f"{s:.1%}") for s in SPARSITIES)], rows)).strip()
 
 
-def recovered_cells() -> dict[Path, dict[str, Any]]:
-    """What bench/recovery.py measured, by file: the pruned models, and each as trained in several ways."""
-    return {
-        file: json.loads(file.read_text(encoding="utf-8")) for file in sorted((RESULTS / "recovery").glob("*.json"))
-    }
+def recovered_cells(folder: str) -> dict[Path, dict[str, Any]]:
+    """What bench/recovery.py wrote, by file: the pruned models, and each as trained in several ways."""
+    return {file: json.loads(file.read_text(encoding="utf-8")) for file in sorted((RESULTS / folder).glob("*.json"))}
 
 
-def recovery(_: str, page: Path) -> Iterator[str]:
+def recovery(folder: str, page: Path) -> Iterator[str]:
     """Perplexities before and after training, way by way."""
-    rows = []
-    for file, cell in recovered_cells().items():
+    rows, cells = [], recovered_cells(folder)
+    for file, cell in cells.items():
         row = {"model": cell["model"], "way": f"[{cell['way']}]({relpath(file, page.parent)})"}
         row |= {text: found["perplexity"] for text, found in cell["perplexity"].items()}
         if told := cell.get("recovery"):
@@ -327,7 +325,7 @@ def recovery(_: str, page: Path) -> Iterator[str]:
             }
             row["held"] = f"{unit} {losses['before']:.3f} to {losses['after']:.3f}"
         rows.append(row)
-    texts = {text: found for cell in recovered_cells().values() for text, found in cell["perplexity"].items()}
+    texts = {text: found for cell in cells.values() for text, found in cell["perplexity"].items()}
     columns = [
         Column("model", "model"), Column("way", "trained"), Column("lr", "learning rate"),
         Column("tokens", "tokens seen", form=",.0f"), Column("held", "held-out loss, nats per token"),

@@ -160,7 +160,7 @@ class CompensationOptions:
         float | None,
         typer.Option(
             help="--refine: peak of the learning rate, as a share of each matrix's root mean square.",
-            show_default="0.005",
+            show_default="0.0025",
         ),
     ] = None
 

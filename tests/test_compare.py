@@ -41,7 +41,7 @@ from secateur.grid.compare import is_block_wise
 from secateur.grid.pace import Standing
 from secateur.grid.presets import PRESETS
 from secateur.grid.run import run_grid
-from secateur.grid.sharing import Shared, SharingRun
+from secateur.sharing import Shared, SharingRun
 from secateur.judge import generation as written
 from secateur.judge import judging
 from secateur.judge.generation import Decoding

@@ -19,7 +19,7 @@ from secateur.forecast import Speed
 from secateur.grid import compare, pace
 from secateur.grid.cells import Cell
 from secateur.grid.pace import GENERATION, INFERENCE, PERPLEXITY, PRUNE, TASKS, Foretold, Pace, Standing, foretell
-from secateur.grid.sharing import Shared, SharingRun
+from secateur.sharing import Shared, SharingRun
 from secateur.judge.generation import REFERENCE
 from secateur.judge.judging import Judge, Judging
 from secateur.model.budget import Budget

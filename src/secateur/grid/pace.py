@@ -18,7 +18,7 @@ from secateur.errors import SecateurError
 from secateur.forecast import Speed
 from secateur.grid.cells import Cell
 from secateur.grid.pruning import counted, plan_cell
-from secateur.grid.sharing import Shared
+from secateur.sharing import Shared
 from secateur.judge.generation import GREEDY
 from secateur.judge.judging import GENERATION, INFERENCE, PERPLEXITY, TASKS, Judge, Judging
 from secateur.model.budget import shares

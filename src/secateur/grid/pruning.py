@@ -9,7 +9,7 @@ from msgspec import UNSET
 from secateur.engine.tokens import Tokens
 from secateur.grid import inverted
 from secateur.grid.cells import Cell
-from secateur.grid.sharing import SharingRun
+from secateur.sharing import SharingRun
 from secateur.judge.inference import device_peak
 from secateur.model.budget import shares
 from secateur.model.handle import Model

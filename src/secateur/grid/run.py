@@ -21,7 +21,7 @@ from secateur.grid.cells import Cell, Matrices, digest
 from secateur.grid.folder import GridFolder, make_index, now
 from secateur.grid.pace import PRUNE, Foretold, Pace, Standing, foretell, parts_of, sequences
 from secateur.grid.pruning import Fields, dense_fields, plan_cell, prune_cell
-from secateur.grid.sharing import Shared, SharingRun
+from secateur.sharing import Shared, SharingRun
 from secateur.judge.judging import Judge, Judging
 from secateur.judge.judging import Part as JudgedPart
 from secateur.model.handle import Model

@@ -18,7 +18,8 @@ MODELING = "model/modeling_secateur.py"
 # From the bottom up. A file may import from lower layers and from its own folder.
 LAYERS: tuple[set[str], ...] = (
     {"errors", "version", "signatures"},
-    {"run", "folders", "hf"},
+    {"run", "folders", "hf", "quantities"},
+    {"sharing"},
     {"assets"},
     {"record"},
     {"model"},
@@ -31,8 +32,10 @@ LAYERS: tuple[set[str], ...] = (
     {"export"},
     {"card"},
     {"judge", "output"},
+    {"goals"},
     {"driver"},
     {"pruning"},
+    {"running"},
     {"forecast"},
     {"testing"},
     {"heal"},

@@ -95,8 +95,21 @@ class SharingRun(Run):
             shared.spent[name] = self.spent().since(began)
         return result
 
+    @property
+    def spared(self) -> Spent:
+        """By taking steps over."""
+        return Spent(*(sum(values) for values in zip(*self._spared, strict=True))) if self._spared else Spent(*[0] * 5)
+
+    @property
+    def computed(self) -> Meter:
+        """The work without what was taken over."""
+        spared, meter = self.spared, self.meter
+        return Meter(
+            meter.block_tokens - spared.block_tokens, meter.head_tokens - spared.head_tokens,
+            meter.asked_tokens - spared.asked_tokens,
+        )  # fmt: skip
+
     def spent(self) -> Spent:
         """Until now, from some time before the run."""
-        wall_s = self._clock() + sum(spent.wall_s for spent in self._spared)
-        cpu_s = time.process_time() + sum(spent.cpu_s for spent in self._spared)
-        return Spent(wall_s, cpu_s, **asdict(self.meter))
+        spared = self.spared
+        return Spent(self._clock() + spared.wall_s, time.process_time() + spared.cpu_s, **asdict(self.meter))

@@ -77,6 +77,20 @@ def inference(
     }  # fmt: skip
 
 
+def speedup(dense: Model, smaller: Model, *, of: str, run: Run | None = None, **settings: int) -> float:
+    """How many times as fast as the dense model the smaller one is: the median over the rounds, in each of which both
+    were timed.
+
+    Args:
+        of: the "prompt", or each further "token".
+        settings: of `inference`.
+    """
+    timed = inference({"dense": dense, "smaller": smaller}, run=run, **settings)
+    name = "prefill_ms_rounds" if of == "prompt" else "token_ms_rounds"
+    rounds = zip(getattr(timed["dense"], name), getattr(timed["smaller"], name), strict=True)
+    return statistics.median(one / other for one, other in rounds)
+
+
 def at_least_one(**numbers: int | None) -> None:
     """Raise InvalidOptionError for a number below one; None is no number."""
     for name, value in numbers.items():

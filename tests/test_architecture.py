@@ -34,6 +34,7 @@ LAYERS: tuple[set[str], ...] = (
     {"judge", "output"},
     {"goals"},
     {"driver"},
+    {"compensation"},
     {"pruning"},
     {"running"},
     {"forecast"},

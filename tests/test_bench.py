@@ -74,6 +74,7 @@ def test_a_longer_window_costs_the_attention_more_than_its_length(bench: Any) ->
         ("work", ["--model", TINY, "--lengths", "8"]),
         ("precision", ["--model", TINY, "--attentions", "1", "--length", "16", "--search-length", "8", "--samples", "2",
                        "--settings", "float32:1", "bfloat16:1"]),
+        ("obs", ["--columns", "64", "256", "--samples", "64", "--whole", "99"]),
         ("search", ["--model", TINY, "--length", "16", "--rounds", "2", "--generations", "2", "--offspring", "3",
                     "--sparsity", "0.4"]),
     ],

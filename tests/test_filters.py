@@ -1,7 +1,4 @@
-"""A filter is part of a pruning: of its identity, its plan, its journal; method and filter share one walk.
-
-Shown by ridge regression of the output projections on what stays, towards the outputs that were.
-"""
+"""A filter is part of a pruning: of its identity, its plan, its journal; method and filter share one walk."""
 
 from __future__ import annotations
 
@@ -13,47 +10,18 @@ import pytest
 import torch
 from models import tiny, tiny_closed, tiny_tokens
 from oracles import edit_facts, mean_kl
-from torch import Tensor
 
+from secateur.compensation.refit import refit
 from secateur.driver import Filter, run_method
 from secateur.engine.tokens import Tokens
-from secateur.engine.walk import Follower, Tap, walk
-from secateur.errors import InvalidEditError, InvalidOptionError, JournalError, SecateurError, UnsupportedEditError
+from secateur.engine.walk import walk
+from secateur.errors import InvalidEditError, InvalidOptionError, JournalError, UnsupportedEditError
 from secateur.methods import Method, registry
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.pruning import Job, Pruned, Request, plan, prepare, run_job
 from secateur.run import MemoryStore, Run
 from secateur.surgery.edits import Edit, KeepHeads, KeepNeurons, SetWeight
-
-
-def ridge(weight: Tensor, moment: Tensor, kept: list[int], damping: float) -> Tensor:
-    """W' = W C_(:,S) (C_SS + d I)^-1: the least E |W x - W' x_S|^2, damped; weight (rows, columns), moment C."""
-    among = moment[kept][:, kept]
-    among = among + damping * among.diagonal().mean() * torch.eye(len(kept), dtype=among.dtype, device=among.device)
-    return torch.linalg.solve(among, moment[kept] @ weight.to(moment).T).T.float()
-
-
-def refit(model: Model, tokens: Tokens, run: Run, edits: Iterator[Edit], *, damping: float = 1e-3) -> Iterator[Edit]:
-    """Fill in the output weights of what is narrowed."""
-    follower = Follower(model, tokens, run)
-    for edit in edits:
-        if isinstance(edit, (KeepNeurons, KeepHeads)) and edit.out_weight is None:
-            heads = isinstance(edit, KeepHeads)
-            tap: Tap = "attention_hidden" if heads else "mlp_hidden"
-
-            def weight(edit: KeepNeurons | KeepHeads = edit, tap: Tap = tap, heads: bool = heads) -> Tensor:
-                with model.open(edit.block) as block:
-                    old = block.weight("attention_out" if heads else "mlp_out").detach()
-                    size = old.shape[1] // (block.shape.kv_heads if heads else block.shape.width)
-                columns = [group * size + place for group in edit.index for place in range(size)]
-                total = follower.second_moment(edit.block, tap).total
-                assert total is not None
-                return ridge(old, total, columns, damping)
-
-            edit = replace(edit, out_weight=run.step(f"{type(edit).__name__} {edit.block}", weight))
-        yield edit
-
 
 REFIT = Filter("refit", (), refit, {"damping": 1e-3})
 
@@ -106,12 +74,12 @@ def test_the_same_parts_go_and_the_model_comes_nearer_to_the_dense_one(method: s
 
 
 @pytest.mark.parametrize("method", CASES)
-def test_it_costs_at_most_the_methods_work_once_more(method: str) -> None:
+def test_it_costs_at_most_two_forwards_more(method: str) -> None:
     model = tiny("llama")
     (_, alone), (pruned, both) = run(method), run(method, REFIT)
     window = 4 * 16 * 4
     assert alone.meter.block_tokens < both.meter.block_tokens or method == "slimgpt"  # which has looked already
-    assert both.meter.block_tokens <= max(2 * alone.meter.block_tokens, window)
+    assert both.meter.block_tokens <= alone.meter.block_tokens + (0 if method == "slimgpt" else 2 * window)
     foretold = job(method, model, REFIT).plan
     assert foretold.after.parameters == pruned.pruning.after.parameters
     assert foretold.meter.block_tokens == pytest.approx(both.meter.block_tokens, rel=0.1)
@@ -165,14 +133,6 @@ def test_a_journal_answers_its_own_job_only() -> None:
             run_job(other, run=Run(store=store))
     again, _ = run("2ssp", through=Run(store=store))
     assert again.model.fingerprint() == first.model.fingerprint()
-
-
-def test_statistics_are_asked_for_in_the_order_of_the_blocks() -> None:
-    model = tiny("llama")
-    follower = Follower(model, tiny_tokens(model, 2, 8), Run().scoped("test"))
-    follower.second_moment(2, "mlp_hidden")
-    with pytest.raises(SecateurError, match="block 1"):
-        follower.second_moment(1, "mlp_hidden")
 
 
 @pytest.mark.parametrize("filters", [(REFIT, REFIT), (Filter("odd", (), refit, {"damping": {1}}),)])

@@ -33,7 +33,7 @@ from transformers.pytorch_utils import Conv1D
 from secateur.errors import InvalidEditError, UnsupportedEditError
 from secateur.model.handle import Model
 from secateur.model.modeling_secateur import FAMILIES
-from secateur.surgery.apply import apply
+from secateur.surgery.apply import apply, twin
 from secateur.surgery.edits import (
     BlockEdit,
     DropAttention,
@@ -335,3 +335,21 @@ def unchanged(model: Model) -> Iterator[None]:
 def same_model(one: Model, other: Model) -> bool:
     assert one.layout() == other.layout()
     return same_state(state(one), state(other)) and torch.equal(logits(one, IDS), logits(other, IDS))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("device_hooks", [False, True])
+def test_a_twin_stays_what_the_block_was(device_hooks: bool) -> None:
+    model = tiny("llama")
+    x, before = random(2, 3, model.hidden_size), logits(model, IDS)
+    block = model.blocks[1]
+    if device_hooks:  # accelerate has replaced each module's forward by one that keeps the old one
+        hooks = pytest.importorskip("accelerate.hooks")
+        for module in block.modules():
+            hooks.add_hook_to_module(module, hooks.ModelHook())
+    other, mlp = twin(block), block.mlp(x)
+    apply_all(model, [KeepNeurons(1, (0, 3)), DropAttention(1)])
+    assert torch.equal(other.mlp(x), mlp)
+    assert not torch.equal(block.mlp(x), mlp)
+    model.blocks[1] = other
+    assert torch.equal(logits(model, IDS), before)

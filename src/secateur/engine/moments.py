@@ -9,36 +9,37 @@ import torch
 from torch import Tensor
 
 
-class SecondMoment:
-    """A running sum of w x x^T over tokens x of weight w.
+class CrossMoment:
+    """A running sum of w y x^T over tokens of weight w with two vectors each, y and x.
 
     Args:
         dtype: of the sum and of all products, float32 or better whatever the activations are.
 
     Attributes:
-        total: (features, features); None before the first tokens.
+        total: (features of y, features of x); None before the first tokens.
         weight: the sum of w.
     """
 
     def __init__(self, dtype: torch.dtype = torch.float64) -> None:
         self.total: Tensor | None = None
         self.weight = 0.0
-        self._dtype = dtype
+        self.dtype = dtype
 
     @torch.no_grad()
-    def add(self, x: Tensor, weights: Tensor) -> None:
-        """Take tokens x (..., features) in, each by its weight (...), 0 or more."""
-        rows = x.reshape(-1, x.shape[-1]).to(self._dtype)  # (tokens, features)
+    def add_pairs(self, y: Tensor, x: Tensor, weights: Tensor) -> None:
+        """Take tokens' vectors y (..., features of y) and x (..., features of x) in, each by its weight (...)."""
+        columns = x.reshape(-1, x.shape[-1]).to(self.dtype)  # (tokens, features)
+        rows = columns if y is x else y.reshape(-1, y.shape[-1]).to(columns)
         if self.total is None:
-            self.total = rows.new_zeros(rows.shape[1], rows.shape[1])
-        rows = rows.to(self.total.device)
+            self.total = columns.new_zeros(rows.shape[1], columns.shape[1])
+        rows, columns = rows.to(self.total.device), columns.to(self.total.device)
         with _full_precision():
-            self.total.addmm_((rows * weights.reshape(-1, 1).to(rows)).T, rows)
+            self.total.addmm_((rows * weights.reshape(-1, 1).to(rows)).T, columns)
         self.weight += float(weights.double().sum())
 
     @property
     def mean(self) -> Tensor:
-        """The mean of x x^T by weights, (features, features); 0 where nothing has weight.
+        """The mean of y x^T by weights, (features of y, features of x); 0 where nothing has weight.
 
         Raises:
             ValueError: no tokens were added.
@@ -46,6 +47,14 @@ class SecondMoment:
         if self.total is None:
             raise ValueError("a mean of no tokens")
         return self.total / (self.weight or 1.0)
+
+
+class SecondMoment(CrossMoment):
+    """A running sum of w x x^T over tokens x of weight w; `total` is (features, features)."""
+
+    def add(self, x: Tensor, weights: Tensor) -> None:
+        """Take tokens x (..., features) in, each by its weight (...), 0 or more."""
+        self.add_pairs(x, x, weights)
 
 
 @contextmanager

@@ -2,28 +2,49 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from secateur.engine.blocks import BlockInputs, Done, activation_bytes, run_block
-from secateur.engine.moments import SecondMoment
+from secateur.engine.moments import CrossMoment, SecondMoment
 from secateur.engine.tokens import Tokens
-from secateur.errors import NumericalError, SecateurError
+from secateur.errors import InvalidOptionError, NumericalError, SecateurError, UnsupportedEditError
 from secateur.model.handle import Model
 from secateur.model.views import Block
 from secateur.run import Advance, Run
+from secateur.surgery.apply import twin
 
 Order = Literal["blocks", "samples"]
-Tap = Literal["block_in", "block_mid", "block_out", "attention_hidden", "mlp_hidden"]
+Hidden = Literal["attention_hidden", "mlp_hidden"]
+Out = Literal["attention_out", "mlp_out"]
+Tap = Hidden | Out | Literal["block_in", "block_mid", "block_out"]
+Target = Literal["original", "dense", "stream"]
 Look = Callable[[Tensor, Tensor], None]
 Weigh = Callable[[Tensor, Tensor], Tensor]  # states and weights -> weights
 
 GROUP_BYTES = 256 * 2**20  # of hidden states, in order "samples"
 _SHOWN = 4  # tokens of made-up states that a rehearsal shows
+_OUT: dict[Hidden, Out] = {"attention_hidden": "attention_out", "mlp_hidden": "mlp_out"}
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What a regression of an output projection W on its inputs x starts from: means over tokens, by weight.
+
+    Attributes:
+        inputs: E[x x^T], (columns, columns).
+        target: E[y x^T], (rows, columns), of what W is to give; None where that is W x.
+    """
+
+    inputs: Tensor
+    target: Tensor | None = None
 
 
 class _Stream:
@@ -37,6 +58,7 @@ class _Stream:
         self.model, self.tokens, self.run = model, tokens, run
         self.inputs = BlockInputs(model)
         self.ids, self.weights = tokens.ids.split(batch_size), tokens.weights.split(batch_size)
+        self.reference: Reference | None = None
         self.hidden: list[Tensor] = []  # per batch (samples, length, stream), entering the first of `ahead`
         self.started = False
         self.ahead = list(model.numbers)
@@ -53,16 +75,22 @@ class _Stream:
             if self.ahead[0] in self.model.numbers:
                 with self.model.open(self.ahead[0]) as block:
                     self._follow()
-                    self.through(block, {}, keep=True)
-                self.left()
+                    self.pass_through(block, {})
             else:  # the method has dropped it
                 self.ahead.pop(0)
         self._follow()
 
-    def left(self) -> None:
-        """The states have passed the first block ahead, and are in the coordinates in which it gives them now."""
+    def pass_through(self, block: Block, taps: dict[str, Look]) -> None:
+        """Take the states through the first block ahead; they are then in the coordinates in which it gives them."""
+        if self.reference is not None:
+            self.reference.reach(block.number, self)
+        self.through(block, taps, keep=True)
         self.ahead.pop(0)
         self._wait()
+
+    def begin(self, hidden: list[Tensor], ahead: list[int]) -> None:
+        """Take over states that enter the first of the blocks ahead."""
+        self.started, self.hidden, self.ahead = True, list(hidden), ahead
 
     def passed(self, place: int | None) -> bool:
         """Whether an edit there (a block's number; None: before the first) would change what was computed already."""
@@ -93,20 +121,44 @@ class _Stream:
         if run:
             self.count(self.tokens.ids.numel())
 
+    def note_arguments(self) -> None:
+        """Note what all blocks are called with while they are there."""
+        for size in {len(ids) for ids in self.ids}:
+            self.inputs.arguments(self.ahead[0], size, self.tokens.length)
+
     def count(self, tokens: int) -> None:
         self.run.meter.block_tokens += tokens
         self.run.meter.asked_tokens += tokens
 
-    def moment(self, block: Block, tap: Tap, dtype: torch.dtype, weigh: Weigh | None, *, keep: bool) -> SecondMoment:
+    def moment(self, block: Block, tap: Tap, dtype: torch.dtype, weigh: Weigh | None) -> SecondMoment:
         moment = SecondMoment(dtype)
 
         def add(x: Tensor, w: Tensor) -> None:
             moment.add(x, weigh(x, w) if weigh else w)
 
-        self.through(block, {tap: add}, keep=keep)
+        self.through(block, {tap: add}, keep=False)
         if moment.total is None:
             raise NumericalError(f"block {block.number}: its {tap} was never computed")
         return moment
+
+    def moments(self, block: Block, tap: Hidden, target: Target, dtype: torch.dtype, weigh: Weigh | None) -> Moments:
+        inputs, products, place = SecondMoment(dtype), CrossMoment(dtype), itertools.count()
+        shown: dict[str, Tensor] = {}
+        reference = self.reference if target != "original" else None
+
+        def add(x: Tensor, w: Tensor) -> None:
+            stream = _before(block, tap, shown)
+            w = weigh(stream, w) if weigh else w
+            inputs.add(x, w)
+            if reference is not None:
+                y = reference.output(block, tap, next(place), stream if target == "stream" else None)
+                products.add_pairs(y, x, w)
+
+        def show(name: str) -> Look:
+            return lambda x, w: shown.__setitem__(name, x)
+
+        self.through(block, {**{name: show(name) for name in ("block_in", "attention_out")}, tap: add}, keep=False)
+        return Moments(inputs.mean, products.mean if reference else None)
 
     def close(self) -> None:
         """Nobody wants the states any more."""
@@ -140,7 +192,7 @@ class _Rehearsed(_Stream):
 
     def through(self, block: Block, taps: dict[str, Look], *, keep: bool) -> None:
         for tap in taps:
-            if tap in ("attention_hidden", "mlp_hidden") and not _has(block, tap):
+            if not _has(block, tap):
                 continue
             shape = (1, min(_SHOWN, self.tokens.length), _features(self.model, block, tap))
             x = torch.rand(shape, generator=self.rehearsal.rng("made-up states", block.number, tap))
@@ -149,20 +201,33 @@ class _Rehearsed(_Stream):
             with self.rehearsal.holding(self._activation_bytes):
                 self.count(self.tokens.ids.numel())
 
-    def moment(self, block: Block, tap: Tap, dtype: torch.dtype, weigh: Weigh | None, *, keep: bool) -> SecondMoment:
+    def moment(self, block: Block, tap: Tap, dtype: torch.dtype, weigh: Weigh | None) -> SecondMoment:
         features = _features(self.model, block, tap)
-        self.through(block, {} if keep or tap != "block_in" else {"block_in": lambda x, w: None}, keep=keep)
+        self.through(block, {"block_in": lambda x, w: None} if tap == "block_in" else {}, keep=False)
         moment = SecondMoment(dtype)
         moment.total, moment.weight = torch.empty(features, features, dtype=dtype, device="meta"), 1.0
         with self.rehearsal.holding(features**2 * dtype.itemsize):
             return moment
 
+    def moments(self, block: Block, tap: Hidden, target: Target, dtype: torch.dtype, weigh: Weigh | None) -> Moments:
+        inputs, weight = self.moment(block, tap, dtype, weigh).mean, block.weight(_OUT[tap])
+        products = torch.empty(weight.shape, dtype=dtype, device="meta")
+        with self.rehearsal.holding((inputs.numel() + products.numel()) * dtype.itemsize):
+            return Moments(inputs, None if target == "original" else products)
+
+    def begin(self, hidden: list[Tensor], ahead: list[int]) -> None:
+        super().begin(hidden, ahead)
+        self._start(copies=4)  # what enters and leaves a block, and what its two projections give
+
+    def note_arguments(self) -> None:
+        pass
+
     def close(self) -> None:
         self.rehearsal.hold(-self._held)
         self._held = 0.0
 
-    def _start(self) -> None:
-        self._held = self.tokens.ids.numel() * self.model.hidden_size * self.model.dtype.itemsize
+    def _start(self, copies: int = 1) -> None:
+        self._held = copies * self.tokens.ids.numel() * self.model.hidden_size * self.model.dtype.itemsize
         self.rehearsal.hold(self._held)
 
     def _follow(self) -> None:
@@ -170,15 +235,16 @@ class _Rehearsed(_Stream):
 
 
 def _has(block: Block, tap: str) -> bool:
-    return block.has_attention if tap == "attention_hidden" else block.has_mlp
+    part = tap.partition("_")[0]
+    return block.has_attention if part == "attention" else block.has_mlp if part == "mlp" else True
 
 
 def _features(model: Model, block: Block, tap: str) -> int:
     match tap:
-        case "attention_hidden":
-            return block.weight("attention_out").shape[1]
-        case "mlp_hidden":
-            return block.weight("mlp_out").shape[1]
+        case "attention_hidden" | "mlp_hidden":
+            return block.weight(_OUT[tap]).shape[1]
+        case "attention_out" | "mlp_out":
+            return block.weight(tap).shape[0]
     return block.shape.stream(model.hidden_size)[("block_in", "block_mid", "block_out").index(tap)]
 
 
@@ -191,6 +257,108 @@ def _rebased(hidden: Tensor, basis: Tensor) -> Tensor:
     """Hidden states (batch, length, before) in another basis (before, after), rounded once."""
     precise = torch.promote_types(hidden.dtype, torch.float32)
     return (hidden.to(precise) @ basis.to(hidden.device, precise)).to(hidden.dtype)
+
+
+def _before(block: Block, tap: Hidden, shown: dict[str, Tensor]) -> Tensor:
+    """The residual stream that a projection adds to, (batch, length, hidden) in float32 or better.
+
+    Args:
+        tap: the projection's input.
+        shown: what taps of the block have shown: "block_in" and, unless there is no attention, "attention_out".
+    """
+    stream = shown["block_in"].to(torch.promote_types(shown["block_in"].dtype, torch.float32))
+    if tap == "mlp_hidden" and "attention_out" in shown:
+        stream = stream + block.multiplier * shown["attention_out"]
+    return stream
+
+
+class Reference:
+    """The stream of a model as it is now, beside walks over what the model becomes.
+
+    What a block is before it is edited is kept (its own tensors, no copies) until the reference stream has gone through
+    it. It does so once a walk is about to leave the block, or somebody wants the two compared there; so it costs one
+    forward more. As long as nothing was edited the walk's states are the reference's, and nothing is run or held.
+
+    Args:
+        batch_size: the walk's.
+    """
+
+    def __init__(self, model: Model, tokens: Tokens, run: Run, batch_size: int = 1) -> None:
+        self._model = model
+        self._stream = _stream(model, tokens, batch_size, run)
+        self._originals: dict[int, Block] = {}  # blocks as they were, of those that the stream has not passed
+        self._changes = len(model.rebases)
+        self._entered: list[Tensor] = []  # of the block that was passed last, per batch
+        self._outputs: dict[Out, list[Tensor]] = {}
+        model.guards.append(self._keep)
+
+    @property
+    def differs(self) -> bool:
+        """Whether its states may be others than the walk's."""
+        return self._stream.started
+
+    def reach(self, number: int, walked: _Stream) -> None:
+        """Go through the blocks up to `number`, as they were.
+
+        Args:
+            walked: the walk's states, which enter that block.
+
+        Raises:
+            UnsupportedEditError: the walk's states have other coordinates now.
+        """
+        if any(basis is not None for _, _, basis in self._model.rebases[self._changes :]):
+            raise UnsupportedEditError("states in another basis cannot be compared with those of the model that was")
+        stream = self._stream
+        if not stream.started:
+            first = min(self._originals, default=number + 1)
+            if first > number:
+                return
+            stream.begin(walked.hidden, [each for each in stream.ahead if each >= first])
+        while stream.ahead and stream.ahead[0] <= number:
+            place = stream.ahead[0]
+            original = self._originals.pop(place, None)
+            with nullcontext(original) if original else self._model.open(place) as block:
+                self._entered, self._outputs = list(stream.hidden), {out: [] for out in _OUT.values()}
+                stream.pass_through(block, {out: self._note(out) for out in _OUT.values()})
+
+    def output(self, block: Block, tap: Hidden, place: int, stream: Tensor | None) -> Tensor:
+        """What the projection behind a tap, without its bias, should give in the block that was reached last.
+
+        Args:
+            place: of the batch.
+            stream: the walk's, which the projection adds to; the sum should then be the reference's. None: what the
+                projection gave in the reference, whatever it is added to.
+
+        Returns:
+            (batch, length, rows).
+        """
+        outputs: dict[str, Tensor] = {out: given[place] for out, given in self._outputs.items() if given}
+        linear = block.linear(block.roles[_OUT[tap]])
+        output = outputs[_OUT[tap]] if linear.bias is None else outputs[_OUT[tap]] - linear.bias
+        if stream is None:
+            return output
+        before = _before(block, tap, {**outputs, "block_in": self._entered[place]})
+        return output + (before.to(stream) - stream).to(output.device) / block.multiplier
+
+    def close(self) -> None:
+        self._model.guards.remove(self._keep)
+        self._originals, self._entered, self._outputs = {}, [], {}
+        self._stream.close()
+
+    def _keep(self, place: int | None) -> str | None:
+        """Called before each edit."""
+        if place is None:
+            return "the embedding is edited while states are compared with those of the model that was"
+        stream = self._stream
+        if place in stream.ahead and place not in self._originals:
+            if not self._originals:  # before a block is gone: what all are called with
+                stream.note_arguments()
+            with self._model.open(place) as block:
+                self._originals[place] = replace(block, module=twin(block.module))
+        return None
+
+    def _note(self, out: Out) -> Look:
+        return lambda x, w: self._outputs[out].append(x.clone())
 
 
 class Visit:
@@ -216,8 +384,8 @@ class Visit:
         Taps, each called with (x, weights) per batch, x (batch, length, features), weights (batch, length), both valid
         during the call only: `block_in`, `block_mid`, `block_out`: the residual stream where it enters, between
         attention and MLP, and where it leaves (to see what enters, nothing is run); `attention_hidden`: the input of
-        the attention's output projection; `mlp_hidden`: the input of the MLP's, the FFN neurons' activations. A
-        rehearsal shows fewer tokens.
+        the attention's output projection; `mlp_hidden`: the input of the MLP's, the FFN neurons' activations;
+        `attention_out`, `mlp_out`: what these projections give. A rehearsal shows fewer tokens.
         """
         self._reach()
         self._stream.through(self.block, taps, keep=False)
@@ -225,8 +393,7 @@ class Visit:
     def advance(self, **taps: Look) -> None:
         """As `observe`, but the outputs replace the inputs and go on to the next block. Once per visit, and last."""
         self._reach()
-        self._stream.through(self.block, taps, keep=True)
-        self._stream.left()
+        self._stream.pass_through(self.block, taps)
         self._left = True
 
     def second_moment(
@@ -243,10 +410,46 @@ class Visit:
         if weigh is None and (tap, dtype) in self._moments:
             return self._moments[tap, dtype]
         self._reach()
-        moment = self._stream.moment(self.block, tap, dtype, weigh, keep=False)
+        moment = self._stream.moment(self.block, tap, dtype, weigh)
         if weigh is None:
             self._moments[tap, dtype] = moment
         return moment
+
+    def moments(
+        self,
+        tap: Hidden,
+        target: Target = "original",
+        dtype: torch.dtype = torch.float64,
+        *,
+        weigh: Weigh | None = None,
+    ) -> Moments:
+        """For a regression of the output projection W behind a tap, in one look: E[x x^T] of its inputs on the walk's
+        stream, and E[y x^T] of what it is to give.
+
+        Args:
+            target: what y is. "original": W x. "dense": what the projection gives in the reference, where the same
+                tokens come by other states. "stream": what makes the residual stream behind the projection the
+                reference's, so that it also makes up for what went wrong before. The same while nothing was edited.
+            weigh: weights of the tokens from the residual stream that W adds to, and from their weights.
+
+        Raises:
+            InvalidOptionError: the walk has no reference; or the family's blocks add no linear map of x to the stream.
+        """
+        reference = self._stream.reference if target != "original" else None
+        if target != "original" and reference is None:
+            raise InvalidOptionError(f"the target '{target}' needs a walk with a reference")
+        if self.block.family.post_norms and (target == "stream" or weigh is not None):
+            raise InvalidOptionError(
+                f"{self.block.family.model_type} puts a norm behind each module, so no linear map leads to the stream; "
+                "take the target 'original' or 'dense'"
+            )
+        self._reach()
+        if reference is not None:
+            reference.reach(self.block.number, self._stream)
+            reference = reference if reference.differs else None
+        if reference is None and weigh is None:
+            return Moments(self.second_moment(tap, dtype).mean)
+        return self._stream.moments(self.block, tap, target if reference else "original", dtype, weigh)
 
     def finish(self) -> None:
         """A visit that only observed is advanced, while its block is open; one that did not look is caught up with
@@ -264,32 +467,34 @@ class Visit:
 
 @contextmanager
 def _tapped(block: Block, taps: dict[str, Look], weights: Tensor, *, stop: bool) -> Iterator[None]:
-    """Show the stream before the MLP and the inputs of the two output projections while the block runs.
+    """Show the stream before the MLP and the inputs and outputs of the two output projections while the block runs.
 
     With `stop` the forward ends by `Done` where the last tap has been shown: what comes after it is not computed.
     """
     places: dict[str, nn.Module] = {}
     if "block_mid" in taps and block.family.no_rebase is None:  # other forms of block have no such place
         places["block_mid"] = block.mlp_norm
-    if "attention_hidden" in taps and block.has_attention:
-        places["attention_hidden"] = block.attention_out
-    if "mlp_hidden" in taps and block.has_mlp:
-        places["mlp_hidden"] = block.mlp_out
-
+    places |= {
+        tap: block.linear(block.roles[tap.replace("hidden", "out")])
+        for tap in taps
+        if tap.partition("_")[0] in ("attention", "mlp") and _has(block, tap)
+    }
     unseen = set(places)
 
-    def hook_for(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            x = args[0].reshape(*weights.shape, -1)  # some MLPs flatten (batch, length) away; taps always see it
-            taps[name](x, weights.to(x.device))
-            unseen.discard(name)
-            if stop and not unseen:
-                _require_finite(x, block, name)
-                raise Done
+    def show(name: str, x: Tensor) -> None:
+        x = x.reshape(*weights.shape, -1)  # some MLPs flatten (batch, length) away; taps always see it
+        taps[name](x, weights.to(x.device))
+        unseen.discard(name)
+        if stop and not unseen:
+            _require_finite(x, block, name)
+            raise Done
 
-        return hook
+    def attach(name: str, module: nn.Module) -> RemovableHandle:
+        if name in _OUT.values():
+            return module.register_forward_hook(lambda module, args, output: show(name, output))
+        return module.register_forward_pre_hook(lambda module, args: show(name, args[0]))
 
-    handles = [module.register_forward_pre_hook(hook_for(name)) for name, module in places.items()]
+    handles = [attach(name, module) for name, module in places.items()]
     try:
         yield
     finally:
@@ -306,6 +511,7 @@ def walk(
     batch_size: int = 1,
     group_bytes: int = GROUP_BYTES,
     label: str = "walk",
+    reference: bool | Reference = False,
 ) -> Iterator[Visit]:
     """Visit the blocks in order, each with the hidden states that really enter it.
 
@@ -315,6 +521,8 @@ def walk(
             group of windows through all blocks before the next; for methods that only look.
         batch_size: windows per forward.
         group_bytes: of hidden states at once, in order "samples".
+        reference: in order "blocks", keep beside these states those of the model as it is now, or was when a
+            `Reference` was made, for `Visit.moments`. Memory: four times the states more.
 
     Yields:
         Visits. What a method does not look at is run only if something later is.
@@ -323,13 +531,16 @@ def walk(
         InvalidEditError, from the edit: it changes what was computed already.
     """
     run = run or Run()
+    if reference and order == "samples":
+        raise InvalidOptionError('a walk over samples edits nothing, so it needs no reference; take order "blocks"')
     window_bytes = tokens.length * model.hidden_size * model.dtype.itemsize
     size = tokens.samples if order == "blocks" else max(batch_size, group_bytes // window_bytes)
-    kind = _Rehearsed if run.rehearses else _Stream
     with run.progress(label, tokens.samples * len(model.numbers)) as done:
         for start in range(0, tokens.samples, size):
             part = Tokens(tokens.ids[start : start + size], tokens.weights[start : start + size])
-            stream = kind(model, part, batch_size, run)
+            stream = _stream(model, part, batch_size, run)
+            own = Reference(model, part, run, batch_size) if reference is True else None
+            stream.reference = own or reference or None  # type: ignore[assignment]  # True is `own`
             check = _guard(stream, order)
             model.guards.append(check)
             try:
@@ -338,6 +549,12 @@ def walk(
                 model.guards.remove(check)
                 run.visit = None
                 stream.close()
+                if own is not None:
+                    own.close()
+
+
+def _stream(model: Model, tokens: Tokens, batch_size: int, run: Run) -> _Stream:
+    return (_Rehearsed if run.rehearses else _Stream)(model, tokens, batch_size, run)
 
 
 def _guard(stream: _Stream, order: Order) -> Callable[[int | None], str | None]:
@@ -369,31 +586,51 @@ def _walk(stream: _Stream, done: Advance) -> Iterator[Visit]:
 
 
 class Follower:
-    """Statistics at the blocks that edits come for, ascending: for filters.
+    """Statistics at the blocks that edits come for: for filters. To be closed at the end.
 
-    Where the method's own walk stands at the block, they are taken there, before the edit. Else from states of the
-    follower's own, which go on through each block as it is before its edit, by the pass that takes its statistics: a
-    pruning with a filter then costs one more forward of each window, not one per edit.
+    Where the method's own walk stands at the block, and no reference is wanted, they are taken there, before the edit.
+    Else on states of the follower's own, which go through the blocks as the edits leave them: two forwards of each
+    window without the head, and one more for a reference, not some per edit. An edit behind them makes them begin anew.
+
+    Args:
+        reference: compare with the model as it is when the follower is made, or when its states began anew.
     """
 
-    def __init__(self, model: Model, tokens: Tokens, run: Run) -> None:
-        self._model, self._run = model, run
-        self._stream = (_Rehearsed if run.rehearses else _Stream)(model, tokens, 1, run)
+    def __init__(self, model: Model, tokens: Tokens, run: Run, *, reference: bool = False) -> None:
+        self._model, self._tokens, self._run, self._compares = model, tokens, run, reference
+        self._stream: _Stream | None = None
+        self._begin()
 
-    def second_moment(self, number: int, tap: Tap, dtype: torch.dtype = torch.float64) -> SecondMoment:
-        """The second moment at block `number`, which is not edited yet.
-
-        Raises:
-            SecateurError: the follower has passed the block.
-        """
+    @contextmanager
+    def visit(self, number: int) -> Iterator[Visit]:
+        """A visit of block `number` as it is now; nothing moves on by it."""
         visit: Visit | None = self._run.root.visit
-        if visit is not None and visit.block.number == number:
-            return visit.second_moment(tap, dtype)
-        stream = self._stream
-        if number not in stream.ahead:
-            raise SecateurError(f"statistics of block {number} were asked for after those of a later one")
-        stream.reach(number)
+        if not self._compares and visit is not None and visit.block.number == number:
+            yield visit
+            return
+        if self._stream is None or self._stream.passed(number):
+            self.close()
+            self._begin()
+        assert self._stream is not None  # narrows the type
+        self._stream.reach(number)
         with self._model.open(number) as block:
-            moment = stream.moment(block, tap, dtype, None, keep=True)
-        stream.left()
-        return moment
+            yield Visit(block, self._stream)
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._model.guards.remove(self._check)
+            self._stream.close()
+            if self._stream.reference is not None:
+                self._stream.reference.close()
+            self._stream = None
+
+    def _begin(self) -> None:
+        self._stream = _stream(self._model, self._tokens, 1, self._run)
+        if self._compares:
+            self._stream.reference = Reference(self._model, self._tokens, self._run)
+        self._model.guards.append(self._check)
+
+    def _check(self, place: int | None) -> None:
+        """Called before each edit."""
+        if self._stream is not None and self._stream.passed(place):
+            self.close()

@@ -175,7 +175,7 @@ _FORM: dict[str, tuple[Callable[[Any], bool], str]] = {
         ("qkv_layout", _matches("separate|blocks|per_head"), "'separate', 'blocks' or 'per_head'"),
         ("counts", _COUNTS, "attributes with 'query_heads', 'kv_heads' or 'query_rows'"),
         ("head_dim cache width query_heads kv_heads multiplier", _NAME, "the name of an attribute"),
-        ("fused_mlp_in free_head_dim needs_bos", _is(bool), "true or false"),
+        ("fused_mlp_in free_head_dim post_norms needs_bos", _is(bool), "true or false"),
         ("rope_theta rope_share", _NAME, "the name of a setting"),
         ("default_width", _is(int), "a whole number"),
         ("requires", _pairs(_NAME, _is(bool, int, float, str, type(None))), "settings with their values"),

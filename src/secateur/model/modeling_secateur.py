@@ -45,8 +45,9 @@ class Family:
     configuration. `shared_norms` are read by attention and MLP alike and go with the second of them. `no_rebase` is
     None for families whose block is, in this order, x + attention(RMSNorm(x)) and x + mlp(RMSNorm(x)), so that norms
     fold and the residual stream takes another basis; else the reason why not. What is added may pass `dropouts` and be
-    multiplied by the block's attribute `multiplier`. `needs_bos`: without a begin-of-sequence token in front the model
-    is out of its range; true where that was measured or is documented, not where a tokenizer merely puts one.
+    multiplied by the block's attribute `multiplier`; with `post_norms` it passes a norm. `needs_bos`: without a
+    begin-of-sequence token in front the model is out of its range; true where that was measured or is documented, not
+    where a tokenizer merely puts one.
     """
 
     model_type: str
@@ -77,6 +78,7 @@ class Family:
     final_norm: str = "model.norm"
     dropouts: tuple[str, str] | None = None
     multiplier: str | None = None
+    post_norms: bool = False
     needs_bos: bool = False
     rope_theta: str = "rope_theta"  # what transformers 4 calls the parts of `rope_parameters`
     rope_share: str | None = None  # None: its code there turns whole heads only
@@ -99,6 +101,7 @@ def _gemma(model_type: str) -> Family:
         mlp_norms=("pre_feedforward_layernorm", "post_feedforward_layernorm"),
         requires={"use_bidirectional_attention": False},
         no_rebase=_POST_NORMS,
+        post_norms=True,
         needs_bos=True,
     )
 
@@ -120,6 +123,7 @@ FAMILIES: dict[str, Family] = {
             mlp_norms=("post_feedforward_layernorm",),
             cannot={"KeepHeads": "its norms of queries and keys span all heads, so no head can go alone"},
             no_rebase=_POST_NORMS,
+            post_norms=True,
             rope_scalings={kind: ("type", "factor") for kind in ("linear", "dynamic")},
         ),
         Family(

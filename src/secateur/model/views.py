@@ -56,6 +56,11 @@ class Block:
         identity where the MLP is gone."""
         return self.module.get_submodule(self.family.mlp_norms[0])
 
+    @property
+    def multiplier(self) -> float:
+        """What is added to the residual stream is multiplied by this first."""
+        return float(getattr(self.module, self.family.multiplier)) if self.family.multiplier else 1.0
+
     def past(self, x: Tensor) -> Tensor:
         """The residual stream as it would leave the block without its attention and MLP: (..., in) -> (..., out)."""
         for name in SKIPS:

@@ -8,6 +8,7 @@ Algorithm 1 are those of SlimGPT (arXiv 2412.18110).
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -19,6 +20,7 @@ from secateur.errors import NumericalError
 
 GroupError = Literal["grouped", "ordinary", "exact"]
 
+_DRIFT = 1e-3  # of a down-dated H^-1, see `_drift`; float32 has about 1e-4 on a real model's Hessians, damped by 0.01
 _DAMPING_STEPS = 8  # each ten times the one before
 _LEAST_DAMPING = 1e-8  # where none was asked and the Hessian turns out singular
 
@@ -56,7 +58,8 @@ def prune_groups(
     """Remove groups of `size` columns, as many at a time as `schedule` says, each time those whose loss costs least.
 
     After each time the remaining columns make up for what went (equation 4, for a whole set of columns), and H^-1 is
-    that of the remaining ones.
+    down-dated to that of the remaining ones (equation 3, for the set); where rounding has spoiled it (`_DRIFT`) it is
+    factored anew.
 
     Args:
         weight: (rows, groups * size).
@@ -80,33 +83,40 @@ def prune_groups(
     h.diagonal()[dead] = 1  # an input that is always 0: any weight will do, so take none
     w[:, dead] = 0
     mean = float(h.diagonal().mean())
-    alive = torch.arange(w.shape[1] // size, device=h.device)
-    original = w.clone()
     h.diagonal().add_(damping * mean)
+    alive, original = torch.arange(w.shape[1] // size, device=h.device), w
+    columns = _columns(alive, size)
+    inverse, cost = None, w.new_zeros(())
     for count in schedule:
-        columns = _columns(alive, size)
-        inverse, extra = _inverse(h[columns][:, columns], mean, damping, name)
-        if extra:
+        if inverse is None or not _drift(inverse, h, columns) < _DRIFT:
+            inverse, extra = _inverse(h if inverse is None else _block(h, columns), mean, damping, name)
             h.diagonal().add_(extra)
-        errors = group_errors(w[:, columns], inverse, size, error)
-        order = torch.sort(errors, stable=True).indices
+        order = torch.sort(group_errors(w, inverse, size, error), stable=True).indices
         gone, stay = order[:count], order[count:].sort().values
-        if compensate:
-            w[:, columns] = _without(w[:, columns], inverse, _columns(gone, size))
-        w[:, columns[_columns(gone, size)]] = 0
-        alive = alive[stay]
-    lost = original - w  # W - W', by the original columns
-    cost = float(((lost @ h) * lost).sum()) / 2
-    kept = w[:, _columns(alive, size)]
-    if not torch.isfinite(kept).all():
+        p, r = _columns(gone, size), _columns(stay, size)
+        factor = torch.linalg.cholesky(_block(inverse, p))  # L with L L^T = [H^-1]_PP
+        across = torch.linalg.solve_triangular(factor, inverse[p[:, None], r], upper=False)  # L^-1 H^-1_PR
+        if compensate:  # W_R - W_P [H^-1_PP]^-1 H^-1_PR, which costs tr(W_P [H^-1_PP]^-1 W_P^T) / 2
+            share = torch.linalg.solve_triangular(factor, w[:, p].T, upper=False)  # L^-1 W_P^T
+            cost += share.square().sum() / 2
+            w = w[:, r].addmm_(share.T, across, alpha=-1)
+        else:
+            w = w[:, r]
+        inverse = _block(inverse, r).addmm_(across.T, across, alpha=-1)
+        alive, columns = alive[stay], columns[r]
+    if not compensate:  # what is lost is W_P x
+        lost = torch.ones(original.shape[1], dtype=torch.bool, device=h.device)
+        lost[columns] = False
+        cost = ((original[:, lost] @ h[lost][:, lost]) * original[:, lost]).sum() / 2
+    if not torch.isfinite(w).all():
         raise NumericalError(f"{name}: the compensated weight has NaN or Inf; give more damping or other data")
-    return Kept(alive.cpu(), kept.cpu(), cost)
+    return Kept(alive.cpu(), w.cpu(), float(cost))
 
 
 def prune_bytes(rows: int, columns: int, dtype: torch.dtype) -> int:
-    """What `prune_groups` holds at its peak: the Hessian as given and damped; the matrix of what is left, its factor,
-    its inverse and the one before; and five of the weight."""
-    return dtype.itemsize * (6 * columns**2 + 5 * rows * columns)
+    """What `prune_groups` holds at its peak: the Hessian as given and damped, its factor and inverse, or the inverse
+    before and after a down-date; and four of the weight."""
+    return dtype.itemsize * (4 * columns**2 + 4 * rows * columns)
 
 
 def group_errors(weight: Tensor, inverse: Tensor, size: int, error: GroupError = "grouped") -> Tensor:
@@ -129,14 +139,6 @@ def group_errors(weight: Tensor, inverse: Tensor, size: int, error: GroupError =
     return torch.linalg.solve_triangular(factor, by_group, upper=False).square().sum(dim=(1, 2))
 
 
-def _without(weight: Tensor, inverse: Tensor, gone: Tensor) -> Tensor:
-    """Equation 4 for a set of columns at once: W - W_P [H^-1_PP]^-1 H^-1_P, which is what eliminating them one by one
-    while down-dating H^-1 (equation 3) comes to, in any order."""
-    rows = inverse[gone]  # (gone, columns)
-    factor = torch.linalg.cholesky(rows[:, gone])
-    return weight - torch.cholesky_solve(weight[:, gone].T, factor).T @ rows
-
-
 def _inverse(hessian: Tensor, mean: float, damping: float, name: str) -> tuple[Tensor, float]:
     """H^-1 by Cholesky, and what had to be added to the diagonal for it."""
     extra, step = 0.0, max(damping, _LEAST_DAMPING / 10) * mean
@@ -144,13 +146,32 @@ def _inverse(hessian: Tensor, mean: float, damping: float, name: str) -> tuple[T
         factor, failed = torch.linalg.cholesky_ex(hessian)
         if not failed:
             inverse = torch.cholesky_inverse(factor)
-            if torch.isfinite(inverse).all() and bool((inverse.diagonal() > 0).all()):
+            diagonal = inverse.diagonal()  # sums of squares of L^-1: where these are finite all is
+            if torch.isfinite(diagonal).all() and bool((diagonal > 0).all()):
                 return inverse, extra
         step *= 10
         logger.warning("%s: the Hessian is singular; its diagonal gets %.1e of its mean more", name, step / mean)
-        hessian = hessian + step * torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
+        hessian = hessian.clone()
+        hessian.diagonal().add_(step)
         extra += step
     raise NumericalError(f"{name}: no damping makes the Hessian positive definite; the calibration data is unfit")
+
+
+def _drift(inverse: Tensor, hessian: Tensor, columns: Tensor) -> float:
+    """How far an inverse (columns, columns) is from that of a Hessian's columns: |H^-1 H z - z| / |z| for z of +-1.
+
+    Infinite where its diagonal is no longer positive.
+    """
+    z = hessian.new_zeros(len(hessian))
+    z[columns[::2]], z[columns[1::2]] = 1, -1
+    z, product = z[columns], (hessian @ z)[columns]
+    positive = bool((inverse.diagonal() > 0).all())
+    return float((inverse @ product - z).norm() / z.norm()) if positive else math.inf
+
+
+def _block(matrix: Tensor, index: Tensor) -> Tensor:
+    """These rows and columns of a square matrix, a copy."""
+    return matrix[index[:, None], index]
 
 
 def _columns(groups: Tensor, size: int) -> Tensor:

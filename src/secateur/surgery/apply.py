@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -65,7 +66,7 @@ def trial(block: Block, edits: Sequence[BlockEdit]) -> Iterator[None]:
     parts = {path: module.get_submodule(path) for path in (family.attention, *family.mlp, *norms)} if edits else {}
     try:
         for path, part in parts.items():
-            module.set_submodule(path, _twin(part))
+            module.set_submodule(path, twin(part))
         with torch.no_grad():
             for edit in edits:
                 _check_block(block, edit)
@@ -76,12 +77,15 @@ def trial(block: Block, edits: Sequence[BlockEdit]) -> Iterator[None]:
             module.set_submodule(path, part)
 
 
-def _twin(module: nn.Module) -> nn.Module:
-    """Other modules that hold the same tensors."""
-    twin = copy.copy(module)
-    twin._parameters, twin._buffers = dict(module._parameters), dict(module._buffers)
-    twin._modules = {name: child and _twin(child) for name, child in module._modules.items()}
-    return twin
+def twin(module: nn.Module) -> nn.Module:
+    """Other modules that hold the same tensors: what they are stays as it is, whatever becomes of the module."""
+    other = copy.copy(module)
+    other._parameters, other._buffers = dict(module._parameters), dict(module._buffers)
+    other._modules = {name: child and twin(child) for name, child in module._modules.items()}
+    if "_old_forward" in other.__dict__:  # accelerate's hooks are bound to the module that they were put on
+        other.__dict__["_old_forward"] = functools.partial(type(other).forward, other)
+        other.__dict__["forward"] = functools.partial(module.__dict__["forward"].func, other)
+    return other
 
 
 def predict(layout: Layout, edit: Edit) -> Layout:
@@ -135,7 +139,7 @@ def _check_walks(model: Model, edit: Edit) -> None:
             place = edit.site // 2
         case _:
             place = edit.block
-    for guard in model.guards:
+    for guard in list(model.guards):  # one may take its leave
         if (reason := guard(place)) is not None:
             raise InvalidEditError(reason)
 

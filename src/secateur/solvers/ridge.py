@@ -1,0 +1,100 @@
+"""Ridge regression of a linear map on those of its inputs that stay."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from secateur.errors import InvalidOptionError, NumericalError
+
+_DAMPING_STEPS = 8  # each ten times the one before
+_LEAST_DAMPING = 1e-8  # where none was asked and the moment turns out singular
+
+logger = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def refit(
+    weight: Tensor,
+    moment: Tensor,
+    kept: Sequence[int] | Tensor,
+    *,
+    damping: float = 0.01,
+    target: Tensor | None = None,
+    share: float = 1.0,
+    name: str = "a map",
+) -> Tensor:
+    """The map W' on the kept inputs x_K that minimises E |y - W' x_K|^2 + lambda |W' - W_K|^2.
+
+    With C = E[x x^T] and T = E[y x^T] that is W' = (T_K + lambda W_K) (C_KK + lambda I)^-1. Where y = W x, T = W C; so
+    if nothing goes, W' is W to the last bit.
+
+    Args:
+        weight: W, (rows, columns).
+        moment: C, (columns, columns), float32 or float64, which all is computed in; any multiple of it will do if
+            `target` is the same multiple of T.
+        kept: numbers of the kept columns, (kept,).
+        damping: lambda as a share of the mean of C_KK's diagonal; ten times more where C_KK is singular.
+        target: T, (rows, columns); None: y = W x.
+        share: of `target` in y, the rest being W x.
+        name: for messages.
+
+    Returns:
+        (rows, kept), on the CPU, in the moment's dtype.
+
+    Raises:
+        InvalidOptionError: a damping or share out of its range.
+        NumericalError: NaN or Inf in the statistics, or a moment that no damping makes positive definite.
+    """
+    check_ridge(damping, share)
+    index = torch.as_tensor(kept, dtype=torch.long)
+    if moment.is_meta:  # of a rehearsal
+        return moment.new_empty(len(weight), len(index))
+    if not all(torch.isfinite(given).all() for given in (moment, target) if given is not None):
+        raise NumericalError(f"{name}: the inputs have NaN or Inf; use another dtype")
+    index, w = index.to(moment.device), weight.to(moment)
+    stays = torch.zeros(w.shape[1], dtype=torch.bool, device=w.device)
+    stays[index] = True
+    among = moment[index][:, index]
+    # (W' - W_K) (C_KK + lambda I) = T_K - W_K C_KK, which is W_R C_RK of the columns R that go where T = W C
+    missing = w[:, ~stays] @ moment[~stays][:, index]
+    if target is not None and share:
+        missing = missing + share * (target.to(moment)[:, index] - w @ moment[:, index])
+    fitted = w[:, index] + torch.cholesky_solve(missing.T, _factor(among, damping, name)).T
+    if not torch.isfinite(fitted).all():
+        raise NumericalError(f"{name}: the fitted weight has NaN or Inf; give more damping or other data")
+    return fitted.cpu()
+
+
+def check_ridge(damping: float, share: float = 1.0) -> None:
+    """
+    Raises:
+        InvalidOptionError: out of range.
+    """
+    if not 0 <= damping < float("inf"):
+        raise InvalidOptionError(f"damping is a share of the moment's mean diagonal, 0 or more, not {damping}")
+    if not 0 <= share <= 1:
+        raise InvalidOptionError(f"the target's share lies between 0 and 1, not {share}")
+
+
+def refit_bytes(rows: int, columns: int, dtype: torch.dtype) -> int:
+    """What `refit` holds at its peak: of the moment what stays, damped, its factor and a copy; four of the weight."""
+    return dtype.itemsize * (4 * columns**2 + 4 * rows * columns)
+
+
+def _factor(moment: Tensor, damping: float, name: str) -> Tensor:
+    """The Cholesky factor of the damped moment."""
+    mean = float(moment.diagonal().mean()) or 1.0  # inputs that are all 0: any damping keeps the weights
+    step = damping
+    for _ in range(_DAMPING_STEPS):
+        damped = moment.clone()
+        damped.diagonal().add_(step * mean)
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        if not failed and bool((factor.diagonal() > 0).all()):
+            return factor
+        step = max(10 * step, _LEAST_DAMPING)
+        logger.warning("%s: the moment of its inputs is singular; damping is %.1e of its mean diagonal", name, step)
+    raise NumericalError(f"{name}: no damping makes the inputs' moment positive definite; take other data")

@@ -1,0 +1,79 @@
+"""The ridge refit against its theory: normal equations, least squares on the tokens, its two ends."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from secateur.errors import InvalidOptionError, NumericalError
+from secateur.solvers.ridge import refit
+
+KEPT = [0, 2, 3, 6]
+
+
+def problem(columns: int = 8, rows: int = 5, tokens: int = 300) -> tuple[Tensor, Tensor, Tensor]:
+    """Correlated inputs x (tokens, columns), outputs y (tokens, rows) that are no map of them, W; float64."""
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(columns, columns, generator=generator, dtype=torch.float64)
+    x = torch.randn(tokens, columns, generator=generator, dtype=torch.float64) @ mixing
+    weight = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+    return x, x.tanh() @ weight.T + torch.randn(tokens, rows, generator=generator, dtype=torch.float64), weight
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("damping", [0.0, 0.01, 3.0])
+def test_it_is_least_squares_on_the_tokens_and_on_the_damping(damping: float, share: float) -> None:
+    x, y, weight = problem()
+    c, t = x.T @ x / len(x), y.T @ x / len(x)
+    fitted = refit(weight, c, KEPT, damping=damping, target=t, share=share)
+    pull = (damping * c.diagonal()[KEPT].mean()).sqrt() * torch.eye(len(KEPT), dtype=torch.float64)
+    inputs = torch.cat([x[:, KEPT] / len(x) ** 0.5, pull])
+    goal = share * y + (1 - share) * x @ weight.T
+    wanted = torch.cat([goal / len(x) ** 0.5, pull @ weight[:, KEPT].T])
+    assert torch.allclose(fitted, torch.linalg.lstsq(inputs, wanted).solution.T)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_where_nothing_goes_the_map_stays_to_the_last_bit(dtype: torch.dtype) -> None:
+    x, _, weight = problem()
+    weight = weight.to(dtype)
+    assert torch.equal(refit(weight, (x.T @ x).to(dtype), range(8)), weight)
+
+
+def test_much_damping_leaves_the_original_and_float32_is_close_to_float64() -> None:
+    x, _, weight = problem()
+    c = x.T @ x / len(x)
+    assert torch.allclose(refit(weight, c, KEPT, damping=1e12), weight[:, KEPT])
+    single = refit(weight, c.float(), KEPT)
+    assert single.dtype == torch.float32
+    assert torch.allclose(single.double(), refit(weight, c, KEPT), atol=1e-4)
+
+
+def test_a_singular_moment_gets_more_damping_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    x, _, weight = problem(tokens=3)
+    with caplog.at_level(logging.WARNING):
+        fitted = refit(weight, x.T @ x, range(5), damping=0, name="block 7")
+    assert torch.allclose(x[:, :5] @ fitted.T, x @ weight.T, rtol=1e-3)  # three tokens are met by five weights
+    assert "block 7" in caplog.text
+    assert torch.equal(refit(weight, torch.zeros(8, 8), KEPT), weight[:, KEPT].float())
+
+
+@pytest.mark.parametrize(
+    ("error", "wrong"),
+    [(InvalidOptionError, {"damping": -1.0}), (InvalidOptionError, {"share": 1.5}),
+     (NumericalError, {"target": torch.full((5, 8), torch.nan)})],
+)  # fmt: skip
+def test_bad_input_is_refused(error: type[Exception], wrong: dict[str, Any]) -> None:
+    x, _, weight = problem()
+    with pytest.raises(error):
+        refit(weight, x.T @ x, KEPT, **wrong)
+
+
+def test_a_moment_that_is_no_moment_is_refused() -> None:
+    _, _, weight = problem()
+    with pytest.raises(NumericalError, match="block 7"):
+        refit(weight, -torch.eye(8, dtype=torch.float64), KEPT, damping=0, name="block 7")

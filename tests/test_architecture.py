@@ -38,6 +38,7 @@ LAYERS: tuple[set[str], ...] = (
     {"pruning"},
     {"running"},
     {"forecast"},
+    {"fitting"},
     {"testing"},
     {"heal"},
     {"report"},

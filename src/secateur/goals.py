@@ -49,9 +49,10 @@ class Goal:
             raise InvalidOptionError("a goal is one of target_bytes, target_speedup and max_perplexity_increase")
         if self.speedup_of not in get_args(SpeedOf):
             raise InvalidOptionError(f"a speedup is of one of {', '.join(get_args(SpeedOf))}, not {self.speedup_of!r}")
-        if self.name == "speedup" and self.asked <= 1:
+        asked = self.asked  # refuses what is no size and no share
+        if self.name == "speedup" and asked <= 1:
             raise InvalidOptionError(f"a speedup is a number above 1, as 1.5, not {self.target_speedup!r}")
-        if self.name == "perplexity_increase" and self.asked <= 0:
+        if self.name == "perplexity_increase" and asked <= 0:
             raise InvalidOptionError(
                 f"a perplexity's increase is a share above 0, as 0.25 or 25%, not {self.max_perplexity_increase!r}"
             )

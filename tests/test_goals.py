@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,6 @@ from secateur.pruning import Request, plan
 from secateur.quantities import bytes_of, share_of, tokens_of
 from secateur.running import prune_to
 
-EVO = {"generations": 3, "offspring": 4, "initial_tokens": 48, "selection_tokens": "48,48"}
 IDS = torch.randint(5, 97, (600,), generator=torch.Generator().manual_seed(0))
 WINDOWS = {"calibration": IDS, "samples": 3, "length": 16}
 
@@ -133,8 +133,9 @@ def test_gaps_between_sparsities_are_looked_across() -> None:
 
 @pytest.mark.parametrize(
     ("family", "method", "options"),
-    [("llama", "2ssp", {"stage1_only": True}), ("gemma2", "2ssp", {}), ("llama", "slicegpt", {}),
-     ("gpt2", "slimgpt", {}), ("llama", "shortgpt", {}), ("llama", "evopress", EVO), ("llama", "blockpruner", {})],
+    [("llama", "2ssp", {"stage1_only": True}), ("llama", "blockpruner", {}),
+     *(pytest.param(*each, {}, marks=pytest.mark.slow) for each in (("gemma2", "2ssp"), ("llama", "slicegpt"),
+                                                                    ("gpt2", "slimgpt"), ("llama", "shortgpt")))],
 )  # fmt: skip
 def test_bytes_are_met_by_the_smallest_sparsity(family: str, method: str, options: dict[str, Any]) -> None:
     """Of BlockPruner, whose units differ in size, a real pruning may leave more than its rehearsal: more is tried."""
@@ -149,12 +150,10 @@ def test_bytes_are_met_by_the_smallest_sparsity(family: str, method: str, option
     assert all(map(torch.equal, weights(same.model), weights(model)))
     assert same.record.fingerprint == pruned.record.fingerprint
     assert same.record.cost.forwards == pruned.record.cost.forwards
-    for step in range(1, 40):  # a rehearsed layout that is larger meets no goal
-        try:
+    for step in (1, 2, 9) if method != "blockpruner" else ():  # no smaller one meets it
+        with suppress(InfeasibleBudgetError):
             request = Request(sparsity=sparsity.asked - step / 1000, method=method, options=options, calibration=tokens)
-            assert plan(request, tiny(family)).after.parameters * 4 > target or method == "blockpruner"
-        except InfeasibleBudgetError:
-            pass
+            assert plan(request, tiny(family)).after.parameters * 4 > target
 
 
 def test_bytes_out_of_reach_are_told() -> None:
@@ -173,7 +172,7 @@ def test_bytes_out_of_reach_are_told() -> None:
 # --- speed ---
 
 
-@pytest.mark.parametrize("method", ["2ssp", "slicegpt"])
+@pytest.mark.parametrize("method", ["2ssp", pytest.param("slicegpt", marks=pytest.mark.slow)])
 def test_speed_is_that_of_the_layouts(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock that goes by the parameters."""
     timed = []
@@ -210,8 +209,10 @@ def test_a_dense_model_and_a_smaller_one_are_timed() -> None:
 # --- loss ---
 
 
-@pytest.mark.parametrize("method", ["2ssp", "slimgpt", "blockpruner"])
-@pytest.mark.parametrize("by_name", [False, True])
+@pytest.mark.parametrize(
+    ("method", "by_name"), [("2ssp", True), *(pytest.param(*each, marks=pytest.mark.slow) for each in
+                                              (("2ssp", False), ("slimgpt", False), ("blockpruner", True)))]
+)  # fmt: skip
 def test_a_loss_is_kept_on_windows_held_out(method: str, by_name: bool, tmp_path: Path) -> None:
     source: Any = write_model(tmp_path / "model") if by_name else tiny("llama")
     goal = Goal(max_perplexity_increase="2%", judging=Judging(samples=8), tolerance=0.05)

@@ -252,8 +252,8 @@ def test_methods_may_be_added_and_all_commands_are_kept(text: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("wanted", "here", "match"),
     [
-        ({}, {"more": {"tasks": ("piqa",)}}, "tasks"),
-        ({}, {"load": Loads(seed=1)}, "model"),
+        ({}, {"more": {"tasks": ("piqa",)}}, r"\(tasks differ\)"),
+        ({}, {"load": Loads(seed=1)}, r"\(model differ\)"),
         ({"samples": 3}, {}, "samples"),
         ({"samples": 3, "methods": ("shortgpt",)}, {}, "samples"),  # other cells, but in the same table
         ({"options": {"2ssp": {"norm": "l1"}}}, {}, "2ssp-0.25"),

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import typer
 
 from secateur.cli.guard import note
+from secateur.errors import InvalidOptionError
 
 if TYPE_CHECKING:
+    from secateur.driver import Filter
     from secateur.goals import Goal
     from secateur.judge.judging import Judging
     from secateur.model.load import Source
@@ -180,6 +182,43 @@ class CalibrationOptions:
     samples: Annotated[int | None, typer.Option(help="Calibration: windows.", show_default=PAPERS)] = None
     length: Annotated[int | None, typer.Option(help="Calibration: tokens per window.", show_default=PAPERS)] = None
     count: Annotated[str, typer.Option(help="Which tokens count: all, or only the responses in chat data.")] = "all"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompensationOptions:
+    """What makes up for what goes: filters, in the order in which edits go through them."""
+
+    PANEL: ClassVar[str] = "Compensation"
+
+    refine: Annotated[
+        bool,
+        typer.Option(
+            "--refine", help="At the end train the weights that stay, by KL from the dense model's predictions."
+        ),
+    ] = False
+    refine_passes: Annotated[
+        float | None, typer.Option(help="--refine: passes over the calibration.", show_default="4")
+    ] = None
+    refine_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="--refine: peak of the learning rate, as a share of each matrix's root mean square.",
+            show_default="0.005",
+        ),
+    ] = None
+
+    def filters(self) -> list[Filter]:
+        """
+        Raises:
+            InvalidOptionError: an option of a filter that was not asked for.
+        """
+        from secateur.compensation import get_filter
+
+        given = {"passes": self.refine_passes, "rate": self.refine_rate}
+        options = {name: value for name, value in given.items() if value is not None}
+        if options and not self.refine:
+            raise InvalidOptionError(f"--refine-{next(iter(options))} is of --refine, which is not given")
+        return [get_filter("refine", **options)] if self.refine else []
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ from secateur.cli.options import (
     BOS,
     SEED,
     CalibrationOptions,
+    CompensationOptions,
     GoalOptions,
     ModelName,
     OfShare,
@@ -54,6 +55,7 @@ def _prune(
     seed: Annotated[int, SEED] = 0,
     bos: Annotated[str, BOS] = "auto",
     calibration: CalibrationOptions,
+    compensation: CompensationOptions,
     perplexity_on: Annotated[
         list[str] | None,
         typer.Option("--perplexity", help="Measure on this text before and after; may be repeated."),
@@ -87,7 +89,7 @@ def _prune(
     request = Request(
         sparsity=sparsity, goal=goal, method=method, of=of, round_to=round_to, options=_method_options(method, options),  # type: ignore[arg-type]  # `of` is checked there
         seed=seed, bos=bos, data=source.data, cache=source.cache_dir, text_field=source.text_field,  # type: ignore[arg-type]  # checked there
-        **vars(calibration),
+        filters=compensation.filters(), **vars(calibration),
     )  # fmt: skip
     if dry_run:
         _show_forecast(forecast(request, source.of(model)), output.as_json)

@@ -6,7 +6,7 @@ records gives each block's inputs (positions, masks, rotary embeddings); one tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -122,7 +122,7 @@ class BlockInputs:
         return hidden, {n: recorder.arguments for n, recorder in zip(model.numbers, recorders, strict=True)}
 
 
-def run_block(module: nn.Module, hidden: Tensor, arguments: Arguments) -> Tensor:
+def run_block(module: Callable[..., Any], hidden: Tensor, arguments: Arguments) -> Tensor:
     """One block's output hidden states, (batch, length, hidden)."""
     args, kwargs = arguments
     output = module(hidden, *args, **kwargs)

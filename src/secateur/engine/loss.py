@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from secateur.engine.blocks import head_logits
+from secateur.engine.blocks import head_logits, head_logits_with_grad
 from secateur.engine.tokens import Tokens
 from secateur.model.handle import Model
 from secateur.run import Run
@@ -123,3 +123,35 @@ def sample_losses(
             sums[variant] += (losses.cpu().double() * weights[positions]).sum()
             run.meter.head_tokens += len(losses)
     return sums
+
+
+def loss_slopes(model: Model, hidden: Tensor, tokens: Tokens, samples: Tensor, metric: Metric) -> tuple[float, Tensor]:
+    """The mean loss over some samples' counted predictions, and its gradient by the states after the last block.
+
+    Each chunk of logits is differentiated at once, so that only one exists at a time.
+
+    Args:
+        hidden: (samples, length, hidden).
+        samples: their places in `tokens`, (samples,).
+
+    Returns:
+        nats, 0 where nothing counts; (samples, length, hidden) in the states' dtype.
+    """
+    slopes, total = torch.zeros_like(hidden), 0.0
+    counted = float(tokens.weights[samples, 1:].double().sum()) or 1.0
+    chunk = max(1, LOGIT_BYTES // (4 * model.vocab_size))
+    with model.open_ends():
+        for place, sample in enumerate(samples.tolist()):
+            for start in range(0, tokens.length - 1, chunk):
+                positions = slice(start, min(start + chunk, tokens.length - 1))
+                states = hidden[place, positions].detach().requires_grad_()
+                with torch.enable_grad():
+                    logits = head_logits_with_grad(model, states).float()
+                    targets, weights = (
+                        each[sample, 1:][positions].to(logits.device) for each in (tokens.ids, tokens.weights)
+                    )
+                    losses = metric.loss(logits, targets, metric.prepare(model, sample, positions))
+                    loss = (losses * weights).sum() / counted
+                total += loss.item()
+                (slopes[place, positions],) = torch.autograd.grad(loss, states)
+    return total, slopes

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from msgspec import structs, to_builtins
+from msgspec import json, structs
 
 from secateur.engine.tokens import Tokens, wants_bos
 from secateur.errors import OutputError, OutputExistsError
@@ -138,7 +138,7 @@ def make_index(
             family=dense.family.model_type,
         ),
         arguments=public_arguments(arguments),
-        settings={**to_builtins(judged), "grid": to_builtins(settings)},
+        settings=json.decode(json.encode({**judged, "grid": settings})),  # as it will be read
         texts=by_text,
         machine=machine(),
         versions={"secateur": __version__, **environment(dense)},

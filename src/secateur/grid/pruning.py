@@ -54,7 +54,7 @@ def prune_cell(cell: Cell, planned: Plan, model: Model, tokens: Tokens, run: Sha
     curve = next((note for note in run.notes.values() if isinstance(note, list)), None)  # the search's, by generation
     return {
         "options": pruning.options,
-        **_sizes(pruning.before, counted(cell, pruning.before, pruning.after), model),
+        **sizes(pruning.before, counted(cell, pruning.before, pruning.after), model),
         "notes": {key: note for key, note in run.notes.items() if isinstance(note, str)},
         "curve": list(enumerate(curve)) if curve else None,
         "shape": shape(pruning.before, pruning.after),
@@ -70,10 +70,11 @@ def dense_fields(model: Model) -> Fields:
     """What the dense cell's file says of its model."""
     layout = model.layout()
     blocks = shape(layout, layout)
-    return {**_sizes(layout, layout, model), "shape": blocks, "dense_shape": blocks}
+    return {**sizes(layout, layout, model), "shape": blocks, "dense_shape": blocks}
 
 
-def _sizes(before: Layout, after: Layout, model: Model) -> Fields:
+def sizes(before: Layout, after: Layout, model: Model) -> Fields:
+    """What a cell's file says of the size that is left."""
     parameters, achieved = after.parameters, Shares(**shares(before, after))
     return {"achieved": achieved, "parameters": parameters, "weight_bytes": parameters * model.dtype.itemsize}
 

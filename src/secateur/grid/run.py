@@ -12,7 +12,7 @@ from typing import Any
 
 from msgspec import UNSET, structs
 
-from secateur.engine.tokens import wants_bos
+from secateur.engine.tokens import Tokens, wants_bos
 from secateur.errors import Interrupted, InvalidOptionError, OutputBusyError, OutputExistsError, SecateurError
 from secateur.folders import claimed
 from secateur.forecast import timed
@@ -204,7 +204,7 @@ class _Runner:
         if cell.method == DENSE:
             model = self._load()
             yield dense_fields(model)
-            yield from self._judged(model, lambda: model, part)
+            yield from judged(self.folder, self.judge, model, self.texts, part, lambda: model)
             return
         assert cell.calibration is not None  # narrows the type
         foretold = self.foretold[cell.name]
@@ -218,23 +218,7 @@ class _Runner:
             run = SharingRun(cell.calibration.seed, shared, observer=observer, clock=self.grid.clock)
             fields = prune_cell(cell, plan, model, tokens, run)
         yield fields
-        yield from self._judged(model, functools.cache(self.grid.load), part)
-
-    def _judged(self, model: Model, load: Load, part: JudgedPart) -> Iterator[Fields]:
-        """The judgements, as far as they are known after each part."""
-        dense = self.folder.cell(DENSE)  # its text need not be generated again for each cell
-        samples = dense.generation.samples if dense is not None and dense.generation is not None else None
-        for known in self.judge.judge(model, self.texts, part, dense=load, dense_samples=samples):
-            judged, against = known.model, known.against.inference if known.against else UNSET
-            by_text = zip(map(public_name, self.texts), judged.perplexity or (), strict=False)
-            yield {
-                "perplexity": {name: structs.replace(result, text=name) for name, result in by_text},
-                "tasks": judged.tasks or {},
-                "inference": InferencePair(dense=against, pruned=judged.inference)
-                if against and judged.inference
-                else None,
-                "generation": judged.generation or None,
-            }
+        yield from judged(self.folder, self.judge, model, self.texts, part, functools.cache(self.grid.load))
 
     # --- what cells share ---
 
@@ -285,6 +269,27 @@ class _Runner:
                     f"{self.folder.cell_path(cell.name)} was made with other options or another calibration; choose "
                     "another --out, or give the same"
                 )
+
+
+def judged(
+    folder: GridFolder, judge: Judge, model: Model, texts: Mapping[str, Tokens], part: JudgedPart, load: Load
+) -> Iterator[Fields]:
+    """What a cell's file says of its model's judgement, as far as it is known after each part.
+
+    Args:
+        load: gives the dense model, the same at each call.
+    """
+    dense = folder.cell(DENSE)  # its text need not be generated again for each cell
+    samples = dense.generation.samples if dense is not None and dense.generation is not None else None
+    for known in judge.judge(model, texts, part, dense=load, dense_samples=samples):
+        own, against = known.model, known.against.inference if known.against else UNSET
+        by_text = zip(map(public_name, texts), own.perplexity or (), strict=False)
+        yield {
+            "perplexity": {name: structs.replace(result, text=name) for name, result in by_text},
+            "tasks": own.tasks or {},
+            "inference": InferencePair(dense=against, pruned=own.inference) if against and own.inference else None,
+            "generation": own.generation or None,
+        }
 
 
 def _labelled(label: str, notes: Mapping[str, str]) -> str:

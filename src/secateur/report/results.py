@@ -57,7 +57,8 @@ class PruneCost(Struct, frozen=True, kw_only=True):
 
     Attributes:
         forwards_asked: those that the method asked for, shared ones too.
-        peak_device_memory_bytes: None where no device counts; peak_memory_bytes: of the process, in older files.
+        peak_device_memory_bytes: None where no device counts; peak_memory_bytes: of the process, in older
+            files and where another project pruned.
     """
 
     wall_s: float | None = None

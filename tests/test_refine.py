@@ -1,0 +1,136 @@
+"""Refinement: exact gradients of the last loss, masters in float32, and a filter like any other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from models import FAMILY_NAMES, tiny, tiny_closed, tiny_hf, tiny_tokens
+from oracles import edited, mean_kl, standing, weighted
+
+from secateur.cli.options import CompensationOptions
+from secateur.compensation import get_filter
+from secateur.driver import Filter
+from secateur.engine.blocks import BlockInputs
+from secateur.engine.loss import KLDivergence
+from secateur.engine.sweep import final_states
+from secateur.errors import InvalidOptionError, UnknownNameError
+from secateur.model.handle import Model
+from secateur.pruning import Job, Pruned, Request, plan, prepare, run_job
+from secateur.run import Run
+from secateur.solvers import training
+
+
+def refining_by(**options: Any) -> Filter:
+    return get_filter("refine", **options)
+
+
+def job(model: Model, *filters: Filter, method: str = "2ssp") -> Job:
+    request = Request(method=method, sparsity=0.4, filters=filters, calibration=tiny_tokens(model, 4, 16))
+    return prepare(plan(request, model), model)
+
+
+def pruned(model: Model, *filters: Filter, run: Run | None = None, **how: Any) -> tuple[Pruned, Run]:
+    run = run or Run()
+    return run_job(job(model, *filters, **how), run=run), run
+
+
+def test_the_model_comes_nearer_to_the_dense_one_and_no_part_more_goes() -> None:
+    dense = tiny("llama")
+    tokens = tiny_tokens(dense, 4, 16)
+    (plain, _), (refined, _) = pruned(tiny("llama")), pruned(tiny("llama"), refining_by(passes=8, rate=0.02))
+    assert mean_kl(dense, refined.model, tokens) < 0.5 * mean_kl(dense, plain.model, tokens)
+    assert refined.pruning.after == plain.pruning.after
+    curve = refined.record.notes["KL while training"]
+    assert curve[-1] < curve[0]
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_gradients_are_those_of_the_mean_divergence(
+    family: str, recompute: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By torch through the whole model at once, blocks of all sorts; the model's own weights keep out of it."""
+    monkeypatch.setattr(training, "SAVED_BYTES", 0 if recompute else 2**30)
+    monkeypatch.setattr("secateur.engine.loss.LOGIT_BYTES", 4 * 64 * 5)  # several chunks of logits
+    dense, model = standing(family), standing(family, "lopsided")
+    tokens = weighted(tiny_tokens(dense, 3, 12))
+    windows = torch.tensor([2, 0])
+    course = training._Course(model, tokens, Run(), 1.0, 1e-3)
+    weights = course._masters()
+    leaves = [weight for block in weights.values() for weight in block.values()]
+    metric = KLDivergence(final_states(dense, tokens))
+    loss, gradients = course._gradients(weights, leaves, windows, BlockInputs(model), metric)
+
+    twin = edited(model)
+    logs = [torch.log_softmax(m.hf(input_ids=tokens.ids[windows], use_cache=False).logits[:, :-1].double(), -1)
+            for m in (dense, twin)]  # fmt: skip
+    divergence = torch.nn.functional.kl_div(logs[1], logs[0].detach(), log_target=True, reduction="none").sum(-1)
+    counts = tokens.weights[windows, 1:]
+    wanted = (divergence * counts).sum() / counts.sum()
+    wanted.backward()
+    assert loss == pytest.approx(wanted.item(), rel=1e-4)
+    places = [(number, path) for number, block in weights.items() for path in block]
+    for (number, path), gradient in zip(places, gradients, strict=True):
+        with twin.open(number) as block:
+            torch.testing.assert_close(gradient, block.module.get_parameter(path).grad, rtol=1e-3, atol=1e-6)
+    assert all(p.grad is None for p in model.hf.parameters())
+
+
+def test_a_replay_takes_no_forward_and_closed_blocks_have_no_weights() -> None:
+    by = refining_by(passes=1.5)
+    first, recorded = pruned(tiny("llama"), by)
+    again, replay = pruned(tiny("llama"), by, run=Run(store=recorded.store))
+    assert replay.meter.block_tokens == replay.meter.head_tokens == 0
+    closed = tiny_closed("llama")
+    pruned(closed, by)
+    assert first.model.fingerprint() == again.model.fingerprint() == closed.whole().fingerprint()
+    assert first.record.notes == again.record.notes
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+def test_it_costs_what_was_rehearsed(recompute: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forward of all windows of the dense model; then per pass a forward and a backward, which counts as two."""
+    monkeypatch.setattr(training, "SAVED_BYTES", 0 if recompute else 2**30)
+    by = refining_by(passes=2)
+    foretold, (_, plain), (_, run) = job(tiny("llama"), by).plan, pruned(tiny("llama")), pruned(tiny("llama"), by)
+    window = 4 * 16 * 4
+    assert run.meter.block_tokens - plain.meter.block_tokens == window * (1 + 2 * (3 + recompute))
+    assert foretold.meter.forwards(4, 16, head=1.0) == pytest.approx(run.meter.forwards(4, 16, head=1.0), rel=0.02)
+    assert foretold.held_bytes > 16 * foretold.after.block_parameters
+
+
+def test_small_steps_add_up_in_a_model_of_16_bits() -> None:
+    """Each is below what bfloat16 resolves of a weight of 0.1; together they are not."""
+    coarse = [Model(tiny_hf("llama").to(torch.bfloat16)) for _ in range(2)]
+    filters = (), (refining_by(passes=20, rate=7e-4),)
+    pairs = [pruned(model, *by, method="slimgpt")[0] for model, by in zip(coarse, filters, strict=True)]
+    weights = [each.model.hf.model.layers[0].self_attn.q_proj.weight for each in pairs]
+    assert weights[1].dtype == torch.bfloat16
+    assert (weights[0] != weights[1]).float().mean() > 0.5
+
+
+@pytest.mark.parametrize("options", [{"passes": 0.0}, {"rate": float("nan")}])
+def test_what_cannot_be_is_refused_before_any_work(options: dict[str, float]) -> None:
+    with pytest.raises(InvalidOptionError, match="above 0"):
+        job(tiny("llama"), refining_by(**options))
+
+
+def test_a_method_that_changes_the_head_is_refused_before_any_work() -> None:
+    with pytest.raises(InvalidOptionError, match="final norm and head"):
+        job(tiny("llama"), refining_by(), method="slicegpt")
+
+
+def test_flags_name_the_filter_with_all_its_options() -> None:
+    """They decide a result, so the identity has them, given or not; one without the filter is no slip of ours."""
+    assert CompensationOptions().filters() == []
+    (asked,) = CompensationOptions(refine=True, refine_passes=2.5).filters()
+    assert asked.name == "refine"
+    assert asked.options == {"passes": 2.5, "rate": get_filter("refine").options["rate"]}
+    with pytest.raises(InvalidOptionError, match="--refine"):
+        CompensationOptions(refine_rate=0.01).filters()
+    with pytest.raises(InvalidOptionError, match="a number"):
+        get_filter("refine", passes="many")
+    with pytest.raises(UnknownNameError, match="passes"):
+        get_filter("refine", pases=2)

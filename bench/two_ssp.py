@@ -24,10 +24,11 @@ from secateur.engine import sweep as engine
 from secateur.engine.loss import NegativeLogLikelihood
 from secateur.engine.sweep import Part, sweep
 from secateur.engine.tokens import Tokens
-from secateur.methods.two_ssp import Balance, balance, neuron_scores, top_neurons
+from secateur.methods.two_ssp import Balance, balance
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.run import Run
+from secateur.solvers.scores import neuron_scores, top_neurons
 from secateur.surgery.apply import apply
 from secateur.surgery.edits import DropAttention, KeepNeurons
 

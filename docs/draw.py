@@ -4,9 +4,10 @@ SlimGPT's figures 2 to 5. Needs the extra `report`."""
 
 import json
 from collections.abc import Iterator
+from itertools import cycle
 from typing import TYPE_CHECKING
 
-from figures import IMAGES, PERPLEXITY, RESULTS, folders, pictured
+from figures import IMAGES, PERPLEXITY, RESULTS, folders, pictured, recovered_cells
 from slimgpt_tables import ORDER, drift_by_share, relative_losses
 
 from secateur.report.ablation_figures import ablation_figures
@@ -149,10 +150,31 @@ def recovery() -> "Drawn":
     yield "slimgpt-recovery", figure
 
 
+def tokens_seen() -> "Drawn":
+    """Held-out loss against the tokens that were trained on; what learns from labels apart from what learns from the
+    dense model."""
+    cells = [cell for cell in recovered_cells().values() if "recovery" in cell]
+    if not cells:
+        return
+    objectives = sorted({cell["recovery"]["objective"] for cell in cells}, reverse=True)
+    figure, axes = new_figure(len(objectives), (3.5, 3.0))
+    for objective, axis in zip(objectives, axes, strict=True):
+        own = [cell for cell in cells if cell["recovery"]["objective"] == objective]
+        for cell, colour in zip(own, cycle((BLUE, ORANGE, GREEN, PINK, SKY, GREY))):
+            seen = dict(cell["recovery"]["tokens_seen"])
+            steps, losses = zip(*cell["recovery"]["held_out_loss"]["curve"], strict=True)
+            label = f"{cell['model']}, {cell['way']}"
+            axis.plot([seen[step] for step in steps], losses, label=label, color=colour, marker="o")
+        unit = "cross-entropy" if objective == "labels" else "KL to dense"
+        axis.set(xlabel="tokens seen", ylabel=f"held-out {unit}, nats", title=objective)
+        axis.legend(frameon=False)
+    yield "recovery", figure
+
+
 def drawn() -> "Iterator[tuple[str, str]]":
     """Every picture as SVG, by its place under docs/images."""
     with styled():
-        for draw in (grids, drift, calibration, variants, losses, ratios, recovery):
+        for draw in (grids, drift, calibration, variants, losses, ratios, recovery, tokens_seen):
             for name, figure in draw():
                 yield name, to_svg(figure)
     for method, found in newest().items():

@@ -296,6 +296,38 @@ def foretold(_: str, __: Path) -> Iterator[str]:
     yield markdown(Table([*columns, *(Column(str(s), f"{s:.1%}") for s in SPARSITIES)], rows)).strip()
 
 
+def recovered_cells() -> dict[Path, dict[str, Any]]:
+    """What bench/recovery.py measured, by file: the pruned models, and each as trained in several ways."""
+    return {
+        file: json.loads(file.read_text(encoding="utf-8")) for file in sorted((RESULTS / "recovery").glob("*.json"))
+    }
+
+
+def recovery(_: str, page: Path) -> Iterator[str]:
+    """Perplexities before and after training, way by way."""
+    rows = []
+    for file, cell in recovered_cells().items():
+        row = {"model": cell["model"], "way": f"[{cell['way']}]({relpath(file, page.parent)})"}
+        row |= {text: found["perplexity"] for text, found in cell["perplexity"].items()}
+        if told := cell.get("recovery"):
+            losses, unit = told["held_out_loss"], "KL" if told["teacher"] else "cross-entropy"
+            row |= {
+                "lr": f"{told['settings']['lr']:g}",
+                "tokens": told["tokens_seen"][-1][1],
+                "cpu": cell["cost"]["cpu_s"],
+            }
+            row["held"] = f"{unit} {losses['before']:.3f} to {losses['after']:.3f}"
+        rows.append(row)
+    texts = {text: found for cell in recovered_cells().values() for text, found in cell["perplexity"].items()}
+    columns = [
+        Column("model", "model"), Column("way", "trained"), Column("lr", "learning rate"),
+        Column("tokens", "tokens seen", form=",.0f"), Column("held", "held-out loss, nats per token"),
+        *(Column(text, f"perplexity, {text}", form=number) for text in texts), Column("cpu", "CPU s", form=",.0f"),
+    ]  # fmt: skip
+    judged = [f"{text}: {found['samples']} windows of {found['length']} tokens" for text, found in texts.items()]
+    yield f"{shown(Table(columns, rows))}\n\nJudged on {listed(judged)}." if rows else "Not measured yet."
+
+
 def options(name: str, _: Path) -> Iterator[str]:
     """A method's options, as `secateur prune --help` has them."""
     rows = [
@@ -321,7 +353,18 @@ def facts(name: str, _: Path) -> Iterator[str]:
 
 TABLES: dict[str, Callable[[str, Path], Iterator[str]]] = {
     table.__name__: table
-    for table in (figures, overview, perplexities, ablations, spread, foretold, options, facts, *SLIMGPT)
+    for table in (
+        figures,
+        overview,
+        perplexities,
+        ablations,
+        spread,
+        foretold,
+        recovery,
+        options,
+        facts,
+        *SLIMGPT,
+    )
 }
 
 

@@ -1,13 +1,21 @@
-"""The allocation: curves that meet a budget."""
+"""The allocation: curves that meet a budget, what a search's estimates are, and what it finds."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
+import torch
+from models import tiny, tiny_closed, tiny_tokens
 from oracles import arithmetic
 
-from secateur.errors import InfeasibleBudgetError
+from secateur.engine.sweep import Part, sweep
+from secateur.errors import InfeasibleBudgetError, InvalidOptionError
 from secateur.model.budget import Budget
-from secateur.solvers.allocation import curve_allocation
+from secateur.model.handle import Model
+from secateur.run import MemoryStore, Meter, Rehearsal, Run
+from secateur.solvers.allocation import Allocation, _Database, _Search, curve_allocation, search_allocation
 from secateur.solvers.ratios import Curve
 
 SMOLLM2 = arithmetic(30, 576, 1536, 9, 3, 64)
@@ -28,3 +36,97 @@ def test_a_curve_meets_the_budget_to_a_step_of_neurons(shape: Curve, budget: Bud
 def test_ffns_alone_do_not_reach_everything() -> None:
     with pytest.raises(InfeasibleBudgetError, match=r"reach 0.*0\.74"):
         curve_allocation(SMOLLM2, Budget(0.8))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])  # the latter keeps its maps as (in, out)
+def test_an_estimate_of_a_small_change_is_exact(family: str) -> None:
+    """Of versions that are the present one and a little noise, on more columns."""
+    model = tiny(family)
+    tokens, budget = tiny_tokens(model, 5, 12), Budget(0.3)
+    start = curve_allocation(model.layout(), budget)
+    database = _Database(model, start, 3, 0.01)
+    narrow = {place: database.sizes[place][1] for place in ((0, "attention"), (1, "mlp"), (3, "mlp"))}
+    choice = {**database.choice(start), **narrow}
+    database.fill(tokens, choice, Run())
+    search = _Search(model, tokens, budget, Run(), database)
+    larger = {}
+    for place, small in (((0, "attention"), 2), ((1, "mlp"), 2), ((3, "mlp"), 3)):
+        number, half = place
+        size = database.sizes[place][small]
+        part = Part(number, half, size)
+        with model.open(number) as block:
+            columns, weight = database.version(place, size, block.weight(f"{half}_out"))
+            now = search._wide(block, half, choice)[:, columns]
+        database.edits[part] = replace(database.edits[part], out_weight=now + 3e-4 * torch.randn_like(weight))
+        larger[place] = size
+    changes = search._changes(choice)
+    variants = [
+        database.variant(choice),
+        *(database.variant({**choice, place: size}) for place, size in larger.items()),
+    ]
+    now_loss, *losses = sweep(model, tokens, variants, versions=database.edits).tolist()
+    for (place, size), loss in zip(larger.items(), losses, strict=True):
+        assert changes[place][choice[place]] == 0
+        assert changes[place][size] == pytest.approx(loss - now_loss, rel=0.1, abs=5e-6)
+
+
+def test_a_step_gives_where_it_gains_and_takes_where_it_costs_nothing() -> None:
+    model = tiny("llama")
+    layout, budget = model.layout(), Budget(0.3)
+    allocation = curve_allocation(layout, budget, "uniform")
+    database = _Database(model, allocation, 6, 0.01)
+    start = database.choice(allocation)
+    search = _Search(model, tiny_tokens(model, 1, 8), budget, Run(), database)
+    free = {(1, "attention"), (2, "mlp")}
+
+    def convex(place: Any, size: int) -> float:
+        lost = (start[place] - size) / database.sizes[place][-1]
+        return 0.0 if place in free else lost + lost**2
+
+    changes = {place: {size: convex(place, size) for size in sizes} for place, sizes in database.sizes.items()}
+    for stride in (1, 2, 3):
+        step = search._step(start, changes, stride)
+        for place, size in step.items():
+            moved = database.sizes[place].index(size) - database.sizes[place].index(start[place])
+            assert abs(moved) <= stride
+            assert (moved < 0) if place in free else (moved >= 0)
+        saved = sum(search._saved(place, size) for place, size in step.items())
+        assert saved >= budget.target(layout)
+        assert sum(changes[place][size] for place, size in step.items()) < 0
+
+
+@pytest.mark.parametrize("family", ["qwen3", "opt", "olmo2", "gemma2", "phi"])
+def test_a_search_changes_nothing_in_the_model_and_meets_the_budget(family: str) -> None:
+    model = tiny(family)
+    layout, budget, run, fingerprint = model.layout(), Budget(0.3), Run(), model.fingerprint()
+    allocation = search_allocation(model, tiny_tokens(model, 8, 16), budget, run, levels=6, search_samples=4)
+    assert model.fingerprint() == fingerprint
+    gone = layout.block_parameters - allocation.parameters(layout)
+    assert abs(gone - budget.target(layout)) <= layout.blocks[0].neuron
+    curve = run.notes["loss while allocating"]
+    assert curve == sorted(curve, reverse=True)
+
+
+def test_a_search_is_replayed_without_a_forward_and_rehearsed_by_its_cost() -> None:
+    model = tiny("llama")
+    tokens, budget, store = tiny_tokens(model, 6, 12), Budget(0.3), MemoryStore()
+
+    def searched(run: Run, model: Model = model) -> Allocation:
+        return search_allocation(model, tokens, budget, run, levels=4, rounds=2, search_samples=2)
+
+    first, again, rehearsed = Run(store=store), Run(store=store), Rehearsal()
+    allocation = searched(first)
+    assert searched(again) == allocation
+    assert again.meter == Meter()
+    assert searched(Run(), tiny_closed("llama")).widths.keys() == allocation.widths.keys()
+    hollow = searched(rehearsed, model.hollow())
+    assert hollow.widths.keys() == allocation.widths.keys()
+    assert rehearsed.meter.block_tokens == pytest.approx(first.meter.block_tokens, rel=0.5)
+    assert rehearsed.held_bytes < rehearsed.peak_bytes
+
+
+@pytest.mark.parametrize("wrong", [{"levels": 1}, {"rounds": 0}, {"search_samples": 0}, {"search_samples": 4}])
+def test_what_cannot_be_searched_is_refused(wrong: dict[str, Any]) -> None:
+    model = tiny("llama")
+    with pytest.raises(InvalidOptionError, match="search of the allocation"):
+        search_allocation(model, tiny_tokens(model, 4, 8), Budget(0.3), Run(), **wrong)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,11 +12,11 @@ from models import tiny, tiny_tokens
 from torch import Tensor
 
 from secateur.engine.loss import NegativeLogLikelihood
-from secateur.engine.sweep import Part, Sweeper
+from secateur.engine.sweep import Part, Sweeper, Variant
 from secateur.engine.tokens import Tokens
 from secateur.errors import NumericalError
 from secateur.run import Run
-from secateur.solvers.greedy import greedy_removal
+from secateur.solvers.greedy import Screen, greedy_removal
 
 PPL = NegativeLogLikelihood()
 ALL = [Part(number, kind) for number in range(4) for kind in ("attention", "mlp")]
@@ -60,3 +61,55 @@ def test_nothing_to_remove_costs_nothing() -> None:
     model, run = tiny("llama"), Run()
     assert list(greedy_removal(Sweeper(model, run), tiny_tokens(model, 2, 8), ALL, 0, metric=PPL, key="search")) == []
     assert run.meter.block_tokens == run.meter.head_tokens == 0
+
+
+# --- screened ---
+
+
+class Growing(Sweeper):
+    """Losses by a rule: a part adds its own cost, times a growth per part that is gone already."""
+
+    def __init__(self, growth: float) -> None:
+        super().__init__(tiny("llama"), Run())
+        self.costs = {part: 1.0 + place for place, part in enumerate(reversed(ALL))}
+        self.growth, self.gone, self.tried = growth, list[Part](), list[int]()
+
+    def loss(self, parts: list[Part]) -> float:
+        return sum(self.costs[part] * self.growth**place for place, part in enumerate(parts))
+
+    def sums(self, tokens: Tokens, variants: Sequence[Variant], *_: Any) -> Tensor:
+        self.tried.append(len(variants))
+        losses = [self.loss([*self.gone, *variant]) for variant in variants]
+        return torch.tensor(losses, dtype=torch.float64)[:, None] * (tokens.length - 1)
+
+
+def chosen(sweeper: Growing, screen: Screen | None) -> list[Part]:
+    for part, loss in greedy_removal(
+        sweeper, tiny_tokens(sweeper.model, 1, 8), ALL, 6, metric=PPL, key="search", screen=screen
+    ):
+        sweeper.gone.append(part)
+        assert loss == pytest.approx(sweeper.loss(sweeper.gone))
+    return sweeper.gone
+
+
+@pytest.mark.parametrize(("growth", "count"), [(1.0, 1), (1.1, 3), (3.0, 8)])
+def test_a_screened_search_chooses_as_the_exact_one_and_tries_fewer(growth: float, count: int) -> None:
+    exact, screened = Growing(growth), Growing(growth)
+    assert chosen(screened, Screen(count)) == chosen(exact, None) == ALL[:1:-1]
+    assert exact.tried == [8, 7, 6, 5, 4, 3]
+    assert screened.tried == [8 + 1, *(min(count, left) for left in (7, 6, 5, 4, 3))]  # and the model as it is
+
+
+def test_a_candidate_whose_cost_has_risen_gives_way_to_one_that_was_not_tried_lately() -> None:
+    sweeper = Growing(1.0)
+    order = []
+    for part, _ in greedy_removal(
+        sweeper, tiny_tokens(sweeper.model, 1, 8), ALL, 6, metric=PPL, key="search", screen=Screen(2)
+    ):
+        order.append(part)
+        sweeper.gone.append(part)
+        if len(order) == 1:
+            sweeper.costs |= dict.fromkeys(ALL[5:7], 100.0)  # those that would have been next
+    assert order[0] == ALL[7]
+    assert order[1] in ALL[5:7]  # only these were tried
+    assert order[2:] == [ALL[4], ALL[3], ALL[2], ALL[1]]

@@ -159,7 +159,7 @@ def test_recovery_takes_the_same(folder: Path, text: str, tmp_path: Path) -> Non
         losses.append(done.record.recovery.held_out_loss.after)
         assert done.record.recovery.teacher["name"] == "own"
     request = Request(data=rows, settings=Settings(**words))
-    written = recover_to(request, from_folder(folder), tmp_path / "out", teacher=from_folder(folder)).record.recovery
+    written = recover_to(request, from_folder(folder), tmp_path / "out", distill=from_folder(folder)).record.recovery
     assert written is not None
     losses.append(written.held_out_loss.after)
     assert losses == pytest.approx(losses[:1] * 4)

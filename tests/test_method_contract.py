@@ -83,14 +83,18 @@ EVOPRESS: dict[str, Any] = {
     "generations": 2, "offspring": 4, "initial": 4, "initial_tokens": 8, "selection_tokens": "8,16",
 }  # fmt: skip
 SETTINGS: dict[str, Setting] = {
-    "2ssp": Setting(a_neuron_per_block_or_attention, {"attentions": 1}, ({"attentions": 2, "criterion": "kl"},),
-                    ({"alpha": 0}, {"alpha": -1.5}, {"alpha": math.nan}, {"attentions": -1}, {"attentions": 5},
-                     {"search_samples": 0}, {"search_samples": 3}, {"search_length": 1}, {"search_length": 9}),
+    "2ssp": Setting(a_neuron_per_block_or_attention, {"attentions": 1},
+                    ({"attentions": 2, "criterion": "kl"}, {"score": "elimination", "attentions": 3, "screen": 2},
+                     {"score": "ranges"}),
+                    ({"score": "obs", "norm": "l1"}, {"screen": 0}, {"alpha": 0}, {"alpha": -1.5}, {"alpha": math.nan},
+                     {"attentions": -1}, {"attentions": 5}, {"search_samples": 0}, {"search_samples": 3},
+                     {"search_length": 1}, {"search_length": 9}),
                     spread=1.1),
     "shortgpt": Setting(a_block, {}, ({"positions": "last"},)),
     "window": Setting(a_block, {}, ({"positions": "all"},)),
-    "blockpruner": Setting(a_module, {}, ({"alternate": True, "criterion": "kl"},), ({"search_samples": 9},),
-                           spread=1.1),
+    "blockpruner": Setting(a_module, {}, ({"alternate": True, "criterion": "kl"}, {"screen": 2}),
+                           ({"search_samples": 9}, {"screen": 0}),
+                           spread=1.2),  # which few are tried, and so which prefixes they share
     "evopress": Setting(a_block, EVOPRESS, ({**EVOPRESS, "units": "blocks", "criterion": "ppl"},), (
         {"generations": 0}, {"offspring": 0}, {"initial": 0}, {"max_mutations": 0}, {"initial_tokens": 1},
         {"initial_tokens": 17}, {"selection_tokens": "8,17"}, {"selection_tokens": "8"}, {"selection_tokens": "1,8"},

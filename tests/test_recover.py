@@ -1,4 +1,5 @@
-"""Healing by LoRA: what is learned from, that the adapters vanish into the weights, that a run can be resumed."""
+"""Healing by LoRA or in full: what is learned from, that the adapters vanish into the weights, that a run can be
+resumed."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import gc
 import itertools
 import json
 import random
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from models import BLOCKS, FAMILY_NAMES, logits, parameters, tiny, tiny_in, tiny_tokenizer
-from oracles import Impatient, edited, mean_kl, mean_nll
+from oracles import Impatient, edited, mean_kl, mean_nll, write_model
 from torch import Tensor, nn
 from transformers import set_seed
 from transformers.pytorch_utils import Conv1D
@@ -430,9 +432,9 @@ def test_bad_settings_are_refused(bad: dict[str, Any]) -> None:
 
 def test_a_step_is_a_whole_number_of_forwards() -> None:
     assert [Settings(global_batch=size).rows_at_once for size in (1, 6, 7, 13, 64)] == [1, 6, 7, 1, 8]
-    assert Settings(global_batch=64).steps(2700) == 43
-    assert Settings(global_batch=64, epochs=0.5).steps(2700) == 22
-    assert Settings(max_steps=5).steps(2700) == 5
+    assert Settings(global_batch=64).most_steps(2700) == 43
+    assert Settings(global_batch=64, epochs=0.5).most_steps(2700) == 22
+    assert Settings(max_steps=5).most_steps(2700) == 5
 
 
 def test_each_epoch_takes_every_row_once_and_like_lengths_together() -> None:
@@ -457,14 +459,15 @@ def generators() -> tuple[Any, ...]:
     return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
 
 
-def test_the_held_out_loss_falls_and_nothing_else_changes(data: Path) -> None:
+@pytest.mark.parametrize("train", ["lora", "all"])
+def test_the_held_out_loss_falls_and_nothing_else_changes(train: str, data: Path) -> None:
     model = pruned_tiny()
     before, layout, count = model.fingerprint(), model.layout(), parameters(model)
     flags = trainable(model)
     set_seed(11)
     shared = generators()
     use_cache = model.hf.config.use_cache
-    result = recover(model, data, epochs=2, eval_every=5, **QUICK)
+    result = recover(model, data, train=train, epochs=2, eval_every=5, **QUICK)
     losses = result.record.recovery.held_out_loss
     assert losses.after < 0.8 * losses.before
     assert [step for step, _ in losses.curve] == [0, 5, 10, 15, 20]
@@ -512,6 +515,71 @@ def test_other_families_and_dtypes_heal_too(family: str, dtype: str, data: Path)
     assert model.dtype == getattr(torch, dtype)
 
 
+@pytest.mark.parametrize(("family", "dtype"), [("gpt2", "float32"), ("llama", "bfloat16")])
+def test_all_weights_are_trained_in_float32(family: str, dtype: str, data: Path) -> None:
+    """Rounded once, at the end; after an error they are what they were."""
+    model = pruned_tiny(family)
+    model.hf.to(getattr(torch, dtype))
+    before = copy.deepcopy(model)
+    with pytest.raises(Interrupted):
+        recover(model, data, train="all", max_steps=6, run=Run(observer=Impatient(0.6)), **QUICK)
+    assert model.fingerprint() == before.fingerprint()
+    told = recover(model, data, train="all", max_steps=6, **QUICK).record.recovery
+    assert told.held_out_loss.after < told.held_out_loss.before
+    assert told.trained_parameters == parameters(model)
+    assert told.adapted_maps == 0
+    assert model.dtype == getattr(torch, dtype)
+    states = [each.hf.state_dict() for each in (before, model)]
+    assert all(not torch.equal(weight, states[1][name]) for name, weight in states[0].items())
+
+
+def test_activations_computed_again_change_nothing() -> None:
+    model = tiny_in("everything", "llama")
+    model.hf.train()
+    batch = batch_of(model)
+    whole = gradients(model, Labels(model), batch)
+    with objectives.recomputing(model):
+        again = gradients(model, Labels(model), batch)
+    assert whole.keys() == again.keys()
+    for name, gradient in whole.items():
+        torch.testing.assert_close(again[name], gradient)
+    assert not any("forward" in vars(block) for block in model.blocks)
+
+
+def test_a_budget_of_tokens_on_plain_text(tmp_path: Path) -> None:
+    """Whole steps within it, over as many epochs as that takes; the curves say how many tokens were seen."""
+    (tmp_path / "a.txt").write_text("abcd efgh " * 40)  # 400 tokens
+    settings: dict[str, Any] = {"max_length": 16, "global_batch": 4, "held_out": 3, "eval_every": 4, "warmup_steps": 1}
+    told = recover(pruned_tiny(), tmp_path / "a.txt", max_tokens=700, **settings).record.recovery
+    assert (told.data.form, told.data.train) == ("plain text, windows", 22)
+    steps = [0, *range(64, 321, 64), 352, *range(416, 673, 64)]  # an epoch is five steps and a half
+    assert told.tokens_seen == list(enumerate(steps))
+    assert told.steps == len(steps) - 1
+    assert [step for step, _ in told.held_out_loss.curve] == [0, 4, 8, 11]
+    again = recover(pruned_tiny(), tmp_path / "a.txt", max_tokens=700, max_steps=3, **settings).record.recovery
+    assert again.steps == 3
+
+
+def test_the_teacher_is_the_dense_model_that_the_record_names(data: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_model(tmp_path / "dense", num_hidden_layers=2)
+    pruned = prune(load("dense", dtype="bfloat16"), sparsity=0.3, calibration=torch.arange(5, 77).view(3, 24))
+    save(pruned, "pruned")
+    told = recover("pruned", data, distill=True, max_steps=1, **QUICK).record.recovery
+    assert told.objective == "distillation"
+    assert (
+        told.teacher["fingerprint"]
+        == pruned.record.model["fingerprint"]
+        == load("dense", dtype="bfloat16").fingerprint()
+    )
+    shutil.rmtree("dense")
+    write_model(tmp_path / "dense", num_hidden_layers=1)
+    with pytest.raises(CheckpointError, match="other weights"):
+        recover("pruned", data, distill=True, **QUICK)
+    with pytest.raises(InvalidOptionError, match="no record"):
+        recover(dense_tiny(), data, distill=True, **QUICK)
+
+
 @pytest.mark.parametrize("method", sorted(methods()))
 def test_checkpoints_of_every_method_heal(method: str, data: Path, tmp_path: Path) -> None:
     model = with_tokenizer(tiny("llama", mlp_bias=False, attention_bias=False))
@@ -556,8 +624,9 @@ def test_the_forward_s_batch_size_does_not_matter(data: Path) -> None:
 # --- interrupted ---
 
 
-def test_a_resumed_run_ends_as_an_uninterrupted_one(data: Path, tmp_path: Path) -> None:
-    settings = {**QUICK, "global_batch": 8, "batch_size": 4, "epochs": 2.0}  # ten steps
+@pytest.mark.parametrize("train", ["lora", "all"])
+def test_a_resumed_run_ends_as_an_uninterrupted_one(train: str, data: Path, tmp_path: Path) -> None:
+    settings = {**QUICK, "train": train, "global_batch": 8, "batch_size": 4, "epochs": 2.0}  # ten steps
     whole = pruned_tiny()
     steady = recover(whole, data, **settings)
     model, folder = pruned_tiny(), tmp_path / "out.run"

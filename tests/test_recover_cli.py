@@ -49,7 +49,7 @@ def recover(world: dict[str, Path], tmp_path: Path) -> Callable[..., Told]:
 
 def test_a_healed_model_with_its_account(recover: Callable[..., Told], tmp_path: Path, world: dict[str, Path]) -> None:
     before = contents(world["pruned"])
-    told = recover("--distill", world["dense"], "--held-out", 3)
+    told = recover("--teacher", world["dense"], "--held-out", 3)
     assert told.code == 0, told.err
     out = tmp_path / "out"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]  # what was needed to go on is gone
@@ -128,8 +128,9 @@ def test_an_interrupted_run_says_how_it_goes_on(
     [
         (("--data", "./none.jsonl"), 3, "there is no file"),
         (("--data", "nonsense"), 3, "unknown text 'nonsense'"),
-        (("--distill", "./none"), 3, "there is no folder"),
-        (("--distill", "{other}"), 3, "another tokenizer"),
+        (("--teacher", "./none"), 3, "there is no folder"),
+        (("--teacher", "{other}"), 3, "another tokenizer"),
+        (("--train", "some"), 3, "lora (adapters"),
         (("--max-length", "65"), 3, "positions end at 64"),
         (("--max-length", "9"), 3, "no row has a counted token"),
         (("--batch-size", "3"), 3, "does not divide"),

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from secateur.engine.tokens import Tokens
 from secateur.errors import InfeasibleBudgetError
-from secateur.methods.two_ssp import attention_count, balance, neuron_scores, top_neurons, two_ssp
+from secateur.methods.two_ssp import attention_count, balance, two_ssp
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.run import Run
+from secateur.solvers.scores import neuron_scores, top_neurons
 from secateur.surgery.apply import apply, predict
 from secateur.surgery.edits import DropAttention, Edit, KeepNeurons
 

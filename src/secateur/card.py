@@ -35,7 +35,7 @@ model = AutoModelForCausalLM.from_pretrained("PATH", trust_remote_code=True)
 Stock transformers with neither refuses to load it, and so does transformers 4, on purpose: it would fill what is
 missing with random weights.""",
 }
-_OBJECTIVES = {"labels": "on the data's own responses", "distillation": "on the dense model's predictions"}
+_OBJECTIVES = {"labels": "on the data itself", "distillation": "on the dense model's predictions"}
 _CURVE = 12  # numbers of a curve on the card; the record has all
 
 
@@ -51,7 +51,8 @@ def card(record: Record) -> str:
     pruning, trained = chain[last] if last >= 0 else None, chain[last + 1 :]
     name = _name(record.chain[last].model)
     if pruning is None:
-        title, text, history = f"{name}, trained by LoRA", f"Nothing was removed. {_trained(trained)}", ""
+        assert record.recovery is not None  # what has no pruning is a training
+        title, text, history = f"{name}, trained {record.recovery.way}", f"Nothing was removed. {_trained(trained)}", ""
         citation = ""
     else:
         method = _method(pruning, required=pruning is record)
@@ -62,7 +63,7 @@ def card(record: Record) -> str:
         citation = f"\n```bibtex\n{method.bibtex}\n```\n" if method else ""
     recoveries = [_recovery(step.recovery) for step in chain if step.recovery is not None]
     recovery = "## Recovery\n\n" + "\n".join(recoveries) + "\n" if recoveries else ""
-    tags = ("pruned", "secateur", pruning.method) if pruning else ("secateur", "lora")
+    tags = ("pruned", "secateur", pruning.method) if pruning else ("secateur", record.method)
     tag_lines = "\n".join(f"- {tag}" for tag in tags)
     edits = ", and the edits in order" if pruning else ""
     base_model = f"base_model: {origin.get('base_model') or origin['repository']}\n" if origin else ""
@@ -175,9 +176,9 @@ def _trained(steps: Sequence[Record]) -> str:
     """A sentence on what was trained after the pruning."""
     if not steps:
         return "Nothing was trained afterwards."
-    data = [step.recovery.data for step in steps if step.recovery is not None]
-    rows = " and ".join(f"{each.train:,} rows of {each.name}" for each in data)
-    return f"Afterwards it was trained by LoRA on {rows}; see Recovery."
+    trained = [step.recovery for step in steps if step.recovery is not None]
+    rows = " and ".join(f"{each.way} on {each.data.train:,} rows of {each.data.name}" for each in trained)
+    return f"Afterwards it was trained {rows}; see Recovery."
 
 
 def _recovery(recovery: Recovery) -> str:
@@ -188,10 +189,15 @@ def _recovery(recovery: Recovery) -> str:
     licence = "not known to secateur; find it out before you publish or use the model"
     if data.licence is not None:
         licence = f"{data.licence} (known by {data.licence_known_by}); it may bind this model too"
-    lora = f"rank {settings['rank']}, alpha {settings['alpha']:g}, dropout {settings['dropout']:g}"
+    what = "All weights were trained, in float32."
+    if recovery.adapted_maps:
+        lora = f"rank {settings['rank']}, alpha {settings['alpha']:g}, dropout {settings['dropout']:g}"
+        what = f"LoRA ({lora}) on {recovery.adapted_maps} linear maps, merged afterwards."
     schedule = f"AdamW, learning rate {settings['lr']:g} along a cosine, {settings['warmup_steps']} warm-up steps"
     rows = f"{recovery.steps:,} steps of {settings['global_batch']} rows, at most {settings['max_length']} tokens each"
-    return f"""LoRA ({lora}) on {recovery.adapted_maps} linear maps, merged afterwards.
+    if recovery.tokens_seen:
+        rows += f" ({recovery.tokens_seen[-1][1]:,} tokens)"
+    return f"""{what}
 {rows}, {_OBJECTIVES[recovery.objective]}; {schedule}, seed {settings["seed"]}.
 
 - data: {data.name} ({data.form}), {data.train:,} rows trained on

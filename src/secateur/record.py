@@ -175,7 +175,9 @@ class Recovery(Struct, kw_only=True):
         objective: labels or distillation.
         teacher: the model that was learned from, None where labels were.
         settings: as `secateur.heal.Settings` has them.
-        adapted_maps: linear maps with an adapter.
+        adapted_maps: linear maps with an adapter; 0 where all weights were trained.
+        trained_parameters: those of the adapters, or all.
+        tokens_seen: (step, tokens of all training rows up to it), for each step that a curve has.
         resumed_at: the step from which it went on, None if it began at the beginning.
     """
 
@@ -188,6 +190,13 @@ class Recovery(Struct, kw_only=True):
     resumed_at: int | None
     held_out_loss: HeldOutLoss
     training_loss: Curve
+    trained_parameters: int | None = None
+    tokens_seen: list[tuple[int, int]] = []
+
+    @property
+    def way(self) -> str:
+        """In words, for after "trained"."""
+        return "by LoRA" if self.adapted_maps else "in full"
 
 
 class Record(Struct, kw_only=True, omit_defaults=True):

@@ -83,7 +83,7 @@ def inspect(
     for recovery in recoveries:
         data, losses = recovery.data, recovery.held_out_loss
         say(
-            f"trained by LoRA on {data.train:,} rows of {data.name}: held-out loss {losses.before:.4f} to "
+            f"trained {recovery.way} on {data.train:,} rows of {data.name}: held-out loss {losses.before:.4f} to "
             f"{losses.after:.4f}; licence of the data: {data.licence or 'not known'}"
         )
 

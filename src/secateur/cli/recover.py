@@ -37,9 +37,14 @@ def _recover(
     ],
     out_dir: Annotated[Path, typer.Option("--out", help="Folder to write; checkpoints lie in OUT.run meanwhile.")],
     distill: Annotated[
-        str | None,
-        typer.Option(help="Learn from this model's predictions, usually the dense one's, instead of from labels."),
-    ] = None,
+        bool,
+        typer.Option(
+            "--distill",
+            help="Learn from the predictions of the dense model that MODEL's record names, or of --teacher, instead of "
+            "from labels.",
+        ),
+    ] = False,
+    teacher: Annotated[str | None, typer.Option(help="Learn from this model's predictions.")] = None,
     licence: Annotated[str | None, typer.Option(help="The data's licence, for record and card.")] = None,
     overwrite: Overwrite = False,
     max_shard_size: ShardSize = "5GB",
@@ -51,7 +56,7 @@ def _recover(
     output: OutputOptions,
     **settings: Any,
 ) -> None:
-    """Heal a pruned model by LoRA and write it, the adapters merged.
+    """Heal a pruned model by LoRA, the adapters merged, or by training all of it, and write it.
 
     Interrupted, it says where it stands; the same command goes on from there. The defaults are SlimGPT's.
     """
@@ -61,12 +66,12 @@ def _recover(
     from secateur.heal.recover import Request, recover_to
     from secateur.output import Output
 
-    teacher = replace(source, revision=None).of(distill) if distill else None
     outcome = recover_to(
         Request(
             data=data, settings=chosen, licence=licence, texts=texts, cache=source.cache_dir, text_field=text_field
         ),
-        source.of(model), Output(out_dir, overwrite, max_shard_size), teacher=teacher, observer=Bars(),
+        source.of(model), Output(out_dir, overwrite, max_shard_size), observer=Bars(),
+        distill=replace(source, revision=None).of(teacher) if teacher else distill or None,
         arguments={"command": sys.argv[1:]},
     )  # fmt: skip
     output.tell(outcome, out_dir, _show)
@@ -92,9 +97,11 @@ def _show(record: Record, folder: Path) -> None:
     assert recovery is not None  # narrows the type; the record is of a recovery
     data, labels = recovery.data, recovery.objective == "labels"
     heading = ("held-out loss", "perplexity") if labels else ("held-out KL, nats",)
-    table = Table("step", *heading, box=None, pad_edge=False)
+    table = Table("step", "tokens seen", *heading, box=None, pad_edge=False)
+    seen = dict(recovery.tokens_seen)
     for step, loss in recovery.held_out_loss.curve:
-        table.add_row(str(step), f"{loss:.4f}", *([f"{math.exp(min(loss, 700)):.2f}"] if labels else []))
+        perplexity = [f"{math.exp(min(loss, 700)):.2f}"] if labels else []
+        table.add_row(f"{step:,}", f"{seen[step]:,}", f"{loss:.4f}", *perplexity)
     out.print(table)
     out.print(
         f"{data.train:,} rows of {data.name} ({data.dropped:,} of {data.rows:,} dropped, "

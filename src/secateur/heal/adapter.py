@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -13,9 +15,9 @@ from secateur.model.handle import Model
 from secateur.model.modeling_secateur import Conv1D
 
 
-def require_extra() -> None:
-    """Raise MissingExtraError unless peft and accelerate are there."""
-    for package in ("peft", "accelerate"):
+def require_extra(settings: Settings) -> None:
+    """Raise MissingExtraError unless what trains is there: accelerate, and for LoRA peft."""
+    for package in ("peft", "accelerate") if settings.train == "lora" else ("accelerate",):
         try:
             __import__(package)
         except ImportError as error:
@@ -37,6 +39,17 @@ def targets(model: Model) -> list[str]:
     if not paths:
         raise UnsupportedModelError("the model's blocks have no linear map left, so there is nothing to train")
     return paths
+
+
+@contextmanager
+def adapters(model: Model, settings: Settings) -> Iterator[Any]:
+    """The model with adapters on, as peft's; at the end they are merged, or thrown away if there was an error."""
+    adapted, merge = attach(model, settings), False
+    try:
+        yield adapted
+        merge = True
+    finally:
+        detach(model, adapted, merge=merge)
 
 
 def attach(model: Model, settings: Settings) -> Any:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -94,6 +96,23 @@ def predicting(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
     labels = batch["labels"][:, 1:]
     counts = labels != IGNORED
     return hidden[:, :-1][counts.to(hidden.device)], labels[counts]
+
+
+@contextmanager
+def recomputing(model: Model) -> Iterator[None]:
+    """Of each block only the input is kept for the gradient, and all else is computed again: gradient checkpointing."""
+    blocks: list[Any] = list(model.blocks)
+    own = [block.__dict__.get("forward") for block in blocks]  # accelerate's, where a model is spread
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for block, forward in zip(blocks, own, strict=True):
+            if forward is None:
+                del block.forward
+            else:
+                block.forward = forward
 
 
 def _in_chunks(loss: Callable[[Tensor, Tensor], Tensor], model: Model, states: Tensor, beside: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""`recover`: a pruned (or dense) model healed by LoRA, with the account of how."""
+"""`recover`: a pruned (or dense) model trained, by LoRA or in full, with the account of how."""
 
 from __future__ import annotations
 
@@ -6,30 +6,31 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from msgspec import structs
 
 from secateur.assets import TextSource, licence_of, read_text
 from secateur.engine.tokens import bos_id_of
-from secateur.errors import DataError, Interrupted, InvalidOptionError
+from secateur.errors import CheckpointError, DataError, Interrupted, InvalidOptionError
 from secateur.export import loads_in, tier
 from secateur.folders import claimed, require_space
 from secateur.heal import state
-from secateur.heal.adapter import attach, detach, require_extra, targets
+from secateur.heal.adapter import adapters, require_extra, targets
 from secateur.heal.data import Examples, make_examples
-from secateur.heal.objectives import Distillation, Labels
+from secateur.heal.objectives import Distillation, Labels, recomputing
 from secateur.heal.settings import Settings
+from secateur.heal.whole import whole
 from secateur.hf import own_randomness, quiet_transformers
 from secateur.model.coerce import ModelSource, borrowed, handed
 from secateur.model.facts import environment, origin, sizes
 from secateur.model.handle import Model
-from secateur.model.load import TokenizerSource
+from secateur.model.load import TokenizerSource, load
 from secateur.output import Outcome, Output
 from secateur.record import (
     FORMAT,
@@ -47,6 +48,8 @@ from secateur.version import __version__
 
 if TYPE_CHECKING:
     from secateur.heal.trainer import Course, Trained
+
+Teacher: TypeAlias = "ModelSource | Literal[True] | None"  # whose predictions are learned from; True: see `recover`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +99,7 @@ class RecoveryJob:
     @property
     def fingerprint(self) -> str:
         """Identity of the outcome; the same in two runs of the same job."""
-        settings = structs.asdict(self.settings)
+        settings = {**structs.asdict(self.settings), "lr": self.settings.peak_lr}
         del settings["bos"]  # the data's fingerprint says what became of it
         parts = [
             "recover", self.model_fingerprint, self.data.fingerprint, self.teacher_fingerprint, settings, __version__,
@@ -105,10 +108,17 @@ class RecoveryJob:
 
     @property
     def disk_bytes(self) -> int:
-        """About what it will write: the model, and two checkpoints with adapters and their two moments in float32."""
+        """About what it will write: the model, and two checkpoints with what is trained and its two moments in
+        float32."""
         weights = sum(p.numel() * p.element_size() for p in self.model.hf.parameters())
+        return weights + 2 * 3 * 4 * self.trained_parameters
+
+    @property
+    def trained_parameters(self) -> int:
+        if self.settings.train == "all":
+            return sum(p.numel() for p in self.model.hf.parameters())
         widths = sum(sum(self.model.hf.get_submodule(path).weight.shape) for path in targets(self.model))
-        return weights + 2 * 3 * 4 * self.settings.rank * widths
+        return self.settings.rank * widths
 
 
 def recover(
@@ -116,7 +126,7 @@ def recover(
     data: TextSource,
     *,
     tokenizer: TokenizerSource | None = None,
-    distill: ModelSource | None = None,
+    distill: Teacher = None,
     licence: str | None = None,
     texts: Path | None = None,
     cache: Path | None = None,
@@ -125,17 +135,20 @@ def recover(
     run: Run | None = None,
     **settings: Any,
 ) -> Recovered:
-    """Heal a model in place by LoRA, as SlimGPT does (arXiv 2412.18110): adapters on all linear maps, then merged.
+    """Train a model in place: adapters on all linear maps, then merged, as SlimGPT does (arXiv 2412.18110), or with
+    `train="all"` every weight.
 
     Args:
         model, tokenizer: pruned or dense, as `secateur.prune` has them; it must be resident as a whole.
         data, licence, texts, cache, text_field: as `Request` has them.
-        distill: learn from this model's predictions (usually the dense one's) instead of from labels.
+        distill: learn from a model's predictions instead of from labels: from this one's, or if True from those of the
+            dense model that the record names.
         checkpoints: a folder for what an interrupted run needs to go on; the same call goes on from there.
         settings: see `secateur.heal.settings.Settings`; the defaults are the paper's.
 
     Raises:
         DataError, InvalidOptionError, MissingExtraError, UnsupportedModelError: before anything is trained.
+        CheckpointError, FetchError: the dense model is not where the record says, or is another one by now.
         NumericalError, Interrupted: the loss became NaN or Inf, the user wants no more. The model is as it was.
     """
     if unknown := sorted(settings.keys() - set(Settings.__struct_fields__)):
@@ -146,7 +159,8 @@ def recover(
     )
     with ExitStack() as stack:
         own = stack.enter_context(borrowed(model, tokenizer, cache=cache, keep=True))
-        teacher = None if distill is None else stack.enter_context(borrowed(distill, tokenizer, cache=cache))
+        named = dense_parent(own, cache) if distill is True else distill
+        teacher = None if named is None else stack.enter_context(borrowed(named, tokenizer, cache=cache))
         job = prepare_recovery(request, own, teacher)
         return run_recovery(job, checkpoints=Path(checkpoints) if checkpoints else None, run=run)
 
@@ -157,7 +171,7 @@ def recover_to(
     output: Output | str | Path,
     *,
     tokenizer: TokenizerSource | None = None,
-    teacher: ModelSource | None = None,
+    distill: Teacher = None,
     observer: Observer | None = None,
     arguments: Facts | None = None,
 ) -> Outcome:
@@ -165,9 +179,8 @@ def recover_to(
     folder, in `OUT.run`.
 
     Args:
-        source, tokenizer: as `recover` has them; one that is in memory is healed in place.
+        source, tokenizer, distill: as `recover` has them; a model in memory is healed in place.
         output: or the folder.
-        teacher: learn from this model's predictions.
         arguments: goes into the record as given.
 
     Raises:
@@ -175,14 +188,21 @@ def recover_to(
             write it, or it cannot be written.
         What `recover` raises.
     """
-    require_extra()
+    require_extra(request.settings)
     output = output if isinstance(output, Output) else Output(Path(output))
     with ExitStack() as stack:
         own = stack.enter_context(handed(source, tokenizer, cache=request.cache, keep=True))
-        other = stack.enter_context(handed(teacher, tokenizer, cache=request.cache)) if teacher is not None else None
+        other = None
+        if distill is not None and distill is not True:
+            other = stack.enter_context(handed(distill, tokenizer, cache=request.cache))
         output.check(own.name, other.name if other else None, request.data)
         stack.enter_context(claimed(output.folder))
-        job = prepare_recovery(request, own.load(), other.load() if other else None)
+        model = own.load()
+        if other is not None:
+            teacher: Model | None = other.load()
+        else:
+            teacher = dense_parent(model, request.cache) if distill else None
+        job = prepare_recovery(request, model, teacher)
         if (record := output.holds(job.fingerprint)) is not None:
             return Outcome(record, was_there=True)
         require_space(output.folder, job.disk_bytes)
@@ -195,8 +215,8 @@ def recover_to(
 
 def prepare_recovery(request: Request, model: Model, teacher: Model | None = None) -> RecoveryJob:
     """Check and read everything that a recovery of `model` will need. Errors are those of `recover`."""
-    require_extra()
     settings = request.settings
+    require_extra(settings)
     _check_model(model, settings)
     if teacher is not None:
         Distillation(model, teacher)  # do they fit?
@@ -215,6 +235,32 @@ def prepare_recovery(request: Request, model: Model, teacher: Model | None = Non
     data = structs.replace(examples.facts, licence=licence, licence_known_by=known_by)
     teacher_fingerprint = teacher.fingerprint() if teacher else None
     return RecoveryJob(model, examples, settings, teacher, data, model.fingerprint(), teacher_fingerprint)
+
+
+def dense_parent(model: Model, cache: Path | None = None) -> Model:
+    """The dense model that a pruned one's record begins with, loaded in the dtype that it was pruned in.
+
+    Raises:
+        InvalidOptionError: the model has no record, or it does not say where the dense one lies.
+        CheckpointError: what lies there is another one, by its fingerprint.
+        What `secateur.load` raises.
+    """
+    if not model.parents:
+        raise InvalidOptionError("the model has no record of where it comes from; name the dense model to learn from")
+    root = model.parents[0]
+    place = "demo" if root.model.get("source") == "pypi" else root.model.get("repository") or root.model.get("name")
+    if not place:
+        raise InvalidOptionError("the model's record does not name the dense model; name the one to learn from")
+    spread = getattr(model.hf, "hf_device_map", None)
+    dense = load(
+        place, device="auto" if spread else str(model.device), dtype=root.environment.get("dtype", "auto"),
+        revision=root.model.get("revision"), cache=cache,
+    )  # fmt: skip
+    if dense.fingerprint() != root.model["fingerprint"]:
+        raise CheckpointError(
+            f"{place} has other weights than the model that the record names; name the dense model that was pruned"
+        )
+    return dense
 
 
 def _check_model(model: Model, settings: Settings) -> None:
@@ -255,19 +301,21 @@ def run_recovery(
 
     model, run = job.model, run or Run(job.settings.seed)
     objective = Distillation(model, job.teacher) if job.teacher else Labels(model)
-    course = Course(model, objective, job.examples, job.settings)
+    in_full = job.settings.train == "all"
+    copied = in_full and model.dtype != torch.float32
+    course = Course(model, objective, job.examples, job.settings, copied)
     start = time.monotonic()
     with state.opened(checkpoints, job.fingerprint, overwrite=overwrite) as folder, quiet_transformers():
-        with own_randomness(job.settings.seed):
-            adapted = attach(model, job.settings)
-            merge = False
-            try:
-                trained = train(course, adapted, folder, run, keep=checkpoints is not None)
-                merge = True
-            except KeyboardInterrupt as interrupt:
-                raise Interrupted(_standing(checkpoints, course.steps)) from interrupt
-            finally:
-                detach(model, adapted, merge=merge)
+        try:
+            with (
+                own_randomness(job.settings.seed),
+                whole(model) if in_full else adapters(model, job.settings) as net,
+                recomputing(model) if job.settings.gradient_checkpointing else nullcontext(),
+            ):
+                trained = train(course, net, folder, run, keep=checkpoints is not None)
+        except KeyboardInterrupt as interrupt:
+            raise Interrupted(_standing(checkpoints, course.steps)) from interrupt
+        course = replace(course, copied=False)
         with run.observer.progress("held-out loss", course.held_out_work) as advance:
             after = course.held_out_loss(advance)
     record = _record(course, trained, after, job, time.monotonic() - start, arguments or {})
@@ -280,22 +328,25 @@ def _record(
 ) -> Record:
     """The account of a training, with the held-out loss `after` merging. It has no edits, so none are replayed."""
     model, teacher, layout = job.model, job.teacher, sizes(job.model.layout(), job.model)
+    settings, how = job.settings, "lora" if job.settings.train == "lora" else "training"
+    held_out = _rounded([*trained.held_out, (course.steps, after)])
+    training = _rounded(trained.training)
     recovery = Recovery(
         objective="distillation" if teacher else "labels",
         teacher=public_facts({**teacher.source, "fingerprint": job.teacher_fingerprint}) if teacher else None,
         data=job.data,
-        settings={**structs.asdict(job.settings), "batch_size": job.settings.rows_at_once},
-        adapted_maps=len(targets(model)),
+        settings={**structs.asdict(settings), "batch_size": settings.rows_at_once, "lr": settings.peak_lr},
+        adapted_maps=len(targets(model)) if settings.train == "lora" else 0,
+        trained_parameters=job.trained_parameters,
         steps=course.steps,
         resumed_at=trained.resumed_at,
-        held_out_loss=HeldOutLoss(
-            before=trained.held_out[0][1], after=after, curve=_rounded([*trained.held_out, (course.steps, after)])
-        ),
-        training_loss=_rounded(trained.training),
+        held_out_loss=HeldOutLoss(before=trained.held_out[0][1], after=after, curve=held_out),
+        training_loss=training,
+        tokens_seen=[(step, course.tokens_seen[step]) for step in sorted({step for step, _ in held_out + training})],
     )
     return Record(
         secateur=__version__, format=FORMAT, fingerprint=job.fingerprint,
-        created=datetime.now(UTC).isoformat(timespec="seconds"), method="lora", seed=job.settings.seed,
+        created=datetime.now(UTC).isoformat(timespec="seconds"), method=how, seed=settings.seed,
         tier=tier(model), loads_in=loads_in(model), model=origin(model, job.model_fingerprint),
         arguments=public_arguments(arguments), environment=environment(model),
         cost=Cost(seconds=round(seconds, 1)), before=layout, after=layout, recovery=recovery,

@@ -1,4 +1,4 @@
-"""The settings of a recovery; SlimGPT's are the defaults. The command's flags are made of them."""
+"""The settings of a recovery; for LoRA SlimGPT's are the defaults. The command's flags are made of them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from secateur.assets import Bos
 from secateur.errors import InvalidOptionError
 
 Template = Literal["alpaca", "chat"]
+Trainable = Literal["lora", "all"]
 Count = Annotated[int, Meta(ge=1)]
 Positive = Annotated[float, Meta(gt=0)]
 
+LEARNING_RATES: dict[Trainable, float] = {"lora": 1e-4, "all": 1e-4}  # where none is asked
 LARGEST_BATCH = 8  # sequences at once, where none is asked
 
 
@@ -25,15 +27,27 @@ def _is(help: str) -> Meta:
 
 
 class Settings(Struct, frozen=True, kw_only=True):
-    """How a model is healed. The defaults are those of SlimGPT (arXiv 2412.18110, its paper and code).
+    """How a model is healed. The defaults are those of SlimGPT (arXiv 2412.18110, its paper and code), for LoRA.
 
     Raises:
         InvalidOptionError: a value out of its range.
     """
 
+    train: Annotated[
+        Trainable,
+        _is(
+            "What is trained: lora (adapters on all linear maps, merged afterwards) or all (every weight, in float32: "
+            "16 bytes per parameter)."
+        ),
+    ] = "lora"
     epochs: Annotated[Positive, _is("Passes over the training rows; a fraction is fine.")] = 1.0
     max_steps: Annotated[Count | None, _is("So many optimizer steps instead.")] = None
-    lr: Annotated[Positive, _is("Peak of AdamW's learning rate, which falls to zero along a cosine.")] = 1e-4
+    max_tokens: Annotated[
+        Count | None, _is("As many whole optimizer steps instead as so many tokens of training rows give.")
+    ] = None
+    lr: Annotated[
+        Positive | None, _is("Peak of AdamW's learning rate, which falls to zero along a cosine. 1e-4 if not given.")
+    ] = None
     warmup_steps: Annotated[int, Meta(ge=0), _is("Steps of linear rise to it.")] = 10
     global_batch: Annotated[Count, _is("Rows per optimizer step.")] = 64
     batch_size: Annotated[
@@ -44,14 +58,22 @@ class Settings(Struct, frozen=True, kw_only=True):
     alpha: Annotated[Positive, _is("Of the LoRA adapters.")] = 16.0
     dropout: Annotated[float, Meta(ge=0, lt=1), _is("Of the LoRA adapters.")] = 0.05
     held_out: Annotated[
-        Count | None, _is("Rows to measure on and never train on; 8 %, at most 2000 (the paper's), if not given.")
+        Count | None,
+        _is(
+            "Rows to measure on and never train on; 8 % (with max_tokens of what these fill), at most 2000 (the "
+            "paper's), if not given."
+        ),
     ] = None
     eval_every: Annotated[Count | None, _is("Steps between two measurements; a quarter of all if not given.")] = None
+    gradient_checkpointing: Annotated[
+        bool, _is("Compute the blocks' activations again for the gradient: less memory, a third more time.")
+    ] = False
     autocast: Annotated[
         bool,
         _is(
             "Training's matrix products in bfloat16, as in the paper, the logits' and the teacher's too: faster. "
-            "Weights, adapters and measurements stay in their own dtype."
+            "Weights, adapters and measurements stay in their own dtype. A bfloat16 model of which all is trained "
+            "has them so in any case."
         ),
     ] = False
     template: Annotated[
@@ -82,6 +104,10 @@ class Settings(Struct, frozen=True, kw_only=True):
             )
 
     @property
+    def peak_lr(self) -> float:
+        return LEARNING_RATES[self.train] if self.lr is None else self.lr
+
+    @property
     def rows_at_once(self) -> int:
         """Rows per forward."""
         if self.batch_size is not None:
@@ -94,7 +120,8 @@ class Settings(Struct, frozen=True, kw_only=True):
         Raises:
             InvalidOptionError: none would be left to train on.
         """
-        wanted = self.held_out if self.held_out is not None else min(2000, max(1, math.floor(0.08 * rows + 0.5)))
+        used = rows if self.max_tokens is None else min(rows, self.max_tokens // self.max_length)
+        wanted = self.held_out if self.held_out is not None else min(2000, max(1, math.floor(0.08 * used + 0.5)))
         if wanted >= rows:
             raise InvalidOptionError(f"{wanted} rows held out of {rows} leave none to train on")
         return wanted
@@ -102,9 +129,11 @@ class Settings(Struct, frozen=True, kw_only=True):
     def steps_per_epoch(self, rows: int) -> int:
         return math.ceil(rows / self.global_batch)
 
-    def steps(self, rows: int) -> int:
-        """Optimizer steps over so many training rows."""
-        return self.max_steps or math.ceil(self.epochs * self.steps_per_epoch(rows))
+    def most_steps(self, rows: int) -> float:
+        """Optimizer steps over so many training rows; without an end where only `max_tokens` says it."""
+        if self.max_steps is not None or self.max_tokens is not None:
+            return self.max_steps or math.inf
+        return math.ceil(self.epochs * self.steps_per_epoch(rows))
 
 
 @functools.cache

@@ -1,8 +1,8 @@
 """A recovery's folder on disk, from which an interrupted one goes on: safetensors and JSON, no pickle.
 
-It is marked as one job's, and holds a folder `checkpoint-N` with `training.safetensors` (the adapters' weights, AdamW's
-moments, the generators' states; in its header, as JSON, the optimizer's groups and the schedule) and Trainer's own
-`trainer_state.json`.
+It is marked as one job's, and holds a folder `checkpoint-N` with `training.safetensors` (the weights that are trained,
+AdamW's moments, the generators' states; in its header, as JSON, the optimizer's groups and the schedule) and Trainer's
+own `trainer_state.json`.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def newest(folder: Path) -> Path | None:
 def write(run: Path, model: nn.Module, optimizer: Any, scheduler: Any, state: TrainerState) -> None:
     """Write a checkpoint of this step into `run`, whole or not at all; older ones go."""
     moments = optimizer.state_dict()
-    tensors = {f"adapter/{name}": weight.detach() for name, weight in _trained(model).items()}
+    tensors = {f"trained/{name}": weight.detach() for name, weight in _trained(model).items()}
     for number, values in moments["state"].items():
         tensors |= {f"optimizer/{number}/{name}": value for name, value in values.items()}
     tensors |= {f"rng/{device}": value for device, value in _generators().items()}
@@ -129,15 +129,15 @@ def read_history(checkpoint: Path) -> TrainerState:
         raise CheckpointError(f"{checkpoint} is damaged ({error}); remove it") from error
 
 
-def read_adapters(checkpoint: Path, model: nn.Module) -> None:
-    """Give the model's adapters the stored values.
+def read_trained(checkpoint: Path, model: nn.Module) -> None:
+    """Give what is trained of the model the stored values.
 
     Raises:
         CheckpointError: it is damaged, or of another model.
     """
     stored, _ = _read(checkpoint)
     trained = _trained(model)
-    weights = _under("adapter/", stored)
+    weights = _under("trained/", stored)
     if weights.keys() != trained.keys() or any(weights[name].shape != trained[name].shape for name in trained):
         raise CheckpointError(f"{checkpoint} is of another model; remove it")
     with torch.no_grad():

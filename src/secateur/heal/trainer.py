@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +28,53 @@ from secateur.run import Advance, Run
 HELD_OUT_LOSS = "held_out_loss"  # the name in Trainer's history
 _SAVES = 20  # checkpoints in a run
 _LOGS = 50  # points of the training loss in a run
-_BACKWARD = 1.0  # what a backward costs, in forwards (frozen weights need no gradient); progress counts in these
+_BACKWARD = {
+    "lora": 1.0,
+    "all": 2.0,
+}  # its cost in forwards (frozen weights need no gradient); progress counts in these
 
 
 @dataclass(frozen=True)
 class Course:
-    """What is trained, on what, and how; and the numbers that follow from it."""
+    """What is trained, on what, and how; and the numbers that follow from it.
+
+    Attributes:
+        copied: the weights in training are float32 copies of bfloat16 ones: matrix products are in bfloat16 throughout.
+    """
 
     model: Model
     objective: Objective
     examples: Examples
     settings: Settings
+    copied: bool = False
+
+    @cached_property
+    def tokens_seen(self) -> list[int]:
+        """The tokens of all training rows up to a step, by step; [0] is 0."""
+        settings, train, seen = self.settings, self.examples.train, [0]
+        order = LikeLengths(train, settings.global_batch, settings.seed)
+        for epoch in count():
+            order.set_epoch(epoch)
+            rows = [len(train[row].ids) for row in order]
+            for start in range(0, len(rows), settings.global_batch):
+                tokens = seen[-1] + sum(rows[start : start + settings.global_batch])
+                over = settings.max_tokens is not None and tokens > settings.max_tokens and len(seen) > 1
+                if over or len(seen) > settings.most_steps(len(train)):
+                    return seen
+                seen.append(tokens)
+        raise AssertionError
 
     @property
     def steps(self) -> int:
-        return self.settings.steps(len(self.examples.train))
+        return len(self.tokens_seen) - 1
+
+    @property
+    def work_per_token(self) -> float:
+        """Of training, in forwards."""
+        return 1 + _BACKWARD[self.settings.train]
+
+    def autocast(self, wanted: bool) -> AbstractContextManager[Any]:
+        return torch.autocast(self.model.device.type, torch.bfloat16, enabled=wanted or self.copied)
 
     @property
     def eval_every(self) -> int:
@@ -59,7 +94,7 @@ class Course:
         epoch = sum(batch["input_ids"].numel() for batch in self._batches([train[row] for row in order]))
         epochs = self.steps / self.settings.steps_per_epoch(len(train))
         measured = 1 + (self.steps - 1) // self.eval_every
-        return (1 + _BACKWARD) * epoch * epochs + measured * self.held_out_work
+        return self.work_per_token * epoch * epochs + measured * self.held_out_work
 
     @torch.no_grad()
     def held_out_loss(self, advance: Advance) -> float:
@@ -70,7 +105,8 @@ class Course:
         """
         total, tokens = 0.0, 0
         for batch in self._held_out():
-            total += float(self.objective.total(batch))
+            with self.autocast(False):
+                total += float(self.objective.total(batch))
             tokens += int((batch["labels"][:, 1:] != IGNORED).sum())
             advance(batch["input_ids"].numel())
         if not math.isfinite(total):
@@ -105,8 +141,9 @@ class Trained:
         return cls(resumed_at, curve("loss"), curve(HELD_OUT_LOSS))
 
 
-def train(course: Course, adapted: Any, folder: Path, run: Run, *, keep: bool = True) -> Trained:
-    """Train the adapters that `adapted` put on the model, going on from the newest checkpoint in `folder`.
+def train(course: Course, trained: Any, folder: Path, run: Run, *, keep: bool = True) -> Trained:
+    """Train what of `trained`, the model or peft's around it, wants a gradient, going on from the newest checkpoint in
+    `folder`.
 
     Args:
         keep: write checkpoints.
@@ -118,10 +155,10 @@ def train(course: Course, adapted: Any, folder: Path, run: Run, *, keep: bool = 
     last = state.newest(folder)
     done = None if last is None else state.step_of(last)
     if last is not None and done is not None and done >= course.steps:  # trained, but interrupted before it was written
-        state.read_adapters(last, adapted)
+        state.read_trained(last, trained)
         return Trained.of(state.read_history(last), course.steps)
     with run.observer.progress("recovery", course.work, (done or 0) / course.steps * course.work) as advance:
-        trainer = _Recovery(course, adapted, folder, advance, resuming=last is not None, keep=keep)
+        trainer = _Recovery(course, trained, folder, advance, resuming=last is not None, keep=keep)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     return Trained.of(trainer.state, done)
 
@@ -157,16 +194,16 @@ class _Recovery(Trainer):
     loss_is_scaled_for_ga = True  # `compute_loss` divides by the counted tokens of the whole step
 
     def __init__(
-        self, course: Course, adapted: Any, folder: Path, advance: Advance, *, resuming: bool, keep: bool
+        self, course: Course, trained: Any, folder: Path, advance: Advance, *, resuming: bool, keep: bool
     ) -> None:
-        self._course, self._adapted, self._advance = course, adapted, advance
-        use_cache = adapted.config.use_cache
+        self._course, self._trained, self._advance = course, trained, advance
+        use_cache = trained.config.use_cache
         super().__init__(
-            adapted, _arguments(course, folder, resuming=resuming), collate, course.examples.train,
+            trained, _arguments(course, folder, resuming=resuming), collate, course.examples.train,
             callbacks=[_Conductor(course.eval_every, max(1, course.steps // _SAVES) if keep else None)],
             compute_loss_func=_per_token,
         )  # fmt: skip
-        adapted.config.use_cache = use_cache  # Trainer has set its own
+        trained.config.use_cache = use_cache  # Trainer has set its own
         self.remove_callback(PrinterCallback)
 
     def compute_loss(
@@ -175,10 +212,10 @@ class _Recovery(Trainer):
         """The micro-batch's share of the loss per counted token of the whole step."""
         assert num_items_in_batch is not None  # Trainer counts the labels where it has a loss function
         course = self._course
-        with torch.autocast(course.model.device.type, torch.bfloat16, enabled=course.settings.autocast):
+        with course.autocast(course.settings.autocast):
             total = course.objective.total(inputs)
         loss = _per_token(total, None, num_items_in_batch)
-        self._advance((1 + _BACKWARD) * inputs["input_ids"].numel())
+        self._advance(course.work_per_token * inputs["input_ids"].numel())
         return loss.to(self.args.device)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -194,10 +231,10 @@ class _Recovery(Trainer):
         return LikeLengths(self._course.examples.train, settings.global_batch, settings.seed)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        state.write(Path(str(self.args.output_dir)), self._adapted, self.optimizer, self.lr_scheduler, self.state)
+        state.write(Path(str(self.args.output_dir)), self._trained, self.optimizer, self.lr_scheduler, self.state)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        state.read_adapters(Path(resume_from_checkpoint), self._adapted)
+        state.read_trained(Path(resume_from_checkpoint), self._trained)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
@@ -239,10 +276,11 @@ def _arguments(course: Course, folder: Path, *, resuming: bool) -> TrainingArgum
     arguments = TrainingArguments(  # when to measure and to save, the conductor says
         output_dir=str(folder), max_steps=course.steps, per_device_train_batch_size=settings.rows_at_once,
         gradient_accumulation_steps=settings.global_batch // settings.rows_at_once, optim="adamw_torch",
-        learning_rate=settings.lr, lr_scheduler_type="cosine", warmup_steps=settings.warmup_steps, max_grad_norm=1.0,
-        seed=settings.seed, logging_steps=max(1, course.steps // _LOGS), logging_nan_inf_filter=False,
-        eval_on_start=not resuming, eval_strategy="no", save_strategy="no", report_to="none", disable_tqdm=True,
-        remove_unused_columns=False, use_cpu=device == "cpu", dataloader_pin_memory=device == "cuda",
+        learning_rate=settings.peak_lr, lr_scheduler_type="cosine", warmup_steps=settings.warmup_steps,
+        max_grad_norm=1.0, seed=settings.seed, logging_steps=max(1, course.steps // _LOGS),
+        logging_nan_inf_filter=False, eval_on_start=not resuming, eval_strategy="no", save_strategy="no",
+        report_to="none", disable_tqdm=True, remove_unused_columns=False, use_cpu=device == "cpu",
+        dataloader_pin_memory=device == "cuda",
     )  # fmt: skip
     if arguments.n_gpu > 1:  # one model on its own device, no copies of it on the others
         arguments._n_gpu = 1

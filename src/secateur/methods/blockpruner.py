@@ -13,7 +13,7 @@ from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.run import Run
 from secateur.solvers.criterion import Criterion, dense_metric
-from secateur.solvers.greedy import best_removal
+from secateur.solvers.greedy import Screen, best_removal
 from secateur.surgery.apply import predict
 from secateur.surgery.edits import DropAttention, DropMLP, Edit
 
@@ -106,6 +106,7 @@ def blockpruner(
     run: Run,
     *,
     alternate: bool = False,
+    screen: int | None = None,
     criterion: Criterion = "ppl",
     search_samples: int = 1,
     search_length: int | None = None,
@@ -118,6 +119,8 @@ def blockpruner(
     Args:
         alternate: in turns an attention module and an MLP, as the 2SSP repository does; the paper takes whichever is
             cheapest.
+        screen: after the first round try only this many candidates per round, those of the lowest estimated losses; all
+            if not given (the paper's).
         criterion: what a removal minimises, ppl (the paper's) or kl to the dense model.
         search_samples: calibration windows that the loss is taken on.
         search_length: tokens of each of these; their whole length if not given.
@@ -126,13 +129,14 @@ def blockpruner(
     _check_reach(layout, budget, alternate)
     if (there := search.samples * search.length) < _WINDOW:
         run.note("reduced", f"A reduced BlockPruner search: it judges on {there:,} tokens (in full {_WINDOW:,}).")
-    sweeper = sweeper_of(model, run)
+    sweeper, screened = sweeper_of(model, run), None if screen is None else Screen(screen)
     metric = dense_metric(sweeper, search, criterion)
     place = 0
 
     def cheapest(candidates: list[Part]) -> Part:
         nonlocal place
-        unit, loss = best_removal(sweeper, search, candidates, metric=metric, key=f"blockpruner/{place}")
+        key = f"blockpruner/{place}"
+        unit, loss = best_removal(sweeper, search, candidates, metric=metric, key=key, screen=screened)
         place += 1
         run.log("blockpruner: without the %s of block %d: %s %.6f nats", unit.kind, unit.block, criterion, loss)
         return unit

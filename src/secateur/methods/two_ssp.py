@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
-
-import torch
-from torch import Tensor
+from typing import NamedTuple
 
 from secateur.engine.loss import NegativeLogLikelihood
 from secateur.engine.sweep import Part, sweeper_of
 from secateur.engine.tokens import Tokens
-from secateur.engine.walk import Order, walk
-from secateur.errors import InfeasibleBudgetError, InvalidOptionError, NumericalError
+from secateur.engine.walk import Order
+from secateur.errors import InfeasibleBudgetError, InvalidOptionError
 from secateur.methods.registry import Amount, method
 from secateur.model.budget import COARSE, Budget, reachable
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.run import Run
 from secateur.solvers.criterion import Criterion, dense_metric
-from secateur.solvers.greedy import greedy_removal
-from secateur.surgery.edits import DropAttention, Edit, KeepNeurons, keep
-
-Norm = Literal["l2", "l1"]
+from secateur.solvers.greedy import Screen, greedy_removal
+from secateur.solvers.scores import Norm, Score, neuron_scores, scores_bytes, top_neurons
+from secateur.surgery.edits import DropAttention, Edit, KeepNeurons
 
 
 class Balance(NamedTuple):
@@ -85,40 +81,6 @@ def _balance(layout: Layout, budget: Budget, alpha: float, attentions: int | Non
     return None if missed or min(widths.values()) == 0 else Balance(count, widths)
 
 
-def neuron_scores(model: Model, tokens: Tokens, *, norm: Norm, order: Order, run: Run) -> dict[str, Tensor]:
-    """Stage 1's score of each FFN neuron (section 3.1): the mean over samples of the norm over tokens of its
-    activation, the input of the down projection, on the dense model.
-
-    Returns:
-        By block number (as a string, for the journal), (width,) float64.
-
-    Raises:
-        NumericalError: a score is NaN or Inf.
-    """
-    power = 1 if norm == "l1" else 2
-    sums: dict[int, Tensor] = {}
-
-    for visit in walk(model, tokens, order=order, run=run, label="2ssp stage 1"):
-        number = visit.block.number
-
-        def add(x: Tensor, weights: Tensor, number: int = number) -> None:
-            # weight w under the norm: sum of w |x| or root of the sum of w x^2; x is (samples, tokens, width)
-            weighted = x.float() * weights[..., None] ** (1 / power)
-            norms = torch.linalg.vector_norm(weighted, ord=power, dim=1).cpu().double().sum(dim=0)
-            sums[number] = sums[number] + norms if number in sums else norms
-
-        visit.advance(mlp_hidden=add)
-    for number, total in sums.items():
-        if not torch.isfinite(total).all():
-            raise NumericalError(f"block {number}: the FFN's activations have NaN or Inf; use another dtype")
-    return {str(number): total / tokens.samples for number, total in sums.items()}
-
-
-def top_neurons(scores: Tensor, count: int) -> tuple[int, ...]:
-    """The `count` neurons of the highest scores (width,); ties go to the lower number."""
-    return keep(torch.sort(scores, descending=True, stable=True).indices[:count])
-
-
 @method(
     "2ssp",
     paper="https://arxiv.org/abs/2501.17771",
@@ -138,9 +100,11 @@ def two_ssp(
     run: Run,
     *,
     alpha: float = 1.5,
+    score: Score = "activation",
     norm: Norm = "l2",
     attentions: int | None = None,
     stage1_only: bool = False,
+    screen: int | None = None,
     criterion: Criterion = "ppl",
     search_samples: int = 1,
     search_length: int | None = None,
@@ -150,9 +114,13 @@ def two_ssp(
 
     Args:
         alpha: balance of the stages in equation 5; larger removes more attention.
+        score: of a neuron: activation (the paper's), that times the weights around it (column, norms, ranges), or from
+            second moments (obs, leverage, elimination).
         norm: norm of a neuron's activations over tokens, l2 (the paper's) or l1 (its ablation).
         attentions: remove this many attention modules instead of equation 5's number.
         stage1_only: take the whole budget from the FFNs (the paper's ablation).
+        screen: in stage 2 after its first round try only this many candidates per round, those of the lowest estimated
+            losses; all if not given (the paper's).
         criterion: what stage 2 minimises, ppl (the paper's) or kl to the dense model.
         search_samples: calibration windows for stage 2.
         search_length: tokens of each of these; their whole length if not given.
@@ -163,10 +131,15 @@ def two_ssp(
     count, widths = balance(model.layout(), budget, alpha=alpha, attentions=0 if stage1_only else attentions)
     run.log("2ssp: %d attention modules go, FFN widths %s", count, sorted(set(widths.values())))
     search, sweeper = tokens.first(search_samples, search_length), sweeper_of(model, run)
+    screened = None if screen is None else Screen(screen)
     metric = dense_metric(sweeper, search, criterion) if count else NegativeLogLikelihood()
 
     # Stage 1 scores the dense model to its end before the first edit; an edit inside the walk would be another method.
-    scores = run.step("scores", lambda: neuron_scores(model, tokens, norm=norm, order=order, run=run))
+    scores = run.step(
+        "scores",
+        lambda: neuron_scores(model, tokens, score=score, norm=norm, order=order, run=run),
+        scratch_bytes=scores_bytes(model, score),
+    )
     for number, width in widths.items():
         yield KeepNeurons(number, top_neurons(scores[str(number)], width))
 
@@ -177,7 +150,7 @@ def two_ssp(
     }
     equal = None if attentions is not None else sizes  # a number that was asked for is a number
     for part, loss in greedy_removal(
-        sweeper, search, list(sizes), count, metric=metric, key="2ssp stage 2", sizes=equal
+        sweeper, search, list(sizes), count, metric=metric, key="2ssp stage 2", sizes=equal, screen=screened
     ):
         run.log("2ssp: without the attention of block %d: %s %.6f nats", part.block, criterion, loss)
         yield DropAttention(part.block)

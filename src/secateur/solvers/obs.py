@@ -33,12 +33,14 @@ class Kept:
 
     Attributes:
         index: kept groups, ascending, (kept,).
+        order: all groups, in the order in which they go, those that stay behind them, (groups,).
         weight: the map on the kept columns, compensated, (rows, kept * size).
         error: the loss that the removals cost by the quadratic model, E |W x - W' x|^2 summed over rows, H damped; 0
             where nothing went. Without compensation it is that of the plain removal.
     """
 
     index: Tensor
+    order: Tensor
     weight: Tensor
     error: float
 
@@ -75,7 +77,9 @@ def prune_groups(
     """
     if hessian.is_meta:  # of a rehearsal
         groups = len(hessian) // size - sum(schedule)
-        return Kept(torch.arange(groups), hessian.new_empty(len(weight), groups * size), 0.0)
+        return Kept(
+            torch.arange(groups), torch.arange(len(hessian) // size), hessian.new_empty(len(weight), groups * size), 0.0
+        )
     if not torch.isfinite(hessian).all():
         raise NumericalError(f"{name}: the inputs have NaN or Inf; use another dtype")
     w, h = weight.to(hessian.dtype).to(hessian.device).clone(), hessian.clone()
@@ -85,7 +89,7 @@ def prune_groups(
     mean = float(h.diagonal().mean())
     h.diagonal().add_(damping * mean)
     alive, original = torch.arange(w.shape[1] // size, device=h.device), w
-    columns = _columns(alive, size)
+    columns, went = _columns(alive, size), []
     inverse, cost = None, w.new_zeros(())
     for count in schedule:
         if inverse is None or not _drift(inverse, h, columns) < _DRIFT:
@@ -103,6 +107,7 @@ def prune_groups(
         else:
             w = w[:, r]
         inverse = _block(inverse, r).addmm_(across.T, across, alpha=-1)
+        went.append(alive[gone])
         alive, columns = alive[stay], columns[r]
     if not compensate:  # what is lost is W_P x
         lost = torch.ones(original.shape[1], dtype=torch.bool, device=h.device)
@@ -110,7 +115,7 @@ def prune_groups(
         cost = ((original[:, lost] @ h[lost][:, lost]) * original[:, lost]).sum() / 2
     if not torch.isfinite(w).all():
         raise NumericalError(f"{name}: the compensated weight has NaN or Inf; give more damping or other data")
-    return Kept(alive.cpu(), w.cpu(), float(cost))
+    return Kept(alive.cpu(), torch.cat([*went, alive]).cpu(), w.cpu(), float(cost))
 
 
 def prune_bytes(rows: int, columns: int, dtype: torch.dtype) -> int:
@@ -137,6 +142,20 @@ def group_errors(weight: Tensor, inverse: Tensor, size: int, error: GroupError =
     if error == "grouped":
         return (by_group.square().sum(dim=2) / factor.diagonal(dim1=1, dim2=2).square()).sum(dim=1)
     return torch.linalg.solve_triangular(factor, by_group, upper=False).square().sum(dim=(1, 2))
+
+
+def damped_inverse(hessian: Tensor, damping: float, name: str) -> tuple[Tensor, float]:
+    """(H + lambda I)^-1 and lambda, of which `damping` is the share of H's mean diagonal, or more where H is singular.
+
+    Raises:
+        NumericalError: as `prune_groups`.
+    """
+    if not torch.isfinite(hessian).all():
+        raise NumericalError(f"{name}: the inputs have NaN or Inf; use another dtype")
+    mean, damped = float(hessian.diagonal().mean()), hessian.clone()
+    damped.diagonal().add_(damping * mean)
+    inverse, extra = _inverse(damped, mean, damping, name)
+    return inverse, damping * mean + extra
 
 
 def _inverse(hessian: Tensor, mean: float, damping: float, name: str) -> tuple[Tensor, float]:

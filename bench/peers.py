@@ -305,12 +305,11 @@ def add_cells(bench: Bench, work: Path) -> None:
     """Make the cells that are not there, each in the table beside those of its size."""
     results, folder, given = read_results(bench.folder.path), bench.folder, bench.given
     asked = [bench.cell(name, size) for size in given.sparsities or results.sparsities for name in given.peers]
-    names = [cell.name for cell in results.cells]
-    for cell in asked:
-        if cell.name not in names:
-            alike = [place for place, each in enumerate(results.cells) if results.size_of(each) == cell.sparsity]
-            before = results.cells[max(alike)].name if alike else names[-1]
-            names.insert(names.index(before) + 1, cell.name)
+    ours = [cell for cell in results.cells if cell.name not in {each.name for each in asked}]
+    names = [cell.name for cell in ours]
+    for cell in reversed(asked):
+        alike = [each.name for each in ours if results.size_of(each) == cell.sparsity] or names[-1:]
+        names.insert(names.index(alike[-1]) + 1, cell.name)
     folder.write_index(structs.replace(bench.index, cells=names))
     for cell in asked:
         with claimed(folder.cell_path(cell.name)):

@@ -7,9 +7,9 @@ A page says where a table belongs and which it is:
     <!-- end -->
 
 What stands between the two is replaced. `options NAME` and `facts NAME` come from the method's registration;
-`figures NAME`, `overview`, `perplexities FOLDER`, `ablations NAME`, `spread` and the tables of slimgpt_tables.py from
-the JSON files under docs/results, each of which is linked. A folder there was written by `secateur compare` or
-`secateur ablate`, or holds the cells of bench/slimgpt.py.
+`figures NAME`, `overview`, `perplexities FOLDER`, `peers`, `ablations NAME`, `spread` and the tables of
+slimgpt_tables.py from the JSON files under docs/results, each of which is linked. A folder there was written by
+`secateur compare` or `secateur ablate`, or holds the cells of bench/slimgpt.py.
 """
 
 import json
@@ -33,7 +33,7 @@ from secateur.report.ablation import NAME as ABLATION_TABLE
 from secateur.report.ablation import Group, ablation_table, groups, short_ablation_table
 from secateur.report.ablation_figures import together
 from secateur.report.looks import listed, number, percent
-from secateur.report.main_table import DIFFERENCES, main_table
+from secateur.report.main_table import DIFFERENCES, difference_table, differences, main_table
 from secateur.report.page import on_lines
 from secateur.report.results import (
     ABLATE,
@@ -177,6 +177,17 @@ def perplexities(name: str, page: Path) -> Iterator[str]:
     results = next(each for each in folders(COMPARE) if each.folder.name == name)
     yield from in_short(results, page)
     yield f"[Tasks, times, all columns]({relpath(RESULTS / 'README.md', page.parent)})."
+
+
+def peers(_: str, page: Path) -> Iterator[str]:
+    """What bench/peers.py added to comparisons under results/peers: all cells, and the differences to ours."""
+    for file in sorted(RESULTS.glob(f"peers/*/{INDEX}")):
+        results = read_results(file.parent)
+        base = results.index.settings["grid"]["base"]
+        yield f"**Calibrated on {results.folder.name} tokens**"
+        yield table(results)
+        apart = shown(difference_table(differences(results, base)))
+        yield folded(f"Differences to {base}, and how they were made", apart, links(results, page), *made_by(results))
 
 
 def in_short(results: Results, page: Path) -> Iterator[str]:
@@ -357,6 +368,7 @@ TABLES: dict[str, Callable[[str, Path], Iterator[str]]] = {
         figures,
         overview,
         perplexities,
+        peers,
         ablations,
         spread,
         foretold,

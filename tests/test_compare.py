@@ -41,7 +41,6 @@ from secateur.grid.compare import is_block_wise
 from secateur.grid.pace import Standing
 from secateur.grid.presets import PRESETS
 from secateur.grid.run import run_grid
-from secateur.grid.sharing import Shared, SharingRun
 from secateur.judge import generation as written
 from secateur.judge import judging
 from secateur.judge.generation import Decoding
@@ -50,6 +49,7 @@ from secateur.methods import get_method, methods
 from secateur.model.handle import Model
 from secateur.pruning import run_job
 from secateur.report.results import CellResult, Index, dumps, read_index
+from secateur.sharing import Shared, SharingRun
 
 Cells = Mapping[str, CellResult]
 THREE = ("2ssp", "shortgpt", "evopress")

@@ -18,7 +18,6 @@ from secateur.errors import SecateurError
 from secateur.forecast import Speed
 from secateur.grid.cells import Cell
 from secateur.grid.pruning import counted, plan_cell
-from secateur.grid.sharing import Shared
 from secateur.judge.generation import GREEDY
 from secateur.judge.judging import GENERATION, INFERENCE, PERPLEXITY, TASKS, Judge, Judging
 from secateur.model.budget import shares
@@ -26,6 +25,7 @@ from secateur.model.handle import Model
 from secateur.pruning import Plan
 from secateur.report.results import DENSE
 from secateur.run import Advance
+from secateur.sharing import Shared
 
 PRUNE = "prune"
 WINDOWS = 150  # of a text that is wanted whole and was not read

@@ -9,7 +9,6 @@ from msgspec import UNSET
 from secateur.engine.tokens import Tokens
 from secateur.grid import inverted
 from secateur.grid.cells import Cell
-from secateur.grid.sharing import SharingRun
 from secateur.judge.inference import device_peak
 from secateur.model.budget import shares
 from secateur.model.handle import Model
@@ -17,6 +16,7 @@ from secateur.model.layout import Layout
 from secateur.pruning import Plan, Request, plan, prepare, run_job
 from secateur.record import public_facts
 from secateur.report.results import PruneCost, Shape, Shares
+from secateur.sharing import SharingRun
 
 Fields = dict[str, object]  # of a `CellResult`
 

@@ -15,18 +15,18 @@ from msgspec import UNSET, structs
 from secateur.engine.tokens import Tokens, wants_bos
 from secateur.errors import Interrupted, InvalidOptionError, OutputBusyError, OutputExistsError, SecateurError
 from secateur.folders import claimed
-from secateur.forecast import Clock, timed
+from secateur.forecast import timed
 from secateur.grid.asked import Asked
 from secateur.grid.cells import Cell, Matrices, digest
 from secateur.grid.folder import GridFolder, make_index, now
 from secateur.grid.pace import PRUNE, Foretold, Pace, Standing, foretell, parts_of, sequences
 from secateur.grid.pruning import Fields, dense_fields, plan_cell, prune_cell
-from secateur.grid.sharing import Shared, SharingRun
 from secateur.judge.judging import Judge, Judging
 from secateur.judge.judging import Part as JudgedPart
 from secateur.model.handle import Model
 from secateur.record import public_name
 from secateur.report.results import DENSE, CellResult, InferencePair
+from secateur.sharing import Clock, Shared, SharingRun
 
 logger = logging.getLogger(__name__)
 

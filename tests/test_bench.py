@@ -151,6 +151,7 @@ def test_ways_of_training_see_the_same_tokens(bench: Any, monkeypatch: pytest.Mo
     recovery.main([*words, "--tokens", "256", "--steps-of", "4", "--held-out", "2", "--ways", "all", "lora"])
     cells = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "out").glob("*.json")}
     assert cells.keys() == {"tiny-pruned", "tiny-all-256", "tiny-lora-256"}
+    assert len(list((tmp_path / "out").iterdir())) == 3  # no checkpoints are left
     told = [cell["recovery"] for cell in cells.values() if "recovery" in cell]
     assert {one["tokens_seen"][-1][1] for one in told} == {256}
     assert len({one["data"]["fingerprint"] for one in told}) == 1

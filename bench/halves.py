@@ -2,8 +2,8 @@
 
 python bench/halves.py DATA OUT
 
-DATA is a folder with the named texts. OUT gets `dev/` and `test/`, each with a half of c4 and fineweb-edu; `dev/` wikitext2's
-split "validation" (its test split is the text `wikitext2`), and `test/` a domain of its own, instructions.
+DATA is a folder with the named texts. OUT gets `dev/` and `test/`, each with a half of c4 and fineweb-edu; `dev/` the
+split of wikitext2 named "validation" (its test split is the text `wikitext2`), `test/` a domain of its own, instructions.
 """
 
 from __future__ import annotations

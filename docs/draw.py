@@ -153,7 +153,7 @@ def recovery() -> "Drawn":
 def tokens_seen() -> "Drawn":
     """Held-out loss against the tokens that were trained on; what learns from labels apart from what learns from the
     dense model."""
-    cells = [cell for cell in recovered_cells().values() if "recovery" in cell]
+    cells = [cell for cell in recovered_cells("recovery").values() if "recovery" in cell]
     if not cells:
         return
     objectives = sorted({cell["recovery"]["objective"] for cell in cells}, reverse=True)

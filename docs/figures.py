@@ -55,6 +55,8 @@ RESULTS, IMAGES = DOCS / "results", DOCS / "images"
 PAGES = [*sorted(DOCS.rglob("*.md")), DOCS.parent / "README.md"]
 PERPLEXITY = "perplexity-size"  # a picture
 REPEATS = "repeats"  # the ablation that varies nothing: of the table of the spread
+MAIN = "main-table"
+MEASURED = DOCS.parent / "src" / "secateur" / "measured.json"
 SPARSITIES = (0.25, 0.375, 0.5)
 _MARKED = re.compile(r"(<!-- table: (\w+) ?(\S*) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -305,17 +307,15 @@ def foretold(_: str, __: Path) -> Iterator[str]:
     yield markdown(Table([*columns, *(Column(str(s), f"{s:.1%}") for s in SPARSITIES)], rows)).strip()
 
 
-def recovered_cells() -> dict[Path, dict[str, Any]]:
-    """What bench/recovery.py measured, by file: the pruned models, and each as trained in several ways."""
-    return {
-        file: json.loads(file.read_text(encoding="utf-8")) for file in sorted((RESULTS / "recovery").glob("*.json"))
-    }
+def recovered_cells(folder: str) -> dict[Path, dict[str, Any]]:
+    """What bench/recovery.py wrote, by file: the pruned models, and each as trained in several ways."""
+    return {file: json.loads(file.read_text(encoding="utf-8")) for file in sorted((RESULTS / folder).glob("*.json"))}
 
 
-def recovery(_: str, page: Path) -> Iterator[str]:
+def recovery(folder: str, page: Path) -> Iterator[str]:
     """Perplexities before and after training, way by way."""
-    rows = []
-    for file, cell in recovered_cells().items():
+    rows, cells = [], recovered_cells(folder)
+    for file, cell in cells.items():
         row = {"model": cell["model"], "way": f"[{cell['way']}]({relpath(file, page.parent)})"}
         row |= {text: found["perplexity"] for text, found in cell["perplexity"].items()}
         if told := cell.get("recovery"):
@@ -327,7 +327,7 @@ def recovery(_: str, page: Path) -> Iterator[str]:
             }
             row["held"] = f"{unit} {losses['before']:.3f} to {losses['after']:.3f}"
         rows.append(row)
-    texts = {text: found for cell in recovered_cells().values() for text, found in cell["perplexity"].items()}
+    texts = {text: found for cell in cells.values() for text, found in cell["perplexity"].items()}
     columns = [
         Column("model", "model"), Column("way", "trained"), Column("lr", "learning rate"),
         Column("tokens", "tokens seen", form=",.0f"), Column("held", "held-out loss, nats per token"),
@@ -388,6 +388,32 @@ def filled(page: Path) -> str:
     return _MARKED.sub(table, page.read_text(encoding="utf-8"))
 
 
+def measured() -> str:
+    """What `secateur plan` knows of losses, as JSON: the demo model's in the main table."""
+    results = read_results(RESULTS / MAIN)
+    own = [cell for cell in results.pruned if cell.done and not cell.matched_to]
+    cells = sorted(own, key=lambda cell: cell.removed or 0)
+    losses = dict[str, list[tuple[float, dict[str, float]]]]()
+    for cell in cells:
+        nll = {text: _nll(results, cell, text) - _nll(results, results.dense, text) for text in results.texts}
+        excess = {text: round(nats, 4) for text, nats in nll.items()}
+        losses.setdefault(cell.method, []).append((round(cell.removed or 0, 4), excess))
+    settings, reduced = results.index.settings, sorted({cell.method for cell in cells if "reduced" in cell.label})
+    grid = settings["grid"]
+    source = (
+        f"{results.name}, docs/results/{MAIN}: {settings['samples']} windows of {settings['length']} tokens of each "
+        f"text; calibrated on {grid['samples']} windows of {grid['calibration']}; searches of {listed(reduced)} reduced"
+    )
+    return json.dumps({"source": source, "losses": losses}, indent=1) + "\n"
+
+
+def _nll(results: Results, cell: CellResult | None, text: str) -> float:
+    found = results.loss(cell, text) if cell is not None else None
+    assert found is not None, f"{text} is missing"
+    return float(found.nll)
+
+
 if __name__ == "__main__":
+    MEASURED.write_text(measured(), encoding="utf-8")
     for each in PAGES:
         each.write_text(filled(each), encoding="utf-8")

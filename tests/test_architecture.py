@@ -18,7 +18,8 @@ MODELING = "model/modeling_secateur.py"
 # From the bottom up. A file may import from lower layers and from its own folder.
 LAYERS: tuple[set[str], ...] = (
     {"errors", "version", "signatures"},
-    {"run", "folders", "hf"},
+    {"run", "folders", "hf", "quantities"},
+    {"sharing"},
     {"assets"},
     {"record"},
     {"model"},
@@ -31,10 +32,13 @@ LAYERS: tuple[set[str], ...] = (
     {"export"},
     {"card"},
     {"judge", "output"},
+    {"goals"},
     {"driver"},
     {"compensation"},
     {"pruning"},
+    {"running"},
     {"forecast"},
+    {"fitting"},
     {"testing"},
     {"heal"},
     {"report"},

@@ -254,7 +254,7 @@ def test_a_disk_without_room_is_told_before_the_work(
 ) -> None:
     usage = folders.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(folders.shutil, "disk_usage", lambda path: usage._replace(free=10_000))
-    monkeypatch.setattr("secateur.pruning.run_job", lambda *a, **k: pytest.fail("it ran"))
+    monkeypatch.setattr("secateur.running.run_job", lambda *a, **k: pytest.fail("it ran"))
     told = prune(model_folder, tmp_path / "deep" / "er" / "out")
     assert told.code == 3
     assert "not enough room" in told.err
@@ -299,7 +299,7 @@ def test_the_second_run_is_refused_before_its_work(
     write_texts(tmp_path)
     before = contents(tmp_path)
     with claimed(out), monkeypatch.context() as patch:
-        patch.setattr("secateur.pruning.run_job", lambda *a, **k: pytest.fail("it ran"))
+        patch.setattr("secateur.running.run_job", lambda *a, **k: pytest.fail("it ran"))
         for words in ((), ("--overwrite",)):
             told = prune(model_folder, out, *words)
             assert (told.code, told.err.count("\n")) == (3, 1)
@@ -354,7 +354,7 @@ def test_of_two_processes_one_wins(model_folder: Path, tmp_path: Path) -> None:
 def test_too_little_memory_is_said_in_one_line(
     error: Exception, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("secateur.pruning.run_job", Mock(side_effect=error))
+    monkeypatch.setattr("secateur.running.run_job", Mock(side_effect=error))
     told = prune(model_folder, tmp_path / "out")
     assert (told.code, told.out, told.err.count("\n")) == (3, "", 1)
     assert "out of memory; `secateur prune --dry-run` tells" in told.err

@@ -128,6 +128,38 @@ def test_recovered_checkpoints_are_judged_beside_their_losses(
     )
 
 
+@pytest.mark.slow
+def test_ways_of_training_see_the_same_tokens(bench: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    recovery: ModuleType = bench("recovery")
+    monkeypatch.setattr(recovery, "load_model", lambda _: pruned_tiny())
+    for name in ("c4/c4_train_shard00000_first1000.jsonl", "c4/c4_validation_2000.jsonl", "wikitext2/wiki.valid.raw"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        text = "abcd efgh " * 60
+        (tmp_path / name).write_text(json.dumps({"text": text}) + "\n" if name.endswith("l") else text)
+    words = [
+        "--model",
+        "tiny",
+        "--data",
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "out"),
+        "--length",
+        "16",
+        "--samples",
+        "2",
+    ]
+    recovery.main([*words, "--tokens", "256", "--steps-of", "4", "--held-out", "2", "--ways", "all", "lora"])
+    cells = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "out").glob("*.json")}
+    assert cells.keys() == {"tiny-pruned", "tiny-all-256", "tiny-lora-256"}
+    assert len(list((tmp_path / "out").iterdir())) == 3  # no checkpoints are left
+    told = [cell["recovery"] for cell in cells.values() if "recovery" in cell]
+    assert {one["tokens_seen"][-1][1] for one in told} == {256}
+    assert len({one["data"]["fingerprint"] for one in told}) == 1
+    assert len({cell["perplexity"]["c4"]["perplexity"] for cell in cells.values()}) == 3
+    monkeypatch.setattr(recovery, "load_model", None)  # nothing is made again
+    recovery.main([*words, "--tokens", "256", "--ways", "all", "lora"])
+
+
 def test_inside_slimgpt_errors_and_drift_are_as_they_must_be(bench: Any, tmp_path: Path) -> None:
     inside: ModuleType = bench("slimgpt_inside")
     for part in ("heads", "drift"):

@@ -41,7 +41,6 @@ from secateur.grid.compare import is_block_wise
 from secateur.grid.pace import Standing
 from secateur.grid.presets import PRESETS
 from secateur.grid.run import run_grid
-from secateur.grid.sharing import Shared, SharingRun
 from secateur.judge import generation as written
 from secateur.judge import judging
 from secateur.judge.generation import Decoding
@@ -50,6 +49,7 @@ from secateur.methods import get_method, methods
 from secateur.model.handle import Model
 from secateur.pruning import run_job
 from secateur.report.results import CellResult, Index, dumps, read_index
+from secateur.sharing import Shared, SharingRun
 
 Cells = Mapping[str, CellResult]
 THREE = ("2ssp", "shortgpt", "evopress")
@@ -586,3 +586,29 @@ def test_what_the_model_cannot_be_put_through_is_refused_before_the_first_cell(
     with pytest.raises(SecateurError, match=match):
         compare(comparison(text), grid(tmp_path / "out", text, load=load, more=more))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_refit_is_a_row_of_its_own_whose_work_is_counted(text: Path, tmp_path: Path) -> None:
+    methods = ("2ssp", "shortgpt", "slicegpt")
+    cells = compare(comparison(text, *methods, refit=True), grid(tmp_path / "out", text))
+    assert [name for name in cells if name.endswith("-refit")] == ["2ssp-0.25-refit", "shortgpt-0.25-refit"]
+    for method, filters in (("2ssp", {"refit", "fold"}), ("shortgpt", {"fold"})):
+        plain, refitted = cells[f"{method}-0.25"], cells[f"{method}-0.25-refit"]
+        assert (refitted.status, refitted.label, refitted.method) == ("done", f"{method} + refit", f"{method} + refit")
+        assert refitted.filters is not UNSET
+        assert set(refitted.filters) == filters
+        assert plain.filters is UNSET
+        assert refitted.fingerprint != plain.fingerprint
+        assert refitted.parameters == plain.parameters
+        assert refitted.perplexity != plain.perplexity
+        assert refitted.prune is not None
+        assert plain.prune is not None
+        assert (refitted.prune.forwards or 0) > (plain.prune.forwards or 0)
+    with (tmp_path / "out" / "differences.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["cell"] for row in rows if row["against"] == "2ssp-0.25"} == set(cells) - {"dense", "2ssp-0.25"}
+    again = grid(tmp_path / "out", text)
+    compare(comparison(text, *methods), again)  # the plain ones are the same cells
+    assert again.load.count == 1  # type: ignore[attr-defined]  # to look at
+    with pytest.raises(InvalidOptionError, match="slicegpt"):
+        compare(comparison(text, "slicegpt", refit=True), grid(tmp_path / "other", text))

@@ -96,6 +96,11 @@ def test_no_table_is_behind(docs: Any, page: str) -> None:
     assert docs("figures").filled(DOCS / page) == text(page), "renew it by `make figures`"
 
 
+def test_the_losses_that_the_package_ships_are_those_of_the_main_table(docs: Any) -> None:
+    figures = docs("figures")
+    assert figures.MEASURED.read_text(encoding="utf-8") == figures.measured(), "renew it by `make figures`"
+
+
 def test_a_wrong_figure_does_not_stay(docs: Any, tmp_path: Path) -> None:
     page, good = tmp_path / "x.md", docs("figures").filled(DOCS / "methods" / "2ssp.md")
     cell = json.loads((DOCS / "results/main-table/cells/2ssp-0.25/cell.json").read_text())

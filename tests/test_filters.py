@@ -11,14 +11,16 @@ import torch
 from models import tiny, tiny_closed, tiny_tokens
 from oracles import edit_facts, mean_kl
 
+from secateur.compensation import refits
 from secateur.compensation.refit import refit
 from secateur.driver import Filter, run_method
 from secateur.engine.tokens import Tokens
 from secateur.engine.walk import walk
 from secateur.errors import InvalidEditError, InvalidOptionError, JournalError, UnsupportedEditError
-from secateur.methods import Method, registry
+from secateur.methods import Method, get_method, registry
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
+from secateur.model.modeling_secateur import FAMILIES
 from secateur.pruning import Job, Pruned, Request, plan, prepare, run_job
 from secateur.run import MemoryStore, Run
 from secateur.surgery.edits import Edit, KeepHeads, KeepNeurons, SetWeight
@@ -41,7 +43,14 @@ CASES: dict[str, dict[str, Any]] = {
     "2ssp": {"attentions": 1, "search_samples": 4},
     "slimgpt": {"compensate": False, "rounding": "carry"},
     "heads": {},
+    "shortgpt": {},
+    "blockpruner": {"search_samples": 4},
 }
+FORWARDS = {"slimgpt": 0, "heads": 2, "2ssp": 2 + 3}  # at most more, without the head; of the others 3
+
+
+def filters_of(method: str) -> list[Filter]:
+    return refits(get_method(method), FAMILIES["llama"])
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +75,7 @@ def run(method: str, *filters: Filter, model: Model | None = None, through: Run 
 def test_the_same_parts_go_and_the_model_comes_nearer_to_the_dense_one(method: str) -> None:
     dense = tiny("llama")
     tokens = tiny_tokens(dense, 4, 16)
-    (plain, _), (refitted, _) = run(method), run(method, REFIT)
+    (plain, _), (refitted, _) = run(method), run(method, *filters_of(method))
     if method == "heads":  # the others see the refitted model when they choose further
         assert edit_facts(plain.pruning.edits) == edit_facts(refitted.pruning.edits)
     assert plain.pruning.after.parameters == refitted.pruning.after.parameters
@@ -74,24 +83,25 @@ def test_the_same_parts_go_and_the_model_comes_nearer_to_the_dense_one(method: s
 
 
 @pytest.mark.parametrize("method", CASES)
-def test_it_costs_at_most_two_forwards_more(method: str) -> None:
-    model = tiny("llama")
-    (_, alone), (pruned, both) = run(method), run(method, REFIT)
-    window = 4 * 16 * 4
-    assert alone.meter.block_tokens < both.meter.block_tokens or method == "slimgpt"  # which has looked already
-    assert both.meter.block_tokens <= alone.meter.block_tokens + (0 if method == "slimgpt" else 2 * window)
-    foretold = job(method, model, REFIT).plan
+def test_it_costs_a_few_forwards_more_as_foretold(method: str) -> None:
+    model, filters = tiny("llama"), filters_of(method)
+    (_, alone), (pruned, both) = run(method), run(method, *filters)
+    more = both.meter.block_tokens - alone.meter.block_tokens
+    assert more > 0 or method == "slimgpt"  # which has looked already
+    assert more <= FORWARDS.get(method, 3) * 4 * 16 * 4
+    foretold = job(method, model, *filters).plan
     assert foretold.after.parameters == pruned.pruning.after.parameters
-    assert foretold.meter.block_tokens == pytest.approx(both.meter.block_tokens, rel=0.1)
+    assert foretold.meter.block_tokens == pytest.approx(both.meter.block_tokens, rel=0.3)  # other blocks go
 
 
 @pytest.mark.parametrize("method", CASES)
 def test_a_replay_takes_no_forward_and_closed_blocks_have_no_weights(method: str) -> None:
-    pruned, recorded = run(method, REFIT)
-    again, replay = run(method, REFIT, through=Run(store=recorded.store))
+    filters = filters_of(method)
+    pruned, recorded = run(method, *filters)
+    again, replay = run(method, *filters, through=Run(store=recorded.store))
     assert replay.meter.block_tokens == replay.meter.head_tokens == 0
     closed = tiny_closed("llama")
-    run(method, REFIT, model=closed)
+    run(method, *filters, model=closed)
     assert pruned.model.fingerprint() == again.model.fingerprint() == closed.whole().fingerprint()
 
 

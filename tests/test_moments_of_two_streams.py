@@ -79,6 +79,7 @@ def expected(
 
 def check(got: Moments, wanted: tuple[Tensor, Tensor], weight: Tensor) -> None:
     target = weight.double() @ got.inputs if got.target is None else got.target
+    assert len(got.halves) == (0 if got.target is None else 2)
     for have, want in zip((got.inputs, target), wanted, strict=True):
         assert torch.allclose(have, want, rtol=1e-4, atol=1e-5)
 

@@ -19,11 +19,11 @@ from secateur.forecast import Speed
 from secateur.grid import compare, pace
 from secateur.grid.cells import Cell
 from secateur.grid.pace import GENERATION, INFERENCE, PERPLEXITY, PRUNE, TASKS, Foretold, Pace, Standing, foretell
-from secateur.grid.sharing import Shared, SharingRun
 from secateur.judge.generation import REFERENCE
 from secateur.judge.judging import Judge, Judging
 from secateur.model.budget import Budget
 from secateur.run import Meter
+from secateur.sharing import Shared, SharingRun
 
 MANY = Judging(
     texts=("a", "b"), length=10, tasks=("piqa",), inference=True, prompt_length=8, new_tokens=4, rounds=2, batch_size=3,

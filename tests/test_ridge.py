@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from secateur.errors import InvalidOptionError, NumericalError
-from secateur.solvers.ridge import refit
+from secateur.solvers.ridge import held_out_damping, refit
 
 KEPT = [0, 2, 3, 6]
 
@@ -77,3 +77,20 @@ def test_a_moment_that_is_no_moment_is_refused() -> None:
     _, _, weight = problem()
     with pytest.raises(NumericalError, match="block 7"):
         refit(weight, -torch.eye(8, dtype=torch.float64), KEPT, damping=0, name="block 7")
+
+
+def test_the_damping_that_does_best_on_tokens_held_out_shrinks_with_their_number() -> None:
+    chosen, wins = [], []
+    for tokens in (16, 20_000):
+        every, outputs, weight = problem(tokens=30_000)
+        x, y, fresh, goal = every[:tokens], outputs[:tokens], every[-4000:], outputs[-4000:]
+        halves = [(a.T @ a / len(a), b.T @ a / len(a)) for a, b in ((x[::2], y[::2]), (x[1::2], y[1::2]))]
+        chosen.append(held_out_damping(weight, halves, KEPT))
+        c, t = x.T @ x / len(x), y.T @ x / len(x)
+        errors = [
+            float((goal - fresh[:, KEPT] @ refit(weight, c, KEPT, damping=damping, target=t).T).square().mean())
+            for damping in (chosen[-1], 1e-4, 1e3)
+        ]
+        wins.append(errors[0] <= 1.05 * min(errors))
+    assert chosen[0] > chosen[1]
+    assert all(wins)

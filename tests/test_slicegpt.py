@@ -19,8 +19,8 @@ from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.load import load
 from secateur.output import save
-from secateur.pruning import prune
 from secateur.run import MemoryStore, Run
+from secateur.running import prune
 from secateur.solvers.pca import principal_basis
 from secateur.surgery.apply import apply
 from secateur.surgery.edits import CentreEmbedding, Edit, FoldNorms, Rebase, UntieHead

@@ -15,6 +15,7 @@ from secateur.version import __version__
 if TYPE_CHECKING:
     from secateur.driver import Filter
     from secateur.engine.tokens import Tokens
+    from secateur.goals import Goal
     from secateur.heal.recover import Recovered, recover
     from secateur.judge.judging import Judging, evaluate
     from secateur.model.budget import Budget
@@ -22,13 +23,15 @@ if TYPE_CHECKING:
     from secateur.model.handle import Model
     from secateur.model.load import Source, load
     from secateur.output import Output, save
-    from secateur.pruning import Pruned, Request, prune, prune_to
+    from secateur.pruning import Pruned, Request
     from secateur.run import Run
+    from secateur.running import prune, prune_to
 
 _HOMES = {
     "Budget": "model.budget",
     "Family": "model.family_plugins",
     "Filter": "driver",
+    "Goal": "goals",
     "Judging": "judge.judging",
     "Model": "model.handle",
     "Output": "output",
@@ -40,8 +43,8 @@ _HOMES = {
     "Tokens": "engine.tokens",
     "evaluate": "judge.judging",
     "load": "model.load",
-    "prune": "pruning",
-    "prune_to": "pruning",
+    "prune": "running",
+    "prune_to": "running",
     "recover": "heal.recover",
     "register_family": "model.family_plugins",
     "save": "output",
@@ -53,6 +56,7 @@ __all__ = [
     "Budget",
     "Family",
     "Filter",
+    "Goal",
     "Judging",
     "Model",
     "Output",

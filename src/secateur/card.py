@@ -107,7 +107,11 @@ def _removed(pruning: Record, method: Method | None) -> str:
     share = pruning.achieved
     by = f"[{method.name}]({method.paper}): {method.summary}" if method else f"{pruning.method}."
     removed = f"{share.blocks:.1%} of the blocks' parameters ({share.model:.1%} of all) were removed by\n{by}\n"
-    sparsity = pruning.sparsity
+    sparsity, goal = pruning.sparsity, pruning.goal
+    if pruning.filters:
+        removed += f"What stayed makes up for it, fitted on the calibration: {', '.join(pruning.filters)}.\n"
+    if goal is not None:
+        removed += f"The size was searched for a {goal.sentence}.\n"
     return removed + (f"It was {sparsity.sentence}.\n" if sparsity and sparsity.reason else "")
 
 

@@ -9,24 +9,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from secateur.engine.blocks import BlockInputs, head_logits, run_block
 from secateur.engine.tokens import ready, wants_bos
 from secateur.errors import SecateurError
-from secateur.hf import quiet_transformers
 from secateur.methods import methods
 from secateur.model.budget import Budget
 from secateur.model.configuration import PER_BLOCK_LISTS
-from secateur.model.handle import Model
+from secateur.model.handle import Model, with_random_weights
 from secateur.model.load import Source, check_device
 from secateur.model.modeling_secateur import plain_config, shapes_from
 from secateur.pruning import Plan, Request, plan
-from secateur.record import Sparsity
+from secateur.record import MetGoal, Sparsity
+from secateur.sharing import Clock
 
 _PROBE_HEAD_TOKENS = 128
-
-Clock = Callable[[], float]  # seconds
 
 
 @dataclass(frozen=True)
@@ -77,6 +74,7 @@ class Forecast:
     Attributes:
         parameters: `before` and `after`; sparsity: asked, got and why.
         bos: whether each window of the calibration will begin with the begin-of-sequence token.
+        goal: what the sparsity was searched for, where none was asked for.
         peak_memory_bytes: weights, hidden states, statistics and results, beyond Python and torch.
     """
 
@@ -92,6 +90,7 @@ class Forecast:
     samples: int
     length: int
     bos: bool
+    goal: MetGoal | None
 
 
 def forecast(request: Request, source: Source) -> Forecast:
@@ -114,6 +113,7 @@ def forecast(request: Request, source: Source) -> Forecast:
         peak_memory_bytes=int(before.parameters * item + planned.held_bytes),
         disk_bytes=after.parameters * item,
         seconds=speed.seconds(planned.meter.block_tokens, planned.meter.head_tokens),
+        goal=planned.goal,
         bos=ready(request.calibration) is None and wants_bos(hollow.family, request.bos),
         **vars(Forwards.of(planned, hollow.head_cost)),
     )
@@ -148,9 +148,7 @@ def probe(
     for name in PER_BLOCK_LISTS:
         if getattr(small, name, None) is not None:
             setattr(small, name, getattr(small, name)[:1])
-    with quiet_transformers():
-        model = Model(AutoModelForCausalLM.from_config(small, dtype=hollow.dtype).to(device))
-    return timed(model, length, steps=steps, clock=clock)
+    return timed(with_random_weights(small, hollow.dtype, device), length, steps=steps, clock=clock)
 
 
 def timed(model: Model, length: int, *, steps: Iterable[int] = (), clock: Clock = time.perf_counter) -> Speed:

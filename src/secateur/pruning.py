@@ -1,7 +1,6 @@
 """A pruning, from what is asked to the smaller model: `Request` -> `Plan` -> edits -> `Pruned`.
 
-`driver.py` has the edits. `prune_to` is what the command calls, and `prune` what Python
-does; a grid goes the same way.
+`driver.py` has the edits; `running.py` what the command and Python call. A grid goes the same way.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from functools import cache, cached_property
 from importlib.metadata import packages_distributions, version
@@ -18,32 +17,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec import structs
 
 from secateur.assets import Bos
+from secateur.compensation import require_refits
 from secateur.driver import Filter, Pruning, check_filters, require_edits_of, run_method
 from secateur.engine.tokens import Count, Tokens, TokenSource, check_tokens, read_tokens, ready
 from secateur.errors import InvalidOptionError, UnknownNameError
 from secateur.export import loads_in, tier
-from secateur.folders import claimed, require_space
-from secateur.judge.judging import Judge, Judging
+from secateur.goals import Goal, Plans, Tried
+from secateur.judge.inference import speedup
 from secateur.judge.perplexity import before_and_after, perplexity
 from secateur.methods import Method, Options, get_method
 from secateur.model.budget import Budget, Convention
-from secateur.model.coerce import Loaded, ModelSource, handed
 from secateur.model.facts import environment, origin, sizes
-from secateur.model.handle import Model
+from secateur.model.handle import Model, with_random_weights
 from secateur.model.layout import Layout
-from secateur.model.load import Source, TokenizerSource
-from secateur.output import Outcome, Output
 from secateur.record import (
     FORMAT,
     Cost,
+    MetGoal,
     Record,
     Sparsity,
     public_arguments,
     public_facts,
 )
-from secateur.run import Meter, Observer, Rehearsal, Run
+from secateur.run import Meter, Rehearsal, Run
 from secateur.signatures import RECOMMENDED
 from secateur.surgery.edits import to_json
 from secateur.version import __version__
@@ -51,18 +50,23 @@ from secateur.version import __version__
 # What a configuration says that decides no figure.
 _VOLATILE = {"transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures", "auto_map"}
 
+NOT_BOTH = "a sparsity or a goal is asked for, not both"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """All that decides a pruning of a given model. Nothing is checked yet.
 
     Attributes:
-        sparsity: share of parameters to remove, in (0, 1).
+        sparsity: share of parameters to remove, in (0, 1); or None where there is a goal.
+        goal: what the model must meet; the sparsity is then searched for.
         of: a share of the blocks' parameters, or of the whole model's.
         round_to: round FFN widths to a multiple of this, in methods that choose FFN widths.
         method: its name, or one that is not registered.
         options: the method's own; `secateur methods` lists them.
-        filters: in the order in which edits go through them.
+        refit: refit the output projections of what is narrowed, and fold what whole modules added into those that
+            stay: `secateur.compensation.refits`.
+        filters: others, in the order in which edits go through them.
         calibration: a text's name or file (c4 if None; demo for the demo model), a list of documents, a
             `datasets.Dataset`, token ids or `Tokens`; see `secateur.engine.tokens.read_tokens`.
         samples, length: calibration windows; the paper's if None.
@@ -74,11 +78,13 @@ class Request:
         text_field: the column of rows that holds text or conversations, where it is none that is known.
     """
 
-    sparsity: float
+    sparsity: float | None = None
+    goal: Goal | None = None
     method: str | Method = RECOMMENDED
     of: Convention = "blocks"
     round_to: int = 1
     options: Options = field(default_factory=dict)
+    refit: bool = False
     filters: Sequence[Filter] = ()
     calibration: TokenSource | None = None
     samples: int | None = None
@@ -95,12 +101,12 @@ class Request:
         """From a call's keyword arguments: this class's fields, and the method's options.
 
         Raises:
-            InvalidOptionError: no sparsity, or a number as the method.
+            InvalidOptionError: neither a sparsity nor a goal, or a number as the method.
             UnknownNameError: no such method; an argument that is neither.
         """
         if isinstance(method, (int, float)):
             raise InvalidOptionError(f"{method} is no method; give the sparsity by its name: sparsity={method}")
-        if "sparsity" not in arguments:
+        if "sparsity" not in arguments and "goal" not in arguments:
             raise InvalidOptionError("no sparsity is given; it is the share of parameters to remove, as sparsity=0.25")
         names = {field.name for field in fields(cls)}
         own = {name: value for name, value in arguments.items() if name in names}
@@ -115,8 +121,10 @@ class Request:
     def budget(self) -> Budget:
         """
         Raises:
-            InvalidOptionError: a value out of its range.
+            InvalidOptionError: a value out of its range, or none.
         """
+        if self.sparsity is None:
+            raise InvalidOptionError("no sparsity is given, and no goal to search it for")
         return Budget(self.sparsity, of=self.of, round_to=self.round_to)
 
 
@@ -126,15 +134,20 @@ class Plan:
 
     Attributes:
         options: all of the method's, those not asked for at their defaults.
+        filters: those that edits go through, `refit`'s first.
         samples, length: of the calibration.
         meter: the work, in tokens.
         held_bytes: held at the peak beside the weights: hidden states, statistics, results.
         before, after: the layouts; the second is approximate where the method decides on the way.
         sparsity: asked, got and why, as far as `after` goes.
+        config: of a model of the layout `after`.
+        approximate: losses decide what goes, which a rehearsal makes up: so `after` need not come out exactly.
+        goal: what the sparsity was searched for, where none was asked for.
     """
 
     request: Request
     options: Options
+    filters: Sequence[Filter]
     samples: int
     length: int
     meter: Meter
@@ -142,6 +155,9 @@ class Plan:
     before: Layout
     after: Layout
     sparsity: Sparsity
+    config: Any = field(default=None, repr=False, compare=False)
+    approximate: bool = False
+    goal: MetGoal | None = None
 
     @property
     def method(self) -> Method:
@@ -159,12 +175,15 @@ def plan(request: Request, model: Model, *, device: str | None = None) -> Plan:
     Raises:
         UnknownNameError, InvalidOptionError: no such method or option; a value out of its range.
         UnsupportedEditError: the model's family cannot do one of the edits.
-        InfeasibleBudgetError: with the reachable range.
+        InfeasibleBudgetError: with the reachable range, or what is nearest to the goal.
     """
+    if request.goal is not None:
+        return _aimed(request, request.goal, model, device)
     method, budget, tokens = get_method(request.method), request.budget, ready(request.calibration)
     options = method.complete(request.options)
-    require_edits_of(model, method, request.filters)
-    check_filters(request.filters)
+    filters = [*(require_refits(method, model.family) if request.refit else ()), *request.filters]
+    require_edits_of(model, method, filters)
+    check_filters(filters)
     if tokens is not None:
         check_tokens(model, tokens)
         samples, length = method.window_shape(model.max_length, tokens.samples, tokens.length)
@@ -172,11 +191,55 @@ def plan(request: Request, model: Model, *, device: str | None = None) -> Plan:
         samples, length = method.window_shape(model.max_length, request.samples, request.length)
         tokens = Tokens.of(torch.zeros(samples, length, dtype=torch.long))
     hollow, run = model.hollow(), Rehearsal(request.seed, device=device or model.device.type)
-    rehearsed = run_method(hollow, method, tokens, budget, run, filters=request.filters, **options)
+    rehearsed = run_method(hollow, method, tokens, budget, run, filters=filters, **options)
     return Plan(
-        request=request, options=options, samples=samples, length=length, meter=run.meter, held_bytes=run.peak_bytes,
-        before=rehearsed.before, after=rehearsed.after, sparsity=rehearsed.sparsity,
+        request=request, options=options, filters=filters, samples=samples, length=length, meter=run.meter,
+        held_bytes=run.peak_bytes, before=rehearsed.before, after=rehearsed.after, sparsity=rehearsed.sparsity,
+        config=hollow.hf.config, approximate=run.made_up,
     )  # fmt: skip
+
+
+def _aimed(request: Request, goal: Goal, model: Model, device: str | None) -> Plan:
+    """The plan that meets a goal of bytes or of speed, which layouts decide."""
+    if request.sparsity is not None:
+        raise InvalidOptionError(NOT_BOTH)
+    if goal.is_loss:
+        raise InvalidOptionError("what a pruning does to the perplexity cannot be foretold; ask for a sparsity")
+    began = time.monotonic()
+    figure = _speed_of(goal, model, device) if goal.name == "speedup" else _bytes_of(goal, model)
+    planned, got, tried = plans_of(request, goal, model, device).meet(figure)
+    request = replace(planned.request, goal=goal)
+    return replace(planned, request=request, goal=met(goal, got, tried, Cost(seconds=time.monotonic() - began)))
+
+
+def _bytes_of(goal: Goal, model: Model) -> Callable[[Plan], float]:
+    dense, item = model.layout().parameters * model.dtype.itemsize, model.dtype.itemsize
+    if goal.meets(dense):
+        raise InvalidOptionError(f"nothing needs to go: the model has {goal.words(dense)} already")
+    return lambda planned: float(planned.after.parameters * item)
+
+
+def _speed_of(goal: Goal, model: Model, device: str | None) -> Callable[[Plan], float]:
+    """Of models of random weights beside the dense one, which has random weights too where it is not loaded."""
+    hollow = model.device.type == "meta"
+    dense = with_random_weights(model.hf.config, model.dtype, device or "cpu") if hollow else model
+
+    def figure(planned: Plan) -> float:
+        smaller = with_random_weights(planned.config, dense.dtype, dense.device)
+        return speedup(dense, smaller, **goal.measured_by())
+
+    return figure
+
+
+def plans_of(request: Request, goal: Goal, model: Model, device: str | None) -> Plans[Plan]:
+    return Plans(goal, lambda sparsity: plan(replace(request, sparsity=sparsity, goal=None), model, device=device))
+
+
+def met(goal: Goal, got: float, tried: Tried, cost: Cost) -> MetGoal:
+    cost.seconds = round(cost.seconds, 1)
+    return MetGoal(
+        goal=goal.name, asked=goal.asked, got=got, by=goal.measured_by(), tried=tried, tolerance=goal.step, cost=cost
+    )
 
 
 @dataclass(frozen=True)
@@ -227,7 +290,7 @@ class Job:
         parts = [
             self.model_fingerprint, self.settings, self.tokens.fingerprint(), method.name, dict(self.plan.options),
             asdict(request.budget), request.seed, __version__, _code_version(method.prune),
-            *([f.name, dict(f.options), _code_version(f.apply)] for f in request.filters),
+            *([f.name, dict(f.options), _code_version(f.apply)] for f in self.plan.filters),
             *([_tokenizer_parts(self.model.tokenizer)] if self.tokenizer_given else []),
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -259,10 +322,10 @@ def prepare(planned: Plan, model: Model) -> Job:
         NumericalError: a weight is no number.
         DataError: the calibration cannot be read, is too short, or the tokenizer is another model's.
     """
-    return Job.of(planned, model, _calibration(planned, model))
+    return Job.of(planned, model, calibration_of(planned, model))
 
 
-def _calibration(planned: Plan, model: Model) -> Tokens:
+def calibration_of(planned: Plan, model: Model) -> Tokens:
     """Args: model: with its tokenizer; it may be a hollow one."""
     request, default = planned.request, "demo" if model.source.get("asked") == "demo" else "c4"
     return read_tokens(
@@ -270,40 +333,6 @@ def _calibration(planned: Plan, model: Model) -> Tokens:
         length=planned.length, samples=planned.samples, seed=request.seed, count=request.count, bos=request.bos,
         data=request.data, cache=request.cache, text_field=request.text_field,
     )  # fmt: skip
-
-
-def prune(
-    model: ModelSource,
-    method: str = RECOMMENDED,
-    *,
-    tokenizer: TokenizerSource | None = None,
-    run: Run | None = None,
-    **request: Any,
-) -> Pruned:
-    """Prune a model in place.
-
-    Args:
-        model: a folder, a hub id or "demo"; a `Source`; a `Model`; or a transformers model. That is pruned itself, no
-            copy is made: it is the smaller one afterwards (`Pruned.model.hf`), of secateur's subclass of its class.
-        tokenizer: the model's, or the name of one, where it does not lie where the model was loaded from.
-        request: `sparsity`, and whatever else `Request` has; the method's own options by name.
-
-    Raises:
-        InfeasibleBudgetError: with the reachable range. Other typed errors for other bad input, before anything is
-            changed. If the run itself fails (NumericalError) or is interrupted, the model is left half-pruned: load it
-            again.
-    """
-    asked = Request.given(method, request)
-    with handed(model, tokenizer, cache=asked.cache, keep=True) as given:
-        planned, tokens = _specified(asked, given.hollow(tokenizer=True), given)
-        job = Job.of(planned, given.load(), tokens, tokenizer_given=given.tokenizer is not None)
-        return run_job(job, run=run)
-
-
-def _specified(request: Request, hollow: Model, source: Source | Loaded) -> tuple[Plan, Tokens]:
-    """All that can be refused before gigabytes are read."""
-    planned = plan(request, hollow, device=source.device_type)
-    return planned, _calibration(planned, hollow)
 
 
 def run_job(
@@ -332,7 +361,7 @@ def run_job(
     run.expect(planned.meter, head=head)
     start = time.monotonic()
     pruning = run_method(
-        model, planned.method, job.tokens, request.budget, run, filters=request.filters, **planned.options
+        model, planned.method, job.tokens, request.budget, run, filters=planned.filters, **planned.options
     )
     blocks, length = len(pruning.before.blocks), job.tokens.length
     cost = Cost(
@@ -346,6 +375,9 @@ def run_job(
     for name, tokens in texts.items():
         after = before_and_after(dense[name], perplexity(model, tokens, run=judge))
         record.perplexity = [*(record.perplexity or ()), after]
+    if planned.goal is not None:
+        got = float(record.after.weight_bytes) if planned.goal.goal == "bytes" else planned.goal.got
+        record.goal = structs.replace(planned.goal, got=got)
     model.edited()  # a further pruning starts from here
     model.parents = [*model.parents, record.alone]
     return Pruned(model, pruning, record)
@@ -355,7 +387,7 @@ def make_record(
     job: Job, pruning: Pruning, cost: Cost, notes: Mapping[str, Any], arguments: Mapping[str, Any]
 ) -> Record:
     """Describe what a finished run did to the job's model."""
-    model, filters = job.model, job.plan.request.filters
+    model, filters = job.model, job.plan.filters
     return Record(
         secateur=__version__,
         format=FORMAT,
@@ -381,57 +413,3 @@ def make_record(
         edits=[to_json(edit) for edit in pruning.edits],
         parents=model.parents,
     )
-
-
-def prune_to(
-    request: Request,
-    source: ModelSource,
-    output: Output | str | Path,
-    *,
-    tokenizer: TokenizerSource | None = None,
-    judging: Judging | None = None,
-    observer: Observer | None = None,
-    arguments: Mapping[str, Any] | None = None,
-) -> Outcome:
-    """Prune a model and write a smaller checkpoint, whole or not at all.
-
-    All that can be refused is refused before gigabytes are read, but for weights that are NaN, before the work.
-
-    Args:
-        source, tokenizer: as `prune` has them; one that is in memory is pruned in place.
-        output: or the folder.
-        judging: of which the texts are measured before and after.
-        arguments: goes into the record as given.
-
-    Raises:
-        OutputExistsError, OutputBusyError, OutputError: the folder holds something else, another process is about to
-            write it, or it cannot be written.
-        SecateurError: what `plan`, `prepare` and `run_job` raise.
-    """
-    judging = judging or Judging()
-    output = output if isinstance(output, Output) else Output(Path(output))
-    with handed(source, tokenizer, cache=request.cache, keep=True) as given:
-        output.check(given.name, request.calibration, *judging.sources.values())
-        return _prune_to(request, given, output, judging, observer, arguments)
-
-
-def _prune_to(
-    request: Request,
-    source: Source | Loaded,
-    output: Output,
-    judging: Judging,
-    observer: Observer | None,
-    arguments: Mapping[str, Any] | None,
-) -> Outcome:
-    with claimed(output.folder):
-        hollow = source.hollow(tokenizer=True)
-        planned, tokens = _specified(request, hollow, source)
-        judge = Judge(judging, (), data=request.data, cache=request.cache, text_field=request.text_field)
-        texts = judge.windows(hollow)
-        job = Job.of(planned, source.load(), tokens, tokenizer_given=source.tokenizer is not None)
-        if (record := output.holds(job.fingerprint)) is not None:
-            return Outcome(record, was_there=True)
-        require_space(output.folder, planned.after.parameters * job.model.dtype.itemsize)
-        pruned = run_job(job, run=Run(request.seed, observer=observer), measure_on=texts, arguments=arguments)
-        output.write(pruned)
-        return Outcome(pruned.record, was_there=False)

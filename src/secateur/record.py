@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType, structs
@@ -19,6 +19,7 @@ FORMAT = 1
 RECORD = "secateur.json"
 Facts = dict[str, Any]  # on a model, a text or a machine: as many as its source gives
 Curve = list[tuple[int, float]]  # (step, loss per counted token)
+GoalName = Literal["bytes", "speedup", "perplexity_increase"]
 
 _ROWS = ("edits", "notes")  # parts with one line per entry
 _BY_TEXT = ("perplexity", "fidelity")  # parts of an evaluation with one entry per text
@@ -81,6 +82,44 @@ class Cost(Struct, kw_only=True, omit_defaults=True):
     head_tokens: int | None = None
     forwards: float | None = None
     forwards_asked: float | None = None
+
+
+class MetGoal(Struct, kw_only=True, omit_defaults=True):
+    """A goal that the sparsity was searched for (`secateur.goals.Goal`).
+
+    Attributes:
+        asked, got: bytes of weights, times the dense model's speed, or the share by which the perplexity rose.
+        by: how it was measured.
+        tried: (sparsity, figure) in the order tried; layouts only for bytes and speed.
+        tolerance: of the sparsity.
+        cost: of the search, with the work of all that was pruned and judged for it.
+    """
+
+    goal: GoalName
+    asked: float
+    got: float
+    by: Facts = {}
+    tried: list[tuple[float, float]]
+    tolerance: float
+    cost: Cost
+
+    @property
+    def sentence(self) -> str:
+        """Asked, got, and how it came about."""
+        if self.goal == "bytes":
+            asked, got = f"at most {self.asked / 1e6:,.1f} MB of weights", f"{self.got / 1e6:,.1f} MB"
+        elif self.goal == "speedup":
+            asked, got = f"at least {self.asked:.4g} times the speed per {self.by.get('of')}", f"{self.got:.3g} times"
+        else:
+            asked, got = f"at most {self.asked:+.1%} perplexity", f"{self.got:+.1%}"
+            asked += (
+                f" on {', '.join(self.by.get('texts', ())) or 'windows of the calibration text that were held out'}"
+            )
+        end = "largest" if self.goal == "perplexity_increase" else "smallest"
+        return (
+            f"goal: {asked}, got {got}; {end} sparsity that meets it, to {self.tolerance:.4g} "
+            f"({len(self.tried)} tried in {self.cost.seconds:.0f} s)"
+        )
 
 
 class MeasuredPerplexity(Struct, kw_only=True, omit_defaults=True):
@@ -170,6 +209,7 @@ class Record(Struct, kw_only=True, omit_defaults=True):
         model, calibration: public facts; the model's are of before.
         arguments: the command line or call as given.
         environment: what else may move a last digit.
+        goal: what the sparsity was searched for, where none was asked for.
         notes: what the method said of its run; those that are text are for readers, lists of numbers are curves.
         edits: in order, as `secateur.surgery.edits.to_json` gives them.
         parents: the records of earlier steps, oldest first; they have none themselves.
@@ -191,6 +231,7 @@ class Record(Struct, kw_only=True, omit_defaults=True):
     arguments: Facts
     environment: Facts
     cost: Cost
+    goal: MetGoal | None = None
     before: Sizes
     after: Sizes
     recovery: Recovery | None = None

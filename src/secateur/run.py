@@ -307,6 +307,11 @@ class Rehearsal(Run):
         finally:
             self.hold(-size_bytes)
 
+    @property
+    def made_up(self) -> bool:
+        """Whether losses were made up, which decide what goes."""
+        return bool(self._qualities)
+
     def loss_of(self, variant: Hashable) -> float:
         """A loss at random, always the same for the same variant: so a search finds a good one that stays for long."""
         if variant not in self._qualities:

@@ -32,8 +32,9 @@ from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.model.load import load
 from secateur.output import save
-from secateur.pruning import Plan, Request, plan, prune
+from secateur.pruning import Plan, Request, plan
 from secateur.run import MemoryStore, Run
+from secateur.running import prune
 from secateur.surgery.apply import apply
 from secateur.surgery.edits import Edit
 

@@ -21,6 +21,7 @@ COMMANDS = {
     "ablate": "ablate:ablate",
     "report": "report:report",
     "inspect": "inspect:inspect",
+    "plan": "plan:plan",
     "methods": "methods:show_methods",
     "fetch": "fetch:fetch",
 }

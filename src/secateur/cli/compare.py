@@ -37,6 +37,9 @@ def compare(
         bool,
         typer.Option("--matched/--no-matched", help="Beside each block-wise method 2SSP at the size that it achieved."),
     ] = True,
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Beside each method that it can be put behind, a row with `prune --refit`.")
+    ] = False,
     base: Annotated[
         str | None,
         typer.Option(help="The method that differences are taken to.", show_default="2ssp, else the first one"),
@@ -66,7 +69,7 @@ def compare(
         preset, methods=words(methods), sparsities=words(sparsities), of=of, round_to=round_to,
         options=parse_options(option or ()), calibration=calibration.calibration or text or None,
         samples=calibration.samples, length=calibration.length, seed=seed, count=calibration.count, bos=bos,
-        matched=matched, base=base, text_field=source.text_field,
+        matched=matched, base=base, refit=refit, text_field=source.text_field,
     )  # fmt: skip
     judging = running.applied(tasks.applied(texts.applied(judging)))
     judging = replace(judging, bos=comparison.bos)

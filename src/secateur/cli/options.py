@@ -15,6 +15,7 @@ from secateur.errors import InvalidOptionError
 
 if TYPE_CHECKING:
     from secateur.driver import Filter
+    from secateur.goals import Goal
     from secateur.judge.judging import Judging
     from secateur.model.load import Source
     from secateur.output import Outcome
@@ -121,6 +122,54 @@ class OutputOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GoalOptions:
+    """What must be met, instead of a sparsity."""
+
+    PANEL: ClassVar[str] = "Goals, instead of --sparsity"
+
+    target_bytes: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Weights of at most this size, as 200MB or 1.5GiB.")
+    ] = None
+    target_speedup: Annotated[
+        float | None,
+        typer.Option(help="At least so many times the dense model's speed, timed on this device in paired rounds."),
+    ] = None
+    max_perplexity_increase: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARE",
+            help="At most this share more perplexity, as 0.25 or 25%, on each --perplexity text, or else on windows of "
+            "the calibration text that are held out.",
+        ),
+    ] = None
+    speedup_of: Annotated[str, typer.Option(help="--target-speedup: of each further token, or of the prompt.")] = (
+        "token"
+    )
+    prompt_length: Annotated[int, typer.Option(help="--target-speedup: tokens of the prompt.")] = 256
+    new_tokens: Annotated[int, typer.Option(help="--target-speedup: tokens after it.")] = 16
+    rounds: Annotated[int, typer.Option(help="--target-speedup: measured rounds.")] = 5
+    batch_size: Annotated[int, typer.Option(help="--target-speedup: prompts at once.")] = 1
+    tolerance: Annotated[
+        float | None,
+        typer.Option(help="Sparsities are tried in steps of this.", show_default="0.001 for bytes, else 0.01"),
+    ] = None
+
+    def of(self, judging: Judging) -> Goal | None:
+        """The goal, if one is asked for, with how it is measured."""
+        from secateur.goals import Goal
+
+        names = ("target_bytes", "target_speedup", "max_perplexity_increase")
+        asked = {name: value for name in names if (value := getattr(self, name)) is not None}
+        if not asked:
+            return None
+        judging = replace(
+            judging, prompt_length=self.prompt_length, new_tokens=self.new_tokens, rounds=self.rounds,
+            batch_size=self.batch_size,
+        )  # fmt: skip
+        return Goal(speedup_of=self.speedup_of, judging=judging, tolerance=self.tolerance, **asked)  # type: ignore[arg-type]  # checked there
+
+
+@dataclass(frozen=True, kw_only=True)
 class CalibrationOptions:
     """What a pruning is calibrated on: fields of `secateur.pruning.Request`."""
 
@@ -141,6 +190,12 @@ class CompensationOptions:
 
     PANEL: ClassVar[str] = "Compensation"
 
+    refit: Annotated[
+        bool,
+        typer.Option(
+            "--refit", help="Refit output projections to make up for what goes; for whole modules those that stay."
+        ),
+    ] = False
     refine: Annotated[
         bool,
         typer.Option(
@@ -154,7 +209,7 @@ class CompensationOptions:
         float | None,
         typer.Option(
             help="--refine: peak of the learning rate, as a share of each matrix's root mean square.",
-            show_default="0.005",
+            show_default="0.0025",
         ),
     ] = None
 

@@ -23,6 +23,7 @@ from secateur.cli.options import (
     SEED,
     CalibrationOptions,
     CompensationOptions,
+    GoalOptions,
     ModelName,
     OfShare,
     OutputOptions,
@@ -43,7 +44,10 @@ if TYPE_CHECKING:
 def _prune(
     model: ModelName,
     *,
-    sparsity: Annotated[float, typer.Option(help="Share of parameters to remove, between 0 and 1.")],
+    sparsity: Annotated[
+        float | None, typer.Option(help="Share of parameters to remove, between 0 and 1; or give a goal.")
+    ] = None,
+    goals: GoalOptions,
     method: Annotated[str, typer.Option(help="`secateur methods` lists them.")] = RECOMMENDED,
     out_dir: Annotated[Path | None, typer.Option("--out", help="Folder to write.")] = None,
     of: OfShare = "blocks",
@@ -72,20 +76,26 @@ def _prune(
     from secateur.forecast import forecast
     from secateur.judge.judging import Judging
     from secateur.output import Output
-    from secateur.pruning import Request, prune_to
+    from secateur.pruning import Request
+    from secateur.running import prune_to
 
     start_logging(output.log_level, output.log_file)
+    judging = Judging(texts=tuple(perplexity_on or ()), length=eval_length, samples=eval_samples, bos=bos)  # type: ignore[arg-type]  # checked there
+    goal = goals.of(judging)
+    if (sparsity is None) == (goal is None):
+        raise InvalidOptionError(
+            "one of --sparsity, --target-bytes, --target-speedup and --max-perplexity-increase says how much is to go"
+        )
     request = Request(
-        sparsity=sparsity, method=method, of=of, round_to=round_to, options=_method_options(method, options),  # type: ignore[arg-type]  # `of` is checked there
+        sparsity=sparsity, goal=goal, method=method, of=of, round_to=round_to, options=_method_options(method, options),  # type: ignore[arg-type]  # `of` is checked there
         seed=seed, bos=bos, data=source.data, cache=source.cache_dir, text_field=source.text_field,  # type: ignore[arg-type]  # checked there
-        filters=compensation.filters(), **vars(calibration),
+        refit=compensation.refit, filters=compensation.filters(), **vars(calibration),
     )  # fmt: skip
     if dry_run:
         _show_forecast(forecast(request, source.of(model)), output.as_json)
         return
     if out_dir is None:
         raise InvalidOptionError("--out DIR is missing: the folder to write (or ask for --dry-run)")
-    judging = Judging(texts=tuple(perplexity_on or ()), length=eval_length, samples=eval_samples, bos=request.bos)
     outcome = prune_to(
         request, source.of(model), Output(out_dir, overwrite, max_shard_size), judging=judging, observer=Bars(),
         arguments={"command": sys.argv[1:]},
@@ -169,12 +179,14 @@ def _show(record: Record, folder: Path) -> None:
         row(f"perplexity, {Path(text.text).name}", text.before, text.after, ".2f")
     achieved, cost = record.achieved, record.cost
     asked = f"{record.sparsity.sentence}\n" if record.sparsity else ""
+    goal = f"{record.goal.sentence}\n" if record.goal else ""
+    by = " + ".join([record.method, *(record.filters or ())])
     out.print(table)
     for remark in record.remarks:
         say(remark)
     say(
-        f"{record.method}: {achieved.blocks:.2%} of the blocks' parameters removed ({achieved.model:.2%} of all) in "
-        f"{cost.seconds:.0f} s, {_forwards(cost.forwards or 0, cost.forwards_asked or 0)}\n{asked}"
+        f"{by}: {achieved.blocks:.2%} of the blocks' parameters removed ({achieved.model:.2%} of all) in "
+        f"{cost.seconds:.0f} s, {_forwards(cost.forwards or 0, cost.forwards_asked or 0)}\n{asked}{goal}"
         f"written to {folder} (tier {record.tier})"
     )
 
@@ -188,7 +200,7 @@ def _show_forecast(foretold: Forecast, as_json: bool) -> None:
         f"{foretold.method} on {foretold.model}, {foretold.samples} x {foretold.length} tokens"
         f"{', each window begun by the begin-of-sequence token' if foretold.bos else ''}: "
         f"{parameters['before']:,} -> {parameters['after']:,} parameters\n"
-        f"{foretold.sparsity.sentence}\n"
+        f"{foretold.sparsity.sentence}\n{foretold.goal.sentence + chr(10) if foretold.goal else ''}"
         f"peak memory {foretold.peak_memory_bytes / 1e9:.2f} GB beyond Python and torch, "
         f"disk {foretold.disk_bytes / 1e9:.2f} GB\n"
         f"{_forwards(foretold.forwards, foretold.forwards_asked)}, "

@@ -5,13 +5,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from secateur.compensation.fold import FOLD
 from secateur.compensation.refine import REFINE
+from secateur.compensation.refit import REFIT
 from secateur.driver import Filter
 from secateur.errors import InvalidOptionError, UnknownNameError
+from secateur.methods import Method
+from secateur.model.modeling_secateur import Family
 from secateur.signatures import options_of
+from secateur.surgery.edits import DropAttention, DropBlock, DropMLP, KeepHeads, KeepNeurons
 
 # In the order in which edits go through them: what trains a whole model comes last.
-FILTERS: dict[str, Filter] = {each.name: each for each in (REFINE,)}
+FILTERS: dict[str, Filter] = {each.name: each for each in (REFIT, FOLD, REFINE)}
+REFITS = (REFIT, FOLD)  # what --refit chooses from
 
 
 def get_filter(name: str, **options: Any) -> Filter:
@@ -31,3 +37,27 @@ def get_filter(name: str, **options: Any) -> Filter:
         if not known[option].accepts(value):
             raise InvalidOptionError(f"{name}: {option} takes {known[option].allowed}, not {value!r}")
     return Filter(name, plain.edits, plain.apply, {each: options.get(each, known[each].default) for each in known})
+
+
+def refits(method: Method, family: Family) -> list[Filter]:
+    """What `--refit` puts behind a method: the ridge refit where it narrows modules, and the fold where it removes
+    whole ones, in families whose blocks add what a projection gives to the stream as it is. None where it does neither.
+    """
+    folds = not family.post_norms and {DropAttention, DropMLP, DropBlock} & set(method.edits)
+    return [get_filter(each.name) for each, wanted in zip(REFITS, (narrows(method), folds), strict=True) if wanted]
+
+
+def require_refits(method: Method, family: Family) -> list[Filter]:
+    """
+    Raises:
+        InvalidOptionError: there are none.
+    """
+    if not (chosen := refits(method, family)):
+        why = f"{family.model_type} puts a norm behind each module" if family.post_norms else "it narrows no module"
+        raise InvalidOptionError(f"{method.name} has nothing to refit: {why}")
+    return chosen
+
+
+def narrows(method: Method) -> bool:
+    """Whether what it does later may depend on a refit of what it did before."""
+    return bool({KeepNeurons, KeepHeads} & set(method.edits))

@@ -15,7 +15,7 @@ from secateur.surgery.edits import CentreEmbedding, Edit, Rebase, SetWeight
 
 
 def refine(
-    model: Model, tokens: Tokens, run: Run, edits: Iterator[Edit], *, passes: float = 4.0, rate: float = 0.005
+    model: Model, tokens: Tokens, run: Run, edits: Iterator[Edit], *, passes: float = 4.0, rate: float = 0.0025
 ) -> Iterator[Edit]:
     """When the method has ended, train all linear maps of the blocks by the divergence from the dense model.
 

@@ -11,11 +11,12 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from secateur.driver import Filter
 from secateur.engine.tokens import Tokens
-from secateur.engine.walk import Follower, Hidden, Target
+from secateur.engine.walk import Follower, Hidden, Moments, Target
 from secateur.model.handle import Model
 from secateur.run import Run
-from secateur.solvers.ridge import check_ridge, refit_bytes
+from secateur.solvers.ridge import DAMPING, Damping, check_ridge, held_out_damping, refit_bytes
 from secateur.solvers.ridge import refit as ridge
 from secateur.surgery.edits import Edit, KeepHeads, KeepNeurons
 
@@ -30,7 +31,7 @@ def refit(
     *,
     target: Target = "original",
     share: float = 1.0,
-    damping: float = 0.01,
+    damping: Damping = "auto",
 ) -> Iterator[Edit]:
     """Give each `KeepNeurons` and `KeepHeads` the output projection that makes up best for what goes, on the
     activations of the model as it is by then; also where the method compensates in its own way.
@@ -38,7 +39,7 @@ def refit(
     Args:
         target: what the projection is to give, see `Visit.moments`.
         share: of that target, the rest being "original".
-        damping: see `solvers.ridge`.
+        damping: see `solvers.ridge`; auto: 0.01 for the target original, else what does best on tokens held out.
     """
     check_ridge(damping, share)
 
@@ -50,14 +51,8 @@ def refit(
             moments = visit.moments(cast(Hidden, tap), target, DTYPE)
             size = weight.shape[1] // (shape.kv_heads if heads else shape.width)
             columns = (torch.tensor(edit.index)[:, None] * size + torch.arange(size)).flatten()
-            scratch_bytes = refit_bytes(len(weight), len(columns), DTYPE)
-            run.hold(scratch_bytes)
-            new = ridge(
-                weight, moments.inputs, columns, damping=damping, target=moments.target, share=share,
-                name=f"block {edit.block}, {role}",
-            )  # fmt: skip
-            run.hold(-scratch_bytes)
-            return new.to(weight.dtype)
+            name = f"block {edit.block}, {role}"
+            return solved(run, weight, moments, columns, damping=damping, share=share, name=name)
 
     with closing(Follower(model, tokens, run, reference=target != "original")) as follower:
         for place, edit in enumerate(edits):
@@ -67,3 +62,22 @@ def refit(
             yield edit
             if isinstance(edit, KeepNeurons) and edit.block == model.numbers[-1]:
                 follower.close()  # its states are not held while the method goes on in another way
+
+
+def solved(
+    run: Run, weight: Tensor, moments: Moments, kept: Tensor, *, damping: Damping, share: float = 1.0, name: str
+) -> Tensor:
+    """The ridge of a projection on the columns that stay, in its dtype; the forecast hears of what it holds."""
+    scratch_bytes = refit_bytes(len(weight), len(kept), DTYPE)
+    run.hold(scratch_bytes)
+    if damping == "auto" and moments.halves:
+        halves = [(half.inputs, half.target) for half in moments.halves if half.target is not None]
+        damping = held_out_damping(weight, halves, kept, share=share)
+        run.log("%s: damping %g", name, damping)
+    number = DAMPING if damping == "auto" else damping
+    new = ridge(weight, moments.inputs, kept, damping=number, target=moments.target, share=share, name=name)
+    run.hold(-scratch_bytes)
+    return new.to(weight.dtype)
+
+
+REFIT = Filter("refit", (), refit)

@@ -41,10 +41,13 @@ class Moments:
     Attributes:
         inputs: E[x x^T], (columns, columns).
         target: E[y x^T], (rows, columns), of what W is to give; None where that is W x.
+        halves: where there is a target the same of every other window (of a single one, of its first and second half):
+            a fit on one can be judged on the other.
     """
 
     inputs: Tensor
     target: Tensor | None = None
+    halves: tuple[Moments, ...] = ()
 
 
 class _Stream:
@@ -141,24 +144,39 @@ class _Stream:
             raise NumericalError(f"block {block.number}: its {tap} was never computed")
         return moment
 
-    def moments(self, block: Block, tap: Hidden, target: Target, dtype: torch.dtype, weigh: Weigh | None) -> Moments:
-        inputs, products, place = SecondMoment(dtype), CrossMoment(dtype), itertools.count()
-        shown: dict[str, Tensor] = {}
+    def moments(
+        self, block: Block, tap: Hidden, target: Target, until: int, dtype: torch.dtype, weigh: Weigh | None
+    ) -> Moments:
+        halves = [(SecondMoment(dtype), CrossMoment(dtype)) for _ in range(2)]
+        place, window, shown = itertools.count(), itertools.count(), dict[str, Tensor]()
         reference = self.reference if target != "original" else None
 
         def add(x: Tensor, w: Tensor) -> None:
             stream = _before(block, tap, shown)
             w = weigh(stream, w) if weigh else w
-            inputs.add(x, w)
+            y = None
             if reference is not None:
-                y = reference.output(block, tap, next(place), stream if target == "stream" else None)
-                products.add_pairs(y, x, w)
+                y = reference.output(block, tap, next(place), until, stream if target == "stream" else None)
+            for row in range(len(x)):
+                for number, part in self._halves(next(window)):
+                    halves[number][0].add(x[row, part], w[row, part])
+                    if y is not None:
+                        halves[number][1].add_pairs(y[row, part], x[row, part], w[row, part])
 
         def show(name: str) -> Look:
             return lambda x, w: shown.__setitem__(name, x)
 
         self.through(block, {**{name: show(name) for name in ("block_in", "attention_out")}, tap: add}, keep=False)
-        return Moments(inputs.mean, products.mean if reference else None)
+        weights = [inputs.weight for inputs, _ in halves]
+        means = [(inputs.mean, products.mean if reference else None) for inputs, products in halves]
+        return _joined([Moments(*mean) for mean in means], weights)
+
+    def _halves(self, window: int) -> list[tuple[int, slice]]:
+        """Which half a window's tokens are in."""
+        middle = self.tokens.length // 2
+        return (
+            [(window % 2, slice(None))] if self.tokens.samples > 1 else [(0, slice(middle)), (1, slice(middle, None))]
+        )
 
     def close(self) -> None:
         """Nobody wants the states any more."""
@@ -209,11 +227,15 @@ class _Rehearsed(_Stream):
         with self.rehearsal.holding(features**2 * dtype.itemsize):
             return moment
 
-    def moments(self, block: Block, tap: Hidden, target: Target, dtype: torch.dtype, weigh: Weigh | None) -> Moments:
+    def moments(
+        self, block: Block, tap: Hidden, target: Target, until: int, dtype: torch.dtype, weigh: Weigh | None
+    ) -> Moments:
         inputs, weight = self.moment(block, tap, dtype, weigh).mean, block.weight(_OUT[tap])
         products = torch.empty(weight.shape, dtype=dtype, device="meta")
-        with self.rehearsal.holding((inputs.numel() + products.numel()) * dtype.itemsize):
-            return Moments(inputs, None if target == "original" else products)
+        with self.rehearsal.holding(2 * (inputs.numel() + products.numel()) * dtype.itemsize):
+            return (
+                Moments(inputs) if target == "original" else Moments(inputs, products, 2 * (Moments(inputs, products),))
+            )
 
     def begin(self, hidden: list[Tensor], ahead: list[int]) -> None:
         super().begin(hidden, ahead)
@@ -272,6 +294,15 @@ def _before(block: Block, tap: Hidden, shown: dict[str, Tensor]) -> Tensor:
     return stream
 
 
+def _joined(halves: list[Moments], weights: list[float]) -> Moments:
+    """The means over both halves."""
+    shares = [weight / (sum(weights) or 1.0) for weight in weights]
+    inputs = sum(share * half.inputs for share, half in zip(shares, halves, strict=True))
+    targets = [half.target for half in halves if half.target is not None]
+    target = sum(share * each for share, each in zip(shares, targets, strict=True)) if targets else None
+    return Moments(inputs, target, tuple(halves) if targets else ())  # type: ignore[arg-type]  # sums of tensors
+
+
 class Reference:
     """The stream of a model as it is now, beside walks over what the model becomes.
 
@@ -301,7 +332,7 @@ class Reference:
         """Go through the blocks up to `number`, as they were.
 
         Args:
-            walked: the walk's states, which enter that block.
+            walked: the walk's states, which enter that block or an earlier one.
 
         Raises:
             UnsupportedEditError: the walk's states have other coordinates now.
@@ -313,7 +344,7 @@ class Reference:
             first = min(self._originals, default=number + 1)
             if first > number:
                 return
-            stream.begin(walked.hidden, [each for each in stream.ahead if each >= first])
+            stream.begin(walked.hidden, [each for each in stream.ahead if each >= min(first, walked.ahead[0])])
         while stream.ahead and stream.ahead[0] <= number:
             place = stream.ahead[0]
             original = self._originals.pop(place, None)
@@ -321,24 +352,27 @@ class Reference:
                 self._entered, self._outputs = list(stream.hidden), {out: [] for out in _OUT.values()}
                 stream.pass_through(block, {out: self._note(out) for out in _OUT.values()})
 
-    def output(self, block: Block, tap: Hidden, place: int, stream: Tensor | None) -> Tensor:
-        """What the projection behind a tap, without its bias, should give in the block that was reached last.
+    def output(self, block: Block, tap: Hidden, place: int, until: int, stream: Tensor | None) -> Tensor:
+        """What the projection behind a tap, without its bias, should give.
 
         Args:
             place: of the batch.
-            stream: the walk's, which the projection adds to; the sum should then be the reference's. None: what the
-                projection gave in the reference, whatever it is added to.
+            until: the site that was reached.
+            stream: the walk's, which the projection adds to; the sum should then be the reference's at `until`. None:
+                what the projection gave in the reference, in the block that was reached last.
 
         Returns:
             (batch, length, rows).
         """
-        outputs: dict[str, Tensor] = {out: given[place] for out, given in self._outputs.items() if given}
         linear = block.linear(block.roles[_OUT[tap]])
-        output = outputs[_OUT[tap]] if linear.bias is None else outputs[_OUT[tap]] - linear.bias
+        bias = 0 if linear.bias is None else linear.bias
         if stream is None:
-            return output
-        before = _before(block, tap, {**outputs, "block_in": self._entered[place]})
-        return output + (before.to(stream) - stream).to(output.device) / block.multiplier
+            return self._outputs[_OUT[tap]][place] - bias
+        wanted = self._stream.hidden[place]
+        if until % 2:
+            outputs: dict[str, Tensor] = {out: given[place] for out, given in self._outputs.items() if given}
+            wanted = _before(block, "mlp_hidden", {**outputs, "block_in": self._entered[place]})
+        return (wanted.to(stream) - stream) / block.multiplier - bias
 
     def close(self) -> None:
         self._model.guards.remove(self._keep)
@@ -427,6 +461,7 @@ class Visit:
         target: Target = "original",
         dtype: torch.dtype = torch.float64,
         *,
+        until: int | None = None,
         weigh: Weigh | None = None,
     ) -> Moments:
         """For a regression of the output projection W behind a tap, in one look: E[x x^T] of its inputs on the walk's
@@ -436,6 +471,8 @@ class Visit:
             target: what y is. "original": W x. "dense": what the projection gives in the reference, where the same
                 tokens come by other states. "stream": what makes the residual stream behind the projection the
                 reference's, so that it also makes up for what went wrong before. The same while nothing was edited.
+            until: for "stream", the site up to which the difference is made up for; 2n enters block n, 2n + 1 lies
+                between its attention and its MLP. The one behind the projection if None.
             weigh: weights of the tokens from the residual stream that W adds to, and from their weights.
 
         Raises:
@@ -451,11 +488,12 @@ class Visit:
             )
         self._reach()
         if reference is not None:
-            reference.reach(self.block.number, self._stream)
+            until = until or 2 * self.block.number + (1 if tap == "attention_hidden" else 2)
+            reference.reach((until - 1) // 2, self._stream)
             reference = reference if reference.differs else None
         if reference is None and weigh is None:
             return Moments(self.second_moment(tap, dtype).mean)
-        return self._stream.moments(self.block, tap, target if reference else "original", dtype, weigh)
+        return self._stream.moments(self.block, tap, target if reference else "original", until or 0, dtype, weigh)
 
     def finish(self) -> None:
         """A visit that only observed is advanced, while its block is open; one that did not look is caught up with
@@ -599,13 +637,14 @@ class Follower:
     window without the head, and one more for a reference, not some per edit. An edit behind them makes them begin anew.
 
     Args:
-        reference: compare with the model as it is when the follower is made, or when its states began anew.
+        reference: one that is there, which the follower closes; True: compare with the model as it is when the follower
+            is made. Where its states begin anew, with the model as it is then.
     """
 
-    def __init__(self, model: Model, tokens: Tokens, run: Run, *, reference: bool = False) -> None:
-        self._model, self._tokens, self._run, self._compares = model, tokens, run, reference
+    def __init__(self, model: Model, tokens: Tokens, run: Run, *, reference: bool | Reference = False) -> None:
+        self._model, self._tokens, self._run, self._compares = model, tokens, run, bool(reference)
         self._stream: _Stream | None = None
-        self._begin()
+        self._begin(reference if isinstance(reference, Reference) else None)
 
     @contextmanager
     def visit(self, number: int) -> Iterator[Visit]:
@@ -630,10 +669,10 @@ class Follower:
                 self._stream.reference.close()
             self._stream = None
 
-    def _begin(self) -> None:
+    def _begin(self, reference: Reference | None = None) -> None:
         self._stream = _stream(self._model, self._tokens, 1, self._run)
         if self._compares:
-            self._stream.reference = Reference(self._model, self._tokens, self._run)
+            self._stream.reference = reference or Reference(self._model, self._tokens, self._run)
         self._model.guards.append(self._check)
 
     def _check(self, place: int | None) -> None:

@@ -6,18 +6,18 @@ A format is one file here: `refuses` says why it cannot hold a model, `write` wr
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Protocol
 
-from secateur.errors import InvalidOptionError, OutputError, OutputExistsError
+from secateur.errors import OutputError, OutputExistsError
 from secateur.export import native, stock
 from secateur.export.beside import write_beside
 from secateur.folders import disk_full_as_oserror, new_folder, resolved
 from secateur.hf import quiet_transformers
 from secateur.model.described import write_sums
 from secateur.model.handle import Model
+from secateur.quantities import bytes_of
 from secateur.record import RECORD
 
 Tier = Literal["A", "B"]
@@ -86,8 +86,7 @@ def check_output(folder: Path, *, overwrite: bool = False, max_shard_size: str =
         OutputError: nothing can be written there.
         InvalidOptionError: the size is none.
     """
-    if not re.fullmatch(r"\d+(\.\d+)?\s*[KMGT]B", max_shard_size.strip(), re.IGNORECASE):
-        raise InvalidOptionError(f"the shard size is a number with a unit, as 5GB or 500MB, not {max_shard_size!r}")
+    bytes_of(max_shard_size, "the shard size")
     folder = resolved(folder)
     if folder.exists():
         if not folder.is_dir():

@@ -21,6 +21,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from secateur.assets.cache import sha256_of
 from secateur.model.handle import Model, tensor_bytes
+from secateur.quantities import bytes_of
 
 # The format's names of dtypes, in the order in which tensors lie in a file: the widest first, so that all are aligned.
 _DTYPES = {
@@ -42,7 +43,7 @@ def write_model(model: Model, folder: Path, max_shard_size: str) -> dict[str, st
     names = _Names(model)
     hollow = names.in_file(model.hf.state_dict(), hollow=True)
     part_of = {name: part for part in (None, *model.numbers) for name in names.in_file(model.state(part), hollow=True)}
-    split = split_torch_state_dict_into_shards(hollow, max_shard_size=max_shard_size)
+    split = split_torch_state_dict_into_shards(hollow, max_shard_size=bytes_of(max_shard_size))
     if split.is_sharded:
         facts = {"total_parameters": model.hf.num_parameters(), **split.metadata}
         index = {"metadata": facts, "weight_map": split.tensor_to_filename}

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from secateur.assets import Bos
+from secateur.compensation import REFITS, get_filter
 from secateur.engine.tokens import Count, Tokens, read_tokens
 from secateur.errors import DataError
 from secateur.grid import inverted
@@ -41,6 +42,7 @@ class Cell:
         sparsity: None for the dense model, and for a matched cell until the cell that it is matched to is there.
         of, round_to: as `Budget` has them.
         options: the method's, as given; defaults fill the rest.
+        refit: as `secateur.pruning.Request` has it.
         calibration: None for the dense model.
         matched_to: the name of the cell whose achieved size this one is to have.
         ablation: in an ablation, which choice of which method this is.
@@ -56,6 +58,7 @@ class Cell:
     of: Convention = "blocks"
     round_to: int = 1
     options: Options = field(default_factory=dict)
+    refit: bool = False
     calibration: Calibration | None = None
     matched_to: str | None = None
     ablation: AblationTerms | None = None
@@ -71,6 +74,11 @@ class Cell:
         return Budget(self.sparsity, of=self.of, round_to=self.round_to)
 
     @property
+    def shown_method(self) -> str:
+        """The method as tables know it: with a refit it is another one."""
+        return f"{self.method} + refit" if self.refit else self.method
+
+    @property
     def complete_options(self) -> Options:
         """With the method's defaults: two cells that say the same in other words are the same."""
         return {} if self.method == DENSE else self.made_by.complete(self.options)
@@ -82,7 +90,14 @@ class Cell:
 
     def identity(self, judged_by: str, calibration: str | None) -> str:
         """sha256 of all that decides its figures."""
-        terms = {"method": self.method, "sparsity": self.sparsity, "of": self.of, "round_to": self.round_to}
+        terms: dict[str, object] = {
+            "method": self.method,
+            "sparsity": self.sparsity,
+            "of": self.of,
+            "round_to": self.round_to,
+        }
+        if self.refit:
+            terms["refit"] = {each.name: dict(get_filter(each.name).options) for each in REFITS}
         seed = self.calibration.seed if self.calibration else None
         return digest(judged_by, {**terms, "options": self.complete_options, "seed": seed}, calibration)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from secateur.compensation import refits
 from secateur.errors import InvalidOptionError
 from secateur.grid.asked import Asked, read_sparsities
 from secateur.grid.cells import DENSE_CELL, Cell
@@ -34,6 +35,7 @@ class Comparison(Asked):
         seed: of the calibration's draw; 0 takes the text's first windows.
         matched: whether 2SSP stands beside each block-wise method, at the size that it achieved.
         base: the method that differences are taken to; 2ssp, or else the first one, if None.
+        refit: beside each method that it can be put behind, the same with `Request.refit`.
     """
 
     kind: ClassVar[str] = COMPARE
@@ -46,6 +48,7 @@ class Comparison(Asked):
     seed: int = 0
     matched: bool = True
     base: str | None = None
+    refit: bool = False
 
     @classmethod
     def from_preset(cls, preset: str | None = None, **given: Any) -> Comparison:
@@ -97,11 +100,18 @@ class Comparison(Asked):
         matched = {method.name for method in compared if self.matched and is_block_wise(method)}
         if unused := sorted(set(self.options) - {*self.names, *([REFERENCE] if matched else [])}):
             raise InvalidOptionError(f"options for {', '.join(unused)}, which is not compared")
+        refitted = {method.name for method in compared if self.refit and refits(method, model.family)}
+        if self.refit and not refitted:
+            raise InvalidOptionError(
+                f"none of {', '.join(self.names)} has anything to refit in {model.family.model_type}"
+            )
         cells = [DENSE_CELL]
         for sparsity in read_sparsities(self.sparsities, len(model.numbers)):
             for method in compared:
                 cell = self._cell(model, method, sparsity)
                 cells += [cell, self._match(model, cell, sparsity)] if method.name in matched else [cell]
+                if method.name in refitted:
+                    cells.append(replace(cell, name=f"{cell.name}-refit", label=f"{cell.label} + refit", refit=True))
         return cells
 
     def _cell(self, model: Model, method: Method, sparsity: float) -> Cell:

@@ -18,7 +18,6 @@ from secateur.errors import SecateurError
 from secateur.forecast import Speed
 from secateur.grid.cells import Cell
 from secateur.grid.pruning import counted, plan_cell
-from secateur.grid.sharing import Shared
 from secateur.judge.generation import GREEDY
 from secateur.judge.judging import GENERATION, INFERENCE, PERPLEXITY, TASKS, Judge, Judging
 from secateur.model.budget import shares
@@ -26,6 +25,7 @@ from secateur.model.handle import Model
 from secateur.pruning import Plan
 from secateur.report.results import DENSE
 from secateur.run import Advance
+from secateur.sharing import Shared
 
 PRUNE = "prune"
 WINDOWS = 150  # of a text that is wanted whole and was not read
@@ -185,7 +185,7 @@ class Part:
 
 def parts_of(cell: Cell, foretold: Foretold, shared: Shared) -> list[Part]:
     """Args: shared: where the steps lie that the pruning may take over."""
-    kinds = {name: ((PRUNE, cell.method), shared) if name == PRUNE else ((name, ""), Shared()) for name in PARTS}
+    kinds = {name: ((PRUNE, cell.shown_method), shared) if name == PRUNE else ((name, ""), Shared()) for name in PARTS}
     return [
         Part(cell=cell.name, name=name, kind=kinds[name][0], foretold_s=seconds, shared=kinds[name][1])
         for name, seconds in foretold.parts.items()

@@ -9,7 +9,6 @@ from msgspec import UNSET
 from secateur.engine.tokens import Tokens
 from secateur.grid import inverted
 from secateur.grid.cells import Cell
-from secateur.grid.sharing import SharingRun
 from secateur.judge.inference import device_peak
 from secateur.model.budget import shares
 from secateur.model.handle import Model
@@ -17,6 +16,7 @@ from secateur.model.layout import Layout
 from secateur.pruning import Plan, Request, plan, prepare, run_job
 from secateur.record import public_facts
 from secateur.report.results import PruneCost, Shape, Shares
+from secateur.sharing import SharingRun
 
 Fields = dict[str, object]  # of a `CellResult`
 
@@ -30,7 +30,7 @@ def plan_cell(cell: Cell, model: Model) -> Plan:
     assert cell.calibration is not None  # narrows the type
     request = Request(
         sparsity=cell.budget.sparsity, method=cell.made_by, of=cell.of, round_to=cell.round_to, options=cell.options,
-        samples=cell.calibration.samples, length=cell.calibration.length, seed=cell.calibration.seed,
+        refit=cell.refit, samples=cell.calibration.samples, length=cell.calibration.length, seed=cell.calibration.seed,
     )  # fmt: skip
     return plan(request, model)
 
@@ -54,6 +54,7 @@ def prune_cell(cell: Cell, planned: Plan, model: Model, tokens: Tokens, run: Sha
     curve = next((note for note in run.notes.values() if isinstance(note, list)), None)  # the search's, by generation
     return {
         "options": pruning.options,
+        "filters": pruned.record.filters or UNSET,
         **sizes(pruning.before, counted(cell, pruning.before, pruning.after), model),
         "notes": {key: note for key, note in run.notes.items() if isinstance(note, str)},
         "curve": list(enumerate(curve)) if curve else None,

@@ -12,21 +12,22 @@ from typing import Any
 
 from msgspec import UNSET, structs
 
+from secateur.compensation import narrows
 from secateur.engine.tokens import Tokens, wants_bos
 from secateur.errors import Interrupted, InvalidOptionError, OutputBusyError, OutputExistsError, SecateurError
 from secateur.folders import claimed
-from secateur.forecast import Clock, timed
+from secateur.forecast import timed
 from secateur.grid.asked import Asked
 from secateur.grid.cells import Cell, Matrices, digest
 from secateur.grid.folder import GridFolder, make_index, now
 from secateur.grid.pace import PRUNE, Foretold, Pace, Standing, foretell, parts_of, sequences
 from secateur.grid.pruning import Fields, dense_fields, plan_cell, prune_cell
-from secateur.grid.sharing import Shared, SharingRun
 from secateur.judge.judging import Judge, Judging
 from secateur.judge.judging import Part as JudgedPart
 from secateur.model.handle import Model
 from secateur.record import public_name
 from secateur.report.results import DENSE, CellResult, InferencePair
+from secateur.sharing import Clock, Shared, SharingRun
 
 logger = logging.getLogger(__name__)
 
@@ -178,9 +179,9 @@ class _Runner:
     def _result(self, cell: Cell, pace: Pace) -> CellResult:
         """The cell's file; of one that fails, what was known by then."""
         result = CellResult(
-            name=cell.name, method=cell.method, label=cell.label, sparsity=cell.sparsity, of=cell.of, status="failed",
-            options=dict(cell.options), matched_to=cell.matched_to, ablation=cell.ablation, created=now(),
-            machine=self.index.machine, versions=self.index.versions,
+            name=cell.name, method=cell.shown_method, label=cell.label, sparsity=cell.sparsity, of=cell.of,
+            status="failed", options=dict(cell.options), matched_to=cell.matched_to, ablation=cell.ablation,
+            created=now(), machine=self.index.machine, versions=self.index.versions,
         )  # fmt: skip
         try:
             cell = self._matched(cell)
@@ -227,7 +228,8 @@ class _Runner:
         stores, by_cell = dict[str, Shared](), dict[str, Shared]()
         for cell in self.cells:
             beginning = None if cell.method == DENSE else cell.made_by.shared
-            key = digest(cell.method, cell.complete_options, self.matrices.fingerprint(cell.calibration))
+            refitted = cell.refit and narrows(cell.made_by)
+            key = digest(cell.method, cell.complete_options, refitted, self.matrices.fingerprint(cell.calibration))
             by_cell[cell.name] = stores.setdefault(key, Shared(beginning))
         return by_cell
 

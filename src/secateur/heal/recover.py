@@ -99,7 +99,7 @@ class RecoveryJob:
     @property
     def fingerprint(self) -> str:
         """Identity of the outcome; the same in two runs of the same job."""
-        settings = {**structs.asdict(self.settings), "lr": self.settings.peak_lr}
+        settings = structs.asdict(self.settings)
         del settings["bos"]  # the data's fingerprint says what became of it
         parts = [
             "recover", self.model_fingerprint, self.data.fingerprint, self.teacher_fingerprint, settings, __version__,
@@ -335,7 +335,7 @@ def _record(
         objective="distillation" if teacher else "labels",
         teacher=public_facts({**teacher.source, "fingerprint": job.teacher_fingerprint}) if teacher else None,
         data=job.data,
-        settings={**structs.asdict(settings), "batch_size": settings.rows_at_once, "lr": settings.peak_lr},
+        settings={**structs.asdict(settings), "batch_size": settings.rows_at_once},
         adapted_maps=len(targets(model)) if settings.train == "lora" else 0,
         trained_parameters=job.trained_parameters,
         steps=course.steps,

@@ -17,7 +17,6 @@ Trainable = Literal["lora", "all"]
 Count = Annotated[int, Meta(ge=1)]
 Positive = Annotated[float, Meta(gt=0)]
 
-LEARNING_RATES: dict[Trainable, float] = {"lora": 1e-4, "all": 1e-4}  # where none is asked
 LARGEST_BATCH = 8  # sequences at once, where none is asked
 
 
@@ -45,9 +44,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     max_tokens: Annotated[
         Count | None, _is("As many whole optimizer steps instead as so many tokens of training rows give.")
     ] = None
-    lr: Annotated[
-        Positive | None, _is("Peak of AdamW's learning rate, which falls to zero along a cosine. 1e-4 if not given.")
-    ] = None
+    lr: Annotated[Positive, _is("Peak of AdamW's learning rate, which falls to zero along a cosine.")] = 1e-4
     warmup_steps: Annotated[int, Meta(ge=0), _is("Steps of linear rise to it.")] = 10
     global_batch: Annotated[Count, _is("Rows per optimizer step.")] = 64
     batch_size: Annotated[
@@ -102,10 +99,6 @@ class Settings(Struct, frozen=True, kw_only=True):
                 f"batch_size {self.batch_size} does not divide global_batch {self.global_batch}: a step is a whole "
                 "number of forwards"
             )
-
-    @property
-    def peak_lr(self) -> float:
-        return LEARNING_RATES[self.train] if self.lr is None else self.lr
 
     @property
     def rows_at_once(self) -> int:

@@ -276,7 +276,7 @@ def _arguments(course: Course, folder: Path, *, resuming: bool) -> TrainingArgum
     arguments = TrainingArguments(  # when to measure and to save, the conductor says
         output_dir=str(folder), max_steps=course.steps, per_device_train_batch_size=settings.rows_at_once,
         gradient_accumulation_steps=settings.global_batch // settings.rows_at_once, optim="adamw_torch",
-        learning_rate=settings.peak_lr, lr_scheduler_type="cosine", warmup_steps=settings.warmup_steps,
+        learning_rate=settings.lr, lr_scheduler_type="cosine", warmup_steps=settings.warmup_steps,
         max_grad_norm=1.0, seed=settings.seed, logging_steps=max(1, course.steps // _LOGS),
         logging_nan_inf_filter=False, eval_on_start=not resuming, eval_strategy="no", save_strategy="no",
         report_to="none", disable_tqdm=True, remove_unused_columns=False, use_cpu=device == "cpu",

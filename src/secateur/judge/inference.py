@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import DynamicCache, PreTrainedConfig
 
 from secateur.errors import InvalidOptionError
 from secateur.judge.results import Facts, Inference
 from secateur.judge.statistics import quartiles
 from secateur.model.handle import Model
+from secateur.model.layout import BlockLayout, Layout
 from secateur.run import Run
 
 COUNTER = "torch's counter on the device"
@@ -77,6 +79,20 @@ def inference(
     }  # fmt: skip
 
 
+def speedup(dense: Model, smaller: Model, *, of: str, run: Run | None = None, **settings: int) -> float:
+    """How many times as fast as the dense model the smaller one is: the median over the rounds, in each of which both
+    were timed.
+
+    Args:
+        of: the "prompt", or each further "token".
+        settings: of `inference`.
+    """
+    timed = inference({"dense": dense, "smaller": smaller}, run=run, **settings)
+    name = "prefill_ms_rounds" if of == "prompt" else "token_ms_rounds"
+    rounds = zip(getattr(timed["dense"], name), getattr(timed["smaller"], name), strict=True)
+    return statistics.median(one / other for one, other in rounds)
+
+
 def at_least_one(**numbers: int | None) -> None:
     """Raise InvalidOptionError for a number below one; None is no number."""
     for name, value in numbers.items():
@@ -95,8 +111,24 @@ def kv_bytes_per_token(model: Model) -> int:
     A removed attention keeps its place there with one number for the keys and one for the values.
     """
     blocks = model.layout().blocks.values()
-    numbers = sum(block.shape.kv_heads * block.head_dim or 1 for block in blocks)
+    numbers = sum(map(_kv_numbers, blocks))
     return 2 * numbers * model.dtype.itemsize
+
+
+def kv_bytes(layout: Layout, config: PreTrainedConfig, tokens: int, item: int) -> int:
+    """What the KV cache of one sequence of so many tokens takes; a layer with a sliding window keeps that much of it.
+
+    Args:
+        config: of a model of that layout; item: bytes of a number.
+    """
+    windows = [getattr(layer, "sliding_window", None) for layer in DynamicCache(config=config).layers]
+    blocks = zip(layout.blocks.values(), windows, strict=True)
+    return 2 * item * sum(_kv_numbers(block) * min(tokens, window or tokens) for block, window in blocks)
+
+
+def _kv_numbers(block: BlockLayout) -> int:
+    """The keys of one token."""
+    return block.shape.kv_heads * block.head_dim or 1
 
 
 def longest_prompt(model: Model, new_tokens: int, prompt_length: int) -> int:

@@ -176,6 +176,7 @@ _FORM: dict[str, tuple[Callable[[Any], bool], str]] = {
         ("counts", _COUNTS, "attributes with 'query_heads', 'kv_heads' or 'query_rows'"),
         ("head_dim cache width query_heads kv_heads multiplier", _NAME, "the name of an attribute"),
         ("fused_mlp_in free_head_dim post_norms needs_bos", _is(bool), "true or false"),
+        ("parallel", _is(bool, str), "true, false, or the name of a setting"),
         ("rope_theta rope_share", _NAME, "the name of a setting"),
         ("default_width", _is(int), "a whole number"),
         ("requires", _pairs(_NAME, _is(bool, int, float, str, type(None))), "settings with their values"),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from secateur.errors import InvalidEditError, InvalidOptionError, NumericalError, UnsupportedModelError
-from secateur.hf import quiet_transformers
+from secateur.hf import own_randomness, quiet_transformers
 from secateur.model import configuration
 from secateur.model import modeling_secateur as modeling
 from secateur.model.described import Description
@@ -113,6 +113,12 @@ class Model:
     def max_length(self) -> int | None:
         """The longest sequence that the model's positions allow, where the configuration says."""
         return getattr(self.hf.config, "max_position_embeddings", None)
+
+    @property
+    def is_parallel(self) -> bool:
+        """Whether attention and MLP of a block both read what enters it."""
+        said = self.family.parallel
+        return bool(getattr(self.hf.config, said)) if isinstance(said, str) else said
 
     @property
     def head_cost(self) -> float:
@@ -230,6 +236,16 @@ def hollow(config: PreTrainedConfig, dtype: torch.dtype, source: Facts) -> Model
     """The model that a stock or saved configuration describes, without weights (on `meta`)."""
     with torch.device("meta"), quiet_transformers():
         return Model(AutoModelForCausalLM.from_config(config, dtype=dtype), source=source)
+
+
+def with_random_weights(config: PreTrainedConfig, dtype: torch.dtype, device: str | torch.device) -> Model:
+    """A model of the shapes that a stock or saved configuration describes, to be timed."""
+    with own_randomness(0), torch.device(device), quiet_transformers(), torch.no_grad():
+        model = Model(AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype))
+        for parameter in model.hf.parameters():  # some maps on the residual branch have whatever lay in memory
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.02)
+    return model
 
 
 def require_family(config: Any) -> Family:

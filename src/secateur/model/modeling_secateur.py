@@ -45,7 +45,8 @@ class Family:
     configuration. `shared_norms` are read by attention and MLP alike and go with the second of them. `no_rebase` is
     None for families whose block is, in this order, x + attention(RMSNorm(x)) and x + mlp(RMSNorm(x)), so that norms
     fold and the residual stream takes another basis; else the reason why not. What is added may pass `dropouts` and be
-    multiplied by the block's attribute `multiplier`; with `post_norms` it passes a norm. `needs_bos`: without a
+    multiplied by the block's attribute `multiplier`; with `post_norms` it passes a norm. `parallel`: attention and MLP
+    both read what enters the block; or the configuration's attribute that says so. `needs_bos`: without a
     begin-of-sequence token in front the model is out of its range; true where that was measured or is documented, not
     where a tokenizer merely puts one.
     """
@@ -79,6 +80,7 @@ class Family:
     dropouts: tuple[str, str] | None = None
     multiplier: str | None = None
     post_norms: bool = False
+    parallel: bool | str = False
     needs_bos: bool = False
     rope_theta: str = "rope_theta"  # what transformers 4 calls the parts of `rope_parameters`
     rope_share: str | None = None  # None: its code there turns whole heads only
@@ -147,6 +149,7 @@ FAMILIES: dict[str, Family] = {
             mlp_norms=(),
             shared_norms=("input_layernorm",),
             free_head_dim=False,
+            parallel=True,
             rope_share="partial_rotary_factor",
         ),
         Family(
@@ -162,6 +165,7 @@ FAMILIES: dict[str, Family] = {
             mlp_out="mlp.dense_4h_to_h",
             kv_heads=None,
             free_head_dim=False,
+            parallel="use_parallel_residual",
             rope_theta="rotary_emb_base",
             rope_share="rotary_pct",
         ),

@@ -40,16 +40,19 @@ class Look:
 
 
 def looks(methods: Iterable[str]) -> dict[str, Look]:
-    """One look per method; those we know look the same in every report, others are grey with markers of their own."""
+    """One look per method; those we know look the same in every report, others are grey with markers of their own; with
+    a refit, the method's colour with a marker of its own."""
     known, others = list(_KNOWN), _MARKERS[len(_KNOWN) :]
     methods = list(methods)
     strangers = [method for method in methods if method not in _KNOWN]
-    return {
-        method: Look(*_KNOWN[method], *_MARKERS[known.index(method)])
-        if method in _KNOWN
-        else Look(method, GREY, *others[strangers.index(method) % len(others)])
-        for method in methods
-    }
+
+    def look(method: str) -> Look:
+        if method in _KNOWN:
+            return Look(*_KNOWN[method], *_MARKERS[known.index(method)])
+        colour = _KNOWN.get(method.partition(" ")[0], ("", GREY))[1]  # of a method with more: "2ssp + refit"
+        return Look(written(method), colour, *others[strangers.index(method) % len(others)])
+
+    return {method: look(method) for method in methods}
 
 
 def size_looks(sizes: Sequence[float | None]) -> dict[float | None, Look]:
@@ -63,6 +66,8 @@ def size_looks(sizes: Sequence[float | None]) -> dict[float | None, Look]:
 
 def method_name(method: str) -> str:
     """As people write it: 2SSP for 2ssp."""
+    if " " in method:
+        return written(method)
     return "Dense" if method == "dense" else _KNOWN.get(method, (method, ""))[0]
 
 

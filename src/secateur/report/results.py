@@ -100,6 +100,7 @@ class CellResult(Struct, frozen=True, kw_only=True, eq=False):
         sparsity: the share that was asked for, of what `of` says; None for the dense model.
         of: "blocks" or "model": whose parameters shares are of.
         error: why it failed.
+        filters: that its edits went through, by name, with their options.
         notes: what must be said of it; "reduced": its search was smaller than its paper's.
         curve: the search's loss in nats by generation.
         perplexity: by text; tasks: by task.
@@ -117,6 +118,7 @@ class CellResult(Struct, frozen=True, kw_only=True, eq=False):
     status: str = MISSING
     error: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    filters: dict[str, Any] | UnsetType = UNSET
     notes: dict[str, str] = field(default_factory=dict)
     calibration: Facts | None = None
     achieved: Shares | None = None

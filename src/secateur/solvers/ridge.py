@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +13,10 @@ from secateur.errors import InvalidOptionError, NumericalError
 
 _DAMPING_STEPS = 8  # each ten times the one before
 _LEAST_DAMPING = 1e-8  # where none was asked and the moment turns out singular
+_LITTLE_DAMPING, _MOST_DAMPING = -4, 3  # powers of ten that are tried
+DAMPING = 0.01  # where y is W x, which few tokens tell as well as many
+
+Damping = float | Literal["auto"]
 
 logger = logging.getLogger(__name__)
 
@@ -69,12 +74,44 @@ def refit(
     return fitted.cpu()
 
 
-def check_ridge(damping: float, share: float = 1.0) -> None:
+@torch.no_grad()
+def held_out_damping(
+    weight: Tensor, halves: Sequence[tuple[Tensor, Tensor]], kept: Sequence[int] | Tensor, *, share: float = 1.0
+) -> float:
+    """The damping, a power of ten, with which a fit on one half of the tokens does best on the other.
+
+    Where y is no map of x, a fit follows what is chance in few tokens; from much damping to little, the first that does
+    no better ends the search.
+
+    Args:
+        halves: C and T of each.
+    """
+    if halves[0][0].is_meta:  # of a rehearsal
+        return DAMPING
+    index = torch.as_tensor(kept, dtype=torch.long).to(halves[0][0].device)
+
+    def error(damping: float) -> float:
+        total = 0.0
+        for (c, t), (other_c, other_t) in (halves, halves[::-1]):
+            fitted = refit(weight, c, index, damping=damping, target=t, share=share).to(c)
+            goal = share * other_t.to(c) + (1 - share) * weight.to(c) @ other_c
+            total += float(((fitted @ other_c[index][:, index]) * fitted).sum() - 2 * (fitted * goal[:, index]).sum())
+        return total
+
+    best, least = 10.0**_MOST_DAMPING, error(10.0**_MOST_DAMPING)
+    for power in range(_MOST_DAMPING - 1, _LITTLE_DAMPING - 1, -1):
+        if (found := error(10.0**power)) >= least:
+            break
+        best, least = 10.0**power, found
+    return best
+
+
+def check_ridge(damping: float | str, share: float = 1.0) -> None:
     """
     Raises:
         InvalidOptionError: out of range.
     """
-    if not 0 <= damping < float("inf"):
+    if damping != "auto" and not 0 <= float(damping) < float("inf"):
         raise InvalidOptionError(f"damping is a share of the moment's mean diagonal, 0 or more, not {damping}")
     if not 0 <= share <= 1:
         raise InvalidOptionError(f"the target's share lies between 0 and 1, not {share}")

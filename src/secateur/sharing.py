@@ -3,16 +3,17 @@ as if each pruning were run alone."""
 
 from __future__ import annotations
 
+import copy
 import operator
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import NamedTuple, TypeVar
 
-from secateur.forecast import Clock
-from secateur.run import MemoryStore, Observer, Run
+from secateur.run import MemoryStore, Meter, Observer, Run
 
 T = TypeVar("T")
+Clock = Callable[[], float]  # seconds
 
 
 class Spent(NamedTuple):
@@ -30,10 +31,11 @@ class Spent(NamedTuple):
 
 class Shared(MemoryStore):
     """The store of one method's runs at several sparsities: from one to the next it keeps the steps whose keys begin
-    with `beginning`, which hold at every sparsity; none if that is None.
+    with `beginning`, which hold at every sparsity; none if that is None. Opened again for the job that it was last
+    open for, it has all of that job's steps.
 
     Attributes:
-        spent: what each step took that is kept.
+        spent: what each step took that lies here.
         spared_s: seconds that were spared so far by taking steps over.
     """
 
@@ -42,12 +44,24 @@ class Shared(MemoryStore):
         self.beginning, self.spent, self.spared_s = beginning, dict[str, Spent](), 0.0
 
     def open(self, identity: str) -> None:
-        self._results = {key: result for key, result in self._results.items() if key in self.spent}
+        if identity != self.identity:
+            self._results = {key: result for key, result in self._results.items() if self._holds(key)}
+            self.spent = {key: spent for key, spent in self.spent.items() if self._holds(key)}
+        self.identity = identity
+
+    def copy(self) -> Shared:
+        """As it is now; what lies here is not copied."""
+        other = copy.copy(self)
+        other._results, other.spent = dict(self._results), dict(self.spent)
+        return other
+
+    def _holds(self, key: str) -> bool:
+        return self.beginning is not None and key.startswith(self.beginning)
 
     @property
     def seconds(self) -> float:
-        """That the steps which lie here took."""
-        return sum(spent.wall_s for spent in self.spent.values())
+        """That the steps took which a run at another sparsity takes over."""
+        return sum(spent.wall_s for key, spent in self.spent.items() if self._holds(key))
 
 
 class SharingRun(Run):
@@ -77,12 +91,25 @@ class SharingRun(Run):
                 advance(1)
         began = self.spent()
         result = super().step(key, compute)
-        if spent is None and shared.beginning is not None and name.startswith(shared.beginning):
+        if spent is None:
             shared.spent[name] = self.spent().since(began)
         return result
 
+    @property
+    def spared(self) -> Spent:
+        """By taking steps over."""
+        return Spent(*(sum(values) for values in zip(*self._spared, strict=True))) if self._spared else Spent(*[0] * 5)
+
+    @property
+    def computed(self) -> Meter:
+        """The work without what was taken over."""
+        spared, meter = self.spared, self.meter
+        return Meter(
+            meter.block_tokens - spared.block_tokens, meter.head_tokens - spared.head_tokens,
+            meter.asked_tokens - spared.asked_tokens,
+        )  # fmt: skip
+
     def spent(self) -> Spent:
         """Until now, from some time before the run."""
-        wall_s = self._clock() + sum(spent.wall_s for spent in self._spared)
-        cpu_s = time.process_time() + sum(spent.cpu_s for spent in self._spared)
-        return Spent(wall_s, cpu_s, **asdict(self.meter))
+        spared = self.spared
+        return Spent(self._clock() + spared.wall_s, time.process_time() + spared.cpu_s, **asdict(self.meter))

@@ -1,0 +1,189 @@
+"""What fits into a memory: the dense model, or the methods at sparsities, with what each takes; no weights are read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from secateur.engine.blocks import activation_bytes
+from secateur.errors import SecateurError
+from secateur.forecast import Forwards, Speed, probe
+from secateur.goals import Goal, Plans
+from secateur.judge.inference import kv_bytes
+from secateur.methods import methods
+from secateur.model.handle import Model, require_positions
+from secateur.model.layout import Layout
+from secateur.model.load import Source, check_device
+from secateur.pruning import Plan, Request, plan
+
+_PROBE_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a model takes while it runs, in bytes.
+
+    Attributes:
+        weights: all of them; kv_cache: of all sequences at their full length.
+        activations: an estimate of the most that lives beside them, of one prompt of the full length at a time.
+    """
+
+    weights: int
+    kv_cache: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.kv_cache + self.activations
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A pruning that fits.
+
+    Attributes:
+        parameters: that are left; need: what it takes to run.
+        least: whether it is the method's smallest sparsity that fits, to a hundredth.
+        forwards, seconds: of the pruning, on this device by one probed block; pruning_bytes: its peak memory.
+        demo_loss: nats per token above dense by text that the demo model lost, see `Measured`; None where not measured.
+    """
+
+    method: str
+    sparsity: float
+    parameters: int
+    need: Need
+    least: bool
+    forwards: float
+    seconds: float
+    pruning_bytes: int
+    demo_loss: dict[str, float] | None
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """The answer to what fits.
+
+    Attributes:
+        dense: what the model takes as it is; dense_fits: whether that is enough.
+        is_demo: whether it is the model of which the losses were measured; of another one they say nothing but which
+            method lost more.
+        choices: that fit, the least demo loss first.
+        refused: why there is nothing of a method.
+    """
+
+    model: str
+    fits_bytes: int
+    context: int
+    batch: int
+    dtype: str
+    dense: Need
+    dense_fits: bool
+    is_demo: bool
+    loss_source: str
+    choices: list[Choice]
+    refused: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the demo model lost by each method in the committed comparison, which `docs/figures.py` writes it from.
+
+    Attributes:
+        source: where the figures come from, and how they were taken.
+        losses: by method, (removed share of the blocks' parameters, nats per token above dense by text), in order.
+    """
+
+    source: str
+    losses: dict[str, list[tuple[float, dict[str, float]]]]
+
+    @classmethod
+    @cache
+    def read(cls) -> Measured:
+        return cls(**json.loads(resources.files("secateur").joinpath("measured.json").read_text(encoding="utf-8")))
+
+    def loss(self, method: str, share: float) -> dict[str, float] | None:
+        """By text, at a share that lies between none and the most measured: on the straight line between neighbours."""
+        points = self.losses.get(method, [])
+        known = [(0.0, dict.fromkeys(points[0][1], 0.0)), *points] if points else []
+        for (below, low), (above, high) in pairwise(known):
+            if below <= share <= above + 1e-3:
+                part = min(1.0, (share - below) / (above - below))
+                return {text: low[text] + part * (high[text] - low[text]) for text in low}
+        return None
+
+
+def fitting(
+    source: Source,
+    *,
+    fits: int,
+    context: int,
+    batch: int = 1,
+    sparsities: Sequence[float] = (0.125, 0.25, 0.375, 0.5),
+    names: Sequence[str] = (),
+) -> Fitting:
+    """What of a model fits into so many bytes, with the KV cache of `batch` sequences of `context` tokens.
+
+    Args:
+        sparsities: to list where they fit; the smallest that does is listed where the dense model does not.
+        names: of methods; all if there are none. Each with its default options and calibration.
+
+    Raises:
+        InvalidOptionError: a context beyond the model's positions, or another value out of its range.
+    """
+    hollow, device = source.hollow(), check_device(source.device)
+    require_positions(hollow.max_length, context)
+    device = check_device(None) if device == "auto" else device
+    speed = probe(hollow, min(_PROBE_TOKENS, hollow.max_length or _PROBE_TOKENS), device)
+
+    def need(layout: Layout, config: Any, like: Model) -> Need:
+        item = hollow.dtype.itemsize
+        cached = batch * kv_bytes(layout, config, context, item)
+        return Need(layout.parameters * item, cached, activation_bytes(like, context))
+
+    dense = need(hollow.layout(), hollow.hf.config, hollow)
+    goal, choices, refused = Goal(target_bytes=fits, tolerance=0.01), list[Choice](), dict[str, str]()
+    for name in names or methods():
+
+        def plan_at(sparsity: float, name: str = name) -> Plan:
+            return plan(Request(method=name, sparsity=sparsity), hollow, device=torch.device(device).type)
+
+        def total(planned: Plan) -> float:
+            return need(planned.after, planned.config, hollow).total
+
+        some: dict[float, tuple[Plan, bool]] = {}
+        try:
+            if dense.total > fits:
+                planned, _, _ = Plans(goal, plan_at).meet(total)
+                some[planned.request.budget.sparsity] = planned, True
+            for sparsity in sparsities:
+                if sparsity not in some and total(planned := plan_at(sparsity)) <= fits:
+                    some[sparsity] = planned, False
+        except SecateurError as error:
+            refused[name] = str(error)
+        for planned, least in some.values():
+            choices.append(_choice(planned, need(planned.after, planned.config, hollow), least, hollow, speed))
+    choices.sort(key=lambda choice: (choice.demo_loss is None, sum((choice.demo_loss or {}).values())))
+    measured = Measured.read()
+    return Fitting(
+        model=hollow.source["name"], fits_bytes=fits, context=context, batch=batch,
+        dtype=str(hollow.dtype).removeprefix("torch."), dense=dense, dense_fits=dense.total <= fits,
+        is_demo=source.name == "demo", loss_source=measured.source, choices=choices, refused=refused,
+    )  # fmt: skip
+
+
+def _choice(planned: Plan, need: Need, least: bool, hollow: Model, speed: Speed) -> Choice:
+    meter, sparsity = planned.meter, planned.request.budget.sparsity
+    return Choice(
+        method=planned.method.name, sparsity=sparsity, parameters=planned.after.parameters, need=need, least=least,
+        forwards=Forwards.of(planned, hollow.head_cost).forwards,
+        seconds=speed.seconds(meter.block_tokens, meter.head_tokens),
+        pruning_bytes=int(planned.before.parameters * hollow.dtype.itemsize + planned.held_bytes),
+        demo_loss=Measured.read().loss(planned.method.name, planned.sparsity.achieved.blocks),
+    )  # fmt: skip

@@ -1,0 +1,282 @@
+"""Prunings run to their end: `prune` in memory, `prune_to` into a folder; where a goal asks for it, several of them."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from secateur.engine.tokens import Tokens, ready
+from secateur.errors import InvalidOptionError
+from secateur.folders import claimed, require_space
+from secateur.goals import Goal, Tried
+from secateur.judge.inference import speedup
+from secateur.judge.judging import Judge, Judging
+from secateur.judge.perplexity import before_and_after, perplexity, ratio
+from secateur.judge.results import Perplexity
+from secateur.model.coerce import Loaded, ModelSource, handed
+from secateur.model.handle import Model, with_random_weights
+from secateur.model.load import Source, TokenizerSource
+from secateur.output import Outcome, Output
+from secateur.pruning import NOT_BOTH, Job, Plan, Pruned, Request, calibration_of, met, plan, plans_of, run_job
+from secateur.record import Cost, MeasuredPerplexity, read_record
+from secateur.run import Meter, Observer, Run
+from secateur.sharing import Shared, SharingRun
+from secateur.signatures import RECOMMENDED
+
+_HELD_OUT_TOKENS = 16_384  # of the calibration text, to measure a loss on where no text is given for it
+
+
+def prune(
+    model: ModelSource,
+    method: str = RECOMMENDED,
+    *,
+    tokenizer: TokenizerSource | None = None,
+    run: Run | None = None,
+    **request: Any,
+) -> Pruned:
+    """Prune a model in place.
+
+    Args:
+        model: a folder, a hub id or "demo"; a `Source`; a `Model`; or a transformers model. That is pruned itself, no
+            copy is made: it is the smaller one afterwards (`Pruned.model.hf`), of secateur's subclass of its class.
+        tokenizer: the model's, or the name of one, where it does not lie where the model was loaded from.
+        request: `sparsity`, and whatever else `Request` has; the method's own options by name.
+
+    Raises:
+        InfeasibleBudgetError: with the reachable range. Other typed errors for other bad input, before anything is
+            changed. If the run itself fails (NumericalError) or is interrupted, the model is left half-pruned: load it
+            again.
+    """
+    asked = Request.given(method, request)
+    with handed(model, tokenizer, cache=asked.cache, keep=True) as given:
+        planned, tokens, held_out = _specified(asked, given.hollow(tokenizer=True), given)
+        job = Job.of(planned, given.load(), tokens, tokenizer_given=given.tokenizer is not None)
+        return _run_for_goal(job, given, held_out, run=run)
+
+
+def _specified(request: Request, hollow: Model, source: Source | Loaded) -> tuple[Plan, Tokens, dict[str, Tokens]]:
+    """All that can be refused before gigabytes are read: the plan, the calibration, and the texts that a loss is to be
+    kept on. For such a goal the plan is one of those that are possible, and its request has no sparsity yet."""
+    goal = request.goal
+    if goal is None or not goal.is_loss:
+        planned = plan(request, hollow, device=source.device_type)
+        return planned, calibration_of(planned, hollow), {}
+    if request.sparsity is not None:
+        raise InvalidOptionError(NOT_BOTH)
+    planned = replace(plans_of(request, goal, hollow, source.device_type).some, request=request)
+    if goal.judging.texts:
+        judge = Judge(goal.judging, (), data=request.data, cache=request.cache, text_field=request.text_field)
+        return planned, calibration_of(planned, hollow), judge.windows(hollow)
+    if ready(request.calibration) is not None:
+        raise InvalidOptionError(
+            "windows of token ids leave none to measure the perplexity on: give a text for it (--perplexity TEXT, or "
+            "the texts of the goal's judging)"
+        )
+    extra = goal.judging.samples or max(1, _HELD_OUT_TOKENS // planned.length)
+    together = calibration_of(replace(planned, samples=planned.samples + extra), hollow)
+    named = {**together.source, "name": f"{together.source['name']}, held out", "samples": extra}
+    held_out = Tokens(together.ids[planned.samples :], together.weights[planned.samples :], named)
+    tokens = together.first(planned.samples)
+    return planned, replace(tokens, source={**tokens.source, "samples": planned.samples}), {named["name"]: held_out}
+
+
+def prune_to(
+    request: Request,
+    source: ModelSource,
+    output: Output | str | Path,
+    *,
+    tokenizer: TokenizerSource | None = None,
+    judging: Judging | None = None,
+    observer: Observer | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> Outcome:
+    """Prune a model and write a smaller checkpoint, whole or not at all.
+
+    All that can be refused is refused before gigabytes are read, but for weights that are NaN, before the work.
+
+    Args:
+        source, tokenizer: as `prune` has them; one that is in memory is pruned in place.
+        output: or the folder.
+        judging: of which the texts are measured before and after.
+        arguments: goes into the record as given.
+
+    Raises:
+        OutputExistsError, OutputBusyError, OutputError: the folder holds something else, another process is about to
+            write it, or it cannot be written.
+        SecateurError: what `plan`, `prepare` and `run_job` raise.
+    """
+    judging = judging or Judging()
+    output = output if isinstance(output, Output) else Output(Path(output))
+    with handed(source, tokenizer, cache=request.cache, keep=True) as given:
+        output.check(given.name, request.calibration, *judging.sources.values())
+        return _prune_to(request, given, output, judging, observer, arguments)
+
+
+def _prune_to(
+    request: Request,
+    source: Source | Loaded,
+    output: Output,
+    judging: Judging,
+    observer: Observer | None,
+    arguments: Mapping[str, Any] | None,
+) -> Outcome:
+    with claimed(output.folder):
+        request = _found_before(request, output)
+        hollow = source.hollow(tokenizer=True)
+        planned, tokens, held_out = _specified(request, hollow, source)
+        judge = Judge(judging, (), data=request.data, cache=request.cache, text_field=request.text_field)
+        texts = judge.windows(hollow)
+        job = Job.of(planned, source.load(), tokens, tokenizer_given=source.tokenizer is not None)
+        if request.goal is None and (record := output.holds(job.fingerprint)) is not None:
+            return Outcome(record, was_there=True)
+        after = planned.before if held_out else planned.after  # a loss may leave nearly all
+        require_space(output.folder, after.parameters * job.model.dtype.itemsize)
+        run = Run(request.seed, observer=observer)
+        pruned = _run_for_goal(job, source, held_out, run=run, measure_on=texts, arguments=arguments)
+        output.write(pruned)
+        return Outcome(pruned.record, was_there=False)
+
+
+def _found_before(request: Request, output: Output) -> Request:
+    """With the sparsity that an earlier run found for the same goal, where the folder has that run's result.
+
+    Raises:
+        OutputExistsError: the folder has the result of something else, for which no sparsity need be searched.
+    """
+    if (goal := request.goal) is None:
+        return request
+    record = None if output.overwrite else read_record(output.folder)
+    if record is not None and record.goal is not None and record.sparsity is not None:
+        known = record.goal.goal, record.goal.asked, record.goal.by, record.goal.tolerance
+        if known == (goal.name, goal.asked, goal.measured_by(), goal.step):
+            return replace(request, goal=None, sparsity=record.sparsity.asked)
+    output.holds("")
+    return request
+
+
+# --- goals that real prunings decide ---
+
+
+def _run_for_goal(
+    job: Job,
+    source: Source | Loaded,
+    held_out: Mapping[str, Tokens],
+    *,
+    run: Run | None = None,
+    measure_on: Mapping[str, Tokens] | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> Pruned:
+    """Run a job; where its goal is not met by layouts alone, several, and the best once more from its journal.
+
+    Args:
+        source: of fresh models. A model in memory is copied for each try, and pruned itself at the end.
+        held_out: texts to keep a loss on.
+    """
+    planned = job.plan
+    goal = planned.request.goal
+    if goal is None or not (goal.is_loss or planned.approximate):
+        return run_job(job, run=run, measure_on=measure_on, arguments=arguments)
+    began, tries = time.monotonic(), _Tries(job, source, run or Run(planned.request.seed))
+    if goal.is_loss:
+        planned, got, tried = plans_of(planned.request, goal, tries.hollow, source.device_type).meet(
+            lambda some: tries.loss(some, goal, held_out)
+        )
+    else:
+        planned, got, tried = tries.until_met(planned, goal)
+    planned = replace(planned, goal=met(goal, got, tried, tries.cost(time.monotonic() - began)))
+    known = {tokens.fingerprint() for tokens in held_out.values()}
+    others = {name: text for name, text in (measure_on or {}).items() if text.fingerprint() not in known}
+    return tries.best(planned, measure_on=others, arguments=arguments)
+
+
+class _Tries:
+    """Prunings of one model at several sparsities, which share the steps that hold at all of them."""
+
+    def __init__(self, job: Job, source: Source | Loaded, run: Run) -> None:
+        self.hollow = job.model.hollow()
+        self._job, self._source, self._run = replace(job, model=self.hollow), source, run
+        self._loaded = None if isinstance(source, Loaded) else job.model  # not pruned yet
+        self._store = self._best = Shared(job.plan.method.shared)
+        self._judge = Run(observer=run.observer)
+        self._dense: dict[str, Perplexity] = {}
+        self._measured: list[MeasuredPerplexity] = []
+        self._work, self._cost = Meter(), Cost(seconds=0)
+
+    def loss(self, planned: Plan, goal: Goal, texts: Mapping[str, Tokens]) -> float:
+        """The share by which the perplexity rises, on the text where it rises most."""
+        model = self._fresh()
+        if not self._dense:
+            self._dense = self._perplexities(model, texts)
+        pruned = self._prune(planned, model)
+        after = self._perplexities(model, texts)
+        loss = max(ratio(self._dense[name], after[name]) for name in texts) - 1
+        self._run.log("sparsity %.4g: %s", planned.request.sparsity, goal.words(loss))
+        if goal.meets(loss):
+            self._best, self._cost = self._store.copy(), pruned.record.cost
+            self._measured = [before_and_after(self._dense[name], after[name]) for name in texts]
+        return loss
+
+    def until_met(self, planned: Plan, goal: Goal) -> tuple[Plan, float, Tried]:
+        """From the sparsity that meets a goal by a rehearsal upwards, until a real pruning does."""
+        plans = plans_of(planned.request, goal, self.hollow, None)
+        foretold = plans.at(round(planned.request.budget.sparsity * plans.count))
+        assert planned.goal is not None  # narrows the type
+        assert foretold is not None  # it was found
+        tried = planned.goal.tried
+        while True:
+            model = self._fresh()
+            pruned = self._prune(foretold, model)
+            after = pruned.pruning.after
+            if goal.name == "bytes":
+                got = float(after.parameters * model.dtype.itemsize)
+            elif after == planned.after:
+                got = planned.goal.got
+            else:
+                dense = with_random_weights(self.hollow.hf.config, model.dtype, model.device)
+                got = speedup(dense, model, run=self._judge, **goal.measured_by())
+            if goal.meets(got):
+                self._best, self._cost = self._store.copy(), pruned.record.cost
+                return foretold, got, tried
+            tried = [*tried, (foretold.request.budget.sparsity, got)]
+            foretold = plans.smaller(foretold)
+
+    def best(self, planned: Plan, **more: Any) -> Pruned:
+        """The best once more, from its journal, on a model that stays."""
+        job = replace(self._job, plan=planned, model=self._source.load())
+        run = SharingRun(planned.request.seed, self._best, observer=self._run.observer)
+        pruned = run_job(job, run=run, **more)
+        pruned.record.cost = self._cost  # a replay costs nothing
+        pruned.record.perplexity = [*self._measured, *(pruned.record.perplexity or ())]
+        return pruned
+
+    def cost(self, seconds: float) -> Cost:
+        """Of all tries, with what was judged."""
+        meter, judged, layout = self._work, self._judge.meter, self.hollow.layout()
+        work = Meter(meter.block_tokens + judged.block_tokens, meter.head_tokens + judged.head_tokens)
+        forwards = work.forwards(len(layout.blocks), self._job.tokens.length, head=self.hollow.head_cost)
+        return Cost(
+            seconds=seconds, block_tokens=work.block_tokens, head_tokens=work.head_tokens, forwards=round(forwards, 2)
+        )
+
+    def _fresh(self) -> Model:
+        model, self._loaded = self._loaded, None
+        if model is not None:
+            return model
+        loaded = self._source.load()
+        return copy.deepcopy(loaded) if isinstance(self._source, Loaded) else loaded
+
+    def _prune(self, planned: Plan, model: Model) -> Pruned:
+        run = SharingRun(planned.request.seed, self._store, observer=self._run.observer)
+        pruned = run_job(replace(self._job, plan=planned, model=model), run=run)
+        pruned.record.cost.seconds = round(pruned.record.cost.seconds + run.spared.wall_s, 1)
+        computed = run.computed
+        self._work.block_tokens += computed.block_tokens
+        self._work.head_tokens += computed.head_tokens
+        return pruned
+
+    def _perplexities(self, model: Model, texts: Mapping[str, Tokens]) -> dict[str, Perplexity]:
+        return {name: perplexity(model, tokens, run=self._judge) for name, tokens in texts.items()}

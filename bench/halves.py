@@ -3,7 +3,7 @@
 python bench/halves.py DATA OUT
 
 DATA is a folder with the named texts. OUT gets `dev/` and `test/`, each with a half of c4 and fineweb-edu; `dev/` the
-split of wikitext2 named "validation" (its test split is the text `wikitext2`), `test/` a domain of its own, instructions.
+split of wikitext2 named "validation" (its test split is the text `wikitext2`), `test/` a domain of its own as well.
 """
 
 from __future__ import annotations

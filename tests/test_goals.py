@@ -264,7 +264,7 @@ def test_the_same_goal_again_finds_its_result(tmp_path: Path) -> None:
 
 def test_the_command_takes_one_goal(tmp_path: Path) -> None:
     model, (text, _) = write_model(tmp_path / "model"), write_texts(tmp_path)
-    words = ("prune", model, "--calibration", text, "--samples", 3, "--length", 16, "--stage1-only")
+    words = ("prune", model, "--method", "2ssp", "--calibration", text, "--samples", 3, "--length", 16, "--stage1-only")
     told = call(*words, "--target-bytes", "130KB", "--dry-run", "--json")
     assert told.code == 0, told.err
     assert told.json["disk_bytes"] <= 130_000 == told.json["goal"]["asked"]

@@ -251,7 +251,7 @@ def test_the_same_goal_again_finds_its_result(tmp_path: Path) -> None:
     model, (text, _) = write_model(tmp_path / "model"), write_texts(tmp_path)
     request = Request(
         goal=Goal(max_perplexity_increase=0.3, judging=Judging(texts=[text], length=16, samples=4), tolerance=0.1),
-        calibration=text, samples=3, length=16, options={"stage1_only": True},
+        method="2ssp", calibration=text, samples=3, length=16, options={"stage1_only": True},
     )  # fmt: skip
     first = prune_to(request, model, tmp_path / "out")
     again = prune_to(request, model, tmp_path / "out")

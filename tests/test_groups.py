@@ -96,8 +96,7 @@ def test_commands_share_their_options_to_the_word() -> None:
 def test_prune_has_a_flag_for_every_field_of_a_request() -> None:
     flags = inspect.signature(prune).parameters
     fields = {field.name: field.default for field in dataclasses.fields(Request)}
-    assert flags["sparsity"].default is inspect.Parameter.empty
-    own = {name: fields[name] for name in fields if name not in ("sparsity", "options", "filters", "cache")}
+    own = {name: fields[name] for name in fields if name not in ("goal", "options", "filters", "cache")}
     assert {name: flags[name].default for name in own} == own
 
 

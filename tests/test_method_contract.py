@@ -105,7 +105,7 @@ SETTINGS: dict[str, Setting] = {
                        ({"ratio": "uniform", "head_error": "exact", "compensate": False, "rounding": "carry"},),
                        ({"group": 0}, {"damping": -0.1}, {"damping": math.inf}, {"first_ratio": 2.0})),
     "secateur": Setting(a_neuron, {}, (
-        {"allocation": "uniform", "sequential": False, "score": "activation"}, {"refit": False},
+        {"allocation": "uniform", "sequential": False, "score": "activation"}, {"compensate": False},
         {"target": "original", "score": "ranges"}, {"target": "dense", "share": 1.0},
         {"allocation": "searched", "search_samples": 1, "search_rounds": 2},
     ), ({"first": -0.1}, {"damping": -0.1}, {"share": 1.5}, {"target": "dense", "sequential": False}),

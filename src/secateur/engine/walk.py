@@ -312,11 +312,15 @@ class Reference:
 
     Args:
         batch_size: the walk's.
+        inputs: the walk's, where it is there already: what the blocks are called with is the same.
     """
 
-    def __init__(self, model: Model, tokens: Tokens, run: Run, batch_size: int = 1) -> None:
+    def __init__(
+        self, model: Model, tokens: Tokens, run: Run, batch_size: int = 1, inputs: BlockInputs | None = None
+    ) -> None:
         self._model = model
         self._stream = _stream(model, tokens, batch_size, run)
+        self._stream.inputs = inputs or self._stream.inputs
         self._originals: dict[int, Block] = {}  # blocks as they were, of those that the stream has not passed
         self._changes = len(model.rebases)
         self._entered: list[Tensor] = []  # of the block that was passed last, per batch
@@ -583,7 +587,7 @@ def walk(
         for start in range(0, tokens.samples, size):
             part = Tokens(tokens.ids[start : start + size], tokens.weights[start : start + size])
             stream = _stream(model, part, batch_size, run)
-            own = Reference(model, part, run, batch_size) if reference is True else None
+            own = Reference(model, part, run, batch_size, inputs=stream.inputs) if reference is True else None
             stream.reference = own or reference or None  # type: ignore[assignment]  # True is `own`
             check = _guard(stream, order)
             model.guards.append(check)

@@ -54,7 +54,7 @@ def secateur(
     search_samples: int = 8,
     search_rounds: int = 4,
     score: Score = "obs",
-    refit: bool = True,
+    compensate: bool = True,
     target: Aim = "auto",
     share: float = 0.25,
     damping: float = 0.001,
@@ -69,7 +69,7 @@ def secateur(
         search_rounds: of that search, at most.
         score: which neurons stay: obs (whose loss the others can least make up for), activation (norm), or ranges
             (activation norm times the ranges of the weights around it).
-        refit: whether the output projections make up for what goes; off is an ablation.
+        compensate: whether the output projections make up for what goes; off is an ablation.
         target: what they are fitted to: original (what they would give), dense (what they gave in the dense model) or
             stream (what makes the residual stream the dense model's); auto: stream where that can be, else original.
         share: of such a target; the rest is original.
@@ -77,7 +77,7 @@ def secateur(
         sequential: statistics of the model pruned so far; off (an ablation): of the dense model.
     """
     check_ridge(damping, share)
-    apart = sequential and refit  # the pruned model's states and the dense one's differ, and it matters
+    apart = sequential and compensate  # the pruned model's states and the dense one's differ, and it matters
     if target in ("dense", "stream") and not apart:
         raise InvalidOptionError(f"the target '{target}' differs from 'original' in a sequential refit only")
     aim: Target = "stream" if apart and leads_to_stream(model) else "original"
@@ -89,7 +89,7 @@ def secateur(
         kept = search_allocation(
             model, tokens, budget, run, start=kept, rounds=search_rounds, search_samples=search_samples, damping=damping
         )
-    solve = _Solve(run, score, refit, aim, share, damping)
+    solve = _Solve(run, score, compensate, aim, share, damping)
     late: list[Edit] = []
     for visit in walk(model, tokens, order="blocks", run=run, label="secateur", reference=aim != "original"):
         # Attention first; the FFN's statistics then see the pruned attention, and the next block the pruned block.
@@ -108,7 +108,7 @@ class _Solve:
 
     run: Run
     score: Score
-    refit: bool
+    compensate: bool
     target: Target
     share: float
     damping: float
@@ -128,7 +128,7 @@ class _Solve:
             lambda: self._solution(visit, half, units, stay),
             scratch_bytes=prune_bytes(rows, columns, torch.float32),
         )
-        weight = solution["weight"] if self.refit else None
+        weight = solution["weight"] if self.compensate else None
         return (KeepHeads if attention else KeepNeurons)(number, keep(solution["index"]), weight)
 
     def _solution(self, visit: Visit, half: Half, units: int, stay: int) -> dict[str, Any]:

@@ -612,3 +612,19 @@ def test_a_refit_is_a_row_of_its_own_whose_work_is_counted(text: Path, tmp_path:
     assert again.load.count == 1  # type: ignore[attr-defined]  # to look at
     with pytest.raises(InvalidOptionError, match="slicegpt"):
         compare(comparison(text, "slicegpt", refit=True), grid(tmp_path / "other", text))
+
+
+@pytest.mark.parametrize("name", ["2ssp-0.25", "blockpruner-0.25", "slimgpt-0.5"])
+def test_a_published_cell_is_the_same_cell_though_its_method_has_more_options_now(name: str) -> None:
+    folder = Path(__file__).parent.parent / "docs" / "results" / "main-table"
+    index, made = (json.loads((folder / file).read_text()) for file in ("compare.json", f"cells/{name}/cell.json"))
+    used = made["calibration"]
+    calibration = Calibration(text=used["name"], samples=used["samples"], length=used["length"], seed=used["seed"])
+    cell = Cell(
+        name=name, method=made["method"], label=name, sparsity=made["sparsity"], options=made["options"],
+        calibration=calibration,
+    )  # fmt: skip
+    assert cell.identity(index["judged_by"], used["fingerprint"]) == made["fingerprint"]
+    if made["method"] == "2ssp":
+        other = replace(cell, options={**made["options"], "score": "ranges"})
+        assert other.identity(index["judged_by"], used["fingerprint"]) != made["fingerprint"]

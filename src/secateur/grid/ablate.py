@@ -17,7 +17,7 @@ from secateur.grid import inverted
 from secateur.grid.asked import WINDOWS, Asked, parse_value, read_sparsities
 from secateur.grid.cells import DENSE_CELL, Cell
 from secateur.grid.run import Grid, run_grid
-from secateur.methods import Method, Options, get_method
+from secateur.methods import Method, Options, as_before, get_method
 from secateur.methods.two_ssp import balance
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
@@ -139,11 +139,12 @@ class Ablation(Asked):
     def _terms(self, model: Model, what: What, method: Method) -> dict[str, object]:
         """What all cells of an ablation of one method have in common: all but the value, the sparsity and the seed."""
         options, shape = self.settle(model, method, text=self.calibration, seed=0)
+        options = as_before(method.name, method.complete(options))
         terms = {
             "of": self.of, "count": self.count, TEXT: public_name(self.calibration), "samples": shape.samples,
             "length": shape.length, **({"bos": True} if wants_bos(model.family, self.bos) else {}),
             **({"text_field": self.text_field} if self.text_field else {}),
-            **{f"{method.name}.{name}": value for name, value in method.complete(options).items()},
+            **{f"{method.name}.{name}": value for name, value in options.items()},
         }  # fmt: skip
         varied = (what.varies, f"{method.name}.{what.varies}")
         return {name: value for name, value in terms.items() if name not in varied}

@@ -13,7 +13,7 @@ from secateur.compensation import REFITS, get_filter
 from secateur.engine.tokens import Count, Tokens, read_tokens
 from secateur.errors import DataError
 from secateur.grid import inverted
-from secateur.methods import Method, Options, get_method
+from secateur.methods import Method, Options, as_before, get_method
 from secateur.model.budget import Budget, Convention
 from secateur.model.handle import Model
 from secateur.report.results import DENSE, AblationTerms
@@ -99,7 +99,8 @@ class Cell:
         if self.refit:
             terms["refit"] = {each.name: dict(get_filter(each.name).options) for each in REFITS}
         seed = self.calibration.seed if self.calibration else None
-        return digest(judged_by, {**terms, "options": self.complete_options, "seed": seed}, calibration)
+        options = as_before(self.method, self.complete_options)
+        return digest(judged_by, {**terms, "options": options, "seed": seed}, calibration)
 
 
 def digest(*parts: object) -> str:

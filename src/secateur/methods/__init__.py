@@ -8,6 +8,6 @@ from secateur.methods import slicegpt as slicegpt
 from secateur.methods import slimgpt as slimgpt
 from secateur.methods import two_ssp as two_ssp
 from secateur.methods import window as window
-from secateur.methods.registry import Amount, Method, Option, Options, get_method, method, methods
+from secateur.methods.registry import Amount, Method, Option, Options, as_before, get_method, method, methods
 
-__all__ = ["Amount", "Method", "Option", "Options", "get_method", "method", "methods"]
+__all__ = ["Amount", "Method", "Option", "Options", "as_before", "get_method", "method", "methods"]

@@ -104,6 +104,17 @@ class Method:
         return samples, length
 
 
+# Options that came later, and the value that means what was done before. Where results are compared with earlier ones
+# these are left out, so that folders of cells go on.
+_LATER: dict[str, Options] = {"2ssp": {"score": "activation", "screen": None}, "blockpruner": {"screen": None}}
+
+
+def as_before(method: str, options: Options) -> Options:
+    """The options, without those that came later and ask for nothing new."""
+    later = _LATER.get(method, {})
+    return {name: value for name, value in options.items() if name not in later or value != later[name]}
+
+
 _METHODS: dict[str, Method] = {}
 _TRIED: set[str] = set()  # entry points of other packages: each is loaded once
 

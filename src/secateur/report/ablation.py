@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 
 from secateur.errors import UnknownNameError
 from secateur.judge.statistics import interval_of_mean, mean_and_sd, told_apart
-from secateur.methods import get_method
+from secateur.methods import as_before, get_method
 from secateur.report.comparing import ALL, LARGEST, Measure, accuracies, losses
 from secateur.report.looks import listed, number, percent
 from secateur.report.main_table import at, average_notes, cell_notes, failures, write
@@ -132,7 +132,9 @@ def _varied(terms: AblationTerms, value: str) -> list[tuple[str, Any]] | None:
         if option.accepts(option.parse(value))
     }  # fmt: skip
     own = {"text": TEXT, "samples": method.samples, "length": method.length, **options}
-    return [(name, default) for name, default in own.items() if name not in terms.terms]
+    missing = [(name, default) for name, default in own.items() if name not in terms.terms]
+    known = {f"{method.name}.{name}" for name in method.options.keys() - as_before(method.name, method.complete({}))}
+    return [(name, default) for name, default in missing if name not in known] or missing
 
 
 # --- what is measured ---

@@ -226,7 +226,9 @@ def _speed_of(goal: Goal, model: Model, device: str | None) -> Callable[[Plan], 
 
     def figure(planned: Plan) -> float:
         smaller = with_random_weights(planned.config, dense.dtype, dense.device)
-        return speedup(dense, smaller, **goal.measured_by())
+        first = speedup(dense, smaller, **goal.measured_by())
+        # on a busy machine a few rounds may be lucky: what meets the goal must do so twice
+        return min(first, speedup(dense, smaller, **goal.measured_by())) if goal.meets(first) else first
 
     return figure
 

@@ -239,6 +239,7 @@ def test_what_a_pruning_takes_over_is_not_foretold_again() -> None:
 
 def test_a_grid_s_cells_share_one_store(text: Path, tmp_path: Path) -> None:
     cells = compare(comparison(text, "blockpruner", sparsities=(0.25, 0.5, 0.75)), grid(tmp_path / "out", text))
-    alone = [cell.seconds[PRUNE] for name, cell in cells.items() if name != "dense"]
-    assert alone == sorted(alone)  # each has the rounds of those before it
-    assert [cell.prune.wall_s for cell in cells.values() if cell.prune] == pytest.approx(alone, abs=0.2)
+    pruned = [cell for cell in cells.values() if cell.prune]
+    forwards = [cell.prune.forwards for cell in pruned]
+    assert forwards == sorted(set(forwards))  # each has the rounds of those before it, and its own
+    assert all(cell.seconds[PRUNE] > 0.5 * cell.prune.wall_s for cell in pruned)

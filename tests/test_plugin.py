@@ -75,7 +75,10 @@ print(json.dumps(model(input_ids=torch.arange(5, 17)[None], use_cache=False).log
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "words", "tier"),
-    [("llama", ("--method", "least-added", "--protect", 2), "A"), ("starcoder2", ("--attentions", 1), "B")],
+    [
+        ("llama", ("--method", "least-added", "--protect", 2), "A"),
+        ("starcoder2", ("--method", "2ssp", "--attentions", 1), "B"),
+    ],
 )
 def test_a_method_and_a_family_prune_save_and_reload(
     family: str, words: tuple[object, ...], tier: str, installed: Path, tmp_path: Path

@@ -200,7 +200,7 @@ def test_records_chain_through_checkpoints(tmp_path: Path) -> None:
     middle = load(str(tmp_path / "first"))
     second = prune(middle, "2ssp", sparsity=0.4, calibration=tokens_for(model, seed=1), attentions=2)
     save(second, tmp_path / "second")
-    third = prune(load(str(tmp_path / "second")), sparsity=0.1, calibration=tokens_for(model), stage1_only=True)
+    third = prune(load(str(tmp_path / "second")), "2ssp", sparsity=0.1, calibration=tokens_for(model), stage1_only=True)
     save(third, tmp_path / "third")
     record = read_record(tmp_path / "third")
     assert [step.fingerprint for step in record.chain] == [each.record.fingerprint for each in (first, second, third)]

@@ -727,8 +727,8 @@ def test_record_and_card_tell_of_the_recovery(data: Path, tmp_path: Path) -> Non
         f"{told.held_out_loss.after:.4f} after", first.record.model["name"].rpartition("/")[2],
     ):  # fmt: skip
         assert fact in text
-    third = prune(load(str(tmp_path / "healed")), sparsity=0.1, calibration=Tokens.of(torch.arange(5, 77).view(3, 24)),
-                  stage1_only=True)  # fmt: skip
+    tokens = Tokens.of(torch.arange(5, 77).view(3, 24))
+    third = prune(load(str(tmp_path / "healed")), "2ssp", sparsity=0.1, calibration=tokens, stage1_only=True)
     save(third, tmp_path / "third")
     text = (tmp_path / "third" / "README.md").read_text()
     assert "Nothing was trained afterwards" in text  # after the last pruning

@@ -12,8 +12,10 @@ from models import BLOCKS, FAMILY_NAMES, random, tiny, tiny_closed, tiny_tokens
 from oracles import activations, weighted
 from torch import Tensor
 
+from secateur.engine.reference import Reference
+from secateur.engine.stream import Hidden, Moments, Target
 from secateur.engine.tokens import Tokens
-from secateur.engine.walk import Follower, Hidden, Moments, Reference, Target, walk
+from secateur.engine.walk import Follower, walk
 from secateur.errors import InvalidEditError, InvalidOptionError, UnsupportedEditError
 from secateur.model.handle import Model
 from secateur.run import Rehearsal, Run

@@ -16,8 +16,10 @@ from torch import Tensor
 
 from secateur.compensation.refit import DTYPE, solved
 from secateur.driver import Filter
+from secateur.engine.reference import Reference
+from secateur.engine.stream import Hidden
 from secateur.engine.tokens import Tokens
-from secateur.engine.walk import Follower, Hidden, Reference
+from secateur.engine.walk import Follower
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.run import Run

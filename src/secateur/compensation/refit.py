@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from secateur.driver import Filter
+from secateur.engine.stream import Hidden, Moments, Target
 from secateur.engine.tokens import Tokens
-from secateur.engine.walk import Follower, Hidden, Moments, Target
+from secateur.engine.walk import Follower
 from secateur.model.handle import Model
 from secateur.run import Run
 from secateur.solvers.ridge import DAMPING, Damping, check_ridge, held_out_damping, refit_bytes

@@ -12,8 +12,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from secateur.engine.reference import leads_to_stream
+from secateur.engine.stream import Hidden, Target
 from secateur.engine.tokens import Tokens
-from secateur.engine.walk import Hidden, Target, Visit, leads_to_stream, walk
+from secateur.engine.walk import Visit, walk
 from secateur.errors import InvalidOptionError
 from secateur.methods.registry import method
 from secateur.model.budget import Budget

@@ -9,8 +9,9 @@ from typing import Literal
 
 from torch import Tensor
 
+from secateur.engine.stream import Tap
 from secateur.engine.tokens import Tokens
-from secateur.engine.walk import Tap, Visit, walk
+from secateur.engine.walk import Visit, walk
 from secateur.errors import InfeasibleBudgetError, InvalidOptionError
 from secateur.methods.registry import Amount, method
 from secateur.model.budget import COARSE, Budget, inside

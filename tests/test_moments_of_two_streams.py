@@ -131,23 +131,6 @@ def test_a_reference_remembers_what_went_before_the_walk() -> None:
     assert model.guards == []
 
 
-def residual_norms(x: Tensor, weights: Tensor) -> Tensor:
-    return weights / x.square().sum(dim=-1)
-
-
-@pytest.mark.parametrize("tap", TAPS)
-def test_tokens_may_be_weighed_by_the_stream_that_the_map_adds_to(tap: Hidden) -> None:
-    model, tokens = tiny("granite"), tiny_tokens(tiny("granite"), 2, 6)
-    seen = activations(model, tokens.ids)[1]
-    weights = residual_norms(seen["block_in" if tap == "attention_hidden" else "block_mid"], tokens.weights)
-    x = seen[tap].double()
-    for visit in walk(model, tokens):
-        if visit.block.number == 1:
-            got = visit.moments(tap, weigh=residual_norms)
-    want = torch.einsum("st,str,stc->rc", weights.double(), x, x) / weights.double().sum()
-    assert torch.allclose(got.inputs, want, rtol=1e-5)
-
-
 def work(make: Callable[[str], Model], run: Run, target: Target) -> int:
     model = make("llama")
     measure(model if not run.rehearses else model.hollow(), tiny_tokens(model, 3, 7), target, run=run)

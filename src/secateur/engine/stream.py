@@ -145,32 +145,27 @@ class Stream:
             raise NumericalError(f"block {block.number}: its {tap} was never computed")
         return moment
 
-    def moments(
-        self, block: Block, tap: Hidden, target: Target, until: int, dtype: torch.dtype, weigh: Weigh | None
-    ) -> Moments:
+    def moments(self, block: Block, tap: Hidden, target: Target, until: int, dtype: torch.dtype) -> Moments:
+        """With a reference; see `Visit.moments`."""
         halves = [(SecondMoment(dtype), CrossMoment(dtype)) for _ in range(2)]
         place, window, shown = itertools.count(), itertools.count(), dict[str, Tensor]()
-        reference = self.reference if target != "original" else None
+        reference = self.reference
+        assert reference is not None  # narrows the type
 
         def add(x: Tensor, w: Tensor) -> None:
-            stream = stream_before(block, tap, shown)
-            w = weigh(stream, w) if weigh else w
-            y = None
-            if reference is not None:
-                y = reference.output(block, tap, next(place), until, stream if target == "stream" else None)
+            stream = stream_before(block, tap, shown) if target == "stream" else None
+            y = reference.output(block, tap, next(place), until, stream)
             for row in range(len(x)):
                 for number, part in self._halves(next(window)):
                     halves[number][0].add(x[row, part], w[row, part])
-                    if y is not None:
-                        halves[number][1].add_pairs(y[row, part], x[row, part], w[row, part])
+                    halves[number][1].add_pairs(y[row, part], x[row, part], w[row, part])
 
         def show(name: str) -> Look:
             return lambda x, w: shown.__setitem__(name, x)
 
         self.through(block, {**{name: show(name) for name in ("block_in", "attention_out")}, tap: add}, keep=False)
         weights = [inputs.weight for inputs, _ in halves]
-        means = [(inputs.mean, products.mean if reference else None) for inputs, products in halves]
-        return _joined([Moments(*mean) for mean in means], weights)
+        return _joined([Moments(inputs.mean, products.mean) for inputs, products in halves], weights)
 
     def _halves(self, window: int) -> list[tuple[int, slice]]:
         """Which half a window's tokens are in."""
@@ -228,15 +223,11 @@ class _Rehearsed(Stream):
         with self.rehearsal.holding(features**2 * dtype.itemsize):
             return moment
 
-    def moments(
-        self, block: Block, tap: Hidden, target: Target, until: int, dtype: torch.dtype, weigh: Weigh | None
-    ) -> Moments:
-        inputs, weight = self.moment(block, tap, dtype, weigh).mean, block.weight(OUT[tap])
+    def moments(self, block: Block, tap: Hidden, target: Target, until: int, dtype: torch.dtype) -> Moments:
+        inputs, weight = self.moment(block, tap, dtype, None).mean, block.weight(OUT[tap])
         products = torch.empty(weight.shape, dtype=dtype, device="meta")
         with self.rehearsal.holding(2 * (inputs.numel() + products.numel()) * dtype.itemsize):
-            return (
-                Moments(inputs) if target == "original" else Moments(inputs, products, 2 * (Moments(inputs, products),))
-            )
+            return Moments(inputs, products, 2 * (Moments(inputs, products),))
 
     def begin(self, hidden: list[Tensor], ahead: list[int]) -> None:
         super().begin(hidden, ahead)
@@ -304,8 +295,8 @@ def _joined(halves: list[Moments], weights: list[float]) -> Moments:
     shares = [weight / (sum(weights) or 1.0) for weight in weights]
     inputs = sum(share * half.inputs for share, half in zip(shares, halves, strict=True))
     targets = [half.target for half in halves if half.target is not None]
-    target = sum(share * each for share, each in zip(shares, targets, strict=True)) if targets else None
-    return Moments(inputs, target, tuple(halves) if targets else ())  # type: ignore[arg-type]  # sums of tensors
+    target = sum(share * each for share, each in zip(shares, targets, strict=True))
+    return Moments(inputs, target, tuple(halves))  # type: ignore[arg-type]  # sums of tensors
 
 
 @contextmanager

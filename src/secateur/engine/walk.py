@@ -83,7 +83,6 @@ class Visit:
         dtype: torch.dtype = torch.float64,
         *,
         until: int | None = None,
-        weigh: Weigh | None = None,
     ) -> Moments:
         """For a regression of the output projection W behind a tap, in one look: E[x x^T] of its inputs on the walk's
         stream, and E[y x^T] of what it is to give.
@@ -94,7 +93,6 @@ class Visit:
                 reference's, so that it also makes up for what went wrong before. The same while nothing was edited.
             until: for "stream", the site up to which the difference is made up for; 2n enters block n, 2n + 1 lies
                 between its attention and its MLP. The one behind the projection if None.
-            weigh: weights of the tokens from the residual stream that W adds to, and from their weights.
 
         Raises:
             InvalidOptionError: the walk has no reference; or the family's blocks add no linear map of x to the stream.
@@ -102,7 +100,7 @@ class Visit:
         reference = self._stream.reference if target != "original" else None
         if target != "original" and reference is None:
             raise InvalidOptionError(f"the target '{target}' needs a walk with a reference")
-        if (target == "stream" or weigh is not None) and not leads_to_stream(self._stream.model):
+        if target == "stream" and not leads_to_stream(self._stream.model):
             raise InvalidOptionError(
                 f"in this {self.block.family.model_type} a norm or a change of basis lies between the modules and the "
                 "stream, so no linear map leads there; take the target 'original' or 'dense'"
@@ -111,10 +109,9 @@ class Visit:
         if reference is not None:
             until = until or 2 * self.block.number + (1 if tap == "attention_hidden" else 2)
             reference.reach((until - 1) // 2, self._stream)
-            reference = reference if reference.differs else None
-        if reference is None and weigh is None:
-            return Moments(self.second_moment(tap, dtype).mean)
-        return self._stream.moments(self.block, tap, target if reference else "original", until or 0, dtype, weigh)
+            if reference.differs:
+                return self._stream.moments(self.block, tap, target, until, dtype)
+        return Moments(self.second_moment(tap, dtype).mean)
 
     def finish(self) -> None:
         """A visit that only observed is advanced, while its block is open; one that did not look is caught up with

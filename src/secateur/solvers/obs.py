@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -93,7 +93,7 @@ def prune_groups(
     inverse, cost = None, w.new_zeros(())
     for count in schedule:
         if inverse is None or not _drift(inverse, h, columns) < _DRIFT:
-            inverse, extra = _inverse(h if inverse is None else _block(h, columns), mean, damping, name)
+            inverse, extra = damped(h if inverse is None else _block(h, columns), damping, name, _inverse, mean)
             h.diagonal().add_(extra)
         order = torch.sort(group_errors(w, inverse, size, error), stable=True).indices
         gone, stay = order[:count], order[count:].sort().values
@@ -152,28 +152,50 @@ def damped_inverse(hessian: Tensor, damping: float, name: str) -> tuple[Tensor, 
     """
     if not torch.isfinite(hessian).all():
         raise NumericalError(f"{name}: the inputs have NaN or Inf; use another dtype")
-    mean, damped = float(hessian.diagonal().mean()), hessian.clone()
-    damped.diagonal().add_(damping * mean)
-    inverse, extra = _inverse(damped, mean, damping, name)
-    return inverse, damping * mean + extra
+    return damped(hessian, damping, name, _inverse)
 
 
-def _inverse(hessian: Tensor, mean: float, damping: float, name: str) -> tuple[Tensor, float]:
-    """H^-1 by Cholesky, and what had to be added to the diagonal for it."""
-    extra, step = 0.0, max(damping, _LEAST_DAMPING / 10) * mean
+def damped(
+    matrix: Tensor, damping: float, name: str, attempt: Callable[[Tensor], Tensor | None], mean: float | None = None
+) -> tuple[Tensor, float]:
+    """What a matrix comes to, and what was added to its diagonal: the damping, or more, until it comes to anything.
+
+    Args:
+        damping: a share of the mean diagonal; one that has been added already where `mean` is given.
+        attempt: None where the matrix is no good.
+        mean: of the diagonal, before any damping.
+
+    Raises:
+        NumericalError: no damping does.
+    """
+    first = damping if mean is None else 0.0
+    mean = mean or float(matrix.diagonal().mean()) or 1.0  # inputs that are all 0: any damping will do
+    extra, step = first * mean, max(damping, _LEAST_DAMPING / 10) * mean
     for _ in range(_DAMPING_STEPS):
-        factor, failed = torch.linalg.cholesky_ex(hessian)
-        if not failed:
-            inverse = torch.cholesky_inverse(factor)
-            diagonal = inverse.diagonal()  # sums of squares of L^-1: where these are finite all is
-            if torch.isfinite(diagonal).all() and bool((diagonal > 0).all()):
-                return inverse, extra
+        if extra:
+            more = matrix.clone()
+            more.diagonal().add_(extra)
+        if (result := attempt(more if extra else matrix)) is not None:
+            return result, extra
         step *= 10
         logger.warning("%s: the Hessian is singular; its diagonal gets %.1e of its mean more", name, step / mean)
-        hessian = hessian.clone()
-        hessian.diagonal().add_(step)
         extra += step
     raise NumericalError(f"{name}: no damping makes the Hessian positive definite; the calibration data is unfit")
+
+
+def cholesky(matrix: Tensor) -> Tensor | None:
+    """The lower factor; None of a matrix that is not positive definite."""
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    return None if failed or not bool((factor.diagonal() > 0).all()) else factor
+
+
+def _inverse(hessian: Tensor) -> Tensor | None:
+    """H^-1 by Cholesky; None where it is not positive definite, or nearly so."""
+    if (factor := cholesky(hessian)) is None:
+        return None
+    inverse = torch.cholesky_inverse(factor)
+    diagonal = inverse.diagonal()  # sums of squares of L^-1: where these are finite all is
+    return inverse if torch.isfinite(diagonal).all() and bool((diagonal > 0).all()) else None
 
 
 def _drift(inverse: Tensor, hessian: Tensor, columns: Tensor) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Literal
 
@@ -10,15 +9,12 @@ import torch
 from torch import Tensor
 
 from secateur.errors import InvalidOptionError, NumericalError
+from secateur.solvers.obs import cholesky, damped
 
-_DAMPING_STEPS = 8  # each ten times the one before
-_LEAST_DAMPING = 1e-8  # where none was asked and the moment turns out singular
 _LITTLE_DAMPING, _MOST_DAMPING = -4, 3  # powers of ten that are tried
 DAMPING = 0.01  # where y is W x, which few tokens tell as well as many
 
 Damping = float | Literal["auto"]
-
-logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -68,7 +64,8 @@ def refit(
     missing = w[:, ~stays] @ moment[~stays][:, index]
     if target is not None and share:
         missing = missing + share * (target.to(moment)[:, index] - w @ moment[:, index])
-    fitted = w[:, index] + torch.cholesky_solve(missing.T, _factor(among, damping, name)).T
+    factor, _ = damped(among, damping, name, cholesky)
+    fitted = w[:, index] + torch.cholesky_solve(missing.T, factor).T
     if not torch.isfinite(fitted).all():
         raise NumericalError(f"{name}: the fitted weight has NaN or Inf; give more damping or other data")
     return fitted.cpu()
@@ -120,18 +117,3 @@ def check_ridge(damping: float | str, share: float = 1.0) -> None:
 def refit_bytes(rows: int, columns: int, dtype: torch.dtype) -> int:
     """What `refit` holds at its peak: of the moment what stays, damped, its factor and a copy; four of the weight."""
     return dtype.itemsize * (4 * columns**2 + 4 * rows * columns)
-
-
-def _factor(moment: Tensor, damping: float, name: str) -> Tensor:
-    """The Cholesky factor of the damped moment."""
-    mean = float(moment.diagonal().mean()) or 1.0  # inputs that are all 0: any damping keeps the weights
-    step = damping
-    for _ in range(_DAMPING_STEPS):
-        damped = moment.clone()
-        damped.diagonal().add_(step * mean)
-        factor, failed = torch.linalg.cholesky_ex(damped)
-        if not failed and bool((factor.diagonal() > 0).all()):
-            return factor
-        step = max(10 * step, _LEAST_DAMPING)
-        logger.warning("%s: the moment of its inputs is singular; damping is %.1e of its mean diagonal", name, step)
-    raise NumericalError(f"{name}: no damping makes the inputs' moment positive definite; take other data")

@@ -11,11 +11,13 @@ from models import tiny, tiny_closed, tiny_tokens
 from oracles import arithmetic
 
 from secateur.engine.sweep import Part, sweep
-from secateur.errors import InfeasibleBudgetError, InvalidOptionError
+from secateur.engine.tokens import Tokens
+from secateur.errors import DataError, InfeasibleBudgetError, InvalidOptionError
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.run import MemoryStore, Meter, Rehearsal, Run
-from secateur.solvers.allocation import Allocation, _Database, _Search, curve_allocation, search_allocation
+from secateur.solvers.allocation import Allocation, curve_allocation
+from secateur.solvers.allocation_search import _Database, _Search, search_allocation
 from secateur.solvers.ratios import Curve
 
 SMOLLM2 = arithmetic(30, 576, 1536, 9, 3, 64)
@@ -141,3 +143,13 @@ def test_what_cannot_be_searched_is_refused(wrong: dict[str, Any]) -> None:
     model = tiny("llama")
     with pytest.raises(InvalidOptionError, match="search of the allocation"):
         search_allocation(model, tiny_tokens(model, 4, 8), Budget(0.3), Run(), **wrong)
+
+
+def test_a_search_on_windows_where_nothing_counts_is_refused_before_any_work() -> None:
+    model, run = tiny("llama"), Run()
+    tokens, weights = tiny_tokens(model, 4, 8), torch.ones(4, 8)
+    weights[-2:, 1:] = 0  # a window's first token is not predicted
+    tokens = Tokens.of(tokens.ids, weights)
+    with pytest.raises(DataError, match="search_samples"):
+        search_allocation(model, tokens, Budget(0.3), run, search_samples=2)
+    assert run.meter.block_tokens == 0

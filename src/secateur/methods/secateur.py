@@ -21,7 +21,8 @@ from secateur.methods.registry import method
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.run import Run
-from secateur.solvers.allocation import Allocation, curve_allocation, search_allocation
+from secateur.solvers.allocation import Allocation, curve_allocation
+from secateur.solvers.allocation_search import search_allocation
 from secateur.solvers.obs import group_sizes, prune_bytes, prune_groups
 from secateur.solvers.ridge import check_ridge
 from secateur.solvers.ridge import refit as ridge

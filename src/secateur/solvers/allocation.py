@@ -1,54 +1,18 @@
-"""How much each block keeps under one budget: by a curve over the blocks, or searched.
-
-The search stands on two things. A database of versions: each MLP at a few widths and each attention at every number of
-KV heads, pruned and refitted once by optimal brain surgery, from one walk over the stream of a model that is pruned to
-the budget already (as Tyr-the-Pruner, arXiv 2503.09657, lets errors accumulate). And an estimate of what each version
-changes in the loss, with everything else pruned as it is now: where the output projection gives W h(t) for token t, and
-g(t) is the gradient of the summed loss there, a version with the map W' (zeros for the columns that are gone) changes
-it by
-
-    sum over t of d(t) + d(t)^2 / 2,  d(t) = g(t)^T (W' - W) h(t),
-
-its first order and the diagonal of the empirical Fisher, which alone sees that a large change costs: one backward pass
-for all versions of all blocks. The least total under the budget is where marginal losses are equal, by a Lagrange
-multiplier. Blocks move as far as the estimates are good, which the true loss decides, and these are made anew there.
-"""
+"""How much each block keeps under one budget, and the curves over the blocks that say it in closed form."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
 
-import torch
-from torch import Tensor
-
-from secateur.engine.blocks import BlockInputs, run_block
-from secateur.engine.loss import NegativeLogLikelihood, logit_bytes, loss_slopes
-from secateur.engine.sweep import REMOVED, Part, Variant, altered, sweeper_of
-from secateur.engine.tokens import Tokens
-from secateur.engine.walk import Visit, walk
-from secateur.errors import DataError, InfeasibleBudgetError, InvalidOptionError
+from secateur.errors import InfeasibleBudgetError, InvalidOptionError
 from secateur.model.budget import Budget, inside
-from secateur.model.handle import Model
 from secateur.model.layout import BlockLayout, Layout
-from secateur.model.views import Block
-from secateur.run import Run
-from secateur.solvers.obs import group_sizes, prune_bytes, prune_groups
-from secateur.solvers.ratios import Curve, ratios, solved
-from secateur.surgery.apply import trial
-from secateur.surgery.edits import DropAttention, DropMLP, KeepHeads, KeepNeurons, SetWeight, keep
+from secateur.solvers.ratios import Curve, ratios
 
-Half = Literal["attention", "mlp"]
-Place = tuple[int, Half]  # of a block
-Choice = Mapping[Place, int]  # FFN neurons or KV heads, 0 for nothing
-
-_STRIDES = (3, 2, 1)  # how many sizes further a place may go at once: each is tried
-_OUT: Mapping[Half, str] = {"attention": "attention_out", "mlp": "mlp_out"}
-
-_FFN_SHARE = 0.75  # beyond which a KV head costs less than the neurons that are left
+# Of their FFNs' parameters blocks lose no more before KV heads go, too: a choice, not yet measured.
+_FFN_SHARE = 0.75
 
 
 @dataclass(frozen=True)
@@ -72,7 +36,7 @@ class Allocation:
     def parameters(self, layout: Layout) -> int:
         """What the blocks have left of the layout's, norms included."""
         return sum(
-            _narrowed(block, self.widths[number], self.kv_heads[number]).parameters
+            narrowed(block, self.widths[number], self.kv_heads[number]).parameters
             for number, block in layout.blocks.items()
         )
 
@@ -115,7 +79,7 @@ def curve_allocation(
         left -= layout.blocks[number].kv_group
     asked = _curve(sizes, most, left, shape, first) if blocks and left > 0 else [0.0] * len(blocks)
     wanted = {n: block.shape.width * (1 - share) for (n, block), share in zip(blocks.items(), asked, strict=True)}
-    allocation = Allocation({**full.widths, **_rounded(layout, wanted, budget)}, kv_heads)
+    allocation = Allocation({**full.widths, **rounded(layout, wanted, budget)}, kv_heads)
     gone = layout.block_parameters - allocation.parameters(layout)
     unit = max((block.neuron * budget.round_to for block in blocks.values()), default=0)
     group = max((layout.blocks[n].kv_group for n, heads in full.kv_heads.items() if heads > kv_heads[n]), default=0)
@@ -145,7 +109,7 @@ def _in_turn(kv_heads: Mapping[int, int]) -> Iterator[int]:
         yield from (number for number in sorted(kv_heads, reverse=True) if kv_heads[number] - 1 > given)
 
 
-def _rounded(layout: Layout, wanted: Mapping[int, float], budget: Budget) -> dict[int, int]:
+def rounded(layout: Layout, wanted: Mapping[int, float], budget: Budget) -> dict[int, int]:
     """FFN widths; what one is rounded by goes on to the next, and what is left at the end back again."""
     widths: dict[int, int] = {}
     owed = 0.0  # in parameters, that were kept beyond what was wanted
@@ -158,357 +122,9 @@ def _rounded(layout: Layout, wanted: Mapping[int, float], budget: Budget) -> dic
     return widths
 
 
-def search_allocation(
-    model: Model,
-    tokens: Tokens,
-    budget: Budget,
-    run: Run,
-    *,
-    start: Allocation | None = None,
-    levels: int = 8,
-    rounds: int = 4,
-    search_samples: int = 8,
-    damping: float = 0.01,
-) -> Allocation:
-    """FFN widths and KV heads of the least loss on held-out calibration, from a start. One journaled step.
-
-    Nothing is changed in the model. A round costs two forwards and a backward pass of the search's windows, and one
-    forward per stride that is tried.
-
-    Args:
-        start: an allocation of this budget; `curve_allocation` if None.
-        levels: widths of each MLP in the database, beside its own, the start's and none.
-        search_samples: the last windows of the calibration, on which the loss is taken; the others are for the
-            statistics.
-        damping: of the surgery, see `prune_groups`.
-
-    Raises:
-        InvalidOptionError: a value out of its range.
-        InfeasibleBudgetError: as `curve_allocation`.
-    """
-    if not (levels >= 2 and rounds >= 1 and 0 < search_samples < tokens.samples):
-        raise InvalidOptionError(
-            f"a search of the allocation takes at least 2 levels, a round, and 1 to {tokens.samples - 1} of the "
-            f"{tokens.samples} calibration windows, not {levels}, {rounds} and {search_samples}"
-        )
-    start = start or curve_allocation(model.layout(), budget)
-    apart = tokens.samples - search_samples
-    search = Tokens(tokens.ids[apart:], tokens.weights[apart:])
-    if not search.weights[:, 1:].any():
-        raise DataError(f"no token counts in the {search_samples} windows of the search; give more search_samples")
-
-    def compute() -> dict[str, Any]:
-        database = _Database(model, start, levels, damping)
-        choice = database.choice(start)
-        database.fill(tokens.first(apart), choice, run)
-        try:
-            return _Search(model, search, budget, run, database).descend(choice, rounds).to_json()
-        finally:
-            run.hold(-database.bytes)
-
-    return Allocation.from_json(run.step("allocation", compute))
-
-
-def _narrowed(block: BlockLayout, width: int, kv_heads: int) -> BlockLayout:
+def narrowed(block: BlockLayout, width: int, kv_heads: int) -> BlockLayout:
     if kv_heads < block.shape.kv_heads:
         block = block.with_kv_heads(kv_heads) if kv_heads else block.without_attention()
     if width < block.shape.width:
         block = block.with_width(width) if width else block.without_mlp()
     return block
-
-
-class _Database:
-    """Versions of each block's MLP and attention.
-
-    Attributes:
-        edits: what makes a version, by part; `Part.version` is its size.
-        sizes: by place, ascending: FFN neurons or KV heads, from 0 (it goes) to all.
-        bytes: of the edits' weights.
-    """
-
-    def __init__(self, model: Model, start: Allocation, levels: int, damping: float) -> None:
-        self.model, self.layout, self.damping = model, model.layout(), damping
-        self.edits: dict[Part, KeepHeads | KeepNeurons] = {}
-        self.sizes: dict[Place, list[int]] = {}
-        self.bytes = 0
-        able = {edit: edit.__name__ not in model.family.cannot for edit in (DropAttention, DropMLP, KeepHeads)}
-        for number, block in self.layout.blocks.items():
-            width, kv_heads = block.shape.width, block.shape.kv_heads
-            if kv_heads:
-                some = range(1, kv_heads) if able[KeepHeads] else ()
-                self.sizes[number, "attention"] = [*[0] * able[DropAttention], *some, kv_heads]
-            if width:
-                widths = {width * k // (levels + 1) for k in range(1, levels + 1)} | {start.widths[number]}
-                self.sizes[number, "mlp"] = sorted({*[0] * able[DropMLP], *widths - {0}, width})
-
-    def choice(self, allocation: Allocation) -> Choice:
-        kept = {"attention": allocation.kv_heads, "mlp": allocation.widths}
-        return {(number, half): kept[half][number] for number, half in self.sizes}
-
-    def variant(self, choice: Choice, number: int | None = None) -> Variant:
-        """The parts that are not whole; of one block if asked."""
-        return frozenset(
-            Part(n, half, size or REMOVED)
-            for (n, half), size in choice.items()
-            if size < self.sizes[n, half][-1] and number in (None, n)
-        )
-
-    def version(self, place: Place, size: int, whole: Tensor) -> tuple[Tensor, Tensor]:
-        """The columns that stay of an output projection whose whole weight is (out, in), and the weight on these."""
-        number, half = place
-        if size in (0, self.sizes[place][-1]):
-            columns = torch.arange(whole.shape[1] if size else 0, device=whole.device)
-            return columns, whole[:, columns]
-        edit = self.edits[Part(number, half, size)]
-        columns = _columns(torch.tensor(edit.index), whole.shape[1] // self.sizes[place][-1])
-        assert edit.out_weight is not None  # narrows the type
-        return columns.to(whole.device), edit.out_weight.to(whole)
-
-    def fill(self, tokens: Tokens, choice: Choice, run: Run) -> None:
-        """One walk over the stream of the model that is pruned by these versions."""
-        for visit in walk(self.model, tokens, order="blocks", run=run, label="versions"):
-            with ExitStack() as pruned:
-                for half in ("attention", "mlp"):
-                    place = (visit.block.number, half)
-                    if place in self.sizes:
-                        self._descend(visit, place, run)
-                        part = self.variant({place: choice[place]})
-                        pruned.enter_context(altered(visit.block, part, self.edits))
-                visit.advance()
-
-    def _descend(self, visit: Visit, place: Place, run: Run) -> None:
-        """Optimal brain surgery through all sizes in one descent."""
-        number, half = place
-        weight = visit.block.weight(_OUT[half]).detach()
-        *sizes, whole = (size for size in self.sizes[place] if size)
-        if not sizes:
-            return
-        moment = visit.second_moment("attention_hidden" if half == "attention" else "mlp_hidden", torch.float32)
-        hessian, left, index = 2 * moment.mean, weight, torch.arange(whole)
-        hessian.diagonal().add_(self.damping * hessian.diagonal().mean())  # once for all sizes
-        rows, wide = weight.shape
-        columns_each = wide // whole
-        with _holding(run, prune_bytes(rows, wide, torch.float32)):
-            for size in reversed(sizes):
-                gone = len(index) - size
-                kept = prune_groups(
-                    left, hessian, columns_each, [1] * gone if half == "attention" else group_sizes(gone, "released"),
-                    error="exact", damping=0.0, name=f"block {number}, {half}",
-                )  # fmt: skip
-                columns = _columns(kept.index, columns_each).to(hessian.device)
-                index, hessian, left = index[kept.index], hessian[columns][:, columns], kept.weight
-                stored = left.to(weight.dtype)
-                edit = KeepHeads if half == "attention" else KeepNeurons
-                self.edits[Part(number, half, size)] = edit(number, keep(index), stored)
-                self.bytes += stored.numel() * stored.element_size()
-                run.hold(stored.numel() * stored.element_size())
-
-
-class _Option(NamedTuple):
-    """A size of a place: what it changes in the loss (nats), and the parameters that go with it."""
-
-    size: int
-    change: float
-    saved: int
-
-
-class _Search:
-    """From an allocation to a better one, in versions of the database.
-
-    Args:
-        tokens: windows whose loss is taken.
-    """
-
-    def __init__(self, model: Model, tokens: Tokens, budget: Budget, run: Run, database: _Database) -> None:
-        self.model, self.tokens, self.budget, self.run, self.database = model, tokens, budget, run, database
-        self.layout = database.layout
-        self.sweeper = sweeper_of(model, run, database.edits)
-
-    def descend(self, choice: Choice, rounds: int) -> Allocation:
-        (loss,) = self._losses([choice])
-        curve = [loss]
-        for _ in range(rounds):
-            changes = self._changes(choice)
-            nexts = [self._step(choice, changes, stride) for stride in _STRIDES]
-            losses = self._losses(nexts)
-            best = min(range(len(nexts)), key=losses.__getitem__)
-            if losses[best] < loss:
-                choice, loss = nexts[best], losses[best]
-            elif not self.run.rehearses:  # which foretells the most that it takes
-                break
-            curve.append(loss)
-        self.run.note("loss while allocating", [round(each, 4) for each in curve if math.isfinite(each)])
-        return self._settled(choice)
-
-    def _losses(self, choices: Sequence[Choice]) -> list[float]:
-        """Mean losses on the search's windows, in nats; infinite where they are NaN."""
-        variants = [self.database.variant(choice) for choice in choices]
-        sums = self.sweeper.sums(self.tokens, variants, NegativeLogLikelihood(), "allocation").sum(dim=1)
-        means = (sums / self.tokens.weights[:, 1:].double().sum()).tolist()
-        return [mean if math.isfinite(mean) else math.inf for mean in means]
-
-    def _saved(self, place: Place, size: int) -> int:
-        """The parameters that go where a place has this size, the other half of its block being whole."""
-        block, half = self.layout.blocks[place[0]], place[1]
-        sizes = (size, block.shape.kv_heads) if half == "mlp" else (block.shape.width, size)
-        return block.parameters - _narrowed(block, *sizes).parameters
-
-    # --- what each version would change ---
-
-    @torch.no_grad()
-    def _changes(self, choice: Choice) -> dict[Place, dict[int, float]]:
-        """What each size of each place would change in the loss of the choice, in nats per token, as estimated."""
-        if self.run.rehearses:
-            return self._rehearsed()
-        model, ids, database = self.model, self.tokens.ids, self.database
-        inputs, entering = BlockInputs(model), []
-        changes: dict[Place, dict[int, float]] = {}
-        hidden = inputs.embed_windows(ids, 1)  # (samples, length, hidden)
-        for number in model.numbers:
-            entering.append(hidden)
-            with model.open(number) as block, altered(block, database.variant(choice, number), database.edits):
-                some = [run_block(block.module, x, inputs.arguments(number, 1, ids.shape[1])) for x in hidden.split(1)]
-            hidden = torch.cat(some)
-        _, slopes = loss_slopes(model, hidden, self.tokens, torch.arange(len(ids)), NegativeLogLikelihood())
-        for number in reversed(model.numbers):
-            with model.open(number) as block:
-                changes |= self._back(block, choice, entering.pop(), slopes, inputs)
-        self._count()
-        return changes
-
-    def _back(
-        self, block: Block, choice: Choice, hidden: Tensor, slopes: Tensor, inputs: BlockInputs
-    ) -> dict[Place, dict[int, float]]:
-        """The changes of one block's versions; the slopes by what leaves it become those by what enters it.
-
-        The block is whole, with zeros for the columns that are gone, so that all versions see what they read.
-        """
-        halves = [half for number, half in choice if number == block.number]
-        wide = [SetWeight(block.number, _OUT[half], self._wide(block, half, choice)) for half in halves]
-        changes = {(block.number, half): dict.fromkeys(self.database.sizes[block.number, half], 0.0) for half in halves}
-        whole = {half: block.weight(_OUT[half]).detach() for half in halves}
-        maps: dict[Half, tuple[Tensor, Tensor]] = {}  # what the output projections read and gave
-
-        def seen(half: Half) -> Callable[[Any, tuple[Tensor], Tensor], None]:
-            return lambda module, args, output: maps.update({half: (args[0], output)})
-
-        with trial(block, wide), ExitStack() as hooks:
-            for half in halves:
-                linear = block.linear(block.roles[_OUT[half]])
-                hooks.callback(linear.register_forward_hook(seen(half)).remove)
-            for place in range(len(hidden)):
-                with torch.enable_grad():
-                    x = hidden[place : place + 1].detach().requires_grad_()
-                    output = run_block(block.module, x, inputs.arguments(block.number, 1, x.shape[1]))
-                    given = [maps[half][1] for half in halves]
-                    by_input, *by_given = torch.autograd.grad(output, [x, *given], slopes[place : place + 1].to(output))
-                for half, slope in zip(halves, by_given, strict=True):
-                    now = choice[block.number, half]
-                    for size, change in self._along((block.number, half), now, whole[half], slope, maps[half][0]):
-                        changes[block.number, half][size] += change
-                slopes[place] = by_input[0]  # last: the MLP's may lie there
-        return changes
-
-    def _wide(self, block: Block, half: Half, choice: Choice) -> Tensor:
-        """The output projection's weight in the choice, with zeros for the columns that are gone."""
-        whole = block.weight(_OUT[half]).detach()
-        columns, weight = self.database.version((block.number, half), choice[block.number, half], whole)
-        wide = torch.zeros_like(whole)
-        wide[:, columns] = weight
-        return wide
-
-    def _along(self, place: Place, now: int, whole: Tensor, slope: Tensor, read: Tensor) -> Iterator[tuple[int, float]]:
-        """The change by each size, from some tokens: what the projection reads, and the slopes by what it gives."""
-        slope, read = slope.reshape(-1, len(whole)), read.detach().reshape(-1, whole.shape[1])
-        along: dict[int, Tensor] = {}  # g(t)^T W' h(t) by size, (tokens,)
-        for size in self.database.sizes[place]:
-            columns, weight = self.database.version(place, size, whole)
-            along[size] = ((slope @ weight) * read[:, columns]).sum(dim=1, dtype=torch.float32)
-        counted = float(self.tokens.weights[:, 1:].double().sum())  # the slopes are those of the mean
-        for size, given in along.items():
-            change = given - along[now]
-            yield size, float(change.sum() + counted * change.square().sum() / 2)
-
-    def _rehearsed(self) -> dict[Place, dict[int, float]]:
-        self._count()
-        states = (len(self.model.numbers) + 2) * self.tokens.ids.numel() * self.model.hidden_size
-        with _holding(self.run, states * self.model.dtype.itemsize + 2 * logit_bytes(self.model, self.tokens.length)):
-            return {place: {size: -float(size) for size in sizes} for place, sizes in self.database.sizes.items()}
-
-    def _count(self) -> None:
-        """A forward; of the blocks one more, since nothing but what enters them was kept; a backward pass, which counts
-        as two."""
-        meter, tokens = self.run.meter, self.tokens.ids.numel()
-        meter.block_tokens += 4 * tokens * len(self.model.numbers)
-        meter.asked_tokens += 4 * tokens * len(self.model.numbers)
-        meter.head_tokens += 3 * tokens
-
-    # --- the best under the budget ---
-
-    def _step(self, choice: Choice, changes: Mapping[Place, Mapping[int, float]], stride: int) -> Choice:
-        """The least estimated loss within the room, each place at most `stride` sizes away.
-
-        By a Lagrange multiplier, the price of a parameter; what room is left goes to the best gains per parameter.
-        """
-        options: dict[Place, list[_Option]] = {}
-        most = max(map(len, self.database.sizes.values()))
-        for place, size in choice.items():
-            sizes = self.database.sizes[place]
-            at = sizes.index(size)
-            reach = math.ceil(stride * len(sizes) / most)  # of few KV heads one at a time
-            near = sizes[max(0, at - reach) : at + reach + 1]
-            options[place] = [_Option(each, changes[place][each], self._saved(place, each)) for each in near]
-        target = self.budget.target(self.layout)
-
-        def cheapest(price: float) -> dict[Place, _Option]:
-            return {place: min(some, key=lambda o: o.change - price * o.saved) for place, some in options.items()}
-
-        def saved(price: float) -> int:
-            return sum(option.saved for option in cheapest(price).values())
-
-        dearest = 1 + 2 * max(abs(option.change) for some in options.values() for option in some)
-        price = solved(saved, target, -dearest, dearest)
-        chosen = cheapest(math.nextafter(price, math.inf))
-        room = sum(option.saved for option in chosen.values()) - target
-        while gains := [
-            ((chosen[place].change - option.change) / (chosen[place].saved - option.saved), place, option)
-            for place, some in options.items()
-            for option in some
-            if 0 < chosen[place].saved - option.saved <= room and option.change < chosen[place].change
-        ]:
-            _, place, option = max(gains)
-            room -= chosen[place].saved - option.saved
-            chosen[place] = option
-        return {place: option.size for place, option in chosen.items()}
-
-    def _settled(self, choice: Choice) -> Allocation:
-        """The choice, with all FFNs a little wider or narrower, so that the target is met to a neuron."""
-        full = Allocation.of(self.layout)
-        widths = {n: choice.get((n, "mlp"), width) for n, width in full.widths.items()}
-        heads = {n: choice.get((n, "attention"), kv_heads) for n, kv_heads in full.kv_heads.items()}
-        kept, target = Allocation(widths, heads).parameters(self.layout), self.budget.target(self.layout)
-        owed = kept - (self.layout.block_parameters - target)
-        blocks = {n: self.layout.blocks[n] for n, width in widths.items() if width}
-        neurons = sum(widths[n] * block.neuron for n, block in blocks.items())
-
-        def wanted(more: float) -> dict[int, float]:
-            return {n: min(widths[n] * (1 + more), block.shape.width) for n, block in blocks.items()}
-
-        def grown(more: float) -> float:
-            return sum(width * blocks[n].neuron for n, width in wanted(more).items()) - neurons
-
-        more = solved(grown, -owed, -1.0, 10.0)
-        return Allocation({**widths, **_rounded(self.layout, wanted(more), self.budget)}, heads)
-
-
-def _columns(groups: Tensor, size: int) -> Tensor:
-    return (groups[:, None] * size + torch.arange(size)).flatten()
-
-
-@contextmanager
-def _holding(run: Run, size_bytes: float) -> Iterator[None]:
-    run.hold(size_bytes)
-    try:
-        yield
-    finally:
-        run.hold(-size_bytes)

@@ -35,6 +35,22 @@ def test_a_curve_meets_the_budget_to_a_step_of_neurons(shape: Curve, budget: Bud
     assert falling.get(shape, max(widths) - min(widths) <= budget.round_to)
 
 
+def test_the_ends_lose_no_more_than_their_share() -> None:
+    for budget, ends in ((Budget(0.5), 0.3), (Budget(0.25), 0.0), (Budget(0.5), 2.0)):
+        widths = list(curve_allocation(SMOLLM2, budget, ends=ends).widths.values())
+        lost = [1536 - width for width in widths]
+        most = ends * sum(lost) / 30
+        assert lost[0] == pytest.approx(min(most, 0.7 * sum(lost) / 30), abs=1)
+        assert lost[-1] == pytest.approx(min(most, lost[-2] + 4), abs=1)
+        assert sum(lost) * SMOLLM2.blocks[0].neuron == pytest.approx(budget.target(SMOLLM2), abs=3 * 576)
+
+
+def test_ends_that_leave_too_little_to_the_others_give_way() -> None:
+    """Of three blocks the one between the ends cannot lose half of all alone."""
+    layout = arithmetic(3, 64, 256, 4, 2, 16)
+    assert curve_allocation(layout, Budget(0.5), ends=0.1) == curve_allocation(layout, Budget(0.5), "uniform")
+
+
 def test_kv_heads_go_where_neurons_do_not_suffice() -> None:
     alone, both = curve_allocation(SMOLLM2, Budget(0.55)), curve_allocation(SMOLLM2, Budget(0.6))
     assert set(alone.kv_heads.values()) == {3}

@@ -108,7 +108,7 @@ SETTINGS: dict[str, Setting] = {
         {"allocation": "uniform", "sequential": False, "score": "activation"}, {"compensate": False},
         {"target": "original", "score": "ranges"}, {"target": "dense", "share": 1.0},
         {"allocation": "searched", "search_samples": 1, "search_rounds": 2},
-    ), ({"first": -0.1}, {"damping": -0.1}, {"share": 1.5}, {"target": "dense", "sequential": False}),
+    ), ({"first": -0.1}, {"ends": -0.1}, {"damping": -0.1}, {"share": 1.5}, {"target": "dense", "sequential": False}),
         spread=1.1),
     "slicegpt": Setting(two_directions, {"multiple": 1},
                         ({"multiple": 2, "slice_head": True, "signal": "norm"}, {"mean_centre": True}),

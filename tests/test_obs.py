@@ -167,6 +167,18 @@ def test_an_unused_head_goes_first() -> None:
         assert torch.allclose(kept.weight, weight[:, [0, 1, 2, 6, 7, 8]], atol=1e-6)
 
 
+def test_factors_decide_between_losses_and_change_no_weight() -> None:
+    _, weight, h = problem(8)
+    first = prune_groups(weight, h, 2, [1])
+    factors = torch.ones(4)
+    factors[first.order[0]] = 1e6
+    later = prune_groups(weight, h, 2, [1, 1, 1], factors=factors)
+    assert later.index.tolist() == [first.order[0]]
+    same = prune_groups(weight, h, 2, [1], factors=3 * torch.ones(4))
+    assert same.index.tolist() == first.index.tolist()
+    assert torch.equal(same.weight, first.weight)
+
+
 @pytest.mark.parametrize("dependence", ["duplicate", "sum of two"])
 def test_a_neuron_that_others_can_stand_for_costs_nothing(dependence: str) -> None:
     x, weight, _ = problem(8)

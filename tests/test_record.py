@@ -24,7 +24,17 @@ from secateur.errors import CheckpointError
 from secateur.export import tier
 from secateur.methods import get_method
 from secateur.pruning import Job, Request, make_record, plan, prepare
-from secateur.record import RECORD, Cost, MeasuredPerplexity, Record, append_evaluation, dump, public_name, read_record
+from secateur.record import (
+    RECORD,
+    Cost,
+    MeasuredPerplexity,
+    Record,
+    append_evaluation,
+    dump,
+    public_arguments,
+    public_name,
+    read_record,
+)
 from secateur.surgery.apply import apply
 from secateur.surgery.edits import DropAttention, DropBlock, Edit, KeepNeurons, from_json
 
@@ -175,6 +185,20 @@ def test_of_a_path_the_last_part_is_published(path: str, tmp_path: Path, monkeyp
     append_evaluation(tmp_path, {"model": {"name": path, "perplexity": [{"text": path}], "fidelity": [{"text": path}]}})
     for word in ("client", "someone", "runs", "work"):
         assert word not in (tmp_path / RECORD).read_text()
+
+
+def test_each_text_of_a_command_keeps_its_public_name() -> None:
+    command = [
+        "compare",
+        "org/m",
+        "--texts",
+        "/home/me/a.jsonl,wikitext2,here/b.txt",
+        "--texts=../c.txt,c4",
+        "--out",
+        "x/y,z",
+    ]
+    shown = public_arguments({"command": command})["command"]
+    assert shown == ["compare", "org/m", "--texts", "a.jsonl,wikitext2,b.txt", "--texts=c.txt,c4", "--out", "y,z"]
 
 
 @pytest.mark.parametrize(

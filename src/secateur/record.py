@@ -388,8 +388,11 @@ def public_arguments(arguments: Mapping[str, object]) -> Facts:
             return value
         option, equals, given = value.partition("=")
         if value.startswith("--") and equals:
-            return option + equals + public_name(given, local=option in _PATH_OPTIONS)
-        return public_name(value, local=before in _PATH_OPTIONS)
+            return option + equals + listed(given, option in _PATH_OPTIONS)
+        return listed(value, before in _PATH_OPTIONS)
+
+    def listed(value: str, local: bool) -> str:  # texts come with commas between, and so may paths of them
+        return public_name(value, local=True) if local else ",".join(public_name(each) for each in value.split(","))
 
     return {name: public(value) for name, value in arguments.items()}
 

@@ -30,7 +30,7 @@ from secateur.solvers.scores import by_weights, maps_around, top_neurons
 from secateur.surgery.edits import DropAttention, DropMLP, Edit, KeepHeads, KeepNeurons, keep
 
 Allocating = Literal["log", "uniform", "searched"]
-Score = Literal["obs", "activation", "ranges"]
+Score = Literal["obs-ranges", "obs", "activation", "ranges"]
 Aim = Literal["auto", "original", "dense", "stream"]
 Half = Literal["attention", "mlp"]
 
@@ -54,9 +54,10 @@ def secateur(
     *,
     allocation: Allocating = "log",
     first: float = 0.7,
+    ends: float = 0.2,
     search_samples: int = 8,
     search_rounds: int = 4,
-    score: Score = "obs",
+    score: Score = "obs-ranges",
     compensate: bool = True,
     target: Aim = "auto",
     share: float = 0.25,
@@ -67,11 +68,12 @@ def secateur(
 
     Args:
         allocation: how much each block loses: log (less from early blocks), uniform, or searched, which parts go too.
-        first: where the log curve begins: the first block's share, relative to the mean.
+        first: where the log curve begins, relative to the mean share.
+        ends: what the first and the last block lose at most, relative to the mean share; not of a uniform allocation.
         search_samples: calibration windows, the last, on which a searched allocation is judged.
         search_rounds: of that search, at most.
-        score: which neurons stay: obs (whose loss the others can least make up for), activation (norm), or ranges
-            (activation norm times the ranges of the weights around it).
+        score: which neurons stay: obs (whose loss the others can least make up for), obs-ranges (that times the ranges
+            of the weights around them), activation (norm), or ranges (activation norm times the same ranges).
         compensate: whether the output projections make up for what goes; off is an ablation.
         target: what they are fitted to: original (what they would give), dense (what they gave in the dense model) or
             stream (what makes the residual stream the dense model's); auto: stream where that can be, else original.
@@ -87,7 +89,7 @@ def secateur(
     if target != "auto":
         aim = target
     curve: Literal["log", "uniform"] = "uniform" if allocation == "uniform" else "log"
-    kept = curve_allocation(model.layout(), budget, curve, first, heads="KeepHeads" not in model.family.cannot)
+    kept = curve_allocation(model.layout(), budget, curve, first, ends, heads="KeepHeads" not in model.family.cannot)
     if allocation == "searched":
         kept = search_allocation(
             model, tokens, budget, run, start=kept, rounds=search_rounds, search_samples=search_samples, damping=damping
@@ -145,14 +147,15 @@ class _Solve:
                 weight, moments.inputs, index, damping=self.damping, target=moments.target, share=self.share, name=name
             )
 
-        if half == "mlp" and self.score != "obs":
+        if half == "mlp" and self.score in ("activation", "ranges"):
             index = torch.tensor(self._highest(visit, moments.inputs, stay))
             return {"index": index, "weight": fitted(index).to(weight.dtype)}
         schedule = [1] * (units - stay) if half == "attention" else group_sizes(units - stay, "released")
         whole = weight if moments.target is None else fitted(torch.arange(weight.shape[1]))
+        ranged = half == "mlp" and self.score == "obs-ranges" and not weight.is_meta
         left = prune_groups(
             whole, 2 * moments.inputs, weight.shape[1] // units, schedule, error="exact", damping=self.damping,
-            name=name,
+            factors=by_weights(torch.ones(units), maps_around(visit.block), "ranges") if ranged else None, name=name,
         )  # fmt: skip
         self.run.log("%s: %d stay, error %.6g", name, stay, left.error)
         return {"index": left.index, "weight": left.weight.to(weight.dtype)}

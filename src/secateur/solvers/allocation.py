@@ -49,7 +49,13 @@ class Allocation:
 
 
 def curve_allocation(
-    layout: Layout, budget: Budget, shape: Curve = "log", first: float = 0.7, *, heads: bool = True
+    layout: Layout,
+    budget: Budget,
+    shape: Curve = "log",
+    first: float = 0.7,
+    ends: float = math.inf,
+    *,
+    heads: bool = True,
 ) -> Allocation:
     """FFN neurons by a share that grows over the blocks as SlimGPT's equation 6, the target to a neuron. Where the FFNs
     would lose more than three quarters, KV heads go as well, one of each block in turn, from the last block on.
@@ -57,14 +63,16 @@ def curve_allocation(
     Args:
         first: the first block's share, relative to the mean (of a decreasing curve, the last one's); the paper's are
             about 0.25.
+        ends: the share at most, relative to the mean, of the first and of the last block, whatever the curve gives
+            them: all others stand on the one, and none can make up for the other.
         heads: whether KV heads can go; each attention keeps one.
 
     Raises:
-        InvalidOptionError: `first` out of its range.
+        InvalidOptionError: `first` or `ends` out of its range.
         InfeasibleBudgetError: with the reachable range.
     """
-    if not 0 <= first < math.inf:
-        raise InvalidOptionError(f"first is relative to the mean share, 0 or more, not {first}")
+    if not (0 <= first < math.inf and ends >= 0):
+        raise InvalidOptionError(f"first and ends are relative to the mean share, 0 or more, not {first} and {ends}")
     full, target = Allocation.of(layout), budget.target(layout)
     blocks = {n: block for n, block in layout.blocks.items() if block.shape.width}
     sizes = [block.neuron * block.shape.width for block in blocks.values()]
@@ -77,7 +85,7 @@ def curve_allocation(
             break
         kv_heads[number] -= 1
         left -= layout.blocks[number].kv_group
-    asked = _curve(sizes, most, left, shape, first) if blocks and left > 0 else [0.0] * len(blocks)
+    asked = _curve(sizes, most, left, shape, first, ends) if blocks and left > 0 else [0.0] * len(blocks)
     wanted = {n: block.shape.width * (1 - share) for (n, block), share in zip(blocks.items(), asked, strict=True)}
     allocation = Allocation({**full.widths, **rounded(layout, wanted, budget)}, kv_heads)
     gone = layout.block_parameters - allocation.parameters(layout)
@@ -93,11 +101,15 @@ def curve_allocation(
     return allocation
 
 
-def _curve(sizes: Sequence[float], most: Sequence[float], target: float, shape: Curve, first: float) -> list[float]:
-    """Each block's share; where the curve cannot reach the target with that first share, it is uniform."""
+def _curve(
+    sizes: Sequence[float], most: Sequence[float], target: float, shape: Curve, first: float, ends: float
+) -> list[float]:
+    """Each block's share; where the curve cannot reach the target with those ends, it is uniform."""
     if shape != "uniform":
-        low = min(first * target / sum(sizes), max(most))
-        asked = ratios(sizes, target, shape, most=most, **{"last" if shape.endswith("decrease") else "first": low})
+        mean = target / sum(sizes)
+        low, limits = min(first * mean, max(most)), list(most)
+        limits[0], limits[-1] = (min(ends * mean, limit) for limit in (most[0], most[-1]))
+        asked = ratios(sizes, target, shape, most=limits, **{"last" if shape.endswith("decrease") else "first": low})
         if abs(sum(size * share for size, share in zip(sizes, asked, strict=True)) - target) < 1:
             return asked
     return ratios(sizes, target, "uniform", most=most)

@@ -55,6 +55,7 @@ def prune_groups(
     error: GroupError = "grouped",
     damping: float = 0.01,
     compensate: bool = True,
+    factors: Tensor | None = None,
     name: str = "a map",
 ) -> Kept:
     """Remove groups of `size` columns, as many at a time as `schedule` says, each time those whose loss costs least.
@@ -70,6 +71,7 @@ def prune_groups(
         error: how a group is judged, see `group_errors`; all the same for single columns.
         damping: share of the Hessian's mean diagonal added to its diagonal; ten times more where it is singular.
         compensate: off is an ablation: what is kept stays as it was.
+        factors: (groups,), by which the groups' losses are multiplied before the least of them go.
         name: for messages.
 
     Raises:
@@ -90,12 +92,14 @@ def prune_groups(
     h.diagonal().add_(damping * mean)
     alive, original = torch.arange(w.shape[1] // size, device=h.device), w
     columns, went = _columns(alive, size), []
+    factors = None if factors is None else factors.to(w)
     inverse, cost = None, w.new_zeros(())
     for count in schedule:
         if inverse is None or not _drift(inverse, h, columns) < _DRIFT:
             inverse, extra = damped(h if inverse is None else _block(h, columns), damping, name, _inverse, mean)
             h.diagonal().add_(extra)
-        order = torch.sort(group_errors(w, inverse, size, error), stable=True).indices
+        errors = group_errors(w, inverse, size, error)
+        order = torch.sort(errors if factors is None else errors * factors[alive], stable=True).indices
         gone, stay = order[:count], order[count:].sort().values
         p, r = _columns(gone, size), _columns(stay, size)
         factor = torch.linalg.cholesky(_block(inverse, p))  # L with L L^T = [H^-1]_PP

@@ -10,7 +10,7 @@ from models import FAMILY_NAMES, tiny, tiny_closed, tiny_hf, tiny_tokens
 from oracles import edited, mean_kl, standing, weighted
 
 from secateur.cli.options import CompensationOptions
-from secateur.compensation import get_filter
+from secateur.compensation import drawing, get_filter
 from secateur.driver import Filter
 from secateur.engine.blocks import BlockInputs
 from secateur.engine.loss import KLDivergence
@@ -39,7 +39,8 @@ def pruned(model: Model, *filters: Filter, run: Run | None = None, **how: Any) -
 def test_the_model_comes_nearer_to_the_dense_one_and_no_part_more_goes() -> None:
     dense = tiny("llama")
     tokens = tiny_tokens(dense, 4, 16)
-    (plain, _), (refined, _) = pruned(tiny("llama")), pruned(tiny("llama"), refining_by(passes=8, rate=0.02))
+    by = refining_by(passes=8, rate=0.02, text="calibration")
+    (plain, _), (refined, _) = pruned(tiny("llama")), pruned(tiny("llama"), by)
     assert mean_kl(dense, refined.model, tokens) < 0.5 * mean_kl(dense, plain.model, tokens)
     assert refined.pruning.after == plain.pruning.after
     curve = refined.record.notes["KL while training"]
@@ -78,7 +79,7 @@ def test_gradients_are_those_of_the_mean_divergence(
 
 
 def test_a_replay_takes_no_forward_and_closed_blocks_have_no_weights() -> None:
-    by = refining_by(passes=1.5)
+    by = refining_by(passes=1.5, text="calibration")
     first, recorded = pruned(tiny("llama"), by)
     again, replay = pruned(tiny("llama"), by, run=Run(store=recorded.store))
     assert replay.meter.block_tokens == replay.meter.head_tokens == 0
@@ -88,14 +89,18 @@ def test_a_replay_takes_no_forward_and_closed_blocks_have_no_weights() -> None:
     assert first.record.notes == again.record.notes
 
 
+@pytest.mark.parametrize("text", ["calibration", "drawn"])
 @pytest.mark.parametrize("recompute", [True, False])
-def test_it_costs_what_was_rehearsed(recompute: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A forward of all windows of the dense model; then per pass a forward and a backward, which counts as two."""
+def test_it_costs_what_was_rehearsed(recompute: bool, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forward of all windows of the dense model; then per pass a forward and a backward, which counts as two. A token
+    that is drawn takes a forward, too."""
     monkeypatch.setattr(training, "SAVED_BYTES", 0 if recompute else 2**30)
-    by = refining_by(passes=2)
+    monkeypatch.setattr(drawing, "PROMPT", 4)
+    by = refining_by(passes=2, text=text)
     foretold, (_, plain), (_, run) = job(tiny("llama"), by).plan, pruned(tiny("llama")), pruned(tiny("llama"), by)
     window = 4 * 16 * 4
-    assert run.meter.block_tokens - plain.meter.block_tokens == window * (1 + 2 * (3 + recompute))
+    more = 2 * (text == "drawn")
+    assert run.meter.block_tokens - plain.meter.block_tokens == window * (1 + more + 2 * (3 + recompute))
     assert foretold.meter.forwards(4, 16, head=1.0) == pytest.approx(run.meter.forwards(4, 16, head=1.0), rel=0.02)
     assert foretold.held_bytes > 16 * foretold.after.block_parameters
 
@@ -103,11 +108,35 @@ def test_it_costs_what_was_rehearsed(recompute: bool, monkeypatch: pytest.Monkey
 def test_small_steps_add_up_in_a_model_of_16_bits() -> None:
     """Each is below what bfloat16 resolves of a weight of 0.1; together they are not."""
     coarse = [Model(tiny_hf("llama").to(torch.bfloat16)) for _ in range(2)]
-    filters = (), (refining_by(passes=20, rate=7e-4),)
+    filters = (), (refining_by(passes=20, rate=7e-4, text="calibration"),)
     pairs = [pruned(model, *by, method="slimgpt")[0] for model, by in zip(coarse, filters, strict=True)]
     weights = [each.model.hf.model.layers[0].self_attn.q_proj.weight for each in pairs]
     assert weights[1].dtype == torch.bfloat16
     assert (weights[0] != weights[1]).float().mean() > 0.5
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "phi3"])
+def test_what_is_drawn_is_the_models_own_text(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It begins as the calibration does, comes again with its seed, differs by round, never ends, and follows the
+    model's own probabilities: a head that allows two tokens writes nothing else."""
+    monkeypatch.setattr(drawing, "PROMPT", 3)
+    model = tiny(family)
+    tokens = tiny_tokens(model, 4, 12)
+    model.hf.generation_config.eos_token_id = 7
+    allowed = torch.full((model.vocab_size,), -1e4)
+    allowed[[7, 9, 11]] = 0.0
+    model.hf.get_output_embeddings().register_forward_hook(lambda module, inputs, output: output * 0 + allowed)
+    settings, state = model.hf.generation_config, torch.random.get_rng_state()
+    once, again = (drawing.with_drawn(model, tokens, Run(), 2) for _ in range(2))
+    assert torch.equal(once.ids[:4], tokens.ids)
+    assert torch.equal(once.ids[4:8, :3], tokens.ids[:, :3])
+    assert set(once.ids[4:, 3:].flatten().tolist()) == {9, 11}
+    assert not torch.equal(once.ids[4:8], once.ids[8:])
+    assert once.fingerprint() == again.fingerprint()
+    assert model.hf.generation_config is settings
+    assert torch.equal(torch.random.get_rng_state(), state)
+    with pytest.raises(InvalidOptionError, match="3 tokens"):
+        drawing.with_drawn(model, tokens.first(2, 3), Run(), 1)
 
 
 @pytest.mark.parametrize("options", [{"passes": 0.0}, {"rate": float("nan")}])
@@ -118,7 +147,7 @@ def test_what_cannot_be_is_refused_before_any_work(options: dict[str, float]) ->
 
 def test_a_method_that_changes_the_head_is_refused_before_any_work() -> None:
     with pytest.raises(InvalidOptionError, match="final norm and head"):
-        job(tiny("llama"), refining_by(), method="slicegpt")
+        job(tiny("llama"), refining_by(text="calibration"), method="slicegpt")
 
 
 def test_flags_name_the_filter_with_all_its_options() -> None:
@@ -126,7 +155,7 @@ def test_flags_name_the_filter_with_all_its_options() -> None:
     assert CompensationOptions().filters() == []
     (asked,) = CompensationOptions(refine=True, refine_passes=2.5).filters()
     assert asked.name == "refine"
-    assert asked.options == {"passes": 2.5, "rate": get_filter("refine").options["rate"]}
+    assert asked.options == {"passes": 2.5, "rate": get_filter("refine").options["rate"], "text": "drawn"}
     with pytest.raises(InvalidOptionError, match="--refine"):
         CompensationOptions(refine_rate=0.01).filters()
     with pytest.raises(InvalidOptionError, match="a number"):

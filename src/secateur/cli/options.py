@@ -203,13 +203,20 @@ class CompensationOptions:
         ),
     ] = False
     refine_passes: Annotated[
-        float | None, typer.Option(help="--refine: passes over the calibration.", show_default="4")
+        float | None, typer.Option(help="--refine: windows to train on, in calibrations.", show_default="4")
     ] = None
     refine_rate: Annotated[
         float | None,
         typer.Option(
             help="--refine: peak of the learning rate, as a share of each matrix's root mean square.",
             show_default="0.0025",
+        ),
+    ] = None
+    refine_text: Annotated[
+        str | None,
+        typer.Option(
+            help="--refine: after the first pass, text `drawn` from the dense model, or the `calibration` again.",
+            show_default="drawn",
         ),
     ] = None
 
@@ -220,7 +227,7 @@ class CompensationOptions:
         """
         from secateur.compensation import get_filter
 
-        given = {"passes": self.refine_passes, "rate": self.refine_rate}
+        given = {"passes": self.refine_passes, "rate": self.refine_rate, "text": self.refine_text}
         options = {name: value for name, value in given.items() if value is not None}
         if options and not self.refine:
             raise InvalidOptionError(f"--refine-{next(iter(options))} is of --refine, which is not given")

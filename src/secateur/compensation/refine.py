@@ -1,9 +1,13 @@
-"""Refinement: the weights that stay are trained towards the dense model's predictions on the calibration."""
+"""Refinement: the weights that stay are trained towards the dense model's predictions, on the calibration and on text
+that the dense model draws."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from typing import Literal
 
+from secateur.compensation.drawing import with_drawn
 from secateur.driver import Filter
 from secateur.engine.sweep import sweeper_of
 from secateur.engine.tokens import Tokens
@@ -15,26 +19,37 @@ from secateur.surgery.edits import CentreEmbedding, Edit, Rebase, SetWeight
 
 
 def refine(
-    model: Model, tokens: Tokens, run: Run, edits: Iterator[Edit], *, passes: float = 4.0, rate: float = 0.0025
+    model: Model,
+    tokens: Tokens,
+    run: Run,
+    edits: Iterator[Edit],
+    *,
+    passes: float = 4.0,
+    rate: float = 0.0025,
+    text: Literal["drawn", "calibration"] = "drawn",
 ) -> Iterator[Edit]:
     """When the method has ended, train all linear maps of the blocks by the divergence from the dense model.
 
     Args:
-        passes: over the calibration's windows; a fraction is fine.
+        passes: how many windows in all are trained on, as a multiple of the calibration's; a fraction is fine.
         rate: the learning rate at its peak, as a share of each weight matrix's root mean square: how far a step moves
             a weight. So it need not shrink as models grow.
+        text: what comes after the first pass: "drawn", new windows that the dense model writes, or "calibration", the
+            same ones again, which are soon learned by heart.
 
     Raises:
         InvalidOptionError: a value out of its range; a method that changes the residual stream's basis.
         NumericalError: the loss is NaN or Inf.
     """
     check_training(passes, rate)
-    reference = run.step("dense states", lambda: sweeper_of(model, run).final_states(tokens))
+    rounds = math.ceil(passes) if text == "drawn" else 1
+    windows = with_drawn(model, tokens, run, rounds - 1)
+    reference = run.step("dense states", lambda: sweeper_of(model, run).final_states(windows))
     for edit in edits:
         if isinstance(edit, (Rebase, CentreEmbedding)):
             raise InvalidOptionError("refine needs the dense model's final norm and head, which this method changes")
         yield edit
-    yield from trained(model, tokens, run, reference, passes=passes, rate=rate)
+    yield from trained(model, windows, run, reference, passes=passes / rounds, rate=rate)
 
 
 REFINE = Filter("refine", (SetWeight,), refine)

@@ -61,29 +61,30 @@ def _plan(
 def _show(answer: Fitting) -> None:
     sequences = f"{answer.batch} x {answer.context:,} tokens"
     verdict = "fits as it is" if answer.dense_fits else "does not fit"
-    say(f"{answer.model} in {answer.dtype}, {sequences}, in {_gb(answer.fits_bytes)}: the dense model {verdict}")
-    table = Table(
-        "method", "sparsity", "weights", "KV cache", "activations", "in all", "forwards", "seconds", "to prune",
-        "demo's loss", box=None, pad_edge=False,
-    )  # fmt: skip
-    table.add_row("dense", "", *_needs(answer.dense), "", "", "", "")
+    say(f"{answer.model} in {answer.dtype}, {sequences}, in {_gb(answer.fits_bytes)} GB: the dense model {verdict}")
+    table = Table("method", "share", box=None, pad_edge=False)
+    for heading in ("weights", "KV", "in all", "forwards", "time", "to prune", "loss"):
+        table.add_column(heading, justify="right")
+    for column in table.columns:
+        column.no_wrap = True
+    table.add_row("dense", "", *_needs(answer.dense))
     for choice in answer.choices:
         loss = choice.demo_loss
         table.add_row(
             escape(choice.method), f"{choice.sparsity:.4g}{' (least)' if choice.least else ''}", *_needs(choice.need),
             f"{choice.forwards:,.0f}", in_words(choice.seconds), _gb(choice.pruning_bytes),
-            f"{mean(loss.values()):+.2f}" if loss else "not measured",
+            f"{mean(loss.values()):+.2f}" if loss else "?",
         )  # fmt: skip
     out.print(table)
     for name, reason in answer.refused.items():
         say(f"{name}: {reason}")
     say(
-        "KV cache: all sequences at full length. Activations: an estimate, of one prompt at a time. Seconds: of the "
-        "pruning on this device, by one probed block."
+        "Sizes in GB. KV: the cache of all sequences at full length. In all: with an estimate of the activations, of one "
+        "prompt at a time. Forwards, time, to prune: what the pruning takes on this device, by one probed block."
     )
     say(
-        f"Demo's loss: nats per token above dense, the mean over {_texts(answer)}, between measured sizes on a "
-        f"straight line ({answer.loss_source}). "
+        f"Loss: the demo model's (?: not measured), in nats per token above dense, the mean over {_texts(answer)}, "
+        f"between measured sizes on a straight line ({answer.loss_source}). "
         + (
             "It was measured on this model."
             if answer.is_demo
@@ -94,11 +95,11 @@ def _show(answer: Fitting) -> None:
 
 
 def _needs(need: Need) -> list[str]:
-    return [_gb(size) for size in (need.weights, need.kv_cache, need.activations, need.total)]
+    return [_gb(size) for size in (need.weights, need.kv_cache, need.total)]
 
 
 def _gb(size: int) -> str:
-    return f"{size / 1e9:,.2f} GB"
+    return f"{size / 1e9:,.2f}"
 
 
 def _texts(answer: Fitting) -> str:

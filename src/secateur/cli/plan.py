@@ -79,7 +79,7 @@ def _show(answer: Fitting) -> None:
     for name, reason in answer.refused.items():
         say(f"{name}: {reason}")
     say(
-        "Sizes in GB. KV: the cache of all sequences at full length. In all: with an estimate of the activations, of one "
+        "Sizes in GB. KV: the cache of all sequences at full length. In all: with an estimate of activations, of one "
         "prompt at a time. Forwards, time, to prune: what the pruning takes on this device, by one probed block."
     )
     say(

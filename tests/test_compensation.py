@@ -83,7 +83,8 @@ def test_the_edits_of_the_method_come_first_and_unchanged() -> None:
 @pytest.mark.parametrize(
     ("method", "family", "names"),
     [("2ssp", "llama", ["refit", "fold"]), ("2ssp", "gemma2", ["refit"]), ("slimgpt", "llama", ["refit"]),
-     ("shortgpt", "phi", ["fold"]), ("shortgpt", "olmo2", []), ("slicegpt", "llama", [])],
+     ("shortgpt", "phi", ["fold"]), ("shortgpt", "olmo2", []), ("slicegpt", "llama", []), ("slicegpt", "olmo2", []),
+     ("secateur", "llama", [])],
 )  # fmt: skip
 def test_which_filters_a_refit_is(method: str, family: str, names: list[str]) -> None:
     assert [filtering.name for filtering in refits(get_method(method), FAMILIES[family])] == names

@@ -69,6 +69,9 @@ def test_what_fits_is_listed_with_what_it_takes(source: Source) -> None:
         assert min(choice.forwards, choice.seconds) > 0
     nothing = fitting(source, fits=1000, context=CONTEXT, sparsities=(0.5,), names=("2ssp",))
     assert (nothing.choices, list(nothing.refused)) == ([], ["2ssp"])
+    # A sparsity that a method cannot reach hides none that it can.
+    some = fitting(source, fits=10**9, context=CONTEXT, sparsities=(0.99, 0.5), names=("secateur",))
+    assert ([choice.sparsity for choice in some.choices], some.refused) == ([0.5], {})
     with pytest.raises(InvalidOptionError, match="positions end at 64"):
         fitting(source, fits=10**9, context=65)
 

@@ -177,7 +177,7 @@ def test_speed_is_that_of_the_layouts(method: str, monkeypatch: pytest.MonkeyPat
     """By a clock that goes by the parameters."""
     timed = []
 
-    def speedup(dense: Model, smaller: Model, **settings: object) -> float:
+    def speedup(dense: Model, smaller: Model, run: object = None, **settings: object) -> float:
         assert all(each.isfinite().all() and each.abs().max() < 10 for each in weights(smaller))
         timed.append((smaller.layout(), settings))
         return parameters(dense) / parameters(smaller)

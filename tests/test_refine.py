@@ -139,6 +139,11 @@ def test_what_is_drawn_is_the_models_own_text(family: str, monkeypatch: pytest.M
         drawing.with_drawn(model, tokens.first(2, 3), Run(), 1)
 
 
+def test_float16_has_no_room_for_slopes() -> None:
+    with pytest.raises(InvalidOptionError, match="bfloat16"):
+        job(Model(tiny_hf("llama").half()), refining_by(text="calibration"))
+
+
 @pytest.mark.parametrize("options", [{"passes": 0.0}, {"rate": float("nan")}])
 def test_what_cannot_be_is_refused_before_any_work(options: dict[str, float]) -> None:
     with pytest.raises(InvalidOptionError, match="above 0"):

@@ -158,15 +158,15 @@ def fitting(
             return need(planned.after, planned.config, hollow).total
 
         some: dict[float, tuple[Plan, bool]] = {}
-        try:
-            if dense.total > fits:
-                planned, _, _ = Plans(goal, plan_at).meet(total)
-                some[planned.request.budget.sparsity] = planned, True
-            for sparsity in sparsities:
-                if sparsity not in some and total(planned := plan_at(sparsity)) <= fits:
-                    some[sparsity] = planned, False
-        except SecateurError as error:
-            refused[name] = str(error)
+        for wanted in (None, *sparsities) if dense.total > fits else sparsities:
+            try:
+                planned = Plans(goal, plan_at).meet(total)[0] if wanted is None else plan_at(wanted)
+                if total(planned) <= fits:
+                    some.setdefault(planned.request.budget.sparsity, (planned, wanted is None))
+            except SecateurError as error:
+                refused.setdefault(name, str(error))
+        if some:
+            refused.pop(name, None)
         for planned, least in some.values():
             choices.append(_choice(planned, need(planned.after, planned.config, hollow), least, hollow, speed))
     choices.sort(key=lambda choice: (choice.demo_loss is None, sum((choice.demo_loss or {}).values())))

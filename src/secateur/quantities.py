@@ -20,9 +20,10 @@ def bytes_of(size: object, what: str = "a size") -> int:
     if isinstance(size, int) and not isinstance(size, bool) and size > 0:
         return size
     read = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT])(I?)B", size.strip().upper()) if isinstance(size, str) else None
-    if read is None or not float(read[1]):
+    count = round(float(read[1]) * (_BINARY if read[3] else _DECIMAL)[read[2]]) if read else 0
+    if not count:
         raise InvalidOptionError(f"{what} is a number with a unit, as 5GB or 500MB, not {size!r}")
-    return round(float(read[1]) * (_BINARY if read[3] else _DECIMAL)[read[2]])
+    return count
 
 
 def tokens_of(number: object, what: str = "a number of tokens") -> int:

@@ -13,7 +13,6 @@ from secateur.engine.tokens import Tokens, ready
 from secateur.errors import InvalidOptionError
 from secateur.folders import claimed, require_space
 from secateur.goals import Goal, Tried
-from secateur.judge.inference import speedup
 from secateur.judge.judging import Judge, Judging
 from secateur.judge.perplexity import before_and_after, perplexity, ratio
 from secateur.judge.results import Perplexity
@@ -21,7 +20,7 @@ from secateur.model.coerce import Loaded, ModelSource, handed
 from secateur.model.handle import Model, with_random_weights
 from secateur.model.load import Source, TokenizerSource
 from secateur.output import Outcome, Output
-from secateur.pruning import NOT_BOTH, Job, Plan, Pruned, Request, calibration_of, met, plan, plans_of, run_job
+from secateur.pruning import NOT_BOTH, Job, Plan, Pruned, Request, calibration_of, faster, met, plan, plans_of, run_job
 from secateur.record import Cost, MeasuredPerplexity, read_record
 from secateur.run import Meter, Observer, Run
 from secateur.sharing import Shared, SharingRun
@@ -237,7 +236,7 @@ class _Tries:
                 got = planned.goal.got
             else:
                 dense = with_random_weights(self.hollow.hf.config, model.dtype, model.device)
-                got = speedup(dense, model, run=self._judge, **goal.measured_by())
+                got = faster(goal, dense, model, self._judge)
             if goal.meets(got):
                 self._best, self._cost = self._store.copy(), pruned.record.cost
                 return foretold, got, tried

@@ -15,7 +15,6 @@ from secateur.model.modeling_secateur import Family
 from secateur.signatures import options_of
 from secateur.surgery.edits import DropAttention, DropBlock, DropMLP, KeepHeads, KeepNeurons
 
-# In the order in which edits go through them: what trains a whole model comes last.
 FILTERS: dict[str, Filter] = {each.name: each for each in (REFIT, FOLD, REFINE)}
 REFITS = (REFIT, FOLD)  # what --refit chooses from
 
@@ -41,9 +40,12 @@ def get_filter(name: str, **options: Any) -> Filter:
 
 def refits(method: Method, family: Family) -> list[Filter]:
     """What `--refit` puts behind a method: the ridge refit where it narrows modules, and the fold where it removes
-    whole ones, in families whose blocks add what a projection gives to the stream as it is. None where it does neither.
+    whole ones, in families whose blocks add what a projection gives to the stream as it is. Empty where it does
+    neither, or refits by itself.
     """
-    folds = not family.post_norms and {DropAttention, DropMLP, DropBlock} & set(method.edits)
+    if _fits_itself(method):
+        return []
+    folds = folding(method) and not family.post_norms
     return [get_filter(each.name) for each, wanted in zip(REFITS, (narrows(method), folds), strict=True) if wanted]
 
 
@@ -53,7 +55,11 @@ def require_refits(method: Method, family: Family) -> list[Filter]:
         InvalidOptionError: there are none.
     """
     if not (chosen := refits(method, family)):
-        why = f"{family.model_type} puts a norm behind each module" if family.post_norms else "it narrows no module"
+        why = "it narrows no module"
+        if _fits_itself(method):
+            why = "what it leaves is fitted already"
+        elif family.post_norms and folding(method):
+            why = f"{family.model_type} puts a norm behind each module"
         raise InvalidOptionError(f"{method.name} has nothing to refit: {why}")
     return chosen
 
@@ -61,3 +67,13 @@ def require_refits(method: Method, family: Family) -> list[Filter]:
 def narrows(method: Method) -> bool:
     """Whether what it does later may depend on a refit of what it did before."""
     return bool({KeepNeurons, KeepHeads} & set(method.edits))
+
+
+def folding(method: Method) -> bool:
+    """Whether it removes whole modules, behind which what stays can be folded."""
+    return bool({DropAttention, DropMLP, DropBlock} & set(method.edits))
+
+
+def _fits_itself(method: Method) -> bool:
+    """Whether what it leaves is fitted to a target of its own, which a refit behind it would undo."""
+    return "target" in method.options

@@ -9,6 +9,7 @@ from transformers import GenerationConfig
 from secateur.engine.tokens import Tokens
 from secateur.errors import InvalidOptionError
 from secateur.hf import own_randomness, quiet_transformers
+from secateur.judge.generation import own_settings_aside
 from secateur.judge.inference import kv_bytes
 from secateur.model.handle import Model
 from secateur.run import Run
@@ -21,7 +22,8 @@ def with_drawn(model: Model, tokens: Tokens, run: Run, rounds: int) -> Tokens:
     """The windows, and behind them `rounds` times as many that begin like them and go on as the model draws, token by
     token from its whole distribution. End-of-text tokens are never drawn. A journaled step per round.
 
-    Each drawn token takes a forward of one token: so a round counts as a forward of all windows.
+    Each drawn token takes a forward of one token: so a round counts as a forward of all windows. It goes through the
+    whole model, all of which must be in memory.
 
     Raises:
         InvalidOptionError: windows not longer than the prompt.
@@ -61,17 +63,12 @@ def _round(model: Model, tokens: Tokens, run: Run, number: int) -> Tensor:
 
 def _continued(model: Model, prompts: Tensor, length: int, seed: int) -> Tensor:
     """Prompts (rows, tokens) on to (rows, length), on the CPU."""
-    own = model.hf.generation_config  # else its entries would fill what is not set here
-    ends = own.eos_token_id
+    ends = model.hf.generation_config.eos_token_id
     settings = GenerationConfig(
         max_new_tokens=length - prompts.shape[1], do_sample=True, temperature=1.0, top_k=0, top_p=1.0, pad_token_id=0,
         suppress_tokens=[ends] if isinstance(ends, int) else ends,
     )  # fmt: skip
-    model.hf.generation_config = GenerationConfig()
-    try:
-        with torch.inference_mode(), quiet_transformers(), own_randomness(seed):
-            mask = torch.ones_like(prompts)
-            output = model.hf.generate(input_ids=prompts, attention_mask=mask, generation_config=settings)
-    finally:
-        model.hf.generation_config = own
+    with torch.inference_mode(), quiet_transformers(), own_randomness(seed), own_settings_aside(model):
+        mask = torch.ones_like(prompts)
+        output = model.hf.generate(input_ids=prompts, attention_mask=mask, generation_config=settings)
     return torch.as_tensor(output).cpu().clone()

@@ -9,6 +9,7 @@ from typing import Literal
 
 from secateur.compensation.drawing import with_drawn
 from secateur.driver import Filter
+from secateur.engine.loss import require_slopes
 from secateur.engine.sweep import sweeper_of
 from secateur.engine.tokens import Tokens
 from secateur.errors import InvalidOptionError
@@ -38,10 +39,12 @@ def refine(
             same ones again, which are soon learned by heart.
 
     Raises:
-        InvalidOptionError: a value out of its range; a method that changes the residual stream's basis.
+        InvalidOptionError: a value out of its range; a model in float16; a method that changes the residual stream's
+            basis.
         NumericalError: the loss is NaN or Inf.
     """
     check_training(passes, rate)
+    require_slopes(model)
     rounds = math.ceil(passes) if text == "drawn" else 1
     windows = with_drawn(model, tokens, run, rounds - 1)
     reference = run.step("dense states", lambda: sweeper_of(model, run).final_states(windows))

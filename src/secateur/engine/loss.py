@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from secateur.engine.blocks import head_logits, head_logits_with_grad
 from secateur.engine.tokens import Tokens
+from secateur.errors import InvalidOptionError
 from secateur.model.handle import Model
 from secateur.run import Run
 
@@ -123,6 +124,15 @@ def sample_losses(
             sums[variant] += (losses.cpu().double() * weights[positions]).sum()
             run.meter.head_tokens += len(losses)
     return sums
+
+
+def require_slopes(model: Model) -> None:
+    """
+    Raises:
+        InvalidOptionError: the model's dtype has no room for a mean loss's gradients, which would be 0.
+    """
+    if model.dtype == torch.float16:
+        raise InvalidOptionError("gradients of the loss vanish in float16; take bfloat16 or float32 (--dtype)")
 
 
 def loss_slopes(model: Model, hidden: Tensor, tokens: Tokens, samples: Tensor, metric: Metric) -> tuple[float, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from secateur.engine.blocks import BlockInputs
@@ -85,7 +86,8 @@ class Reference:
         linear = block.linear(block.roles[OUT[tap]])
         bias = 0 if linear.bias is None else linear.bias
         if stream is None:
-            return self._outputs[OUT[tap]][place] - bias
+            given = self._outputs[OUT[tap]][place]
+            return given.to(torch.promote_types(given.dtype, torch.float32)) - bias
         wanted = self._stream.hidden[place]
         if until % 2:
             outputs: dict[str, Tensor] = {out: given[place] for out, given in self._outputs.items() if given}

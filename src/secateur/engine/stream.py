@@ -278,13 +278,14 @@ def _rebased(hidden: Tensor, basis: Tensor) -> Tensor:
 
 
 def stream_before(block: Block, tap: Hidden, shown: dict[str, Tensor]) -> Tensor:
-    """The residual stream that a projection adds to, (batch, length, hidden) in float32 or better.
+    """The residual stream that a projection adds to, (batch, length, hidden) in float32 or better, on its device.
 
     Args:
         tap: the projection's input.
         shown: what taps of the block have shown: "block_in" and, unless there is no attention, "attention_out".
     """
-    stream = shown["block_in"].to(torch.promote_types(shown["block_in"].dtype, torch.float32))
+    entered = shown["block_in"]  # where the block before lies
+    stream = entered.to(block.weight(OUT[tap]).device, torch.promote_types(entered.dtype, torch.float32))
     if tap == "mlp_hidden" and "attention_out" in shown:
         stream = stream + block.multiplier * shown["attention_out"]
     return stream

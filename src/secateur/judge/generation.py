@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -98,17 +99,23 @@ def generate(model: Model, prompt: str, decoding: Decoding = GREEDY, *, bos: Bos
         pad_token_id=next((i for i in pads if i is not None), 0), do_sample=False, repetition_penalty=1.0,
         length_penalty=1.0,
     )  # fmt: skip
-    own = model.hf.generation_config  # else its entries would fill what is not set here
-    model.hf.generation_config = GenerationConfig()
-    try:
-        with torch.inference_mode(), quiet_transformers():
-            output = model.hf.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
-    finally:
-        model.hf.generation_config = own
+    with torch.inference_mode(), quiet_transformers(), own_settings_aside(model):
+        output = model.hf.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
     new = output[0, ids.shape[1] :].cpu()
     found = [place for place, token in enumerate(new.tolist()) if token in ends]
     new = new[: found[0] + 1] if found else new  # the best beam may be shorter than the longest, and padded
     return Continuation(ids[0].cpu(), new, str(tokenizer.decode(new, skip_special_tokens=True)), bool(found))
+
+
+@contextmanager
+def own_settings_aside(model: Model) -> Iterator[None]:
+    """Without the model's own entries, which would fill what is not set in a call."""
+    own = model.hf.generation_config
+    model.hf.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.hf.generation_config = own
 
 
 def check_prompt(model: Model, prompt: str, decoding: Decoding, *, bos: Bos = "auto") -> tuple[Tensor, int]:

@@ -26,7 +26,7 @@ from secateur.solvers.allocation_search import search_allocation
 from secateur.solvers.obs import group_sizes, prune_bytes, prune_groups
 from secateur.solvers.ridge import check_ridge
 from secateur.solvers.ridge import refit as ridge
-from secateur.solvers.scores import by_weights, maps_around, top_neurons
+from secateur.solvers.scores import by_weights, maps_around, relative_sizes, top_neurons
 from secateur.surgery.edits import DropAttention, DropMLP, Edit, KeepHeads, KeepNeurons, keep
 
 Allocating = Literal["log", "uniform", "searched"]
@@ -44,7 +44,7 @@ Half = Literal["attention", "mlp"]
     bibtex="ling2024slimgpt",
     edits=(KeepNeurons,),
     able=(KeepHeads, DropAttention, DropMLP),
-    needs="two forwards of every window without the LM head, and the solves; one more for another target",
+    needs="three forwards of every window without the LM head, and the solves; two with the target 'original'",
 )
 def secateur(
     model: Model,
@@ -155,7 +155,8 @@ class _Solve:
         ranged = half == "mlp" and self.score == "obs-ranges" and not weight.is_meta
         left = prune_groups(
             whole, 2 * moments.inputs, weight.shape[1] // units, schedule, error="exact", damping=self.damping,
-            factors=by_weights(torch.ones(units), maps_around(visit.block), "ranges") if ranged else None, name=name,
+            compensate=self.compensate, name=name,
+            factors=relative_sizes(maps_around(visit.block), "ranges") if ranged else None,
         )  # fmt: skip
         self.run.log("%s: %d stay, error %.6g", name, stay, left.error)
         return {"index": left.index, "weight": left.weight.to(weight.dtype)}

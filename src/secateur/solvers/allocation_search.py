@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from secateur.engine.blocks import BlockInputs, run_block
-from secateur.engine.loss import NegativeLogLikelihood, logit_bytes, loss_slopes
+from secateur.engine.loss import NegativeLogLikelihood, logit_bytes, loss_slopes, require_slopes
 from secateur.engine.sweep import REMOVED, Part, Variant, altered, sweeper_of
 from secateur.engine.tokens import Tokens
 from secateur.engine.walk import Visit, walk
@@ -73,7 +73,7 @@ def search_allocation(
         damping: of the surgery, see `prune_groups`.
 
     Raises:
-        InvalidOptionError: a value out of its range.
+        InvalidOptionError: a value out of its range; a model in float16.
         InfeasibleBudgetError: as `curve_allocation`.
     """
     if not (levels >= 2 and rounds >= 1 and 0 < search_samples < tokens.samples):
@@ -81,6 +81,7 @@ def search_allocation(
             f"a search of the allocation takes at least 2 levels, a round, and 1 to {tokens.samples - 1} of the "
             f"{tokens.samples} calibration windows, not {levels}, {rounds} and {search_samples}"
         )
+    require_slopes(model)
     start = start or curve_allocation(model.layout(), budget)
     apart = tokens.samples - search_samples
     search = Tokens(tokens.ids[apart:], tokens.weights[apart:])
@@ -301,11 +302,11 @@ class _Search:
 
     def _along(self, place: Place, now: int, whole: Tensor, slope: Tensor, read: Tensor) -> Iterator[tuple[int, float]]:
         """The change by each size, from some tokens: what the projection reads, and the slopes by what it gives."""
-        slope, read = slope.reshape(-1, len(whole)), read.detach().reshape(-1, whole.shape[1])
+        slope, read = slope.reshape(-1, len(whole)).float(), read.detach().reshape(-1, whole.shape[1]).float()
         along: dict[int, Tensor] = {}  # g(t)^T W' h(t) by size, (tokens,)
         for size in self.database.sizes[place]:
             columns, weight = self.database.version(place, size, whole)
-            along[size] = ((slope @ weight) * read[:, columns]).sum(dim=1, dtype=torch.float32)
+            along[size] = ((slope @ weight.float()) * read[:, columns]).sum(dim=1)
         counted = float(self.tokens.weights[:, 1:].double().sum())  # the slopes are those of the mean
         for size, given in along.items():
             change = given - along[now]

@@ -98,11 +98,11 @@ def prune_groups(
         if inverse is None or not _drift(inverse, h, columns) < _DRIFT:
             inverse, extra = damped(h if inverse is None else _block(h, columns), damping, name, _inverse, mean)
             h.diagonal().add_(extra)
-        errors = group_errors(w, inverse, size, error)
+        errors = group_errors(w, inverse, size, error, name)
         order = torch.sort(errors if factors is None else errors * factors[alive], stable=True).indices
         gone, stay = order[:count], order[count:].sort().values
         p, r = _columns(gone, size), _columns(stay, size)
-        factor = torch.linalg.cholesky(_block(inverse, p))  # L with L L^T = [H^-1]_PP
+        factor = _lower(_block(inverse, p), name)  # L with L L^T = [H^-1]_PP
         across = torch.linalg.solve_triangular(factor, inverse[p[:, None], r], upper=False)  # L^-1 H^-1_PR
         if compensate:  # W_R - W_P [H^-1_PP]^-1 H^-1_PR, which costs tr(W_P [H^-1_PP]^-1 W_P^T) / 2
             share = torch.linalg.solve_triangular(factor, w[:, p].T, upper=False)  # L^-1 W_P^T
@@ -128,7 +128,9 @@ def prune_bytes(rows: int, columns: int, dtype: torch.dtype) -> int:
     return dtype.itemsize * (4 * columns**2 + 4 * rows * columns)
 
 
-def group_errors(weight: Tensor, inverse: Tensor, size: int, error: GroupError = "grouped") -> Tensor:
+def group_errors(
+    weight: Tensor, inverse: Tensor, size: int, error: GroupError = "grouped", name: str = "a map"
+) -> Tensor:
     """What the loss of each group costs: weight (rows, groups * size), H^-1 of all its columns -> (groups,).
 
     - "ordinary": equation 4 for each column on its own, sum over rows of W^2 / [H^-1]_jj, added up over the group;
@@ -136,13 +138,16 @@ def group_errors(weight: Tensor, inverse: Tensor, size: int, error: GroupError =
       diagonal of the Cholesky factor of the group's block of H^-1 (equation 5): they know how H^-1 changes inside the
       group, but not how W does. SlimGPT's;
     - "exact": both: tr(W_g [H^-1_gg]^-1 W_g^T), by one batched triangular solve.
+
+    Raises:
+        NumericalError: a group's block of H^-1 is not positive definite.
     """
     groups = weight.shape[1] // size
     by_group = weight.T.reshape(groups, size, -1)  # (groups, size, rows)
     if error == "ordinary" or size == 1:
         return (by_group.square().sum(dim=2) / inverse.diagonal().reshape(groups, size)).sum(dim=1)
     places = torch.arange(weight.shape[1], device=inverse.device).reshape(groups, size)
-    factor = torch.linalg.cholesky(inverse[places[:, :, None], places[:, None, :]])  # (groups, size, size), lower
+    factor = _lower(inverse[places[:, :, None], places[:, None, :]], name)  # (groups, size, size)
     if error == "grouped":
         return (by_group.square().sum(dim=2) / factor.diagonal(dim1=1, dim2=2).square()).sum(dim=1)
     return torch.linalg.solve_triangular(factor, by_group, upper=False).square().sum(dim=(1, 2))
@@ -191,6 +196,14 @@ def cholesky(matrix: Tensor) -> Tensor | None:
     """The lower factor; None of a matrix that is not positive definite."""
     factor, failed = torch.linalg.cholesky_ex(matrix)
     return None if failed or not bool((factor.diagonal() > 0).all()) else factor
+
+
+def _lower(matrices: Tensor, name: str) -> Tensor:
+    """Cholesky factors, lower, of blocks of an inverse Hessian, (..., n, n)."""
+    factors, failed = torch.linalg.cholesky_ex(matrices)
+    if failed.any():
+        raise NumericalError(f"{name}: the inverse Hessian has lost its definiteness to rounding; give more damping")
+    return factors
 
 
 def _inverse(hessian: Tensor) -> Tensor | None:

@@ -48,7 +48,12 @@ def by_column(activation: Tensor, down: Tensor) -> Tensor:
 
 
 def by_weights(activation: Tensor, maps: Sequence[Tensor], measure: Literal["norms", "ranges"]) -> Tensor:
-    """|h_j| times the size of the weights around the neuron: of each map the sizes over the largest, added up.
+    """|h_j| times the size of the weights around the neuron, see `relative_sizes`; activation (width,) -> (width,)."""
+    return activation * relative_sizes(maps, measure).to(activation)
+
+
+def relative_sizes(maps: Sequence[Tensor], measure: Literal["norms", "ranges"]) -> Tensor:
+    """How large the weights around each neuron are: of each map the sizes over the largest, added up; (width,).
 
     Args:
         maps: each (width, n): a neuron's row of the gate and of the up projection, or of what there is in their place;
@@ -57,7 +62,7 @@ def by_weights(activation: Tensor, maps: Sequence[Tensor], measure: Literal["nor
             0.4.2 (there "MAW"; arXiv 2512.22671).
     """
     sizes = [torch.linalg.vector_norm(w, dim=1) if measure == "norms" else w.amax(dim=1) - w.amin(dim=1) for w in maps]
-    return activation * torch.stack([(size / size.max().clamp_min(1e-12)).to(activation) for size in sizes]).sum(dim=0)
+    return torch.stack([(size / size.max().clamp_min(1e-12)).cpu() for size in sizes]).sum(dim=0)
 
 
 def saliencies(down: Tensor, moment: Tensor, *, damping: float = 0.01, name: str = "a map") -> Tensor:
@@ -164,8 +169,8 @@ def _of_weights(block: Block, activation: Tensor, score: Score) -> Tensor:
 
 
 def maps_around(block: Block) -> list[Tensor]:
-    """The maps around a block's neurons, each (width, n) float32 on the CPU, as `by_weights` takes them."""
-    down = block.weight("mlp_out").detach().float().cpu()
-    into = [block.weight(role).detach().float().cpu() for role in ("gate", "up", "gate_up") if role in block.roles]
+    """The maps around a block's neurons, each (width, n) float32, as `relative_sizes` takes them."""
+    down = block.weight("mlp_out").detach().float()
+    into = [block.weight(role).detach().float() for role in ("gate", "up", "gate_up") if role in block.roles]
     rows = [part for each in into for part in each.split(down.shape[1])]  # gate and up may be stacked
     return [*rows, down.T]

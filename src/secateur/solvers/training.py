@@ -56,7 +56,7 @@ def trained(
     Args:
         reference: its hidden states after the last block, (samples, length, hidden), for the model's own final norm
             and head.
-        passes, rate: see `compensation.refine`.
+        passes: over all of these windows; rate: see `compensation.refine`.
 
     Raises:
         NumericalError: the loss is NaN or Inf.
@@ -153,6 +153,7 @@ class _Course:
             yield ahead[: self.rows]
             ahead = ahead[self.rows :]
 
+    @torch.enable_grad()
     def _gradients(
         self, weights: Weights, leaves: list[Tensor], windows: Tensor, inputs: BlockInputs, metric: KLDivergence
     ) -> tuple[float, tuple[Tensor, ...]]:

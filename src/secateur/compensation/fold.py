@@ -1,7 +1,7 @@
 """What removed modules added to the residual stream, folded into the output projections that stay: no parameter more.
 
 As in ReplaceMe (arXiv 2505.02819), which fits a map behind the cut and multiplies it into the projection before; here
-that projection itself is fitted, which can do no worse on the calibration.
+that projection itself is fitted, which undamped can do no worse on the calibration.
 """
 
 from __future__ import annotations

@@ -285,7 +285,8 @@ def stream_before(block: Block, tap: Hidden, shown: dict[str, Tensor]) -> Tensor
         shown: what taps of the block have shown: "block_in" and, unless there is no attention, "attention_out".
     """
     entered = shown["block_in"]  # where the block before lies
-    stream = entered.to(block.weight(OUT[tap]).device, torch.promote_types(entered.dtype, torch.float32))
+    here = next(block.module.parameters(), entered).device
+    stream = entered.to(here, torch.promote_types(entered.dtype, torch.float32))
     if tap == "mlp_hidden" and "attention_out" in shown:
         stream = stream + block.multiplier * shown["attention_out"]
     return stream

@@ -54,7 +54,10 @@ def write(model: Model, folder: Path, max_shard_size: str) -> dict[str, str]:
 
 
 def loads_in(model: Model) -> str:
-    return "vLLM, SGLang and mlx-lm, which bring the model class; run by us on vLLM 0.32"
+    first = next(block for block in model.layout().blocks.values() if block.shape.kv_heads)
+    # mlx-lm takes the size of a head from the hidden size
+    whole = first.shape.query_heads * first.head_dim == model.hidden_size
+    return "vLLM with --trust-remote-code; by their source also in SGLang" + (" and mlx-lm" if whole else "")
 
 
 def ffn_mult(width: int, hidden: int) -> float:
@@ -99,15 +102,21 @@ def _refuses_layout(model: Model) -> str | None:
     shapes = {number: block.shape for number, block in model.layout().blocks.items()}
     if not next(iter(shapes.values())).kv_heads:
         return "needs an attention in the first block, which vLLM takes its head sizes from, and there is none"
-    if len({shape.query_heads for shape in shapes.values() if shape.kv_heads}) > 1:
+    heads = {shape.query_heads for shape in shapes.values() if shape.kv_heads}
+    if len(heads) > 1:
         return (
             "has one number of query heads for all attentions (KV heads may differ), and heads of some were removed "
             "with their KV groups; remove whole attentions or neurons instead"
         )
+    if model.hidden_size % max(heads):
+        return (
+            "is a Llama configuration, which wants a hidden size that the number of query heads divides; these are "
+            f"{model.hidden_size} and {max(heads)}"
+        )
     if odd := [number for number, shape in shapes.items() if shape.width % MULTIPLE]:
         blocks = ", ".join(map(str, odd[:4])) + (", ..." if len(odd) > 4 else "")
         return (
-            f"has FFN widths in multiples of {MULTIPLE}, and that of block {blocks} is none: "
+            f"has FFN widths in multiples of {MULTIPLE}, and others stand in blocks {blocks}: "
             f"prune with --round-to {MULTIPLE}"
         )
     return None

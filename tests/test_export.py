@@ -42,6 +42,7 @@ from secateur.errors import (
     UnsupportedExportError,
 )
 from secateur.export import EXPORT, EXPORTS, export, nemotron_nas, padded, refusal, save
+from secateur.hf import quiet_transformers
 from secateur.model.described import Description, verify_weights
 from secateur.model.handle import Model
 from secateur.model.modeling_secateur import FAMILIES, classes
@@ -253,7 +254,7 @@ def test_the_configuration_is_to_the_letter(tmp_path: Path) -> None:
     mults = [block["ffn"]["ffn_mult"] for block in config["block_configs"]]
     assert [mult and engine_width(mult, 32) for mult in mults] == [256, 768, 512, None]
     numbers = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
-    assert [config[name] for name in numbers] == [32, 768, 4, 2, 8]
+    assert [config[name] for name in numbers] == [32, 768 + 256, 4, 2, 8]
     assert (config["num_hidden_layers"], config["attention_bias"], config["mlp_bias"]) == (BLOCKS, True, True)
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]  # for readers of either spelling
 
@@ -290,6 +291,13 @@ def test_the_configuration_loads_by_the_class_beside_it(tmp_path: Path) -> None:
     }
     with pytest.raises(ValueError, match=r"nemotron-nas|trust_remote_code"):
         AutoConfig.from_pretrained(tmp_path / "out", trust_remote_code=False)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_a_stock_class_does_not_fill_what_is_missing_with_random_weights(family: str, tmp_path: Path) -> None:
+    export(llama_like(family), "nemotron-nas", tmp_path / "out")
+    with pytest.raises(RuntimeError, match="mismatch"), quiet_transformers():
+        classes(family)["AutoModelForCausalLM"].__mro__[2].from_pretrained(tmp_path / "out")
 
 
 def test_a_smaller_number_of_heads_is_told_with_its_size(tmp_path: Path) -> None:
@@ -414,12 +422,12 @@ def test_a_window_longer_than_all_positions_is_none() -> None:
 # --- the frame ---
 
 
-def test_refusing_asks_for_no_weights() -> None:
-    for family in FAMILY_NAMES:
-        for layout in ("dense", "everything"):
-            model = tiny_in(layout, family)
-            for to in EXPORTS:
-                assert refusal(model.hollow(), to) == refusal(model, to)
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_refusing_asks_for_no_weights(family: str) -> None:
+    for layout in ("dense", "everything"):
+        model = tiny_in(layout, family)
+        for to in EXPORTS:
+            assert refusal(model.hollow(), to) == refusal(model, to)
 
 
 @pytest.mark.parametrize("to", EXPORTS)

@@ -167,7 +167,7 @@ def export_to(source: Source, to: str, output: Output, **options: Any) -> str:
     check_output(output.folder, overwrite=output.overwrite, max_shard_size=output.max_shard_size)
     output.check(source.name)
     with claimed(output.folder):
-        hollow = source.hollow()
+        hollow = source.hollow(tokenizer=True)
         loads_in = require_export(hollow, to, **options).loads_in(hollow)
         require_space(output.folder, hollow.layout().parameters * hollow.dtype.itemsize)
         export(

@@ -15,7 +15,8 @@ from transformers import LlamaConfig
 class NemotronNasConfig(LlamaConfig):
     """Llama's, with `block_configs`: one per block, whose parts are read as attributes.
 
-    The sizes at the top are those of the largest block, numbers all of them.
+    Sizes at the top are numbers, never None. `intermediate_size` is that of no block, so that a stock Llama does not
+    take the weights for its own.
 
     Args:
         block_configs: {"attention": {...}, "ffn": {...}} for each block, as config.json has it.

@@ -123,7 +123,11 @@ def _refuses_layout(model: Model) -> str | None:
 
 
 def _config(model: Model) -> travelling.NemotronNasConfig:
-    """The model's settings under Llama's names; sizes are those of the largest block, numbers all of them."""
+    """The model's settings under Llama's names, numbers all of them.
+
+    The FFN width is that of no block. Engines read each block's; but transformers' LlamaForCausalLM, which ignores the
+    model type, would fill a missing attention with random weights and merely warn, where now it fails on the shapes.
+    """
     blocks = list(model.layout().blocks.values())
     shapes, hidden = [block.shape for block in blocks], model.hidden_size
     stated: Any = plain_config(model.hf.config, model.family, shapes)
@@ -135,7 +139,7 @@ def _config(model: Model) -> travelling.NemotronNasConfig:
         "num_attention_heads": first.shape.query_heads,
         "num_key_value_heads": max(shape.kv_heads for shape in shapes),
         "head_dim": first.head_dim,
-        "intermediate_size": max(shape.width for shape in shapes) or MULTIPLE,
+        "intermediate_size": max(shape.width for shape in shapes) + MULTIPLE,
         "attention_bias": _has_bias(model, model.family.qkv[0]),
         "mlp_bias": _has_bias(model, model.family.mlp_in[0]),
         "dtype": model.dtype,

@@ -39,8 +39,11 @@ _OBJECTIVES = {"labels": "on the data itself", "distillation": "on the dense mod
 _CURVE = 12  # numbers of a curve on the card; the record has all
 
 
-def card(record: Record) -> str:
+def card(record: Record, *, loading: str | None = None) -> str:
     """Render the card: of the last pruning and what was trained since, or of a dense model that was trained.
+
+    Args:
+        loading: what it says of loading, where that is not what the record's tier says.
 
     Raises:
         UnknownNameError: the record is of a pruning by a method that is not installed.
@@ -80,10 +83,31 @@ pipeline_tag: text-generation
 
 {recovery}## Loading
 
-{_LOADING[record.tier].format(family=record.model["family"], loads_in=_loads_in(record))}
+{loading or _LOADING[record.tier].format(family=record.model["family"], loads_in=_loads_in(record))}
 
 {history}`secateur.json` has every argument, version and fingerprint{edits}; secateur {(pruning or record).secateur}.
 {citation}"""
+
+
+def export_card(name: str, record: Record | None, to: str, loads_in: str) -> str:
+    """Render the card of an export: that of its model with other words on loading, or a short one.
+
+    Args:
+        name: the model's.
+        record: of how it was made, if secateur made it.
+        to: the format's name.
+        loads_in: what loads it, in words.
+
+    Raises:
+        UnknownNameError: as `card`.
+    """
+    loading = (
+        f"This is the model in the format `{to}`, with the same logits. It loads in {loads_in}.\n"
+        "What is said here of secateur's own files is true of the checkpoint it was exported from."
+    )
+    if record is not None:
+        return card(record, loading=loading)
+    return f"---\ntags:\n- secateur\n---\n\n# {public_name(name)}, as {to}\n\n## Loading\n\n{loading}\n"
 
 
 def _loads_in(record: Record) -> str:

@@ -67,6 +67,10 @@ class CheckpointError(SecateurError):
     """A checkpoint is missing, damaged or inconsistent."""
 
 
+class UnsupportedExportError(SecateurError):
+    """A format cannot hold the model exactly; the message gives the reason, and the nearest format that can."""
+
+
 class OutputExistsError(SecateurError):
     """The output folder holds something else; nothing was overwritten."""
 

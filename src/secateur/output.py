@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from secateur.card import card
+from msgspec.structs import replace
+
+from secateur.card import card, export_card
 from secateur.errors import InvalidOptionError, OutputExistsError
-from secateur.export import Tier, check_output
+from secateur.export import Tier, check_output, require_export
+from secateur.export import export as write_export
 from secateur.export import save as save_checkpoint
-from secateur.folders import resolved
+from secateur.folders import claimed, require_space, resolved
 from secateur.model.handle import Model
+from secateur.model.load import Source
 from secateur.record import RECORD, Record, dump, read_record
 
 
@@ -117,3 +121,57 @@ def save(result: Result, folder: str | Path, *, overwrite: bool = False, max_sha
             "a transformers model alone is saved by its save_pretrained"
         )
     return Output(Path(folder), overwrite, max_shard_size).write(result)
+
+
+def export(
+    model: Model | Result,
+    to: str,
+    folder: str | Path,
+    *,
+    overwrite: bool = False,
+    max_shard_size: str = "5GB",
+    **options: Any,
+) -> None:
+    """Write a model for an engine, with a card, whole or not at all.
+
+    Args:
+        model: what `load`, `prune` or `recover` returned; it stays as it is.
+        to: a format of `secateur.export.EXPORTS`.
+        options: of the format.
+
+    Raises:
+        UnsupportedExportError: the format cannot hold the model exactly; says which can.
+        OutputExistsError: the folder exists and `overwrite` is off.
+    """  # fmt: skip
+    record = None if isinstance(model, Model) else model.record
+    model = model if isinstance(model, Model) else model.model
+    if record is None and model.parents:
+        record = replace(model.parents[-1], parents=model.parents[:-1])
+    loads_in = require_export(model, to, **options).loads_in(model)
+    files = {"README.md": export_card(model.source.get("name") or "a model", record, to, loads_in)}
+    write_export(
+        model, to, Path(folder), files=files, overwrite=overwrite, max_shard_size=max_shard_size, **options
+    )  # fmt: skip
+
+
+def export_to(source: Source, to: str, output: Output, **options: Any) -> str:
+    """Load a model and write it for an engine; what can be refused is refused before a weight is read.
+
+    Returns:
+        What loads it, in words.
+
+    Raises:
+        OutputBusyError, OutputError: another process is about to write the folder, or it cannot be written.
+        SecateurError: what `export`, `load` and `Output.check` raise.
+    """
+    check_output(output.folder, overwrite=output.overwrite, max_shard_size=output.max_shard_size)
+    output.check(source.name)
+    with claimed(output.folder):
+        hollow = source.hollow(tokenizer=True)
+        loads_in = require_export(hollow, to, **options).loads_in(hollow)
+        require_space(output.folder, hollow.layout().parameters * hollow.dtype.itemsize)
+        export(
+            source.load(), to, output.folder, overwrite=output.overwrite, max_shard_size=output.max_shard_size,
+            **options,
+        )  # fmt: skip
+    return loads_in

@@ -21,6 +21,7 @@ COMMANDS = {
     "ablate": "ablate:ablate",
     "report": "report:report",
     "inspect": "inspect:inspect",
+    "export": "export:export",
     "plan": "plan:plan",
     "methods": "methods:show_methods",
     "fetch": "fetch:fetch",

@@ -28,7 +28,8 @@ def inspect(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what a model is made of and, if secateur pruned it, how. Loads no weights."""
+    """Show what a model is made of, which exports fit it and, if secateur pruned it, how. Loads no weights."""
+    from secateur.export import EXPORTS, refusal
     from secateur.model.described import SUMS, describe, verify_weights
     from secateur.model.load import Source, record_of
     from secateur.model.modeling_secateur import PREFIX
@@ -48,6 +49,7 @@ def inspect(
         "needs_bos": hollow.family.needs_bos,
         "dtype": str(hollow.dtype).removeprefix("torch."),
         "blocks": [vars(shape) for shape in shapes],
+        "exports": {name: refusal(hollow, name) for name in EXPORTS},  # None where it fits, else why not
     }
     chain = record.chain if record else []
     pruned = next((step for step in reversed(chain) if step.recovery is None), None)
@@ -72,6 +74,8 @@ def inspect(
         + (", texts begin with the begin-of-sequence token (--bos)" if summary["needs_bos"] else "")
     )
     out.print(_block_table(shapes, hollow.hidden_size))
+    for name, reason in summary["exports"].items():
+        say(f"export --to {name}: {'fits' if reason is None else f'no, it {reason}'}")
     if verify:
         say("weights: as secateur wrote them" if summary["verified"] else f"weights: no {SUMS} to compare with")
     if pruned:

@@ -1,33 +1,45 @@
-"""Writing a model to disk, in the most widely loadable of the formats that can hold it exactly.
+"""Writing a model to disk: in the most widely loadable format that can hold it exactly, or as an export for an engine.
 
-A format is one file here: `refuses` says why it cannot hold a model, `write` writes one.
+A format is one file here: `refuses` says why it cannot hold a model, `write` writes one. `FORMATS` are those that a
+checkpoint is saved in, which secateur loads again; `EXPORTS` those that somebody asks for by name, for an engine.
 """
 
 from __future__ import annotations
 
+import inspect
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
-from secateur.errors import OutputError, OutputExistsError
-from secateur.export import native, stock
+from secateur.errors import InvalidOptionError, OutputError, OutputExistsError, UnknownNameError, UnsupportedExportError
+from secateur.export import native, nemotron_nas, padded, stock
 from secateur.export.beside import write_beside
 from secateur.folders import disk_full_as_oserror, new_folder, resolved
 from secateur.hf import quiet_transformers
 from secateur.model.described import write_sums
 from secateur.model.handle import Model
 from secateur.quantities import bytes_of
-from secateur.record import RECORD
+from secateur.record import RECORD, public_name
+from secateur.version import __version__
 
 Tier = Literal["A", "B"]
+EXPORT = "secateur-export.json"  # in the folder of an export: which it is, and of what
 
 
 class Format(Protocol):
-    """A way to write a model into a folder."""
+    """A way to write a model into a folder.
+
+    A format may have options: keyword-only parameters of its `write`, with defaults. `refuses` has those of them that
+    decide whether a model fits.
+    """
 
     def refuses(self, model: Model) -> str | None:
-        """Why the format cannot hold the model exactly: the rest of a sentence that begins with its name."""
+        """Why the format cannot hold the model exactly: the rest of a sentence that begins with its name.
+
+        The model may be hollow: it asks for no weights.
+        """
 
     def write(self, model: Model, folder: Path, max_shard_size: str) -> dict[str, str]:
         """Write configuration and weights; return the sha256 of each file with weights, by name."""
@@ -37,6 +49,8 @@ class Format(Protocol):
 
 
 FORMATS: dict[Tier, Format] = {"A": stock, "B": native}  # the most widely loadable first
+# The nearest to what the model is first: where one refuses, the first that does not is the alternative.
+EXPORTS: dict[str, Format] = {"nemotron-nas": nemotron_nas, "padded": padded}
 
 
 def tier(model: Model) -> Tier:
@@ -72,10 +86,88 @@ def save(
     with new_folder(folder, overwrite=overwrite) as partial, disk_full_as_oserror(), quiet_transformers():
         write_sums(partial, FORMATS[chosen].write(model, partial, max_shard_size))
         write_beside(model, partial)
-        for name, content in (files or {}).items():
-            # an input's name may have bytes that are no UTF-8 (surrogates here): a record must not fail over them
-            (partial / name).write_bytes(content.encode("utf-8", "backslashreplace"))
+        _write_files(files or {}, partial)
     return chosen
+
+
+def export(
+    model: Model,
+    to: str,
+    folder: Path,
+    *,
+    files: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+    max_shard_size: str = "5GB",
+    **options: Any,
+) -> None:
+    """Write the model for an engine, with what lies beside it, into `folder`, whole or not at all.
+
+    Args:
+        to: one of `EXPORTS`.
+        files, overwrite, max_shard_size: as `save` has them.
+        options: of the format.
+
+    Raises:
+        What `require_export` and `check_output` raise.
+    """
+    form = require_export(model, to, **options)
+    check_output(folder, overwrite=overwrite, max_shard_size=max_shard_size)
+    about = {
+        "format": to,
+        "options": options,
+        "model": public_name(model.source.get("name") or ""),
+        "secateur": __version__,
+    }
+    files = {EXPORT: json.dumps(about, indent=2) + "\n", **(files or {})}
+    with new_folder(folder, overwrite=overwrite) as partial, disk_full_as_oserror(), quiet_transformers():
+        write_sums(partial, form.write(model, partial, max_shard_size, **options))
+        write_beside(model, partial)
+        _write_files(files, partial)
+
+
+def require_export(model: Model, to: str, **options: Any) -> Format:
+    """The format of that name, if it can hold the model.
+
+    Args:
+        model: it may be hollow.
+        options: of the format.
+
+    Raises:
+        UnknownNameError: there is no such format.
+        InvalidOptionError: it has no such option.
+        UnsupportedExportError: it cannot hold the model exactly.
+    """
+    if to not in EXPORTS:
+        raise UnknownNameError.of("export", to, EXPORTS)
+    form = EXPORTS[to]
+    own = _options(form.write)
+    for name in options:
+        if name not in own:
+            raise InvalidOptionError(f"{to} has no option '{name}'; it has {', '.join(own) or 'none'}")
+    if (reason := refusal(model, to, **options)) is None:
+        return form
+    near = next((name for name in EXPORTS if name != to and refusal(model, name) is None), None)
+    instead = f"--to {near} can hold it" if near else "no export can; transformers loads the checkpoint as it is"
+    raise UnsupportedExportError(f"{to} {reason} ({instead})")
+
+
+def refusal(model: Model, to: str, **options: Any) -> str | None:
+    """Why an export cannot hold the model exactly: the rest of a sentence that begins with its name; None if it can."""
+    form = EXPORTS[to]
+    asked = {name: value for name, value in options.items() if name in _options(form.refuses)}
+    return form.refuses(model, **asked)
+
+
+def _options(function: Any) -> list[str]:
+    """The names of a format's options: the keyword-only parameters of its function."""
+    parameters = inspect.signature(function).parameters.values()
+    return [each.name for each in parameters if each.kind is each.KEYWORD_ONLY]
+
+
+def _write_files(files: Mapping[str, str], folder: Path) -> None:
+    for name, content in files.items():
+        # an input's name may have bytes that are no UTF-8 (surrogates here): a record must not fail over them
+        (folder / name).write_bytes(content.encode("utf-8", "backslashreplace"))
 
 
 def check_output(folder: Path, *, overwrite: bool = False, max_shard_size: str = "5GB") -> None:
@@ -91,7 +183,8 @@ def check_output(folder: Path, *, overwrite: bool = False, max_shard_size: str =
     if folder.exists():
         if not folder.is_dir():
             raise OutputExistsError(f"{folder} is a file; a folder is needed")
-        if not (folder / RECORD).is_file() and any(folder.iterdir()):
+        ours = (folder / RECORD).is_file() or (folder / EXPORT).is_file()
+        if not ours and any(folder.iterdir()):
             raise OutputExistsError(
                 f"{folder} holds something that secateur did not write; it is not overwritten: choose another folder"
             )

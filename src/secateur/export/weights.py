@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from contextlib import ExitStack, closing, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from itertools import groupby
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
@@ -20,7 +21,7 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from secateur.assets.cache import sha256_of
-from secateur.model.handle import Model, tensor_bytes
+from secateur.model.handle import tensor_bytes
 from secateur.quantities import bytes_of
 
 # The format's names of dtypes, in the order in which tensors lie in a file: the widest first, so that all are aligned.
@@ -31,7 +32,23 @@ _DTYPES = {
 }  # fmt: skip
 
 
-def write_model(model: Model, folder: Path, max_shard_size: str) -> dict[str, str]:
+class Parts(Protocol):
+    """What `write_model` writes: a `Model`, or one that is made of a model's weights part by part."""
+
+    hf: Any  # whose class and configuration are written, and say what the tensors are called in a file
+    numbers: list[int]
+
+    def state(self, number: int | None = None) -> dict[str, Tensor]:
+        """What an open block holds, or (None) the open ends; those of closed parts are worth their shapes only."""
+
+    def open(self, number: int) -> AbstractContextManager[Any]:
+        """Have a block's weights present until the context ends."""
+
+    def open_ends(self) -> AbstractContextManager[None]:
+        """The same for what lies outside the blocks."""
+
+
+def write_model(model: Parts, folder: Path, max_shard_size: str) -> dict[str, str]:
     """Write the configuration, the generation settings, the code that they name, and the weights.
 
     Each block is read once. The model's class and configuration say what its tensors are called in a file.
@@ -40,38 +57,64 @@ def write_model(model: Model, folder: Path, max_shard_size: str) -> dict[str, st
         The sha256 of each file with weights, by name.
     """
     model.hf.save_pretrained(folder, state_dict={})  # all but the weights
-    names = _Names(model)
+    names = Names(model.hf)
     hollow = names.in_file(model.hf.state_dict(), hollow=True)
     part_of = {name: part for part in (None, *model.numbers) for name in names.in_file(model.state(part), hollow=True)}
-    split = split_torch_state_dict_into_shards(hollow, max_shard_size=bytes_of(max_shard_size))
+
+    def read(part: int | None) -> dict[str, Tensor]:
+        return names.in_file(model.state(part))
+
+    with model.open_ends():
+        return write_tensors(hollow, part_of, model.open, read, folder, max_shard_size)
+
+
+def write_tensors(
+    hollow: Mapping[str, Tensor],
+    part_of: Mapping[str, int | None],
+    opened: Callable[[int], AbstractContextManager[Any]],
+    read: Callable[[int | None], Mapping[str, Tensor]],
+    folder: Path,
+    max_shard_size: str,
+) -> dict[str, str]:
+    """Write tensors into safetensors files, with an index if there are several; the ends must be open.
+
+    Args:
+        hollow: all of them on `meta`, by their names in the files, in the order in which shards are filled.
+        part_of: the block (None: the ends) that each belongs to.
+        opened: has a block's weights present until its context ends; each block is opened once.
+        read: gives the tensors of a part that is open.
+
+    Returns:
+        The sha256 of each file, by name.
+    """
+    split = split_torch_state_dict_into_shards(dict(hollow), max_shard_size=bytes_of(max_shard_size))
     if split.is_sharded:
-        facts = {"total_parameters": model.hf.num_parameters(), **split.metadata}
+        facts = {"total_parameters": sum(tensor.numel() for tensor in hollow.values()), **split.metadata}
         index = {"metadata": facts, "weight_map": split.tensor_to_filename}
         text = json.dumps(index, indent=2, sort_keys=True) + "\n"
         (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(text, encoding="utf-8")
     with ExitStack() as stack:
-        stack.enter_context(model.open_ends())
         files = {
             file: stack.enter_context(closing(_File(folder / file, {name: hollow[name] for name in inside})))
             for file, inside in split.filename_to_tensors.items()
         }
         for part, some in groupby(sorted(hollow), key=part_of.__getitem__):  # the order that each file has
-            with nullcontext() if part is None else model.open(part):
-                state = names.in_file(model.state(part))
+            with nullcontext() if part is None else opened(part):
+                state = read(part)
                 for name in some:
                     files[split.tensor_to_filename[name]].put(name, state[name])
     return {file: written.sha256() for file, written in files.items()}
 
 
-class _Names:
+class Names:
     """Which of a model's tensors are saved, and under which names: transformers decides it, here for one part of the
     model at a time."""
 
-    def __init__(self, model: Model) -> None:
-        self._hf = model.hf
-        state = {name: tensor.to("meta") for name, tensor in model.hf.state_dict().items()}
-        ignored = model.hf._keys_to_ignore_on_save or ()
-        self._saved = remove_tied_weights_from_state_dict(state, model.hf).keys() - set(ignored)
+    def __init__(self, hf: Any) -> None:
+        self._hf = hf
+        state = {name: tensor.to("meta") for name, tensor in hf.state_dict().items()}
+        ignored = hf._keys_to_ignore_on_save or ()
+        self._saved = remove_tied_weights_from_state_dict(state, hf).keys() - set(ignored)
 
     def in_file(self, state: Mapping[str, Tensor], *, hollow: bool = False) -> dict[str, Tensor]:
         """The tensors of a part that are saved, as they are in the file: names, order and form.

@@ -158,7 +158,9 @@ def _is(*kinds: type) -> Callable[[Any], bool]:
 
 _IDENTIFIER = r"[A-Za-z]\w*"
 _NAME, _PATH = _matches(_IDENTIFIER), _matches(rf"{_IDENTIFIER}(\.{_IDENTIFIER})*")
-_MAY_BE_NONE = ("default_width", "kv_heads", "no_rebase", "dropouts", "multiplier", "rope_share", "rope_scalings")
+_MAY_BE_NONE = (
+    "default_width", "kv_heads", "no_rebase", "dropouts", "multiplier", "not_llama", "rope_share", "rope_scalings",
+)  # fmt: skip
 _COUNTS = _pairs(_matches(rf"(config\.)?{_IDENTIFIER}"), _matches("query_heads|kv_heads|query_rows"))
 # By field of a row: whether a value fits, and what would.
 _FORM: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -181,7 +183,7 @@ _FORM: dict[str, tuple[Callable[[Any], bool], str]] = {
         ("default_width", _is(int), "a whole number"),
         ("requires", _pairs(_NAME, _is(bool, int, float, str, type(None))), "settings with their values"),
         ("cannot", _pairs(_NAME, _is(str)), "names of edits with reasons"),
-        ("no_rebase", _is(str), "a reason"),
+        ("no_rebase not_llama", _is(str), "a reason"),
         ("rope_scalings", _pairs(_NAME, _is(list, tuple)), "kinds of RoPE scaling with the keys of each"),
     )
     for name in names.split()

@@ -30,6 +30,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_M
 from transformers.pytorch_utils import Conv1D
 
 NOT_PRE_NORM = "only blocks of the form x + attention(RMSNorm(x)), then x + mlp(RMSNorm(x)) are built"
+NOT_LLAMA = "nobody has compared its blocks with Llama's"
 ROW = "secateur_family"  # in the configuration of a saved model whose family is not in the table: its row
 PREFIX = "secateur-"  # model_type of a saved model: never a stock one, which stock transformers would half load
 
@@ -48,7 +49,9 @@ class Family:
     multiplied by the block's attribute `multiplier`; with `post_norms` it passes a norm. `parallel`: attention and MLP
     both read what enters the block; or the configuration's attribute that says so. `needs_bos`: without a
     begin-of-sequence token in front the model is out of its range; true where that was measured or is documented, not
-    where a tokenizer merely puts one.
+    where a tokenizer merely puts one. `not_llama` is None where embedding, blocks and head have Llama's names and,
+    without a sliding window, compute what Llama's do (biases may be more or fewer), so that engines' Llama runs them;
+    else the reason why not.
     """
 
     model_type: str
@@ -82,6 +85,7 @@ class Family:
     post_norms: bool = False
     parallel: bool | str = False
     needs_bos: bool = False
+    not_llama: str | None = NOT_LLAMA
     rope_theta: str = "rope_theta"  # what transformers 4 calls the parts of `rope_parameters`
     rope_share: str | None = None  # None: its code there turns whole heads only
     # kinds of scaling that transformers 4 takes, with the only keys; None: all that it has
@@ -89,6 +93,9 @@ class Family:
 
 
 _POST_NORMS = "a norm after a module does not commute with a rotation of what it adds"
+_NORM_AFTER = "it has a norm after each module"
+_QK_NORMS = "it has norms of queries and keys"
+_LAYER_NORM = "its norms subtract the mean, and its MLPs have no gate"
 
 
 def _gemma(model_type: str) -> Family:
@@ -105,18 +112,24 @@ def _gemma(model_type: str) -> Family:
         no_rebase=_POST_NORMS,
         post_norms=True,
         needs_bos=True,
+        not_llama=_NORM_AFTER,
     )
 
 
 FAMILIES: dict[str, Family] = {
     row.model_type: row
     for row in (
-        Family(model_type="llama", no_rebase=None),
-        Family(model_type="mistral", no_rebase=None),
-        Family(model_type="qwen2", no_rebase=None),
-        Family(model_type="qwen3", no_rebase=None),
-        Family(model_type="smollm3", no_rebase=None),
-        Family(model_type="granite", no_rebase=None, multiplier="residual_multiplier"),
+        Family(model_type="llama", no_rebase=None, not_llama=None),
+        Family(model_type="mistral", no_rebase=None, not_llama=None),
+        Family(model_type="qwen2", no_rebase=None, not_llama=None),
+        Family(model_type="qwen3", no_rebase=None, not_llama=_QK_NORMS),
+        Family(model_type="smollm3", no_rebase=None, not_llama="some of its blocks have no RoPE"),
+        Family(
+            model_type="granite",
+            no_rebase=None,
+            multiplier="residual_multiplier",
+            not_llama="it multiplies embeddings, attention scores, what blocks add and logits",
+        ),
         _gemma("gemma2"),
         _gemma("gemma3_text"),
         Family(
@@ -126,6 +139,7 @@ FAMILIES: dict[str, Family] = {
             cannot={"KeepHeads": "its norms of queries and keys span all heads, so no head can go alone"},
             no_rebase=_POST_NORMS,
             post_norms=True,
+            not_llama=_NORM_AFTER,
             rope_scalings={kind: ("type", "factor") for kind in ("linear", "dynamic")},
         ),
         Family(
@@ -137,6 +151,7 @@ FAMILIES: dict[str, Family] = {
             fused_mlp_in=True,
             no_rebase=None,
             dropouts=("resid_attn_dropout", "resid_mlp_dropout"),
+            not_llama="its projections are fused",
             rope_share="partial_rotary_factor",
             rope_scalings={"longrope": ("type", "short_factor", "long_factor")},
         ),
@@ -150,6 +165,7 @@ FAMILIES: dict[str, Family] = {
             shared_norms=("input_layernorm",),
             free_head_dim=False,
             parallel=True,
+            not_llama=_LAYER_NORM,
             rope_share="partial_rotary_factor",
         ),
         Family(
@@ -166,6 +182,7 @@ FAMILIES: dict[str, Family] = {
             kv_heads=None,
             free_head_dim=False,
             parallel="use_parallel_residual",
+            not_llama=_LAYER_NORM,
             rope_theta="rotary_emb_base",
             rope_share="rotary_pct",
         ),
@@ -186,6 +203,7 @@ FAMILIES: dict[str, Family] = {
             kv_heads=None,
             free_head_dim=False,
             requires={"add_cross_attention": False, "scale_attn_by_inverse_layer_idx": False},
+            not_llama=_LAYER_NORM,
         ),
         Family(
             model_type="opt",
@@ -202,6 +220,7 @@ FAMILIES: dict[str, Family] = {
             free_head_dim=False,
             requires={"do_layer_norm_before": True},
             no_rebase="its LayerNorm subtracts the mean, which a rotation does not commute with",
+            not_llama=_LAYER_NORM,
         ),
     )
 }

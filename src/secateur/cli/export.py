@@ -1,0 +1,46 @@
+"""`secateur export`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from secateur.cli.groups import grouped
+from secateur.cli.guard import say, start_logging
+from secateur.cli.options import ModelName, ModelOptions, OutputOptions, Overwrite, ShardSize
+
+
+def _export(
+    model: ModelName,
+    *,
+    to: Annotated[
+        str, typer.Option("--to", help="nemotron-nas or padded; `secateur inspect MODEL` says which of them fit.")
+    ],
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder to write.")],
+    type_: Annotated[
+        str | None, typer.Option("--type", help="Type of the numbers, in formats that have a choice.")
+    ] = None,
+    overwrite: Overwrite = False,
+    max_shard_size: ShardSize = "5GB",
+    source: ModelOptions,
+    output: OutputOptions,
+) -> None:
+    """Write a model for an engine that does not know secateur, with the same logits.
+
+    A format that cannot hold the model exactly is refused before any work, with the reason and one that can.
+    """
+    from secateur.output import Output, export_to
+
+    start_logging(output.log_level, output.log_file)
+    options = {} if type_ is None else {"type": type_}
+    loads_in = export_to(source.of(model), to, Output(out_dir, overwrite, max_shard_size), **options)
+    if output.as_json:
+        print(json.dumps({"out": str(out_dir), "to": to, "loads_in": loads_in, **options}))
+    else:
+        say(f"written to {out_dir} as {to}; it loads in {loads_in}")
+
+
+export = grouped(_export)

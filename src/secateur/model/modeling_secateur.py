@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -396,11 +397,15 @@ def keep_neurons(block: nn.Module, family: Family, index: Tensor) -> None:
     narrow(_linear(block, family.mlp_out), columns=index)
 
 
-def keep_heads(block: nn.Module, family: Family, index: Tensor) -> None:
-    """Keep the KV groups `index` (kept,): each KV head with the query heads that read it."""
+def keep_heads(block: nn.Module, family: Family, index: Tensor, group: int | None = None) -> None:
+    """Keep the KV groups `index` (kept,): each KV head with the query heads that read it.
+
+    Args:
+        group: with the first so many of them only.
+    """
     before = shape_of(block, family)
-    group = before.query_heads // before.kv_heads
-    query = (index[:, None] * group + torch.arange(group)).flatten()
+    every = before.query_heads // before.kv_heads
+    query = (index[:, None] * every + torch.arange(group or every)).flatten()
     head_dim = head_dim_of(block, family)
     q_rows, kv_rows = _spread(query, head_dim), _spread(index, head_dim)
     if family.qkv_layout == "separate":
@@ -414,6 +419,8 @@ def keep_heads(block: nn.Module, family: Family, index: Tensor) -> None:
         narrow(_linear(block, family.qkv[0]), rows=torch.cat([q_rows, kv_rows + k_start, kv_rows + v_start]))
     narrow(_linear(block, family.out), columns=q_rows)
     attention: Any = block.get_submodule(family.attention)
+    if group not in (None, every):
+        attention.num_key_value_groups = group
     sizes = {"query_heads": len(query), "kv_heads": len(index), "query_rows": len(q_rows)}
     for attribute, counted in family.counts.items():
         name = attribute.removeprefix("config.")
@@ -525,8 +532,8 @@ def fit(block: nn.Module, family: Family, shape: Shape) -> None:
         keep_neurons(block, family, torch.arange(shape.width))
     if not shape.kv_heads:
         drop_attention(block, family)
-    elif shape.kv_heads < now.kv_heads:
-        keep_heads(block, family, torch.arange(shape.kv_heads))
+    elif (shape.query_heads, shape.kv_heads) != (now.query_heads, now.kv_heads):
+        keep_heads(block, family, torch.arange(shape.kv_heads), shape.query_heads // shape.kv_heads)
 
 
 def fit_stream(block: nn.Module, family: Family, shape: Shape) -> None:
@@ -692,7 +699,17 @@ class SecateurConfig:
         names: dict[str, str] = self.attribute_map  # type: ignore[attr-defined]  # the stock one's
         found, module = classes(stated["model_type"].removeprefix(PREFIX)), __name__.rpartition(".")[2]
         stated["auto_map"] = {auto: f"{module}.{cls.__name__}" for auto, cls in found.items()}
+        _tell_peft(stated["model_type"])
         return stated | {common: stated[own] for common, own in names.items() if own in stated}
+
+
+def _tell_peft(model_type: str) -> None:
+    """PEFT looks its default `target_modules` up by model type, just after it has asked the configuration for it here:
+    what it knows of the stock type goes for ours, whose modules have the same names."""
+    known = vars(sys.modules.get("peft.utils.constants", sys.modules[__name__]))
+    for table in [value for name, value in known.items() if name.startswith("TRANSFORMERS_MODELS_TO_")]:
+        if (stock := model_type.removeprefix(PREFIX)) in table:
+            table.setdefault(model_type, table[stock])
 
 
 class SecateurModel:

@@ -327,6 +327,7 @@ def test_adapters_are_trained_saved_and_merged(family: str, layout: str, tied: b
     assert_whole(merged, tmp_path / "merged")
 
 
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
 @pytest.mark.parametrize("family", [*FAMILY_NAMES[:1], *(pytest.param(f, marks=slow) for f in FAMILY_NAMES[1:])])
 def test_adapters_find_their_places_by_themselves(family: str, tmp_path: Path) -> None:
     """Without `target_modules` they go where PEFT puts them in the stock model, as far as that is there."""

@@ -269,3 +269,20 @@ def test_a_text_of_the_hub(client: Client, hub: Hub, folders: dict[str, Path], t
     assert answer.facts["revision"] == TEXT.revision
     with hub.away():
         assert client.ask("text", "wikitext2").text == answer.text
+
+
+def test_a_pruned_model_is_pushed_by_its_own_method_and_comes_back(
+    client: Client, hub: Hub, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """`push_to_hub` is transformers', so what goes up is the model, its code and a plain card."""
+    hub.uploads = tmp_path
+    pushed = client.ask("push", folders["pruned"], "org/pushed", token=TOKEN)
+    assert pushed.error is None, pushed.says
+    repository = hub.repositories["org/pushed"]
+    files = {path.name for path in repository.commits[repository.refs["main"]].iterdir()}
+    assert {"config.json", WEIGHTS, "modeling_secateur.py", "README.md"} <= files
+    fetched = client.ask("fetch", "org/pushed")
+    assert fetched.error is None, fetched.says
+    assert fetched.logits == pushed.logits
+    loaded = client.ask("load", "org/pushed")
+    assert loaded.fingerprint == secateur.load(str(folders["pruned"])).fingerprint()

@@ -1,8 +1,8 @@
 """A stand-in for the hub on loopback, and a client of it in a process of its own.
 
 The server answers as huggingface.co does, as far as `huggingface_hub`, transformers and `datasets` ask: status codes,
-`X-Error-Code`, ETag and commit headers. What is uploaded it keeps in a folder, and takes no large files apart. The client reads HF_ENDPOINT when it is imported; hence its own process, in
-which every connection that does not go to loopback fails.
+`X-Error-Code`, ETag and commit headers. What is uploaded it keeps in a folder, if it is given one. The client reads
+HF_ENDPOINT when it is imported; hence its own process, in which every connection that does not go to loopback fails.
 """
 
 from __future__ import annotations
@@ -280,7 +280,6 @@ def _serve() -> None:
     for module in (client, file_download):  # retries wait for half a minute
         module.time = SimpleNamespace(**vars(module.time) | {"sleep": lambda seconds: None})
     from test_cli import call
-
     from transformers import AutoModelForCausalLM
 
     import secateur

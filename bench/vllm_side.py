@@ -25,8 +25,10 @@ SETTINGS = {
 
 def read(folder: Path, ids: list[int], new: int) -> dict[str, Any]:
     """What vLLM makes of a checkpoint: log-probabilities of `ids`, then `new` greedy tokens and theirs."""
+    import torch
     import vllm
 
+    torch.compiler.set_stance("force_eager")  # the sampler's compilation takes longer than all the rest
     model = vllm.LLM(
         model=str(folder), skip_tokenizer_init=True, trust_remote_code=True, dtype="float32", enforce_eager=True,
         max_model_len=64, max_num_seqs=2, model_impl="transformers", disable_log_stats=True,

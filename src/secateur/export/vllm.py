@@ -8,7 +8,8 @@ sizes block by block in `per_layer_config`, and the same modeling file, by which
 from __future__ import annotations
 
 import copy
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,12 @@ _HEAD = "lm_head"  # the only name of a head that vLLM's transformers backend lo
 
 
 def refuses(model: Model) -> str | None:
-    hf = model.hf
+    hf: Any = model.hf
     if model.layout().is_folded:
         return "takes norms with a scale only, which SliceGPT folds into the maps behind them"
     if not hf._supports_attention_backend or "AutoModel" not in classes(hf.config.model_type.removeprefix(PREFIX)):
         return "needs an attention that calls transformers' attention interface, which vLLM replaces"
-    head = hf.get_output_embeddings()
+    head: Any = hf.get_output_embeddings()
     if getattr(hf, _HEAD, None) is not head:
         return f"looks for the head under the name {_HEAD}, which this architecture calls otherwise"
     if (width := head.weight.shape[1]) != model.hidden_size:
@@ -59,11 +60,15 @@ class _WithStubs(Model):
         self._model = model
         self.numbers = list(model.numbers)
 
-    def open(self, number: int, *, write: bool = False) -> AbstractContextManager[Block]:
-        return self._model.open(number, write=write)
+    @contextmanager
+    def open(self, number: int, *, write: bool = False) -> Iterator[Block]:
+        with self._model.open(number, write=write) as block:
+            yield block
 
-    def open_ends(self, *, write: bool = False) -> AbstractContextManager[None]:
-        return self._model.open_ends(write=write)
+    @contextmanager
+    def open_ends(self, *, write: bool = False) -> Iterator[None]:
+        with self._model.open_ends(write=write):
+            yield
 
     def state(self, number: int | None = None) -> dict[str, Tensor]:
         there, wanted = self._model.state(number), super().state(number)

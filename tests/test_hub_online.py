@@ -13,7 +13,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from hub_server import OUTSIDER, TOKEN, Client, Hub, Repository
-from models import tiny_tokens
+from models import tiny, tiny_tokens
 from oracles import write_model, write_texts
 from test_cli import call
 from transformers import AutoModelForCausalLM
@@ -269,3 +269,20 @@ def test_a_text_of_the_hub(client: Client, hub: Hub, folders: dict[str, Path], t
     assert answer.facts["revision"] == TEXT.revision
     with hub.away():
         assert client.ask("text", "wikitext2").text == answer.text
+
+
+def test_a_pruned_model_is_pushed_by_its_own_method_and_comes_back(client: Client, hub: Hub, tmp_path: Path) -> None:
+    """`push_to_hub` is transformers', so what goes up is the model, its code and a plain card."""
+    model, hub.uploads = tiny("llama"), tmp_path / "hub"
+    tokens, mixed = tiny_tokens(model, 3, 8), tmp_path / "mixed"
+    save(secateur.prune(model, "2ssp", sparsity=0.4, calibration=tokens, attentions=1), mixed)
+    pushed = client.ask("push", mixed, "org/pushed", token=TOKEN)
+    assert pushed.error is None, pushed.says
+    repository = hub.repositories["org/pushed"]
+    files = {path.name for path in repository.commits[repository.refs["main"]].iterdir()}
+    assert {"config.json", WEIGHTS, "modeling_secateur.py", "README.md"} <= files
+    fetched = client.ask("fetch", "org/pushed")
+    assert fetched.error is None, fetched.says
+    assert fetched.logits == pushed.logits
+    loaded = client.ask("load", "org/pushed")
+    assert loaded.fingerprint == secateur.load(str(mixed)).fingerprint()

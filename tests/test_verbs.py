@@ -22,10 +22,12 @@ from models import (
     VOCABULARY,
     apply_all,
     logits,
+    tiny_hf,
     tiny_in,
     tiny_tokenizer,
     whole_load,
 )
+from peft.utils import constants
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -35,6 +37,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
+    pipeline,
 )
 from transformers.pytorch_utils import Conv1D
 
@@ -45,6 +48,7 @@ from secateur.model.handle import Model
 from secateur.model.modeling_secateur import FAMILIES, PREFIX, classes
 from secateur.surgery.edits import FoldNorms, KeepNeurons, Rebase
 
+slow = pytest.mark.slow
 IDS = torch.randint(5, 90, (2, 11), generator=torch.Generator().manual_seed(1))
 WITHOUT_SOME = "sliced stream and more"  # attention of block 0, MLP, KV heads, a block; and all of it rebased
 LAYOUTS = [(family, "everything", None) for family in FAMILY_NAMES]
@@ -321,6 +325,67 @@ def test_adapters_are_trained_saved_and_merged(family: str, layout: str, tied: b
     merged = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").merge_and_unload()
     assert torch.allclose(logits(merged, IDS), expected, atol=1e-3)
     assert_whole(merged, tmp_path / "merged")
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("family", [*FAMILY_NAMES[:1], *(pytest.param(f, marks=slow) for f in FAMILY_NAMES[1:])])
+def test_adapters_find_their_places_by_themselves(family: str, tmp_path: Path) -> None:
+    """Without `target_modules` they go where PEFT puts them in the stock model, as far as that is there."""
+    if family not in constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING:
+        return
+    settings = {"r": 2, "task_type": "CAUSAL_LM", "fan_in_fan_out": family == "gpt2"}
+    for hf in both(family, "everything", None, tmp_path / "pruned"):
+        there = {name for name, _ in hf.named_modules()}
+        adapted = peft.get_peft_model(hf, peft.LoraConfig(**settings))
+        dense = peft.get_peft_model(tiny_hf(family), peft.LoraConfig(**settings))
+        found, wanted = (
+            {name.split(".lora_A")[0] for name, _ in each.get_base_model().named_parameters() if "lora_A" in name}
+            for each in (adapted, dense)
+        )
+        assert {name.rpartition(".")[2] for name in found} <= {name.rpartition(".")[2] for name in wanted}
+        assert found
+        assert found <= there
+        adapted.train()(input_ids=IDS, labels=IDS).loss.backward()
+        assert_whole(adapted.merge_and_unload(), tmp_path / "merged")
+
+
+# --- as others run it ---
+
+
+@every_layout_slowly
+def test_it_is_spread_over_memory_and_disk(family: str, layout: str, tied: bool | None, tmp_path: Path) -> None:
+    """By accelerate, which moves the weights of a module when it is called."""
+    assert_spreads(family, layout, tied, tmp_path)
+
+
+def test_one_layout_is_spread_over_memory_and_disk(tmp_path: Path) -> None:
+    assert_spreads(*FAST, tmp_path)
+
+
+def assert_spreads(family: str, layout: str, tied: bool | None, folder: Path) -> None:
+    expected = logits(both(family, layout, tied, folder / "pruned")[0], IDS)
+    size = sum(path.stat().st_size for path in (folder / "pruned").glob("*.safetensors"))
+    for device_map, memory in (("auto", None), ({"": "cpu"}, None), ("auto", {"cpu": size * 2 // 3})):
+        hf = whole_load(folder / "pruned", device_map=device_map, max_memory=memory, offload_folder=str(folder / "off"))
+        assert torch.equal(logits(hf, IDS), expected)
+        tokens = hf.generate(IDS, max_new_tokens=3, do_sample=False, pad_token_id=0)
+        assert tokens.shape == (2, IDS.shape[1] + 3)
+
+
+@pytest.mark.parametrize("layout", ["everything", pytest.param(WITHOUT_SOME, marks=slow)])
+def test_a_pipeline_writes_the_same_alone_and_in_a_batch(layout: str, tmp_path: Path) -> None:
+    model = tiny_in(layout, "llama")
+    model.tokenizer = tiny_tokenizer()
+    save(model, tmp_path / "pruned")
+    options = {"max_new_tokens": 4, "do_sample": False}
+    for dtype in (torch.float32, torch.bfloat16):
+        write = pipeline("text-generation", model=str(tmp_path / "pruned"), dtype=dtype, device="cpu")
+        assert write.model.dtype == dtype
+        prompts = ["One prompt.", "Another, which is longer."]
+        alone = [write(prompt, **options)[0]["generated_text"] for prompt in prompts]
+        batch = [answer[0]["generated_text"] for answer in write(prompts, batch_size=2, **options)]
+        assert all(text.startswith(prompt) for text, prompt in zip(alone, prompts, strict=True))
+        assert batch == alone or dtype == torch.bfloat16  # whose sums depend on the batch
 
 
 # --- other heads ---

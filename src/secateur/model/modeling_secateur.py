@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -25,6 +26,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import Cache
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
@@ -62,7 +64,7 @@ class Family:
     qkv_layout: Literal["separate", "blocks", "per_head"] = "separate"
     counts: Mapping[str, Literal["query_heads", "kv_heads", "query_rows"]] = field(default_factory=dict, hash=False)
     head_dim: str = "head_dim"  # the attention's attribute
-    cache: str = "past_key_values"  # the argument by which the attention is given the KV cache
+    cache: str = "past_key_values"  # not read any more: rows of older checkpoints have it
     attention_norms: tuple[str, ...] = ("input_layernorm",)
     mlp: tuple[str, ...] = ("mlp",)  # the modules that together are the MLP
     mlp_in: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
@@ -176,7 +178,6 @@ FAMILIES: dict[str, Family] = {
             out="attention.dense",
             qkv_layout="per_head",
             head_dim="head_size",
-            cache="layer_past",
             mlp_in=("mlp.dense_h_to_4h",),
             mlp_out="mlp.dense_4h_to_h",
             kv_heads=None,
@@ -266,19 +267,18 @@ class RemovedAttention(Removed):
     """Stands where an attention was, and keeps its place in the KV cache with one number per token.
 
     Transformers reads the length of the cached past from one layer, the first of a kind. A layer that stored nothing
-    would report an empty past and corrupt cached generation, so this one stores a single zero per token.
+    would report an empty past and corrupt cached generation, so this one stores a single zero per token. The cache is
+    told by its kind: the argument's name differs between families, and in transformers 5.24 from that in 5.23.
     """
 
-    def __init__(self, layer_idx: int, cache: str) -> None:
+    def __init__(self, layer_idx: int) -> None:
         super().__init__()
         self.layer_idx = layer_idx
-        self.cache = cache
 
     def forward(  # type: ignore[override]  # an attention also returns its weights
         self, hidden_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, None]:
-        cache = kwargs.get(self.cache)
-        if cache is not None:
+        for cache in (each for each in (*args, *kwargs.values()) if isinstance(each, Cache)):
             batch, length = hidden_states.shape[:2]
             mark = hidden_states.new_zeros((batch, 1, length, 1))  # (batch, heads, tokens, head_dim)
             cache.update(mark, mark, self.layer_idx)
@@ -415,11 +415,15 @@ def keep_neurons(block: nn.Module, family: Family, index: Tensor) -> None:
     narrow(_linear(block, family.mlp_out), columns=index)
 
 
-def keep_heads(block: nn.Module, family: Family, index: Tensor) -> None:
-    """Keep the KV groups `index` (kept,): each KV head with the query heads that read it."""
+def keep_heads(block: nn.Module, family: Family, index: Tensor, group: int | None = None) -> None:
+    """Keep the KV groups `index` (kept,): each KV head with the query heads that read it.
+
+    Args:
+        group: with the first so many of them only.
+    """
     before = shape_of(block, family)
-    group = before.query_heads // before.kv_heads
-    query = (index[:, None] * group + torch.arange(group)).flatten()
+    every = before.query_heads // before.kv_heads
+    query = (index[:, None] * every + torch.arange(group or every)).flatten()
     head_dim = head_dim_of(block, family)
     q_rows, kv_rows = _spread(query, head_dim), _spread(index, head_dim)
     if family.qkv_layout == "separate":
@@ -433,6 +437,8 @@ def keep_heads(block: nn.Module, family: Family, index: Tensor) -> None:
         narrow(_linear(block, family.qkv[0]), rows=torch.cat([q_rows, kv_rows + k_start, kv_rows + v_start]))
     narrow(_linear(block, family.out), columns=q_rows)
     attention: Any = block.get_submodule(family.attention)
+    if group not in (None, every):
+        attention.num_key_value_groups = group
     sizes = {"query_heads": len(query), "kv_heads": len(index), "query_rows": len(q_rows)}
     for attribute, counted in family.counts.items():
         name = attribute.removeprefix("config.")
@@ -445,7 +451,7 @@ def keep_heads(block: nn.Module, family: Family, index: Tensor) -> None:
 def drop_attention(block: nn.Module, family: Family) -> None:
     """Remove the attention and its norms."""
     layer_idx: Any = block.get_submodule(family.attention).layer_idx
-    block.set_submodule(family.attention, RemovedAttention(layer_idx, family.cache))
+    block.set_submodule(family.attention, RemovedAttention(layer_idx))
     _drop_norms(
         block, family.attention_norms if has_mlp(block, family) else family.attention_norms + family.shared_norms
     )
@@ -544,8 +550,8 @@ def fit(block: nn.Module, family: Family, shape: Shape) -> None:
         keep_neurons(block, family, torch.arange(shape.width))
     if not shape.kv_heads:
         drop_attention(block, family)
-    elif shape.kv_heads < now.kv_heads:
-        keep_heads(block, family, torch.arange(shape.kv_heads))
+    elif (shape.query_heads, shape.kv_heads) != (now.query_heads, now.kv_heads):
+        keep_heads(block, family, torch.arange(shape.kv_heads), shape.query_heads // shape.kv_heads)
 
 
 def fit_stream(block: nn.Module, family: Family, shape: Shape) -> None:
@@ -711,7 +717,17 @@ class SecateurConfig:
         names: dict[str, str] = self.attribute_map  # type: ignore[attr-defined]  # the stock one's
         found, module = classes(stated["model_type"].removeprefix(PREFIX)), __name__.rpartition(".")[2]
         stated["auto_map"] = {auto: f"{module}.{cls.__name__}" for auto, cls in found.items()}
+        _tell_peft(stated["model_type"])
         return stated | {common: stated[own] for common, own in names.items() if own in stated}
+
+
+def _tell_peft(model_type: str) -> None:
+    """PEFT looks its default `target_modules` up by model type, just after it has asked the configuration for it here:
+    what it knows of the stock type goes for ours, whose modules have the same names."""
+    known = vars(sys.modules.get("peft.utils.constants", sys.modules[__name__]))
+    for table in [value for name, value in known.items() if name.startswith("TRANSFORMERS_MODELS_TO_")]:
+        if (stock := model_type.removeprefix(PREFIX)) in table:
+            table.setdefault(model_type, table[stock])
 
 
 class SecateurModel:

@@ -63,8 +63,9 @@ def head_dim(model: Model) -> int:
     """The size of a head; where no attention is left, what the configuration says."""
     config: Any = model.hf.config
     dims = {block.head_dim for block in model.layout().blocks.values() if block.attention}
-    stated = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return dims.pop() if dims else int(stated)
+    if dims:
+        return dims.pop()
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def tensors(model: Model, architecture: Architecture) -> Named:

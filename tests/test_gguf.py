@@ -38,7 +38,9 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     core.decoder = decoders.ByteLevel()
     special = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=312, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=312, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
     core.train_from_iterator(["the quick brown fox jumps over the lazy dog, and the other thing there"] * 3, trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core, unk_token="<unk>", bos_token="<s>", eos_token="</s>", clean_up_tokenization_spaces=False
@@ -72,7 +74,7 @@ CASES = [
         "dense", "block 0 without attention", "several attentions missing", "all MLPs missing", "one MLP missing",
         "mixed widths", "mixed KV groups", "everything", "only block 2 has an attention",
     )),
-    *((family, layout) for family in ("mistral", "qwen2", "qwen3", "phi3", "granite") for layout in ("dense", "everything")),
+    *((name, layout) for name in ("mistral", "qwen2", "qwen3", "phi3", "granite") for layout in ("dense", "everything")),
     *((family, "dense") for family in ("smollm3", "gemma2", "gemma3_text", "olmo2")),
 ]  # fmt: skip
 

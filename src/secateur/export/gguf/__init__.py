@@ -1,10 +1,10 @@
 """GGUF: one file with weights, sizes and tokenizer, for llama.cpp and what is built on it.
 
-    architectures   which of llama.cpp's architectures can hold which family: the table
-    choice          the one that is taken, or why none can be
-    tensors         the weights by its names, with stubs where llama.cpp cannot do without a module
-    metadata        sizes, positions, origin
-    vocabulary      the tokenizer
+architectures   which of llama.cpp's architectures can hold which family: the table
+choice          the one that is taken, or why none can be
+tensors         the weights by its names, with stubs where llama.cpp cannot do without a module
+metadata        sizes, positions, origin
+vocabulary      the tokenizer
 """
 
 from __future__ import annotations
@@ -17,7 +17,12 @@ from typing import Any
 
 from torch import Tensor
 
-from secateur.errors import InvalidOptionError, MissingExtraError, NumericalError, UnknownNameError, UnsupportedModelError
+from secateur.errors import (
+    MissingExtraError,
+    NumericalError,
+    UnknownNameError,
+    UnsupportedModelError,
+)
 from secateur.export.gguf.architectures import ROUND, Architecture
 from secateur.export.gguf.choice import choose
 from secateur.export.gguf.metadata import FILE_TYPES, add_origin, add_sizes

@@ -160,5 +160,3 @@ def context_of(model: Model, architecture: Architecture) -> int | None:
     window = sliding(model)[0]
     limits = [model.max_length, window if window and period_of(model, architecture) is None else None]
     return min((limit for limit in limits if limit), default=None)
-
-

@@ -41,7 +41,9 @@ def add_sizes(writer: Any, model: Model, architecture: Architecture) -> None:
 
 def _add_norms(writer: Any, config: Any, stream: Stream) -> None:
     if (eps := getattr(config, "rms_norm_eps", None)) is not None:
-        writer.add_layer_norm_rms_eps(eps / stream.embedding**2)  # of a stream that is divided by the embedding's factor
+        writer.add_layer_norm_rms_eps(
+            eps / stream.embedding**2
+        )  # of a stream that is divided by the embedding's factor
     for name in ("layer_norm_eps", "layer_norm_epsilon"):
         if (eps := getattr(config, name, None)) is not None:
             writer.add_layer_norm_eps(eps)

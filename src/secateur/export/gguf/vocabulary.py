@@ -87,7 +87,7 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase | None, size: int, ends: list[
         return f"has a token for each row of the embedding, and the tokenizer has ids beyond its {size}"
     pieces = bool(model.get("byte_fallback"))
     split = None if pieces else _split(told)
-    if split is not None and not split.isascii() or (split and " " in split):
+    if (split is not None and not split.isascii()) or (split and " " in split):
         return split
     tokens, types = _tokens(tokenizer, told, size)
     empty = [int(id_) for id_ in tokenizer("a")["input_ids"]]
@@ -185,7 +185,7 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, told: Mapping[str, Any], size: i
 
 
 def _scores(tokens: list[str], merges: list[tuple[str, ...]]) -> list[float]:
-    """Scores by which llama.cpp joins pieces in the order of the merges: the first merge that makes a token, negative."""
+    """Scores by which llama.cpp joins pieces in the order of the merges: the negative rank of a token's first merge."""
     first: dict[str, int] = {}
     for rank, pair in enumerate(merges):
         first.setdefault("".join(pair), rank)

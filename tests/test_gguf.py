@@ -74,7 +74,8 @@ CASES = [
         "dense", "block 0 without attention", "several attentions missing", "all MLPs missing", "one MLP missing",
         "mixed widths", "mixed KV groups", "everything", "only block 2 has an attention",
     )),
-    *((name, layout) for name in ("mistral", "qwen2", "qwen3", "phi3", "granite") for layout in ("dense", "everything")),
+    *((name, layout) for name in ("mistral", "qwen2", "qwen3", "phi3", "granite")
+      for layout in ("dense", "everything")),
     *((family, "dense") for family in ("smollm3", "gemma2", "gemma3_text", "olmo2")),
 ]  # fmt: skip
 

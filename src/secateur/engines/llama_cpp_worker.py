@@ -35,8 +35,8 @@ class Server:
 
     def next_tokens(self, ids: list[int], top: int) -> list[list[float]]:
         """(id, log-probability) of the likeliest tokens after `ids`."""
-        # Of an end of the text, or of a token that is half a character, the server tells nothing: let it choose a letter.
-        # The probabilities are those before this is applied.
+        # Of an end of the text, or of half a character, the server tells nothing: it is made to choose a letter.
+        # The probabilities are those before that.
         bias = [[self.tokenize("a", special=False)[-1], 1e4]]
         answer = self.complete(prompt=[ids], max_tokens=1, n_probs=top, logit_bias=bias)
         chosen = answer["choices"][0]["logprobs"]["content"][0]

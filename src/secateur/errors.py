@@ -63,6 +63,10 @@ class MissingExtraError(SecateurError):
         return cls(f"{purpose} needs the package '{package}': pip install 'secateur[{extra}]'.")
 
 
+class EngineError(SecateurError):
+    """Another program that runs models failed or died; the message ends with what it said last."""
+
+
 class CheckpointError(SecateurError):
     """A checkpoint is missing, damaged or inconsistent."""
 

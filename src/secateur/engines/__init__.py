@@ -1,0 +1,1 @@
+"""Other programs that run language models, each driven in a process of its own."""

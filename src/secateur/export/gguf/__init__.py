@@ -1,0 +1,140 @@
+"""GGUF: one file with weights, sizes and tokenizer, for llama.cpp and what is built on it.
+
+architectures   which of llama.cpp's architectures can hold which family: the table
+choice          the one that is taken, or why none can be
+tensors         the weights by its names, with stubs where llama.cpp cannot do without a module
+metadata        sizes, positions, origin
+vocabulary      the tokenizer
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from secateur.errors import (
+    MissingExtraError,
+    NumericalError,
+    UnknownNameError,
+    UnsupportedModelError,
+)
+from secateur.export.gguf.architectures import ROUND, Architecture
+from secateur.export.gguf.choice import choose
+from secateur.export.gguf.metadata import FILE_TYPES, add_origin, add_sizes
+from secateur.export.gguf.tensors import tensors
+from secateur.export.gguf.vocabulary import Vocabulary, add_vocabulary, vocabulary
+from secateur.model.handle import Model
+
+TYPES = tuple(FILE_TYPES)
+_QUANTISED = ("q4_0", "q8_0")
+_GROUP = 32  # numbers that share a scale
+_LARGEST_HALF = 65504.0
+
+
+def refuses(model: Model, type: str = "f16") -> str | None:
+    """Why llama.cpp cannot hold the model exactly, its weights' type aside: the rest of a sentence that begins with its
+    name.
+
+    Args:
+        type: how weights are kept, one of `TYPES`; quantised types want rows of a multiple of 32.
+    """
+    words, architecture = _words(model), choose(model)
+    if isinstance(architecture, str):
+        return architecture
+    return words if isinstance(words, str) else _refuses_type(model, architecture, type)
+
+
+def write(model: Model, file: Path, type: str = "f16") -> str:
+    """Write the model and its tokenizer into one .gguf file, which appears whole or not at all.
+
+    Matrices are kept in `type`; norms, biases and frequencies in float32; embedding and head in q8_0 where the others
+    are in q4_0. Blocks are opened one after another.
+
+    Returns:
+        The name of the architecture that was written.
+
+    Raises:
+        MissingExtraError: gguf is not installed.
+        UnknownNameError: no such type.
+        UnsupportedModelError: `refuses` says why.
+        NumericalError: a weight is too large for float16.
+    """
+    if type not in TYPES:
+        raise UnknownNameError.of("type", type, TYPES)
+    if importlib.util.find_spec("gguf") is None:
+        raise MissingExtraError.of("gguf", "gguf", "writing GGUF")
+    architecture, words = choose(model), _words(model)
+    if (reason := refuses(model, type)) is not None or isinstance(architecture, str) or isinstance(words, str):
+        raise UnsupportedModelError(f"llama.cpp {reason}")
+    partial = file.with_name(f".{file.name}.partial-{os.getpid()}")
+    try:
+        _write(model, architecture, words, partial, type)
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
+    return architecture.name
+
+
+def _write(model: Model, architecture: Architecture, words: Vocabulary, file: Path, type: str) -> None:
+    import gguf
+    import numpy
+
+    with closing(gguf.GGUFWriter(file, architecture.name)) as writer:
+        add_origin(writer, model, type)
+        add_sizes(writer, model, architecture)
+        add_vocabulary(writer, words)
+        for name, tensor in tensors(model.hollow(), architecture):
+            kept = gguf.GGMLQuantizationType[type_of(name, tensor, type).upper()]
+            group, size = gguf.GGML_QUANT_SIZES[kept]  # numbers, and the bytes that they take
+            nbytes = tensor.numel() // group * size
+            writer.add_tensor_info(name, tuple(tensor.shape), numpy.dtype(numpy.float32), nbytes, raw_dtype=kept)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for name, tensor in tensors(model, architecture):
+            writer.write_tensor_data(packed(name, tensor.cpu(), type_of(name, tensor, type)))
+
+
+def type_of(name: str, tensor: Tensor, type: str) -> str:
+    """How one tensor is kept where matrices are kept in `type`."""
+    if tensor.dim() < 2 or name.startswith("position_embd"):
+        return "f32"
+    return "q8_0" if type == "q4_0" and name in ("token_embd.weight", "output.weight") else type
+
+
+def packed(name: str, tensor: Tensor, kept: str) -> Any:
+    """A float32 tensor's numbers as they lie in the file: numpy, of one byte where they are packed.
+
+    Raises:
+        NumericalError: float16 cannot hold it.
+    """
+    import gguf
+
+    if kept == "f16" and tensor.numel() and tensor.abs().max() > _LARGEST_HALF:
+        raise NumericalError(f"{name} has numbers beyond float16's {_LARGEST_HALF:.0f}: write bf16 or f32")
+    return gguf.quantize(tensor.contiguous().numpy(), gguf.GGMLQuantizationType[kept.upper()])
+
+
+def _refuses_type(model: Model, architecture: Architecture, type: str) -> str | None:
+    if type not in _QUANTISED:
+        return None
+    odd = {
+        name.split(".")[-2]: tensor.shape[1]
+        for name, tensor in tensors(model.hollow(), architecture)
+        if type_of(name, tensor, type) in _QUANTISED and tensor.shape[1] % _GROUP
+    }
+    if not odd:
+        return None
+    named = ", ".join(f"{name} {size}" for name, size in sorted(odd.items()))
+    way = ROUND if odd.keys() == {"ffn_down"} else "write f16"
+    return f"quantises rows of a multiple of {_GROUP} numbers, and some are of others ({named}): {way}"
+
+
+def _words(model: Model) -> Vocabulary | str:
+    ends = getattr(model.hf.generation_config, "eos_token_id", None)
+    return vocabulary(model.tokenizer, model.vocab_size, [ends] if isinstance(ends, int) else list(ends or []))

@@ -1,0 +1,71 @@
+"""Which architecture a model is written as, or why no one can hold it."""
+
+from __future__ import annotations
+
+from secateur.export.gguf.architectures import (
+    PADDED,
+    ROUTES,
+    Architecture,
+    activation_of,
+    has_head_norms,
+    period_of,
+    ropes,
+)
+from secateur.export.gguf.tensors import tensors
+from secateur.model.handle import Model
+
+
+def choose(model: Model) -> Architecture | str:
+    """The first architecture that can hold the model; or why none can, as the rest of a sentence."""
+    layout = model.layout()
+    if layout.is_folded:
+        return "has no norms without a scale and no maps on the residual branch: leave out what changes its basis"
+    if not any(block.attention or block.mlp for block in layout.blocks.values()):
+        return "needs a block, and of this model no attention and no MLP is left"
+    routes = ROUTES.get(model.family.model_type, ())
+    if not routes:
+        return f"has no architecture for {model.family.model_type}"
+    reasons = []
+    for architecture in routes:
+        if (reason := _refuses(architecture, model)) is None:
+            return architecture
+        reasons.append(f"as `{architecture.name}` it {reason}")
+    return "; ".join(reasons) + f"; {PADDED}"
+
+
+def _refuses(architecture: Architecture, model: Model) -> str | None:
+    """Why an architecture cannot hold the model; see `choose` for what none can."""
+    config, layout = model.hf.config, model.layout()
+    if not (layout.uniform or architecture.unequal):
+        return "takes the sizes of all blocks from the first, and these differ"
+    if architecture.tied and not layout.ends.tied:
+        return "has no head of its own beside the embedding"
+    if has_head_norms(model) and not architecture.head_norms:
+        return "has no norms of queries and keys"
+    rows = {block.shape.query_heads * block.head_dim for block in layout.blocks.values() if block.attention}
+    if architecture.square and rows != {model.hidden_size}:
+        return f"wants as many query rows as the model is wide, {model.hidden_size}"
+    if (activation := activation_of(config)) not in architecture.activations:
+        return f"computes {' or '.join(architecture.activations)}, not {activation}"
+    period = architecture.no_rope_period
+    if period and list(config.no_rope_layers) != [(k + 1) % period != 0 for k in range(len(layout.blocks))]:
+        return f"leaves RoPE out in every {period}th block, and this model in others"
+    return _refuses_positions(architecture, model) or _refuses_biases(architecture, model)
+
+
+def _refuses_positions(architecture: Architecture, model: Model) -> str | None:
+    kinds = ropes(model.hf.config)
+    for rope in kinds.values():
+        if (kind := rope.get("rope_type", "default")) not in architecture.scalings:
+            return f"is not given the RoPE scaling '{kind}'"
+        if rope.get("partial_rotary_factor", 1.0) != 1.0 and not architecture.partial:
+            return "turns whole heads"
+    if len({rope.get("rope_theta") for rope in kinds.values()}) > 1 and period_of(model, architecture) is None:
+        return "has sliding attention in all blocks but every nth, and this model in others"
+    return None
+
+
+def _refuses_biases(architecture: Architecture, model: Model) -> str | None:
+    kinds = {name.removeprefix("blk.").lstrip("0123456789.") for name, _ in tensors(model.hollow(), architecture)}
+    extra = {kind.removesuffix(".bias") for kind in kinds if kind.endswith(".bias")} - architecture.biases
+    return f"has no bias in {', '.join(sorted(extra))}" if extra else None

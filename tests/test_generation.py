@@ -13,6 +13,7 @@ from transformers import DynamicCache, StaticCache
 
 from secateur import load
 from secateur.export import save
+from secateur.model import modeling_secateur as modeling
 from secateur.model.handle import Model
 from secateur.surgery.apply import apply
 from secateur.surgery.edits import DropAttention, DropBlock
@@ -128,3 +129,12 @@ def test_the_cache_knows_how_much_it_holds(family: str, layout: str) -> None:
             model.hf(ids, past_key_values=cache, use_cache=True)
         assert len(cache.layers) == len(model.blocks)
         assert [int(cache.get_seq_length(k)) for k in range(len(model.blocks))] == [ids.shape[1]] * len(model.blocks)
+
+
+@pytest.mark.parametrize("name", ["past_key_values", "layer_past", "cache", None])
+def test_a_cache_is_known_by_any_name(name: str | None) -> None:
+    """What 5.23 calls `past_key_values` is `cache` in 5.24. A mark that is not stored breaks generation."""
+    removed, hidden, cache = modeling.RemovedAttention(1), torch.ones(2, 3, 8), DynamicCache()
+    removed(hidden, *([cache] if name is None else []), **({name: cache} if name else {}))
+    assert cache.get_seq_length(1) == 3
+    assert cache.layers[1].keys.numel() == 2 * 3

@@ -25,6 +25,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import Cache
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
@@ -59,7 +60,7 @@ class Family:
     qkv_layout: Literal["separate", "blocks", "per_head"] = "separate"
     counts: Mapping[str, Literal["query_heads", "kv_heads", "query_rows"]] = field(default_factory=dict, hash=False)
     head_dim: str = "head_dim"  # the attention's attribute
-    cache: str = "past_key_values"  # the argument by which the attention is given the KV cache
+    cache: str = "past_key_values"  # not read any more: rows of older checkpoints have it
     attention_norms: tuple[str, ...] = ("input_layernorm",)
     mlp: tuple[str, ...] = ("mlp",)  # the modules that together are the MLP
     mlp_in: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
@@ -160,7 +161,6 @@ FAMILIES: dict[str, Family] = {
             out="attention.dense",
             qkv_layout="per_head",
             head_dim="head_size",
-            cache="layer_past",
             mlp_in=("mlp.dense_h_to_4h",),
             mlp_out="mlp.dense_4h_to_h",
             kv_heads=None,
@@ -247,19 +247,18 @@ class RemovedAttention(Removed):
     """Stands where an attention was, and keeps its place in the KV cache with one number per token.
 
     Transformers reads the length of the cached past from one layer, the first of a kind. A layer that stored nothing
-    would report an empty past and corrupt cached generation, so this one stores a single zero per token.
+    would report an empty past and corrupt cached generation, so this one stores a single zero per token. The cache is
+    told by its kind: the argument's name differs between families, and in transformers 5.24 from that in 5.23.
     """
 
-    def __init__(self, layer_idx: int, cache: str) -> None:
+    def __init__(self, layer_idx: int) -> None:
         super().__init__()
         self.layer_idx = layer_idx
-        self.cache = cache
 
     def forward(  # type: ignore[override]  # an attention also returns its weights
         self, hidden_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, None]:
-        cache = kwargs.get(self.cache)
-        if cache is not None:
+        for cache in (each for each in (*args, *kwargs.values()) if isinstance(each, Cache)):
             batch, length = hidden_states.shape[:2]
             mark = hidden_states.new_zeros((batch, 1, length, 1))  # (batch, heads, tokens, head_dim)
             cache.update(mark, mark, self.layer_idx)
@@ -426,7 +425,7 @@ def keep_heads(block: nn.Module, family: Family, index: Tensor) -> None:
 def drop_attention(block: nn.Module, family: Family) -> None:
     """Remove the attention and its norms."""
     layer_idx: Any = block.get_submodule(family.attention).layer_idx
-    block.set_submodule(family.attention, RemovedAttention(layer_idx, family.cache))
+    block.set_submodule(family.attention, RemovedAttention(layer_idx))
     _drop_norms(
         block, family.attention_norms if has_mlp(block, family) else family.attention_norms + family.shared_norms
     )

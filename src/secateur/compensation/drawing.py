@@ -43,10 +43,8 @@ def _round(model: Model, tokens: Tokens, run: Run, number: int) -> Tensor:
     size = min(PIECE, tokens.length)
     each = kv_bytes(model.layout(), model.hf.config, size, model.dtype.itemsize)
     whole = tokens.length // size * size
-    pieces = (
-        tokens.ids[:, :whole].reshape(-1, size),
-        tokens.ids[:, whole:],
-    )  # what is left is one more, of another length
+    # What is left of a window behind its whole pieces is one more, of another length.
+    pieces = tokens.ids[:, :whole].reshape(-1, size), tokens.ids[:, whole:]
     rows = min(len(pieces[0]), max(1, _CACHE_BYTES // max(1, each)))
 
     def draw() -> Tensor:

@@ -76,6 +76,6 @@ def _drawn(model: Model, pieces: Tensor, rows: int, advance: Advance) -> Tensor:
             prompts = some[:, :PROMPT].to(model.device)
             mask = torch.ones_like(prompts)
             output = model.hf.generate(input_ids=prompts, attention_mask=mask, generation_config=settings)
-            drawn.append(torch.as_tensor(output).cpu().clone())
+            drawn.append(torch.as_tensor(output).cpu())
             advance(len(some))
     return torch.cat(drawn)

@@ -128,7 +128,8 @@ def test_a_step_gives_where_it_gains_and_takes_where_it_costs_nothing() -> None:
 def test_a_search_changes_nothing_in_the_model_and_meets_the_budget(family: str) -> None:
     model = tiny(family)
     layout, budget, run, fingerprint = model.layout(), Budget(0.3), Run(), model.fingerprint()
-    allocation = search_allocation(model, tiny_tokens(model, 8, 16), budget, run, levels=6, search_samples=4)
+    start, tokens = curve_allocation(layout, budget), tiny_tokens(model, 8, 16)
+    allocation = search_allocation(model, tokens, budget, run, start=start, levels=6, search_samples=4)
     assert model.fingerprint() == fingerprint
     gone = layout.block_parameters - allocation.parameters(layout)
     assert abs(gone - budget.target(layout)) <= layout.blocks[0].neuron
@@ -141,7 +142,8 @@ def test_a_search_is_replayed_without_a_forward_and_rehearsed_by_its_cost() -> N
     tokens, budget, store = tiny_tokens(model, 6, 12), Budget(0.3), MemoryStore()
 
     def searched(run: Run, model: Model = model) -> Allocation:
-        return search_allocation(model, tokens, budget, run, levels=4, rounds=2, search_samples=2)
+        start = curve_allocation(model.layout(), budget)
+        return search_allocation(model, tokens, budget, run, start=start, levels=4, rounds=2, search_samples=2)
 
     first, again, rehearsed = Run(store=store), Run(store=store), Rehearsal()
     allocation = searched(first)
@@ -157,8 +159,10 @@ def test_a_search_is_replayed_without_a_forward_and_rehearsed_by_its_cost() -> N
 @pytest.mark.parametrize("wrong", [{"levels": 1}, {"rounds": 0}, {"search_samples": 0}, {"search_samples": 4}])
 def test_what_cannot_be_searched_is_refused(wrong: dict[str, Any]) -> None:
     model = tiny("llama")
+    budget = Budget(0.3)
+    start = curve_allocation(model.layout(), budget)
     with pytest.raises(InvalidOptionError, match="search of the allocation"):
-        search_allocation(model, tiny_tokens(model, 4, 8), Budget(0.3), Run(), **wrong)
+        search_allocation(model, tiny_tokens(model, 4, 8), budget, Run(), start=start, **wrong)
 
 
 def test_a_search_on_windows_where_nothing_counts_is_refused_before_any_work() -> None:
@@ -166,6 +170,8 @@ def test_a_search_on_windows_where_nothing_counts_is_refused_before_any_work() -
     tokens, weights = tiny_tokens(model, 4, 8), torch.ones(4, 8)
     weights[-2:, 1:] = 0  # a window's first token is not predicted
     tokens = Tokens.of(tokens.ids, weights)
+    budget = Budget(0.3)
+    start = curve_allocation(model.layout(), budget)
     with pytest.raises(DataError, match="search_samples"):
-        search_allocation(model, tokens, Budget(0.3), run, search_samples=2)
+        search_allocation(model, tokens, budget, run, start=start, search_samples=2)
     assert run.meter.block_tokens == 0

@@ -133,7 +133,7 @@ def test_the_cache_knows_how_much_it_holds(family: str, layout: str) -> None:
 
 @pytest.mark.parametrize("name", ["past_key_values", "layer_past", "cache", None])
 def test_a_cache_is_known_by_any_name(name: str | None) -> None:
-    """transformers 5.24 calls `cache` what was `past_key_values`; a mark that is not stored corrupts generation."""
+    """What 5.23 calls `past_key_values` is `cache` in 5.24. A mark that is not stored breaks generation."""
     removed, hidden, cache = modeling.RemovedAttention(1), torch.ones(2, 3, 8), DynamicCache()
     removed(hidden, *([cache] if name is None else []), **({name: cache} if name else {}))
     assert cache.get_seq_length(1) == 3

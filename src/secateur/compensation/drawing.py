@@ -12,15 +12,16 @@ from secateur.hf import own_randomness, quiet_transformers
 from secateur.judge.generation import own_settings_aside
 from secateur.judge.inference import kv_bytes
 from secateur.model.handle import Model
-from secateur.run import Run
+from secateur.run import Advance, Run
 
-PROMPT = 16  # tokens of a window that a drawn one begins with; what follows is the model's own
+PROMPT = 16  # tokens of a piece of a window that a drawn one begins with; what follows is the model's own
+PIECE = 512  # tokens, at most: a longer text would be slow to draw, as each token looks at all before it
 _CACHE_BYTES = 4 * 2**30  # of keys and values, for the windows drawn at once
 
 
 def with_drawn(model: Model, tokens: Tokens, run: Run, rounds: int) -> Tokens:
-    """The windows, and behind them `rounds` times as many that begin like them and go on as the model draws, token by
-    token from its whole distribution. End-of-text tokens are never drawn. A journaled step per round.
+    """The windows, and behind them `rounds` times as many, whose pieces begin like theirs and go on as the model draws,
+    token by token from its whole distribution. End-of-text tokens are never drawn. A journaled step per round.
 
     Each drawn token takes a forward of one token: so a round counts as a forward of all windows. It goes through the
     whole model, all of which must be in memory.
@@ -39,9 +40,12 @@ def with_drawn(model: Model, tokens: Tokens, run: Run, rounds: int) -> Tokens:
 
 def _round(model: Model, tokens: Tokens, run: Run, number: int) -> Tensor:
     """As many windows as there are: (samples, length)."""
-    layout, config = model.layout(), model.hf.config
-    each = kv_bytes(layout, config, tokens.length, model.dtype.itemsize)
-    rows = min(tokens.samples, max(1, _CACHE_BYTES // max(1, each)))
+    size = min(PIECE, tokens.length)
+    each = kv_bytes(model.layout(), model.hf.config, size, model.dtype.itemsize)
+    whole = tokens.length // size * size
+    # What is left of a window behind its whole pieces is one more, of another length.
+    pieces = tokens.ids[:, :whole].reshape(-1, size), tokens.ids[:, whole:]
+    rows = min(len(pieces[0]), max(1, _CACHE_BYTES // max(1, each)))
 
     def draw() -> Tensor:
         run.meter.block_tokens += tokens.ids.numel() * len(model.numbers)
@@ -49,26 +53,29 @@ def _round(model: Model, tokens: Tokens, run: Run, number: int) -> Tensor:
         run.meter.head_tokens += tokens.ids.numel()
         if run.rehearses:
             return torch.zeros_like(tokens.ids)
-        parts = []
-        with run.progress(f"text drawn, {number + 1}", tokens.samples) as advance:
-            for at in range(0, tokens.samples, rows):
-                prompts = tokens.ids[at : at + rows, :PROMPT].to(model.device)
-                seed = run.rng("drawn", number, at).initial_seed() % 2**32
-                parts.append(_continued(model, prompts, tokens.length, seed))
-                advance(len(prompts))
-        return torch.cat(parts)
+        seed = run.rng("drawn", number).initial_seed() % 2**32
+        with run.progress(f"text drawn, {number + 1}", sum(map(len, pieces))) as advance, own_randomness(seed):
+            parts = [_drawn(model, some, rows, advance) for some in pieces]
+        return torch.cat([part.reshape(tokens.samples, -1) for part in parts], dim=1)
 
     return run.step(f"text drawn {number}", draw, scratch_bytes=rows * each)
 
 
-def _continued(model: Model, prompts: Tensor, length: int, seed: int) -> Tensor:
-    """Prompts (rows, tokens) on to (rows, length), on the CPU."""
+def _drawn(model: Model, pieces: Tensor, rows: int, advance: Advance) -> Tensor:
+    """Pieces (pieces, length) of which all but the prompt is drawn, `rows` at a time; on the CPU."""
+    if pieces.shape[1] <= PROMPT:
+        return pieces
     ends = model.hf.generation_config.eos_token_id
     settings = GenerationConfig(
-        max_new_tokens=length - prompts.shape[1], do_sample=True, temperature=1.0, top_k=0, top_p=1.0, pad_token_id=0,
+        max_new_tokens=pieces.shape[1] - PROMPT, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, pad_token_id=0,
         suppress_tokens=[ends] if isinstance(ends, int) else ends,
     )  # fmt: skip
-    with torch.inference_mode(), quiet_transformers(), own_randomness(seed), own_settings_aside(model):
-        mask = torch.ones_like(prompts)
-        output = model.hf.generate(input_ids=prompts, attention_mask=mask, generation_config=settings)
-    return torch.as_tensor(output).cpu().clone()
+    drawn = []
+    with torch.inference_mode(), quiet_transformers(), own_settings_aside(model):
+        for some in pieces.split(rows):
+            prompts = some[:, :PROMPT].to(model.device)
+            mask = torch.ones_like(prompts)
+            output = model.hf.generate(input_ids=prompts, attention_mask=mask, generation_config=settings)
+            drawn.append(torch.as_tensor(output).cpu())
+            advance(len(some))
+    return torch.cat(drawn)

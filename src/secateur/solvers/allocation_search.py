@@ -34,7 +34,7 @@ from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.views import Block
 from secateur.run import Run
-from secateur.solvers.allocation import Allocation, curve_allocation, narrowed, rounded
+from secateur.solvers.allocation import Allocation, narrowed, rounded
 from secateur.solvers.obs import group_sizes, prune_bytes, prune_groups
 from secateur.solvers.ratios import solved
 from secateur.surgery.apply import trial
@@ -54,7 +54,7 @@ def search_allocation(
     budget: Budget,
     run: Run,
     *,
-    start: Allocation | None = None,
+    start: Allocation,
     levels: int = 8,
     rounds: int = 4,
     search_samples: int = 8,
@@ -66,7 +66,7 @@ def search_allocation(
     forward per stride that is tried.
 
     Args:
-        start: an allocation of this budget; `curve_allocation` if None.
+        start: an allocation of this budget, as `curve_allocation` gives one.
         levels: widths of each MLP in the database, beside its own, the start's and none.
         search_samples: the last windows of the calibration, on which the loss is taken; the others are for the
             statistics.
@@ -74,7 +74,7 @@ def search_allocation(
 
     Raises:
         InvalidOptionError: a value out of its range; a model in float16.
-        InfeasibleBudgetError: as `curve_allocation`.
+        DataError: no token counts in the search's windows.
     """
     if not (levels >= 2 and rounds >= 1 and 0 < search_samples < tokens.samples):
         raise InvalidOptionError(
@@ -82,7 +82,6 @@ def search_allocation(
             f"{tokens.samples} calibration windows, not {levels}, {rounds} and {search_samples}"
         )
     require_slopes(model)
-    start = start or curve_allocation(model.layout(), budget)
     apart = tokens.samples - search_samples
     search = Tokens(tokens.ids[apart:], tokens.weights[apart:])
     if not search.weights[:, 1:].any():

@@ -14,7 +14,7 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from secateur.engines.llama_cpp import running
-from secateur.export.gguf import refuses, write
+from secateur.export.gguf import FILE, refuses, write
 from secateur.model.handle import Model
 
 VOCABULARY = 320
@@ -86,9 +86,9 @@ CASES = [
 def test_llama_cpp_computes_what_transformers_does(family: str, layout: str, tmp_path: Path) -> None:
     model = pruned(family, layout)
     assert refuses(model) is None
-    write(model, tmp_path / "m.gguf", "f32")
+    write(model, tmp_path, "5GB", type="f32")
     limit = 5e-3 if family.startswith("gemma") else 1e-3  # llama.cpp has GELU in a table of halves
-    assert difference(model, tmp_path / "m.gguf") < limit
+    assert difference(model, tmp_path / FILE) < limit
 
 
 @pytest.mark.parametrize("family", ["gemma2", "smollm3"])
@@ -97,5 +97,5 @@ def test_unequal_blocks_are_refused_where_sizes_come_from_the_first(family: str)
 
 
 def test_odd_widths_are_refused_for_quantised_types_with_the_way_out() -> None:
-    assert "--round-to 32" in str(refuses(pruned("llama"), "q8_0"))
-    assert refuses(pruned("llama", intermediate_size=64), "q8_0") is None
+    assert "--round-to 32" in str(refuses(pruned("llama"), type="q8_0"))
+    assert refuses(pruned("llama", intermediate_size=64), type="q8_0") is None

@@ -22,6 +22,7 @@ COMMANDS = {
     "report": "report:report",
     "inspect": "inspect:inspect",
     "export": "export:export",
+    "run": "run:run",
     "plan": "plan:plan",
     "methods": "methods:show_methods",
     "fetch": "fetch:fetch",

@@ -17,11 +17,13 @@ def _export(
     model: ModelName,
     *,
     to: Annotated[
-        str, typer.Option("--to", help="nemotron-nas or padded; `secateur inspect MODEL` says which of them fit.")
+        str,
+        typer.Option("--to", help="gguf, vllm, nemotron-nas or padded; `secateur inspect MODEL` says which fit."),
     ],
     out_dir: Annotated[Path, typer.Option("--out", help="Folder to write.")],
     type_: Annotated[
-        str | None, typer.Option("--type", help="Type of the numbers, in formats that have a choice.")
+        str | None,
+        typer.Option("--type", help="Type of gguf's numbers: f32, f16 (the default), bf16, q8_0 or q4_0."),
     ] = None,
     overwrite: Overwrite = False,
     max_shard_size: ShardSize = "5GB",

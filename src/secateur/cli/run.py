@@ -11,7 +11,9 @@ from secateur.cli.guard import note, say
 
 
 def run(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF file.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="DIR", help="What `secateur export --to gguf` wrote, or any GGUF file.")
+    ],
     prompt: Annotated[str, typer.Option(help="What is continued.")],
     engine: Annotated[str, typer.Option(help="llama.cpp.")] = "llama.cpp",
     max_tokens: Annotated[int, typer.Option(help="How many tokens at most.")] = 64,
@@ -19,10 +21,11 @@ def run(
     """Continue a text, greedily, in the program that an export is for."""
     from secateur.engines.llama_cpp import generate
     from secateur.errors import UnknownNameError
+    from secateur.export.gguf import FILE
 
     if engine != "llama.cpp":
         raise UnknownNameError.of("engine", engine, ["llama.cpp"])
-    generated = generate(file, prompt, max_tokens)
+    generated = generate(file / FILE if file.is_dir() else file, prompt, max_tokens)
     say(generated.text)
     if generated.tokens_per_second:
         note(f"{generated.tokens_per_second:.1f} tokens per second")

@@ -115,7 +115,7 @@ def running(file: Path, *, context: int = 512, threads: int = 1) -> Iterator[Lla
     if importlib.util.find_spec("xllamacpp") is None:
         raise MissingExtraError.of("xllamacpp", "llama-cpp", "running llama.cpp")
     if not file.is_file():
-        raise CheckpointError(f"{file} is not there; `secateur export DIR --to gguf` writes such a file")
+        raise CheckpointError(f"{file} is not there; `secateur export MODEL --to gguf --out DIR` writes such a file")
     with TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         process = subprocess.Popen(
             [sys.executable, _WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,

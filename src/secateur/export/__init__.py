@@ -6,6 +6,7 @@ checkpoint is saved in, which secateur loads again; `EXPORTS` those that somebod
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import json
 import os
@@ -13,8 +14,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from secateur.errors import InvalidOptionError, OutputError, OutputExistsError, UnknownNameError, UnsupportedExportError
-from secateur.export import native, nemotron_nas, padded, stock
+from secateur.errors import (
+    InvalidOptionError,
+    MissingExtraError,
+    OutputError,
+    OutputExistsError,
+    UnknownNameError,
+    UnsupportedExportError,
+)
+from secateur.export import gguf, native, nemotron_nas, padded, stock, vllm
 from secateur.export.beside import write_beside
 from secateur.folders import disk_full_as_oserror, new_folder, resolved
 from secateur.hf import quiet_transformers
@@ -32,7 +40,7 @@ class Format(Protocol):
     """A way to write a model into a folder.
 
     A format may have options: keyword-only parameters of its `write`, with defaults. `refuses` has those of them that
-    decide whether a model fits.
+    decide whether a model fits. One that is written by another package names it: `NEEDS`, also the extra's name.
     """
 
     def refuses(self, model: Model) -> str | None:
@@ -50,7 +58,7 @@ class Format(Protocol):
 
 FORMATS: dict[Tier, Format] = {"A": stock, "B": native}  # the most widely loadable first
 # The nearest to what the model is first: where one refuses, the first that does not is the alternative.
-EXPORTS: dict[str, Format] = {"nemotron-nas": nemotron_nas, "padded": padded}
+EXPORTS: dict[str, Format] = {"gguf": gguf, "vllm": vllm, "nemotron-nas": nemotron_nas, "padded": padded}
 
 
 def tier(model: Model) -> Tier:
@@ -136,6 +144,7 @@ def require_export(model: Model, to: str, **options: Any) -> Format:
         UnknownNameError: there is no such format.
         InvalidOptionError: it has no such option.
         UnsupportedExportError: it cannot hold the model exactly.
+        MissingExtraError: what writes it is not installed.
     """
     if to not in EXPORTS:
         raise UnknownNameError.of("export", to, EXPORTS)
@@ -145,6 +154,8 @@ def require_export(model: Model, to: str, **options: Any) -> Format:
         if name not in own:
             raise InvalidOptionError(f"{to} has no option '{name}'; it has {', '.join(own) or 'none'}")
     if (reason := refusal(model, to, **options)) is None:
+        if (package := getattr(form, "NEEDS", None)) and importlib.util.find_spec(package) is None:
+            raise MissingExtraError.of(package, package, f"export --to {to}")
         return form
     near = next((name for name in EXPORTS if name != to and refusal(model, name) is None), None)
     instead = f"--to {near} can hold it" if near else "no export can; transformers loads the checkpoint as it is"

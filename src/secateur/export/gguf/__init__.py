@@ -9,20 +9,14 @@ vocabulary      the tokenizer
 
 from __future__ import annotations
 
-import importlib.util
-import os
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from secateur.errors import (
-    MissingExtraError,
-    NumericalError,
-    UnknownNameError,
-    UnsupportedModelError,
-)
+from secateur.assets.cache import sha256_of
+from secateur.errors import NumericalError, UnknownNameError
 from secateur.export.gguf.architectures import ROUND, Architecture
 from secateur.export.gguf.choice import choose
 from secateur.export.gguf.metadata import FILE_TYPES, add_origin, add_sizes
@@ -31,53 +25,49 @@ from secateur.export.gguf.vocabulary import Vocabulary, add_vocabulary, vocabula
 from secateur.model.handle import Model
 
 TYPES = tuple(FILE_TYPES)
+FILE = "model.gguf"
+NEEDS = "gguf"  # the package that writes; its extra has the same name
 _QUANTISED = ("q4_0", "q8_0")
 _GROUP = 32  # numbers that share a scale
 _LARGEST_HALF = 65504.0
 
 
-def refuses(model: Model, type: str = "f16") -> str | None:
+def refuses(model: Model, *, type: str = "f16") -> str | None:
     """Why llama.cpp cannot hold the model exactly, its weights' type aside: the rest of a sentence that begins with its
     name.
 
     Args:
         type: how weights are kept, one of `TYPES`; quantised types want rows of a multiple of 32.
+
+    Raises:
+        UnknownNameError: no such type.
     """
+    if type not in TYPES:
+        raise UnknownNameError.of("type", type, TYPES)
     words, architecture = _words(model), choose(model)
     if isinstance(architecture, str):
         return architecture
     return words if isinstance(words, str) else _refuses_type(model, architecture, type)
 
 
-def write(model: Model, file: Path, type: str = "f16") -> str:
-    """Write the model and its tokenizer into one .gguf file, which appears whole or not at all.
+def write(model: Model, folder: Path, max_shard_size: str, *, type: str = "f16") -> dict[str, str]:
+    """Write the model and its tokenizer into `model.gguf`, one file of any size.
 
     Matrices are kept in `type`; norms, biases and frequencies in float32; embedding and head in q8_0 where the others
     are in q4_0. Blocks are opened one after another.
 
-    Returns:
-        The name of the architecture that was written.
-
     Raises:
-        MissingExtraError: gguf is not installed.
-        UnknownNameError: no such type.
-        UnsupportedModelError: `refuses` says why.
         NumericalError: a weight is too large for float16.
     """
-    if type not in TYPES:
-        raise UnknownNameError.of("type", type, TYPES)
-    if importlib.util.find_spec("gguf") is None:
-        raise MissingExtraError.of("gguf", "gguf", "writing GGUF")
     architecture, words = choose(model), _words(model)
-    if (reason := refuses(model, type)) is not None or isinstance(architecture, str) or isinstance(words, str):
-        raise UnsupportedModelError(f"llama.cpp {reason}")
-    partial = file.with_name(f".{file.name}.partial-{os.getpid()}")
-    try:
-        _write(model, architecture, words, partial, type)
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
-    return architecture.name
+    assert not isinstance(architecture, str)  # `refuses` was asked
+    assert not isinstance(words, str)
+    _write(model, architecture, words, folder / FILE, type)
+    return {FILE: sha256_of(folder / FILE)}
+
+
+def loads_in(model: Model) -> str:
+    return "llama.cpp (`secateur run`) and what is built on it"
 
 
 def _write(model: Model, architecture: Architecture, words: Vocabulary, file: Path, type: str) -> None:

@@ -160,7 +160,9 @@ def _stub_attention(model: Model, block: Block, size: Sizes) -> Named:
 
 def _attention(model: Model, architecture: Architecture, block: Block, layout: BlockLayout) -> Named:
     """Queries, keys and values, with the architecture's order of rows and its scale of the queries."""
-    parts = dict(zip(("attn_q", "attn_k", "attn_v"), _qkv(block, layout), strict=True))
+    parts = {
+        name: list(pieces) for name, pieces in zip(("attn_q", "attn_k", "attn_v"), _qkv(block, layout), strict=True)
+    }
     scale, module = query_scale(model, architecture, block, layout), block.attention
     for name, heads in (("attn_q", layout.shape.query_heads), ("attn_k", layout.shape.kv_heads)):
         if architecture.interleaved:

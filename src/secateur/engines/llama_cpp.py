@@ -29,12 +29,10 @@ class Generated:
     """A greedy continuation.
 
     Attributes:
-        ids: its tokens; one that ends the text is not among them.
         tokens_per_second: of the tokens after the first; None where there were none.
     """
 
     text: str
-    ids: list[int]
     tokens_per_second: float | None
 
 
@@ -52,7 +50,7 @@ class LlamaCpp:
         """The likeliest token, again and again."""
         answer = self._ask("greedy", prompt=prompt if isinstance(prompt, str) else [list(prompt)], tokens=max_tokens)
         timings = answer["timings"] or {}
-        return Generated(answer["text"], answer["ids"], timings.get("predicted_per_second"))
+        return Generated(answer["text"], timings.get("predicted_per_second"))
 
     def tokenize(self, text: str, *, special: bool = True) -> list[int]:
         """Ids of a text.

@@ -43,10 +43,8 @@ class Server:
         return [[each["id"], each["logprob"]] for each in chosen["top_logprobs"]]
 
     def greedy(self, prompt: Any, tokens: int) -> dict[str, Any]:
-        answer = self.complete(prompt=prompt, max_tokens=tokens, n_probs=1)
-        choice = answer["choices"][0]
-        content = (choice.get("logprobs") or {}).get("content") or []
-        return {"text": choice["text"], "ids": [each["id"] for each in content], "timings": answer.get("timings")}
+        answer = self.complete(prompt=prompt, max_tokens=tokens)
+        return {"text": answer["choices"][0]["text"], "timings": answer.get("timings")}
 
     def tokenize(self, text: str, special: bool) -> list[int]:
         """By the server's own listener, which only answers on the loopback."""

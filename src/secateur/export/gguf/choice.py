@@ -38,6 +38,8 @@ def _refuses(architecture: Architecture, model: Model) -> str | None:
     config, layout = model.hf.config, model.layout()
     if not (layout.uniform or architecture.unequal):
         return "takes the sizes of all blocks from the first, and these differ"
+    if architecture.empty == "zero" and not any(block.attention for block in layout.blocks.values()):
+        return "needs an attention for its KV cache, and none is left"
     if architecture.tied and not layout.ends.tied:
         return "has no head of its own beside the embedding"
     if has_head_norms(model) and not architecture.head_norms:

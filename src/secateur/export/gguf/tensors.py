@@ -160,7 +160,7 @@ def _stub_attention(model: Model, block: Block, size: Sizes) -> Named:
 
 def _attention(model: Model, architecture: Architecture, block: Block, layout: BlockLayout) -> Named:
     """Queries, keys and values, with the architecture's order of rows and its scale of the queries."""
-    parts = {
+    parts: dict[str, list[Tensor]] = {
         name: list(pieces) for name, pieces in zip(("attn_q", "attn_k", "attn_v"), _qkv(block, layout), strict=True)
     }
     scale, module = query_scale(model, architecture, block, layout), block.attention
@@ -171,8 +171,8 @@ def _attention(model: Model, architecture: Architecture, block: Block, layout: B
         parts["attn_q"] = [scale * each for each in parts["attn_q"]]
     kinds = ("weight", "bias")
     if architecture.fused_qkv:
-        for kind, pieces in zip(kinds, zip(*parts.values(), strict=True), strict=False):
-            yield f"attn_qkv.{kind}", torch.cat(pieces)
+        for kind, three in zip(kinds, zip(*parts.values(), strict=True), strict=False):
+            yield f"attn_qkv.{kind}", torch.cat(three)
     else:
         for name, pieces in parts.items():
             yield from ((f"{name}.{kind}", piece) for kind, piece in zip(kinds, pieces, strict=False))

@@ -68,9 +68,11 @@ def difference(model: Model, file: Path) -> float:
     """The largest of log-probabilities of all tokens, at several places; tokens of a text are compared, too."""
     assert model.tokenizer is not None
     expected = logits(model, torch.tensor([IDS])).log_softmax(-1)[0]
-    worst = 0.0
     with running(file) as engine:
         assert engine.tokenize(TEXT) == model.tokenizer(TEXT)["input_ids"]
+        losses = engine.losses(IDS, VOCABULARY)
+        wanted = [-expected[place, then].item() for place, then in enumerate(IDS[1:])]
+        worst = max(abs(a - b) for a, b in zip(losses, wanted, strict=True))
         for place in (1, 2, 5, 14):
             found = engine.log_probabilities(IDS[:place], VOCABULARY)
             assert len(found) == VOCABULARY

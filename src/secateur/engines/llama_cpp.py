@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import math
 import os
 import subprocess
 import sys
@@ -60,18 +59,17 @@ class LlamaCpp:
         """
         return [int(number) for number in self._ask("tokenize", text=text, special=special)]
 
-    def perplexity(self, windows: Sequence[Sequence[int]], vocabulary: int) -> float:
-        """exp of the mean loss per predicted token, over windows (each of at least two ids); slow: a call per token.
+    def losses(self, ids: Sequence[int], vocabulary: int) -> list[float]:
+        """-ln of the probability of each token after the first, given those before it; a call per token.
 
         Args:
-            vocabulary: how many ids there are; the log-probabilities of all are fetched.
+            vocabulary: how many ids there are.
         """
-        losses = [
-            -self.log_probabilities(window[:place], vocabulary)[window[place]]
-            for window in windows
-            for place in range(1, len(window))
-        ]
-        return math.exp(sum(losses) / len(losses))
+        return [self._loss(ids[:place], ids[place], vocabulary) for place in range(1, len(ids))]
+
+    def _loss(self, ids: Sequence[int], then: int, vocabulary: int) -> float:
+        found: float | None = self._ask("log_probability", ids=list(ids), then=then)
+        return -(self.log_probabilities(ids, vocabulary)[then] if found is None else found)
 
     def _ask(self, what: str, **job: Any) -> Any:
         return self._send({"ask": what, **job})

@@ -42,6 +42,12 @@ class Server:
         chosen = answer["choices"][0]["logprobs"]["content"][0]
         return [[each["id"], each["logprob"]] for each in chosen["top_logprobs"]]
 
+    def log_probability(self, ids: list[int], then: int) -> float | None:
+        """Of the token `then` after `ids`, which the server is made to choose; None where it is half a character."""
+        answer = self.complete(prompt=[ids], max_tokens=1, n_probs=1, logit_bias=[[then, 1e4]])
+        content = (answer["choices"][0].get("logprobs") or {}).get("content")
+        return content[0]["logprob"] if content and content[0]["id"] == then else None
+
     def greedy(self, prompt: Any, tokens: int) -> dict[str, Any]:
         answer = self.complete(prompt=prompt, max_tokens=tokens)
         return {"text": answer["choices"][0]["text"], "timings": answer.get("timings")}

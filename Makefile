@@ -6,7 +6,7 @@ VLLM := .venv-vllm
 OUT ?= out/smollm2-135m-2ssp-25
 CONSTRAIN := -q -c constraints.txt
 
-.PHONY: demo test unit slow lint bench vllm families docs figures clean
+.PHONY: demo test unit slow lint bench vllm families engines docs figures clean
 
 # Downloads are a step of their own, so that the demo can say how long everything else took.
 $(BIN)/python:
@@ -34,6 +34,10 @@ demo:
 	  --search-length 512 --out $(OUT) --overwrite; \
 	$(BIN)/secateur eval $(OUT) --against demo --perplexity demo --samples 10 --length 1024 --inference \
 	  --generate "The theory of relativity" --beams; \
+	if $(BIN)/python -c 'import gguf, xllamacpp' 2> /dev/null; then \
+	  $(BIN)/secateur export $(OUT) --to gguf --out $(OUT)-gguf --overwrite; \
+	  $(BIN)/secateur run $(OUT)-gguf --prompt "The theory of relativity"; \
+	fi; \
 	total=$$(( $$(date +%s) - start )); downloads=$$(cat $(VENV)/.download_seconds 2>/dev/null || echo 0); \
 	echo; echo "method: 2ssp (arXiv 2501.17771); the checkpoint lies in $(OUT)"; \
 	echo "took $$total s, of which $$downloads s were package downloads: $$(( total - downloads )) s without"
@@ -68,6 +72,9 @@ vllm: $(VENV)/.dev $(VLLM)/.done
 
 families: $(VENV)/.dev
 	$(BIN)/python tests/family_table.py > docs/families.tmp && mv docs/families.tmp docs/families.md
+
+engines: $(VENV)/.dev
+	$(BIN)/python -W ignore tests/engine_table.py > docs/engines.tmp && mv docs/engines.tmp docs/engines.md
 
 # Without --quiet: it would hide the warnings from what counts them, and a broken link would pass.
 docs: $(VENV)/.dev

@@ -4,7 +4,7 @@ Each is written as `secateur export --to vllm` writes it and read by vLLM's tran
 CPU, in the environment that `make vllm` sets up. Compared are the log-probabilities of every token of a prompt, then
 those of greedy tokens on the cache, and whether they are the same tokens.
 
-    make vllm           (or: python bench/vllm_parity.py --families llama gemma3_text --layouts "all at once")
+    make vllm           (or: python bench/vllm_parity.py --families llama gemma3_text --layouts "everything")
 """
 
 from __future__ import annotations
@@ -53,17 +53,22 @@ _OWN: dict[str, dict[str, Any]] = {
     "opt": {"word_embed_proj_dim": HIDDEN, "dropout": 0.0, "tie_word_embeddings": True, "pad_token_id": 1},
     "gpt2": {"tie_word_embeddings": True},
 }  # fmt: skip
+# As the tests' layouts of these names (tests/models.py), of four blocks.
 LAYOUTS: dict[str, list[Edit]] = {
-    "all at once": [
+    "everything": [
         DropAttention(0), KeepNeurons(0, tuple(range(1, 40))), KeepHeads(1, (1,)), DropMLP(1),
         KeepNeurons(2, tuple(range(0, 96, 2))), DropMLP(3),
     ],
     "block 0 without attention": [DropAttention(0)],
     "mixed KV groups": [KeepHeads(0, (1,)), KeepHeads(2, (0,))],
-    "unequal widths": [KeepNeurons(0, tuple(range(1, 40))), KeepNeurons(3, (5,))],
-    "an MLP missing": [DropMLP(1)],
+    "mixed widths": [KeepNeurons(0, tuple(range(1, 40))), KeepNeurons(3, (5,))],
+    "one MLP missing": [DropMLP(1)],
     "nothing left but norms": [edit(k) for k in range(BLOCKS) for edit in (DropAttention, DropMLP)],
     "dense": [],
+    "several attentions missing": [DropAttention(1), DropAttention(3)],
+    "only block 2 has an attention": [DropAttention(k) for k in (0, 1, 3)],
+    "all attentions missing": [DropAttention(k) for k in range(BLOCKS)],
+    "all MLPs missing": [DropMLP(k) for k in range(BLOCKS)],
 }  # fmt: skip
 
 
@@ -128,7 +133,7 @@ def compared(wanted: Mapping[str, Any], path: Path) -> dict[str, Any]:
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("--families", nargs="+", default=list(FAMILIES), choices=list(FAMILIES))
-    asked.add_argument("--layouts", nargs="+", default=["all at once"], choices=list(LAYOUTS))
+    asked.add_argument("--layouts", nargs="+", default=["everything"], choices=list(LAYOUTS))
     asked.add_argument("--python", type=Path, default=Path(".venv-vllm/bin/python"), help="of vLLM's environment")
     asked.add_argument("--json", type=Path, default=Path("docs/results/vllm/parity.json"))
     options = asked.parse_args()
@@ -139,6 +144,10 @@ def main() -> None:
         subprocess.run([options.python.absolute(), SIDE, folder], check=True)
         cells = [compared(each, folder / f"{key}.json") for key, each in wanted.items()]
         versions = json.loads((folder / "versions.json").read_text())
+    if options.json.is_file():  # what was run before stays
+        ran = {(cell["family"], cell["layout"]) for cell in cells}
+        before = json.loads(options.json.read_text())["cells"]
+        cells = [cell for cell in before if (cell["family"], cell["layout"]) not in ran] + cells
     result = {"machine": machine(), "written_by": {"transformers": __version__}, "read_by": versions, "cells": cells}
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -57,8 +57,8 @@ class Format(Protocol):
 
 
 FORMATS: dict[Tier, Format] = {"A": stock, "B": native}  # the most widely loadable first
-# The nearest to what the model is first: where one refuses, the first that does not is the alternative.
-EXPORTS: dict[str, Format] = {"gguf": gguf, "vllm": vllm, "nemotron-nas": nemotron_nas, "padded": padded}
+# Kin stand side by side: where one refuses, the nearest that does not is the alternative.
+EXPORTS: dict[str, Format] = {"vllm": vllm, "nemotron-nas": nemotron_nas, "padded": padded, "gguf": gguf}
 
 
 def tier(model: Model) -> Tier:
@@ -157,7 +157,9 @@ def require_export(model: Model, to: str, **options: Any) -> Format:
         if (package := getattr(form, "NEEDS", None)) and importlib.util.find_spec(package) is None:
             raise MissingExtraError.of(package, package, f"export --to {to}")
         return form
-    near = next((name for name in EXPORTS if name != to and refusal(model, name) is None), None)
+    place = list(EXPORTS).index(to)
+    kin = sorted(enumerate(EXPORTS), key=lambda pair: abs(pair[0] - place))[1:]
+    near = next((name for _, name in kin if refusal(model, name) is None), None)
     instead = f"--to {near} can hold it" if near else "no export can; transformers loads the checkpoint as it is"
     raise UnsupportedExportError(f"{to} {reason} ({instead})")
 

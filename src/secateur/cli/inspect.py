@@ -34,7 +34,7 @@ def inspect(
     from secateur.model.load import Source, record_of
     from secateur.model.modeling_secateur import PREFIX
 
-    hollow = Source(name=model, revision=revision, cache=cache_dir).hollow()
+    hollow = Source(name=model, revision=revision, cache=cache_dir).hollow(tokenizer=True)
     layout = hollow.layout()
     about = describe(hollow.source["location"], hollow.source["revision"])  # `demo` is no folder of that name
     record = record_of(about)

@@ -16,7 +16,7 @@ def run(
     ],
     prompt: Annotated[str, typer.Option(help="What is continued.")],
     engine: Annotated[str, typer.Option(help="llama.cpp.")] = "llama.cpp",
-    max_tokens: Annotated[int, typer.Option(help="How many tokens at most.")] = 64,
+    max_tokens: Annotated[int, typer.Option(help="How many tokens at most.", min=1)] = 64,
 ) -> None:
     """Continue a text, greedily, in the program that an export is for."""
     from secateur.engines.llama_cpp import generate

@@ -160,6 +160,8 @@ def require_export(model: Model, to: str, **options: Any) -> Format:
     place = list(EXPORTS).index(to)
     kin = sorted(enumerate(EXPORTS), key=lambda pair: abs(pair[0] - place))[1:]
     near = next((name for _, name in kin if refusal(model, name) is None), None)
+    if options and refusal(model, to) is None:
+        near = f"{to} without these options"
     instead = f"--to {near} can hold it" if near else "no export can; transformers loads the checkpoint as it is"
     raise UnsupportedExportError(f"{to} {reason} ({instead})")
 

@@ -337,6 +337,24 @@ def recovery(folder: str, page: Path) -> Iterator[str]:
     yield f"{shown(Table(columns, rows))}\n\nJudged on {listed(judged)}." if rows else "Not measured yet."
 
 
+def engine(file: str, page: Path) -> Iterator[str]:
+    """What bench/llama_cpp.py wrote: models by type."""
+    found = json.loads((RESULTS / file).read_text(encoding="utf-8"))
+    rows = [{**row, "mb": row["bytes"] / 1e6} for row in found["rows"] if "bytes" in row]
+    columns = [
+        Column("model", "model"), Column("type", "type"), Column("mb", "MB", form=",.0f"),
+        Column("perplexity", "perplexity in llama.cpp", form=number),
+        Column("transformers", "in transformers, float32", form=number),
+        Column("tokens_per_second", "tokens per second", form=".0f"),
+    ]  # fmt: skip
+    samples, length = found["windows"]
+    yield shown(Table(columns, rows))
+    yield (
+        f"{found['text']}, {samples} windows of {length:,} tokens; {found['machine']}; llama.cpp on one thread "
+        f"([figures]({relpath(RESULTS / file, page.parent)}))."
+    )
+
+
 def options(name: str, _: Path) -> Iterator[str]:
     """A method's options, as `secateur prune --help` has them."""
     rows = [
@@ -371,6 +389,7 @@ TABLES: dict[str, Callable[[str, Path], Iterator[str]]] = {
         spread,
         foretold,
         recovery,
+        engine,
         options,
         facts,
         *SLIMGPT,

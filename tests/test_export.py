@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from models import (
     BLOCKS,
     FAMILY_NAMES,
@@ -437,12 +438,17 @@ def test_tokenizer_card_and_licence_come_along(to: str, tmp_path: Path) -> None:
     save(llama_like("llama"), tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     (tmp_path / "model" / "LICENSE").write_text("take it")
+    (tmp_path / "model" / "README.md").write_text("---\nlicense: Apache-2.0\n---\n")
     export_with_card(load(str(tmp_path / "model")), to, tmp_path / "out")
     assert (tmp_path / "out" / "LICENSE").read_text() == "take it"
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=True)
     assert tokenizer("Hello")["input_ids"] == tiny_tokenizer()("Hello")["input_ids"]
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"`{to}`" in card
+    assert EXPORTS[to].USAGE in card
+    said = ModelCard(card).data.to_dict()
+    assert (said["library_name"], said["license"]) == (EXPORTS[to].LIBRARY, "apache-2.0")
+    assert "base_model" not in said
     assert str(tmp_path) not in card + (tmp_path / "out" / EXPORT).read_text()
     assert json.loads((tmp_path / "out" / EXPORT).read_text())["format"] == to
     assert not (tmp_path / "out" / RECORD).exists()  # which would make it the result of a pruning

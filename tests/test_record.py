@@ -311,7 +311,7 @@ def front_matter(text: str) -> Any:
 def test_the_card_tells_how_to_load_it(edit: Edit) -> None:
     text = card(record := recorded(tiny("llama"), edit))
     assert ("trust_remote_code" in text) == ("import secateur" in text) == (record.tier == "B")
-    assert front_matter(text)["tags"] == ["pruned", "secateur", "2ssp"]
+    assert front_matter(text)["tags"] == ["pruned", "structured-pruning", "secateur", "2ssp"]
     assert record.loads_in == {"A": "transformers 4.57 and 5", "B": "transformers 5.14 or newer"}[record.tier]
     assert f"{'or, without secateur,' if record.tier == 'B' else 'which loads'} in {record.loads_in}" in text
     for fact in (f"{record.before.parameters:,}", f"{record.after.parameters:,}", METHOD.bibtex, secateur.__version__):

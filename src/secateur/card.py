@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 
+from huggingface_hub import ModelCardData
+
 from secateur.errors import UnknownNameError
 from secateur.methods import Method, get_method
 from secateur.record import Facts, Record, Recovery, public_name
@@ -39,10 +41,14 @@ _OBJECTIVES = {"labels": "on the data itself", "distillation": "on the dense mod
 _CURVE = 12  # numbers of a curve on the card; the record has all
 
 
-def card(record: Record, *, loading: str | None = None) -> str:
+def card(
+    record: Record, *, licence: str | None = None, loading: str | None = None, library: str = "transformers"
+) -> str:
     """Render the card: of the last pruning and what was trained since, or of a dense model that was trained.
 
     Args:
+        licence: the source's, where it is known.
+        library: what loads it, as the hub calls it.
         loading: what it says of loading, where that is not what the record's tier says.
 
     Raises:
@@ -66,17 +72,9 @@ def card(record: Record, *, loading: str | None = None) -> str:
         citation = f"\n```bibtex\n{method.bibtex}\n```\n" if method else ""
     recoveries = [_recovery(step.recovery) for step in chain if step.recovery is not None]
     recovery = "## Recovery\n\n" + "\n".join(recoveries) + "\n" if recoveries else ""
-    tags = ("pruned", "secateur", pruning.method) if pruning else ("secateur", record.method)
-    tag_lines = "\n".join(f"- {tag}" for tag in tags)
+    tags = ("pruned", "structured-pruning", "secateur", pruning.method) if pruning else ("secateur", record.method)
     edits = ", and the edits in order" if pruning else ""
-    base_model = f"base_model: {origin.get('base_model') or origin['repository']}\n" if origin else ""
-    return f"""---
-library_name: transformers
-pipeline_tag: text-generation
-{base_model}tags:
-{tag_lines}
----
-
+    return f"""{_front_matter(library, tags, origin, licence)}
 # {title}
 
 {text}
@@ -89,25 +87,41 @@ pipeline_tag: text-generation
 {citation}"""
 
 
-def export_card(name: str, record: Record | None, to: str, loads_in: str) -> str:
+def export_card(
+    source: Facts, record: Record | None, to: str, loads_in: str, *, library: str, usage: str, licence: str | None
+) -> str:
     """Render the card of an export: that of its model with other words on loading, or a short one.
 
     Args:
-        name: the model's.
+        source: on the model.
         record: of how it was made, if secateur made it.
         to: the format's name.
         loads_in: what loads it, in words.
+        library, licence: as `card`.
+        usage: the commands that load it.
 
     Raises:
         UnknownNameError: as `card`.
     """
     loading = (
         f"This is the model in the format `{to}`, with the same logits. It loads in {loads_in}.\n"
-        "What is said here of secateur's own files is true of the checkpoint it was exported from."
+        "What is said here of secateur's own files is true of the checkpoint it was exported from.\n\n"
+        f"{usage}"
     )
     if record is not None:
-        return card(record, loading=loading)
-    return f"---\ntags:\n- secateur\n---\n\n# {public_name(name)}, as {to}\n\n## Loading\n\n{loading}\n"
+        return card(record, licence=licence, loading=loading, library=library)
+    head = _front_matter(library, ("secateur",), source, licence)
+    return f"{head}\n# {public_name(source.get('name') or 'a model')}, as {to}\n\n## Loading\n\n{loading}\n"
+
+
+def _front_matter(library: str, tags: Sequence[str], origin: Facts, licence: str | None) -> str:
+    """What the hub reads. No `base_model_relation`: the hub has no word for a pruned model."""
+    data = ModelCardData(
+        library_name=library, pipeline_tag="text-generation", tags=list(tags),
+        base_model=origin.get("base_model") or origin.get("repository"),
+        license=licence.lower() if licence else None,  # as the hub spells its licences
+    )  # fmt: skip
+    return f"---\n{data.to_yaml()}\n---\n"
 
 
 def _loads_in(record: Record) -> str:

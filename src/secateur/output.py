@@ -14,6 +14,7 @@ from secateur.errors import InvalidOptionError, OutputExistsError
 from secateur.export import Tier, check_output, require_export
 from secateur.export import export as write_export
 from secateur.export import save as save_checkpoint
+from secateur.export.beside import licence_of
 from secateur.folders import claimed, require_space, resolved
 from secateur.model.handle import Model
 from secateur.model.load import Source
@@ -99,7 +100,7 @@ class Output:
         Raises:
             OutputExistsError: the folder is there and not to be overwritten.
         """
-        files = {RECORD: dump(result.record), "README.md": card(result.record)}
+        files = {RECORD: dump(result.record), "README.md": card(result.record, licence=licence_of(result.model))}
         return save_checkpoint(
             result.model, self.folder, files=files, overwrite=self.overwrite, max_shard_size=self.max_shard_size
         )
@@ -147,8 +148,12 @@ def export(
     model = model if isinstance(model, Model) else model.model
     if record is None and model.parents:
         record = replace(model.parents[-1], parents=model.parents[:-1])
-    loads_in = require_export(model, to, **options).loads_in(model)
-    files = {"README.md": export_card(model.source.get("name") or "a model", record, to, loads_in)}
+    form = require_export(model, to, **options)
+    text = export_card(
+        model.source, record, to, form.loads_in(model), library=form.LIBRARY, usage=form.USAGE,
+        licence=licence_of(model),
+    )  # fmt: skip
+    files = {"README.md": text}
     write_export(
         model, to, Path(folder), files=files, overwrite=overwrite, max_shard_size=max_shard_size, **options
     )  # fmt: skip

@@ -56,9 +56,21 @@ class Format(Protocol):
         """The versions in which what is written loads; others refuse it."""
 
 
+class Export(Format, Protocol):
+    """A format for an engine. Its card says what follows.
+
+    Attributes:
+        LIBRARY: the hub's name of the library that loads it.
+        USAGE: the exact commands, in Markdown, and which of them were run.
+    """
+
+    LIBRARY: str
+    USAGE: str
+
+
 FORMATS: dict[Tier, Format] = {"A": stock, "B": native}  # the most widely loadable first
 # Kin stand side by side: where one refuses, the nearest that does not is the alternative.
-EXPORTS: dict[str, Format] = {"vllm": vllm, "nemotron-nas": nemotron_nas, "padded": padded, "gguf": gguf}
+EXPORTS: dict[str, Export] = {"vllm": vllm, "nemotron-nas": nemotron_nas, "padded": padded, "gguf": gguf}
 
 
 def tier(model: Model) -> Tier:
@@ -133,7 +145,7 @@ def export(
         _write_files(files, partial)
 
 
-def require_export(model: Model, to: str, **options: Any) -> Format:
+def require_export(model: Model, to: str, **options: Any) -> Export:
     """The format of that name, if it can hold the model.
 
     Args:

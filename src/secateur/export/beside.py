@@ -59,6 +59,23 @@ def write_beside(model: Model, folder: Path) -> None:
         _write_tokenizer(model.tokenizer, _origin(model.tokenizer.name_or_path, model), folder)
 
 
+def licence_of(model: Model) -> str | None:
+    """The licence that the checkpoint's card or secateur's catalogue states."""
+    if licence := model.source.get("licence") or model.source.get("license"):
+        return str(licence)
+    folder = Path(model.hf.config._name_or_path or ".")
+    card = folder / "README.md"
+    if not card.is_file() or str(folder) == ".":
+        return None
+    try:
+        text = card.read_text(encoding="utf-8", errors="replace")
+    except OSError:  # what was pruned is not lost over it
+        return None
+    head = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+    stated = re.search(r"^license:\s*['\"]?([\w.+-]+)", head[1], re.MULTILINE) if head else None
+    return stated[1] if stated else None
+
+
 def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, origin: Description | None, folder: Path) -> None:
     """Copy the tokenizer's files where they make this very tokenizer, else write what it is now.
 

@@ -24,6 +24,12 @@ from secateur.model.modeling_secateur import Shape, plain_config
 
 MULTIPLE = 256  # what the engines round FFN widths up to, so that no other is the true one
 ARCHITECTURE = "DeciLMForCausalLM"
+LIBRARY = "vllm"  # as the hub calls it
+USAGE = """```
+vllm serve DIR --trust-remote-code
+```
+
+vLLM 0.32 was run with checkpoints of this form made by hand; the command is written, not run."""
 
 
 def refuses(model: Model) -> str | None:

@@ -37,6 +37,14 @@ REBASED = (
     "takes a residual stream that is the same at every block; this one was rotated or sliced, which puts a matrix on "
     "each residual branch that no zeros make up for"
 )
+LIBRARY = "transformers"  # as the hub calls it
+USAGE = """```python
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("DIR")
+```
+
+transformers was run with this form."""
 
 
 def refuses(model: Model) -> str | None:

@@ -25,6 +25,12 @@ from secateur.model.modeling_secateur import PREFIX, Family, Shape, classes, pla
 from secateur.model.views import Block
 
 _HEAD = "lm_head"  # the only name of a head that vLLM's transformers backend loads
+LIBRARY = "transformers"  # as the hub calls it
+USAGE = """```
+vllm serve DIR --trust-remote-code --model-impl transformers
+```
+
+vLLM 0.32.0 was run with this form by its engine in Python; the command is written, not run."""
 
 
 def refuses(model: Model) -> str | None:

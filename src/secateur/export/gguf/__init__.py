@@ -27,6 +27,14 @@ from secateur.model.handle import Model
 TYPES = tuple(FILE_TYPES)
 FILE = "model.gguf"
 NEEDS = "gguf"  # the package that writes; its extra has the same name
+LIBRARY = "gguf"  # as the hub calls it
+USAGE = """```
+secateur run DIR --prompt "Once upon a time"
+llama-cli -m DIR/model.gguf -p "Once upon a time"
+llama-server -m DIR/model.gguf
+```
+
+llama.cpp was run with this form as `secateur run` runs it; the other two commands are written, not run."""
 _QUANTISED = ("q4_0", "q8_0")
 _GROUP = 32  # numbers that share a scale
 _LARGEST_HALF = 65504.0

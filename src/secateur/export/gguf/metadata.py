@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from secateur.export.beside import licence_of
 from secateur.export.gguf.architectures import Architecture, context_of, period_of, ropes, sliding
 from secateur.export.gguf.tensors import Stream, head_dim, sizes
 from secateur.model.handle import Model
@@ -98,16 +99,3 @@ def size_label(parameters: int) -> str:
             number = parameters / unit
             return f"{number:.1f}{letter}" if number < 10 else f"{number:.0f}{letter}"
     return str(parameters)
-
-
-def licence_of(model: Model) -> str | None:
-    """The licence that the checkpoint's card or secateur's catalogue states."""
-    if licence := model.source.get("licence") or model.source.get("license"):
-        return str(licence)
-    folder = Path(model.hf.config._name_or_path or ".")
-    card = folder / "README.md"
-    if not card.is_file() or str(folder) == ".":
-        return None
-    head = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
-    stated = re.search(r"^license:\s*['\"]?([\w.+-]+)", head[1], re.MULTILINE) if head else None
-    return stated[1] if stated else None

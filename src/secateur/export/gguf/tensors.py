@@ -171,8 +171,8 @@ def _attention(model: Model, architecture: Architecture, block: Block, layout: B
         parts["attn_q"] = [scale * each for each in parts["attn_q"]]
     kinds = ("weight", "bias")
     if architecture.fused_qkv:
-        for kind, pieces in zip(kinds, zip(*parts.values(), strict=True), strict=False):
-            yield f"attn_qkv.{kind}", torch.cat(pieces)
+        for kind, together in zip(kinds, zip(*parts.values(), strict=True), strict=False):
+            yield f"attn_qkv.{kind}", torch.cat(together)
     else:
         for name, pieces in parts.items():
             yield from ((f"{name}.{kind}", piece) for kind, piece in zip(kinds, pieces, strict=False))

@@ -138,9 +138,9 @@ def test_blocks_that_the_calibration_chose_are_refused_before_anything_is_writte
         calls.append(model.device.type == "meta")
         return None if calls[-1] else "has other blocks"
 
-    changed = type(row)(refuses=only_hollow, one_shape=row.one_shape, instead="prune otherwise")
+    changed = type(row)(refuses=only_hollow, one_shape=row.one_shape)
     monkeypatch.setattr("secateur.serving.ENGINES", {**ENGINES, "stock": changed})
-    with pytest.raises(UnsupportedExportError, match=r"stock has other blocks \(prune otherwise\)"):
+    with pytest.raises(UnsupportedExportError, match=r"stock has other blocks \(secateur and 2ssp narrow"):
         prune_to(asked(model, "shortgpt", "stock"), model, tmp_path / "out")
     assert calls == [True, False]
     assert not (tmp_path / "out").exists()
@@ -173,7 +173,7 @@ def test_the_command(tmp_path: Path) -> None:
     common = ("prune", folder, "--sparsity", 0.25, "--calibration", text, "--samples", 2, "--length", 8)
     told = call(*common, "--for", "stock", "--method", "blockpruner", "--out", tmp_path / "no")
     assert told.code == 3
-    assert "--method shortgpt" in told.err
+    assert "shortgpt, window and evopress remove whole blocks" in told.err
     assert not (tmp_path / "no").exists()
     assert call(*common, "--for", "stock", "--out", tmp_path / "yes").code == 0
     assert "tier A" in call(*common, "--for", "stock", "--out", tmp_path / "other").out

@@ -26,9 +26,10 @@ _ONE_SHAPE: Mapping[str, Options] = {
     "evopress": {"units": "blocks"},
 }
 _ALIKE = (
-    "of the methods secateur and 2ssp then narrow all FFNs alike and keep every block; shortgpt, window and evopress "
-    "remove whole blocks"
+    "secateur and 2ssp narrow all FFNs alike here and keep every block; shortgpt, window and evopress remove whole "
+    "blocks"
 )
+_MOST = "any method but slicegpt leaves what runs there"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +40,11 @@ class Engine:
         refuses: why it does not run a model, which may be hollow: the rest of a sentence that begins with the engine;
             None if it does.
         one_shape: whether of this model's family it takes blocks of one shape only.
-        instead: how to prune for it.
         rows: FFN widths that are multiples of this stay so, where no `round_to` is given: for quantisation.
     """
 
     refuses: Callable[[Model], str | None]
     one_shape: Callable[[Model], bool]
-    instead: str
     rows: int = 1
 
 
@@ -66,15 +65,11 @@ def _vllm(model: Model) -> str | None:
 
 
 ENGINES: Mapping[str, Engine] = {
-    ANY: Engine(refuses=lambda model: None, one_shape=lambda model: False, instead=""),
-    "stock": Engine(refuses=_stock, one_shape=lambda model: True, instead=_ALIKE),
-    "llama.cpp": Engine(
-        refuses=_llama_cpp, one_shape=lambda model: not takes_unequal(model), instead=_ALIKE, rows=gguf.ROWS
-    ),
-    "vllm": Engine(
-        refuses=_vllm, one_shape=lambda model: False, instead="any method but slicegpt leaves what it runs"
-    ),
-}  # fmt: skip
+    ANY: Engine(refuses=lambda model: None, one_shape=lambda model: False),
+    "stock": Engine(refuses=_stock, one_shape=lambda model: True),
+    "llama.cpp": Engine(refuses=_llama_cpp, one_shape=lambda model: not takes_unequal(model), rows=gguf.ROWS),
+    "vllm": Engine(refuses=_vllm, one_shape=lambda model: False),
+}
 
 
 def within(name: str, method: Method, options: Options, round_to: int, model: Model) -> tuple[Options, int]:
@@ -120,7 +115,7 @@ def require_served(name: str, model: Model, method: Method, before: Model | None
     engine = ENGINES[name]
     if (reason := engine.refuses(model)) is None:
         return
-    instead = engine.instead
+    instead = _ALIKE if engine.one_shape(before or model) else _MOST
     if before is not None and engine.refuses(before) is not None:
         instead = "nor does the model run there as it is"
     raise UnsupportedExportError(f"what {method.name} leaves here does not run there: {name} {reason} ({instead})")

@@ -96,7 +96,7 @@ def curve_allocation(
     steps = [block.neuron * budget.round_to for block in blocks.values()]
     unit = sum(steps) if equal else max(steps, default=0)
     group = max((layout.blocks[n].kv_group for n, heads in full.kv_heads.items() if heads > kv_heads[n]), default=0)
-    if not gone or abs(gone - target) > (COARSE * target if equal else max(unit, group)):
+    if not gone or abs(gone - target) > (min(unit, COARSE * target) if equal else max(unit, group)):
         groups = sum((n - 1) * layout.blocks[b].kv_group for b, n in full.kv_heads.items() if n and heads)
         reach = inside(budget.sparsity * unit / target, budget.sparsity * (spare + groups) / target)
         raise InfeasibleBudgetError(

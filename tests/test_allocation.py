@@ -35,6 +35,22 @@ def test_a_curve_meets_the_budget_to_a_step_of_neurons(shape: Curve, budget: Bud
     assert falling.get(shape, max(widths) - min(widths) <= budget.round_to)
 
 
+@pytest.mark.parametrize("budget", [Budget(0.25), Budget(0.2, of="model"), Budget(0.25, round_to=32)])
+def test_an_equal_allocation_has_one_width_and_all_heads(budget: Budget) -> None:
+    allocation = curve_allocation(SMOLLM2, budget, "uniform", equal=True)
+    (width,) = set(allocation.widths.values())
+    assert width % budget.round_to == 0
+    assert set(allocation.kv_heads.values()) == {3}
+    gone = SMOLLM2.block_parameters - allocation.parameters(SMOLLM2)
+    assert abs(gone - budget.target(SMOLLM2)) <= 30 * budget.round_to * SMOLLM2.blocks[0].neuron / 2
+
+
+def test_an_equal_allocation_is_refused_where_its_steps_are_too_coarse_or_heads_would_go() -> None:
+    for budget in (Budget(0.1, round_to=512), Budget(0.8)):
+        with pytest.raises(InfeasibleBudgetError, match="FFN neurons reach"):
+            curve_allocation(SMOLLM2, budget, "uniform", equal=True)
+
+
 def test_the_ends_lose_no_more_than_their_share() -> None:
     for budget, ends in ((Budget(0.5), 0.3), (Budget(0.25), 0.0), (Budget(0.5), 2.0)):
         widths = list(curve_allocation(SMOLLM2, budget, ends=ends).widths.values())

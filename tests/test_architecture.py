@@ -35,7 +35,7 @@ LAYERS: tuple[set[str], ...] = (
     {"judge", "output"},
     {"goals"},
     {"driver"},
-    {"compensation"},
+    {"compensation", "serving"},
     {"pruning"},
     {"running"},
     {"forecast"},

@@ -496,7 +496,9 @@ def test_names_and_options_that_are_none_are_refused(tmp_path: Path, monkeypatch
     monkeypatch.setitem(EXPORTS, "typed", WithType())
     with pytest.raises(InvalidOptionError, match="typed has no option 'kind'; it has type"):
         export(model, "typed", tmp_path / "out", kind="f16")
-    with pytest.raises(UnsupportedExportError, match=r"typed wants whole blocks \(--to typed without these options can hold it\)"):
+    with pytest.raises(
+        UnsupportedExportError, match=r"typed wants whole blocks \(--to typed without these options can hold it\)"
+    ):
         export(model, "typed", tmp_path / "out", type="q4_0")
     assert not (tmp_path / "out").exists()
     export(model, "typed", tmp_path / "out", type="f32")

@@ -44,12 +44,14 @@ def _reason(
     if deciding and len(deciding) == len(method.amount.decides):
         return f"{' and '.join(deciding)} decided, not the sparsity"
     one = budget.sparsity / budget.target(before)  # a parameter, in the budget's convention
+    equal = method.amount.equal
+    alike = method.amount.uniform or (equal is not None and options.get(equal[0]) == equal[1])
     units = []
     for kind, (name, size) in _UNITS.items():
         sizes = [parameters for block in before.blocks.values() if (parameters := size(block))]
         if kind in kinds and sizes:
             many = budget.round_to if kind is KeepNeurons else 1
-            units.append(_unit(name, many, sizes, one, uniform=method.amount.uniform and kind is KeepNeurons))
+            units.append(_unit(name, many, sizes, one, uniform=alike and kind is KeepNeurons))
     if Rebase in kinds:
         sites = [site for site in before.sites if site in after.sites]  # those of a dropped block are gone
         narrowed = [gone for site in sites if (gone := before.stream_width(site) - after.stream_width(site))]

@@ -43,6 +43,7 @@ from secateur.record import (
     public_facts,
 )
 from secateur.run import Meter, Rehearsal, Run
+from secateur.serving import ANY, require_served, within
 from secateur.signatures import RECOMMENDED
 from secateur.surgery.edits import to_json
 from secateur.version import __version__
@@ -64,6 +65,8 @@ class Request:
         round_to: round FFN widths to a multiple of this, in methods that choose FFN widths.
         method: its name, or one that is not registered.
         options: the method's own; `secateur methods` lists them.
+        for_: the engine that is to run what is left, unpatched: one of `secateur.serving.ENGINES`. Options and rounding
+            that keep within its layouts are then those of the plan's request; "any" keeps to none.
         refit: refit the output projections of what is narrowed, and fold what whole modules added into those that
             stay: `secateur.compensation.refits`.
         filters: others, in the order in which edits go through them.
@@ -84,6 +87,7 @@ class Request:
     of: Convention = "blocks"
     round_to: int = 1
     options: Options = field(default_factory=dict)
+    for_: str = ANY
     refit: bool = False
     filters: Sequence[Filter] = ()
     calibration: TokenSource | None = None
@@ -176,10 +180,14 @@ def plan(request: Request, model: Model, *, device: str | None = None) -> Plan:
         UnknownNameError, InvalidOptionError: no such method or option; a value out of its range.
         UnsupportedEditError: the model's family cannot do one of the edits.
         InfeasibleBudgetError: with the reachable range, or what is nearest to the goal.
+        UnsupportedExportError: the engine that it is for would not run what is left.
     """
     if request.goal is not None:
         return _aimed(request, request.goal, model, device)
-    method, budget, tokens = get_method(request.method), request.budget, ready(request.calibration)
+    method, tokens = get_method(request.method), ready(request.calibration)
+    kept, round_to = within(request.for_, method, request.options, request.round_to, model)
+    request = replace(request, options=kept, round_to=round_to)
+    budget = request.budget
     options = method.complete(request.options)
     filters = [*(require_refits(method, model.family) if request.refit else ()), *request.filters]
     require_edits_of(model, method, filters)
@@ -192,6 +200,7 @@ def plan(request: Request, model: Model, *, device: str | None = None) -> Plan:
         tokens = Tokens.of(torch.zeros(samples, length, dtype=torch.long))
     hollow, run = model.hollow(), Rehearsal(request.seed, device=device or model.device.type)
     rehearsed = run_method(hollow, method, tokens, budget, run, filters=filters, **options)
+    require_served(request.for_, hollow, method, model)
     return Plan(
         request=request, options=options, filters=filters, samples=samples, length=length, meter=run.meter,
         held_bytes=run.peak_bytes, before=rehearsed.before, after=rehearsed.after, sparsity=rehearsed.sparsity,
@@ -357,6 +366,7 @@ def run_job(
 
     Raises:
         JournalError: the run's store has another job's results.
+        UnsupportedExportError: the calibration chose what the engine that it is for does not run.
     """
     planned, model = job.plan, job.model
     request, run = planned.request, run or Run(planned.request.seed)
@@ -370,6 +380,7 @@ def run_job(
     pruning = run_method(
         model, planned.method, job.tokens, request.budget, run, filters=planned.filters, **planned.options
     )
+    require_served(request.for_, model, planned.method)  # which blocks go may be known only now
     blocks, length = len(pruning.before.blocks), job.tokens.length
     cost = Cost(
         seconds=round(time.monotonic() - start, 1),
@@ -404,6 +415,7 @@ def make_record(
         options=dict(pruning.options),
         filters={filtering.name: dict(filtering.options) for filtering in filters} or None,
         seed=job.plan.request.seed,
+        engine=None if job.plan.request.for_ == ANY else job.plan.request.for_,
         sparsity=pruning.sparsity,
         tier=tier(model),
         loads_in=loads_in(model),

@@ -205,6 +205,7 @@ class Record(Struct, kw_only=True, omit_defaults=True):
     Attributes:
         fingerprint: the identity of the outcome: on one kind of device, two runs of one identity give the same model.
         filters: by name, with their options; None where there were none.
+        engine: what the layout was kept for (`prune --for`); None where for none.
         loads_in: the versions of transformers that the checkpoint loads in, in words; without secateur.
         model, calibration: public facts; the model's are of before.
         arguments: the command line or call as given.
@@ -223,6 +224,7 @@ class Record(Struct, kw_only=True, omit_defaults=True):
     options: Facts | None = None
     filters: Facts | None = None
     seed: int
+    engine: str | None = None
     sparsity: Sparsity | None = None
     tier: str
     loads_in: str | None = None

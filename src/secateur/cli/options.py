@@ -45,6 +45,15 @@ BOS = typer.Option(
 )
 SEED = typer.Option(help="0: the text's first windows, as the papers do; n: a draw of them.", show_default="0")
 RoundTo = Annotated[int, typer.Option(help="Round FFN widths to a multiple of this, in methods that choose them.")]
+For = Annotated[
+    str,
+    typer.Option(
+        "--for",
+        metavar="ENGINE",
+        help="Keep within the layouts that an engine runs unpatched: stock (an unmodified architecture, for all), "
+        "llama.cpp, vllm, or any.",
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it is there.")]
 ShardSize = Annotated[str, typer.Option("--max-shard-size", help="Larger models are saved in shards.")]
 SPARSITIES = (

@@ -23,6 +23,7 @@ from secateur.cli.options import (
     SEED,
     CalibrationOptions,
     CompensationOptions,
+    For,
     GoalOptions,
     ModelName,
     OfShare,
@@ -52,6 +53,7 @@ def _prune(
     out_dir: Annotated[Path | None, typer.Option("--out", help="Folder to write.")] = None,
     of: OfShare = "blocks",
     round_to: RoundTo = 1,
+    for_: For = "any",
     seed: Annotated[int, SEED] = 0,
     bos: Annotated[str, BOS] = "auto",
     calibration: CalibrationOptions,
@@ -87,8 +89,9 @@ def _prune(
             "one of --sparsity, --target-bytes, --target-speedup and --max-perplexity-increase says how much is to go"
         )
     request = Request(
-        sparsity=sparsity, goal=goal, method=method, of=of, round_to=round_to, options=_method_options(method, options),  # type: ignore[arg-type]  # `of` is checked there
-        seed=seed, bos=bos, data=source.data, cache=source.cache_dir, text_field=source.text_field,  # type: ignore[arg-type]  # checked there
+        sparsity=sparsity, goal=goal, method=method, of=of, round_to=round_to, for_=for_,  # type: ignore[arg-type]  # `of` is checked there
+        options=_method_options(method, options), seed=seed, bos=bos,  # type: ignore[arg-type]  # `bos` is checked there
+        data=source.data, cache=source.cache_dir, text_field=source.text_field,
         refit=compensation.refit, filters=compensation.filters(), **vars(calibration),
     )  # fmt: skip
     if dry_run:

@@ -25,6 +25,7 @@ class Amount:
 
     Attributes:
         uniform: all blocks lose alike, so that a step is one unit of every block.
+        equal: an option and its value, by which all blocks lose alike in a method where else they do not.
         step: the option that says how many units go at a time; None if they go one by one.
         decides: options that, all given, decide instead of the sparsity.
         shared: how the keys of those steps begin whose results do not depend on the budget, so that a run at one
@@ -32,6 +33,7 @@ class Amount:
     """
 
     uniform: bool = False
+    equal: tuple[str, str] | None = None
     step: str | None = None
     decides: tuple[str, ...] = ()
     shared: str | None = None

@@ -17,7 +17,7 @@ from secateur.engine.stream import Hidden, Target
 from secateur.engine.tokens import Tokens
 from secateur.engine.walk import Visit, walk
 from secateur.errors import InvalidOptionError
-from secateur.methods.registry import method
+from secateur.methods.registry import Amount, method
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.run import Run
@@ -29,7 +29,7 @@ from secateur.solvers.ridge import refit as ridge
 from secateur.solvers.scores import by_weights, maps_around, relative_sizes, top_neurons
 from secateur.surgery.edits import DropAttention, DropMLP, Edit, KeepHeads, KeepNeurons, keep
 
-Allocating = Literal["log", "uniform", "searched"]
+Allocating = Literal["log", "uniform", "equal", "searched"]
 Score = Literal["obs-ranges", "obs", "activation", "ranges"]
 Aim = Literal["auto", "original", "dense", "stream"]
 Half = Literal["attention", "mlp"]
@@ -45,6 +45,7 @@ Half = Literal["attention", "mlp"]
     edits=(KeepNeurons,),
     able=(KeepHeads, DropAttention, DropMLP),
     needs="three forwards of every window without the LM head, and the solves; two with the target 'original'",
+    amount=Amount(equal=("allocation", "equal")),
 )
 def secateur(
     model: Model,
@@ -67,7 +68,8 @@ def secateur(
     """FFN neurons by optimal brain surgery, block by block on the model pruned so far; what stays is refitted.
 
     Args:
-        allocation: how much each block loses: log (less from early blocks), uniform, or searched, which parts go too.
+        allocation: how much each block loses: log (less from early blocks), uniform, equal (uniform, all to one width,
+            heads stay), or searched, which parts go too.
         first: where the log curve begins, relative to the mean share.
         ends: what the first and the last block lose at most, relative to the mean share; not of a uniform allocation.
         search_samples: calibration windows, the last, on which a searched allocation is judged.
@@ -88,8 +90,10 @@ def secateur(
     aim: Target = "stream" if apart and leads_to_stream(model) else "original"
     if target != "auto":
         aim = target
-    curve: Literal["log", "uniform"] = "uniform" if allocation == "uniform" else "log"
-    kept = curve_allocation(model.layout(), budget, curve, first, ends, heads="KeepHeads" not in model.family.cannot)
+    equal = allocation == "equal"
+    curve: Literal["log", "uniform"] = "uniform" if equal or allocation == "uniform" else "log"
+    heads = "KeepHeads" not in model.family.cannot
+    kept = curve_allocation(model.layout(), budget, curve, first, ends, heads=heads, equal=equal)
     if allocation == "searched":
         kept = search_allocation(
             model, tokens, budget, run, start=kept, rounds=search_rounds, search_samples=search_samples, damping=damping

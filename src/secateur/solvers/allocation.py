@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from secateur.errors import InfeasibleBudgetError, InvalidOptionError
-from secateur.model.budget import Budget, inside
+from secateur.model.budget import COARSE, Budget, inside
 from secateur.model.layout import BlockLayout, Layout
 from secateur.solvers.ratios import Curve, ratios
 
@@ -56,6 +56,7 @@ def curve_allocation(
     ends: float = math.inf,
     *,
     heads: bool = True,
+    equal: bool = False,
 ) -> Allocation:
     """FFN neurons by a share that grows over the blocks as SlimGPT's equation 6, the target to a neuron. Where the FFNs
     would lose more than three quarters, KV heads go as well, one of each block in turn, from the last block on.
@@ -66,6 +67,8 @@ def curve_allocation(
         ends: the share at most, relative to the mean, of the first and of the last block, whatever the curve gives
             them: all others stand on the one, and none can make up for the other.
         heads: whether KV heads can go; each attention keeps one.
+        equal: blocks of one width keep one width, and all KV heads: of a uniform curve. The target is then met to half
+            a step of all FFNs together.
 
     Raises:
         InvalidOptionError: `first` or `ends` out of its range.
@@ -80,6 +83,7 @@ def curve_allocation(
     spare = sum(size * share for size, share in zip(sizes, most, strict=True))
     kv_heads = dict(full.kv_heads)
     left = target
+    heads = heads and not equal
     for number in _in_turn(full.kv_heads) if heads else ():
         if left <= min(_FFN_SHARE * sum(sizes), spare):
             break
@@ -87,11 +91,12 @@ def curve_allocation(
         left -= layout.blocks[number].kv_group
     asked = _curve(sizes, most, left, shape, first, ends) if blocks and left > 0 else [0.0] * len(blocks)
     wanted = {n: block.shape.width * (1 - share) for (n, block), share in zip(blocks.items(), asked, strict=True)}
-    allocation = Allocation({**full.widths, **rounded(layout, wanted, budget)}, kv_heads)
+    allocation = Allocation({**full.widths, **rounded(layout, wanted, budget, carry=not equal)}, kv_heads)
     gone = layout.block_parameters - allocation.parameters(layout)
-    unit = max((block.neuron * budget.round_to for block in blocks.values()), default=0)
+    steps = [block.neuron * budget.round_to for block in blocks.values()]
+    unit = sum(steps) if equal else max(steps, default=0)
     group = max((layout.blocks[n].kv_group for n, heads in full.kv_heads.items() if heads > kv_heads[n]), default=0)
-    if not gone or abs(gone - target) > max(unit, group):
+    if not gone or abs(gone - target) > (min(unit, COARSE * target) if equal else max(unit, group)):
         groups = sum((n - 1) * layout.blocks[b].kv_group for b, n in full.kv_heads.items() if n and heads)
         reach = inside(budget.sparsity * unit / target, budget.sparsity * (spare + groups) / target)
         raise InfeasibleBudgetError(
@@ -121,8 +126,9 @@ def _in_turn(kv_heads: Mapping[int, int]) -> Iterator[int]:
         yield from (number for number in sorted(kv_heads, reverse=True) if kv_heads[number] - 1 > given)
 
 
-def rounded(layout: Layout, wanted: Mapping[int, float], budget: Budget) -> dict[int, int]:
-    """FFN widths; what one is rounded by goes on to the next, and what is left at the end back again."""
+def rounded(layout: Layout, wanted: Mapping[int, float], budget: Budget, *, carry: bool = True) -> dict[int, int]:
+    """FFN widths; what one is rounded by goes on to the next, and what is left at the end back again, if it is carried
+    at all."""
     widths: dict[int, int] = {}
     owed = 0.0  # in parameters, that were kept beyond what was wanted
     for number, neurons in [*wanted.items(), *list(wanted.items())[::-1]]:
@@ -130,7 +136,7 @@ def rounded(layout: Layout, wanted: Mapping[int, float], budget: Budget) -> dict
         width, size = block.shape.width, block.neuron
         before = widths.get(number, neurons)
         widths[number] = max(budget.width(before - owed / size, width), min(budget.round_to, width))
-        owed += (widths[number] - before) * size
+        owed += (widths[number] - before) * size * carry
     return widths
 
 

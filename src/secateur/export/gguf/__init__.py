@@ -36,7 +36,7 @@ llama-server -m DIR/model.gguf
 
 llama.cpp was run with this form as `secateur run` runs it; the other two commands are written, not run."""
 _QUANTISED = ("q4_0", "q8_0")
-_GROUP = 32  # numbers that share a scale
+ROWS = 32  # numbers that share a scale: rows of quantised types are a multiple of it
 _LARGEST_HALF = 65504.0
 
 
@@ -124,13 +124,13 @@ def _refuses_type(model: Model, architecture: Architecture, type: str) -> str | 
     odd = {
         name.split(".")[-2]: tensor.shape[1]
         for name, tensor in tensors(model.hollow(), architecture)
-        if type_of(name, tensor, type) in _QUANTISED and tensor.shape[1] % _GROUP
+        if type_of(name, tensor, type) in _QUANTISED and tensor.shape[1] % ROWS
     }
     if not odd:
         return None
     named = ", ".join(f"{name} {size}" for name, size in sorted(odd.items()))
     way = ROUND if odd.keys() == {"ffn_down"} else "write f16"
-    return f"quantises rows of a multiple of {_GROUP} numbers, and some are of others ({named}): {way}"
+    return f"quantises rows of a multiple of {ROWS} numbers, and some are of others ({named}): {way}"
 
 
 def _words(model: Model) -> Vocabulary | str:

@@ -33,6 +33,12 @@ def choose(model: Model) -> Architecture | str:
     return "; ".join(reasons) + f"; {PADDED}"
 
 
+def takes_unequal(model: Model) -> bool:
+    """Whether an architecture that holds the model as it is also holds blocks of different sizes."""
+    routes = ROUTES.get(model.family.model_type, ())
+    return any(architecture.unequal and _refuses(architecture, model) is None for architecture in routes)
+
+
 def _refuses(architecture: Architecture, model: Model) -> str | None:
     """Why an architecture cannot hold the model; see `choose` for what none can."""
     config, layout = model.hf.config, model.layout()

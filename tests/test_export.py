@@ -398,6 +398,7 @@ def test_folded_norms_and_dropped_blocks_go_to_nemotron_nas(tmp_path: Path) -> N
 def test_what_nemotron_nas_cannot_express_is_refused(tmp_path: Path) -> None:
     for model, says in (
         (llama_like("llama", [DropAttention(0)]), "first block"),
+        (llama_like("llama", [DropMLP(number) for number in range(BLOCKS)]), "an MLP in some block"),
         (llama_like("llama", [KeepHeads(1, (0,))]), "one number of query heads"),
         (
             llama_like("llama", [KeepNeurons(n, tuple(range(300))) for n in (1, 2)]),

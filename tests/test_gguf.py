@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 import statistics
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from gguf import GGMLQuantizationType
 from models import CHAT_TEMPLATE, apply_all, layouts, logits, tiny
 from test_cli import call
-from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
@@ -65,8 +66,26 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def piece_tokenizer(size: int) -> PreTrainedTokenizerFast:
+    """Sentencepiece's BPE as Llama 2 has it: spaces are marked, unknown characters fall back to bytes."""
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trained = Tokenizer(BPE())
+    trainer = trainers.BpeTrainer(vocab_size=size - len(special), show_progress=False)
+    sentence = "the quick brown fox jumps over the lazy dog there other".replace(" ", "\u2581")
+    trained.train_from_iterator([sentence] * 3, trainer)
+    model = json.loads(trained.to_str())["model"]
+    vocabulary = {token: number for number, token in enumerate([*special, *model["vocab"]])}
+    merges = [tuple(pair) for pair in model["merges"]]
+    core = Tokenizer(BPE(vocabulary, merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    core.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    core.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, unk_token="<unk>", bos_token="<s>", eos_token="</s>", clean_up_tokenization_spaces=False
+    )
+
+
 def pruned(family: str, layout: str = "dense", **overrides: Any) -> Model:
-    model = tiny(family, vocab_size=VOCABULARY, **{**OPTIONS.get(family, {}), **overrides})
+    model = tiny(family, **{"vocab_size": VOCABULARY, **OPTIONS.get(family, {}), **overrides})
     model.tokenizer, model.source = byte_tokenizer(), {"name": "tiny"}
     return apply_all(model, layouts(model)[layout])
 
@@ -100,14 +119,49 @@ CASES = [
 GELU = ("gemma2", "gemma3_text", "phi", "gpt_neox", "gpt2")  # llama.cpp has it in a table of halves
 
 
+ALWAYS = ("llama", "everything")
+
+
 @needs_engine
-@pytest.mark.slow
-@pytest.mark.parametrize(("family", "layout"), CASES)
+@pytest.mark.parametrize(
+    ("family", "layout"), [pytest.param(*case, marks=() if case == ALWAYS else pytest.mark.slow) for case in CASES]
+)
 def test_llama_cpp_computes_what_transformers_does(family: str, layout: str, tmp_path: Path) -> None:
     model = pruned(family, layout)
     assert refuses(model) is None
     write(model, tmp_path, "5GB", type="f32")
     assert difference(model, tmp_path / FILE) < (5e-3 if family in GELU else 1e-4)
+
+
+@needs_engine
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["dense", "everything"])
+def test_llama_3_frequencies_are_carried_over(layout: str, tmp_path: Path) -> None:
+    rope = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 16}  # fmt: skip
+    model = pruned("llama", layout, rope_parameters=rope)
+    plain = pruned("llama", layout)
+    plain.hf.load_state_dict(model.hf.state_dict())
+    ids = torch.tensor([IDS])
+    assert (logits(model, ids) - logits(plain, ids)).abs().max() > 1e-3
+    write(model, tmp_path, "5GB", type="f32")
+    assert difference(model, tmp_path / FILE) < 1e-4
+
+
+@needs_engine
+@pytest.mark.slow
+def test_sentencepiece_splits_texts_alike(tmp_path: Path) -> None:
+    model = pruned("llama", vocab_size=420)
+    model.tokenizer = piece_tokenizer(420)
+    write(model, tmp_path, "5GB", type="f32")
+    texts = (TEXT, "the lazy dog", " the  quick", "brown", "\u20ac fox\n\nthere", "thethe other")
+    with running(tmp_path / FILE) as engine:
+        for text in texts:
+            assert engine.tokenize(text) == model.tokenizer(text)["input_ids"]
+    core = json.loads(model.tokenizer.backend_tokenizer.to_str())
+    core["normalizer"]["normalizers"].append({"type": "NFKC"})
+    model.tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(core)), eos_token="</s>")
+    assert "NFKC" in str(refuses(model))
 
 
 # What is left beside the weights' type: llama.cpp rounds activations to f16, bf16 or 8 bits, too.

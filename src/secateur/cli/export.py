@@ -30,7 +30,7 @@ def _export(
     source: ModelOptions,
     output: OutputOptions,
 ) -> None:
-    """Write a model for an engine that does not know secateur, with the same logits.
+    """Write a model for an engine that does not know secateur, with the same logits up to the type of its numbers.
 
     A format that cannot hold the model exactly is refused before any work, with the reason and one that can.
     """

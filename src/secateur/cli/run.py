@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ def run(
     ],
     prompt: Annotated[str, typer.Option(help="What is continued.")],
     engine: Annotated[str, typer.Option(help="llama.cpp.")] = "llama.cpp",
+    threads: Annotated[int | None, typer.Option(help="Of the processor; all of them if not given.", min=1)] = None,
     max_tokens: Annotated[int, typer.Option(help="How many tokens at most.", min=1)] = 64,
 ) -> None:
     """Continue a text, greedily, in the program that an export is for."""
@@ -25,7 +27,9 @@ def run(
 
     if engine != "llama.cpp":
         raise UnknownNameError.of("engine", engine, ["llama.cpp"])
-    generated = generate(file / FILE if file.is_dir() else file, prompt, max_tokens)
+    generated = generate(
+        file / FILE if file.is_dir() else file, prompt, max_tokens, threads=threads or os.cpu_count() or 1
+    )
     say(generated.text)
     if generated.tokens_per_second:
         note(f"{generated.tokens_per_second:.1f} tokens per second")

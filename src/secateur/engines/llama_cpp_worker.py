@@ -31,6 +31,8 @@ class Server:
 
     def complete(self, **request: Any) -> dict[str, Any]:
         answer: dict[str, Any] = self._server.handle_completions({"temperature": 0, "cache_prompt": True, **request})
+        if "error" in answer:  # as of a prompt longer than the context
+            raise ValueError(str(answer["error"].get("message", answer["error"])))
         return answer
 
     def next_tokens(self, ids: list[int], top: int) -> list[list[float]]:

@@ -108,6 +108,8 @@ def _refuses_layout(model: Model) -> str | None:
     shapes = {number: block.shape for number, block in model.layout().blocks.items()}
     if not next(iter(shapes.values())).kv_heads:
         return "needs an attention in the first block, which vLLM takes its head sizes from, and there is none"
+    if not any(shape.width for shape in shapes.values()):  # by their sizes a stock Llama fails on it: see `_config`
+        return "needs an MLP in some block, and there is none"
     heads = {shape.query_heads for shape in shapes.values() if shape.kv_heads}
     if len(heads) > 1:
         return (

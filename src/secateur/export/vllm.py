@@ -31,10 +31,17 @@ vllm serve DIR --trust-remote-code --model-impl transformers
 ```
 
 vLLM 0.32.0 was run with this form by its engine in Python; the command is written, not run."""
+# Run in vLLM 0.32 (bench/vllm_parity.py), and not served.
+NOT_SERVED = {
+    "gpt2": "finds no biases of GPT-2's attention when it loads one with this code (vLLM 0.32)",
+    "phi3": "asks a Phi-3 model for one number of heads of all its blocks (vLLM 0.32)",
+}
 
 
 def refuses(model: Model) -> str | None:
     hf: Any = model.hf
+    if (reason := NOT_SERVED.get(model.family.model_type)) is not None:
+        return reason
     if model.layout().is_folded:
         return "takes norms with a scale only, which SliceGPT folds into the maps behind them"
     if not hf._supports_attention_backend or "AutoModel" not in classes(hf.config.model_type.removeprefix(PREFIX)):

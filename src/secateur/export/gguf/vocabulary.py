@@ -86,6 +86,8 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase | None, size: int, ends: list[
     if max(tokenizer.get_vocab().values()) >= size:
         return f"has a token for each row of the embedding, and the tokenizer has ids beyond its {size}"
     pieces = bool(model.get("byte_fallback"))
+    if pieces and (changed := _more_than_spaces(told)):
+        return f"marks spaces before sentencepiece's BPE and does no more, and this tokenizer does ({changed})"
     split = None if pieces else _split(told)
     if (split is not None and not split.isascii()) or (split and " " in split):
         return split
@@ -148,6 +150,20 @@ def _split(told: Mapping[str, Any]) -> str:
     return f"knows ways to split text by name, and none for this tokenizer's: {' then '.join(steps)[:300]}"
 
 
+def _more_than_spaces(told: Mapping[str, Any]) -> str | None:
+    """The first step before BPE that is none of those by which sentencepiece marks spaces."""
+    steps = [told.get("normalizer"), told.get("pre_tokenizer")]
+    while steps:
+        if (step := steps.pop()) is None:
+            continue
+        kind, spaces = step["type"], step.get("pattern", {}).get("String") == " "
+        if kind == "Sequence":
+            steps += step.get("normalizers", []) + step.get("pretokenizers", [])
+        elif kind not in ("Prepend", "Metaspace") and not (kind in ("Replace", "Split") and spaces):
+            return str(kind)
+    return None
+
+
 def _steps(step: Mapping[str, Any]) -> list[str]:
     """What is split off, one after another."""
     kind = step.get("type")
@@ -185,11 +201,12 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, told: Mapping[str, Any], size: i
 
 
 def _scores(tokens: list[str], merges: list[tuple[str, ...]]) -> list[float]:
-    """Scores by which llama.cpp joins pieces in the order of the merges: the negative rank of a token's first merge."""
+    """Scores by which llama.cpp joins pieces in the order of the merges: the negative rank of a token's first merge;
+    what no merge makes comes last."""
     first: dict[str, int] = {}
     for rank, pair in enumerate(merges):
         first.setdefault("".join(pair), rank)
-    return [-float(first.get(token, 0)) for token in tokens]
+    return [-float(first.get(token, len(merges))) for token in tokens]
 
 
 def _begins_with_space(told: Mapping[str, Any]) -> bool:

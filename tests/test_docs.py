@@ -159,7 +159,7 @@ def test_the_readers_table_comes_before_the_wall() -> None:
     assert first[1][0] == "dense"
     names = (folder.name for folder in (DOCS / "results/main-table/cells").iterdir())
     compared = {name.rpartition("-")[0] for name in names if "-as-" not in name and name != "dense"}
-    assert compared == set(OURS) - {"secateur"}  # which is not in the main table yet
+    assert compared == set(OURS)
     assert len(first) - 2 == len(compared)
     assert widths[0] == 4
     assert not any(row[0].startswith("2ssp at the size") for row in first)

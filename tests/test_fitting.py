@@ -3,6 +3,8 @@ they were measured."""
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from models import tiny_in, tiny_tokens
@@ -82,10 +84,10 @@ def test_losses_are_those_that_were_measured_and_lie_between_them() -> None:
     for method, points in measured.losses.items():
         for share, loss in points:
             assert measured.loss(method, share) == pytest.approx(loss)
-        (first, low), (second, high) = points[:2]
-        middle = measured.loss(method, (first + second) / 2)
-        assert middle is not None
-        assert middle["c4"] == pytest.approx((low["c4"] + high["c4"]) / 2)
+        for (first, low), (second, high) in pairwise(points):
+            middle = measured.loss(method, (first + second) / 2)
+            assert middle is not None
+            assert middle["c4"] == pytest.approx((low["c4"] + high["c4"]) / 2)
         assert measured.loss(method, points[-1][0] + 0.05) is None
     assert measured.loss("a method that was not measured", 0.25) is None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -143,9 +144,18 @@ def export(
     Raises:
         UnsupportedExportError: the format cannot hold the model exactly; says which can.
         OutputExistsError: the folder exists and `overwrite` is off.
-    """  # fmt: skip
+        OutputBusyError, OutputError: another process is about to write it, or it cannot be written.
+    """
     record = None if isinstance(model, Model) else model.record
     model = model if isinstance(model, Model) else model.model
+    output = Output(Path(folder), overwrite, max_shard_size)
+    check_output(output.folder, overwrite=overwrite, max_shard_size=max_shard_size)
+    with claimed(output.folder):
+        _export(model, record, to, output, options)
+
+
+def _export(model: Model, record: Record | None, to: str, output: Output, options: Mapping[str, Any]) -> None:
+    """Write an export with its card into a folder that is claimed."""
     if record is None and model.parents:
         record = replace(model.parents[-1], parents=model.parents[:-1])
     form = require_export(model, to, **options)
@@ -153,9 +163,9 @@ def export(
         model.source, record, to, form.loads_in(model), library=form.LIBRARY, usage=form.USAGE,
         licence=licence_of(model),
     )  # fmt: skip
-    files = {"README.md": text}
     write_export(
-        model, to, Path(folder), files=files, overwrite=overwrite, max_shard_size=max_shard_size, **options
+        model, to, output.folder, files={"README.md": text}, overwrite=output.overwrite,
+        max_shard_size=output.max_shard_size, **options,
     )  # fmt: skip
 
 
@@ -175,8 +185,5 @@ def export_to(source: Source, to: str, output: Output, **options: Any) -> str:
         hollow = source.hollow(tokenizer=True)
         loads_in = require_export(hollow, to, **options).loads_in(hollow)
         require_space(output.folder, hollow.layout().parameters * hollow.dtype.itemsize)
-        export(
-            source.load(), to, output.folder, overwrite=output.overwrite, max_shard_size=output.max_shard_size,
-            **options,
-        )  # fmt: skip
+        _export(source.load(), None, to, output, options)
     return loads_in

@@ -134,7 +134,7 @@ def export(
     check_output(folder, overwrite=overwrite, max_shard_size=max_shard_size)
     about = {
         "format": to,
-        "options": options,
+        "options": _options(form.write) | options,
         "model": public_name(model.source.get("name") or ""),
         "secateur": __version__,
     }
@@ -185,10 +185,10 @@ def refusal(model: Model, to: str, **options: Any) -> str | None:
     return form.refuses(model, **asked)
 
 
-def _options(function: Any) -> list[str]:
-    """The names of a format's options: the keyword-only parameters of its function."""
+def _options(function: Any) -> dict[str, Any]:
+    """A format's options with their defaults: the keyword-only parameters of its function."""
     parameters = inspect.signature(function).parameters.values()
-    return [each.name for each in parameters if each.kind is each.KEYWORD_ONLY]
+    return {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
 
 
 def _write_files(files: Mapping[str, str], folder: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from huggingface_hub.repocard import metadata_load
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import CONFIG_NAME, cached_file
 
@@ -63,17 +64,14 @@ def licence_of(model: Model) -> str | None:
     """The licence that the checkpoint's card or secateur's catalogue states."""
     if licence := model.source.get("licence") or model.source.get("license"):
         return str(licence)
-    folder = Path(model.hf.config._name_or_path or ".")
-    card = folder / "README.md"
-    if not card.is_file() or str(folder) == ".":
+    card = Path(model.hf.config._name_or_path) / "README.md"
+    if not model.hf.config._name_or_path or not card.is_file():
         return None
     try:
-        text = card.read_text(encoding="utf-8", errors="replace")
-    except OSError:  # what was pruned is not lost over it
+        stated = (metadata_load(card) or {}).get("license")
+    except Exception:  # of whatever the reader of YAML is; what was pruned is not lost over it
         return None
-    head = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
-    stated = re.search(r"^license:\s*['\"]?([\w.+-]+)", head[1], re.MULTILINE) if head else None
-    return stated[1] if stated else None
+    return stated if isinstance(stated, str) else None
 
 
 def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, origin: Description | None, folder: Path) -> None:

@@ -159,6 +159,7 @@ FAMILIES: dict[str, Family] = {
         ),
         Family(
             model_type="phi",  # attention and MLP side by side, behind one norm
+            final_norm="model.final_layernorm",
             out="self_attn.dense",
             attention_norms=(),
             mlp_in=("mlp.fc1",),
@@ -173,6 +174,7 @@ FAMILIES: dict[str, Family] = {
         Family(
             model_type="gpt_neox",
             blocks="gpt_neox.layers",
+            final_norm="gpt_neox.final_layer_norm",
             attention="attention",
             qkv=("attention.query_key_value",),
             out="attention.dense",
@@ -190,6 +192,7 @@ FAMILIES: dict[str, Family] = {
         Family(
             model_type="gpt2",
             blocks="transformer.h",
+            final_norm="transformer.ln_f",
             attention="attn",
             qkv=("attn.c_attn",),
             out="attn.c_proj",
@@ -209,6 +212,7 @@ FAMILIES: dict[str, Family] = {
         Family(
             model_type="opt",
             blocks="model.decoder.layers",
+            final_norm="model.decoder.final_layer_norm",
             out="self_attn.out_proj",
             counts={"num_heads": "query_heads"},
             attention_norms=("self_attn_layer_norm",),

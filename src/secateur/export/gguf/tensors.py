@@ -84,8 +84,9 @@ def tensors(model: Model, architecture: Architecture) -> Named:
         with model.open(size.number) as block:
             for name, tensor in _block(model, architecture, block, size, stream):
                 yield f"blk.{place}.{name}", tensor
+    final_norm = model.hf.get_submodule(model.family.final_norm)
     with model.open_ends():
-        for name, tensor in _norm("output_norm", _final_norm(model), architecture.norm_offset):
+        for name, tensor in _norm("output_norm", final_norm, architecture.norm_offset):
             yield name, tensor / stream.logits
         head = model.hf.get_output_embeddings()
         if not model.layout().ends.tied:
@@ -229,14 +230,6 @@ def _norm(name: str, norm: nn.Module, offset: float) -> Named:
     bias: Any = getattr(norm, "bias", None)
     if bias is not None:
         yield f"{name}.bias", bias.detach().float()
-
-
-def _final_norm(model: Model) -> nn.Module:
-    """By the names of the families' stock models."""
-    base: Any = model.hf.base_model
-    names = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
-    norm: nn.Module = next(getattr(base, name) for name in names if hasattr(base, name))
-    return norm
 
 
 def _linear(name: str, linear: Any) -> Named:

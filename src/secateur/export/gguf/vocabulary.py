@@ -89,8 +89,8 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase | None, size: int, ends: list[
     if pieces and (changed := _more_than_spaces(told)):
         return f"marks spaces before sentencepiece's BPE and does no more, and this tokenizer does ({changed})"
     split = None if pieces else _split(told)
-    if (split is not None and not split.isascii()) or (split and " " in split):
-        return split
+    if not pieces and split is None:
+        return f"knows ways to split text by name, and none for this tokenizer's: {_way(told)[:300]}"
     tokens, types = _tokens(tokenizer, told, size)
     empty = [int(id_) for id_ in tokenizer("a")["input_ids"]]
     merges = [tuple(each) if isinstance(each, list) else tuple(each.split(" ", 1)) for each in model["merges"]]
@@ -136,18 +136,19 @@ def _special(tokenizer: PreTrainedTokenizerBase, ends: list[int]) -> dict[str, i
     return found
 
 
-def _split(told: Mapping[str, Any]) -> str:
-    """llama.cpp's name; or why there is none, in words (so with spaces in it)."""
-    if told["model"].get("byte_fallback") is None and told["pre_tokenizer"] is None:
-        return "splits text before BPE, and this tokenizer does not"
-    if (told.get("normalizer") or {}).get("type", "NFC") != "NFC":  # of which it does nothing: plain text is NFC
-        return f"does not change text before BPE, as this tokenizer does ({told['normalizer']['type']})"
-    steps = _steps(told["pre_tokenizer"] or {})
-    names = _SPLITS.get(tuple(steps), {})
-    whole = bool(told["model"].get("ignore_merges"))
-    if (name := names.get(whole)) is not None:
-        return name
-    return f"knows ways to split text by name, and none for this tokenizer's: {' then '.join(steps)[:300]}"
+def _split(told: Mapping[str, Any]) -> str | None:
+    """llama.cpp's name; None where it has none, as for tokenizers that change text first (but by NFC, which it leaves
+    out: plain text is NFC)."""
+    if (told.get("normalizer") or {}).get("type", "NFC") != "NFC":
+        return None
+    names = _SPLITS.get(tuple(_steps(told["pre_tokenizer"] or {})), {})
+    return names.get(bool(told["model"].get("ignore_merges")))
+
+
+def _way(told: Mapping[str, Any]) -> str:
+    """How text is changed and split before BPE, in words."""
+    changed = [told["normalizer"]["type"]] if told.get("normalizer") else []
+    return " then ".join([*changed, *_steps(told["pre_tokenizer"] or {})])
 
 
 def _more_than_spaces(told: Mapping[str, Any]) -> str | None:

@@ -327,12 +327,13 @@ def test_adapters_are_trained_saved_and_merged(family: str, layout: str, tied: b
     assert_whole(merged, tmp_path / "merged")
 
 
+ADAPTED = [name for name in FAMILY_NAMES if name in constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING]
+
+
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
-@pytest.mark.parametrize("family", [*FAMILY_NAMES[:1], *(pytest.param(f, marks=slow) for f in FAMILY_NAMES[1:])])
+@pytest.mark.parametrize("family", [*ADAPTED[:1], *(pytest.param(f, marks=slow) for f in ADAPTED[1:])])
 def test_adapters_find_their_places_by_themselves(family: str, tmp_path: Path) -> None:
     """Without `target_modules` they go where PEFT puts them in the stock model, as far as that is there."""
-    if family not in constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING:
-        return
     settings = {"r": 2, "task_type": "CAUSAL_LM", "fan_in_fan_out": family == "gpt2"}
     for hf in both(family, "everything", None, tmp_path / "pruned"):
         there = {name for name, _ in hf.named_modules()}
@@ -363,13 +364,13 @@ def test_one_layout_is_spread_over_memory_and_disk(tmp_path: Path) -> None:
 
 
 def assert_spreads(family: str, layout: str, tied: bool | None, folder: Path) -> None:
-    expected = logits(both(family, layout, tied, folder / "pruned")[0], IDS)
+    whole, settings = both(family, layout, tied, folder / "pruned")[0], {"max_new_tokens": 3, "do_sample": False}
+    expected, written = logits(whole, IDS), whole.generate(IDS, pad_token_id=0, **settings)
     size = sum(path.stat().st_size for path in (folder / "pruned").glob("*.safetensors"))
     for device_map, memory in (("auto", None), ({"": "cpu"}, None), ("auto", {"cpu": size * 2 // 3})):
         hf = whole_load(folder / "pruned", device_map=device_map, max_memory=memory, offload_folder=str(folder / "off"))
         assert torch.equal(logits(hf, IDS), expected)
-        tokens = hf.generate(IDS, max_new_tokens=3, do_sample=False, pad_token_id=0)
-        assert tokens.shape == (2, IDS.shape[1] + 3)
+        assert torch.equal(hf.generate(IDS, pad_token_id=0, **settings), written)
 
 
 @pytest.mark.parametrize("layout", ["everything", pytest.param(WITHOUT_SOME, marks=slow)])

@@ -24,11 +24,11 @@ from secateur.serving import _ONE_SHAPE, ANY, ENGINES
 
 FULL = {"use_sliding_window": False, "layer_types": ["full_attention"] * 4}
 MODELS: dict[str, dict[str, Any]] = {
-    "llama": {}, "qwen2": FULL, "qwen3": {}, "gemma2": {}, "olmo2": {}, "gpt_neox": {}, "opt": {},
+    "llama": {}, "qwen2": FULL, "qwen3": {}, "gemma2": {}, "olmo2": {}, "gpt_neox": {}, "opt": {}, "phi3": {},
 }  # fmt: skip
 SERVED = [name for name in ENGINES if name != ANY]
-# Families by what llama.cpp has for them: blocks that differ (llama, qwen2, qwen3), one shape, nothing (opt).
-UNEQUAL = {"stock": set(), "llama.cpp": {"llama", "qwen2", "qwen3"}, "vllm": set(MODELS)}
+# Families by what an engine has for them: blocks that differ, one shape, nothing (llama.cpp for opt).
+UNEQUAL = {"stock": set(), "llama.cpp": {"llama", "qwen2", "qwen3", "phi3"}, "vllm": set(MODELS) - {"phi3"}}
 DENSE = {"stock": set(MODELS), "llama.cpp": set(MODELS) - {"opt"}, "vllm": set(MODELS)}
 ANYWHERE = {"shortgpt", "window"}  # whole blocks
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from secateur.errors import InvalidOptionError, UnknownNameError, UnsupportedExportError
-from secateur.export import FORMATS, gguf, refusal
+from secateur.export import FORMATS, gguf, refusal, vllm
 from secateur.export.gguf.choice import choose, takes_unequal
 from secateur.methods import Method, Options
 from secateur.model.handle import Model
@@ -68,7 +68,7 @@ ENGINES: Mapping[str, Engine] = {
     ANY: Engine(refuses=lambda model: None, one_shape=lambda model: False),
     "stock": Engine(refuses=_stock, one_shape=lambda model: True),
     "llama.cpp": Engine(refuses=_llama_cpp, one_shape=lambda model: not takes_unequal(model), rows=gguf.ROWS),
-    "vllm": Engine(refuses=_vllm, one_shape=lambda model: False),
+    "vllm": Engine(refuses=_vllm, one_shape=lambda model: model.family.model_type in vllm.NOT_SERVED),
 }
 
 

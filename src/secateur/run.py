@@ -95,9 +95,15 @@ class Observer(Protocol):
 
     def progress(self, label: str, total: float, done: float = 0.0) -> AbstractContextManager[Advance]: ...
 
+    def note(self, message: str) -> None:
+        """Something that the user should know while it goes on."""
+
 
 class Silent:
     """An observer that shows nothing."""
+
+    def note(self, message: str) -> None:
+        pass
 
     @contextmanager
     def progress(self, label: str, total: float, done: float = 0.0) -> Iterator[Advance]:
@@ -255,6 +261,11 @@ class Run:
                 before = now
 
             yield catch_up
+
+    @property
+    def spared_s(self) -> float:
+        """Seconds that were spared by taking steps over."""
+        return 0.0
 
     def work_done(self) -> float:
         """The work so far, in the unit of `expect`."""

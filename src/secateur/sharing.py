@@ -55,6 +55,10 @@ class Shared(MemoryStore):
         other._results, other.spent = dict(self._results), dict(self.spent)
         return other
 
+    def sibling(self, beginning: str | None) -> Shared:
+        """An empty store of the same kind, for other jobs."""
+        return Shared(beginning)
+
     def _holds(self, key: str) -> bool:
         return self.beginning is not None and key.startswith(self.beginning)
 
@@ -90,15 +94,22 @@ class SharingRun(Run):
                 self.meter.asked_tokens += spent.asked_tokens
                 advance(1)
         began = self.spent()
-        result = super().step(key, compute)
-        if spent is None:
-            shared.spent[name] = self.spent().since(began)
-        return result
+
+        def timed() -> T:
+            result = compute()
+            shared.spent[name] = self.spent().since(began)  # known when the result is put
+            return result
+
+        return super().step(key, timed)
 
     @property
     def spared(self) -> Spent:
         """By taking steps over."""
         return Spent(*(sum(values) for values in zip(*self._spared, strict=True))) if self._spared else Spent(*[0] * 5)
+
+    @property
+    def spared_s(self) -> float:
+        return self.spared.wall_s
 
     @property
     def computed(self) -> Meter:

@@ -55,6 +55,9 @@ For = Annotated[
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it is there.")]
+KeepRun = Annotated[
+    bool, typer.Option("--keep-run", help="Keep OUT.run, from which a killed run goes on, when OUT is there.")
+]
 ShardSize = Annotated[str, typer.Option("--max-shard-size", help="Larger models are saved in shards.")]
 SPARSITIES = (
     "Numbers between 0 and 1 with commas between; `paper` is 0.25,0.375,0.5, `every-block` every number of blocks."

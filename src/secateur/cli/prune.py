@@ -25,6 +25,7 @@ from secateur.cli.options import (
     CompensationOptions,
     For,
     GoalOptions,
+    KeepRun,
     ModelName,
     OfShare,
     OutputOptions,
@@ -67,6 +68,7 @@ def _prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would take; writes nothing.")] = False,
     overwrite: Overwrite = False,
     max_shard_size: ShardSize = "5GB",
+    keep_run: KeepRun = False,
     source: SourceOptions,
     output: OutputOptions,
     **options: Any,
@@ -100,8 +102,8 @@ def _prune(
     if out_dir is None:
         raise InvalidOptionError("--out DIR is missing: the folder to write (or ask for --dry-run)")
     outcome = prune_to(
-        request, source.of(model), Output(out_dir, overwrite, max_shard_size), judging=judging, observer=Bars(),
-        arguments={"command": sys.argv[1:]},
+        request, source.of(model), Output(out_dir, overwrite, max_shard_size, keep_run), judging=judging,
+        observer=Bars(), arguments={"command": sys.argv[1:]},
     )  # fmt: skip
     output.tell(outcome, out_dir, _show)
 

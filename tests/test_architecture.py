@@ -41,6 +41,7 @@ LAYERS: tuple[set[str], ...] = (
     {"forecast"},
     {"fitting"},
     {"testing"},
+    {"doctor"},
     {"heal"},
     {"report"},
     {"grid"},
@@ -238,7 +239,7 @@ def test_only_surgery_changes_a_model() -> None:
         "narrow": {MODELING},
         "forget_block": {"surgery/apply.py"},
         "state_config": {"surgery/apply.py"},
-        "apply": {"driver.py", "testing.py"},
+        "apply": {"driver.py", "testing.py", "doctor/oracles.py"},
     }
     users: dict[str, set[str]] = {name: set() for name in primitives}
     for file in FILES:

@@ -43,6 +43,16 @@ CHECKS = (
     "survives_saving",
 )  # fmt: skip
 
+# Options of secateur's own methods that are small enough for tiny models.
+TINY_OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "2ssp": {"attentions": 1},
+    "evopress": {
+        "generations": 2, "offspring": 4, "initial": 4, "initial_tokens": 8, "selection_tokens": "8,16",
+    },
+    "slicegpt": {"multiple": 1},
+    "slimgpt": {"rounding": "carry"},
+}  # fmt: skip
+
 
 def tiny_llama() -> Model:
     """A random Llama of four small blocks with grouped queries, the same each time."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from secateur.engine.blocks import BlockInputs, Done, activation_bytes, run_block
-from secateur.engine.moments import CrossMoment, SecondMoment
+from secateur.engine.moments import CrossMoment, SecondMoment, matmul_precision
 from secateur.engine.tokens import Tokens
 from secateur.errors import NumericalError
 from secateur.model.handle import Model
@@ -271,6 +271,7 @@ def _require_finite(x: Tensor, block: Block, what: str) -> None:
         raise NumericalError(f"block {block.number}: its {what} has NaN or Inf; try another dtype (float32)")
 
 
+@matmul_precision()
 def _rebased(hidden: Tensor, basis: Tensor) -> Tensor:
     """Hidden states (batch, length, before) in another basis (before, after), rounded once."""
     precise = torch.promote_types(hidden.dtype, torch.float32)

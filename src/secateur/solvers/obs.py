@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from secateur.engine.moments import matmul_precision
 from secateur.errors import NumericalError
 
 GroupError = Literal["grouped", "ordinary", "exact"]
@@ -45,6 +46,7 @@ class Kept:
     error: float
 
 
+@matmul_precision()
 @torch.no_grad()
 def prune_groups(
     weight: Tensor,

@@ -22,6 +22,7 @@ from secateur.model.modeling_secateur import FAMILIES
 from secateur.model.tiny import BLOCKS, VOCABULARY, tiny, tiny_hf
 from secateur.model.tiny import HIDDEN as HIDDEN
 from secateur.model.tiny import WINDOW as WINDOW
+from secateur.model.tiny import tiny_config as tiny_config
 from secateur.model.views import Block
 from secateur.surgery.apply import apply
 from secateur.surgery.edits import (

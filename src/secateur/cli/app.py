@@ -26,6 +26,7 @@ COMMANDS = {
     "plan": "plan:plan",
     "methods": "methods:show_methods",
     "fetch": "fetch:fetch",
+    "cache": "cache:cache",
     "doctor": "doctor:doctor",
 }
 

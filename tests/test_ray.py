@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from models import random, tiny, tiny_tokens
+from oracles import write_texts
+from studies import SEARCH, Loads, comparison, grid
 
 from secateur import Goal, Request, Source, prune_to
 from secateur.engine.loss import KLDivergence
 from secateur.engine.sweep import DENSE, Part, final_states, sample_sweep
 from secateur.errors import InvalidOptionError, MissingExtraError, WorkersError
+from secateur.grid import Comparison, Grid, compare
+from secateur.grid.pace import Standing
 from secateur.hf import quiet_transformers
+from secateur.model.load import load
 from secateur.pruning import Pruned, plan, prepare, run_job
+from secateur.report.results import CellResult, dumps
 from secateur.run import Run
 from secateur.surgery.apply import apply
 from secateur.surgery.edits import DropBlock, KeepNeurons
-from secateur.workers import Workers, session
-from secateur.workers.session import require_workers
+from secateur.workers.session import Workers, require_workers, session
 from secateur.workers.sweeps import SpreadSweeps, split
 
 TWO = Workers(count=2, cpus=1)
@@ -155,6 +166,129 @@ def test_a_pruning_for_a_goal_writes_the_same_weights(ray: Any, folder: Path, tm
         prune_to(request, source, tmp_path / out, workers=workers)
     one, two = ((tmp_path / out / "model.safetensors").read_bytes() for out in ("one", "two"))
     assert one == two
+
+
+# --- cells of a grid ---
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_texts(tmp_path_factory.mktemp("texts"))[0]
+
+
+@pytest.fixture(scope="module")
+def readable(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with a tokenizer."""
+    folder, model = tmp_path_factory.mktemp("model") / "tiny", Loads()()
+    with quiet_transformers():
+        model.hf.save_pretrained(folder)
+        model.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def spread_grid(out: Path, readable: Path, text: Path, **more: Any) -> Grid:
+    return grid(out, text, load=partial(load, str(readable), device="cpu"), **more)
+
+
+def asked(text: Path) -> Comparison:
+    """Two sizes of 2SSP and a match of each ShortGPT share steps; one of ShortGPT's cells fails."""
+    return comparison(
+        text, "2ssp", "shortgpt", "evopress", matched=True, sparsities=(0.25, 0.9), options={"evopress": SEARCH}
+    )
+
+
+def untimed(cell: CellResult) -> dict[str, Any]:
+    """What a cell says but for when and how fast."""
+    said = json.loads(dumps(cell))
+    for name in ("created", "seconds", "machine"):
+        said.pop(name, None)
+    for part, names in (("prune", ("wall_s", "cpu_s")),):
+        for name in names if said.get(part) else ():
+            said[part].pop(name)
+    return said
+
+
+class Hearing:
+    """Hears of the standings; kills a worker's process when it is first told of a cell's part."""
+
+    def __init__(self, kill: tuple[str, str] | None = None) -> None:
+        self.kill, self.killed, self.seen = kill, list[int](), list[Standing]()
+
+    def __call__(self, standing: Standing) -> None:
+        self.seen.append(standing)
+        doing = [(standing.cell, standing.part), *(each[:2] for each in standing.beside)]
+        if self.kill in doing and not self.killed:
+            ours = psutil.Process().children(recursive=True)
+            self.killed = [each.pid for each in ours if each.name() == "ray::make"]
+            for pid in self.killed:
+                os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, readable: Path, text: Path) -> dict[str, CellResult]:
+    """The cells as one process makes them."""
+    return compare(asked(text), spread_grid(tmp_path_factory.mktemp("alone") / "out", readable, text))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [None, ("evopress-0.25", "prune")], ids=["whole", "killed"])
+def test_cells_by_workers_are_those_of_one_process(
+    ray: Any, alone: dict[str, CellResult], readable: Path, text: Path, tmp_path: Path, kill: tuple[str, str] | None
+) -> None:
+    hearing, told = Hearing(kill), list[str]()
+    cells = compare(
+        asked(text),
+        spread_grid(
+            tmp_path / "out", readable, text, workers=TWO, on_standing=hearing,
+            on_cell=lambda cell: told.append(cell.name),
+        ),
+    )  # fmt: skip
+    assert {cell.status for cell in alone.values()} == {"done", "failed"}
+    assert {name: untimed(cell) for name, cell in cells.items()} == {n: untimed(c) for n, c in alone.items()}
+    assert sorted(told) == sorted(cells)
+    assert bool(hearing.killed) == (kill is not None)
+    assert hearing.seen[-1].finished == len(cells)
+    assert any(standing.beside for standing in hearing.seen)
+    assert (tmp_path / "out" / "main-table.md").is_file()
+    assert not list((tmp_path / "out").glob(".seen-*"))
+
+
+@pytest.mark.slow
+def test_a_cell_whose_workers_all_die_has_failed(ray: Any, readable: Path, text: Path, tmp_path: Path) -> None:
+    hearing, once = Hearing(("shortgpt-0.25", "prune")), replace(TWO, retries=0)
+    more = {"workers": once, "on_standing": hearing}
+    cells = compare(comparison(text, "shortgpt"), spread_grid(tmp_path / "out", readable, text, **more))
+    assert "worker died 1 times" in str(cells["shortgpt-0.25"].error)
+    again = compare(comparison(text, "shortgpt"), spread_grid(tmp_path / "out", readable, text))
+    assert [cell.status for cell in again.values()] == ["done", "done"]
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_the_workers_and_the_same_command_goes_on(readable: Path, text: Path, tmp_path: Path) -> None:
+    words = [
+        "compare", readable, "--methods", "shortgpt", "--sparsities", "0.25", "--texts", text, "--calibration",
+        text, "--samples", "2", "--length", "24", "--eval-length", "24", "--out", tmp_path / "out", "--workers", "2",
+    ]  # fmt: skip
+    command = [sys.executable, "-c", "from secateur.cli import main; main()", *map(str, words)]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = psutil.Process(running.pid)
+    wait_until(lambda: any(each.name() == "ray::make" for each in process.children(recursive=True)))
+    workers = process.children(recursive=True)
+    running.send_signal(signal.SIGINT)
+    _, told = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert "interrupted in " in told
+    assert "finished cells are whole, and the same command goes on from there" in told
+    assert "Traceback" not in told
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert not alive
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 90.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 # --- which actor does what ---

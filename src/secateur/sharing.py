@@ -55,6 +55,16 @@ class Shared(MemoryStore):
         other._results, other.spent = dict(self._results), dict(self.spent)
         return other
 
+    def common(self) -> Shared:
+        """What runs at other sparsities may take over, by itself."""
+        other = self.copy()
+        other.open("")
+        return other
+
+    def become(self, other: Shared) -> None:
+        """Have what another one has: this one as some other process left it."""
+        self.identity, self._results, self.spent = other.identity, other._results, other.spent
+
     def _holds(self, key: str) -> bool:
         return self.beginning is not None and key.startswith(self.beginning)
 

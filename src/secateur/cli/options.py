@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from secateur.model.load import Source
     from secateur.output import Outcome
     from secateur.record import Record
-    from secateur.workers import Workers
+    from secateur.workers.session import Workers
 
 ModelName = Annotated[
     str, typer.Argument(metavar="MODEL", help="A model folder, a hub id, or `demo` (SmolLM2-135M-Instruct).")
@@ -143,7 +143,7 @@ class WorkerOptions:
         Raises:
             InvalidOptionError: an option of workers without them.
         """
-        from secateur.workers import Workers
+        from secateur.workers.session import Workers
 
         given = {"ray": self.ray, "worker-cpus": self.worker_cpus, "worker-gpus": self.worker_gpus}
         if self.workers is None:

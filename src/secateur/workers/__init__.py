@@ -1,5 +1,1 @@
 """Work spread over processes and machines by Ray: the session, and sweeps over actors that hold the model."""
-
-from secateur.workers.session import Workers, session
-
-__all__ = ["Workers", "session"]

@@ -138,7 +138,7 @@ def _start(ray: Any, workers: Workers, stack: ExitStack) -> None:
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **settings)
     except (Exception, SystemExit) as error:  # it ends the process where a cluster does not answer rightly
-        raise WorkersError(f"Ray could not be joined: {_first_line(error)}") from error
+        raise WorkersError(f"Ray could not be joined: {first_line(error)}") from error
 
 
 def require_workers(workers: Workers, device: str, folder: Path | None = None) -> None:
@@ -165,7 +165,7 @@ def require_workers(workers: Workers, device: str, folder: Path | None = None) -
         probe = ray.remote(_probe).options(max_retries=workers.retries, **options)
         seen = ray.get([probe.remote(mark) for _ in range(workers.count)], timeout=_PROBED_S)
     except ray.exceptions.RayError as error:
-        raise WorkersError(f"a worker could not be started: {_first_line(error)}") from error
+        raise WorkersError(f"a worker could not be started: {first_line(error)}") from error
     finally:
         if mark is not None:
             mark.unlink(missing_ok=True)
@@ -204,7 +204,7 @@ def caused(error: Exception) -> Exception:
     ray = ray_module()
     if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, Exception):
         return error.cause
-    return WorkersError(f"a worker died, and was not to be replaced: {_first_line(error)}")
+    return WorkersError(f"a worker died, and was not to be replaced: {first_line(error)}")
 
 
 def share_tensors() -> None:
@@ -227,6 +227,7 @@ def _from_bytes(stored: tuple[Any, torch.dtype, tuple[int, ...]]) -> Tensor:
         return torch.from_numpy(np.asarray(data)).view(dtype).reshape(shape)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says, without the trace that Ray puts behind it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

@@ -1,0 +1,5 @@
+"""Work spread over processes and machines by Ray: the session, and sweeps over actors that hold the model."""
+
+from secateur.workers.session import Workers, session
+
+__all__ = ["Workers", "session"]

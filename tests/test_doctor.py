@@ -22,7 +22,9 @@ from secateur.doctor.installed import extras
 from secateur.engine.moments import SecondMoment
 from secateur.errors import InvalidOptionError, UnknownNameError
 from secateur.methods import get_method, registry
+from secateur.model.family_plugins import IN_TABLE
 from secateur.model.modeling_secateur import FAMILIES
+from secateur.model.tiny import TINY
 from secateur.surgery.edits import DropBlock, Edit
 
 QUICK = ("statistics", "walk", "sweep", "edits", "rotation", "cache", "checkpoint")
@@ -51,7 +53,7 @@ def test_the_engines_hold_here() -> None:
 
 @pytest.mark.slow
 def test_all_holds_here() -> None:
-    examination = examine.examine(["cpu"], families=tuple(FAMILIES))
+    examination = examine.examine(["cpu"], families=TINY)
     assert examination.failed == []
     assert {each.dtype for each in examination.outcomes if each.verdict == "passed"} == set(TOLERANCES)
 
@@ -168,6 +170,10 @@ def test_nonsense_is_refused(words: tuple[str, str], error: type[Exception]) -> 
     asked = {"device": "devices"}.get(words[0][2:], words[0][2:])
     with pytest.raises(error, match=words[1]):
         examine.examine(**{asked: (words[1],)})
+
+
+def test_every_family_of_ours_can_be_tried() -> None:
+    assert set(TINY) == IN_TABLE
 
 
 def test_what_the_help_repeats_is_so() -> None:

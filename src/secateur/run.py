@@ -137,12 +137,14 @@ class Run:
         seed: the source of all randomness.
         store: answers the steps it knows and records the others; in memory by default.
         observer: shows progress.
-        sweeper: makes the engine of searches (see `engine.sweep.Sweeper`), where it is not the usual one.
+        sweeper: makes the engine of searches, where it is not the usual one: as `engine.sweep.Sweeper` is called, and
+            with its `kept`.
 
     Attributes:
         meter: the work so far, of all scopes.
         notes: what the method said of its run; see `note`.
         visit: the open visit of the method's own walk, where it is walking (see `engine.walk`).
+        edits: those that are real, as a sweeper of another kind keeps them; none where sweeps are made here.
     """
 
     rehearses = False
@@ -153,7 +155,7 @@ class Run:
         *,
         store: Store | None = None,
         observer: Observer | None = None,
-        sweeper: Callable[..., Any] | None = None,
+        sweeper: Any = None,
     ) -> None:
         self.seed = seed
         self.sweeper = sweeper
@@ -162,6 +164,7 @@ class Run:
         self.meter = Meter()
         self.notes: dict[str, Any] = {}
         self.visit: Any = None
+        self.edits: list[Any] = []
         self.root: Run = self
         self._scope = ""
         self._asked: set[str] = set()
@@ -222,6 +225,11 @@ class Run:
     def log(self, message: str, *args: object) -> None:
         """Tell what was chosen, for `--log-level info`."""
         logger.info(message, *args)
+
+    def applied(self, edit: Any) -> None:
+        """An edit is real now. Whoever sweeps the model elsewhere has to follow it."""
+        if self.sweeper is not None:
+            self.root.edits.append(self.sweeper.kept(edit))
 
     def hold(self, size_bytes: float) -> None:
         """So much more is held from now on, beside what the engines hold; for the forecast."""

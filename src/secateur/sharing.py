@@ -8,7 +8,7 @@ import operator
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from secateur.run import MemoryStore, Meter, Observer, Run
 
@@ -55,6 +55,16 @@ class Shared(MemoryStore):
         other._results, other.spent = dict(self._results), dict(self.spent)
         return other
 
+    def common(self) -> Shared:
+        """What runs at other sparsities may take over, by itself."""
+        other = self.copy()
+        other.open("")
+        return other
+
+    def become(self, other: Shared) -> None:
+        """Have what another one has: this one as some other process left it."""
+        self.identity, self._results, self.spent = other.identity, other._results, other.spent
+
     def _holds(self, key: str) -> bool:
         return self.beginning is not None and key.startswith(self.beginning)
 
@@ -70,12 +80,14 @@ class SharingRun(Run):
     Args:
         shared: of runs of the same method with the same options, calibration and seed.
         clock: seconds.
+        sweeper: as `Run` has it.
     """
 
     def __init__(
-        self, seed: int, shared: Shared, *, observer: Observer | None = None, clock: Clock = time.monotonic
-    ) -> None:
-        super().__init__(seed, store=shared, observer=observer)
+        self, seed: int, shared: Shared, *, observer: Observer | None = None, clock: Clock = time.monotonic,
+        sweeper: Any = None,
+    ) -> None:  # fmt: skip
+        super().__init__(seed, store=shared, observer=observer, sweeper=sweeper)
         self._shared, self._clock = shared, clock
         self._spared: list[Spent] = []
 

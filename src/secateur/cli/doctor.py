@@ -39,12 +39,12 @@ def doctor(
     from msgspec import json
 
     from secateur.doctor.examine import examine
-    from secateur.model.modeling_secateur import FAMILIES as TABLE
+    from secateur.model.tiny import TINY
     from secateur.run import Run
 
     examination = examine(
         [device] if device else None, dtypes=words(dtypes), checks=words(checks),
-        families=list(TABLE) if families == "all" else words(families), run=Run(observer=Bars()),
+        families=list(TINY) if families == "all" else words(families), run=Run(observer=Bars()),
     )  # fmt: skip
     if as_json:
         print(json.encode(examination).decode())

@@ -32,6 +32,7 @@ from secateur.cli.options import (
     RoundTo,
     ShardSize,
     SourceOptions,
+    WorkerOptions,
 )  # fmt: skip
 from secateur.cli.progress import Bars
 from secateur.errors import InvalidOptionError
@@ -68,6 +69,7 @@ def _prune(
     overwrite: Overwrite = False,
     max_shard_size: ShardSize = "5GB",
     source: SourceOptions,
+    workers: WorkerOptions,
     output: OutputOptions,
     **options: Any,
 ) -> None:
@@ -101,7 +103,7 @@ def _prune(
         raise InvalidOptionError("--out DIR is missing: the folder to write (or ask for --dry-run)")
     outcome = prune_to(
         request, source.of(model), Output(out_dir, overwrite, max_shard_size), judging=judging, observer=Bars(),
-        arguments={"command": sys.argv[1:]},
+        arguments={"command": sys.argv[1:]}, workers=workers.of(),
     )  # fmt: skip
     output.tell(outcome, out_dir, _show)
 

@@ -22,7 +22,7 @@ from secateur.errors import UnknownNameError, UnsupportedEditError
 from secateur.hf import quiet_transformers
 from secateur.methods import methods
 from secateur.model.load import check_device
-from secateur.model.modeling_secateur import FAMILIES
+from secateur.model.tiny import TINY
 from secateur.run import Run
 
 FAMILIES_TRIED = ("llama", "gpt2", "gemma2")  # grouped queries; Conv1D and learned positions; sliding windows
@@ -85,7 +85,7 @@ def examine(
     Args:
         devices: as torch names them; the CPU and each CUDA device if None.
         dtypes: of TOLERANCES.
-        families: of the table.
+        families: of TINY.
 
     Raises:
         InvalidOptionError: no such device.
@@ -95,7 +95,7 @@ def examine(
     for device in where:
         check_device(device)
     for kind, names, known in (
-        ("family", families, FAMILIES),
+        ("family", families, TINY),
         ("check", checks, CHECKS),
         ("dtype", dtypes, TOLERANCES),
     ):

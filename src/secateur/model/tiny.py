@@ -56,6 +56,9 @@ _CONFIGS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+TINY = tuple(_CONFIGS)  # families that there are tiny models of: those of our own table
+
+
 def tiny_config(family: str, **overrides: Any) -> PreTrainedConfig:
     """A stock configuration of four small blocks; `overrides` win."""
     return CONFIG_MAPPING[family](**{**_COMMON, **_CONFIGS[family], **overrides})

@@ -155,6 +155,7 @@ def group_errors(
     return torch.linalg.solve_triangular(factor, by_group, upper=False).square().sum(dim=(1, 2))
 
 
+@matmul_precision()
 def damped_inverse(hessian: Tensor, damping: float, name: str) -> tuple[Tensor, float]:
     """(H + lambda I)^-1 and lambda, of which `damping` is the share of H's mean diagonal, or more where H is singular.
 

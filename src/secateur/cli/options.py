@@ -109,6 +109,17 @@ class SourceOptions(ModelOptions):
         typer.Option(envvar="SECATEUR_DATA", help="Folder with the named texts, for machines without a hub."),
     ] = None
     text_field: TextField = None
+    stream: Annotated[
+        bool | None,
+        typer.Option(
+            "--stream/--no-stream",
+            help="Leave the weights in their files and bring in one block at a time, or load them whole.",
+            show_default="stream what does not fit the free memory",
+        ),
+    ] = None
+
+    def of(self, model: str) -> Source:
+        return replace(super().of(model), stream=self.stream)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import json
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,6 +16,8 @@ from hypothesis import settings
 from models import NO_ENDS, logits, possible, tiny, tiny_hf, tiny_tokenizer
 from torch import Tensor
 
+from secateur.doctor.oracles import edited
+from secateur.doctor.oracles import mean_nll as mean_nll
 from secateur.driver import Pruning, run_method
 from secateur.engine.sweep import Part
 from secateur.engine.tokens import Tokens
@@ -33,14 +34,6 @@ from secateur.surgery.edits import DropAttention, DropBlock, DropMLP, Edit, Keep
 from secateur.testing import edit_facts as edit_facts
 
 PROPERTY = settings(deadline=None, derandomize=True, database=None, max_examples=12)
-
-
-def edited(model: Model, *edits: Edit) -> Model:
-    """A copy of a model, with edits made real."""
-    other = copy.deepcopy(model)
-    for edit in edits:
-        apply(other, edit)
-    return other
 
 
 @functools.cache
@@ -94,18 +87,6 @@ def without(model: Model, parts: Iterable[Part]) -> Model:
         if gone & {"mlp", "block"} and block.mlp:
             apply(other, DropMLP(number))
     return other
-
-
-def mean_nll(model: Model, tokens: Tokens) -> float:
-    """-log p of every token but a window's first, weighed by that token's weight."""
-    total = count = 0.0
-    scores = logits(model, tokens.ids).double()  # (samples, length, vocabulary)
-    for sample, weights in enumerate(tokens.weights.tolist()):
-        for place in range(1, tokens.length):
-            row = scores[sample, place - 1]
-            total += weights[place] * float(torch.logsumexp(row, dim=0) - row[tokens.ids[sample, place]])
-            count += weights[place]
-    return total / count if count else math.nan
 
 
 def mean_kl(dense: Model, model: Model, tokens: Tokens) -> float:

@@ -28,6 +28,7 @@ LAYERS: tuple[set[str], ...] = (
     {"auto"},
     {"surgery"},
     {"engine"},
+    {"workers"},
     {"solvers"},
     {"methods"},
     {"account"},
@@ -42,6 +43,7 @@ LAYERS: tuple[set[str], ...] = (
     {"forecast"},
     {"fitting"},
     {"testing"},
+    {"doctor"},
     {"heal"},
     {"report"},
     {"grid"},
@@ -239,7 +241,7 @@ def test_only_surgery_changes_a_model() -> None:
         "narrow": {MODELING},
         "forget_block": {"surgery/apply.py"},
         "state_config": {"surgery/apply.py"},
-        "apply": {"driver.py", "testing.py"},
+        "apply": {"driver.py", "testing.py", "doctor/oracles.py", "workers/sweeps.py"},
     }
     users: dict[str, set[str]] = {name: set() for name in primitives}
     for file in FILES:

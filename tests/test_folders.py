@@ -14,7 +14,7 @@ import pytest
 
 from secateur import folders
 from secateur.errors import OutputError, OutputExistsError
-from secateur.folders import new_folder, repair, write_file
+from secateur.folders import claimed, new_folder, repair, write_file
 
 
 class Killed(BaseException):
@@ -344,3 +344,26 @@ def test_what_appeared_meanwhile_is_not_touched(tmp_path: Path) -> None:
         race()
     assert contents(target) == {"a": "early"}
     assert not hidden(tmp_path)
+
+
+def test_where_the_system_is_not_posix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows has no locks by flock, no sync of what is open for reading, no exchange; its signal 0 is Ctrl-C."""
+
+    def never(*args: Any) -> None:
+        raise OSError(errno.EBADF, "not there")
+
+    def no_such_library(name: None, **options: Any) -> None:
+        raise TypeError(name)
+
+    left = tmp_path / f".out.partial-{folders._writer()}-1"
+    left.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(folders, "_POSIX", False)
+        patch.setitem(sys.modules, "fcntl", None)
+        patch.setattr(folders.ctypes, "CDLL", no_such_library)
+        for name in ("fsync", "kill"):
+            patch.setattr(os, name, never)
+        with claimed(tmp_path / "out"):
+            write_folder(tmp_path / "out", "old")
+            write_folder(tmp_path / "out", "new", overwrite=True)
+    assert (contents(tmp_path / "out"), names(tmp_path)) == ({"a": "new"}, [left.name, "out"])

@@ -29,7 +29,7 @@ from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.run import Run
 from secateur.surgery.edits import Edit, from_json, to_json
-from secateur.testing import Contract, edit_facts
+from secateur.testing import TINY_OPTIONS, Contract, edit_facts
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,9 @@ def two_directions(layout: Layout) -> float:
     return full.block_parameters - less.block_parameters
 
 
-EVOPRESS: dict[str, Any] = {
-    "generations": 2, "offspring": 4, "initial": 4, "initial_tokens": 8, "selection_tokens": "8,16",
-}  # fmt: skip
+OWN: dict[str, dict[str, Any]] = {name: dict(options) for name, options in TINY_OPTIONS.items()}
 SETTINGS: dict[str, Setting] = {
-    "2ssp": Setting(a_neuron_per_block_or_attention, {"attentions": 1},
+    "2ssp": Setting(a_neuron_per_block_or_attention, OWN["2ssp"],
                     ({"attentions": 2, "criterion": "kl"}, {"score": "elimination", "attentions": 3, "screen": 2},
                      {"score": "ranges"}),
                     ({"score": "obs", "norm": "l1"}, {"screen": 0}, {"alpha": 0}, {"alpha": -1.5}, {"alpha": math.nan},
@@ -95,13 +93,13 @@ SETTINGS: dict[str, Setting] = {
     "blockpruner": Setting(a_module, {}, ({"alternate": True, "criterion": "kl"}, {"screen": 2}),
                            ({"search_samples": 9}, {"screen": 0}),
                            spread=1.1),
-    "evopress": Setting(a_block, EVOPRESS, ({**EVOPRESS, "units": "blocks", "criterion": "ppl"},), (
+    "evopress": Setting(a_block, OWN["evopress"], ({**OWN["evopress"], "units": "blocks", "criterion": "ppl"},), (
         {"generations": 0}, {"offspring": 0}, {"initial": 0}, {"max_mutations": 0}, {"initial_tokens": 1},
         {"initial_tokens": 17}, {"selection_tokens": "8,17"}, {"selection_tokens": "8"}, {"selection_tokens": "1,8"},
         {"survivors": "2,1,1"}, {"survivors": "1,2"}, {"survivors": "7,1"}, {"survivors": ""}, {"survivors": "2;1"},
         {"survivors": "2,0"}, {"survivors": "-2,1"}, {"survivors": "4,4", "initial": 3},
     ), spread=1.2),  # how often a parent survives cannot be foretold
-    "slimgpt": Setting(a_neuron, {"rounding": "carry"},
+    "slimgpt": Setting(a_neuron, OWN["slimgpt"],
                        ({"ratio": "uniform", "head_error": "exact", "compensate": False, "rounding": "carry"},),
                        ({"group": 0}, {"damping": -0.1}, {"damping": math.inf}, {"first_ratio": 2.0})),
     "secateur": Setting(a_neuron, {}, (
@@ -110,7 +108,7 @@ SETTINGS: dict[str, Setting] = {
         {"allocation": "searched", "search_samples": 1, "search_rounds": 2},
     ), ({"first": -0.1}, {"ends": -0.1}, {"damping": -0.1}, {"share": 1.5}, {"target": "dense", "sequential": False}),
         spread=1.1),
-    "slicegpt": Setting(two_directions, {"multiple": 1},
+    "slicegpt": Setting(two_directions, OWN["slicegpt"],
                         ({"multiple": 2, "slice_head": True, "signal": "norm"}, {"mean_centre": True}),
                         ({"dimension": 0}, {"dimension": 32}, {"multiple": 32}), families=("llama", "phi3", "qwen3")),
 }  # fmt: skip

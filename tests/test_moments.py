@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
-from secateur.engine.moments import SecondMoment
+from secateur.engine.moments import SecondMoment, matmul_precision
 
 KINDS = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 
@@ -51,7 +53,45 @@ def test_there_is_no_mean_of_nothing() -> None:
         _ = SecondMoment().mean
 
 
-def test_it_leaves_the_callers_tf32_alone() -> None:
-    before = torch.backends.cuda.matmul.allow_tf32
-    SecondMoment().add(torch.ones(1, 3, 2), torch.ones(1, 3))
-    assert torch.backends.cuda.matmul.allow_tf32 == before
+def set_by_old_name() -> None:
+    torch.backends.cuda.matmul.allow_tf32 = True
+
+
+def set_by_new_name() -> None:
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+
+
+def precisions() -> list[str]:
+    """All that says how float32 products are rounded; what torch refuses to say after a mix of names, too."""
+    asked: list[Callable[[], object]] = [
+        torch.get_float32_matmul_precision, lambda: torch.backends.cuda.matmul.allow_tf32,
+        lambda: torch.backends.cuda.matmul.fp32_precision, lambda: torch.backends.mkldnn.matmul.fp32_precision,
+    ]  # fmt: skip
+    said = []
+    for ask in asked:
+        try:
+            said.append(str(ask()))
+        except RuntimeError:
+            said.append("refused")
+    return said
+
+
+@pytest.mark.parametrize(
+    "set_it",
+    [lambda: None, lambda: torch.set_float32_matmul_precision("medium"), set_by_old_name, set_by_new_name],
+    ids=["default", "medium", "old name", "new name"],
+)
+def test_no_tf32_inside_and_the_callers_setting_afterwards(set_it: Callable[[], None]) -> None:
+    code = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
+    default = [device.fp32_precision for device in code]
+    try:
+        set_it()
+        before = precisions()
+        with matmul_precision():
+            assert precisions() == ["highest", "False", "ieee", "ieee"]
+        SecondMoment().add(torch.ones(1, 3, 2), torch.ones(1, 3))
+        assert precisions() == before
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        for device, precision in zip(code, default, strict=True):
+            device.fp32_precision = precision

@@ -191,6 +191,31 @@ def test_a_bar_that_goes_on_from_where_it_was_is_one_bar() -> None:
             assert seen[-1].done == pytest.approx(done)
 
 
+def test_of_several_workers_the_longest_chain_counts() -> None:
+    """Two hands, three cells of which two are one hand's; a worker that was killed begins its cell again."""
+    now, seen = [0.0], list[Standing]()
+    parts = {
+        name: pace.parts_of(Cell(name=name, method=name, label=name), Foretold(parts={PERPLEXITY: seconds}), Shared())
+        for name, seconds in (("a", 60.0), ("b", 40.0), ("c", 20.0))
+    }
+    chains = {"a": 1, "b": 1, "c": 2}
+    running = Pace(parts, {}, clock=lambda: now[0], show=seen.append, hands=2, chains=chains)
+    running.heard("a", PERPLEXITY, 0.0, {})
+    assert seen[-1].left_s == pytest.approx(100)
+    running.heard("c", PERPLEXITY, 0.0, {})
+    now[0] = 60.0  # twice as slow as was foretold
+    running.heard("a", PERPLEXITY, 0.5, {})
+    running.heard("c", PERPLEXITY, 1.0, {})
+    assert (seen[-1].cell, seen[-1].beside) == ("a", (("c", PERPLEXITY, 1.0),))
+    running.heard("a", PERPLEXITY, 0.0, {})
+    assert seen[-1].done == 0
+    running.over("c", {PERPLEXITY: 40.0})
+    running.over("a", {PERPLEXITY: 120.0})
+    assert (seen[-1].finished, seen[-1].left_s) == (2, pytest.approx(80))
+    running.heard("a", PERPLEXITY, 0.9, {})  # late mail
+    assert (seen[-1].finished, seen[-1].part) == (2, "")
+
+
 # --- prunings that take steps over ---
 
 ROUNDS = [60.0 - 2 * place for place in range(18)]  # seconds of a series, of which a larger sparsity asks for more

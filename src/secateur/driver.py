@@ -91,6 +91,7 @@ def run_method(
             if not run.rehearses:
                 logger.debug("applied %s%s", type(edit).__name__, _place(edit))
             predicted = predict(predicted, edit)
+            run.applied(edit)
             edits.append(named(edit))
     after = model.layout()
     if after != predicted:

@@ -67,6 +67,10 @@ class EngineError(SecateurError):
     """Another program that runs models failed or died; the message ends with what it said last."""
 
 
+class WorkersError(SecateurError):
+    """Workers could not be started or reached, died once too often, or do not see what this process sees."""
+
+
 class CheckpointError(SecateurError):
     """A checkpoint is missing, damaged or inconsistent."""
 

@@ -16,6 +16,7 @@ from secateur.errors import OutputBusyError, OutputError, OutputExistsError
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_POSIX = os.name == "posix"
 _TAKEN = {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR}
 
 
@@ -124,8 +125,11 @@ def claimed(target: Path) -> Iterator[None]:
         try:
             yield
         finally:
+            if not _POSIX:  # Windows removes no file that is open
+                os.close(handle)
             lock.unlink(missing_ok=True)
-            os.close(handle)
+            if _POSIX:  # whoever gets the lock next sees that its file is gone
+                os.close(handle)
     finally:
         for parent in made:
             with suppress(OSError):  # not empty
@@ -235,7 +239,7 @@ def _exchange(one: Path, other: Path) -> bool:
     try:
         libc = ctypes.CDLL(None, use_errno=True)
         done = libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, TypeError):  # TypeError: Windows has no library that is None
         return False
     return bool(done == 0)
 
@@ -245,6 +249,8 @@ def _aside(target: Path) -> Path:
 
 
 def _alive(pid: int) -> bool:
+    if not _POSIX:  # there signal 0 is Ctrl-C; what a killed writer left stays
+        return True
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -261,6 +267,8 @@ def _sync(folder: Path) -> None:
 
 
 def _sync_entry(path: Path) -> None:
+    if not _POSIX:  # Windows flushes only what is open for writing
+        return
     try:
         handle = os.open(path, os.O_RDONLY)
     except PermissionError:  # some systems do not open folders; then there is nothing to sync either

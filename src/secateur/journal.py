@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from secateur.errors import JournalError, OutputBusyError, OutputError
-from secateur.folders import locked, resolved, write_file
+from secateur.folders import disk_full_as_oserror, locked, resolved, write_file
 from secateur.sharing import Shared, Spent
 from secateur.version import __version__
 
@@ -36,6 +36,7 @@ Identity = Mapping[str, Any]  # the parts of a job's identity by name, in their 
 _JOB, _JOURNAL, _TENSORS, _LOCK = "run.json", "journal.jsonl", "tensors", "lock"
 _OURS = {_JOB, _JOURNAL, _TENSORS, _LOCK, "blocks"}
 _DIGITS = 16  # of a line's checksum
+_KEPT = "kept/"  # how the keys begin of what is replaced from time to time
 _STEP_AT = len('{"check": "') + _DIGITS + len('", "step": ')
 _SHOWN = 60  # characters of a part that differs
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -180,25 +181,28 @@ class Journal:
     def _read(self) -> None:
         with suppress(FileNotFoundError), self._path.open("rb") as file:
             for line in file:
-                if (known := _parsed(line)) is None or not self._whole(known[1].tensors):
-                    return
+                if (known := _parsed(line)) is None or not (known[0][1].startswith(_KEPT) or self._whole(known[1])):
+                    break
                 self.entries[known[0]] = known[1]
                 self._end += len(line)
+        kept = {place: entry for place, entry in self.entries.items() if place[1].startswith(_KEPT)}
+        for place in [place for place, entry in kept.items() if not self._whole(entry)]:
+            del self.entries[place]  # a run goes on without
 
-    def _whole(self, name: str | None) -> bool:
-        if name is None:
+    def _whole(self, entry: _Entry) -> bool:
+        if entry.tensors is None:
             return True
         try:
-            with self._file(name).open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest() == name
+            with self._file(entry.tensors).open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest() == entry.tensors
         except OSError:
             return False
 
     @property
     def standing(self) -> str:
         """How far it is, in words."""
-        last = f", the last one '{next(reversed(self.entries))[1]}'" if self.entries else ""
-        return f"{len(self.entries)} steps are kept{last}"
+        steps = [key for _, key in self.entries if not key.startswith(_KEPT)]
+        return f"{len(steps)} steps are kept" + (f", the last one '{steps[-1]}'" if steps else "")
 
     def get(self, job: str, key: str) -> Any:
         """
@@ -208,8 +212,8 @@ class Journal:
         entry = self.entries[job, key]
         return _restored(entry.value, load(self._file(entry.tensors).read_bytes()) if entry.tensors else {})
 
-    def put(self, job: str, key: str, value: Any, spent: Spent | None) -> None:
-        """Add a step; it is on the disk when this returns.
+    def put(self, job: str, key: str, value: Any, spent: Spent | None = None) -> None:
+        """Add a step, or replace what is kept by this key; it is on the disk when this returns.
 
         Raises:
             OutputError: the disk is full, or the folder cannot be written. What was there before stays whole.
@@ -230,20 +234,22 @@ class Journal:
         except OSError as error:
             full = " (free some room)" if error.errno in _DISK_FULL else ""
             raise OutputError(
-                f"{self.folder} cannot be written: {error.strerror or error}{full}; the same command goes on from the "
-                f"{len(self.entries)} steps that lie there"
+                f"{self.folder} cannot be written: {error.strerror or error}{full}; {self.standing}, and the same "
+                "command goes on from there"
             ) from error
         self._end += len(line)
+        replaced = self.entries.get((job, key))
         self.entries[job, key] = _Entry(stored, name, spent)
+        if replaced is not None and replaced.tensors not in {entry.tensors for entry in self.entries.values()}:
+            self._file(str(replaced.tensors)).unlink(missing_ok=True)
 
     def _write_tensors(self, tensors: dict[str, Tensor]) -> str:
-        content = save(tensors)
-        name = hashlib.sha256(content).hexdigest()
-        partial = self._file(name).with_suffix(".partial")
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
+        partial = self.folder / _TENSORS / "partial"
+        with disk_full_as_oserror():
+            save_file(tensors, partial)
+        with partial.open("rb") as file:
             os.fsync(file.fileno())
+            name = hashlib.file_digest(file, "sha256").hexdigest()
         partial.replace(self._file(name))  # also where one of the name lies there: a kill or the disk may have hurt it
         return name
 
@@ -272,6 +278,11 @@ class Journaled(Shared):
             self._see()
             yield
 
+    def look(self) -> None:
+        """See what other processes have added, without taking the folder."""
+        self.journal = Journal(self.journal.folder, repair=False)
+        self._see()
+
     def open(self, identity: str) -> None:
         self.identity = identity
         self._see()
@@ -289,6 +300,13 @@ class Journaled(Shared):
         assert self.identity is not None, "a store is opened for a job before it is used"
         self.journal.put(self.identity, key, value, self.spent.get(key))
         self._jobs[key] = self.identity
+
+    def keep(self, key: str, value: Any) -> None:
+        assert self.identity is not None, "a store is opened for a job before it is used"
+        self.journal.put(self.identity, _KEPT + key, value)
+
+    def kept(self, key: str) -> Any:
+        return self.journal.get(str(self.identity), _KEPT + key)
 
     def copy(self) -> Journaled:
         return Journaled(self.journal, self.beginning)
@@ -318,7 +336,9 @@ def _stored(value: Any, tensors: dict[str, Tensor]) -> Any:
     match value:
         case Tensor():
             name = str(len(tensors))
-            tensors[name] = value.detach().cpu().contiguous().clone()  # safetensors takes no memory that is shared
+            tensor = value.detach().cpu().contiguous()
+            others = {other.untyped_storage().data_ptr() for other in tensors.values()}
+            tensors[name] = tensor.clone() if tensor.untyped_storage().data_ptr() in others else tensor
             return {"tensor": name, "device": str(value.device)}
         case list():
             return [_stored(item, tensors) for item in value]

@@ -1,4 +1,4 @@
-"""Quantities as people write them: bytes (24GB), tokens (32k), shares (25%). The one place that reads them."""
+"""Quantities as people write them: bytes (24GB), tokens (32k), shares (25%), times (30d). All are read here."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 from secateur.errors import InvalidOptionError
 
 _DECIMAL = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_SECONDS = {"S": 1, "M": 60, "H": 3600, "D": 86_400, "W": 604_800}
 _BINARY = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -24,6 +25,18 @@ def bytes_of(size: object, what: str = "a size") -> int:
     if not count:
         raise InvalidOptionError(f"{what} is a number with a unit, as 5GB or 500MB, not {size!r}")
     return count
+
+
+def seconds_of(time: object, what: str = "a time") -> float:
+    """30d -> 2,592,000; of weeks, days, hours, minutes and seconds (w, d, h, m, s).
+
+    Raises:
+        InvalidOptionError: it is none; `what` names it.
+    """
+    read = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([WDHMS])", str(time).strip().upper())
+    if read is None:
+        raise InvalidOptionError(f"{what} is a number with a unit, as 30d or 12h, not {time!r}")
+    return float(read[1]) * _SECONDS[read[2]]
 
 
 def tokens_of(number: object, what: str = "a number of tokens") -> int:

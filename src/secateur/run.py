@@ -13,6 +13,7 @@ import copy
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -39,6 +40,12 @@ class Store(Protocol):
 
     def put(self, key: str, value: Any) -> None: ...
 
+    def keep(self, key: str, value: Any) -> None:
+        """Keep what saves a resumed run some work, in the place of what was kept by this key; or do not."""
+
+    def kept(self, key: str) -> Any:
+        """What is kept; KeyError where nothing is."""
+
 
 class MemoryStore:
     """Results in memory; copied in and out, so that nobody can change what was recorded."""
@@ -59,6 +66,12 @@ class MemoryStore:
 
     def put(self, key: str, value: Any) -> None:
         self._results[key] = copy.deepcopy(value)
+
+    def keep(self, key: str, value: Any) -> None:
+        """It would only lie there twice."""
+
+    def kept(self, key: str) -> Any:
+        raise KeyError(key)
 
 
 def _check_storable(value: Any, key: str) -> None:
@@ -143,12 +156,16 @@ class Run:
         seed: the source of all randomness.
         store: answers the steps it knows and records the others; in memory by default.
         observer: shows progress.
-        sweeper: makes the engine of searches (see `engine.sweep.Sweeper`), where it is not the usual one.
+        keep_states: keep a walk's hidden states after every so many blocks, where the store keeps anything: so much
+            less is run again when an interrupted run goes on. Never if 0.
+        sweeper: makes the engine of searches, where it is not the usual one: as `engine.sweep.Sweeper` is called, and
+            with its `kept`.
 
     Attributes:
         meter: the work so far, of all scopes.
         notes: what the method said of its run; see `note`.
         visit: the open visit of the method's own walk, where it is walking (see `engine.walk`).
+        edits: those that are real, as a sweeper of another kind keeps them; none where sweeps are made here.
     """
 
     rehearses = False
@@ -159,18 +176,22 @@ class Run:
         *,
         store: Store | None = None,
         observer: Observer | None = None,
-        sweeper: Callable[..., Any] | None = None,
+        keep_states: int = 0,
+        sweeper: Any = None,
     ) -> None:
         self.seed = seed
+        self.keep_states = keep_states
         self.sweeper = sweeper
         self.store: Store = store if store is not None else MemoryStore()
         self.observer: Observer = observer if observer is not None else Silent()
         self.meter = Meter()
         self.notes: dict[str, Any] = {}
         self.visit: Any = None
+        self.edits: list[Any] = []
         self.root: Run = self
         self._scope = ""
         self._asked: set[str] = set()
+        self._walks = Counter[str]()
         self._expected: float | None = None
         self._head = 0.0
 
@@ -207,6 +228,12 @@ class Run:
         self._asked.add(key)
         return key
 
+    def name_walk(self, label: str) -> str:
+        """A name for a walk that is about to begin, the same when the run is repeated."""
+        label = self._scope + label
+        self._walks[label] += 1
+        return f"{label}, walk {self._walks[label]}"
+
     def rng(self, *key: str | int) -> torch.Generator:
         """A generator that depends on the seed and the key only, never on what was drawn before."""
         parts = (self.seed, self._scope, *key) if self._scope else (self.seed, *key)
@@ -228,6 +255,11 @@ class Run:
     def log(self, message: str, *args: object) -> None:
         """Tell what was chosen, for `--log-level info`."""
         logger.info(message, *args)
+
+    def applied(self, edit: Any) -> None:
+        """An edit is real now. Whoever sweeps the model elsewhere has to follow it."""
+        if self.sweeper is not None:
+            self.root.edits.append(self.sweeper.kept(edit))
 
     def hold(self, size_bytes: float) -> None:
         """So much more is held from now on, beside what the engines hold; for the forecast."""

@@ -30,6 +30,8 @@ from secateur.record import Cost, MeasuredPerplexity, read_record
 from secateur.run import Meter, Observer, Run, Silent
 from secateur.sharing import Shared, SharingRun
 from secateur.signatures import RECOMMENDED
+from secateur.workers.session import Workers
+from secateur.workers.sweeps import spreading
 
 _HELD_OUT_TOKENS = 16_384  # of the calibration text, to measure a loss on where no text is given for it
 
@@ -97,6 +99,7 @@ def prune_to(
     judging: Judging | None = None,
     observer: Observer | None = None,
     arguments: Mapping[str, Any] | None = None,
+    workers: Workers | None = None,
 ) -> Outcome:
     """Prune a model and write a smaller checkpoint, whole or not at all.
 
@@ -107,6 +110,7 @@ def prune_to(
         output: or the folder.
         judging: of which the texts are measured before and after.
         arguments: goes into the record as given.
+        workers: over which the sweeps of searches are spread; the model is then one that is loaded by its name.
 
     Raises:
         OutputExistsError, OutputBusyError, OutputError: the folder holds something else, another process is about to
@@ -117,7 +121,7 @@ def prune_to(
     output = output if isinstance(output, Output) else Output(Path(output))
     with handed(source, tokenizer, cache=request.cache, keep=True) as given:
         output.check(given.name, request.calibration, *judging.sources.values())
-        return _prune_to(request, given, output, judging, observer, arguments)
+        return _prune_to(request, given, output, judging, observer, arguments, workers)
 
 
 def _prune_to(
@@ -127,8 +131,9 @@ def _prune_to(
     judging: Judging,
     observer: Observer | None,
     arguments: Mapping[str, Any] | None,
+    workers: Workers | None,
 ) -> Outcome:
-    with claimed(output.folder):
+    with claimed(output.folder), spreading(workers, source) as spread:
         request = _found_before(request, output)
         hollow = source.hollow(tokenizer=True)
         planned, tokens, held_out = _specified(request, hollow, source)
@@ -140,7 +145,8 @@ def _prune_to(
         after = planned.before if held_out else planned.after  # a loss may leave nearly all
         require_space(output.folder, after.parameters * job.model.dtype.itemsize)
         with _on_disk(job, output, observer or Silent()) as store:
-            run = SharingRun(request.seed, store, observer=observer)
+            sweeper = spread(job.model_fingerprint)
+            run = SharingRun(request.seed, store, observer=observer, keep_states=output.keep_states, sweeper=sweeper)
             pruned = _run_for_goal(job, source, held_out, run=run, measure_on=texts, arguments=arguments)
             output.write(pruned)
         return Outcome(pruned.record, was_there=False)
@@ -297,7 +303,7 @@ class _Tries:
     def best(self, planned: Plan, **more: Any) -> Pruned:
         """The best once more, from its journal, on a model that stays."""
         job = replace(self._job, plan=planned, model=self._source.load())
-        run = SharingRun(planned.request.seed, self._best, observer=self._run.observer)
+        run = self._sharing(planned, self._best)
         pruned = run_job(job, run=run, **more)
         pruned.record.cost = self._cost  # a replay costs nothing
         pruned.record.perplexity = [*self._measured, *(pruned.record.perplexity or ())]
@@ -312,6 +318,12 @@ class _Tries:
             seconds=seconds, block_tokens=work.block_tokens, head_tokens=work.head_tokens, forwards=round(forwards, 2)
         )
 
+    def _sharing(self, planned: Plan, store: Shared) -> SharingRun:
+        own = self._run
+        return SharingRun(
+            planned.request.seed, store, observer=own.observer, keep_states=own.keep_states, sweeper=own.sweeper
+        )
+
     def _fresh(self) -> Model:
         model, self._loaded = self._loaded, None
         if model is not None:
@@ -320,7 +332,7 @@ class _Tries:
         return copy.deepcopy(loaded) if isinstance(self._source, Loaded) else loaded
 
     def _prune(self, planned: Plan, model: Model) -> Pruned:
-        run = SharingRun(planned.request.seed, self._store, observer=self._run.observer)
+        run = self._sharing(planned, self._store)
         pruned = run_job(replace(self._job, plan=planned, model=model), run=run)
         computed = run.computed
         self._work.block_tokens += computed.block_tokens

@@ -8,7 +8,7 @@ import operator
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from secateur.run import MemoryStore, Meter, Observer, Run
 
@@ -74,12 +74,14 @@ class SharingRun(Run):
     Args:
         shared: of runs of the same method with the same options, calibration and seed.
         clock: seconds.
+        keep_states, sweeper: as `Run` has them.
     """
 
     def __init__(
-        self, seed: int, shared: Shared, *, observer: Observer | None = None, clock: Clock = time.monotonic
-    ) -> None:
-        super().__init__(seed, store=shared, observer=observer)
+        self, seed: int, shared: Shared, *, observer: Observer | None = None, clock: Clock = time.monotonic,
+        keep_states: int = 0, sweeper: Any = None,
+    ) -> None:  # fmt: skip
+        super().__init__(seed, store=shared, observer=observer, keep_states=keep_states, sweeper=sweeper)
         self._shared, self._clock = shared, clock
         self._spared: list[Spent] = []
 

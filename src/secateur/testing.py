@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
 
 from secateur.driver import Pruning, run_method
 from secateur.engine.tokens import Tokens
@@ -31,6 +30,7 @@ from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.model.load import load
+from secateur.model.tiny import tiny
 from secateur.output import save
 from secateur.pruning import Plan, Request, plan
 from secateur.run import MemoryStore, Run
@@ -43,20 +43,15 @@ CHECKS = (
     "survives_saving",
 )  # fmt: skip
 
-
-def tiny_llama() -> Model:
-    """A random Llama of four small blocks with grouped queries, the same each time."""
-    config = LlamaConfig(
-        vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=8,
-        num_key_value_heads=4, max_position_embeddings=64, bos_token_id=None, eos_token_id=None,
-    )  # fmt: skip
-    generator = torch.Generator().manual_seed(0)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        hf: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        for parameter in hf.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(0.15 * noise if parameter.dim() > 1 else parameter + 0.2 * noise)
-    return Model(hf.eval(), source={"name": "tiny-llama"})
+# Options of secateur's own methods that are small enough for tiny models.
+TINY_OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "2ssp": {"attentions": 1},
+    "evopress": {
+        "generations": 2, "offspring": 4, "initial": 4, "initial_tokens": 8, "selection_tokens": "8,16",
+    },
+    "slicegpt": {"multiple": 1},
+    "slimgpt": {"rounding": "carry"},
+}  # fmt: skip
 
 
 def a_block(layout: Layout) -> float:
@@ -78,7 +73,7 @@ class Contract:
         method: its name.
         options: its own, small enough for a tiny model.
         unit: of what it removes, in parameters: the target may be missed by as much.
-        model: makes the model, the same each time.
+        model: makes the model, the same each time; a tiny random Llama with grouped queries.
         budget: that is asked for.
         samples, length: of the calibration.
         spread: how many times more or less than planned the work may be; 1 where nothing is searched for.
@@ -87,7 +82,7 @@ class Contract:
     method: str
     options: Mapping[str, Any] = field(default_factory=dict)
     unit: Callable[[Layout], float] = a_block
-    model: Callable[[], Model] = tiny_llama
+    model: Callable[[], Model] = lambda: tiny("llama")
     budget: Budget = field(default_factory=lambda: Budget(0.5))
     samples: int = 2
     length: int = 8

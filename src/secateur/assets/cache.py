@@ -23,6 +23,7 @@ from secateur.errors import FetchError
 
 _SCRATCH_PREFIX = ".tmp-"
 _SCRATCH_MAX_AGE_S = 24 * 3600
+_NO_INDEX = "PIP_NO_INDEX"  # of pip: no index is asked
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _TAKEN = {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR}
 
@@ -97,12 +98,25 @@ def publish(finished: Path, final: Path, usable: Callable[[Path], bool]) -> None
     raise FetchError(f"{final} keeps being replaced by other processes; try again when they have finished.")
 
 
+def scratch_folders(cache: Path) -> list[Path]:
+    """Those of fetches that are under way, and of processes that were killed."""
+    return [
+        folder for folder in sorted(cache.glob(f"{_SCRATCH_PREFIX}*")) if folder.is_dir() and not folder.is_symlink()
+    ]
+
+
+def is_abandoned(scratch_folder: Path) -> bool:
+    """Whether its process was killed; a living one's is never a day old."""
+    try:
+        return time.time() - scratch_folder.stat().st_mtime > _SCRATCH_MAX_AGE_S
+    except OSError:  # it is gone
+        return False
+
+
 def _remove_abandoned(cache: Path) -> None:
-    """Remove scratch folders of processes that were killed; a living one is never a day old."""
-    for folder in cache.glob(f"{_SCRATCH_PREFIX}*"):
-        with contextlib.suppress(OSError):
-            if time.time() - folder.stat().st_mtime > _SCRATCH_MAX_AGE_S:
-                shutil.rmtree(folder, ignore_errors=True)
+    for folder in scratch_folders(cache):
+        if is_abandoned(folder):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 # --- files of PyPI's wheels ---
@@ -159,10 +173,13 @@ def _pip_error(requirement: str, stderr: str, folder: Path) -> FetchError:
         return disk_full(folder.parent, "pip: No space left on device; pip also uses TMPDIR")
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR")]
-    last = (errors or lines or ["nothing on its error output"])[-1]
+    said = [(errors or lines or ["nothing on its error output"])[-1]]
+    said += [line for line in lines if "connection broken" in line or "Could not fetch URL" in line][:1]  # the cause
+    look = "Check the network, the proxy and pip's index (`pip config list`)."
+    if _NO_INDEX in os.environ:
+        look = f"{_NO_INDEX} is set; unset it."
     return FetchError(
-        f"pip could not download {requirement}: {last} "
-        "Check the network and pip's index (`pip config list`). For a machine without either, run "
+        f"pip could not download {requirement}: {' '.join(said)} {look} For a machine without either, run "
         f"`pip download --no-deps {requirement}` on another one, copy the wheel over, and set PIP_FIND_LINKS "
         "to the folder that holds it."
     )

@@ -18,8 +18,8 @@ from secateur.errors import InvalidOptionError
 Progress = Callable[[str], None]  # is told, in a few words, what is being done
 
 DEMO_MODEL, DEMO_TEXT = CATALOG.demo["model"], CATALOG.demo["text"]
-_MODEL_FOLDER = Path("demo") / "SmolLM2-135M-Instruct"
-_TEXT_FILE = Path("demo") / "wiki.utf8"
+MODEL_FOLDER = Path("demo") / "SmolLM2-135M-Instruct"
+TEXT_FILE = Path("demo") / "wiki.utf8"
 _MARKER = "secateur-source.json"
 _CONVERSION = 1  # raise it when convert.py writes something else: cached copies are then made anew
 _RUNS = 4
@@ -32,6 +32,15 @@ def fetch_demo(cache: Path | None = None, *, progress: Progress = lambda line: N
         FetchError, MissingExtraError.
     """
     return {"text": _demo_text_file(cache, progress), "model": _demo_model(cache, progress)}
+
+
+def demo_files(root: Path) -> tuple[list[Path], list[Path]]:
+    """What is there of the demo in a cache folder: the model's files, the one that makes them usable first, and the
+    text's."""
+    folder, text = root / MODEL_FOLDER, root / TEXT_FILE
+    marker = folder / _MARKER
+    model = [marker, *(file for file in sorted(folder.iterdir()) if file != marker)] if marker.is_file() else []
+    return model, [text] if text.is_file() else []
 
 
 def resolve_model(
@@ -105,7 +114,7 @@ def split_documents(documents: list[str]) -> tuple[list[str], list[str]]:
 def _demo_text_file(cache: Path | None, progress: Progress = lambda line: None) -> Path:
     """The cached file of the demo text; its sha256 is checked each time, it is small."""
     root = cache_dir(cache)
-    file = root / _TEXT_FILE
+    file = root / TEXT_FILE
     if file.is_file() and sha256_of(file) == DEMO_TEXT.sha256:
         return file
     with scratch(root, needs_bytes=DEMO_TEXT.disk_bytes) as folder:
@@ -119,7 +128,7 @@ def _demo_text_file(cache: Path | None, progress: Progress = lambda line: None) 
 def _demo_model(cache: Path | None, progress: Progress) -> Path:
     """The cached folder of the demo model, made if it is missing, damaged, or of another pin."""
     root = cache_dir(cache)
-    final = root / _MODEL_FOLDER
+    final = root / MODEL_FOLDER
     if _is_usable(final):
         return final
     require_gguf()

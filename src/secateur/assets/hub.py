@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import is_offline_mode
+from huggingface_hub.constants import ENV_VARS_TRUE_VALUES
 from huggingface_hub.errors import HfHubHTTPError
 
 from secateur.assets.catalog import KnownText, Place
@@ -20,6 +22,7 @@ from secateur.errors import DataError, FetchError, MissingExtraError
 _NOT_THERE = {
     "RepositoryNotFoundError", "HFValidationError", "DatasetNotFoundError", "RemoteEntryNotFoundError",
 }  # fmt: skip
+_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 _NO_PLACE = {errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
 _INSTEAD = "Without a hub: --data DIR (or SECATEUR_DATA) with the text, a file of your own, or the text 'demo'."
 
@@ -129,7 +132,7 @@ def hub_error(repository: str, error: Exception, *, page: str, instead: str, rev
         return FetchError(f"cannot fetch {repository}: the hub does not know your token; {token} anew. {said}")
     not_cached = "LocalEntryNotFoundError" in names and is_offline_mode()
     if not_cached or any("OfflineModeIsEnabled" in f"{type(cause).__name__} {cause}" for cause in chain):
-        return FetchError(f"cannot fetch {repository}: HF_HUB_OFFLINE is set; unset it. {instead} {said}")
+        return FetchError(f"cannot fetch {repository}: {_offline_by()} is set; unset it. {instead} {said}")
     if "RevisionNotFoundError" in names:
         asked = f"revision '{revision}'" if revision else "such revision"
         return FetchError(f"{repository} has no {asked}: a branch, a tag or a whole commit of {page}/tree/main. {said}")
@@ -149,6 +152,11 @@ def hub_error(repository: str, error: Exception, *, page: str, instead: str, rev
     return FetchError(
         f"could not fetch {repository} from the hub: check the network, the proxy and HF_ENDPOINT. {instead} {said}"
     )
+
+
+def _offline_by() -> str:
+    """The variable that forbids asking the hub, whichever of its libraries reads it."""
+    return next((name for name in _OFFLINE if os.environ.get(name, "").upper() in ENV_VARS_TRUE_VALUES), _OFFLINE[0])
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -40,6 +40,7 @@ def ablate(
     tasks: options.TaskOptions,
     dry_run: options.GridDryRun = False,
     source: options.SourceOptions,
+    workers: options.WorkerOptions,
     output: options.OutputOptions,
 ) -> None:
     """Vary one choice of a method at a time, repeated over seeds: mean and standard deviation.
@@ -58,7 +59,8 @@ def ablate(
         samples=calibration.samples, length=calibration.length, count=calibration.count, bos=bos,  # type: ignore[arg-type]  # checked there
         text_field=source.text_field,
     )  # fmt: skip
-    job = grids.GridJob(model, source, replace(tasks.applied(texts.applied(judging)), bos=ablation.bos), output.as_json)
+    judging = replace(tasks.applied(texts.applied(judging)), bos=ablation.bos)
+    job = grids.GridJob(model, source, judging, output.as_json, workers.of())
     job.show_estimates(ablation) if dry_run else job.run(ablation, out_dir)
 
 

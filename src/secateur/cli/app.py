@@ -26,6 +26,8 @@ COMMANDS = {
     "plan": "plan:plan",
     "methods": "methods:show_methods",
     "fetch": "fetch:fetch",
+    "cache": "cache:cache",
+    "doctor": "doctor:doctor",
 }
 
 
@@ -57,8 +59,8 @@ app = typer.Typer(
     cls=Commands,
     help="Make large language models smaller by structured pruning.",
     epilog="Exit codes: 0 done, or already there. 1 a bug. 2 wrong usage. 3 refused, with the reason: bad input, an "
-    "unreachable sparsity, an unsupported model, missing data. 4 done, but a cell of a grid failed, or a condition of "
-    "`eval --fail-if` holds. 130 interrupted; nothing is half-written.",
+    "unreachable sparsity, an unsupported model, missing data. 4 done, but a cell of a grid failed, a condition of "
+    "`eval --fail-if` holds, or a check of `doctor` failed. 130 interrupted; nothing is half-written.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,

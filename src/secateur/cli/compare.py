@@ -49,6 +49,7 @@ def compare(
     running: options.RunningOptions,
     dry_run: options.GridDryRun = False,
     source: options.SourceOptions,
+    workers: options.WorkerOptions,
     output: options.OutputOptions,
 ) -> None:
     """Compare methods on one model, one calibration and one judgement, cell by cell.
@@ -73,5 +74,5 @@ def compare(
     )  # fmt: skip
     judging = running.applied(tasks.applied(texts.applied(judging)))
     judging = replace(judging, bos=comparison.bos)
-    job = grids.GridJob(model, source, judging, output.as_json)
+    job = grids.GridJob(model, source, judging, output.as_json, workers.of())
     job.show_estimates(comparison) if dry_run else job.run(comparison, out_dir)

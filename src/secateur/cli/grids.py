@@ -29,6 +29,7 @@ from secateur.model.load import Source, check_device, load
 from secateur.report.page import PAGE, write_report
 from secateur.report.results import CellResult
 from secateur.run import Meter
+from secateur.workers.session import Workers
 
 _HEADINGS = {PRUNE: "pruning", PERPLEXITY: "texts", TASKS: "tasks", INFERENCE: "timing", GENERATION: "writing"}
 _MEANINGS = {PERPLEXITY: "perplexity", INFERENCE: "prefill and time per token", GENERATION: "generated text"}
@@ -48,6 +49,7 @@ class GridJob:
     source: SourceOptions
     judging: Judging
     as_json: bool
+    workers: Workers | None = None
 
     def run(self, asked: Asked, folder: Path | None) -> None:
         """Run the grid, with a line per finished cell, print its table and make its page; leave with a code that says
@@ -59,13 +61,14 @@ class GridJob:
         if folder is None:
             raise InvalidOptionError("--out DIR is missing: the folder of the grid (or ask for --dry-run)")
         where = self.source
-        dense = partial(
-            load, self.model, device=where.device, dtype=where.dtype, revision=where.revision, cache=where.cache_dir
+        device = where.device if self.workers is None or where.device is None else where.device.partition(":")[0]
+        dense = partial(  # a worker sees its own GPUs only, the first as cuda:0
+            load, self.model, device=device, dtype=where.dtype, revision=where.revision, cache=where.cache_dir
         )
         with standing_shown() as shown:
             grid = Grid(
                 load=dense, folder=folder, judging=self.judging, arguments={"command": sys.argv[1:]}, data=where.data,
-                cache=where.cache_dir,
+                cache=where.cache_dir, workers=self.workers,
                 on_cell=lambda cell: _say(err, cell_in_words(cell)), on_standing=shown,
             )  # fmt: skip
             cells = run_grid(grid, asked)

@@ -16,7 +16,7 @@ from rich.console import Console
 from secateur.errors import Interrupted, InvalidOptionError, SecateurError
 
 EXIT_REFUSED = 3
-EXIT_FAILED = 4  # a condition of --fail-if holds, or cells of a grid failed
+EXIT_FAILED = 4  # a condition of --fail-if holds, or cells of a grid or checks of this machine failed
 EXIT_INTERRUPTED = 130
 _LESS_MEMORY = (
     "`secateur prune --dry-run` tells what a run takes; "

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from secateur.model.load import Source
     from secateur.output import Outcome
     from secateur.record import Record
+    from secateur.workers.session import Workers
 
 ModelName = Annotated[
     str, typer.Argument(metavar="MODEL", help="A model folder, a hub id, or `demo` (SmolLM2-135M-Instruct).")
@@ -57,6 +58,15 @@ For = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it is there.")]
 KeepRun = Annotated[
     bool, typer.Option("--keep-run", help="Keep OUT.run, from which a killed run goes on, when OUT is there.")
+]
+KeepStates = Annotated[
+    int,
+    typer.Option(
+        "--keep-states",
+        min=0,
+        help="Keep a walk's hidden states in OUT.run after every so many blocks: so much less is run again when a "
+        "killed run goes on. 0: all blocks before are run again.",
+    ),
 ]
 ShardSize = Annotated[str, typer.Option("--max-shard-size", help="Larger models are saved in shards.")]
 SPARSITIES = (
@@ -111,6 +121,59 @@ class SourceOptions(ModelOptions):
         typer.Option(envvar="SECATEUR_DATA", help="Folder with the named texts, for machines without a hub."),
     ] = None
     text_field: TextField = None
+    stream: Annotated[
+        bool | None,
+        typer.Option(
+            "--stream/--no-stream",
+            help="Leave the weights in their files and bring in one block at a time, or load them whole.",
+            show_default="stream what does not fit the free memory",
+        ),
+    ] = None
+
+    def of(self, model: str) -> Source:
+        return replace(super().of(model), stream=self.stream)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerOptions:
+    """Processes that share the work, by Ray."""
+
+    PANEL: ClassVar[str] = "Workers"
+
+    workers: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Share the work among N processes, by Ray; the result is that of one."),
+    ] = None
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="--workers: of the Ray cluster with that head, or of the one that this machine is in (`auto`).",
+            show_default="of this machine",
+        ),
+    ] = None
+    worker_cpus: Annotated[
+        int | None,
+        typer.Option(help="--workers: CPUs of each, and its threads.", show_default="this machine's, divided"),
+    ] = None
+    worker_gpus: Annotated[
+        float | None, typer.Option(help="--workers: GPUs of each.", show_default="1 for a model on CUDA, else 0")
+    ] = None
+
+    def of(self) -> Workers | None:
+        """The workers, if any are asked for.
+
+        Raises:
+            InvalidOptionError: an option of workers without them.
+        """
+        from secateur.workers.session import Workers
+
+        given = {"ray": self.ray, "worker-cpus": self.worker_cpus, "worker-gpus": self.worker_gpus}
+        if self.workers is None:
+            if asked := [name for name, value in given.items() if value is not None]:
+                raise InvalidOptionError(f"--{asked[0]} is of --workers, which is not given")
+            return None
+        return Workers(count=self.workers, address=self.ray, cpus=self.worker_cpus, gpus=self.worker_gpus)
 
 
 @dataclass(frozen=True, kw_only=True)

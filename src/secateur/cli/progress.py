@@ -108,8 +108,9 @@ def standing_in_words(now: Standing) -> str:
     line = f"{now.finished} of {now.cells} cells"
     if now.finished < now.cells:
         line += f", about {in_words(now.left_s)} left"
-    if now.part:
-        line += f"; {now.cell}: {_PARTS.get(now.part, now.part)} {now.done:.0%}"
+    for cell, part, done in ((now.cell, now.part, now.done), *now.beside):
+        if part:
+            line += f"; {cell}: {_PARTS.get(part, part)} {done:.0%}"
     return f"{line}; not timed yet: {', '.join(map(_kind_in_words, now.guessed))}" if now.guessed else line
 
 

@@ -26,6 +26,7 @@ from secateur.cli.options import (
     For,
     GoalOptions,
     KeepRun,
+    KeepStates,
     ModelName,
     OfShare,
     OutputOptions,
@@ -33,6 +34,7 @@ from secateur.cli.options import (
     RoundTo,
     ShardSize,
     SourceOptions,
+    WorkerOptions,
 )  # fmt: skip
 from secateur.cli.progress import Bars
 from secateur.errors import InvalidOptionError
@@ -69,7 +71,9 @@ def _prune(
     overwrite: Overwrite = False,
     max_shard_size: ShardSize = "5GB",
     keep_run: KeepRun = False,
+    keep_states: KeepStates = 0,
     source: SourceOptions,
+    workers: WorkerOptions,
     output: OutputOptions,
     **options: Any,
 ) -> None:
@@ -102,8 +106,8 @@ def _prune(
     if out_dir is None:
         raise InvalidOptionError("--out DIR is missing: the folder to write (or ask for --dry-run)")
     outcome = prune_to(
-        request, source.of(model), Output(out_dir, overwrite, max_shard_size, keep_run), judging=judging,
-        observer=Bars(), arguments={"command": sys.argv[1:]},
+        request, source.of(model), Output(out_dir, overwrite, max_shard_size, keep_run, keep_states),
+        judging=judging, observer=Bars(), arguments={"command": sys.argv[1:]}, workers=workers.of(),
     )  # fmt: skip
     output.tell(outcome, out_dir, _show)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ class CrossMoment:
         if self.total is None:
             self.total = columns.new_zeros(rows.shape[1], columns.shape[1])
         rows, columns = rows.to(self.total.device), columns.to(self.total.device)
-        with _full_precision():
+        with matmul_precision():
             self.total.addmm_((rows * weights.reshape(-1, 1).to(rows)).T, columns)
         self.weight += float(weights.double().sum())
 
@@ -58,11 +58,27 @@ class SecondMoment(CrossMoment):
 
 
 @contextmanager
-def _full_precision() -> Iterator[None]:
-    """No TF32, whose ten bits of mantissa spoil a Hessian; the caller's setting comes back."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
+def matmul_precision(level: str = "highest") -> Iterator[None]:
+    """What float32 products may be rounded to ("highest": to nothing less), as `torch.set_float32_matmul_precision`
+    says it; the caller's setting comes back.
+
+    TF32 has ten bits of mantissa, and what "medium" takes on a CPU has seven: either spoils a Hessian.
+    """
+    # The caller may have set it by torch's old names or, since torch 2.9, by new ones, after which asking the old is an
+    # error. Setting the old sets both.
+    devices = [torch.backends.cuda.matmul]
+    if hasattr(devices[0], "fp32_precision"):
+        devices.append(torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]  # torch makes it at run time
+    else:
+        devices = []
+    before, old = [device.fp32_precision for device in devices], None
+    with suppress(RuntimeError):
+        old = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(level)
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        if old is not None:
+            torch.set_float32_matmul_precision(old)
+        for device, precision in zip(devices, before, strict=True):
+            device.fp32_precision = precision

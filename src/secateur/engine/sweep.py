@@ -26,7 +26,7 @@ from secateur.model.modeling_secateur import Shape
 from secateur.model.views import Block
 from secateur.run import Advance, Rehearsal, Run
 from secateur.surgery.apply import trial
-from secateur.surgery.edits import BlockEdit, DropAttention, DropMLP
+from secateur.surgery.edits import BlockEdit, DropAttention, DropMLP, Edit
 
 Kind = Literal["attention", "mlp", "block"]
 MEMORY_BYTES = 2 * 2**30
@@ -87,6 +87,11 @@ class Sweeper:
 
     def __init__(self, model: Model, run: Run, versions: Versions | None = None) -> None:
         self.model, self.run, self.versions = model, run, versions
+
+    @staticmethod
+    def kept(edit: Edit) -> object:
+        """What a run keeps of an edit that is real, for sweeps elsewhere to follow."""
+        return None
 
     def sums(self, tokens: Tokens, variants: Sequence[Variant], metric: Metric, label: str) -> Tensor:
         """Weighted sums of losses, (variants, samples) float64; see `sample_sweep`."""

@@ -13,7 +13,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
@@ -22,14 +21,8 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from secateur.assets.cache import sha256_of
 from secateur.model.handle import tensor_bytes
+from secateur.model.stored import DTYPES
 from secateur.quantities import bytes_of
-
-# The format's names of dtypes, in the order in which tensors lie in a file: the widest first, so that all are aligned.
-_DTYPES = {
-    torch.uint64: "U64", torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.uint32: "U32",
-    torch.int32: "I32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint16: "U16", torch.int16: "I16",
-    torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
-}  # fmt: skip
 
 
 class Parts(Protocol):
@@ -138,11 +131,11 @@ class _File:
         self._path, self._file = path, path.open("wb")
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
         self._start: dict[str, int] = {}
-        end, order = 0, list(_DTYPES)
+        end, order = 0, list(DTYPES)
         for name, tensor in sorted(tensors.items(), key=lambda item: (order.index(item[1].dtype), item[0])):
             self._start[name], end = end, end + tensor.nbytes
             offsets = [self._start[name], end]
-            header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
+            header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-len(text) % 8)
         self._data = 8 + len(text)

@@ -141,6 +141,7 @@ class Standing:
     Attributes:
         cell, part: what is being done; "" between cells.
         done: of the part, 0 to 1.
+        beside: the same of what other workers do at the same time.
         finished, cells: of the whole grid, with those of earlier runs.
         elapsed_s: of this run.
         left_s: until all cells are there.
@@ -155,6 +156,7 @@ class Standing:
     elapsed_s: float
     left_s: float
     guessed: tuple[Kind, ...]
+    beside: tuple[tuple[str, str, float], ...] = ()
 
 
 @dataclass(eq=False, kw_only=True)
@@ -200,17 +202,22 @@ class Pace:
         finished: what the parts of finished cells took.
         clock: seconds.
         show: is told of every move.
+        hands: how many cells are made at once.
+        chains: by cell, the name of those that are made one after the other, where there are others.
     """
 
     def __init__(
         self, parts: Mapping[str, Sequence[Part]], finished: Mapping[str, Seconds], *,
-        clock: Callable[[], float], show: Callable[[Standing], None],
+        clock: Callable[[], float], show: Callable[[Standing], None], hands: int = 1,
+        chains: Mapping[str, int] | None = None,
     ) -> None:  # fmt: skip
         self._clock, self._show, self._cells = clock, show, len(parts)
+        self._parts, self._hands, self._chains = parts, hands, chains or {}
+        self._elsewhere: dict[str, Part] = {}  # by cell, what other processes are at
         self._todo = {cell: {part.name: part for part in some} for cell, some in parts.items()}
         self._timed: dict[Kind, tuple[float, float]] = {}  # seconds taken, seconds foretold
         self._now: Part | None = None
-        self._took: dict[str, float] = {}  # by the parts of the cell that is made
+        self.took: dict[str, float] = {}  # by the parts of the cell that is made
         for cell, took in finished.items():
             for name, part in self._todo.pop(cell).items():
                 if name in took:
@@ -220,9 +227,9 @@ class Pace:
     @contextmanager
     def cell(self, name: str) -> Iterator[dict[str, float]]:
         """A cell is made, or found made; gives a dictionary that its parts' seconds are put into."""
-        self._took = {}
+        self.took = {}
         try:
-            yield self._took
+            yield self.took
         finally:
             self._todo.pop(name, None)
             self._tell()
@@ -240,8 +247,8 @@ class Pace:
         self._tell()
         try:
             yield self
-            self._took[name] = self._time(part) - part.began
-            self._learn(part, self._took[name])
+            self.took[name] = self._time(part) - part.began
+            self._learn(part, self.took[name])
         finally:
             self._now = None
             self._todo.get(cell, {}).pop(name, None)
@@ -265,6 +272,40 @@ class Pace:
         if part is not None:
             part.closed = min(part.closed + 1, part.bars - 1)
 
+    # --- cells that other processes make ---
+
+    def heard(self, cell: str, name: str, done: float, took: Seconds) -> None:
+        """How far a worker is with a part of a cell. One that was killed begins again.
+
+        Args:
+            took: what the parts of the cell took that are over.
+        """
+        if cell not in self._todo:
+            return
+        self._learn_all(cell, took)
+        self._todo[cell] = {part.name: part for part in self._parts[cell] if part.name not in took}
+        part = self._todo[cell].get(name)
+        if part is not None and part is not self._elsewhere.get(cell):
+            part.began, part.to_spare = self._time(part), part.shared.spared_s + part.shared.seconds
+        if part is not None:
+            part.done, self._elsewhere[cell] = done, part
+        self._tell()
+
+    def over(self, cell: str, took: Seconds) -> None:
+        """A worker has made a cell, or left it."""
+        self._elsewhere.pop(cell, None)
+        self._learn_all(cell, took)
+        self._todo.pop(cell, None)
+        self._tell()
+
+    def left_of(self, cell: str) -> float:
+        """Seconds until a cell is there, once it is begun."""
+        return sum(map(self._left, self._todo.get(cell, {}).values()))
+
+    def _learn_all(self, cell: str, took: Seconds) -> None:
+        for name in self._todo.get(cell, {}).keys() & took.keys():
+            self._learn(self._todo[cell][name], took[name])
+
     def _time(self, part: Part) -> float:
         return self._clock() + part.shared.spared_s
 
@@ -277,27 +318,41 @@ class Pace:
         """Seconds that a foretold one takes. A part that is being run counts, with what it took and what is still
         expected of it; a kind that was never timed is as fast as perplexity."""
         taken, foretold = self._timed.get(kind) or self._timed.get((PERPLEXITY, ""), (1.0, 1.0))
-        rate, now = taken / foretold, self._now
-        if now is None or now.kind != kind or not now.foretold_s:
+        rate, running = taken / foretold, [part for part in self._running if part.kind == kind and part.foretold_s]
+        if not running:
             return rate
         taken, foretold = self._timed.get(kind, (0.0, 0.0))
-        expected = self._time(now) - now.began + (1 - now.done) * now.foretold_s * rate
-        return (taken + expected) / (foretold + now.foretold_s)
+        for part in running:
+            taken += self._time(part) - part.began + (1 - part.done) * part.foretold_s * rate
+            foretold += part.foretold_s
+        return taken / foretold
+
+    @property
+    def _running(self) -> list[Part]:
+        return [*([self._now] if self._now else []), *self._elsewhere.values()]
 
     def _left(self, part: Part) -> float:
         """Seconds until a part is done."""
         # of a cell that goes on more may be spared than other cells' steps
-        to_spare = max(part.to_spare - part.shared.spared_s, 0.0) if part is self._now else part.shared.seconds
+        to_spare = max(part.to_spare - part.shared.spared_s, 0.0) if part in self._running else part.shared.seconds
         return max((1 - part.done) * part.foretold_s * self._rate(part.kind) - to_spare, 0.0)
 
     def _tell(self) -> None:
-        now = self._now
+        now, *beside = [(part.cell, part.name, part.done) for part in self._running] or [("", "", 0.0)]
         to_come = [part for parts in self._todo.values() for part in parts.values()]
         guessed = dict.fromkeys(part.kind for part in to_come if part.kind not in self._timed)
         self._show(
             Standing(
-                now.cell if now else "", now.name if now else "", now.done if now else 0.0,
-                self._cells - len(self._todo), self._cells, self._clock() - self._began, sum(map(self._left, to_come)),
-                tuple(guessed),
+                *now, self._cells - len(self._todo), self._cells, self._clock() - self._began, self._left_of_all(),
+                tuple(guessed), tuple(beside),
             )
         )  # fmt: skip
+
+    def _left_of_all(self) -> float:
+        """Seconds until all cells are there: the hands share the work, but a chain is one hand's."""
+        chains: dict[object, float] = {}
+        for cell in self._todo:
+            chain = self._chains.get(cell, cell)
+            chains[chain] = chains.get(chain, 0.0) + self.left_of(cell)
+        shared = sum(chains.values()) / self._hands
+        return max([shared, *chains.values()]) if self._hands > 1 else shared

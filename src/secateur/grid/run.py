@@ -31,6 +31,7 @@ from secateur.record import public_name
 from secateur.report.results import DENSE, CellResult, InferencePair
 from secateur.sharing import Clock, SharingRun
 from secateur.version import __version__
+from secateur.workers.session import Workers, session
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class Grid:
         on_cell: hears of each cell as it is finished.
         on_standing: hears how far the whole grid is, often.
         clock: seconds; parts are timed by it.
+        workers: that make the cells; in this process if None. All must see `folder`, and what `load` loads.
 
     Raises:
         InvalidOptionError: there is neither a text nor a task to judge by, or two texts have one name in tables.
@@ -64,6 +66,7 @@ class Grid:
     on_cell: Callable[[CellResult], None] = lambda cell: None
     on_standing: Callable[[Standing], None] = lambda standing: None
     clock: Clock = time.monotonic
+    workers: Workers | None = None
 
     def __post_init__(self) -> None:
         if not (self.judging.texts or self.judging.tasks):
@@ -86,12 +89,16 @@ def run_grid(grid: Grid, asked: Asked) -> dict[str, CellResult]:
 
     Raises:
         OutputExistsError: the folder, or one of its cells, was made with other arguments.
+        WorkersError: there are no such workers, or they do not see what this process sees.
         Whatever is wrong with the arguments.
     """
-    return _Runner(grid, asked).run()
+    with session(grid.workers):
+        return Runner(grid, asked).run()
 
 
-class _Runner:
+class Runner:
+    """Runs a grid's cells in this process, or has workers run them, of which each has a runner to make single ones."""
+
     def __init__(self, grid: Grid, asked: Asked) -> None:
         self.grid, self.asked, self.folder = grid, asked, GridFolder(grid.folder)
         self.folder.index()  # refuses what is no grid's folder, and the settings what cannot be, before any reading
@@ -118,18 +125,30 @@ class _Runner:
     def run(self) -> dict[str, CellResult]:
         self._check()
         self.folder.write_index(self.index)
-        left = [cell for cell in self.cells if not self._is_done(cell.name)]
-        pace = self._pace() if left else None
-        while left and pace is not None:  # what another process made impossible for now may be possible after others
-            busy = [cell for cell in left if not self._try(cell, pace)]
-            if len(busy) == len(left):
-                break
-            left = busy
+        left = [cell for cell in self.cells if not self.is_done(cell.name)]
+        if left and self.grid.workers is not None:
+            from secateur.grid.spread import spread  # whose workers have runners
+
+            spread(self, self.grid.workers, left)
+        elif left:
+            self._in_turn(left, self.pace())
         self.folder.write_index(self.index)
         self.asked.write_tables(self.folder.path)
         for store in self.shared.values():
             forget(store.journal.folder)
         return self._results()
+
+    def _in_turn(self, left: list[Cell], pace: Pace) -> None:
+        while left:  # what another process made impossible for now may be possible after others
+            busy = [cell for cell in left if not self.make(cell, pace, self.tell)]
+            if len(busy) == len(left):
+                break
+            left = busy
+
+    def tell(self, written: CellResult) -> None:
+        """A cell is there."""
+        self.asked.write_tables(self.folder.path)
+        self.grid.on_cell(written)
 
     def _results(self) -> dict[str, CellResult]:
         """This grid's cells that are in the folder."""
@@ -140,8 +159,8 @@ class _Runner:
         model, self._spare = self._spare, None
         return model if model is not None else self.grid.load()
 
-    def _pace(self) -> Pace:
-        """What the cells will take."""
+    def pace(self, **how: Any) -> Pace:
+        """What the cells will take. Args: how: of `Pace`."""
         judging, self._spare = self.grid.judging, self._load()
         length = min(judging.length, self._spare.max_length or judging.length)
         speed = timed(self._spare, length, steps=sequences(judging))
@@ -150,25 +169,32 @@ class _Runner:
         return Pace(
             {cell.name: parts_of(cell, foretold, shared) for cell, foretold, shared in cells},
             {name: cell.seconds for name, cell in self._results().items() if cell.done},
-            clock=self.grid.clock, show=self.grid.on_standing,
+            clock=self.grid.clock, show=self.grid.on_standing, **how,
         )  # fmt: skip
+
+    def let_go(self) -> str:
+        """Free the dense model, where others make the cells; gives the kind of device that it was on."""
+        return self._load().device.type
 
     # --- one cell ---
 
-    def _try(self, cell: Cell, pace: Pace) -> bool:
+    def make(self, cell: Cell, pace: Pace, tell: Callable[[CellResult], None]) -> bool:
         """Make a cell, unless it is there. False if it has to wait: another process is making it, or one of the same
-        identity, which can be copied then, or the one that it is matched to."""
+        identity, which can be copied then, or the one that it is matched to.
+
+        Args:
+            tell: hears of it when it is there.
+        """
         if cell.matched_to is not None and self.folder.cell(cell.matched_to) is None:
             return False
         claims = [self.folder.cell_path(name) for name in (cell.name, self._claim(cell))]
         try:
             journal = self._journal(cell)
             with claimed(claims[0]), claimed(claims[1]), journal, pace.cell(cell.name) as seconds:
-                if self._is_done(cell.name):  # by another process, meanwhile
+                if self.is_done(cell.name):  # by another process, meanwhile
                     return True
                 written = self.folder.write_cell(structs.replace(self._result(cell, pace), seconds=seconds))
-            self.asked.write_tables(self.folder.path)
-            self.grid.on_cell(written)
+            tell(written)
         except OutputBusyError:
             logger.info("%s is being made by another process", cell.name)
             return False
@@ -178,17 +204,13 @@ class _Runner:
             ) from None
         return True
 
-    def _is_done(self, name: str) -> bool:
+    def is_done(self, name: str) -> bool:
         cell = self.folder.cell(name)
         return cell is not None and cell.done
 
     def _result(self, cell: Cell, pace: Pace) -> CellResult:
         """The cell's file; of one that fails, what was known by then."""
-        result = CellResult(
-            name=cell.name, method=cell.shown_method, label=cell.label, sparsity=cell.sparsity, of=cell.of,
-            status="failed", options=dict(cell.options), matched_to=cell.matched_to, ablation=cell.ablation,
-            created=now(), machine=self.index.machine, versions=self.index.versions,
-        )  # fmt: skip
+        result = self.blank(cell)
         try:
             cell = self._matched(cell)
             result = structs.replace(result, sparsity=cell.sparsity, fingerprint=self._fingerprint(cell))
@@ -204,6 +226,14 @@ class _Runner:
             logger.info("%s failed", cell.name, exc_info=True)
             foreseen = isinstance(error, SecateurError)
             return structs.replace(result, error=str(error) if foreseen else f"{type(error).__name__}: {error}")
+
+    def blank(self, cell: Cell) -> CellResult:
+        """A cell's file as it is before anything was made of it."""
+        return CellResult(
+            name=cell.name, method=cell.shown_method, label=cell.label, sparsity=cell.sparsity, of=cell.of,
+            status="failed", options=dict(cell.options), matched_to=cell.matched_to, ablation=cell.ablation,
+            created=now(), machine=self.index.machine, versions=self.index.versions,
+        )  # fmt: skip
 
     def _fields(self, cell: Cell, pace: Pace) -> Iterator[Fields]:
         """What the cell's file says, part by part as they are run."""

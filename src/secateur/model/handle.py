@@ -31,8 +31,8 @@ class Model:
     """A causal language model with its tokenizer, its family's row and its origin.
 
     `with model.open(k) as block:` is the only way to a block's weights, `with model.open_ends():` the only one to those
-    outside the blocks. Here, in memory, they cost nothing; a streamed model would load the weights, and write them back
-    if they were opened for writing. Contexts may be nested; the weights are there until the outermost one ends.
+    outside the blocks. Here, in memory, they cost nothing; a `StreamedModel` reads the weights, and keeps what was
+    changed if it was opened for writing. Contexts may be nested; the weights are there until the outermost one ends.
 
     Args:
         hf: a transformers model of a supported family. It is adopted: its class becomes secateur's subclass of its
@@ -44,6 +44,8 @@ class Model:
         UnsupportedModelError: no transformers model, a wrapped one or one without a language-modelling head; no row for
             its family, or a setting that the row does not cover.
     """
+
+    is_streamed = False  # whether the weights stay in files; of a hollow model, whether they will
 
     def __init__(
         self, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None, source: Facts | None = None
@@ -151,6 +153,9 @@ class Model:
         """Have the weights of embedding, final norm and head present until the context ends; `write` as in `open`."""
         yield
 
+    def require_whole(self, what: str) -> None:
+        """Raise UnsupportedModelError where not all weights can be in memory at once, as `what` needs them."""
+
     def state(self, number: int | None = None) -> dict[str, Tensor]:
         """What an open block holds, or (None) the open ends: tensors by their names in the model's `state_dict`."""
         inside = f"{self.family.blocks}."
@@ -172,6 +177,7 @@ class Model:
         twin = hollow(copy.deepcopy(self.hf.config), self.dtype, self.source)
         twin.tokenizer, twin.parents = self.tokenizer, list(self.parents)
         twin.numbers, twin.edits_applied = list(self.numbers), self.edits_applied
+        twin.is_streamed = self.is_streamed
         return twin
 
     def forget_block(self, number: int) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -33,14 +34,17 @@ from secateur.hf import quiet_transformers
 from secateur.model.described import Description, describe, verify_weights
 from secateur.model.family_plugins import accept_row
 from secateur.model.handle import Model, hollow, require_family
+from secateur.model.memory import free_bytes
 from secateur.model.refusals import ARCHITECTURE, refuse, refuse_files, require_weights, unknown_type
-from secateur.record import RECORD, Record, read_record
+from secateur.model.streamed import from_checkpoint
+from secateur.record import RECORD, Facts, Record, read_record
 
 # What any tokenizer of transformers reads; a class of its own may read more.
 _TOKENIZER_FILES = (
     "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
     "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt",
 )  # fmt: skip
+_ROOM = 1.1  # weights and, at the least, what is computed with them
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 TokenizerSource: TypeAlias = "PreTrainedTokenizerBase | str | Path"  # what `as_tokenizer` takes
@@ -54,6 +58,8 @@ def load(
     revision: str | None = None,
     cache: Path | None = None,
     tokenizer: TokenizerSource | None = None,
+    stream: bool | None = None,
+    scratch: Path | None = None,
 ) -> Model:
     """Load a dense or pruned model. Code that comes with a checkpoint is never run: all families are stock ones.
 
@@ -64,9 +70,12 @@ def load(
         revision: of a hub model.
         cache: where `demo` lies; see `secateur.assets.cache_dir`.
         tokenizer: another one than lies beside the weights: a folder, a hub id, or a transformers tokenizer.
+        stream: leave the weights in their files, from where they come in block by block (a `StreamedModel`); if they do
+            not fit the device's free memory if None.
+        scratch: where a streamed model makes a folder for its edited blocks; the system's temporary one if None.
 
     Raises:
-        UnsupportedModelError: the family is not supported.
+        UnsupportedModelError: the family is not supported, or the model cannot be streamed.
         CheckpointError: no model there, or one that is damaged.
         FetchError, MissingExtraError, InvalidOptionError: not fetched; an extra is needed; no such device or dtype.
     """
@@ -78,16 +87,53 @@ def load(
     record = record_of(about)
     if not about.on_hub:
         verify_weights(about)
-    hf = _weights(location, config, device, dtype, about)
+    if streams(stream, device, lambda: _hollow(config, dtype, about)):
+        if stream is None:
+            logging.getLogger(__name__).warning(
+                "the weights of %s do not fit the memory that is free on %s, so they are streamed from their files; "
+                "--no-stream loads them whole", name, device,
+            )  # fmt: skip
+        if about.on_hub:
+            _require(about, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME)
+        with explained(about):
+            model: Model = from_checkpoint(location, config, dtype, device, about, scratch)
+    else:
+        model = Model(_weights(location, config, device, dtype, about))
     if about.on_hub and record is not None:  # its weights are in the hub's cache by now; other sums are not ours
         verify_weights(about)
-    own = tokenizer_beside(location, about) if tokenizer is None else as_tokenizer(tokenizer)
-    model = Model(hf, own, {"name": name, "asked": name, **provenance})
+    model.tokenizer = tokenizer_beside(location, about) if tokenizer is None else as_tokenizer(tokenizer)
+    model.source = {"name": name, "asked": name, **provenance}
     if about.on_hub and about.revision:
         model.source["revision"] = about.revision
     if record is not None:
         model.parents = [*record.parents, record.alone]
     return model
+
+
+def streams(stream: bool | None, device: str, model: Callable[[], Model]) -> bool:
+    """Whether a model is to be streamed.
+
+    Args:
+        stream: as asked; if its weights do not fit the device's free memory if None.
+        model: gives the hollow one.
+
+    Raises:
+        InvalidOptionError: streamed to several devices: one block is computed at a time.
+    """
+    if device == "auto":
+        if stream:
+            raise InvalidOptionError("a streamed model is computed on one device; give it as cpu, cuda or cuda:0")
+        return False
+    if stream is not None or (free := free_bytes(device)) is None:
+        return bool(stream)
+    hollow = model()
+    return _ROOM * hollow.layout().parameters * hollow.dtype.itemsize > free
+
+
+def _hollow(config: Any, dtype: str, about: Description, source: Facts | None = None) -> Model:
+    with explained(about):
+        stated = config.dtype or torch.float32
+        return hollow(copy.deepcopy(config), stated if dtype == "auto" else getattr(torch, dtype), source or {})
 
 
 def record_of(about: Description) -> Record | None:
@@ -287,6 +333,8 @@ class Source:
     revision: str | None = None
     cache: Path | None = None
     tokenizer: TokenizerSource | None = None
+    stream: bool | None = None
+    scratch: Path | None = None
 
     @property
     def device_type(self) -> str:
@@ -295,6 +343,11 @@ class Source:
 
     def load(self) -> Model:
         return load(**{field.name: getattr(self, field.name) for field in fields(self)})
+
+    def require_whole(self, what: str) -> None:
+        """Refuse early what needs all weights in memory, where they are asked to be streamed."""
+        if self.stream:
+            raise InvalidOptionError(f"{what} needs the whole model in memory: do without --stream (`stream`)")
 
     def hollow(self, *, tokenizer: bool = False) -> Model:
         """The model without weights (on `meta`), from its configuration alone; its source has its `model_type`, the
@@ -307,13 +360,12 @@ class Source:
         location, provenance = resolve_model(name, cache=self.cache, revision=self.revision)
         check_dtype(self.dtype)
         config, about = read_config(location, self.revision)
-        dtype = getattr(torch, self.dtype) if self.dtype != "auto" else (config.dtype or torch.float32)
         source = {
             "name": provenance.get("repository", name), "asked": name, "model_type": config.model_type,
             "location": location, "revision": about.revision,
         }  # fmt: skip
-        with explained(about):
-            model = hollow(config, dtype, source)
+        model = _hollow(config, self.dtype, about, source)
+        model.is_streamed = streams(self.stream, check_device(self.device), lambda: model)
         if tokenizer:
             if self.tokenizer is None:
                 model.tokenizer = tokenizer_beside(location, about)

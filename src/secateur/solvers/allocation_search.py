@@ -26,6 +26,7 @@ from torch import Tensor
 
 from secateur.engine.blocks import BlockInputs, run_block
 from secateur.engine.loss import NegativeLogLikelihood, logit_bytes, loss_slopes, require_slopes
+from secateur.engine.moments import matmul_precision
 from secateur.engine.sweep import REMOVED, Part, Variant, altered, sweeper_of
 from secateur.engine.tokens import Tokens
 from secateur.engine.walk import Visit, walk
@@ -305,7 +306,8 @@ class _Search:
         along: dict[int, Tensor] = {}  # g(t)^T W' h(t) by size, (tokens,)
         for size in self.database.sizes[place]:
             columns, weight = self.database.version(place, size, whole)
-            along[size] = ((slope @ weight.float()) * read[:, columns]).sum(dim=1)
+            with matmul_precision():
+                along[size] = ((slope @ weight.float()) * read[:, columns]).sum(dim=1)
         counted = float(self.tokens.weights[:, 1:].double().sum())  # the slopes are those of the mean
         for size, given in along.items():
             change = given - along[now]

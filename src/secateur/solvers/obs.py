@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from secateur.engine.moments import matmul_precision
 from secateur.errors import NumericalError
 
 GroupError = Literal["grouped", "ordinary", "exact"]
@@ -45,6 +46,7 @@ class Kept:
     error: float
 
 
+@matmul_precision()
 @torch.no_grad()
 def prune_groups(
     weight: Tensor,
@@ -153,6 +155,7 @@ def group_errors(
     return torch.linalg.solve_triangular(factor, by_group, upper=False).square().sum(dim=(1, 2))
 
 
+@matmul_precision()
 def damped_inverse(hessian: Tensor, damping: float, name: str) -> tuple[Tensor, float]:
     """(H + lambda I)^-1 and lambda, of which `damping` is the share of H's mean diagonal, or more where H is singular.
 

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from secateur.engine.moments import matmul_precision
 from secateur.errors import InvalidOptionError, NumericalError
 from secateur.solvers.obs import cholesky, damped
 
@@ -17,6 +18,7 @@ DAMPING = 0.01  # where y is W x, which few tokens tell as well as many
 Damping = float | Literal["auto"]
 
 
+@matmul_precision()
 @torch.no_grad()
 def refit(
     weight: Tensor,
@@ -71,6 +73,7 @@ def refit(
     return fitted.cpu()
 
 
+@matmul_precision()
 @torch.no_grad()
 def held_out_damping(
     weight: Tensor, halves: Sequence[tuple[Tensor, Tensor]], kept: Sequence[int] | Tensor, *, share: float = 1.0

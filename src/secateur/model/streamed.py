@@ -1,0 +1,395 @@
+"""Models larger than memory: the weights stay in their files, and come in block by block."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shutil
+import tempfile
+import weakref
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, build_glob_alternation, rename_source_key
+
+from secateur.errors import CheckpointError, InvalidEditError, OutputError, UnsupportedModelError
+from secateur.folders import disk_full_as_oserror
+from secateur.hf import quiet_transformers
+from secateur.model.described import Description
+from secateur.model.handle import Model
+from secateur.model.stored import Stored, stored_in, weight_files
+from secateur.model.views import Block
+from secateur.record import Facts
+
+WHOLE = "load it whole (--no-stream)"
+
+
+@dataclass(frozen=True)
+class _Home:
+    """Where a tensor of a closed part lies, and the dtype that it has while the part is open."""
+
+    stored: Stored
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class _Lent:
+    """A parameter of an open part as it came out of its home."""
+
+    parameter: weakref.ReferenceType[nn.Parameter]
+    version: int
+    address: int
+    home: _Home
+
+    @classmethod
+    def of(cls, parameter: nn.Parameter, home: _Home) -> _Lent:
+        return cls(weakref.ref(parameter), parameter._version, parameter.data_ptr(), home)
+
+    def is_still(self, parameter: nn.Parameter) -> bool:
+        same = self.parameter() is parameter and self.version == parameter._version
+        return same and self.address == parameter.data_ptr()
+
+
+class _Shelf:
+    """Reads the tensors of parts, one part ahead by a thread of its own, and keeps those that were edited.
+
+    Models that are copies of each other share one: nothing on it ever changes.
+
+    Args:
+        scratch: the folder in which one for edited tensors is made, which goes with the last model that reads from it.
+    """
+
+    def __init__(self, device: torch.device, scratch: Path | None) -> None:
+        self.device = device
+        try:
+            if scratch is not None:
+                scratch.mkdir(parents=True, exist_ok=True)
+            self.folder = Path(tempfile.mkdtemp(prefix="secateur-blocks-", dir=scratch))
+        except OSError as error:
+            raise OutputError(f"no folder for edited blocks in {scratch}: {error.strerror or error}") from error
+        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+        self.bytes_read = 0
+        self._numbers = itertools.count()
+        self._reader: ThreadPoolExecutor | None = None
+        self._ahead: tuple[Sequence[_Home], Future[list[Tensor]]] | None = None
+
+    def __deepcopy__(self, memo: Any) -> _Shelf:
+        return self
+
+    def fetch(self, homes: Sequence[_Home]) -> list[Tensor]:
+        """Tensors on the device, in their dtypes."""
+        ahead, self._ahead = self._ahead, None
+        tensors = ahead[1].result() if ahead is not None and ahead[0] == homes else self._read(homes)
+        return [tensor.to(self.device, non_blocking=tensor.is_pinned()) for tensor in tensors]
+
+    def read_ahead(self, homes: Sequence[_Home]) -> None:
+        """Begin to read what is likely to be fetched next; nothing else is kept for it."""
+        if self._reader is None:
+            self._reader = ThreadPoolExecutor(1, thread_name_prefix="secateur-blocks")
+        self._ahead = homes, self._reader.submit(self._read, homes)
+
+    def put(self, tensors: Mapping[str, Tensor]) -> dict[str, _Home]:
+        """Keep tensors, in a file that is there whole or not at all.
+
+        Raises:
+            OutputError: there is no room.
+        """
+        here = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        file = self.folder / f"{next(self._numbers):06d}.safetensors"
+        partial = file.with_suffix(".partial")
+        try:
+            with disk_full_as_oserror():
+                save_file(here, partial)
+                partial.replace(file)
+        except OSError as error:
+            raise OutputError(
+                f"edited blocks cannot be kept in {self.folder.parent}: {error.strerror or error}; choose a folder on "
+                "a disk with room for the smaller model (TMPDIR), or load the model whole"
+            ) from error
+        found = stored_in(file, {name: tensor.data_ptr() for name, tensor in here.items()})
+        return {name: _Home(stored, stored.dtype) for name, stored in found.items()}
+
+    def _read(self, homes: Sequence[_Home]) -> list[Tensor]:
+        pinned = self.device.type == "cuda"
+        self.bytes_read += sum(home.stored.nbytes for home in homes)
+        return [home.stored.read(pinned=pinned and home.dtype == home.stored.dtype).to(home.dtype) for home in homes]
+
+
+class StreamedModel(Model):
+    """A model whose weights lie in files: a block has weights only inside `open`, what lies outside the blocks only
+    inside `open_ends`; all else is on `meta`, buffers apart.
+
+    Contexts may be nested and several blocks open at a time; each is in memory until its outermost context ends, and
+    the block after it is being read meanwhile. What was changed must have been opened for writing; it goes to a scratch
+    folder, and comes back from there. Handles to parameters are worth nothing once their part is closed.
+
+    Args:
+        hf: on `meta`, its buffers on the device; see `skeleton`.
+        stored: where its tensors lie, by their names in its `state_dict`; see `named`.
+        device: where what is open lies.
+        scratch: the folder in which that for edited blocks is made; the system's for temporary files if None.
+
+    Attributes:
+        openings: how often each block (None: the ends) came in.
+
+    Raises:
+        UnsupportedModelError: it cannot be read block by block.
+    """
+
+    is_streamed = True
+
+    def __init__(
+        self,
+        hf: Any,
+        stored: Mapping[str, Stored],
+        *,
+        device: torch.device,
+        scratch: Path | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        source: Facts | None = None,
+    ) -> None:
+        super().__init__(hf, tokenizer, source)
+        self.openings: Counter[int | None] = Counter()
+        self._device = torch.empty(0, device=device).device  # "cuda" with its number
+        self._shelf = _Shelf(self._device, scratch)
+        self._entered: Counter[int | None] = Counter()  # how often each of those that are open
+        self._lent: dict[int | None, list[_Lent]] = {}
+        self._writable: set[int | None] = set()
+        self._last: int | None = None
+        self._homes: dict[int | None, list[_Home]] = {
+            part: [_home(names, parameter, stored) for parameter, names in self._parameters(part)]
+            for part in (None, *self.numbers)
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
+    def bytes_read(self) -> int:
+        """Of files, so far."""
+        return self._shelf.bytes_read
+
+    @contextmanager
+    def open(self, number: int, *, write: bool = False) -> Iterator[Block]:
+        place = self.position(number)
+        with self._present(number, write):
+            yield Block(number, self.blocks[place], self.family)
+
+    @contextmanager
+    def open_ends(self, *, write: bool = False) -> Iterator[None]:
+        with self._present(None, write):
+            yield
+
+    def require_whole(self, what: str) -> None:
+        raise UnsupportedModelError(
+            f"{what} needs the whole model in memory, and this one is streamed from its files; {WHOLE}"
+        )
+
+    def edited(self) -> None:
+        kept = [self._homes[number] for number in self.numbers]
+        super().edited()
+        self._homes = {None: self._homes[None], **dict(enumerate(kept))}
+
+    @contextmanager
+    def _present(self, part: int | None, write: bool) -> Iterator[None]:
+        if not self._entered[part]:
+            self._bring(part)
+        self._entered[part] += 1
+        if write:
+            self._writable.add(part)
+        try:
+            yield
+        finally:
+            self._entered[part] -= 1
+            if not self._entered[part]:
+                self._put_away(part)
+
+    def _bring(self, part: int | None) -> None:
+        homes = self._homes[part]
+        self._fill(part, self._shelf.fetch(homes))
+        self._lent[part] = [
+            _Lent.of(parameter, home) for (parameter, _), home in zip(self._parameters(part), homes, strict=True)
+        ]
+        self.openings[part] += 1
+        if part is None:
+            return
+        place = self.position(part)
+        in_order = place == 0 or self._last == self.numbers[place - 1]
+        self._last = part
+        if in_order and place + 1 < len(self.numbers) and not self._entered[after := self.numbers[place + 1]]:
+            self._shelf.read_ahead(self._homes[after])
+
+    def _put_away(self, part: int | None) -> None:
+        lent, writable = self._lent.pop(part), part in self._writable
+        self._writable.discard(part)
+        if part is not None and part not in self.numbers:  # it was dropped while it was open
+            return
+        present = {names[0]: parameter for parameter, names in self._parameters(part)}
+        by_id = {id(parameter): each for each in lent if (parameter := each.parameter()) is not None}
+        homes = {
+            name: each.home
+            for name, parameter in present.items()
+            if (each := by_id.get(id(parameter))) is not None and each.is_still(parameter)
+        }
+        changed = {name: parameter for name, parameter in present.items() if name not in homes}
+        same = not changed and len(homes) == len(lent)
+        if not same and writable:
+            homes |= self._shelf.put(changed) if changed else {}
+            self._homes[part] = [homes[name] for name in present]
+        self._fill(part, [torch.empty_like(parameter, device="meta") for parameter in present.values()])
+        if not same and not writable:
+            what = "what lies outside the blocks" if part is None else f"block {part}"
+            raise InvalidEditError(f"{what} was changed, but not opened for writing (`write=True`); the change is lost")
+
+    def _parameters(self, part: int | None) -> list[tuple[nn.Parameter, list[str]]]:
+        """Those of a part, shared ones once, each with all its names in the model's `state_dict`."""
+        found: dict[int, tuple[nn.Parameter, list[str]]] = {}
+        for owner, path, name in self._slots(part):
+            parameter: Any = owner._parameters[name]
+            found.setdefault(id(parameter), (parameter, []))[1].append(f"{path}{name}")
+        return list(found.values())
+
+    def _slots(self, part: int | None) -> Iterator[tuple[nn.Module, str, str]]:
+        """(owner, the owner's path with a dot, name) of each parameter of a part."""
+        blocks = self.family.blocks
+        if part is not None:
+            root, path = self.blocks[self.position(part)], f"{blocks}.{self.position(part)}"
+        else:
+            root, path = self.hf, ""
+        for inside, owner in root.named_modules(prefix=path):
+            if part is None and inside.startswith(f"{blocks}."):
+                continue
+            for name, parameter in owner._parameters.items():
+                if parameter is not None:
+                    yield owner, f"{inside}." if inside else "", name
+
+    def _fill(self, part: int | None, tensors: Sequence[Tensor]) -> None:
+        """Replace all parameters, shared ones alike."""
+        old = self._parameters(part)  # held, so that no new one has the id of an old one
+        new = {
+            id(parameter): nn.Parameter(tensor, requires_grad=parameter.requires_grad)
+            for (parameter, _), tensor in zip(old, tensors, strict=True)
+        }
+        for owner, _, name in list(self._slots(part)):
+            owner._parameters[name] = new[id(owner._parameters[name])]
+
+
+def _home(names: Sequence[str], parameter: Tensor, stored: Mapping[str, Stored]) -> _Home:
+    return _Home(next(stored[name] for name in names if name in stored), parameter.dtype)
+
+
+# --- from a checkpoint ---
+
+
+def from_checkpoint(
+    location: str, config: PreTrainedConfig, dtype: str, device: str, about: Description, scratch: Path | None
+) -> StreamedModel:
+    """A model in a folder or on the hub, of which the configuration was read. Of its weights only the headers are.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, a tensor is not there or of another shape.
+        UnsupportedModelError: it cannot be read block by block.
+    """
+    files: dict[str, Stored] = {}
+    for file in weight_files(about):
+        files |= stored_in(file)
+    given = config.dtype or next((each.dtype for each in files.values() if each.dtype.is_floating_point), None)
+    chosen: Any = (given or torch.float32) if dtype == "auto" else getattr(torch, dtype)
+    hf = skeleton(config, chosen, torch.device(device))
+    hf.name_or_path = hf.config.name_or_path = location
+    try:
+        with quiet_transformers():
+            hf.generation_config = GenerationConfig.from_pretrained(location, revision=about.revision or "main")
+    except OSError:  # it has none; then the configuration's is right
+        pass
+    stored = named(files, hf, location)
+    return StreamedModel(hf, stored, device=torch.device(device), scratch=scratch)
+
+
+def skeleton(config: PreTrainedConfig, dtype: torch.dtype, device: torch.device) -> Any:
+    """A transformers model whose parameters are on `meta`, in the dtypes that they are loaded in, and whose buffers,
+    which no file has, are on the device with their values."""
+    with torch.device("meta"), quiet_transformers():
+        hf: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    for part in hf.modules():
+        part._is_hf_initialized = not part._buffers
+    for parameter in hf.parameters():
+        parameter._is_hf_initialized = True
+    buffers = dict(hf.named_non_persistent_buffers())
+    if others := sorted(name for name, _ in hf.named_buffers() if name not in buffers):
+        raise UnsupportedModelError(f"{config.model_type} has weights that are no parameters ({others[0]}); {WHOLE}")
+    for name, buffer in buffers.items():
+        _set_buffer(hf, name, torch.empty_like(buffer, device="cpu"))
+    hf.initialize_weights()  # as from_pretrained gives buffers their values
+    for name, buffer in hf.named_buffers():
+        _set_buffer(hf, name, buffer.to(device))
+    if plan := hf._get_dtype_plan(dtype):  # what is kept in float32
+        pattern = build_glob_alternation(list(plan))[0]
+        for name, parameter in hf.named_parameters():
+            if pattern.search(name):
+                parameter.data = parameter.data.to(torch.float32)
+    return hf
+
+
+def _set_buffer(hf: nn.Module, name: str, value: Tensor) -> None:
+    path, _, own = name.rpartition(".")
+    hf.get_submodule(path)._buffers[own] = value
+
+
+def named(files: Mapping[str, Stored], hf: Any, location: str) -> dict[str, Stored]:
+    """What lies in files, by its name in the model's `state_dict`: transformers' own rules rename it.
+
+    Tensors that the model has no place for are left alone, as transformers leaves them.
+
+    Raises:
+        CheckpointError: a tensor is not there, or not of the model's shape.
+        UnsupportedModelError: one is put together from several, or the head is tied to another matrix than its own.
+    """
+    hollow = hf.state_dict()
+    rules = get_model_conversion_mapping(hf)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    stored: dict[str, Stored] = {}
+    for name, each in files.items():
+        target, converted = rename_source_key(name, renamings, converters, hf.base_model_prefix, hollow)
+        if target not in hollow and name in hollow:
+            target, converted = name, None
+        if target in hollow and converted is not None:
+            raise UnsupportedModelError(
+                f"{location}: {target} is made from other tensors ({name}) as the model is loaded, so it cannot be "
+                f"streamed; {WHOLE}"
+            )
+        if target in hollow:
+            stored[target] = each
+    hf._weight_conversions = [rule for rule in rules if rule.was_used()]  # for saving, as from_pretrained notes it
+    _check(stored, hollow, hf, location)
+    return stored
+
+
+def _check(stored: Mapping[str, Stored], hollow: Mapping[str, Tensor], hf: Any, location: str) -> None:
+    missing = hollow.keys() - stored.keys()
+    for target, origin in hf.all_tied_weights_keys.items():
+        if target in stored and origin in stored:
+            if not torch.equal(stored[target].read(), stored[origin].read()):
+                raise UnsupportedModelError(
+                    f"{location}: its configuration ties {target} to {origin}, but they differ; {WHOLE}"
+                )
+        elif target in stored or origin in stored:
+            missing -= {target, origin}
+    if patterns := hf._keys_to_ignore_on_load_missing:
+        missing = {name for name in missing if not any(re.search(pattern, name) for pattern in patterns)}
+    wrong = {name for name, each in stored.items() if each.shape != tuple(hollow[name].shape)}
+    for what, names in (("missing keys", missing), ("mismatched keys", wrong)):
+        if names:
+            raise CheckpointError(f"{location} is not a whole model: {what}: {', '.join(sorted(names)[:3])} ...")

@@ -14,7 +14,7 @@ from typing import Any
 from msgspec import convert, to_builtins
 
 from secateur.engine.tokens import Tokens, ready
-from secateur.errors import Interrupted, InvalidOptionError, JournalError, OutputError, SecateurError
+from secateur.errors import Interrupted, InvalidOptionError, OutputError, SecateurError, WorkersError
 from secateur.folders import claimed, require_space
 from secateur.goals import Goal, Tried
 from secateur.journal import Journal, Journaled, claimed_run, fingerprint, forget, run_folder
@@ -156,13 +156,13 @@ def _prune_to(
 def _on_disk(job: Job, output: Output, observer: Observer) -> Iterator[Journaled]:
     """The store of a job's run in the folder beside the output's, which goes when the output is there.
 
-    A run that fails by what it was asked would fail again: of it nothing is kept.
+    Nothing is kept of a run that would fail again.
 
     Raises:
         JournalError, OutputBusyError, OutputError: see `claimed_run`.
         Interrupted: by the user; says how it goes on.
     """
-    folder = run_folder(output.folder)
+    folder, journal, over = run_folder(output.folder), None, False
     try:
         with claimed_run(folder, job.run_identity, overwrite=output.overwrite):
             journal = Journal(folder)
@@ -170,17 +170,19 @@ def _on_disk(job: Job, output: Output, observer: Observer) -> Iterator[Journaled
                 observer.note(f"going on from {folder}: {journal.standing}")
             try:
                 yield Journaled(journal)
+                over = not output.keep_run
             except KeyboardInterrupt as interrupt:
                 raise Interrupted(
-                    f"interrupted; {journal.standing} in {folder}, and the same command goes on"
+                    f"interrupted; {journal.standing} in {folder}, and the same command goes on from there"
                 ) from interrupt
-    except (JournalError, OutputError, Interrupted):
-        raise
-    except SecateurError:
-        forget(folder)
-        raise
-    if not output.keep_run:
-        forget(folder)
+            except (OutputError, WorkersError):  # which need not come again
+                raise
+            except SecateurError:
+                over = True
+                raise
+    finally:
+        if over or (journal is not None and not journal.entries):
+            forget(folder)
 
 
 def _found_before(request: Request, output: Output) -> Request:

@@ -128,17 +128,17 @@ def test_little_memory_means_more_passes_and_the_same_losses(metric: str) -> Non
     model, variants = tiny_closed("mistral"), [*SINGLES, DENSE]
     tokens = weighted(tiny_tokens(model, 3, 8))
     chosen = KLDivergence(final_states(tiny("mistral", seed=1), tokens)) if metric == "kl" else None
-    model.openings.clear()
+    model.fetched.clear()
     plenty, little = Run(), Run()
     want = sweep(model, tokens, variants, chosen, run=plenty)
     assert model.block_openings == [0, 1, 2, 3]
-    model.openings.clear()
+    model.fetched.clear()
     got = sweep(model, tokens, variants, chosen, run=little, memory_bytes=1)
     assert model.block_openings == [0, 1, 2, 3] * 3 * 7  # each sample by itself, two variants at a time
     assert little.meter.block_tokens > plenty.meter.block_tokens
     torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
     row = 8 * model.hidden_size * 4  # one variant's states of one sample
-    model.openings.clear()
+    model.fetched.clear()
     some = sweep(model, tokens, variants, chosen, memory_bytes=2 * row * 5)
     assert model.block_openings == [0, 1, 2, 3] * 3 * 3  # each sample by itself, five variants at a time
     torch.testing.assert_close(some, want, rtol=1e-6, atol=1e-6)

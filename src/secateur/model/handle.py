@@ -24,6 +24,7 @@ from secateur.model.refusals import ARCHITECTURE, not_a_model, refuse
 from secateur.model.views import Block
 from secateur.record import Facts, Record
 
+WHOLE = "load it whole (--no-stream, `stream=False`)"
 HISTORY = "_secateur_history"  # attribute of a transformers model: where it came from and what it went through
 
 
@@ -154,7 +155,12 @@ class Model:
         yield
 
     def require_whole(self, what: str) -> None:
-        """Raise UnsupportedModelError where not all weights can be in memory at once, as `what` needs them."""
+        """
+        Raises:
+            UnsupportedModelError: `what` needs all weights in memory at once, and they stay in files.
+        """
+        if self.is_streamed:
+            raise UnsupportedModelError(f"{what} needs the whole model in memory, and this one is streamed; {WHOLE}")
 
     def state(self, number: int | None = None) -> dict[str, Tensor]:
         """What an open block holds, or (None) the open ends: tensors by their names in the model's `state_dict`."""

@@ -211,14 +211,17 @@ class ClosedModel(StreamedModel):
             self._fill(part, [torch.empty_like(parameter, device="meta") for parameter, _ in self._parameters(part)])
 
     @property
+    def opened(self) -> set[int | None]:
+        return {part for part, times in self._entered.items() if times}
+
+    @property
     def block_openings(self) -> list[int]:
         return [number for number in self.fetched if number is not None]
 
     @contextmanager
     def open(self, number: int, *, write: bool = False) -> Iterator[Block]:
-        opened = {number, *(part for part, times in self._entered.items() if times and part is not None)}
-        places = {self.position(each) for each in opened & set(self.numbers)}
-        assert max(places) - min(places) < 2, f"block {number} is opened while {sorted(opened)} are"
+        places = {self.position(each) for each in {number, *self.opened} & set(self.numbers)}
+        assert max(places) - min(places) < 2, f"block {number} is opened while {list(self.opened)} are"
         with super().open(number, write=write) as block:
             yield block
 

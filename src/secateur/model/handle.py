@@ -6,6 +6,7 @@ import copy
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -153,6 +154,11 @@ class Model:
     def open_ends(self, *, write: bool = False) -> Iterator[None]:
         """Have the weights of embedding, final norm and head present until the context ends; `write` as in `open`."""
         yield
+
+    @property
+    def scratch(self) -> Path | None:
+        """A streamed model's folder of temporary files, which goes with it."""
+        return None
 
     def require_whole(self, what: str) -> None:
         """

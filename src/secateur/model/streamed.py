@@ -173,6 +173,10 @@ class StreamedModel(Model):
         return self._device
 
     @property
+    def scratch(self) -> Path:
+        return self._shelf.folder
+
+    @property
     def bytes_read(self) -> int:
         """Of files, so far."""
         return self._shelf.bytes_read

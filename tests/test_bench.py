@@ -77,6 +77,8 @@ def test_a_longer_window_costs_the_attention_more_than_its_length(bench: Any) ->
         ("obs", ["--columns", "64", "256", "--samples", "64", "--whole", "99"]),
         ("search", ["--model", TINY, "--length", "16", "--rounds", "2", "--generations", "2", "--offspring", "3",
                     "--sparsity", "0.4"]),
+        pytest.param("ray_workers", ["--model", TINY, "--length", "16", "--generations", "1", "--offspring", "3",
+                                     "--rounds", "1"], marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_a_bench_runs(

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from secateur.pruning import Pruned, Request
     from secateur.run import Run
     from secateur.running import prune, prune_to
+    from secateur.workers.session import Workers
 
 _HOMES = {
     "Budget": "model.budget",
@@ -41,6 +42,7 @@ _HOMES = {
     "Run": "run",
     "Source": "model.load",
     "Tokens": "engine.tokens",
+    "Workers": "workers.session",
     "evaluate": "judge.judging",
     "load": "model.load",
     "prune": "running",
@@ -67,6 +69,7 @@ __all__ = [
     "SecateurError",
     "Source",
     "Tokens",
+    "Workers",
     "__version__",
     "evaluate",
     "load",

@@ -61,8 +61,9 @@ class GridJob:
         if folder is None:
             raise InvalidOptionError("--out DIR is missing: the folder of the grid (or ask for --dry-run)")
         where = self.source
-        dense = partial(
-            load, self.model, device=where.device, dtype=where.dtype, revision=where.revision, cache=where.cache_dir
+        device = where.device if self.workers is None or where.device is None else where.device.partition(":")[0]
+        dense = partial(  # a worker sees its own GPUs only, the first as cuda:0
+            load, self.model, device=device, dtype=where.dtype, revision=where.revision, cache=where.cache_dir
         )
         with standing_shown() as shown:
             grid = Grid(

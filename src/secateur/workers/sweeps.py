@@ -52,7 +52,10 @@ class SpreadSweeps:
 
     def __init__(self, workers: Workers, source: Source, device: str, fingerprint: str) -> None:
         self.workers, self.fingerprint = workers, fingerprint
-        self.source = replace(source, device=source.device or device, tokenizer=None)
+        named = (
+            source.device if source.device == "auto" else device
+        )  # of "cuda:1" a worker sees its own GPU as the first
+        self.source = replace(source, device=named, tokenizer=None)
         self.device, self._actors = device, list[Any]()
 
     def __call__(self, model: Model, run: Run, versions: Versions | None = None) -> SpreadSweeper:

@@ -28,7 +28,7 @@ from secateur.model.handle import Model
 from secateur.model.layout import BlockLayout, Layout
 from secateur.model.modeling_secateur import Shape
 from secateur.pruning import Job, Plan, Request, plan, prepare
-from secateur.run import Advance, Run
+from secateur.run import Advance, Run, Silent
 from secateur.surgery.apply import apply
 from secateur.surgery.edits import DropAttention, DropBlock, DropMLP, Edit, KeepHeads, KeepNeurons
 from secateur.testing import edit_facts as edit_facts
@@ -135,7 +135,7 @@ def activations(model: Model, ids: Tensor) -> dict[int, dict[str, Tensor]]:
     return seen
 
 
-class Watcher:
+class Watcher(Silent):
     """An observer that notes (label, total, done) of every bar, `done` being what it began with and was advanced by."""
 
     def __init__(self) -> None:
@@ -148,7 +148,7 @@ class Watcher:
         self.shown.append((label, total, sum(steps)))
 
 
-class Impatient:
+class Impatient(Silent):
     """An observer that interrupts after so much of the work."""
 
     def __init__(self, share: float = 0.7) -> None:

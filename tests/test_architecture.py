@@ -20,6 +20,7 @@ LAYERS: tuple[set[str], ...] = (
     {"errors", "version", "signatures"},
     {"run", "folders", "hf", "quantities"},
     {"sharing"},
+    {"journal"},
     {"engines"},
     {"assets"},
     {"record"},

@@ -136,6 +136,16 @@ def claimed(target: Path) -> Iterator[None]:
                 parent.rmdir()
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file of this host, which stays; BlockingIOError if another process holds it. A kill lets it go."""
+    handle = _lock(path)
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
 def _lock(path: Path) -> int:
     """A handle of a file that no other process has locked; BlockingIOError if one has."""
     try:

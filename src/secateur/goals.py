@@ -96,6 +96,11 @@ class Goal:
         texts = [public_name(name) for name in judging.sources]
         return {"texts": texts, "samples": judging.samples, **({"length": judging.length} if texts else {})}
 
+    @property
+    def facts(self) -> Facts:
+        """What makes two goals one."""
+        return {"goal": self.name, "asked": self.asked, "by": self.measured_by(), "tolerance": self.step}
+
     def words(self, figure: float) -> str:
         """A figure of this goal's kind, for a message."""
         if self.name == "bytes":

@@ -51,11 +51,15 @@ class Output:
     Attributes:
         overwrite: replace it if it is there.
         max_shard_size: larger models are saved in shards, as "5GB".
+        keep_run: leave the folder beside it, from which a killed run goes on, when it is written.
+        keep_states: as `Run` has it.
     """
 
     folder: Path
     overwrite: bool = False
     max_shard_size: str = "5GB"
+    keep_run: bool = False
+    keep_states: int = 0
 
     def check(self, *inputs: object) -> None:
         """Refuse, before any work, what could not be written in the end.

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,8 +25,9 @@ from secateur.engine.tokens import Count, Tokens, TokenSource, check_tokens, rea
 from secateur.errors import InvalidOptionError, UnknownNameError
 from secateur.export import loads_in, tier
 from secateur.goals import Goal, Plans, Tried
+from secateur.journal import Identity, fingerprint
 from secateur.judge.inference import speedup
-from secateur.judge.perplexity import before_and_after, perplexity
+from secateur.judge.perplexity import before_and_after, recalled_perplexity
 from secateur.methods import Method, Options, get_method
 from secateur.model.budget import Budget, Convention
 from secateur.model.facts import environment, origin, sizes
@@ -303,14 +303,23 @@ class Job:
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of all that decides the outcome; on one kind of device, jobs of one identity give the same model."""
+        return fingerprint(self._identity(asdict(self.plan.request.budget)))
+
+    @cached_property
+    def run_identity(self) -> Identity:
+        """The same in parts, by name; where there is a goal, of all prunings that are tried for it."""
+        goal, request = self.plan.request.goal, self.plan.request
+        return self._identity(asdict(request.budget) if goal is None else goal.facts)
+
+    def _identity(self, size: Mapping[str, Any]) -> Identity:
         request, method = self.plan.request, self.plan.method
-        parts = [
-            self.model_fingerprint, self.settings, self.tokens.fingerprint(), method.name, dict(self.plan.options),
-            asdict(request.budget), request.seed, __version__, _code_version(method.prune),
-            *([f.name, dict(f.options), _code_version(f.apply)] for f in self.plan.filters),
-            *([_tokenizer_parts(self.model.tokenizer)] if self.tokenizer_given else []),
-        ]  # fmt: skip
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        filters = {f"filter {f.name}": [f.name, dict(f.options), _code_version(f.apply)] for f in self.plan.filters}
+        tokenizer = {"tokenizer": _tokenizer_parts(self.model.tokenizer)} if self.tokenizer_given else {}
+        return {
+            "model": self.model_fingerprint, "configuration": self.settings, "calibration": self.tokens.fingerprint(),
+            "method": method.name, "options": dict(self.plan.options), "size": size, "seed": request.seed,
+            "secateur": __version__, "method's package": _code_version(method.prune), **filters, **tokenizer,
+        }  # fmt: skip
 
 
 def _tokenizer_parts(tokenizer: Any) -> list[str]:
@@ -373,8 +382,8 @@ def run_job(
     request, run = planned.request, run or Run(planned.request.seed)
     run.store.open(job.fingerprint)
     texts = dict(measure_on or {})
-    judge = Run(observer=run.observer)  # keeps the evaluation out of the method's cost
-    dense = {name: perplexity(model, tokens, run=judge) for name, tokens in texts.items()}
+    judge = Run(observer=run.observer, store=run.store).scoped("judge")  # keeps the evaluation out of the method's cost
+    dense = {name: recalled_perplexity(model, tokens, judge, "before") for name, tokens in texts.items()}
     head = model.head_cost
     run.expect(planned.meter, head=head)
     start = time.monotonic()
@@ -384,7 +393,7 @@ def run_job(
     require_served(request.for_, model, planned.method)  # which blocks go may be known only now
     blocks, length = len(pruning.before.blocks), job.tokens.length
     cost = Cost(
-        seconds=round(time.monotonic() - start, 1),
+        seconds=round(time.monotonic() - start + run.spared_s, 1),
         block_tokens=run.meter.block_tokens,
         head_tokens=run.meter.head_tokens,
         forwards=round(run.meter.forwards(blocks, length, head=head), 2),
@@ -392,7 +401,7 @@ def run_job(
     )
     record = make_record(job, pruning, cost, run.notes, arguments or {})
     for name, tokens in texts.items():
-        after = before_and_after(dense[name], perplexity(model, tokens, run=judge))
+        after = before_and_after(dense[name], recalled_perplexity(model, tokens, judge, "after"))
         record.perplexity = [*(record.perplexity or ()), after]
     if planned.goal is not None:
         got = float(record.after.weight_bytes) if planned.goal.goal == "bytes" else planned.goal.got

@@ -13,6 +13,7 @@ import copy
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -39,6 +40,12 @@ class Store(Protocol):
 
     def put(self, key: str, value: Any) -> None: ...
 
+    def keep(self, key: str, value: Any) -> None:
+        """Keep what saves a resumed run some work, in the place of what was kept by this key; or do not."""
+
+    def kept(self, key: str) -> Any:
+        """What is kept; KeyError where nothing is."""
+
 
 class MemoryStore:
     """Results in memory; copied in and out, so that nobody can change what was recorded."""
@@ -59,6 +66,12 @@ class MemoryStore:
 
     def put(self, key: str, value: Any) -> None:
         self._results[key] = copy.deepcopy(value)
+
+    def keep(self, key: str, value: Any) -> None:
+        """It would only lie there twice."""
+
+    def kept(self, key: str) -> Any:
+        raise KeyError(key)
 
 
 def _check_storable(value: Any, key: str) -> None:
@@ -95,9 +108,15 @@ class Observer(Protocol):
 
     def progress(self, label: str, total: float, done: float = 0.0) -> AbstractContextManager[Advance]: ...
 
+    def note(self, message: str) -> None:
+        """Something that the user should know while it goes on."""
+
 
 class Silent:
     """An observer that shows nothing."""
+
+    def note(self, message: str) -> None:
+        pass
 
     @contextmanager
     def progress(self, label: str, total: float, done: float = 0.0) -> Iterator[Advance]:
@@ -137,6 +156,8 @@ class Run:
         seed: the source of all randomness.
         store: answers the steps it knows and records the others; in memory by default.
         observer: shows progress.
+        keep_states: keep a walk's hidden states after every so many blocks, where the store keeps anything: so much
+            less is run again when an interrupted run goes on. Never if 0.
         sweeper: makes the engine of searches, where it is not the usual one: as `engine.sweep.Sweeper` is called, and
             with its `kept`.
 
@@ -155,9 +176,11 @@ class Run:
         *,
         store: Store | None = None,
         observer: Observer | None = None,
+        keep_states: int = 0,
         sweeper: Any = None,
     ) -> None:
         self.seed = seed
+        self.keep_states = keep_states
         self.sweeper = sweeper
         self.store: Store = store if store is not None else MemoryStore()
         self.observer: Observer = observer if observer is not None else Silent()
@@ -168,6 +191,7 @@ class Run:
         self.root: Run = self
         self._scope = ""
         self._asked: set[str] = set()
+        self._walks = Counter[str]()
         self._expected: float | None = None
         self._head = 0.0
 
@@ -203,6 +227,12 @@ class Run:
             raise ValueError(f"step {key!r} is asked twice in one run; its second result would be the first one's")
         self._asked.add(key)
         return key
+
+    def name_walk(self, label: str) -> str:
+        """A name for a walk that is about to begin, the same when the run is repeated."""
+        label = self._scope + label
+        self._walks[label] += 1
+        return f"{label}, walk {self._walks[label]}"
 
     def rng(self, *key: str | int) -> torch.Generator:
         """A generator that depends on the seed and the key only, never on what was drawn before."""
@@ -263,6 +293,11 @@ class Run:
                 before = now
 
             yield catch_up
+
+    @property
+    def spared_s(self) -> float:
+        """Seconds that were spared by taking steps over."""
+        return 0.0
 
     def work_done(self) -> float:
         """The work so far, in the unit of `expect`."""

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from msgspec import convert, to_builtins
+
 from secateur.engine.tokens import Tokens, ready
-from secateur.errors import InvalidOptionError
+from secateur.errors import Interrupted, InvalidOptionError, OutputError, SecateurError, WorkersError
 from secateur.folders import claimed, require_space
 from secateur.goals import Goal, Tried
+from secateur.journal import Journal, Journaled, claimed_run, fingerprint, forget, run_folder, scratch_in
 from secateur.judge.judging import Judge, Judging
 from secateur.judge.perplexity import before_and_after, perplexity, ratio
 from secateur.judge.results import Perplexity
@@ -22,7 +27,7 @@ from secateur.model.load import Source, TokenizerSource
 from secateur.output import Outcome, Output
 from secateur.pruning import NOT_BOTH, Job, Plan, Pruned, Request, calibration_of, faster, met, plan, plans_of, run_job
 from secateur.record import Cost, MeasuredPerplexity, read_record
-from secateur.run import Meter, Observer, Run
+from secateur.run import Meter, Observer, Run, Silent
 from secateur.sharing import Shared, SharingRun
 from secateur.signatures import RECOMMENDED
 from secateur.workers.session import Workers
@@ -128,7 +133,10 @@ def _prune_to(
     arguments: Mapping[str, Any] | None,
     workers: Workers | None,
 ) -> Outcome:
-    with claimed(output.folder), spreading(workers, source) as spread:
+    run_in = run_folder(output.folder)
+    with claimed(output.folder), scratch_in(run_in) as scratch, spreading(workers, source) as spread:
+        if isinstance(source, Source) and source.scratch is None:
+            source = replace(source, scratch=scratch)
         request = _found_before(request, output)
         hollow = source.hollow(tokenizer=True)
         planned, tokens, held_out = _specified(request, hollow, source)
@@ -139,10 +147,45 @@ def _prune_to(
             return Outcome(record, was_there=True)
         after = planned.before if held_out else planned.after  # a loss may leave nearly all
         require_space(output.folder, after.parameters * job.model.dtype.itemsize)
-        run = Run(request.seed, observer=observer, sweeper=spread(job.model_fingerprint))
-        pruned = _run_for_goal(job, source, held_out, run=run, measure_on=texts, arguments=arguments)
-        output.write(pruned)
+        with _on_disk(job, run_in, output, observer or Silent()) as store:
+            sweeper = spread(job.model_fingerprint)
+            run = SharingRun(request.seed, store, observer=observer, keep_states=output.keep_states, sweeper=sweeper)
+            pruned = _run_for_goal(job, source, held_out, run=run, measure_on=texts, arguments=arguments)
+            output.write(pruned)
         return Outcome(pruned.record, was_there=False)
+
+
+@contextmanager
+def _on_disk(job: Job, folder: Path, output: Output, observer: Observer) -> Iterator[Journaled]:
+    """The store of a job's run in the folder beside the output's, which goes when the output is there.
+
+    Nothing is kept of a run that would fail again.
+
+    Raises:
+        JournalError, OutputBusyError, OutputError: see `claimed_run`.
+        Interrupted: by the user; says how it goes on.
+    """
+    journal, over = None, False
+    try:
+        with claimed_run(folder, job.run_identity, overwrite=output.overwrite):
+            journal = Journal(folder)
+            if journal.entries:
+                observer.note(f"going on from {folder}: {journal.standing}")
+            try:
+                yield Journaled(journal)
+                over = not output.keep_run
+            except KeyboardInterrupt as interrupt:
+                raise Interrupted(
+                    f"interrupted; {journal.standing} in {folder}, and the same command goes on from there"
+                ) from interrupt
+            except (OutputError, WorkersError):  # which need not come again
+                raise
+            except SecateurError:
+                over = True
+                raise
+    finally:
+        if over or (journal is not None and not journal.entries):
+            forget(folder)
 
 
 def _found_before(request: Request, output: Output) -> Request:
@@ -204,7 +247,9 @@ class _Tries:
         self.hollow = job.model.hollow()
         self._job, self._source, self._run = replace(job, model=self.hollow), source, run
         self._loaded = None if isinstance(source, Loaded) else job.model  # not pruned yet
-        self._store = self._best = Shared(job.plan.method.shared)
+        own, beginning = run.store, job.plan.method.shared
+        self._store = self._best = own.sibling(beginning) if isinstance(own, Shared) else Shared(beginning)
+        run.store.open(fingerprint(job.run_identity))
         self._judge = Run(observer=run.observer)
         self._dense: dict[str, Perplexity] = {}
         self._measured: list[MeasuredPerplexity] = []
@@ -212,17 +257,29 @@ class _Tries:
 
     def loss(self, planned: Plan, goal: Goal, texts: Mapping[str, Tokens]) -> float:
         """The share by which the perplexity rises, on the text where it rises most."""
-        model = self._fresh()
         if not self._dense:
-            self._dense = self._perplexities(model, texts)
-        pruned = self._prune(planned, model)
-        after = self._perplexities(model, texts)
+            self._dense = self._perplexities(lambda: self._loaded or self._source.load(), texts, "dense")
+        sparsity = planned.request.sparsity
+        cost, after = self._tried(planned, texts)
         loss = max(ratio(self._dense[name], after[name]) for name in texts) - 1
-        self._run.log("sparsity %.4g: %s", planned.request.sparsity, goal.words(loss))
+        self._run.log("sparsity %.4g: %s", sparsity, goal.words(loss))
         if goal.meets(loss):
-            self._best, self._cost = self._store.copy(), pruned.record.cost
+            self._best, self._cost = self._store.copy(), cost
             self._measured = [before_and_after(self._dense[name], after[name]) for name in texts]
         return loss
+
+    def _tried(self, planned: Plan, texts: Mapping[str, Tokens]) -> tuple[Cost, dict[str, Perplexity]]:
+        """What a pruning took, and what it left of the texts; steps of the search, which are not done again."""
+        pruned: list[Pruned] = []
+
+        def prune() -> Pruned:
+            if not pruned:
+                pruned.append(self._prune(planned, self._fresh()))
+            return pruned[0]
+
+        at = repr(planned.request.sparsity)
+        after = self._perplexities(lambda: prune().model, texts, at)
+        return convert(self._run.step(f"goal/{at}/cost", lambda: to_builtins(prune().record.cost)), Cost), after
 
     def until_met(self, planned: Plan, goal: Goal) -> tuple[Plan, float, Tried]:
         """From the sparsity that meets a goal by a rehearsal upwards, until a real pruning does."""
@@ -267,7 +324,10 @@ class _Tries:
         )
 
     def _sharing(self, planned: Plan, store: Shared) -> SharingRun:
-        return SharingRun(planned.request.seed, store, observer=self._run.observer, sweeper=self._run.sweeper)
+        own = self._run
+        return SharingRun(
+            planned.request.seed, store, observer=own.observer, keep_states=own.keep_states, sweeper=own.sweeper
+        )
 
     def _fresh(self) -> Model:
         model, self._loaded = self._loaded, None
@@ -279,11 +339,17 @@ class _Tries:
     def _prune(self, planned: Plan, model: Model) -> Pruned:
         run = self._sharing(planned, self._store)
         pruned = run_job(replace(self._job, plan=planned, model=model), run=run)
-        pruned.record.cost.seconds = round(pruned.record.cost.seconds + run.spared.wall_s, 1)
         computed = run.computed
         self._work.block_tokens += computed.block_tokens
         self._work.head_tokens += computed.head_tokens
         return pruned
 
-    def _perplexities(self, model: Model, texts: Mapping[str, Tokens]) -> dict[str, Perplexity]:
-        return {name: perplexity(model, tokens, run=self._judge) for name, tokens in texts.items()}
+    def _perplexities(
+        self, model: Callable[[], Model], texts: Mapping[str, Tokens], when: str
+    ) -> dict[str, Perplexity]:
+        def measured(name: str) -> object:
+            return to_builtins(perplexity(model(), texts[name], run=self._judge))
+
+        return {
+            name: convert(self._run.step(f"goal/{when}/{name}", partial(measured, name)), Perplexity) for name in texts
+        }

@@ -55,15 +55,9 @@ class Shared(MemoryStore):
         other._results, other.spent = dict(self._results), dict(self.spent)
         return other
 
-    def common(self) -> Shared:
-        """What runs at other sparsities may take over, by itself."""
-        other = self.copy()
-        other.open("")
-        return other
-
-    def become(self, other: Shared) -> None:
-        """Have what another one has: this one as some other process left it."""
-        self.identity, self._results, self.spent = other.identity, other._results, other.spent
+    def sibling(self, beginning: str | None) -> Shared:
+        """An empty store of the same kind, for other jobs."""
+        return Shared(beginning)
 
     def _holds(self, key: str) -> bool:
         return self.beginning is not None and key.startswith(self.beginning)
@@ -80,14 +74,14 @@ class SharingRun(Run):
     Args:
         shared: of runs of the same method with the same options, calibration and seed.
         clock: seconds.
-        sweeper: as `Run` has it.
+        keep_states, sweeper: as `Run` has them.
     """
 
     def __init__(
         self, seed: int, shared: Shared, *, observer: Observer | None = None, clock: Clock = time.monotonic,
-        sweeper: Any = None,
+        keep_states: int = 0, sweeper: Any = None,
     ) -> None:  # fmt: skip
-        super().__init__(seed, store=shared, observer=observer, sweeper=sweeper)
+        super().__init__(seed, store=shared, observer=observer, keep_states=keep_states, sweeper=sweeper)
         self._shared, self._clock = shared, clock
         self._spared: list[Spent] = []
 
@@ -102,15 +96,22 @@ class SharingRun(Run):
                 self.meter.asked_tokens += spent.asked_tokens
                 advance(1)
         began = self.spent()
-        result = super().step(key, compute)
-        if spent is None:
-            shared.spent[name] = self.spent().since(began)
-        return result
+
+        def timed() -> T:
+            result = compute()
+            shared.spent[name] = self.spent().since(began)  # known when the result is put
+            return result
+
+        return super().step(key, timed)
 
     @property
     def spared(self) -> Spent:
         """By taking steps over."""
         return Spent(*(sum(values) for values in zip(*self._spared, strict=True))) if self._spared else Spent(*[0] * 5)
+
+    @property
+    def spared_s(self) -> float:
+        return self.spared.wall_s
 
     @property
     def computed(self) -> Meter:

@@ -56,6 +56,18 @@ For = Annotated[
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it is there.")]
+KeepRun = Annotated[
+    bool, typer.Option("--keep-run", help="Keep OUT.run, from which a killed run goes on, when OUT is there.")
+]
+KeepStates = Annotated[
+    int,
+    typer.Option(
+        "--keep-states",
+        min=0,
+        help="Keep a walk's hidden states in OUT.run after every so many blocks: so much less is run again when a "
+        "killed run goes on. 0: all blocks before are run again.",
+    ),
+]
 ShardSize = Annotated[str, typer.Option("--max-shard-size", help="Larger models are saved in shards.")]
 SPARSITIES = (
     "Numbers between 0 and 1 with commas between; `paper` is 0.25,0.375,0.5, `every-block` every number of blocks."

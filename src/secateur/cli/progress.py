@@ -16,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )  # fmt: skip
 
-from secateur.cli.guard import err
+from secateur.cli.guard import err, note
 
 if TYPE_CHECKING:
     from secateur.grid.pace import Kind, Standing
@@ -32,6 +32,9 @@ Show = Callable[[float], None]  # work done so far
 
 class Bars:
     """An observer that draws a bar per stage on a terminal, and elsewhere prints a line now and then."""
+
+    def note(self, message: str) -> None:
+        note(message)
 
     @contextmanager
     def progress(self, label: str, total: float, done: float = 0.0) -> Iterator[Advance]:

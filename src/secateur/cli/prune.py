@@ -25,6 +25,8 @@ from secateur.cli.options import (
     CompensationOptions,
     For,
     GoalOptions,
+    KeepRun,
+    KeepStates,
     ModelName,
     OfShare,
     OutputOptions,
@@ -68,6 +70,8 @@ def _prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would take; writes nothing.")] = False,
     overwrite: Overwrite = False,
     max_shard_size: ShardSize = "5GB",
+    keep_run: KeepRun = False,
+    keep_states: KeepStates = 0,
     source: SourceOptions,
     workers: WorkerOptions,
     output: OutputOptions,
@@ -102,8 +106,8 @@ def _prune(
     if out_dir is None:
         raise InvalidOptionError("--out DIR is missing: the folder to write (or ask for --dry-run)")
     outcome = prune_to(
-        request, source.of(model), Output(out_dir, overwrite, max_shard_size), judging=judging, observer=Bars(),
-        arguments={"command": sys.argv[1:]}, workers=workers.of(),
+        request, source.of(model), Output(out_dir, overwrite, max_shard_size, keep_run, keep_states),
+        judging=judging, observer=Bars(), arguments={"command": sys.argv[1:]}, workers=workers.of(),
     )  # fmt: skip
     output.tell(outcome, out_dir, _show)
 

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from secateur.cli.groups import grouped
 from secateur.cli.guard import out, start_logging
-from secateur.cli.options import FILES, ModelName, ModelOptions, OutputOptions, Overwrite, ShardSize, TextField
+from secateur.cli.options import FILES, KeepRun, ModelName, ModelOptions, OutputOptions, Overwrite, ShardSize, TextField
 from secateur.cli.progress import Bars
 from secateur.heal.settings import Settings, description
 
@@ -48,6 +48,7 @@ def _recover(
     licence: Annotated[str | None, typer.Option(help="The data's licence, for record and card.")] = None,
     overwrite: Overwrite = False,
     max_shard_size: ShardSize = "5GB",
+    keep_run: KeepRun = False,
     source: ModelOptions,
     texts: Annotated[
         Path | None, typer.Option("--data-dir", envvar="SECATEUR_DATA", help="Folder with the named texts.")
@@ -70,7 +71,7 @@ def _recover(
         Request(
             data=data, settings=chosen, licence=licence, texts=texts, cache=source.cache_dir, text_field=text_field
         ),
-        source.of(model), Output(out_dir, overwrite, max_shard_size), observer=Bars(),
+        source.of(model), Output(out_dir, overwrite, max_shard_size, keep_run), observer=Bars(),
         distill=replace(source, revision=None).of(teacher) if teacher else distill or None,
         arguments={"command": sys.argv[1:]},
     )  # fmt: skip

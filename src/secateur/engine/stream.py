@@ -58,6 +58,11 @@ class Stream:
 
     A method whose steps are answered from a journal looks at nothing, and then nothing is run. States that are held
     follow a `Rebase` of the place where they wait.
+
+    Attributes:
+        name: of the walk by which the run's store keeps states for an interrupted run to go on from: after every
+            `Run.keep_states` blocks, and where they followed a `Rebase`, since computed anew they would be rounded
+            otherwise. None: they are computed again from the first block.
     """
 
     def __init__(self, model: Model, tokens: Tokens, batch_size: int, run: Run) -> None:
@@ -65,11 +70,13 @@ class Stream:
         self.inputs = BlockInputs(model)
         self.ids, self.weights = tokens.ids.split(batch_size), tokens.weights.split(batch_size)
         self.reference: Reference | None = None
+        self.name: str | None = None
         states_bytes = tokens.ids.numel() * model.hidden_size * model.dtype.itemsize
         self.room = room_for(model, states_bytes, STATE_BYTES)
         self.hidden: list[Tensor] = []  # per batch (samples, length, stream), entering the first of `ahead`
         self.started = False
-        self.ahead = list(model.numbers)
+        self._blocks = list(model.numbers)
+        self.ahead = list(self._blocks)
         self._site = -1  # where the states wait
         self._seen = 0  # how many of the model's `rebases` they know of
 
@@ -77,8 +84,9 @@ class Stream:
         """Move the states up to the entrance of block `number`, in the coordinates that it takes now."""
         if not self.started:
             self.started = True
-            self._start()
-            self._wait()
+            if not self._go_on(number):
+                self._start()
+                self._wait()
         while self.ahead[0] != number:
             if self.ahead[0] in self.model.numbers:
                 with self.model.open(self.ahead[0]) as block:
@@ -95,6 +103,9 @@ class Stream:
         self.through(block, taps, keep=True)
         self.ahead.pop(0)
         self._wait()
+        passed = len(self._blocks) - len(self.ahead)
+        if self.run.keep_states and self.ahead and passed % self.run.keep_states == 0:
+            self._keep()
 
     def begin(self, hidden: list[Tensor], ahead: list[int]) -> None:
         """Take over states that enter the first of the blocks ahead."""
@@ -192,12 +203,37 @@ class Stream:
 
     def _follow(self) -> None:
         """Take the states along where their place was rebased: X <- X Q is what the blocks before would give now."""
+        mapped = False
         for site, then, basis in self.model.rebases[self._seen :]:
             if site == self._site:
                 self._site = then
                 if basis is not None:
-                    self.hidden = [self.room.keep(_rebased(x, basis)) for x in self.hidden]
+                    self.hidden, mapped = [self.room.keep(_rebased(x, basis)) for x in self.hidden], True
         self._seen = len(self.model.rebases)
+        if mapped:
+            self._keep()
+
+    def _keep(self) -> None:
+        if self.name is not None and self.reference is None:
+            place = [self.ahead[0], self.model.edits_applied, self._site, self._seen]
+            self.run.store.keep(self.name, {"states": self.hidden, "place": place})
+
+    def _go_on(self, number: int) -> bool:
+        """Take up what an interrupted run kept, if it is of the model as it is by now and not behind `number`."""
+        if self.name is None or self.reference is not None:
+            return False
+        try:
+            kept = self.run.store.kept(self.name)
+        except KeyError:
+            return False
+        first, edits, site, seen = kept["place"]
+        if edits > self.model.edits_applied or first not in self.ahead or first > number:
+            return False
+        self.hidden, self._site, self._seen = [self.room.keep(x) for x in kept["states"]], site, seen
+        passed = self.ahead.index(first)
+        self.ahead = self.ahead[passed:]
+        self.count(passed * self.tokens.ids.numel())  # that was run before
+        return True
 
 
 class _Rehearsed(Stream):
@@ -251,6 +287,9 @@ class _Rehearsed(Stream):
 
     def _follow(self) -> None:
         self._seen = len(self.model.rebases)
+
+    def _keep(self) -> None:
+        pass
 
 
 def stream_of(model: Model, tokens: Tokens, batch_size: int, run: Run) -> Stream:

@@ -164,6 +164,7 @@ def walk(
         for start in range(0, tokens.samples, size):
             part = Tokens(tokens.ids[start : start + size], tokens.weights[start : start + size])
             stream = stream_of(model, part, batch_size, run)
+            stream.name = run.name_walk(label)
             own = Reference(model, part, run, batch_size, inputs=stream.inputs) if reference is True else None
             stream.reference = own or reference or None  # type: ignore[assignment]  # True is `own`
             check = _guard(stream, order)

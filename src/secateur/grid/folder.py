@@ -72,6 +72,10 @@ class GridFolder:
         except OSError as error:
             raise OutputError(f"{self.path / results.INDEX} cannot be written: {error.strerror or error}") from error
 
+    def run_path(self, key: str) -> Path:
+        """Where the steps of unfinished cells lie that share them."""
+        return self.path / ".runs" / key[:16]
+
     def cell_path(self, name: str) -> Path:
         return self.path / results.CELLS / name
 

@@ -253,6 +253,9 @@ class Pace:
             self._now = None
             self._todo.get(cell, {}).pop(name, None)
 
+    def note(self, message: str) -> None:
+        """A cell that goes on is not worth a word."""
+
     @contextmanager
     def progress(self, label: str, total: float, done: float = 0.0) -> Iterator[Advance]:
         part = self._now
@@ -330,7 +333,8 @@ class Pace:
 
     def _left(self, part: Part) -> float:
         """Seconds until a part is done."""
-        to_spare = part.to_spare - part.shared.spared_s if part in self._running else part.shared.seconds
+        # of a cell that goes on more may be spared than other cells' steps
+        to_spare = max(part.to_spare - part.shared.spared_s, 0.0) if part in self._running else part.shared.seconds
         return max((1 - part.done) * part.foretold_s * self._rate(part.kind) - to_spare, 0.0)
 
     def _tell(self) -> None:

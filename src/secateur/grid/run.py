@@ -6,6 +6,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,14 @@ from secateur.grid.cells import Cell, Matrices, digest
 from secateur.grid.folder import GridFolder, make_index, now
 from secateur.grid.pace import PRUNE, Foretold, Pace, Standing, foretell, parts_of, sequences
 from secateur.grid.pruning import Fields, dense_fields, plan_cell, prune_cell
+from secateur.journal import Journal, Journaled, forget
 from secateur.judge.judging import Judge, Judging
 from secateur.judge.judging import Part as JudgedPart
 from secateur.model.handle import Model
 from secateur.record import public_name
 from secateur.report.results import DENSE, CellResult, InferencePair
-from secateur.sharing import Clock, Shared, SharingRun
+from secateur.sharing import Clock, SharingRun
+from secateur.version import __version__
 from secateur.workers.session import Workers, session
 
 logger = logging.getLogger(__name__)
@@ -131,6 +134,8 @@ class Runner:
             self._in_turn(left, self.pace())
         self.folder.write_index(self.index)
         self.asked.write_tables(self.folder.path)
+        for store in self.shared.values():
+            forget(store.journal.folder)
         return self._results()
 
     def _in_turn(self, left: list[Cell], pace: Pace) -> None:
@@ -184,7 +189,8 @@ class Runner:
             return False
         claims = [self.folder.cell_path(name) for name in (cell.name, self._claim(cell))]
         try:
-            with claimed(claims[0]), claimed(claims[1]), pace.cell(cell.name) as seconds:
+            journal = self._journal(cell)
+            with claimed(claims[0]), claimed(claims[1]), journal, pace.cell(cell.name) as seconds:
                 if self.is_done(cell.name):  # by another process, meanwhile
                     return True
                 written = self.folder.write_cell(structs.replace(self._result(cell, pace), seconds=seconds))
@@ -194,7 +200,7 @@ class Runner:
             return False
         except KeyboardInterrupt:
             raise Interrupted(
-                f"interrupted in {cell.name}; finished cells are whole, and the same command goes on from there"
+                f"interrupted in {cell.name}; its steps so far are kept, and the same command goes on from there"
             ) from None
         return True
 
@@ -253,15 +259,23 @@ class Runner:
 
     # --- what cells share ---
 
-    def _shared(self) -> dict[str, Shared]:
+    def _shared(self) -> dict[str, Journaled]:
         """By cell, the store of the steps that it shares with all of the same method, options and calibration."""
-        stores, by_cell = dict[str, Shared](), dict[str, Shared]()
+        stores, by_cell = dict[str, Journaled](), dict[str, Journaled]()
         for cell in self.cells:
             beginning = None if cell.method == DENSE else cell.made_by.shared
             refitted = cell.refit and narrows(cell.made_by)
             key = digest(cell.method, cell.complete_options, refitted, self.matrices.fingerprint(cell.calibration))
-            by_cell[cell.name] = stores.setdefault(key, Shared(beginning))
+            if key not in stores:
+                stores[key] = Journaled(Journal(self.folder.run_path(key), repair=False), beginning)
+            by_cell[cell.name] = stores[key]
         return by_cell
+
+    def _journal(self, cell: Cell) -> AbstractContextManager[None]:
+        """Holds the journal of a cell that is pruned: what a killed process had of it by then is not done again."""
+        store = self.shared[cell.name]
+        identity = {"model": self.index.model.fingerprint, "secateur": __version__, "steps": store.journal.folder.name}
+        return nullcontext() if cell.method == DENSE else store.held(identity)
 
     def _same(self, fingerprint: str | None) -> CellResult | None:
         """A finished cell of the same identity, which need not be made twice; of an earlier run in the folder, too."""

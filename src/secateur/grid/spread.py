@@ -1,8 +1,8 @@
 """A grid's cells as Ray's tasks: each worker makes single cells, in the folder that all see.
 
 A worker has a runner of its own, so a cell is made as in one process: its claim, its figures, its failure. Cells that
-share steps (`Shared`) are made one after the other, and the store of these steps goes from one to the next. One that is
-matched to another waits for it. A worker that is killed is replaced, and its cell begun again.
+share steps are made one after the other, from one journal in the folder. One that is matched to another waits for it. A
+worker that is killed is replaced, and its cell goes on from the journal.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from secateur.grid.pace import Foretold, Pace, Seconds, Standing, parts_of
 from secateur.grid.run import Grid, Load, Runner
 from secateur.judge.judging import Judging
 from secateur.report.results import DENSE
-from secateur.sharing import Shared
 from secateur.workers.session import Workers, begin_work, caused, first_line, ray_module, require_workers
 
 _TOLD_EVERY_S = 0.5  # by a worker, how far it is; and as often it is shown
@@ -127,22 +126,21 @@ class _Spreading:
 
     def _begin(self, cell: Cell, mail: Any) -> None:
         foretold = replace(self.runner.foretold[cell.name], plan=None)  # a worker makes its own
-        reference = self.task.remote(self.work, cell.name, foretold, self.runner.shared[cell.name].common(), mail)
+        reference = self.task.remote(self.work, cell.name, foretold, mail)
         self.running[reference] = cell
 
     def _end(self, cell: Cell, reference: Any) -> bool:
         """False if another process is making the cell."""
         exceptions = self.ray.exceptions
         try:
-            made, shared = self.ray.get(reference)
+            made = self.ray.get(reference)
         except (exceptions.WorkerCrashedError, exceptions.OutOfMemoryError, exceptions.NodeDiedError) as error:
             died = f"its worker died {self.workers.retries + 1} times: {first_line(error)}"
-            made, shared = True, None
+            made = True
             self.runner.folder.write_cell(structs.replace(self.runner.blank(cell), error=died))
         except exceptions.RayError as error:
             raise caused(error) from error
-        if shared is not None:
-            self.runner.shared[cell.name].become(shared)
+        self.runner.shared[cell.name].look()  # what the cells to come may take over
         written = self.runner.folder.cell(cell.name)
         if made and written is not None:
             self.pace.over(cell.name, written.seconds)
@@ -167,7 +165,8 @@ class _Spreading:
         except KeyboardInterrupt:
             names = ", ".join(cell.name for cell in self.running.values())
             raise Interrupted(
-                f"interrupted in {names}; finished cells are whole, and the same command goes on from there"
+                f"interrupted in {names}; finished cells are whole, the steps of others are kept, and the same command "
+                "goes on from there"
             ) from None
         finally:
             for reference in self.running:
@@ -179,16 +178,20 @@ class _Spreading:
 _RUNNERS: dict[str, Runner] = {}  # of this process, the last grid's
 
 
-def make(work: Work, name: str, foretold: Foretold, shared: Shared, mail: Any) -> tuple[bool, Shared]:
-    """Make a cell; False if another process is making it. With the steps that others may take over."""
+def make(work: Work, name: str, foretold: Foretold, mail: Any) -> bool:
+    """Make a cell; False if another process is making it."""
     begin_work(work.threads, work.cwd)
     runner = _runner(work)
     cell = next(cell for cell in runner.cells if cell.name == name)
-    runner.shared[name], runner.foretold[name] = shared, foretold
-    pace = Pace({name: parts_of(cell, foretold, shared)}, {}, clock=time.monotonic, show=lambda standing: say(standing))
+    runner.foretold[name] = foretold
+    pace = Pace(
+        {name: parts_of(cell, foretold, runner.shared[name])},
+        {},
+        clock=time.monotonic,
+        show=lambda standing: say(standing),
+    )
     say = _saying(mail, pace)
-    made = runner.make(cell, pace, lambda written: None)
-    return made, shared.common()
+    return runner.make(cell, pace, lambda written: None)
 
 
 def _runner(work: Work) -> Runner:

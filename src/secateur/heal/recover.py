@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
@@ -27,6 +25,7 @@ from secateur.heal.objectives import Distillation, Labels, recomputing
 from secateur.heal.settings import Settings
 from secateur.heal.whole import whole
 from secateur.hf import own_randomness, quiet_transformers
+from secateur.journal import Identity, fingerprint, forget, run_folder
 from secateur.model.coerce import ModelSource, borrowed, handed
 from secateur.model.facts import environment, origin, sizes
 from secateur.model.handle import Model
@@ -97,14 +96,19 @@ class RecoveryJob:
     teacher_fingerprint: str | None
 
     @property
-    def fingerprint(self) -> str:
-        """Identity of the outcome; the same in two runs of the same job."""
+    def identity(self) -> Identity:
+        """All that decides the outcome, by name."""
         settings = structs.asdict(self.settings)
         del settings["bos"]  # the data's fingerprint says what became of it
-        parts = [
-            "recover", self.model_fingerprint, self.data.fingerprint, self.teacher_fingerprint, settings, __version__,
-        ]  # fmt: skip
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return {
+            "command": "recover", "model": self.model_fingerprint, "data": self.data.fingerprint,
+            "teacher": self.teacher_fingerprint, "settings": settings, "secateur": __version__,
+        }  # fmt: skip
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the identity; the same in two runs of the same job."""
+        return fingerprint(self.identity)
 
     @property
     def disk_bytes(self) -> int:
@@ -206,10 +210,11 @@ def recover_to(
         if (record := output.holds(job.fingerprint)) is not None:
             return Outcome(record, was_there=True)
         require_space(output.folder, job.disk_bytes)
-        folder, run = state.folder_beside(output.folder), Run(job.settings.seed, observer=observer)
+        folder, run = run_folder(output.folder), Run(job.settings.seed, observer=observer)
         recovered = run_recovery(job, checkpoints=folder, overwrite=output.overwrite, run=run, arguments=arguments)
         output.write(recovered)
-        state.forget(folder)
+        if not output.keep_run:
+            forget(folder)
     return Outcome(recovered.record, was_there=False)
 
 
@@ -297,7 +302,7 @@ def run_recovery(
         arguments: goes into the record as given.
 
     Raises:
-        OutputExistsError: the checkpoints are another recovery's.
+        JournalError: the checkpoints are another recovery's.
         Interrupted: by the user; says where it stands.
     """
     from secateur.heal.trainer import Course, train  # imports half of transformers
@@ -308,7 +313,7 @@ def run_recovery(
     copied = in_full and model.dtype != torch.float32
     course = Course(model, objective, job.examples, job.settings, copied)
     start = time.monotonic()
-    with state.opened(checkpoints, job.fingerprint, overwrite=overwrite) as folder, quiet_transformers():
+    with state.opened(checkpoints, job.identity, overwrite=overwrite) as folder, quiet_transformers():
         try:
             with (
                 own_randomness(job.settings.seed),

@@ -1,6 +1,6 @@
-"""A recovery's folder on disk, from which an interrupted one goes on: safetensors and JSON, no pickle.
+"""A recovery's checkpoints in its run folder, from which an interrupted one goes on: safetensors and JSON, no pickle.
 
-It is marked as one job's, and holds a folder `checkpoint-N` with `training.safetensors` (the weights that are trained,
+It holds a folder `checkpoint-N` with `training.safetensors` (the weights that are trained,
 AdamW's moments, the generators' states; in its header, as JSON, the optimizer's groups and the schedule) and Trainer's
 own `trainer_state.json`.
 """
@@ -22,69 +22,30 @@ from torch import Tensor, nn
 from transformers import TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
-from secateur.errors import CheckpointError, OutputError, OutputExistsError
-from secateur.folders import new_folder, resolved, write_file
+from secateur.errors import CheckpointError
+from secateur.folders import new_folder
+from secateur.journal import Identity, claimed_run
 
 _TENSORS, _STATE = "training.safetensors", "trainer_state.json"
 _PREFIX = "checkpoint-"
-_JOB = "recovery.json"  # whose the folder is
-
-
-# --- the folder ---
-
-
-def folder_beside(out: Path) -> Path:
-    """Where a recovery that will be written to `out` keeps its checkpoints."""
-    out = resolved(out)
-    return out.with_name(f"{out.name}.run")
 
 
 @contextmanager
-def opened(folder: Path | None, fingerprint: str, *, overwrite: bool) -> Iterator[Path]:
-    """The folder of the job of this identity, made or taken up again; one that vanishes if None.
+def opened(folder: Path | None, identity: Identity, *, overwrite: bool) -> Iterator[Path]:
+    """The run folder of this job, made or taken up again; one that vanishes if None.
 
     Args:
         overwrite: another job's checkpoints there are thrown away.
 
     Raises:
-        OutputExistsError: it is another job's, or holds something else.
-        OutputError: it cannot be written.
+        What `claimed_run` raises.
     """
     if folder is None:
         with tempfile.TemporaryDirectory() as place:
             yield Path(place)
         return
-    if folder.exists():
-        _take_up(folder, fingerprint, overwrite)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_file(folder / _JOB, json.dumps({"fingerprint": fingerprint}) + "\n")
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be written: {error.strerror or error}") from error
-    yield folder
-
-
-def _take_up(folder: Path, fingerprint: str, overwrite: bool) -> None:
-    """Leave the job's own folder as it is, clear another's, refuse anything else."""
-    try:
-        if json.loads((folder / _JOB).read_text(encoding="utf-8"))["fingerprint"] == fingerprint:
-            return
-    except (OSError, ValueError, KeyError, TypeError):
-        if not folder.is_dir() or any(folder.iterdir()):
-            raise OutputExistsError(f"{folder} is no folder of a recovery's checkpoints; move it away") from None
-        return
-    if not overwrite:
-        raise OutputExistsError(
-            f"{folder} has the checkpoints of another recovery (other model, data or settings); go on with "
-            "that one, choose another --out, or give --overwrite to throw them away"
-        )
-    shutil.rmtree(folder)
-
-
-def forget(folder: Path) -> None:
-    """Remove a recovery's folder, if it is one."""
-    if (folder / _JOB).is_file():
-        shutil.rmtree(folder)
+    with claimed_run(folder, identity, overwrite=overwrite):
+        yield folder
 
 
 def newest(folder: Path) -> Path | None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 import torch
-from msgspec import UNSET, structs
+from msgspec import UNSET, convert, structs, to_builtins
 from torch import Tensor
 
 from secateur.engine.loss import NegativeLogLikelihood, sample_losses
@@ -57,6 +57,16 @@ def perplexity(model: Model, tokens: Tokens, *, run: Run | None = None, label: s
         fingerprint=tokens.fingerprint(),
         window_nll=windows.tolist(), window_predictions=counts[counted].tolist(),
     )  # fmt: skip
+
+
+def recalled_perplexity(model: Model, tokens: Tokens, run: Run, when: str) -> Perplexity:
+    """As `perplexity`, as a step of the run, which an interrupted one does not measure again.
+
+    Args:
+        when: in the run, as "before".
+    """
+    key = f"{when}/{tokens.source.get('name')}/{tokens.fingerprint()}"
+    return convert(run.step(key, lambda: to_builtins(perplexity(model, tokens, run=run))), Perplexity)
 
 
 def window_groups(samples: Sequence[int], length: int, *models: Model) -> Iterator[list[int]]:

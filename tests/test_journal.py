@@ -1,0 +1,239 @@
+"""A run on disk: what it keeps, what of it counts, whose it is, and that an interrupted pruning goes on from it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import tiny_tokens
+from oracles import Impatient, write_model
+from torch import Tensor
+
+import secateur.journal
+from secateur import Output, load, prune_to
+from secateur.errors import Interrupted, JournalError, OutputBusyError, OutputError
+from secateur.goals import Goal
+from secateur.journal import Journal, Journaled, claimed_run, forget, run_folder
+from secateur.judge.judging import Judging
+from secateur.methods import methods
+from secateur.pruning import Request
+from secateur.sharing import SharingRun
+
+JOB = {"model": "abc", "method": "2ssp", "size": {"sparsity": 0.5}}
+RESULTS: dict[str, Any] = {
+    "numbers": [1, -0.1, 1e300, True, None, "é\n", math.inf],
+    "tensors": {"w": torch.arange(6.0).reshape(2, 3).T, "half": torch.tensor([1.5, -2.0], dtype=torch.bfloat16)},
+    "a dict like a tensor's name": {"tensor": "0", "device": "cpu", "dict": {"dict": []}},
+    "nothing": [[], {}, torch.zeros(0, 3), torch.tensor(7)],
+}
+
+
+def equal(one: Any, two: Any) -> bool:
+    match one:
+        case Tensor():
+            return isinstance(two, Tensor) and one.dtype == two.dtype and torch.equal(one, two)
+        case list():
+            return len(one) == len(two) and all(map(equal, one, two))
+        case dict():
+            return one.keys() == two.keys() and all(equal(one[key], two[key]) for key in one)
+    return type(one) is type(two) and bool(one == two)
+
+
+def store_of(folder: Path, job: str = "job", beginning: str | None = None) -> Journaled:
+    store = Journaled(Journal(folder), beginning)
+    store.open(job)
+    return store
+
+
+def filled(folder: Path) -> Path:
+    run = SharingRun(0, store_of(folder))
+    for key, value in RESULTS.items():
+        assert equal(run.step(key, lambda value=value: value), value)  # type: ignore[misc]  # bound now
+    return folder / "journal.jsonl"
+
+
+def recalled(folder: Path) -> list[str]:
+    """The keys that a run need not compute again, all of which are as they were put."""
+    store, keys = store_of(folder), []
+    for key, value in RESULTS.items():
+        try:
+            assert equal(store.get(key), value)
+        except KeyError:
+            continue
+        keys.append(key)
+    return keys
+
+
+def test_results_come_back_to_the_bit_with_what_they_took(tmp_path: Path) -> None:
+    filled(tmp_path)
+    assert recalled(tmp_path) == list(RESULTS)
+    assert set(store_of(tmp_path).spent) == set(RESULTS)
+    other = store_of(tmp_path, "another job", beginning="n")
+    assert equal(other.get("numbers"), RESULTS["numbers"])  # holds for all jobs
+    with pytest.raises(KeyError):
+        other.get("tensors")
+
+
+def test_whatever_is_torn_or_flipped_is_computed_again_with_all_that_came_after(tmp_path: Path) -> None:
+    whole = filled(tmp_path).read_bytes()
+    lines = whole.splitlines(keepends=True)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(60):
+        place = int(torch.randint(len(whole), (), generator=generator))
+        before = next(n for n in range(len(lines)) if place < sum(map(len, lines[: n + 1])))
+        torn, flipped = whole[:place], bytearray(whole)
+        flipped[place] ^= 1 << int(torch.randint(8, (), generator=generator))
+        for content in (torn, bytes(flipped)):
+            (tmp_path / "journal.jsonl").write_bytes(content)
+            assert recalled(tmp_path) == list(RESULTS)[:before]
+            assert (tmp_path / "journal.jsonl").read_bytes() == b"".join(lines[:before])
+    filled(tmp_path)
+    assert (tmp_path / "journal.jsonl").read_bytes().count(b"\n") == len(RESULTS)
+
+
+@pytest.mark.parametrize("harm", ["cut", "flip", "lose"])
+def test_damaged_tensors_are_computed_again(tmp_path: Path, harm: str) -> None:
+    filled(tmp_path)
+    journal = json.loads((tmp_path / "journal.jsonl").read_text().splitlines()[1])
+    path = tmp_path / "tensors" / f"{journal['step']['tensors']}.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content) if harm == "flip" else bytes(content[:-3]))
+    if harm == "lose":
+        path.unlink()
+    assert recalled(tmp_path) == ["numbers"]
+    filled(tmp_path)
+    assert recalled(tmp_path) == list(RESULTS)
+
+
+def test_a_disk_that_is_full_loses_nothing_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(tmp_path)
+    whole, store = (tmp_path / "journal.jsonl").read_bytes(), store_of(tmp_path)
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(secateur.journal.os, "fsync", full)
+        for value in (3, torch.zeros(3)):
+            with pytest.raises(OutputError, match=r"free some room.*4 steps"):
+                store.put("more", value)
+    store.put("more", 4)
+    assert (tmp_path / "journal.jsonl").read_bytes().startswith(whole)
+    assert store_of(tmp_path).get("more") == 4
+
+
+def test_a_folder_is_one_job_s_and_one_process_s(tmp_path: Path) -> None:
+    folder = tmp_path / "out.run"
+    with claimed_run(folder, JOB), pytest.raises(OutputBusyError), claimed_run(folder, JOB):
+        pass
+    changed = {**JOB, "method": "slimgpt", "filter": ["refit"]}
+    with claimed_run(folder, changed):  # nothing is lost
+        store_of(folder).put("a", 1)
+    with pytest.raises(JournalError, match=r"changed: method \(slimgpt, now 2ssp\), filter"), claimed_run(folder, JOB):
+        pass
+    assert store_of(folder).get("a") == 1
+    with claimed_run(folder, JOB, overwrite=True):
+        assert not Journal(folder).entries
+    forget(folder)
+    assert not folder.exists()
+    (folder / "mine").mkdir(parents=True)
+    forget(folder)
+    with pytest.raises(JournalError, match="something else"), claimed_run(folder, JOB, overwrite=True):
+        pass
+    assert (folder / "mine").is_dir()
+
+
+# --- prunings ---
+
+
+def steps(journal: Journal) -> set[str]:
+    return {key for _, key in journal.entries if not key.startswith("kept/")}
+
+
+def pruned(out: Path, model: Path, observer: Any = None, keep_states: int = 0, **more: Any) -> Any:
+    tokens = tiny_tokens(load(str(model)), 4, 16)
+    options = {"initial_tokens": 16, "selection_tokens": "32,64", "generations": 4}
+    more = {"sparsity": 0.5, **more}
+    if more.get("method") == "evopress":
+        more["options"] = options
+    request = Request(calibration=tokens, **more)
+    output = Output(out, keep_run=True, keep_states=keep_states)
+    return prune_to(request, str(model), output, observer=observer)
+
+
+@pytest.mark.parametrize("keep_states", [0, 1, 3])
+@pytest.mark.parametrize("method", methods())
+def test_an_interrupted_pruning_goes_on_and_ends_the_same(tmp_path: Path, method: str, keep_states: int) -> None:
+    model = write_model(tmp_path / "dense")
+    whole = pruned(tmp_path / "whole", model, method=method).record
+    with pytest.raises(Interrupted, match=r"steps are kept.*goes on"):
+        pruned(tmp_path / "out", model, Impatient(0.5), method=method, keep_states=keep_states)
+    assert not (tmp_path / "out").exists()
+    begun = Journal(run_folder(tmp_path / "out"))
+    outcome = pruned(tmp_path / "out", model, method=method, keep_states=keep_states)
+    ended = Journal(run_folder(tmp_path / "out"))
+    assert list(ended.entries)[: len(begun.entries)] == list(begun.entries)
+    assert steps(ended) == steps(Journal(run_folder(tmp_path / "whole")))
+    record = outcome.record
+    assert record.fingerprint == whole.fingerprint
+    assert record.edits == whole.edits
+    if method != "secateur":  # which goes beside the dense model from the first block again
+        assert record.cost.forwards == whole.cost.forwards  # as if it had not been interrupted
+    assert load(str(tmp_path / "out")).fingerprint() == load(str(tmp_path / "whole")).fingerprint()
+
+
+def test_what_changed_is_refused_and_what_is_done_is_not_done_again(tmp_path: Path) -> None:
+    model, out = write_model(tmp_path / "dense"), tmp_path / "out"
+    with pytest.raises(Interrupted):
+        pruned(out, model, Impatient(0.5), method="blockpruner")
+    with pytest.raises(JournalError, match=r"size \(.*0.5.*, now .*0.25"):
+        pruned(out, model, method="blockpruner", sparsity=0.25)
+    pruned(out, model, method="blockpruner")
+    shutil.rmtree(out)
+    journal = run_folder(out) / "journal.jsonl"
+    before = journal.read_bytes()
+    pruned(out, model, method="blockpruner")
+    assert journal.read_bytes() == before  # nothing was computed
+
+
+def test_the_run_folder_goes_when_the_output_is_there(tmp_path: Path) -> None:
+    model, out = write_model(tmp_path / "dense"), tmp_path / "out"
+    tokens = tiny_tokens(load(str(model)), 2, 8)
+    prune_to(Request(sparsity=0.5, calibration=tokens), str(model), out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "out"]
+
+
+def test_a_search_for_a_goal_goes_on(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "dense")
+    text = tmp_path / "text.txt"
+    judging = Judging(texts=(str(text),), samples=4, length=16)
+    goal = Goal(max_perplexity_increase=0.05, tolerance=0.1, judging=judging)
+    text.write_text("a plain line of text\n" * 80)
+
+    def searched(out: Path, observer: Any = None) -> Any:
+        request = Request(goal=goal, calibration=str(text), samples=4, length=16, method="2ssp")
+        return prune_to(request, str(model), Output(out, keep_run=True), observer=observer).record
+
+    whole = searched(tmp_path / "whole")
+
+    class Third(Impatient):
+        bars = 0
+
+        def progress(self, label: str, total: float, done: float = 0.0) -> Any:
+            self.bars += 1
+            self.share = 0.5 if self.bars > 12 else 2.0
+            return super().progress(label, total, done)
+
+    with pytest.raises(Interrupted):
+        searched(tmp_path / "out", Third())
+    begun = len(Journal(run_folder(tmp_path / "out")).entries)
+    ended = searched(tmp_path / "out")
+    assert 0 < begun < len(Journal(run_folder(tmp_path / "out")).entries)
+    assert (ended.goal.tried, ended.goal.got, ended.edits) == (whole.goal.tried, whole.goal.got, whole.edits)

@@ -90,10 +90,14 @@ def test_the_window_is_the_same(means: dict[str, torch.Tensor], sparsity: float)
 
 
 def test_alternating_blockpruner_removes_the_same_modules_in_the_same_order() -> None:
-    result, store = pruned("blockpruner", 0.25, {}, samples=1, alternate=True, search_length=512)
-    assert blocks(result, "DropAttention") == ATTENTIONS
-    assert set(blocks(result, "DropMLP")) == MLPS
-    rounds = [min(store.get(f"blockpruner/{place}")) for place in range(16)]
-    assert [math.exp(loss) for loss in rounds[::2]] == pytest.approx(ATTENTION_PERPLEXITY, rel=1e-4)
-    assert result.record.cost.forwards_asked == 424 / 4  # of 512 tokens each
-    check_perplexity(result, "blockpruner", 0.25)
+    pairs = 4 if os.environ.get("SECATEUR_CI") else 8  # the first ones are the same at half the size
+    result, store = pruned("blockpruner", pairs / 32, {}, samples=1, alternate=True, search_length=512)
+    assert blocks(result, "DropAttention") == ATTENTIONS[:pairs]
+    mlps = blocks(result, "DropMLP")
+    assert (len(mlps), set(mlps) <= MLPS) == (pairs, True)
+    rounds = [min(store.get(f"blockpruner/{place}")) for place in range(2 * pairs)]
+    assert [math.exp(loss) for loss in rounds[::2]] == pytest.approx(ATTENTION_PERPLEXITY[:pairs], rel=1e-4)
+    candidates = sum(30 - place for place in range(pairs))  # attentions, and as many MLPs
+    assert result.record.cost.forwards_asked == 2 * candidates / 4  # of 512 tokens each
+    if pairs == 8:
+        check_perplexity(result, "blockpruner", 0.25)

@@ -6,7 +6,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -136,6 +136,8 @@ class Runner:
         self.asked.write_tables(self.folder.path)
         for store in self.shared.values():
             forget(store.journal.folder)
+        with suppress(OSError):  # another process is at work in one
+            self.folder.runs.rmdir()
         return self._results()
 
     def _in_turn(self, left: list[Cell], pace: Pace) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import shutil
+import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from secateur.doctor.oracles import logits as logits
@@ -19,11 +21,14 @@ from secateur.hf import quiet_transformers
 from secateur.model.handle import Model
 from secateur.model.layout import Ends
 from secateur.model.modeling_secateur import FAMILIES
+from secateur.model.stored import TensorFile
+from secateur.model.streamed import StreamedModel
 from secateur.model.tiny import BLOCKS, VOCABULARY, tiny, tiny_hf
 from secateur.model.tiny import HIDDEN as HIDDEN
 from secateur.model.tiny import WINDOW as WINDOW
 from secateur.model.tiny import tiny_config as tiny_config
 from secateur.model.views import Block
+from secateur.record import Facts
 from secateur.surgery.apply import apply
 from secateur.surgery.edits import (
     DropAttention,
@@ -182,107 +187,52 @@ def tiny_tokenizer(*, chat: bool = True, bos: bool = False) -> PreTrainedTokeniz
     return tokenizer
 
 
-class ClosedModel(Model):
-    """A model of which all that is closed lies on `meta`: what a streamed model larger than memory would be.
+class ClosedModel(StreamedModel):
+    """A streamed model of a transformers model in memory, which is used up; it is strict about what is open.
 
-    A block has weights only inside `open`, what lies outside the blocks only inside `open_ends`; both may be entered
-    again. At most two blocks are open at a time, and only neighbours: between them the residual stream may change its
-    basis. What was changed is kept if it was opened for writing, replaced modules included, and an error if not.
+    At most two blocks are open at a time, and only neighbours: between them the residual stream may change its basis.
 
     Attributes:
-        openings: numbers of blocks in the order in which weights were fetched; None stands for the ends.
+        fetched: numbers of blocks in the order in which weights came in; None stands for the ends.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.openings: list[int | None] = []
-        self.opened: Counter[int | None] = Counter()  # how often each of those that are open has been entered
-        self._stored: dict[int | None, list[Tensor]] = {}  # what is closed; shared tensors once, in order
-        self._lent: dict[int | None, list[tuple[str, int, int]]] = {}  # what is open and must not be changed
+    def __init__(self, hf: Any, source: Facts | None = None) -> None:
+        folder = Path(mkdtemp())
+        weakref.finalize(self, shutil.rmtree, folder)
+        stored = {}
+        for place, tensor in enumerate({id(each): each for each in hf.parameters()}.values()):
+            with closing(TensorFile(folder / f"{place}.safetensors", {"": tensor})) as file:
+                file.put("", tensor)
+                stored[id(tensor)] = file.stored("", tensor)
+        named = {name: stored[id(tensor)] for name, tensor in hf.state_dict(keep_vars=True).items()}
+        self.fetched: list[int | None] = []
+        super().__init__(hf, named, device=torch.device("cpu"), source=source)
         for part in (None, *self.numbers):
-            self._close(part)
+            self._fill(part, [torch.empty_like(parameter, device="meta") for parameter, _ in self._parameters(part)])
 
     @property
-    def device(self) -> torch.device:
-        return torch.device("cpu")
+    def opened(self) -> set[int | None]:
+        return {part for part, times in self._entered.items() if times}
 
     @property
     def block_openings(self) -> list[int]:
-        return [number for number in self.openings if number is not None]
+        return [number for number in self.fetched if number is not None]
 
     @contextmanager
     def open(self, number: int, *, write: bool = False) -> Iterator[Block]:
         places = {self.position(each) for each in {number, *self.opened} & set(self.numbers)}
         assert max(places) - min(places) < 2, f"block {number} is opened while {list(self.opened)} are"
-        with self._present(number, write):
-            yield Block(number, self.blocks[self.position(number)], self.family)
+        with super().open(number, write=write) as block:
+            yield block
 
-    @contextmanager
-    def open_ends(self, *, write: bool = False) -> Iterator[None]:
-        with self._present(None, write):
-            yield
-
-    def forget_block(self, number: int) -> None:
-        super().forget_block(number)
-        self._stored.pop(number, None)  # none while it is open
-
-    def edited(self) -> None:
-        kept = [self._stored[number] for number in self.numbers]
-        super().edited()
-        self._stored = {None: self._stored[None], **dict(enumerate(kept))}
+    def _bring(self, part: int | None) -> None:
+        super()._bring(part)
+        self.fetched.append(part)
 
     def whole(self) -> Model:
         """The same model with all weights present, as a plain `Model`; this one is used up."""
-        assert not self.opened
         for part in (None, *self.numbers):
-            self._fill(part, self._stored.pop(part))
+            self._fill(part, self._shelf.fetch(self._homes[part]))
         model = Model(self.hf, self.tokenizer, self.source)
         model.numbers = list(self.numbers)
         return model
-
-    @contextmanager
-    def _present(self, part: int | None, write: bool) -> Iterator[None]:
-        if part not in self.opened:
-            self._fill(part, self._stored.pop(part))
-            self.openings.append(part)
-            self._lent[part] = self._versions(part)
-        self.opened[part] += 1
-        if write:
-            self._lent.pop(part, None)
-        try:
-            yield
-        finally:
-            self.opened[part] -= 1
-            if not self.opened[part]:
-                del self.opened[part]
-                if part is None or part in self.numbers:  # a block may have been dropped while it was open
-                    same = self._lent.pop(part, None) in (None, self._versions(part))
-                    assert same, f"{part} was changed, but not opened for writing"
-                    self._close(part)
-
-    def _places(self, part: int | None) -> list[tuple[nn.Module, str]]:
-        if part is not None:
-            modules = list(self.blocks[self.position(part)].modules())
-        else:
-            inside = {id(module) for module in self.blocks.modules()}
-            modules = [module for module in self.hf.modules() if id(module) not in inside]
-        return [(owner, name) for owner in modules for name, tensor in owner._parameters.items() if tensor is not None]
-
-    def _versions(self, part: int | None) -> list[tuple[str, int, int]]:
-        tensors = [(name, owner._parameters[name]) for owner, name in self._places(part)]
-        return [(name, id(tensor), tensor._version) for name, tensor in tensors]
-
-    def _close(self, part: int | None) -> None:
-        present = {id(owner._parameters[name]): owner._parameters[name] for owner, name in self._places(part)}
-        self._stored[part] = [tensor.detach().clone() for tensor in present.values()]
-        self._fill(part, [tensor.to("meta") for tensor in self._stored[part]])
-
-    def _fill(self, part: int | None, tensors: list[Tensor]) -> None:
-        """Replace all parameters, shared ones alike; handles to the old ones are worth nothing afterwards."""
-        left, new = iter(tensors), {}
-        for owner, name in self._places(part):
-            old = owner._parameters[name]
-            if id(old) not in new:
-                new[id(old)] = nn.Parameter(next(left), requires_grad=old.requires_grad), old  # alive, so of its own id
-            owner._parameters[name] = new[id(old)][0]
-        assert next(left, None) is None

@@ -194,7 +194,7 @@ def test_exports_read_a_block_once_in_shards_and_in_other_dtypes(to: str, tmp_pa
     model, closed = tiny("llama", **SIZES), tiny_closed("llama", **SIZES)
     for each in (model, closed):
         apply_all(each, edits)
-    closed.openings.clear()
+    closed.fetched.clear()
     export(model, to, tmp_path / "whole")
     export(closed, to, tmp_path / "streamed", max_shard_size="100KB")
     assert closed.block_openings == list(range(BLOCKS))

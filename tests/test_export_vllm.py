@@ -118,7 +118,7 @@ def test_closed_blocks_are_read_one_by_one(shards: str, tmp_path: Path) -> None:
     for model in (closed, plain):
         for edit in layouts(tiny("llama"))["everything"]:
             apply(model, edit)
-    closed.openings.clear()
+    closed.fetched.clear()
     written(closed, tmp_path / "closed", shards)
     written(plain, tmp_path / "plain", shards)
     assert closed.block_openings == closed.numbers

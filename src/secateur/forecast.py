@@ -17,6 +17,7 @@ from secateur.methods import methods
 from secateur.model.budget import Budget
 from secateur.model.configuration import PER_BLOCK_LISTS
 from secateur.model.handle import Model, with_random_weights
+from secateur.model.layout import Layout
 from secateur.model.load import Source, check_device
 from secateur.model.modeling_secateur import plain_config, shapes_from
 from secateur.pruning import Plan, Request, plan
@@ -75,7 +76,9 @@ class Forecast:
         parameters: `before` and `after`; sparsity: asked, got and why.
         bos: whether each window of the calibration will begin with the begin-of-sequence token.
         goal: what the sparsity was searched for, where none was asked for.
-        peak_memory_bytes: weights, hidden states, statistics and results, beyond Python and torch.
+        peak_memory_bytes: weights, hidden states, statistics and results, beyond Python and torch; of a streamed model
+            the weights that are open at once. States beyond the engine's budget lie in a file there.
+        streamed: whether the weights will stay in their files.
     """
 
     model: str
@@ -91,6 +94,7 @@ class Forecast:
     length: int
     bos: bool
     goal: MetGoal | None
+    streamed: bool
 
 
 def forecast(request: Request, source: Source) -> Forecast:
@@ -110,13 +114,21 @@ def forecast(request: Request, source: Source) -> Forecast:
         method=planned.method.name,
         parameters={"before": before.parameters, "after": after.parameters},
         sparsity=planned.sparsity,
-        peak_memory_bytes=int(before.parameters * item + planned.held_bytes),
+        peak_memory_bytes=int(held_parameters(before, hollow.is_streamed) * item + planned.held_bytes),
+        streamed=hollow.is_streamed,
         disk_bytes=after.parameters * item,
         seconds=speed.seconds(planned.meter.block_tokens, planned.meter.head_tokens),
         goal=planned.goal,
         bos=ready(request.calibration) is None and wants_bos(hollow.family, request.bos),
         **vars(Forwards.of(planned, hollow.head_cost)),
     )
+
+
+def held_parameters(layout: Layout, streamed: bool) -> int:
+    """Those in memory at once: all; or the ends, a block, the one that is read ahead and what an edit puts in place of
+    a block's."""
+    largest = sorted((block.parameters for block in layout.blocks.values()), reverse=True)[:1]
+    return layout.ends.parameters + 3 * sum(largest) if streamed else layout.parameters
 
 
 def forwards_by_method(source: Source, sparsity: float, of: Any = "blocks") -> dict[str, Forwards | str]:

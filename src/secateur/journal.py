@@ -3,6 +3,7 @@
     run.json            whose the folder is: the parts of the job's identity
     journal.jsonl       a line per costly step: its key, its result, what it took; each with a checksum, fsynced
     tensors/SHA256.safetensors   the tensors of a step's result, named by the sha256 of the file
+    blocks/             what a streamed model has edited; nothing that a later process reads
 
 A line counts when it is whole and its tensors are what it says. The journal counts up to its first line that does not:
 what a kill tore, or a disk flipped, is computed again together with all that came after it.
@@ -34,7 +35,8 @@ from secateur.version import __version__
 Identity = Mapping[str, Any]  # the parts of a job's identity by name, in their order: JSON
 
 _JOB, _JOURNAL, _TENSORS, _LOCK = "run.json", "journal.jsonl", "tensors", "lock"
-_OURS = {_JOB, _JOURNAL, _TENSORS, _LOCK, "blocks"}
+_BLOCKS = "blocks"
+_OURS = {_JOB, _JOURNAL, _TENSORS, _LOCK, _BLOCKS}
 _DIGITS = 16  # of a line's checksum
 _KEPT = "kept/"  # how the keys begin of what is replaced from time to time
 _STEP_AT = len('{"check": "') + _DIGITS + len('", "step": ')
@@ -87,6 +89,19 @@ def claimed_run(folder: Path, identity: Identity, *, overwrite: bool = False) ->
         yield
 
 
+@contextmanager
+def scratch_in(folder: Path) -> Iterator[Path]:
+    """Where, in a run folder, a streamed model may put what it need not find again; what a killed one left goes."""
+    blocks = folder / _BLOCKS
+    shutil.rmtree(blocks, ignore_errors=True)
+    try:
+        yield blocks
+    finally:
+        shutil.rmtree(blocks, ignore_errors=True)
+        with suppress(OSError):  # it is not there, or holds a run
+            folder.rmdir()
+
+
 def forget(folder: Path) -> None:
     """Remove a run folder, if it is one and no process is in it."""
     if (folder / _JOB).is_file():
@@ -128,9 +143,11 @@ def _others_in(folder: Path) -> bool:
 
 def _clear(folder: Path) -> None:
     for path in folder.iterdir():
+        if path.name in (_LOCK, _BLOCKS):  # this process's own
+            continue
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.name != _LOCK:
+        else:
             path.unlink()
 
 

@@ -230,6 +230,7 @@ def _bytes_of(goal: Goal, model: Model) -> Callable[[Plan], float]:
 
 def _speed_of(goal: Goal, model: Model, device: str | None) -> Callable[[Plan], float]:
     """Of models of random weights beside the dense one, which has random weights too where it is not loaded."""
+    model.require_whole("timing it")
     hollow = model.device.type == "meta"
     dense = with_random_weights(model.hf.config, model.dtype, device or "cpu") if hollow else model
 

@@ -14,10 +14,10 @@ from typing import Any
 from msgspec import convert, to_builtins
 
 from secateur.engine.tokens import Tokens, ready
-from secateur.errors import Interrupted, InvalidOptionError, JournalError, OutputError, SecateurError
+from secateur.errors import Interrupted, InvalidOptionError, OutputError, SecateurError, WorkersError
 from secateur.folders import claimed, require_space
 from secateur.goals import Goal, Tried
-from secateur.journal import Journal, Journaled, claimed_run, fingerprint, forget, run_folder
+from secateur.journal import Journal, Journaled, claimed_run, fingerprint, forget, run_folder, scratch_in
 from secateur.judge.judging import Judge, Judging
 from secateur.judge.perplexity import before_and_after, perplexity, ratio
 from secateur.judge.results import Perplexity
@@ -133,7 +133,10 @@ def _prune_to(
     arguments: Mapping[str, Any] | None,
     workers: Workers | None,
 ) -> Outcome:
-    with claimed(output.folder), spreading(workers, source) as spread:
+    run_in = run_folder(output.folder)
+    with claimed(output.folder), scratch_in(run_in) as scratch, spreading(workers, source) as spread:
+        if isinstance(source, Source) and source.scratch is None:
+            source = replace(source, scratch=scratch)
         request = _found_before(request, output)
         hollow = source.hollow(tokenizer=True)
         planned, tokens, held_out = _specified(request, hollow, source)
@@ -144,7 +147,7 @@ def _prune_to(
             return Outcome(record, was_there=True)
         after = planned.before if held_out else planned.after  # a loss may leave nearly all
         require_space(output.folder, after.parameters * job.model.dtype.itemsize)
-        with _on_disk(job, output, observer or Silent()) as store:
+        with _on_disk(job, run_in, output, observer or Silent()) as store:
             sweeper = spread(job.model_fingerprint)
             run = SharingRun(request.seed, store, observer=observer, keep_states=output.keep_states, sweeper=sweeper)
             pruned = _run_for_goal(job, source, held_out, run=run, measure_on=texts, arguments=arguments)
@@ -153,16 +156,16 @@ def _prune_to(
 
 
 @contextmanager
-def _on_disk(job: Job, output: Output, observer: Observer) -> Iterator[Journaled]:
+def _on_disk(job: Job, folder: Path, output: Output, observer: Observer) -> Iterator[Journaled]:
     """The store of a job's run in the folder beside the output's, which goes when the output is there.
 
-    A run that fails by what it was asked would fail again: of it nothing is kept.
+    Nothing is kept of a run that would fail again.
 
     Raises:
         JournalError, OutputBusyError, OutputError: see `claimed_run`.
         Interrupted: by the user; says how it goes on.
     """
-    folder = run_folder(output.folder)
+    journal, over = None, False
     try:
         with claimed_run(folder, job.run_identity, overwrite=output.overwrite):
             journal = Journal(folder)
@@ -170,17 +173,19 @@ def _on_disk(job: Job, output: Output, observer: Observer) -> Iterator[Journaled
                 observer.note(f"going on from {folder}: {journal.standing}")
             try:
                 yield Journaled(journal)
+                over = not output.keep_run
             except KeyboardInterrupt as interrupt:
                 raise Interrupted(
-                    f"interrupted; {journal.standing} in {folder}, and the same command goes on"
+                    f"interrupted; {journal.standing} in {folder}, and the same command goes on from there"
                 ) from interrupt
-    except (JournalError, OutputError, Interrupted):
-        raise
-    except SecateurError:
-        forget(folder)
-        raise
-    if not output.keep_run:
-        forget(folder)
+            except (OutputError, WorkersError):  # which need not come again
+                raise
+            except SecateurError:
+                over = True
+                raise
+    finally:
+        if over or (journal is not None and not journal.entries):
+            forget(folder)
 
 
 def _found_before(request: Request, output: Output) -> Request:

@@ -28,9 +28,11 @@ def with_drawn(model: Model, tokens: Tokens, run: Run, rounds: int) -> Tokens:
 
     Raises:
         InvalidOptionError: windows not longer than the prompt.
+        UnsupportedModelError: the model is streamed.
     """
     if not rounds:
         return tokens
+    model.require_whole("drawing text (refine's; it can train on the calibration's: --refine-text calibration)")
     if tokens.length <= PROMPT:
         raise InvalidOptionError(f"text is drawn behind {PROMPT} tokens; windows of {tokens.length} have no more")
     drawn = [_round(model, tokens, run, number) for number in range(rounds)]

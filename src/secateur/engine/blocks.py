@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.engine.spill import Room
 from secateur.model.handle import Model
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # positional and by keyword
@@ -89,14 +90,15 @@ class BlockInputs:
         self._arguments.setdefault((ids.shape[0], ids.shape[1]), arguments)
         return hidden
 
-    def embed_windows(self, ids: Tensor, batch_size: int) -> Tensor:
+    def embed_windows(self, ids: Tensor, batch_size: int, room: Room | None = None) -> Tensor:
         """As `embed`, some windows at a time, so that masks and the like stay small; never two copies of the result."""
+        room = room or Room()
         hidden: Tensor | None = None
         with self._model.open_ends():
             for start in range(0, len(ids), batch_size):
                 some = self.embed(ids[start : start + batch_size])
                 if hidden is None:
-                    hidden = some if len(some) == len(ids) else some.new_empty(len(ids), *some.shape[1:])
+                    hidden = room.keep(some) if len(some) == len(ids) else room.empty(some, (len(ids), *some.shape[1:]))
                 hidden[start : start + batch_size] = some
         assert hidden is not None  # narrows the type; there is at least one window
         return hidden

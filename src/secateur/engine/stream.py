@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from secateur.engine.blocks import BlockInputs, Done, activation_bytes, run_block
 from secateur.engine.moments import CrossMoment, SecondMoment, matmul_precision
+from secateur.engine.spill import room_for
 from secateur.engine.tokens import Tokens
 from secateur.errors import NumericalError
 from secateur.model.handle import Model
@@ -31,6 +32,7 @@ Target = Literal["original", "dense", "stream"]
 Look = Callable[[Tensor, Tensor], None]
 Weigh = Callable[[Tensor, Tensor], Tensor]  # states and weights -> weights
 
+STATE_BYTES = 2**30  # hidden states in memory; of streamed models the rest is in files
 _SHOWN = 4  # tokens of made-up states that a rehearsal shows
 OUT: dict[Hidden, Out] = {"attention_hidden": "attention_out", "mlp_hidden": "mlp_out"}
 
@@ -69,6 +71,8 @@ class Stream:
         self.ids, self.weights = tokens.ids.split(batch_size), tokens.weights.split(batch_size)
         self.reference: Reference | None = None
         self.name: str | None = None
+        states_bytes = tokens.ids.numel() * model.hidden_size * model.dtype.itemsize
+        self.room = room_for(model, states_bytes, STATE_BYTES)
         self.hidden: list[Tensor] = []  # per batch (samples, length, stream), entering the first of `ahead`
         self.started = False
         self._blocks = list(model.numbers)
@@ -115,7 +119,8 @@ class Stream:
     def through(self, block: Block, taps: dict[str, Look], *, keep: bool) -> None:
         """Run the block on all states, show the taps, and keep the outputs in their place if asked."""
         run = keep or taps.keys() != {"block_in"}
-        for place, x in enumerate(self.hidden):
+        for place, held in enumerate(self.hidden):
+            x = held if self.room.device is None else held.to(self.room.device)
             w = self.weights[place].to(x.device)
             if "block_in" in taps:
                 taps["block_in"](x, w)
@@ -132,7 +137,7 @@ class Stream:
                 taps["block_out"](output, w.to(output.device))
             if keep:
                 assert output is not None  # narrows the type
-                self.hidden[place] = output
+                self.hidden[place] = self.room.keep(output)
         if run:
             self.count(self.tokens.ids.numel())
 
@@ -190,7 +195,7 @@ class Stream:
 
     def _start(self) -> None:
         with self.model.open_ends():
-            self.hidden = [self.inputs.embed(ids) for ids in self.ids]
+            self.hidden = [self.room.keep(self.inputs.embed(ids)) for ids in self.ids]
 
     def _wait(self) -> None:
         ahead = [number for number in self.ahead if number in self.model.numbers]
@@ -203,7 +208,7 @@ class Stream:
             if site == self._site:
                 self._site = then
                 if basis is not None:
-                    self.hidden, mapped = [_rebased(x, basis) for x in self.hidden], True
+                    self.hidden, mapped = [self.room.keep(_rebased(x, basis)) for x in self.hidden], True
         self._seen = len(self.model.rebases)
         if mapped:
             self._keep()
@@ -224,7 +229,7 @@ class Stream:
         first, edits, site, seen = kept["place"]
         if edits > self.model.edits_applied or first not in self.ahead or first > number:
             return False
-        self.hidden, self._site, self._seen = kept["states"], site, seen
+        self.hidden, self._site, self._seen = [self.room.keep(x) for x in kept["states"]], site, seen
         passed = self.ahead.index(first)
         self.ahead = self.ahead[passed:]
         self.count(passed * self.tokens.ids.numel())  # that was run before

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from secateur.engine.blocks import BlockInputs, activation_bytes, run_block
 from secateur.engine.loss import Metric, NegativeLogLikelihood, logit_bytes, sample_losses
+from secateur.engine.spill import Room, room_for
 from secateur.engine.tokens import Tokens
 from secateur.model.handle import Model
 from secateur.model.layout import BlockLayout
@@ -135,7 +136,8 @@ def sample_sweep(
         metric: negative log-likelihood if None.
         versions: the edits that make the versions, by part.
         memory_bytes: what the hidden states and activations may take, half each. Samples, then variants, that do not
-            fit together are run in groups, at least one sample and two variants at a time.
+            fit together are run in groups, at least one sample and two variants at a time; of a streamed model, which
+            each group would read again, all together, with states in files.
 
     Returns:
         (variants, samples) float64, in nats. A variant whose activations overflow has NaN or Inf.
@@ -146,8 +148,11 @@ def sample_sweep(
     run.meter.asked_tokens += len(variants) * tokens.ids.numel() * len(model.numbers)
     unique = sorted(set(variants), key=sorted)  # neighbours share prefixes
     row_bytes = _row_bytes(model, tokens.length)
+    room = room_for(model, row_bytes * len(unique) * tokens.samples, memory_bytes / 2)
     samples_at_once = max(1, memory_bytes // (2 * row_bytes * len(unique)))
     variants_at_once = max(2, memory_bytes // (2 * row_bytes))
+    if model.is_streamed:
+        samples_at_once, variants_at_once = tokens.samples, len(unique)
     sums: dict[Variant, Tensor] = {v: torch.zeros(tokens.samples, dtype=torch.float64) for v in unique}
     groups = [unique[i : i + variants_at_once] for i in range(0, len(unique), variants_at_once)]
     if isinstance(run, Rehearsal):
@@ -157,7 +162,9 @@ def sample_sweep(
         for start in range(0, tokens.samples, samples_at_once):
             ids = tokens.ids[start : start + samples_at_once]
             for group in groups:
-                finals = propagate(model, ids, group, run=run, rows_at_once=rows_at_once, versions=versions, done=done)
+                finals = propagate(
+                    model, ids, group, run=run, rows_at_once=rows_at_once, versions=versions, done=done, room=room
+                )
                 for place in range(len(ids)):
                     hidden = [finals[variant][place] for variant in group]
                     losses = sample_losses(model, hidden, tokens, start + place, metric, run)
@@ -188,13 +195,14 @@ def propagate(
     rows_at_once: int,
     versions: Versions | None = None,
     done: Advance = lambda amount: None,
+    room: Room | None = None,
 ) -> dict[Variant, Tensor]:
     """Hidden states after the last block for each variant: ids (samples, length) -> (samples, length, hidden)."""
-    inputs = BlockInputs(model)
-    states = {DENSE: inputs.embed_windows(ids, 1)}  # by the parts muted so far
+    inputs, room = BlockInputs(model), room or Room()
+    states = {DENSE: inputs.embed_windows(ids, 1, room)}  # by the parts muted so far
     for number in list(model.numbers):
         with model.open(number) as block:
-            states = _through(block, inputs, states, variants, versions, run, rows_at_once, done)
+            states = _through(block, inputs, states, variants, versions, run, rows_at_once, done, room)
     return {variant: states[_upto(variant, model.numbers[-1])] for variant in variants}
 
 
@@ -207,6 +215,7 @@ def _through(
     run: Run,
     rows_at_once: int,
     done: Advance,
+    room: Room,
 ) -> dict[Variant, Tensor]:
     """One block for all variants: each distinct prefix once for each distinct thing muted here.
 
@@ -223,8 +232,8 @@ def _through(
         uses.subtract(reached - action for reached in reached_here)
         last = [not uses[reached - action] for reached in reached_here]
         if not _runs(action, block.shape):
-            kept = [state if mine else state.clone() for state, mine in zip(before, last, strict=True)]
-            after.update(zip(reached_here, kept, strict=True))
+            for reached, entered, mine in zip(reached_here, before, last, strict=True):
+                after[reached] = entered if mine else room.empty(entered, entered.shape).copy_(entered)
             continue
         samples, length = before[0].shape[:2]
         outputs: list[Tensor] = []
@@ -233,15 +242,14 @@ def _through(
             for start in range(0, len(rows), rows_at_once):
                 batch = rows[start : start + rows_at_once]
                 # a state that passed a dropped block may still lie on another device
-                taken = [before[state][sample, None].to(before[0].device) for state, sample in batch]
+                where = room.device or before[0].device
+                taken = [before[state][sample, None].to(where) for state, sample in batch]
                 hidden = taken[0] if len(taken) == 1 else torch.cat(taken)  # (rows, length, hidden)
                 output = run_block(block.module, hidden, inputs.arguments(block.number, len(batch), length))
                 if not outputs:  # in the place of states that nobody needs any more, unless width or device change
                     width = output.shape[-1]
                     outputs = [
-                        state
-                        if mine and state.shape[-1] == width and state.device == output.device
-                        else output.new_empty(samples, length, width)
+                        state if mine and room.takes(state, output) else room.empty(output, (samples, length, width))
                         for state, mine in zip(before, last, strict=True)
                     ]
                 for (state, sample), row in zip(batch, output, strict=True):

@@ -5,7 +5,6 @@ The files are those that `save_pretrained` writes, to the byte; but it takes all
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
@@ -19,9 +18,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
-from secateur.assets.cache import sha256_of
-from secateur.model.handle import tensor_bytes
-from secateur.model.stored import DTYPES
+from secateur.model.stored import TensorFile
 from secateur.quantities import bytes_of
 
 
@@ -88,7 +85,7 @@ def write_tensors(
         (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(text, encoding="utf-8")
     with ExitStack() as stack:
         files = {
-            file: stack.enter_context(closing(_File(folder / file, {name: hollow[name] for name in inside})))
+            file: stack.enter_context(closing(TensorFile(folder / file, {name: hollow[name] for name in inside})))
             for file, inside in split.filename_to_tensors.items()
         }
         for part, some in groupby(sorted(hollow), key=part_of.__getitem__):  # the order that each file has
@@ -118,46 +115,3 @@ class Names:
         saved = {name: tensor.to("meta") if hollow else tensor for name, tensor in state.items() if name in self._saved}
         written: dict[str, Tensor] = revert_weight_conversion(self._hf, saved)
         return written
-
-
-class _File:
-    """A safetensors file that is being written: a header that says where each tensor lies, then their bytes.
-
-    Args:
-        tensors: what it will hold, on `meta`.
-    """
-
-    def __init__(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
-        self._path, self._file = path, path.open("wb")
-        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-        self._start: dict[str, int] = {}
-        end, order = 0, list(DTYPES)
-        for name, tensor in sorted(tensors.items(), key=lambda item: (order.index(item[1].dtype), item[0])):
-            self._start[name], end = end, end + tensor.nbytes
-            offsets = [self._start[name], end]
-            header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        text += b" " * (-len(text) % 8)
-        self._data = 8 + len(text)
-        self._digest = hashlib.sha256()
-        self._digested = 0  # bytes from the file's beginning
-        self._write(0, len(text).to_bytes(8, "little") + text)
-
-    def put(self, name: str, tensor: Tensor) -> None:
-        """Write a tensor's bytes to where they belong."""
-        self._write(self._data + self._start[name], tensor_bytes(tensor))
-
-    def sha256(self) -> str:
-        """Of the whole file: taken while it was written, or else, if that was not from front to back, by reading it."""
-        whole = self._digested == self._path.stat().st_size
-        return self._digest.hexdigest() if whole else sha256_of(self._path)
-
-    def _write(self, at: int, content: bytes | memoryview) -> None:
-        self._file.seek(at)
-        self._file.write(content)
-        if at == self._digested:
-            self._digest.update(content)
-            self._digested += len(content)
-
-    def close(self) -> None:
-        self._file.close()

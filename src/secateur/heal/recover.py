@@ -222,6 +222,9 @@ def prepare_recovery(request: Request, model: Model, teacher: Model | None = Non
     """Check and read everything that a recovery of `model` will need. Errors are those of `recover`."""
     settings = request.settings
     require_extra(settings)
+    for each in (model, teacher):
+        if each is not None:
+            each.require_whole("recovery")
     _check_model(model, settings)
     if teacher is not None:
         Distillation(model, teacher)  # do they fit?

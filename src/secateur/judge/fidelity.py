@@ -10,10 +10,9 @@ from torch.nn import functional as F
 
 from secateur.engine.blocks import head_logits
 from secateur.engine.loss import LOGIT_BYTES, NegativeLogLikelihood, kl_divergence
-from secateur.engine.sweep import DENSE, propagate
 from secateur.engine.tokens import Tokens
 from secateur.errors import NumericalError
-from secateur.judge.perplexity import window_groups
+from secateur.judge.perplexity import window_groups, window_states
 from secateur.judge.results import Fidelity
 from secateur.model.handle import Model, require_same_vocabulary
 from secateur.run import Run
@@ -43,10 +42,7 @@ def fidelity(
     with run.progress(label, blocks * tokens.samples) as done, model.open_ends(), dense.open_ends():
         done(blocks * (tokens.samples - len(counted)))
         for group in window_groups(counted, tokens.length, model, dense):
-            ours, theirs = (
-                propagate(each, tokens.ids[group], [DENSE], run=run, rows_at_once=1, done=done)[DENSE]
-                for each in (model, dense)
-            )
+            ours, theirs = (window_states(each, tokens.ids[group], run, done) for each in (model, dense))
             for place, sample in enumerate(group):
                 states = (ours[place], theirs[place])
                 sums[sample] = _window(model, dense, states, tokens.ids[sample], tokens.weights[sample, 1:], run)

@@ -86,6 +86,7 @@ def generate(model: Model, prompt: str, decoding: Decoding = GREEDY, *, bos: Bos
         DataError: the model has no tokenizer, or another model's; the prompt is empty, or too long for the decoding's
             limit or the model's positions.
     """
+    model.require_whole("continuing a prompt")
     ids, room = check_prompt(model, prompt, decoding, bos=bos)
     ids, tokenizer = ids.to(model.device), model.tokenizer
     assert tokenizer is not None  # narrows the type; `check_prompt` refused

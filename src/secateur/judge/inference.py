@@ -53,6 +53,8 @@ def inference(
         InvalidOptionError: a number below one; more new tokens than a model's positions.
     """
     at_least_one(rounds=rounds, batch_size=batch_size)
+    for model in models.values():
+        model.require_whole("timing it")
     run = run or Run()
     prompt_length = min(longest_prompt(model, new_tokens, prompt_length) for model in models.values())
     vocabulary = min(model.vocab_size for model in models.values())

@@ -82,9 +82,12 @@ class Judging:
 
         Raises:
             InvalidOptionError: more new tokens than the model has positions.
+            UnsupportedModelError: tasks, prompts or times of a model that is streamed.
             DataError: tasks or prompts for a model without a tokenizer that fits; an empty prompt, or one too long for
                 a decoding's limit or the model's positions.
         """
+        if self.tasks or self.inference or self.prompts:
+            model.require_whole("judging by tasks, time or text")
         if self.tasks:
             check_tokenizer(model, self.bos)
         if self.inference:

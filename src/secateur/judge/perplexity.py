@@ -7,15 +7,17 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from msgspec import UNSET, convert, structs, to_builtins
+from torch import Tensor
 
 from secateur.engine.loss import NegativeLogLikelihood, sample_losses
+from secateur.engine.spill import room_for
 from secateur.engine.sweep import DENSE, propagate
 from secateur.engine.tokens import Tokens
 from secateur.errors import InvalidOptionError, NumericalError
 from secateur.judge.results import Perplexity
 from secateur.model.handle import Model
 from secateur.record import MeasuredPerplexity, public_name
-from secateur.run import Run
+from secateur.run import Advance, Run
 
 STATE_BYTES = 2**30  # hidden states held at once
 
@@ -38,7 +40,7 @@ def perplexity(model: Model, tokens: Tokens, *, run: Run | None = None, label: s
     run.meter.asked_tokens += tokens.ids.numel() * len(model.numbers)
     with run.progress(label, tokens.samples * len(model.numbers)) as done, model.open_ends():
         for group in window_groups(range(tokens.samples), tokens.length, model):
-            states = propagate(model, tokens.ids[group], [DENSE], run=run, rows_at_once=1, done=done)[DENSE]
+            states = window_states(model, tokens.ids[group], run, done)
             for sample, hidden in zip(group, states, strict=True):
                 sums[sample] = sample_losses(model, [hidden], tokens, sample, metric, run)[0]
     counts = tokens.weights[:, 1:].double().sum(dim=1)
@@ -70,12 +72,22 @@ def recalled_perplexity(model: Model, tokens: Tokens, run: Run, when: str) -> Pe
 def window_groups(samples: Sequence[int], length: int, *models: Model) -> Iterator[list[int]]:
     """The windows in groups whose hidden states in all the models `STATE_BYTES` holds, of one window at least.
 
-    Each block is read once per group, and a window's figures do not depend on who is in its group.
+    Each block is read once per group, so those of streamed models are all together, with states in files. A window's
+    figures do not depend on who is in its group.
     """
+    if samples and any(model.is_streamed for model in models):
+        yield list(samples)
+        return
     window_bytes = sum(length * model.hidden_size * model.dtype.itemsize for model in models)
     size = max(1, STATE_BYTES // window_bytes)
     for start in range(0, len(samples), size):
         yield list(samples[start : start + size])
+
+
+def window_states(model: Model, ids: Tensor, run: Run, done: Advance) -> Tensor:
+    """Hidden states after the last block, one window at a time: ids (samples, length) -> (samples, length, hidden)."""
+    room = room_for(model, ids.numel() * model.hidden_size * model.dtype.itemsize, STATE_BYTES)
+    return propagate(model, ids, [DENSE], run=run, rows_at_once=1, done=done, room=room)[DENSE]
 
 
 def ratio(dense: Perplexity, other: Perplexity) -> float:

@@ -132,6 +132,7 @@ def judge_tasks(
     if batch_size < 1:
         raise InvalidOptionError(f"a batch has at least 1 sequence; not {batch_size}")
     check_tokenizer(model, bos)
+    model.require_whole("judging by tasks")
     run = run or Run()
     return {line.name: _judge(model, line, batch_size, bos, run) for line in plan}
 

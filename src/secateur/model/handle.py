@@ -6,6 +6,7 @@ import copy
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from secateur.model.refusals import ARCHITECTURE, not_a_model, refuse
 from secateur.model.views import Block
 from secateur.record import Facts, Record
 
+WHOLE = "load it whole (--no-stream, `stream=False`)"
 HISTORY = "_secateur_history"  # attribute of a transformers model: where it came from and what it went through
 
 
@@ -153,8 +155,18 @@ class Model:
         """Have the weights of embedding, final norm and head present until the context ends; `write` as in `open`."""
         yield
 
+    @property
+    def scratch(self) -> Path | None:
+        """A streamed model's folder of temporary files, which goes with it."""
+        return None
+
     def require_whole(self, what: str) -> None:
-        """Raise UnsupportedModelError where not all weights can be in memory at once, as `what` needs them."""
+        """
+        Raises:
+            UnsupportedModelError: `what` needs all weights in memory at once, and they stay in files.
+        """
+        if self.is_streamed:
+            raise UnsupportedModelError(f"{what} needs the whole model in memory, and this one is streamed; {WHOLE}")
 
     def state(self, number: int | None = None) -> dict[str, Tensor]:
         """What an open block holds, or (None) the open ends: tensors by their names in the model's `state_dict`."""

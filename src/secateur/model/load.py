@@ -344,11 +344,6 @@ class Source:
     def load(self) -> Model:
         return load(**{field.name: getattr(self, field.name) for field in fields(self)})
 
-    def require_whole(self, what: str) -> None:
-        """Refuse early what needs all weights in memory, where they are asked to be streamed."""
-        if self.stream:
-            raise InvalidOptionError(f"{what} needs the whole model in memory: do without --stream (`stream`)")
-
     def hollow(self, *, tokenizer: bool = False) -> Model:
         """The model without weights (on `meta`), from its configuration alone; its source has its `model_type`, the
         `location` (folder or hub id) that the name stands for, and its `revision` there.

@@ -1,7 +1,8 @@
-"""Tensors that lie in safetensors files: what the headers say, and reading them one by one."""
+"""Tensors in safetensors files: what the headers say, and reading and writing them one by one."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ import torch
 from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from secateur.assets.cache import sha256_of
 from secateur.errors import CheckpointError
 from secateur.model.described import Description
+from secateur.model.handle import tensor_bytes
 
 # The format's names of dtypes, in the order in which tensors lie in a file: the widest first, so that all are aligned.
 DTYPES = {
@@ -70,11 +73,8 @@ class Stored:
         return part.view(self.dtype).view(self.shape)
 
 
-def stored_in(file: Path, addresses: Mapping[str, int] | None = None) -> dict[str, Stored]:
+def stored_in(file: Path) -> dict[str, Stored]:
     """The tensors of a safetensors file by name; their values are not read.
-
-    Args:
-        addresses: see `Stored`; where they lie in the file if None.
 
     Raises:
         CheckpointError: it is no whole safetensors file.
@@ -94,9 +94,7 @@ def stored_in(file: Path, addresses: Mapping[str, int] | None = None) -> dict[st
         if (dtype := _BY_NAME.get(entry["dtype"])) is None:
             raise CheckpointError(f"{file}: {name} is of {entry['dtype']}; weights are of F32, BF16 or F16")
         start = 8 + size + entry["data_offsets"][0]
-        address = (start if addresses is None else addresses[name]) % _LINE
-        if address % dtype.itemsize:  # not aligned at all: nobody computes with it there
-            address = 0
+        address = 0 if start % dtype.itemsize else start % _LINE  # nobody computes with what is not aligned at all
         stored[name] = Stored(file, start, dtype, tuple(entry["shape"]), address)
     return stored
 
@@ -123,3 +121,52 @@ def weight_files(about: Description) -> list[Path]:
             raise CheckpointError(f"{about.name} has no {name}, which {SAFE_WEIGHTS_INDEX_NAME} lists")
         files.append(path)
     return files
+
+
+class TensorFile:
+    """A safetensors file that is being written: a header that says where each tensor lies, then their bytes.
+
+    Args:
+        tensors: what it will hold; their shapes count.
+        digested: its sha256 will be asked for.
+    """
+
+    def __init__(self, path: Path, tensors: Mapping[str, Tensor], *, digested: bool = True) -> None:
+        self._path, self._file = path, path.open("wb")
+        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        self._start: dict[str, int] = {}
+        end, order = 0, list(DTYPES)
+        for name, tensor in sorted(tensors.items(), key=lambda item: (order.index(item[1].dtype), item[0])):
+            self._start[name], end = end, end + tensor.nbytes
+            offsets = [self._start[name], end]
+            header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)
+        self._data = 8 + len(text)
+        self._digest = hashlib.sha256()
+        self._digested = 0 if digested else -1  # bytes from the file's beginning
+        self._write(0, len(text).to_bytes(8, "little") + text)
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        """Write a tensor's bytes to where they belong."""
+        self._write(self._data + self._start[name], tensor_bytes(tensor))
+
+    def stored(self, name: str, tensor: Tensor) -> Stored:
+        """The tensor, once it was put, as one that lies where it lies now in memory."""
+        address = tensor.data_ptr() % _LINE
+        return Stored(self._path, self._data + self._start[name], tensor.dtype, tuple(tensor.shape), address)
+
+    def sha256(self) -> str:
+        """Of the whole file: taken while it was written, or else, if that was not from front to back, by reading it."""
+        whole = self._digested == self._path.stat().st_size
+        return self._digest.hexdigest() if whole else sha256_of(self._path)
+
+    def _write(self, at: int, content: bytes | memoryview) -> None:
+        self._file.seek(at)
+        self._file.write(content)
+        if at == self._digested:
+            self._digest.update(content)
+            self._digested += len(content)
+
+    def close(self) -> None:
+        self._file.close()

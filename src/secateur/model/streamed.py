@@ -10,28 +10,24 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, build_glob_alternation, rename_source_key
 
 from secateur.errors import CheckpointError, InvalidEditError, OutputError, UnsupportedModelError
-from secateur.folders import disk_full_as_oserror
 from secateur.hf import quiet_transformers
 from secateur.model.described import Description
-from secateur.model.handle import Model
-from secateur.model.stored import Stored, stored_in, weight_files
+from secateur.model.handle import WHOLE, Model
+from secateur.model.stored import Stored, TensorFile, stored_in, weight_files
 from secateur.model.views import Block
 from secateur.record import Facts
-
-WHOLE = "load it whole (--no-stream)"
 
 
 @dataclass(frozen=True)
@@ -108,15 +104,16 @@ class _Shelf:
         file = self.folder / f"{next(self._numbers):06d}.safetensors"
         partial = file.with_suffix(".partial")
         try:
-            with disk_full_as_oserror():
-                save_file(here, partial)
-                partial.replace(file)
+            with closing(TensorFile(partial, here, digested=False)) as written:
+                for name, tensor in here.items():
+                    written.put(name, tensor)
+            partial.replace(file)
         except OSError as error:
             raise OutputError(
                 f"edited blocks cannot be kept in {self.folder.parent}: {error.strerror or error}; choose a folder on "
                 "a disk with room for the smaller model (TMPDIR), or load the model whole"
             ) from error
-        found = stored_in(file, {name: tensor.data_ptr() for name, tensor in here.items()})
+        found = {name: replace(written.stored(name, tensor), file=file) for name, tensor in here.items()}
         return {name: _Home(stored, stored.dtype) for name, stored in found.items()}
 
     def _read(self, homes: Sequence[_Home]) -> list[Tensor]:
@@ -176,6 +173,10 @@ class StreamedModel(Model):
         return self._device
 
     @property
+    def scratch(self) -> Path:
+        return self._shelf.folder
+
+    @property
     def bytes_read(self) -> int:
         """Of files, so far."""
         return self._shelf.bytes_read
@@ -190,11 +191,6 @@ class StreamedModel(Model):
     def open_ends(self, *, write: bool = False) -> Iterator[None]:
         with self._present(None, write):
             yield
-
-    def require_whole(self, what: str) -> None:
-        raise UnsupportedModelError(
-            f"{what} needs the whole model in memory, and this one is streamed from its files; {WHOLE}"
-        )
 
     def edited(self) -> None:
         kept = [self._homes[number] for number in self.numbers]

@@ -636,7 +636,9 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(train: str, data: Path, tmp_
             recover(model, data, checkpoints=folder, run=Run(observer=Impatient(share)), **settings)
         assert model.fingerprint() == before
         (kept,) = folder.glob("checkpoint-*")
-        assert {path.name for path in kept.iterdir()} == {"training.safetensors", "trainer_state.json"}
+        assert {path.name for path in kept.iterdir()} == {
+            "training.safetensors", "trainer_state.json", "SHA256SUMS",
+        }  # fmt: skip
     step = int(kept.name.removeprefix("checkpoint-"))
     assert 5 < step < 10
     result = recover(model, data, checkpoints=folder, **settings)

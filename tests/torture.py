@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from models import tiny_hf, tiny_tokenizer
@@ -39,6 +39,7 @@ from oracles import write_texts
 
 import secateur
 from secateur import Output, Request, Source, load, prune_to
+from secateur.errors import OutputBusyError
 from secateur.folders import write_file
 from secateur.grid import Comparison, Grid, Judging, compare
 from secateur.heal.recover import Request as Recovering
@@ -64,9 +65,11 @@ class Job(Protocol):
 
     Attributes:
         name: of the method, with what is special.
+        shows: what looks like a finished folder, seen from the one that OUT lies in.
     """
 
     name: str
+    shows: ClassVar[str]
 
     def work(self, inputs: Path, out: Path) -> None:
         """The call itself; in a child."""
@@ -76,9 +79,6 @@ class Job(Protocol):
 
     def outcome(self, out: Path) -> Any:
         """What two runs must have in common: JSON."""
-
-    def finished(self, out: Path) -> list[Path]:
-        """Folders that look finished by now, checkpoints or cells."""
 
     def resumed(self, out: Path) -> Resumed:
         """To be asked while nothing runs: tells later what a resumed run computed again."""
@@ -93,6 +93,7 @@ class Resumed(Protocol):
 
 @dataclass(frozen=True)
 class Pruning:
+    shows: ClassVar[str] = "out"
     name: str
     method: str
     sparsity: float = 0.5
@@ -116,15 +117,13 @@ class Pruning:
         edits = read_record(out).edits
         return {"weights": _sums(out), "edits": json.loads(json.dumps(edits, default=asdict))}
 
-    def finished(self, out: Path) -> list[Path]:
-        return [out] if out.exists() else []
-
     def resumed(self, out: Path) -> Journals:
         return Journals([run_folder(out) / "journal.jsonl"])
 
 
 @dataclass(frozen=True)
 class Comparing:
+    shows: ClassVar[str] = "out/cells/*"
     name: str = "compare"
 
     def work(self, inputs: Path, out: Path) -> None:
@@ -147,15 +146,13 @@ class Comparing:
         assert not any(path.name.startswith(".") for path in out.rglob("*")), list(out.rglob(".*"))
         return {name: _without_times(cell) for name, cell in sorted(cells.items())}
 
-    def finished(self, out: Path) -> list[Path]:
-        return list(out.glob("cells/*"))
-
     def resumed(self, out: Path) -> Journals:
         return Journals(list(out.glob(".runs/*/journal.jsonl")), list(out.glob("cells/*/cell.json")))
 
 
 @dataclass(frozen=True)
 class Recovery:
+    shows: ClassVar[str] = "out"
     name: str = "recover"
 
     def work(self, inputs: Path, out: Path) -> None:
@@ -172,9 +169,6 @@ class Recovery:
         recovery = read_record(out).recovery
         assert recovery is not None
         return {"weights": _sums(out), "losses": json.loads(json.dumps(recovery.training_loss, default=asdict))}
-
-    def finished(self, out: Path) -> list[Path]:
-        return [out] if out.exists() else []
 
     def resumed(self, out: Path) -> Checkpoints:
         return Checkpoints(out, _newest(run_folder(out)))
@@ -230,7 +224,7 @@ class Checkpoints:
     def recomputed(self) -> int:
         recovery = read_record(self.out).recovery
         assert recovery is not None
-        return self.kept - (recovery.resumed_at or 0)
+        return max(0, self.kept - (recovery.resumed_at or 0))
 
 
 def _beside(*paths: Sequence[Path]) -> Path | None:
@@ -302,7 +296,7 @@ class Life:
     """A folder with one OUT and the runs that write it.
 
     Attributes:
-        index: all folders of the kind have their inputs beside them.
+        root: has also the inputs.
     """
 
     root: Path
@@ -326,7 +320,7 @@ class Life:
         self.folder.mkdir(parents=True)
         if isinstance(self.job, Pruning) and self.job.over:
             shutil.copytree(self.root / "inputs" / "older", self.out)
-        write_file(self.root / "watched", str(self.folder))
+        write_file(self.root / "watched", f"{self.folder}\n{self.job.shows}")
 
     def start(self) -> int:
         return forked(lambda: self.job.work(self.root / "inputs", self.out), self.log)
@@ -375,7 +369,9 @@ def killed(life: Life, moment: Moment, entries: int) -> str | None:
     """
     child, since, began, most = life.start(), None, time.monotonic(), 0
     while True:
-        if os.waitpid(child, os.WNOHANG)[0]:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            assert status == 0, life.log.read_text()
             return None
         most, now = max(most, life.job.entries(life.out)), time.monotonic()
         assert now - began < _LIMIT, f"{life.name} does not end"
@@ -396,7 +392,7 @@ def killed(life: Life, moment: Moment, entries: int) -> str | None:
 
 
 @contextmanager
-def watched(root: Path, jobs: Sequence[Job]) -> Iterator[Callable[[], tuple[int, list[str]]]]:
+def watched(root: Path) -> Iterator[Callable[[], tuple[int, list[str]]]]:
     """Another process looks for finished folders of the present life and loads them; gives how often it could, and
     what was wrong with any."""
     log, stop = root / "watcher.log", root / "stop"
@@ -414,31 +410,30 @@ def _watch(root: Path, stop: Path) -> None:
     seen: set[tuple[str, int, int]] = set()
     while not stop.exists():
         with suppress(FileNotFoundError):
-            life = Path((root / "watched").read_text())
-            for folder in [life / "out", *life.glob("out/cells/*")]:
+            life, shows = (root / "watched").read_text().splitlines()
+            for folder in Path(life).glob(shows):
                 if folder.name.startswith("."):
                     continue
                 state = folder.stat()
                 if (mark := (str(folder), state.st_ino, state.st_mtime_ns)) not in seen:
                     seen.add(mark)
-                    print(_looked_at(folder), flush=True)
+                    sys.stdout.write(f"{_looked_at(folder)}\n")
+                    sys.stdout.flush()
         time.sleep(_POLL)
 
 
 def _looked_at(folder: Path) -> str:
+    """Whether a folder with a name to be read is whole: as it was found, one that was replaced meanwhile apart."""
     try:
         if folder.parent.name == "cells":
             assert json.loads((folder / "cell.json").read_text())["name"] == folder.name
-        elif not (folder / "compare.json").exists() and not (folder / "cells").exists():
-            model = load(str(folder))
-            assert model.tokenizer is not None
-            assert {"README.md", "secateur.json"} <= {path.name for path in folder.iterdir()} or model.parents == []
-    except FileNotFoundError:
-        if folder.exists():
-            return f"broken: {folder}: {traceback.format_exc(limit=1)!r}"
-        return "gone"
+        else:
+            model = load(str(folder))  # all that SHA256SUMS lists
+            assert model.parents, "it has no record"
+            assert model.tokenizer is not None, "it has no tokenizer"
+            assert (folder / "README.md").exists(), "it has no card"
     except Exception as error:
-        return f"broken: {folder}: {error}"
+        return f"broken: {folder}: {type(error).__name__}: {error}"
     return "whole"
 
 
@@ -466,8 +461,9 @@ def torture(kills: int, seed: int, jobs: Sequence[Job] = JOBS, root: Path | None
         folder, generator, began = Path(place), random.Random(seed), time.monotonic()
         (folder / "inputs").mkdir()
         done(lambda: write_inputs(folder / "inputs"), folder / "log")
-        with watched(folder, jobs) as looked:
+        with watched(folder) as looked:
             tallies = _torture(folder, kills, jobs, generator)
+            second_refused(folder, next(job for job in jobs if job.name == "evopress"))
         whole, broken = looked()
     phases = {phase: sum(tally.phases[phase] for tally in tallies.values()) for phase in PHASES}
     total = sum(phases.values())
@@ -502,27 +498,56 @@ def _torture(folder: Path, kills: int, jobs: Sequence[Job], generator: random.Ra
         life = Life(folder, f"{lives}", job)
         lives += 1
         life.begin()
-        if (hit := _killed_and_resumed(life, phase, *known[job.name], generator, tallies[job.name])) is not None:
+        for hit in _killed_and_resumed(life, phase, *known[job.name], generator, tallies[job.name]):
             phases[hit] += 1
     return tallies
 
 
 def _killed_and_resumed(
     life: Life, phase: str, taken: Timeline, wanted: Any, generator: random.Random, tally: Tally
-) -> str | None:
-    hit = killed(life, taken.draw(phase, generator), len(taken.entries))
-    if hit is None:
-        return None
-    resumed = life.job.resumed(life.out)
+) -> list[str]:
+    """Kill a run, and now and then the one that goes on from it; then let it end. Gives the phases that were hit."""
+    hits, stood = list[str](), list[Resumed]()
+    for _ in range(generator.choice((1, 1, 2))):
+        moment = taken.draw(phase, generator)
+        if stood:  # it goes on from there at once
+            moment = Moment(max(moment.entries, min(stood[-1].kept, len(taken.entries) - 1)), moment.delay)
+        if (hit := killed(life, moment, len(taken.entries))) is None:
+            break
+        hits.append(hit)
+        stood.append(life.job.resumed(life.out))
+    if not hits:
+        return []
     _, status = os.waitpid(life.start(), 0)
     assert status == 0, life.log.read_text()
     assert [path.name for path in life.folder.iterdir()] == ["out"], list(life.folder.iterdir())
-    tally.kills += 1
-    tally.phases[hit] += 1
-    tally.kept += resumed.kept
-    tally.recomputed += resumed.recomputed()
-    tally.identical += life.job.outcome(life.out) == wanted
-    return hit
+    same = life.job.outcome(life.out) == wanted
+    for hit, resumed in zip(hits, stood, strict=True):
+        tally.kills += 1
+        tally.phases[hit] += 1
+        tally.kept += resumed.kept
+        tally.recomputed += resumed.recomputed()
+        tally.identical += same
+    return hits
+
+
+def second_refused(folder: Path, job: Job) -> None:
+    """While a run is at its third entry, another process wants to write the same: it is refused, the first one ends."""
+    life = Life(folder, "two at once", job)
+    life.begin()
+    first = life.start()
+    while job.entries(life.out) < 3:
+        time.sleep(_POLL)
+
+    def second() -> None:
+        try:
+            job.work(folder / "inputs", life.out)
+        except OutputBusyError:
+            return
+        raise AssertionError("a second process was let in")
+
+    done(second, life.log)
+    assert os.waitpid(first, 0)[1] == 0, life.log.read_text()
 
 
 def main() -> None:
@@ -536,7 +561,7 @@ def main() -> None:
     if given.out is not None:
         given.out.parent.mkdir(parents=True, exist_ok=True)
         given.out.write_text(text + "\n")
-    print(text)
+    sys.stdout.write(text + "\n")
     sys.exit(facts["identical"] < facts["kills"] or facts["recomputed"] > 0 or bool(facts["watcher"]["broken"]))
 
 

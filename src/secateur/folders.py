@@ -168,6 +168,7 @@ def _lock(path: Path) -> int:
 
 def write_file(path: Path, text: str) -> None:
     """Write a file atomically: whoever reads it sees the old text or the new one."""
+    _clear_partials(path)
     partial = path.with_name(f".{path.name}.partial-{_writer()}-{uuid.uuid4().hex[:8]}")
     try:
         with partial.open("w", encoding="utf-8") as file:
@@ -193,13 +194,21 @@ def repair(target: Path) -> None:
         shutil.rmtree(aside)
     elif aside.exists():
         aside.rename(target)
+    _clear_partials(target)
+
+
+def _clear_partials(target: Path) -> None:
+    """Remove what killed writers of a folder or file left."""
     prefix = f".{target.name}.partial-"
     for partial in target.parent.iterdir():
         if not partial.name.startswith(prefix):
             continue
         host, _, process = partial.name[len(prefix) :].rpartition("-")[0].rpartition("-")
         if host == _host() and process.isdigit() and not _alive(int(process)):
-            shutil.rmtree(partial, ignore_errors=True)
+            if partial.is_dir():
+                shutil.rmtree(partial, ignore_errors=True)
+            else:
+                partial.unlink(missing_ok=True)
 
 
 def _take_place(partial: Path, target: Path, overwrite: bool) -> None:

@@ -91,7 +91,12 @@ def claimed_run(folder: Path, identity: Identity, *, overwrite: bool = False) ->
 
 @contextmanager
 def scratch_in(folder: Path) -> Iterator[Path]:
-    """Where, in a run folder, a streamed model may put what it need not find again; what a killed one left goes."""
+    """Where, in a run folder, a streamed model may put what it need not find again; what a killed one left goes.
+
+    Raises:
+        JournalError: it holds something else.
+    """
+    _require_ours(folder)
     blocks = folder / _BLOCKS
     shutil.rmtree(blocks, ignore_errors=True)
     try:
@@ -102,21 +107,29 @@ def scratch_in(folder: Path) -> Iterator[Path]:
             folder.rmdir()
 
 
-def forget(folder: Path) -> None:
-    """Remove a run folder, if it is one and no process is in it."""
-    if (folder / _JOB).is_file():
-        with suppress(BlockingIOError), locked(folder / _LOCK):
-            shutil.rmtree(folder, ignore_errors=True)
+def forget(folder: Path, of: Identity | None = None) -> None:
+    """Remove a run folder, if it is one and no process is in it.
+
+    Args:
+        of: only if it is this job's.
+    """
+    stated = _stated(folder)
+    if not folder.is_dir() or (stated is None and _others_in(folder)):
+        return
+    if stated is not None and of is not None and stated.get("fingerprint") != fingerprint(of):
+        return
+    with suppress(OSError), locked(folder / _LOCK):
+        _clear(folder, last=_JOB)  # a kill leaves something that is known for a run's again
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_another(folder: Path, identity: Identity, overwrite: bool) -> bool:
     """Whether what the folder holds is to be thrown away; it is refused where it is not."""
     if not folder.exists():
         return False
+    _require_ours(folder)
     stated = _stated(folder)
     if stated is None:
-        if not folder.is_dir() or _others_in(folder):
-            raise JournalError(f"{folder} holds something else than an unfinished run; move it away")
         return True  # killed before it said whose it is
     if stated.get("fingerprint") == fingerprint(identity):
         return False
@@ -136,13 +149,19 @@ def _is_another(folder: Path, identity: Identity, overwrite: bool) -> bool:
     )
 
 
+def _require_ours(folder: Path) -> None:
+    if folder.exists() and _stated(folder) is None and (not folder.is_dir() or _others_in(folder)):
+        raise JournalError(f"{folder} holds something else than an unfinished run; move it away")
+
+
 def _others_in(folder: Path) -> bool:
     """Whether more than a journal lies there: a recovery's checkpoints, or what is no run's."""
     return bool({path.name for path in folder.iterdir()} - _OURS)
 
 
-def _clear(folder: Path) -> None:
-    for path in folder.iterdir():
+def _clear(folder: Path, last: str = "") -> None:
+    """Remove what lies there, by an earlier process. Args: last: what goes last."""
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == last):
         if path.name in (_LOCK, _BLOCKS):  # this process's own
             continue
         if path.is_dir():

@@ -149,6 +149,14 @@ def test_actors_follow_edits_with_weights_and_forget_another_run_s(sweeps: Sprea
         assert torch.equal(sweeper.sums(tokens, variants, metric, "sweep"), wanted)
 
 
+@pytest.mark.slow
+def test_actors_may_stream_the_model(ray: Any, folder: Path) -> None:
+    source = Source(name=str(folder), device="cpu", stream=True)
+    streamed = SpreadSweeps(TWO, source, "cpu", source.load().fingerprint())
+    require_same(pruned(folder, "blockpruner", sweeper=streamed), pruned(folder, "blockpruner"))
+
+
+@pytest.mark.slow
 def test_an_actor_with_another_model_is_refused(ray: Any, sweeps: SpreadSweeps, folder: Path) -> None:
     other = SpreadSweeps(Workers(count=1, cpus=1), sweeps.source, "cpu", "of another model")
     with pytest.raises(WorkersError, match="other weights"):
@@ -309,14 +317,18 @@ def test_every_variant_of_every_sample_is_some_actor_s_once(samples: int, count:
     assert len(shares) <= 2 * count
 
 
-def test_work_is_split_about_evenly_and_neighbours_stay_together() -> None:
-    """Of a greedy round over 30 blocks, in block-forwards."""
+@pytest.mark.parametrize("head", [0.0, 3.0, 30.0])
+def test_work_is_split_about_evenly_and_neighbours_stay_together(head: float) -> None:
+    """Of a greedy round over 30 blocks, in block-forwards; a part's first variant is computed from the first block."""
     variants = [frozenset({Part(number, "attention")}) for number in range(30)]
-    halves = [[variants[place] for place in share.variants] for share in split(variants, 1, 2, range(30), 0.0)]
-    work = [sum(30 - max(0, min(p.block for p in v) - 1) * (v != half[0]) for v in half) for half in halves]
-    assert [variant for half in halves for variant in half] == variants
-    assert max(work) < 1.1 * min(work)
-    assert max(work) < 0.6 * sum(30 - number for number in range(30))
+    halves = [share.variants for share in split(variants, 1, 2, range(30), head)]
+    assert [place for half in halves for place in half] == list(range(30))
+
+    def work(some: range) -> float:
+        return sum(head + 30 - max(0, place - 1) * (place != some.start) for place in some)
+
+    assert max(map(work, halves)) < 1.1 * min(map(work, halves))
+    assert sum(map(work, halves)) < 1.1 * work(range(30))
 
 
 # --- refused ---

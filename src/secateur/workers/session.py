@@ -138,7 +138,10 @@ def _start(ray: Any, workers: Workers, stack: ExitStack) -> None:
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **settings)
     except (Exception, SystemExit) as error:  # it ends the process where a cluster does not answer rightly
-        raise WorkersError(f"Ray could not be joined: {first_line(error)}") from error
+        token = (
+            "" if workers.address is None else ". A cluster that asks for a token needs RAY_AUTH_MODE=token here, too"
+        )
+        raise WorkersError(f"Ray could not be joined: {first_line(error)}{token}") from error
 
 
 def require_workers(workers: Workers, device: str, folder: Path | None = None) -> None:
@@ -164,6 +167,10 @@ def require_workers(workers: Workers, device: str, folder: Path | None = None) -
             mark.touch()
         probe = ray.remote(_probe).options(max_retries=workers.retries, **options)
         seen = ray.get([probe.remote(mark) for _ in range(workers.count)], timeout=_PROBED_S)
+    except ray.exceptions.GetTimeoutError as error:
+        raise WorkersError(
+            f"{workers.count} workers did not start within {_PROBED_S:.0f} s; others may have taken the CPUs and GPUs"
+        ) from error
     except ray.exceptions.RayError as error:
         raise WorkersError(f"a worker could not be started: {first_line(error)}") from error
     finally:

@@ -52,10 +52,9 @@ class SpreadSweeps:
 
     def __init__(self, workers: Workers, source: Source, device: str, fingerprint: str) -> None:
         self.workers, self.fingerprint = workers, fingerprint
-        named = (
-            source.device if source.device == "auto" else device
-        )  # of "cuda:1" a worker sees its own GPU as the first
-        self.source = replace(source, device=named, tokenizer=None)
+        # of "cuda:1" a worker sees its own GPUs, the first as "cuda:0"; a folder for scratch need not be its own
+        named = "auto" if source.device == "auto" else device
+        self.source = replace(source, device=named, tokenizer=None, scratch=None)
         self.device, self._actors = device, list[Any]()
 
     def __call__(self, model: Model, run: Run, versions: Versions | None = None) -> SpreadSweeper:
@@ -236,7 +235,7 @@ def split(ordered: Sequence[Variant], samples: int, count: int, numbers: Sequenc
     if each:
         yield from (Share(range(len(ordered)), range(k * each, (k + 1) * each)) for k in range(count))
     if rest := range(each * count, samples):
-        yield from (Share(some, rest) for some in _neighbours(ordered, count, numbers, head * len(numbers)))
+        yield from (Share(some, rest) for some in _neighbours(ordered, count, numbers, head))
 
 
 def _by_prefix(variant: Variant) -> list[tuple[float, str, int]]:

@@ -35,7 +35,6 @@ from secateur.errors import (
     JournalError,
     MissingExtraError,
     NumericalError,
-    OutputExistsError,
     UnsupportedModelError,
 )
 from secateur.export import tier

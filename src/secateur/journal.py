@@ -6,7 +6,8 @@
     blocks/             what a streamed model has edited; nothing that a later process reads
 
 A line counts when it is whole and its tensors are what it says. The journal counts up to its first line that does not:
-what a kill tore, or a disk flipped, is computed again together with all that came after it.
+what a kill tore, or a disk flipped, is computed again together with all that came after it; all, where states are lost
+that cannot be computed again to the bit (`NEEDED`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from torch import Tensor
 
 from secateur.errors import JournalError, OutputBusyError, OutputError
 from secateur.folders import disk_full_as_oserror, locked, resolved, write_file
+from secateur.run import NEEDED
 from secateur.sharing import Shared, Spent
 from secateur.version import __version__
 
@@ -228,8 +230,11 @@ class Journal:
                 self.entries[known[0]] = known[1]
                 self._end += len(line)
         kept = {place: entry for place, entry in self.entries.items() if place[1].startswith(_KEPT)}
-        for place in [place for place, entry in kept.items() if not self._whole(entry)]:
-            del self.entries[place]  # a run goes on without
+        lost = [place for place, entry in kept.items() if not self._whole(entry)]
+        if any(key.startswith(_KEPT + NEEDED) for _, key in lost):
+            self.entries, self._end = {}, 0
+        for place in lost:
+            self.entries.pop(place, None)  # a run goes on without
 
     def _whole(self, entry: _Entry) -> bool:
         if entry.tensors is None:

@@ -1,8 +1,8 @@
 """A recovery's checkpoints in its run folder, from which an interrupted one goes on: safetensors and JSON, no pickle.
 
 It holds a folder `checkpoint-N` with `training.safetensors` (the weights that are trained, AdamW's moments, the
-generators' states; in its header, as JSON, the optimizer's groups and the schedule), Trainer's own `trainer_state.json`, and the
-sums of both: a damaged one is refused.
+generators' states; in its header, as JSON, the optimizer's groups and the schedule), Trainer's own
+`trainer_state.json`, and the sums of both: a damaged one is refused.
 """
 
 from __future__ import annotations

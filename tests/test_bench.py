@@ -70,6 +70,7 @@ def test_a_longer_window_costs_the_attention_more_than_its_length(bench: Any) ->
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
+        ("journal", ["--model", TINY, "--methods", "slimgpt", "--length", "16", "--samples", "2"]),
         ("two_ssp", ["--model", TINY, "--attentions", "2", "--length", "16", "--samples", "2"]),
         ("work", ["--model", TINY, "--lengths", "8"]),
         ("precision", ["--model", TINY, "--attentions", "1", "--length", "16", "--search-length", "8", "--samples", "2",

@@ -168,8 +168,9 @@ def pruned(out: Path, model: Path, observer: Any = None, keep_states: int = 0, *
     return prune_to(request, str(model), output, observer=observer)
 
 
-@pytest.mark.parametrize("keep_states", [0, 1, 3])
-@pytest.mark.parametrize("method", methods())
+@pytest.mark.parametrize(
+    ("method", "keep_states"), [*((name, 0) for name in methods()), ("slimgpt", 1), ("slimgpt", 3), ("slicegpt", 1)]
+)
 def test_an_interrupted_pruning_goes_on_and_ends_the_same(tmp_path: Path, method: str, keep_states: int) -> None:
     model = write_model(tmp_path / "dense")
     whole = pruned(tmp_path / "whole", model, method=method).record
@@ -193,7 +194,7 @@ def test_what_changed_is_refused_and_what_is_done_is_not_done_again(tmp_path: Pa
     model, out = write_model(tmp_path / "dense"), tmp_path / "out"
     with pytest.raises(Interrupted):
         pruned(out, model, Impatient(0.5), method="blockpruner")
-    with pytest.raises(JournalError, match=r"size \(.*0.5.*, now .*0.25"):
+    with pytest.raises(JournalError, match=r"changed: size sparsity \(0.5, now 0.25\)"):
         pruned(out, model, method="blockpruner", sparsity=0.25)
     pruned(out, model, method="blockpruner")
     shutil.rmtree(out)

@@ -79,8 +79,7 @@ def claimed_run(folder: Path, identity: Identity, *, overwrite: bool = False) ->
             stack.enter_context(locked(folder / _LOCK))
             if another:
                 _clear(folder)
-            parts = {name: _brief(part) for name, part in identity.items()}
-            stated = {"secateur": __version__, "fingerprint": fingerprint(identity), "identity": parts}
+            stated = {"secateur": __version__, "fingerprint": fingerprint(identity), "identity": _parts(identity)}
             write_file(folder / _JOB, json.dumps(stated, indent=1) + "\n")
         except BlockingIOError as error:
             raise OutputBusyError(f"another process is at work in {folder}; wait for it to end") from error
@@ -124,7 +123,7 @@ def _is_another(folder: Path, identity: Identity, overwrite: bool) -> bool:
         return True  # nothing is lost
     if overwrite:
         return True
-    had, wanted = stated.get("identity") or {}, {name: _brief(part) for name, part in identity.items()}
+    had, wanted = stated.get("identity") or {}, _parts(identity)
     changed = [
         f"{name} ({had.get(name, 'none')}, now {wanted.get(name, 'none')})"
         for name in {**had, **wanted}
@@ -159,9 +158,16 @@ def _stated(folder: Path) -> dict[str, Any] | None:
     return stated if isinstance(stated, dict) else None
 
 
-def _brief(part: object) -> str:
-    text = part if isinstance(part, str) else json.dumps(part, sort_keys=True, default=str)
-    return text if len(text) <= _SHOWN else f"sha256 {hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]}"
+def _parts(identity: Identity) -> dict[str, str]:
+    """An identity for readers: options by name, what is long by its sha256."""
+    parts: dict[str, str] = {}
+    for name, part in identity.items():
+        inner = {f"{name} {key}": value for key, value in part.items()} if isinstance(part, Mapping) else {name: part}
+        for key, value in inner.items():
+            text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+            whole = len(text) <= _SHOWN
+            parts[key] = text if whole else f"sha256 {hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]}"
+    return parts
 
 
 # --- the journal ---

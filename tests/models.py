@@ -220,7 +220,8 @@ class ClosedModel(StreamedModel):
 
     @contextmanager
     def open(self, number: int, *, write: bool = False) -> Iterator[Block]:
-        places = {self.position(each) for each in {number, *self.opened} & set(self.numbers)}
+        opened = {number, *(part for part in self.opened if part is not None)}
+        places = {self.position(each) for each in opened & set(self.numbers)}
         assert max(places) - min(places) < 2, f"block {number} is opened while {list(self.opened)} are"
         with super().open(number, write=write) as block:
             yield block

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import re
 import shutil
@@ -10,7 +11,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ from secateur.model.handle import WHOLE, Model
 from secateur.model.stored import Stored, TensorFile, stored_in, weight_files
 from secateur.model.views import Block
 from secateur.record import Facts
+
+_M_MMAP_THRESHOLD = -3  # in malloc.h
+_MAPPED_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ class _Shelf:
 
     def __init__(self, device: torch.device, scratch: Path | None) -> None:
         self.device = device
+        _return_freed_memory()
         try:
             if scratch is not None:
                 scratch.mkdir(parents=True, exist_ok=True)
@@ -279,6 +284,16 @@ class StreamedModel(Model):
         }
         for owner, _, name in list(self._slots(part)):
             owner._parameters[name] = new[id(owner._parameters[name])]
+
+
+def _return_freed_memory() -> None:
+    """Have the C library give the memory of tensors back to the system as they go, for the whole process.
+
+    glibc learns to keep ever larger ones (up to 32 MB) for itself, in pieces that the next block does not fit: a walk
+    over many blocks would then hold several times what is open. Other libraries do without.
+    """
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
 
 
 def _home(names: Sequence[str], parameter: Tensor, stored: Mapping[str, Stored]) -> _Home:

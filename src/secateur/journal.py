@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load, save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from secateur.errors import JournalError, OutputBusyError, OutputError
@@ -233,7 +233,8 @@ class Journal:
             KeyError: the step is not there.
         """
         entry = self.entries[job, key]
-        return _restored(entry.value, load(self._file(entry.tensors).read_bytes()) if entry.tensors else {})
+        tensors = load_file(self._file(entry.tensors)) if entry.tensors else {}  # mapped: the system may drop its pages
+        return _restored(entry.value, tensors)
 
     def put(self, job: str, key: str, value: Any, spent: Spent | None = None) -> None:
         """Add a step, or replace what is kept by this key; it is on the disk when this returns.
@@ -264,7 +265,8 @@ class Journal:
         replaced = self.entries.get((job, key))
         self.entries[job, key] = _Entry(stored, name, spent)
         if replaced is not None and replaced.tensors not in {entry.tensors for entry in self.entries.values()}:
-            self._file(str(replaced.tensors)).unlink(missing_ok=True)
+            with suppress(OSError):  # Windows: it may still be mapped
+                self._file(str(replaced.tensors)).unlink()
 
     def _write_tensors(self, tensors: dict[str, Tensor]) -> str:
         partial = self.folder / _TENSORS / "partial"

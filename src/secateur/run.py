@@ -329,8 +329,7 @@ class Rehearsal(Run):
         with self.holding(scratch_bytes):
             result = compute()
         _check_storable(result, key)
-        self.hold(_tensor_bytes(result))  # the journal keeps it to the end
-        with self.holding(_tensor_bytes(result)):  # and the method has a copy, for a while at least
+        with self.holding(_tensor_bytes(result)):  # for a while at least; the journal keeps it on the disk
             return result
 
     def log(self, message: str, *args: object) -> None:

@@ -367,3 +367,12 @@ def test_where_the_system_is_not_posix(tmp_path: Path, monkeypatch: pytest.Monke
             write_folder(tmp_path / "out", "old")
             write_folder(tmp_path / "out", "new", overwrite=True)
     assert (contents(tmp_path / "out"), names(tmp_path)) == ({"a": "new"}, [left.name, "out"])
+
+
+def test_what_a_killed_writer_of_a_file_left_goes_with_the_next(tmp_path: Path) -> None:
+    target, live = tmp_path / "table.csv", partial_of(tmp_path / "table.csv", os.getppid())
+    for left in (partial_of(target, dead_pid()), live):
+        left.write_text("ha")
+    write_file(target, "whole")
+    assert {path.name for path in tmp_path.iterdir()} == {target.name, live.name}
+    assert target.read_text() == "whole"

@@ -111,7 +111,7 @@ def claimed(target: Path) -> Iterator[None]:
     """
     target = resolved(target)
     made = [parent for parent in target.parents if not parent.exists()]  # the innermost first
-    lock = target.parent / f".{target.name}.claim"
+    lock = _claim(target)
     try:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -136,6 +136,13 @@ def claimed(target: Path) -> Iterator[None]:
                 parent.rmdir()
 
 
+def unclaim(target: Path) -> None:
+    """Remove what a killed process's claim left, where nobody has claimed it since."""
+    if _claim(target).exists():
+        with suppress(OutputError), claimed(target):
+            pass
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold a lock file of this host, which stays; BlockingIOError if another process holds it. A kill lets it go."""
@@ -144,6 +151,10 @@ def locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def _claim(target: Path) -> Path:
+    return target.parent / f".{target.name}.claim"
 
 
 def _lock(path: Path) -> int:

@@ -60,7 +60,7 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python bench/two_ssp.py
 
-# About five minutes: kills at random moments, each with what must come out of it.
+# One or two minutes: kills at random moments, each with what must come out of it.
 torture: $(VENV)/.dev
 	$(BIN)/python tests/torture.py --kills 50 --seed 0 --out docs/results/torture/torture.json
 

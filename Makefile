@@ -6,7 +6,7 @@ VLLM := .venv-vllm
 OUT ?= out/smollm2-135m-2ssp-25
 CONSTRAIN := -q -c constraints.txt
 
-.PHONY: demo test unit slow lint bench vllm families engines docs figures clean
+.PHONY: demo test unit slow lint bench torture vllm families engines docs figures clean
 
 # Downloads are a step of their own, so that the demo can say how long everything else took.
 $(BIN)/python:
@@ -59,6 +59,10 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python bench/two_ssp.py
+
+# One or two minutes: kills at random moments, each with what must come out of it.
+torture: $(VENV)/.dev
+	$(BIN)/python tests/torture.py --kills 50 --seed 0 --out docs/results/torture/torture.json
 
 # 3.4 GB in an environment of its own; the three packages are built for another torch, and nothing here needs them.
 $(VLLM)/.done:

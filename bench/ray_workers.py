@@ -12,25 +12,27 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from common import Report, calibration, load_model, median, parser
+from transformers import LlamaConfig
 
 from secateur.driver import run_method
 from secateur.engine.loss import NegativeLogLikelihood
-from secateur.engine.sweep import DENSE
+from secateur.engine.sweep import DENSE, Variant, _work
 from secateur.engine.tokens import Tokens
 from secateur.methods import get_method
+from secateur.methods.evopress import search_space
 from secateur.model.budget import Budget
-from secateur.model.handle import Model
+from secateur.model.handle import Model, hollow
 from secateur.model.load import Source
 from secateur.run import Run
 from secateur.surgery.edits import to_json
 from secateur.workers.session import Workers, session
-from secateur.workers.sweeps import SpreadSweeper, SpreadSweeps
+from secateur.workers.sweeps import SpreadSweeper, SpreadSweeps, _by_prefix, split
 
 SPARSITY = 0.25
 WAYS = {"in this process": 0, "one worker": 1, "two workers": 2}
@@ -87,6 +89,40 @@ def forwards(sweeps: SpreadSweeps, source: Source, tokens: Tokens, count: int) -
     return time.perf_counter() - began
 
 
+def counted_gains(workers: Sequence[int]) -> list[dict[str, Any]]:
+    """By counting, on the shapes of Llama-3.1-8B: a sweep's work in one process over that of the busiest worker."""
+    shapes = {
+        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False,
+    }  # fmt: skip
+    model = hollow(LlamaConfig(**shapes), torch.bfloat16, {})
+    layout, rng = model.layout(), torch.Generator().manual_seed(0)
+    space = search_space(layout, Budget(SPARSITY), "modules")
+    parent = space.draw(rng)
+    single = [frozenset({part}) for parts in space.parts.values() for part in parts]
+    sweeps = {
+        "a round of BlockPruner: 64 candidates, one window": (single, 1),
+        "EvoPress's first step: 32 offspring, one window": ([space.mutate(parent, 3, rng) for _ in range(32)], 1),
+        "its second: 4 candidates, 16 windows": ([space.mutate(parent, 3, rng) for _ in range(4)], 16),
+    }
+
+    def work(variants: Sequence[Variant]) -> float:
+        return _work(model, [variants]) + model.head_cost * len(variants)
+
+    rows = []
+    for name, (variants, samples) in sweeps.items():
+        ordered = sorted(set(variants), key=_by_prefix)
+        row: dict[str, Any] = {"sweep": name}
+        for count in workers:
+            busy = [0.0] * count
+            for place, share in enumerate(split(ordered, samples, count, model.numbers, model.head_cost)):
+                some = [ordered[each] for each in share.variants]
+                busy[place % count] += work(some) * len(share.samples)
+            row[f"{count} workers"] = work(ordered) * samples / max(busy)
+        rows.append(row)
+    return rows
+
+
 def main(arguments: list[str] | None = None) -> None:
     options = parser(__doc__)
     options.add_argument("--length", type=int, default=256)
@@ -133,6 +169,7 @@ def main(arguments: list[str] | None = None) -> None:
     report.table("search", rows)
     gains = [one / two for one, two in zip(took["one worker"], took["two workers"], strict=True)]
     room = [2 * one / two for one, two in zip(alone, both, strict=True)]
+    report.table("by counting, at scale", counted_gains((2, 4, 8)))
     report.say("gain", gains, f"two workers over one: {median(gains):.2f} times as fast ({listed(gains)})")
     report.say("ideal", counted, f"by the work of the busier worker of each sweep: {counted:.2f}")
     report.say("room", room, f"two processes over one, the same forwards each: {median(room):.2f} ({listed(room)})")

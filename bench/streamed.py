@@ -216,7 +216,12 @@ def passes_of(method: str, blocks: int) -> float:
     """How often a method brings each block of a model of so many blocks in, counted on a tiny one."""
     sizes = {"num_hidden_layers": blocks, "hidden_size": 32, "intermediate_size": 64, "vocab_size": 64}
     config = LlamaConfig(
-        **sizes, num_attention_heads=4, num_key_value_heads=2, architectures=["LlamaForCausalLM"], dtype="float32"
+        **sizes,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        architectures=["LlamaForCausalLM"],
+        dtype="float32",
     )
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(Path(folder), config)

@@ -355,6 +355,25 @@ def engine(file: str, page: Path) -> Iterator[str]:
     )
 
 
+def torture(name: str, _: Path) -> Iterator[str]:
+    """What became of runs that were killed, as `make torture` writes it."""
+    facts = json.loads((RESULTS / name / "torture.json").read_text(encoding="utf-8"))
+    head = ["run", "kills", "reading", "between entries", "writing", "entries kept", "identical", "computed again"]
+    rows = [
+        [job, each["kills"], *each["phases"].values(), each["kept"], each["identical"], each["recomputed"]]
+        for job, each in facts["jobs"].items()
+    ]
+    sums = [sum(row[column] for row in rows) for column in range(1, len(head))]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows, ["**all**", *sums]]
+    yield "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+    watcher = facts["watcher"]
+    yield (
+        f"{facts['between_entries']:.0%} of the kills came between the first entry and the last. What looked like a "
+        f"finished folder was loaded {watcher['whole']} times meanwhile; {len(watcher['broken'])} were not whole. "
+        f"`{facts['command']}`, {facts['seconds']:.0f} s."
+    )
+
+
 def options(name: str, _: Path) -> Iterator[str]:
     """A method's options, as `secateur prune --help` has them."""
     rows = [
@@ -390,6 +409,7 @@ TABLES: dict[str, Callable[[str, Path], Iterator[str]]] = {
         foretold,
         recovery,
         engine,
+        torture,
         options,
         facts,
         *SLIMGPT,

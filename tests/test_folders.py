@@ -14,7 +14,7 @@ import pytest
 
 from secateur import folders
 from secateur.errors import OutputError, OutputExistsError
-from secateur.folders import claimed, new_folder, repair, write_file
+from secateur.folders import claimed, new_folder, repair, unclaim, write_file
 
 
 class Killed(BaseException):
@@ -367,3 +367,21 @@ def test_where_the_system_is_not_posix(tmp_path: Path, monkeypatch: pytest.Monke
             write_folder(tmp_path / "out", "old")
             write_folder(tmp_path / "out", "new", overwrite=True)
     assert (contents(tmp_path / "out"), names(tmp_path)) == ({"a": "new"}, [left.name, "out"])
+
+
+def test_what_a_killed_writer_of_a_file_left_goes_with_the_next(tmp_path: Path) -> None:
+    target, live = tmp_path / "table.csv", partial_of(tmp_path / "table.csv", os.getppid())
+    for left in (partial_of(target, dead_pid()), live):
+        left.write_text("ha")
+    write_file(target, "whole")
+    assert {path.name for path in tmp_path.iterdir()} == {target.name, live.name}
+    assert target.read_text() == "whole"
+
+
+def test_a_claim_that_a_killed_process_left_is_taken_away_and_no_other(tmp_path: Path) -> None:
+    (tmp_path / ".out.claim").touch()
+    unclaim(tmp_path / "out")
+    assert not hidden(tmp_path)
+    with claimed(tmp_path / "out"):
+        unclaim(tmp_path / "out")
+        assert hidden(tmp_path)

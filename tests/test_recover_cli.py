@@ -110,7 +110,7 @@ def test_an_interrupted_run_says_how_it_goes_on(
     assert not (tmp_path / "out").exists()
     other = recover(*words, "--seed", 1)
     assert other.code == 3
-    assert "checkpoints of another recovery" in other.err
+    assert "seed (0, now 1)" in other.err
     with monkeypatch.context() as patch:  # trained, but not yet written
         patch.setattr(folders, "_take_place", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         patch.setattr(trainer.state, "write", lambda *args: None)

@@ -19,7 +19,7 @@ from secateur.model.layout import Layout
 from secateur.record import Sparsity
 from secateur.run import Run
 from secateur.surgery.apply import apply, predict, require_edits
-from secateur.surgery.edits import Edit, named
+from secateur.surgery.edits import Edit, Rebase, named
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +80,8 @@ def run_method(
     complete = method.complete(options)
     require_edits_of(model, method, filters)
     before = predicted = model.layout()
+    may = {*method.edits, *method.able, *(kind for filtering in filters for kind in filtering.edits)}
+    run.root.rebases = Rebase in may
     edits = []
     with ExitStack() as stack:  # a generator that is left behind would keep its walk, and a block, open
         stream = _closing(stack, method.prune(model, tokens, budget, run, **complete))

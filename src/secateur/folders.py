@@ -111,7 +111,7 @@ def claimed(target: Path) -> Iterator[None]:
     """
     target = resolved(target)
     made = [parent for parent in target.parents if not parent.exists()]  # the innermost first
-    lock = target.parent / f".{target.name}.claim"
+    lock = _claim(target)
     try:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -136,6 +136,13 @@ def claimed(target: Path) -> Iterator[None]:
                 parent.rmdir()
 
 
+def unclaim(target: Path) -> None:
+    """Remove what a killed process's claim left, where nobody has claimed it since."""
+    if _claim(target).exists():
+        with suppress(OutputError), claimed(target):
+            pass
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold a lock file of this host, which stays; BlockingIOError if another process holds it. A kill lets it go."""
@@ -144,6 +151,10 @@ def locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def _claim(target: Path) -> Path:
+    return target.parent / f".{target.name}.claim"
 
 
 def _lock(path: Path) -> int:
@@ -168,6 +179,7 @@ def _lock(path: Path) -> int:
 
 def write_file(path: Path, text: str) -> None:
     """Write a file atomically: whoever reads it sees the old text or the new one."""
+    _clear_partials(path)
     partial = path.with_name(f".{path.name}.partial-{_writer()}-{uuid.uuid4().hex[:8]}")
     try:
         with partial.open("w", encoding="utf-8") as file:
@@ -193,13 +205,21 @@ def repair(target: Path) -> None:
         shutil.rmtree(aside)
     elif aside.exists():
         aside.rename(target)
+    _clear_partials(target)
+
+
+def _clear_partials(target: Path) -> None:
+    """Remove what killed writers of a folder or file left."""
     prefix = f".{target.name}.partial-"
     for partial in target.parent.iterdir():
         if not partial.name.startswith(prefix):
             continue
         host, _, process = partial.name[len(prefix) :].rpartition("-")[0].rpartition("-")
         if host == _host() and process.isdigit() and not _alive(int(process)):
-            shutil.rmtree(partial, ignore_errors=True)
+            if partial.is_dir():
+                shutil.rmtree(partial, ignore_errors=True)
+            else:
+                partial.unlink(missing_ok=True)
 
 
 def _take_place(partial: Path, target: Path, overwrite: bool) -> None:

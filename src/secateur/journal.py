@@ -6,7 +6,8 @@
     blocks/             what a streamed model has edited; nothing that a later process reads
 
 A line counts when it is whole and its tensors are what it says. The journal counts up to its first line that does not:
-what a kill tore, or a disk flipped, is computed again together with all that came after it.
+what a kill tore, or a disk flipped, is computed again together with all that came after it; all, where states are lost
+that cannot be computed again to the bit (`NEEDED`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from torch import Tensor
 
 from secateur.errors import JournalError, OutputBusyError, OutputError
 from secateur.folders import disk_full_as_oserror, locked, resolved, write_file
+from secateur.run import NEEDED
 from secateur.sharing import Shared, Spent
 from secateur.version import __version__
 
@@ -90,7 +92,12 @@ def claimed_run(folder: Path, identity: Identity, *, overwrite: bool = False) ->
 
 @contextmanager
 def scratch_in(folder: Path) -> Iterator[Path]:
-    """Where, in a run folder, a streamed model may put what it need not find again; what a killed one left goes."""
+    """Where, in a run folder, a streamed model may put what it need not find again; what a killed one left goes.
+
+    Raises:
+        JournalError: it holds something else.
+    """
+    _require_ours(folder)
     blocks = folder / _BLOCKS
     shutil.rmtree(blocks, ignore_errors=True)
     try:
@@ -101,21 +108,29 @@ def scratch_in(folder: Path) -> Iterator[Path]:
             folder.rmdir()
 
 
-def forget(folder: Path) -> None:
-    """Remove a run folder, if it is one and no process is in it."""
-    if (folder / _JOB).is_file():
-        with suppress(BlockingIOError), locked(folder / _LOCK):
-            shutil.rmtree(folder, ignore_errors=True)
+def forget(folder: Path, of: Identity | None = None) -> None:
+    """Remove a run folder, if it is one and no process is in it.
+
+    Args:
+        of: only if it is this job's.
+    """
+    stated = _stated(folder)
+    if not folder.is_dir() or (stated is None and _others_in(folder)):
+        return
+    if stated is not None and of is not None and stated.get("fingerprint") != fingerprint(of):
+        return
+    with suppress(OSError), locked(folder / _LOCK):
+        _clear(folder, last=_JOB)  # a kill leaves something that is known for a run's again
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_another(folder: Path, identity: Identity, overwrite: bool) -> bool:
     """Whether what the folder holds is to be thrown away; it is refused where it is not."""
     if not folder.exists():
         return False
+    _require_ours(folder)
     stated = _stated(folder)
     if stated is None:
-        if not folder.is_dir() or _others_in(folder):
-            raise JournalError(f"{folder} holds something else than an unfinished run; move it away")
         return True  # killed before it said whose it is
     if stated.get("fingerprint") == fingerprint(identity):
         return False
@@ -135,13 +150,19 @@ def _is_another(folder: Path, identity: Identity, overwrite: bool) -> bool:
     )
 
 
+def _require_ours(folder: Path) -> None:
+    if folder.exists() and _stated(folder) is None and (not folder.is_dir() or _others_in(folder)):
+        raise JournalError(f"{folder} holds something else than an unfinished run; move it away")
+
+
 def _others_in(folder: Path) -> bool:
     """Whether more than a journal lies there: a recovery's checkpoints, or what is no run's."""
     return bool({path.name for path in folder.iterdir()} - _OURS)
 
 
-def _clear(folder: Path) -> None:
-    for path in folder.iterdir():
+def _clear(folder: Path, last: str = "") -> None:
+    """Remove what lies there, by an earlier process. Args: last: what goes last."""
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == last):
         if path.name in (_LOCK, _BLOCKS):  # this process's own
             continue
         if path.is_dir():
@@ -209,8 +230,11 @@ class Journal:
                 self.entries[known[0]] = known[1]
                 self._end += len(line)
         kept = {place: entry for place, entry in self.entries.items() if place[1].startswith(_KEPT)}
-        for place in [place for place, entry in kept.items() if not self._whole(entry)]:
-            del self.entries[place]  # a run goes on without
+        lost = [place for place, entry in kept.items() if not self._whole(entry)]
+        if any(key.startswith(_KEPT + NEEDED) for _, key in lost):
+            self.entries, self._end = {}, 0
+        for place in lost:
+            self.entries.pop(place, None)  # a run goes on without
 
     def _whole(self, entry: _Entry) -> bool:
         if entry.tensors is None:

@@ -26,6 +26,8 @@ from secateur.errors import JournalError
 T = TypeVar("T")
 Advance = Callable[[float], None]
 
+NEEDED = "needed/"  # how the keys begin of what is kept without which a run does not go on to the same bits
+
 logger = logging.getLogger(__name__)
 
 
@@ -166,6 +168,8 @@ class Run:
         notes: what the method said of its run; see `note`.
         visit: the open visit of the method's own walk, where it is walking (see `engine.walk`).
         edits: those that are real, as a sweeper of another kind keeps them; none where sweeps are made here.
+        rebases: whether the residual stream may come into another basis, by which a walk's states are then mapped:
+            computed anew they would be rounded otherwise.
     """
 
     rehearses = False
@@ -188,6 +192,7 @@ class Run:
         self.notes: dict[str, Any] = {}
         self.visit: Any = None
         self.edits: list[Any] = []
+        self.rebases = False
         self.root: Run = self
         self._scope = ""
         self._asked: set[str] = set()

@@ -144,6 +144,8 @@ def _prune_to(
         texts = judge.windows(hollow)
         job = Job.of(planned, source.load(), tokens, tokenizer_given=source.tokenizer is not None)
         if request.goal is None and (record := output.holds(job.fingerprint)) is not None:
+            if not output.keep_run:  # it was killed just before its run folder went
+                forget(run_in, job.run_identity)
             return Outcome(record, was_there=True)
         after = planned.before if held_out else planned.after  # a loss may leave nearly all
         require_space(output.folder, after.parameters * job.model.dtype.itemsize)

@@ -19,7 +19,7 @@ from secateur.engine.tokens import Tokens
 from secateur.errors import NumericalError
 from secateur.model.handle import Model
 from secateur.model.views import Block
-from secateur.run import Run
+from secateur.run import NEEDED, Run
 
 if TYPE_CHECKING:
     from secateur.engine.reference import Reference
@@ -61,8 +61,8 @@ class Stream:
 
     Attributes:
         name: of the walk by which the run's store keeps states for an interrupted run to go on from: after every
-            `Run.keep_states` blocks, and where they followed a `Rebase`, since computed anew they would be rounded
-            otherwise. None: they are computed again from the first block.
+            `Run.keep_states` blocks; wherever they wait for what may be a `Rebase`, with `Run.rebases`. None: they are
+            computed again from the first block.
     """
 
     def __init__(self, model: Model, tokens: Tokens, batch_size: int, run: Run) -> None:
@@ -103,8 +103,8 @@ class Stream:
         self.through(block, taps, keep=True)
         self.ahead.pop(0)
         self._wait()
-        passed = len(self._blocks) - len(self.ahead)
-        if self.run.keep_states and self.ahead and passed % self.run.keep_states == 0:
+        passed, every = len(self._blocks) - len(self.ahead), self.run.keep_states
+        if every and passed % every == 0 and not self.run.root.rebases:
             self._keep()
 
     def begin(self, hidden: list[Tensor], ahead: list[int]) -> None:
@@ -200,30 +200,35 @@ class Stream:
     def _wait(self) -> None:
         ahead = [number for number in self.ahead if number in self.model.numbers]
         self._site, self._seen = 2 * ahead[0] if ahead else -1, len(self.model.rebases)
+        if self.run.root.rebases:  # before any step sees them: what is kept is never behind the journal's last one
+            self._keep()
 
     def _follow(self) -> None:
         """Take the states along where their place was rebased: X <- X Q is what the blocks before would give now."""
-        mapped = False
         for site, then, basis in self.model.rebases[self._seen :]:
             if site == self._site:
                 self._site = then
                 if basis is not None:
-                    self.hidden, mapped = [self.room.keep(_rebased(x, basis)) for x in self.hidden], True
+                    self.hidden = [self.room.keep(_rebased(x, basis)) for x in self.hidden]
         self._seen = len(self.model.rebases)
-        if mapped:
-            self._keep()
 
     def _keep(self) -> None:
-        if self.name is not None and self.reference is None:
+        if self._kept_as is not None and self.ahead:
             place = [self.ahead[0], self.model.edits_applied, self._site, self._seen]
-            self.run.store.keep(self.name, {"states": self.hidden, "place": place})
+            self.run.store.keep(self._kept_as, {"states": self.hidden, "place": place})
+
+    @property
+    def _kept_as(self) -> str | None:
+        if self.name is None or self.reference is not None:
+            return None
+        return f"{NEEDED}{self.name}" if self.run.root.rebases else self.name
 
     def _go_on(self, number: int) -> bool:
         """Take up what an interrupted run kept, if it is of the model as it is by now and not behind `number`."""
-        if self.name is None or self.reference is not None:
+        if self._kept_as is None:
             return False
         try:
-            kept = self.run.store.kept(self.name)
+            kept = self.run.store.kept(self._kept_as)
         except KeyError:
             return False
         first, edits, site, seen = kept["place"]

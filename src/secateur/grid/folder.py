@@ -72,9 +72,14 @@ class GridFolder:
         except OSError as error:
             raise OutputError(f"{self.path / results.INDEX} cannot be written: {error.strerror or error}") from error
 
+    @property
+    def runs(self) -> Path:
+        """Where the steps of unfinished cells lie; it goes with the last of them."""
+        return self.path / ".runs"
+
     def run_path(self, key: str) -> Path:
         """Where the steps of unfinished cells lie that share them."""
-        return self.path / ".runs" / key[:16]
+        return self.runs / key[:16]
 
     def cell_path(self, name: str) -> Path:
         return self.path / results.CELLS / name

@@ -6,7 +6,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from msgspec import UNSET, structs
 from secateur.compensation import narrows
 from secateur.engine.tokens import Tokens, wants_bos
 from secateur.errors import Interrupted, InvalidOptionError, OutputBusyError, OutputExistsError, SecateurError
-from secateur.folders import claimed
+from secateur.folders import claimed, unclaim
 from secateur.forecast import timed
 from secateur.grid.asked import Asked
 from secateur.grid.cells import Cell, Matrices, digest
@@ -134,8 +134,12 @@ class Runner:
             self._in_turn(left, self.pace())
         self.folder.write_index(self.index)
         self.asked.write_tables(self.folder.path)
+        for claim in (claim for cell in self.cells for claim in self._claims(cell)):
+            unclaim(claim)
         for store in self.shared.values():
             forget(store.journal.folder)
+        with suppress(OSError):  # another process is at work in one
+            self.folder.runs.rmdir()
         return self._results()
 
     def _in_turn(self, left: list[Cell], pace: Pace) -> None:
@@ -187,7 +191,7 @@ class Runner:
         """
         if cell.matched_to is not None and self.folder.cell(cell.matched_to) is None:
             return False
-        claims = [self.folder.cell_path(name) for name in (cell.name, self._claim(cell))]
+        claims = self._claims(cell)
         try:
             journal = self._journal(cell)
             with claimed(claims[0]), claimed(claims[1]), journal, pace.cell(cell.name) as seconds:
@@ -294,12 +298,13 @@ class Runner:
     def _fingerprint(self, cell: Cell) -> str:
         return cell.identity(self.index.judged_by, self.matrices.fingerprint(cell.calibration))
 
-    def _claim(self, cell: Cell) -> str:
-        """The name by which what the cell is, is claimed."""
+    def _claims(self, cell: Cell) -> list[Path]:
+        """What is claimed while the cell is made: its folder, and what it is, by its identity."""
         try:
-            return self._fingerprint(self._matched(cell))
+            identity = self._fingerprint(self._matched(cell))
         except SecateurError:  # of a match whose partner failed; the cell will say so
-            return f"{cell.name}-alone"
+            identity = f"{cell.name}-alone"
+        return [self.folder.cell_path(name) for name in (cell.name, identity)]
 
     def _check(self) -> None:
         """Refuse a folder, or a cell, that was made with other arguments."""

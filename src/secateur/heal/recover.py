@@ -207,10 +207,13 @@ def recover_to(
         else:
             teacher = dense_parent(model, request.cache) if distill else None
         job = prepare_recovery(request, model, teacher)
+        folder = run_folder(output.folder)
         if (record := output.holds(job.fingerprint)) is not None:
+            if not output.keep_run:  # it was killed just before its run folder went
+                forget(folder, job.identity)
             return Outcome(record, was_there=True)
         require_space(output.folder, job.disk_bytes)
-        folder, run = run_folder(output.folder), Run(job.settings.seed, observer=observer)
+        run = Run(job.settings.seed, observer=observer)
         recovered = run_recovery(job, checkpoints=folder, overwrite=output.overwrite, run=run, arguments=arguments)
         output.write(recovered)
         if not output.keep_run:

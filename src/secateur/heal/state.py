@@ -1,8 +1,8 @@
 """A recovery's checkpoints in its run folder, from which an interrupted one goes on: safetensors and JSON, no pickle.
 
-It holds a folder `checkpoint-N` with `training.safetensors` (the weights that are trained,
-AdamW's moments, the generators' states; in its header, as JSON, the optimizer's groups and the schedule) and Trainer's
-own `trainer_state.json`.
+It holds a folder `checkpoint-N` with `training.safetensors` (the weights that are trained, AdamW's moments, the
+generators' states; in its header, as JSON, the optimizer's groups and the schedule), Trainer's own
+`trainer_state.json`, and the sums of both: a damaged one is refused.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from torch import Tensor, nn
 from transformers import TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
+from secateur.assets.cache import sha256_of
 from secateur.errors import CheckpointError
-from secateur.folders import new_folder
+from secateur.folders import disk_full_as_oserror, new_folder
 from secateur.journal import Identity, claimed_run
+from secateur.model.described import SUMS, Description, verify_weights, write_sums
 
 _TENSORS, _STATE = "training.safetensors", "trainer_state.json"
 _PREFIX = "checkpoint-"
@@ -49,9 +51,21 @@ def opened(folder: Path | None, identity: Identity, *, overwrite: bool) -> Itera
 
 
 def newest(folder: Path) -> Path | None:
-    """The last checkpoint in it."""
+    """The last checkpoint in it.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
     last = get_last_checkpoint(folder)
-    return Path(last) if last else None
+    if not last:
+        return None
+    try:
+        whole = verify_weights(Description(last, {}, Path(last)))
+    except CheckpointError as error:
+        raise CheckpointError(f"{last} is damaged ({error}); remove it") from error
+    if not whole:
+        raise CheckpointError(f"{last} is damaged (it has no {SUMS}); remove it")
+    return Path(last)
 
 
 # --- its checkpoints ---
@@ -66,9 +80,10 @@ def write(run: Path, model: nn.Module, optimizer: Any, scheduler: Any, state: Tr
     tensors |= {f"rng/{device}": value for device, value in _generators().items()}
     header = {"optimizer": json.dumps(moments["param_groups"]), "scheduler": json.dumps(scheduler.state_dict())}
     folder = run / f"{_PREFIX}{state.global_step}"
-    with new_folder(folder, overwrite=True) as partial:
+    with new_folder(folder, overwrite=True) as partial, disk_full_as_oserror():
         save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, partial / _TENSORS, metadata=header)
         state.save_to_json(str(partial / _STATE))
+        write_sums(partial, {name: sha256_of(partial / name) for name in (_TENSORS, _STATE)})
     for other in run.glob(f"{_PREFIX}*"):
         if other != folder:
             shutil.rmtree(other)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,7 +146,12 @@ class TensorFile:
         self._data = 8 + len(text)
         self._digest = hashlib.sha256()
         self._digested = 0 if digested else -1  # bytes from the file's beginning
-        self._write(0, len(text).to_bytes(8, "little") + text)
+        try:
+            self._write(0, len(text).to_bytes(8, "little") + text)
+        except BaseException:  # the disk is full
+            with suppress(OSError):
+                self.close()
+            raise
 
     def put(self, name: str, tensor: Tensor) -> None:
         """Write a tensor's bytes to where they belong."""

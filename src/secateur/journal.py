@@ -157,7 +157,8 @@ def _require_ours(folder: Path) -> None:
 
 def _others_in(folder: Path) -> bool:
     """Whether more than a journal lies there: a recovery's checkpoints, or what is no run's."""
-    return bool({path.name for path in folder.iterdir()} - _OURS)
+    partial = f".{_JOB}.partial-"  # of a killed `write_file`
+    return any(path.name not in _OURS and not path.name.startswith(partial) for path in folder.iterdir())
 
 
 def _clear(folder: Path, last: str = "") -> None:

@@ -14,7 +14,13 @@ from typing import Any
 from msgspec import convert, to_builtins
 
 from secateur.engine.tokens import Tokens, ready
-from secateur.errors import Interrupted, InvalidOptionError, OutputError, SecateurError, WorkersError
+from secateur.errors import (
+    InfeasibleBudgetError,
+    Interrupted,
+    InvalidOptionError,
+    NumericalError,
+    UnsupportedEditError,
+)
 from secateur.folders import claimed, require_space
 from secateur.goals import Goal, Tried
 from secateur.journal import Journal, Journaled, claimed_run, fingerprint, forget, run_folder, scratch_in
@@ -180,10 +186,8 @@ def _on_disk(job: Job, folder: Path, output: Output, observer: Observer) -> Iter
                 raise Interrupted(
                     f"interrupted; {journal.standing} in {folder}, and the same command goes on from there"
                 ) from interrupt
-            except (OutputError, WorkersError):  # which need not come again
-                raise
-            except SecateurError:
-                over = True
+            except (InfeasibleBudgetError, InvalidOptionError, NumericalError, UnsupportedEditError):
+                over = True  # the same would come again
                 raise
     finally:
         if over or (journal is not None and not journal.entries):
@@ -353,5 +357,8 @@ class _Tries:
             return to_builtins(perplexity(model(), texts[name], run=self._judge))
 
         return {
-            name: convert(self._run.step(f"goal/{when}/{name}", partial(measured, name)), Perplexity) for name in texts
+            name: convert(
+                self._run.step(f"goal/{when}/{name}/{tokens.fingerprint()}", partial(measured, name)), Perplexity
+            )
+            for name, tokens in texts.items()
         }

@@ -25,7 +25,7 @@ from secateur.grid.pace import PARTS, PRUNE, Foretold, foretell, sequences
 from secateur.grid.run import Grid, run_grid
 from secateur.judge.judging import GENERATION, INFERENCE, PERPLEXITY, TASKS, Judge, Judging
 from secateur.model.handle import Model
-from secateur.model.load import Source, check_device, load
+from secateur.model.load import check_device, load
 from secateur.report.page import PAGE, write_report
 from secateur.report.results import CellResult
 from secateur.run import Meter
@@ -63,7 +63,13 @@ class GridJob:
         where = self.source
         device = where.device if self.workers is None or where.device is None else where.device.partition(":")[0]
         dense = partial(  # a worker sees its own GPUs only, the first as cuda:0
-            load, self.model, device=device, dtype=where.dtype, revision=where.revision, cache=where.cache_dir
+            load,
+            self.model,
+            device=device,
+            dtype=where.dtype,
+            revision=where.revision,
+            cache=where.cache_dir,
+            stream=where.stream,
         )
         with standing_shown() as shown:
             grid = Grid(
@@ -92,7 +98,7 @@ class GridJob:
     def show_estimates(self, asked: Asked) -> None:
         """List the cells with what their parts would take, from the configuration alone and one timed block."""
         where, judging = self.source, self.judging
-        hollow = Source(name=self.model, dtype=where.dtype, revision=where.revision, cache=where.cache_dir).hollow()
+        hollow = where.of(self.model).hollow()
         cells, judge = asked.cells(hollow), Judge.of(judging, data=where.data, cache=where.cache_dir)
         device = check_device(None if where.device == "auto" else where.device)
         clock, unit = (time.process_time, "CPU seconds") if device == "cpu" else (time.perf_counter, "seconds")

@@ -65,7 +65,7 @@ KeepStates = Annotated[
         "--keep-states",
         min=0,
         help="Keep a walk's hidden states in OUT.run after every so many blocks: so much less is run again when a "
-        "killed run goes on. 0: all blocks before are run again.",
+        "killed run goes on. 0: all blocks before are run again, as always beside a dense reference (secateur).",
     ),
 ]
 ShardSize = Annotated[str, typer.Option("--max-shard-size", help="Larger models are saved in shards.")]

@@ -71,7 +71,7 @@ def _recover(
         Request(
             data=data, settings=chosen, licence=licence, texts=texts, cache=source.cache_dir, text_field=text_field
         ),
-        source.of(model), Output(out_dir, overwrite, max_shard_size, keep_run), observer=Bars(),
+        replace(source.of(model), stream=False), Output(out_dir, overwrite, max_shard_size, keep_run), observer=Bars(),
         distill=replace(source, revision=None).of(teacher) if teacher else distill or None,
         arguments={"command": sys.argv[1:]},
     )  # fmt: skip

@@ -147,14 +147,10 @@ def unsupported(device: str, dtype: torch.dtype) -> str | None:
                 x = norm(F.silu(F.linear(x, x[0, 0])), (8,))
             x.sum().item()
     except (RuntimeError, NotImplementedError) as error:
+        if dtype == torch.float32:  # which every device has: something is broken, and its checks say what
+            return None
         return str(error).partition("\n")[0]
     return None
-
-
-def _require(kind: str, names: Iterable[str], known: Iterable[str]) -> None:
-    for name in names:
-        if name not in known:
-            raise UnknownNameError.of(kind, name, known)
 
 
 def _subjects(check: str, families: Sequence[str]) -> Iterable[str]:

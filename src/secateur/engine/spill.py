@@ -66,7 +66,7 @@ class MappedRoom(Room):
         except OSError as error:
             raise OutputError(
                 f"hidden states do not fit in {self.folder.parent}: {error.strerror or error}; calibrate on fewer "
-                "tokens, or have temporary files elsewhere (TMPDIR)"
+                "tokens, or choose a folder on another disk (--out; where nothing is written, TMPDIR)"
             ) from error
         return states
 

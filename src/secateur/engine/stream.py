@@ -234,7 +234,7 @@ class Stream:
         first, edits, site, seen = kept["place"]
         if edits > self.model.edits_applied or first not in self.ahead or first > number:
             return False
-        self.hidden, self._site, self._seen = [self.room.keep(x) for x in kept["states"]], site, seen
+        self.hidden, self._site, self._seen = [self.room.keep(x.clone()) for x in kept["states"]], site, seen
         passed = self.ahead.index(first)
         self.ahead = self.ahead[passed:]
         self.count(passed * self.tokens.ids.numel())  # that was run before

@@ -136,8 +136,10 @@ class Runner:
         self.asked.write_tables(self.folder.path)
         for claim in (claim for cell in self.cells for claim in self._claims(cell)):
             unclaim(claim)
+        unfinished = {id(self.shared[cell.name]) for cell in self.cells if not self.is_done(cell.name)}
         for store in self.shared.values():
-            forget(store.journal.folder)
+            if id(store) not in unfinished:
+                forget(store.journal.folder)
         with suppress(OSError):  # another process is at work in one
             self.folder.runs.rmdir()
         return self._results()

@@ -95,8 +95,9 @@ class _Spreading:
                 if not self.running:
                     return
                 ready, _ = self.ray.wait(list(self.running), timeout=_TOLD_EVERY_S)
-                for heard in mail.get_nowait_batch(mail.size()):
-                    self.pace.heard(heard.cell, heard.part, heard.done, heard.took)
+                with suppress(self.ray.exceptions.RayError):  # the figures do not hang on it
+                    for heard in mail.get_nowait_batch(mail.size()):
+                        self.pace.heard(heard.cell, heard.part, heard.done, heard.took)
                 for reference in ready:
                     cell = self.running.pop(reference)
                     if self._end(cell, reference):
@@ -137,7 +138,8 @@ class _Spreading:
         except (exceptions.WorkerCrashedError, exceptions.OutOfMemoryError, exceptions.NodeDiedError) as error:
             died = f"its worker died {self.workers.retries + 1} times: {first_line(error)}"
             made = True
-            self.runner.folder.write_cell(structs.replace(self.runner.blank(cell), error=died))
+            if not self.runner.is_done(cell.name):  # it may have died when that was written
+                self.runner.folder.write_cell(structs.replace(self.runner.blank(cell), error=died))
         except exceptions.RayError as error:
             raise caused(error) from error
         self.runner.shared[cell.name].look()  # what the cells to come may take over

@@ -116,7 +116,7 @@ class _Shelf:
         except OSError as error:
             raise OutputError(
                 f"edited blocks cannot be kept in {self.folder.parent}: {error.strerror or error}; choose a folder on "
-                "a disk with room for the smaller model (TMPDIR), or load the model whole"
+                "a disk with room for the smaller model (--out; else TMPDIR), or load the model whole"
             ) from error
         found = {name: replace(written.stored(name, tensor), file=file) for name, tensor in here.items()}
         return {name: _Home(stored, stored.dtype) for name, stored in found.items()}

@@ -123,7 +123,7 @@ class Pruning:
 
 @dataclass(frozen=True)
 class Comparing:
-    shows: ClassVar[str] = "out/cells/*"
+    shows: ClassVar[str] = "out/cells/[!.]*"
     name: str = "compare"
 
     def work(self, inputs: Path, out: Path) -> None:
@@ -139,15 +139,15 @@ class Comparing:
         assert not failed, failed
 
     def entries(self, out: Path) -> int:
-        return sum(map(_lines, out.glob(".runs/*/journal.jsonl"))) + len(list(out.glob("cells/*/cell.json")))
+        return sum(map(_lines, out.glob(".runs/*/journal.jsonl"))) + len(list(out.glob("cells/[!.]*/cell.json")))
 
     def outcome(self, out: Path) -> Any:
-        cells = {path.parent.name: json.loads(path.read_text()) for path in out.glob("cells/*/cell.json")}
+        cells = {path.parent.name: json.loads(path.read_text()) for path in out.glob("cells/[!.]*/cell.json")}
         assert not any(path.name.startswith(".") for path in out.rglob("*")), list(out.rglob(".*"))
         return {name: _without_times(cell) for name, cell in sorted(cells.items())}
 
     def resumed(self, out: Path) -> Journals:
-        return Journals(list(out.glob(".runs/*/journal.jsonl")), list(out.glob("cells/*/cell.json")))
+        return Journals(list(out.glob(".runs/*/journal.jsonl")), list(out.glob("cells/[!.]*/cell.json")))
 
 
 @dataclass(frozen=True)
@@ -412,8 +412,6 @@ def _watch(root: Path, stop: Path) -> None:
         with suppress(FileNotFoundError):
             life, shows = (root / "watched").read_text().splitlines()
             for folder in Path(life).glob(shows):
-                if folder.name.startswith("."):
-                    continue
                 state = folder.stat()
                 if (mark := (str(folder), state.st_ino, state.st_mtime_ns)) not in seen:
                     seen.add(mark)

@@ -19,7 +19,7 @@ from msgspec import to_builtins
 
 import secateur
 from secateur.engine.tokens import read_tokens
-from secateur.heal import state
+from secateur.journal import forget
 from secateur.judge.perplexity import perplexity
 from secateur.model.handle import Model
 
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             cell["cost"]["cpu_s"] = round(time.process_time() - start, 1)
         perplexities = judged(model, options.data, options.samples, options.length)
         write(path, {"model": name, "way": way, **cell, "perplexity": perplexities})
-        state.forget(path.with_suffix(".run"))
+        forget(path.with_suffix(".run"))
 
 
 if __name__ == "__main__":

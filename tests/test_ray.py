@@ -269,11 +269,12 @@ def test_cells_by_workers_are_those_of_one_process(
 
 @pytest.mark.slow
 def test_a_cell_whose_workers_all_die_has_failed(ray: Any, readable: Path, text: Path, tmp_path: Path) -> None:
-    hearing, once = Hearing(("shortgpt-0.25", "prune")), replace(TWO, retries=0)
+    hearing, once = Hearing(("evopress-0.25", "prune")), replace(TWO, retries=0)
     more = {"workers": once, "on_standing": hearing}
-    cells = compare(comparison(text, "shortgpt"), spread_grid(tmp_path / "out", readable, text, **more))
-    assert "worker died 1 times" in str(cells["shortgpt-0.25"].error)
-    again = compare(comparison(text, "shortgpt"), spread_grid(tmp_path / "out", readable, text))
+    search = comparison(text, "evopress", options={"evopress": {**SEARCH, "generations": 60}})  # long enough to be hit
+    cells = compare(search, spread_grid(tmp_path / "out", readable, text, **more))
+    assert "worker died 1 times" in str(cells["evopress-0.25"].error)
+    again = compare(search, spread_grid(tmp_path / "out", readable, text))
     assert [cell.status for cell in again.values()] == ["done", "done"]
 
 

@@ -21,7 +21,8 @@ Removal = DropBlock | DropAttention | DropMLP | KeepHeads | KeepNeurons
 def logits(model: Model | nn.Module, ids: Tensor, **kwargs: Any) -> Tensor:
     """ids (samples, length) -> (samples, length, vocabulary), without a cache."""
     hf: Any = model.hf if isinstance(model, Model) else model
-    return hf(input_ids=ids.to(hf.device), use_cache=False, **kwargs).logits
+    here = ids if hf.device.type == "meta" else ids.to(hf.device)  # accelerate takes them to what it offloads
+    return hf(input_ids=here, use_cache=False, **kwargs).logits
 
 
 def edited(model: Model, *edits: Edit) -> Model:

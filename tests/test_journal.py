@@ -22,6 +22,7 @@ from secateur.goals import Goal
 from secateur.journal import Journal, Journaled, claimed_run, forget, run_folder
 from secateur.judge.judging import Judging
 from secateur.methods import methods
+from secateur.model.load import Source
 from secateur.pruning import Request
 from secateur.sharing import SharingRun
 
@@ -157,7 +158,9 @@ def steps(journal: Journal) -> set[str]:
     return {key for _, key in journal.entries if not key.startswith("kept/")}
 
 
-def pruned(out: Path, model: Path, observer: Any = None, keep_states: int = 0, **more: Any) -> Any:
+def pruned(
+    out: Path, model: Path, observer: Any = None, keep_states: int = 0, stream: bool = False, **more: Any
+) -> Any:
     tokens = tiny_tokens(load(str(model)), 4, 16)
     options = {"initial_tokens": 16, "selection_tokens": "32,64", "generations": 4}
     more = {"sparsity": 0.5, **more}
@@ -165,7 +168,7 @@ def pruned(out: Path, model: Path, observer: Any = None, keep_states: int = 0, *
         more["options"] = options
     request = Request(calibration=tokens, **more)
     output = Output(out, keep_run=True, keep_states=keep_states)
-    return prune_to(request, str(model), output, observer=observer)
+    return prune_to(request, Source(name=str(model), stream=stream), output, observer=observer)
 
 
 @pytest.mark.parametrize(
@@ -188,6 +191,15 @@ def test_an_interrupted_pruning_goes_on_and_ends_the_same(tmp_path: Path, method
     if method != "secateur":  # which goes beside the dense model from the first block again
         assert record.cost.forwards == whole.cost.forwards  # as if it had not been interrupted
     assert load(str(tmp_path / "out")).fingerprint() == load(str(tmp_path / "whole")).fingerprint()
+
+
+def test_a_streamed_run_beside_the_dense_model_goes_on(tmp_path: Path) -> None:
+    """Its edits are made again before anybody looks: each block is then read as it was, not held."""
+    model = write_model(tmp_path / "dense")
+    whole = pruned(tmp_path / "whole", model).record
+    with pytest.raises(Interrupted):
+        pruned(tmp_path / "out", model, Impatient(0.6), stream=True)
+    assert pruned(tmp_path / "out", model, stream=True).record.edits == whole.edits
 
 
 def test_what_changed_is_refused_and_what_is_done_is_not_done_again(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import filecmp
 import json
 from pathlib import Path
@@ -25,6 +26,8 @@ from secateur.methods import methods
 from secateur.model.load import Source
 from secateur.model.streamed import StreamedModel
 from secateur.pruning import Request
+from secateur.surgery.apply import apply
+from secateur.surgery.edits import DropMLP, KeepNeurons
 
 WEIGHTS = "model.safetensors"
 
@@ -221,3 +224,41 @@ def test_its_folder_goes_with_it(checkpoint: Path, tmp_path: Path) -> None:
     assert list((tmp_path / "scratch").rglob("*.safetensors"))
     del model, block
     assert not list((tmp_path / "scratch").iterdir())
+
+
+@pytest.mark.parametrize("dirty", [False, True])
+def test_a_block_as_it_was_holds_no_weights_until_it_is_opened(checkpoint: Path, dirty: bool) -> None:
+    model = streamed(checkpoint)
+    with model.open(1, write=dirty) as block, torch.no_grad():
+        if dirty:
+            block.mlp_out.weight.add_(1)
+        before = {name: tensor.clone() for name, tensor in block.module.state_dict().items()}
+        original = model.original(1)
+        assert not block.mlp_out.weight.is_meta
+    for _ in range(2):
+        apply(model, KeepNeurons(1, (0, 2)) if model.layout().blocks[1].shape.width > 2 else DropMLP(1))
+    model_too = copy.deepcopy(model)  # shares what lies on the disk
+    del model
+    with original.open() as was:
+        state = was.module.state_dict()
+        assert state.keys() == before.keys()
+        assert all(torch.equal(tensor, before[name]) for name, tensor in state.items())
+    assert all(parameter.is_meta for parameter in original.block.module.parameters())
+    assert not any(parameter.is_meta for parameter in whole(model_too).parameters())
+
+
+def test_files_of_edits_that_were_edited_again_go(checkpoint: Path) -> None:
+    model = streamed(checkpoint)
+    for width in (20, 15, 10, 5):
+        apply(model, KeepNeurons(0, tuple(range(width))))
+        model.fingerprint()
+        assert len(list(model.scratch.glob("*.safetensors"))) == 1
+
+
+def whole(model: StreamedModel) -> torch.nn.Module:
+    """The first blocks with their weights, as they are read."""
+    blocks = torch.nn.ModuleList()
+    for number in model.numbers:
+        with model.open(number) as block:
+            blocks.append(copy.deepcopy(block.module))
+    return blocks

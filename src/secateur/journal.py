@@ -74,12 +74,12 @@ def claimed_run(folder: Path, identity: Identity, *, overwrite: bool = False) ->
         OutputBusyError: another process is in it.
         OutputError: it cannot be written.
     """
-    another = _is_another(folder, identity, overwrite)
+    _require_ours(folder)
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(folder / _LOCK))
-            if another:
+            if _is_another(folder, identity, overwrite):
                 _clear(folder)
             stated = {"secateur": __version__, "fingerprint": fingerprint(identity), "identity": _parts(identity)}
             write_file(folder / _JOB, json.dumps(stated, indent=1) + "\n")
@@ -126,9 +126,6 @@ def forget(folder: Path, of: Identity | None = None) -> None:
 
 def _is_another(folder: Path, identity: Identity, overwrite: bool) -> bool:
     """Whether what the folder holds is to be thrown away; it is refused where it is not."""
-    if not folder.exists():
-        return False
-    _require_ours(folder)
     stated = _stated(folder)
     if stated is None:
         return True  # killed before it said whose it is

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -13,9 +10,8 @@ from secateur.engine.stream import OUT, Hidden, Look, Out, Stream, stream_before
 from secateur.engine.tokens import Tokens
 from secateur.errors import UnsupportedEditError
 from secateur.model.handle import Model
-from secateur.model.views import Block
+from secateur.model.views import Block, Original
 from secateur.run import Run
-from secateur.surgery.apply import twin
 
 
 class Reference:
@@ -36,7 +32,7 @@ class Reference:
         self._model = model
         self._stream = stream_of(model, tokens, batch_size, run)
         self._stream.inputs = inputs or self._stream.inputs
-        self._originals: dict[int, Block] = {}  # blocks as they were, of those that the stream has not passed
+        self._originals: dict[int, Original] = {}  # blocks as they were, of those that the stream has not passed
         self._changes = len(model.rebases)
         self._entered: list[Tensor] = []  # of the block that was passed last, per batch
         self._outputs: dict[Out, list[Tensor]] = {}
@@ -67,7 +63,7 @@ class Reference:
         while stream.ahead and stream.ahead[0] <= number:
             place = stream.ahead[0]
             original = self._originals.pop(place, None)
-            with nullcontext(original) if original else self._model.open(place) as block:
+            with original.open() if original else self._model.open(place) as block:
                 self._entered, self._outputs = list(stream.hidden), {out: [] for out in OUT.values()}
                 stream.pass_through(block, {out: self._note(out) for out in OUT.values()})
 
@@ -107,8 +103,7 @@ class Reference:
         if place in stream.ahead and place not in self._originals:
             if not self._originals:  # before a block is gone: what all are called with
                 stream.note_arguments()
-            with self._model.open(place) as block:
-                self._originals[place] = replace(block, module=twin(block.module))
+            self._originals[place] = self._model.original(place)
         return None
 
     def _note(self, out: Out) -> Look:

@@ -18,6 +18,8 @@ from torch import Tensor
 from secateur.errors import OutputError
 from secateur.model.handle import Model
 
+STATE_BYTES = 2**30  # hidden states in memory at once; of streamed models the rest is in files
+
 
 class Room:
     """Memory, on the device where states are computed."""

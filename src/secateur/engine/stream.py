@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from secateur.engine.blocks import BlockInputs, Done, activation_bytes, run_block
 from secateur.engine.moments import CrossMoment, SecondMoment, matmul_precision
-from secateur.engine.spill import room_for
+from secateur.engine.spill import STATE_BYTES, room_for
 from secateur.engine.tokens import Tokens
 from secateur.errors import NumericalError
 from secateur.model.handle import Model
@@ -32,7 +32,6 @@ Target = Literal["original", "dense", "stream"]
 Look = Callable[[Tensor, Tensor], None]
 Weigh = Callable[[Tensor, Tensor], Tensor]  # states and weights -> weights
 
-STATE_BYTES = 2**30  # hidden states in memory; of streamed models the rest is in files
 _SHOWN = 4  # tokens of made-up states that a rehearsal shows
 OUT: dict[Hidden, Out] = {"attention_hidden": "attention_out", "mlp_hidden": "mlp_out"}
 

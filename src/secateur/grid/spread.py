@@ -186,12 +186,8 @@ def make(work: Work, name: str, foretold: Foretold, mail: Any) -> bool:
     runner = _runner(work)
     cell = next(cell for cell in runner.cells if cell.name == name)
     runner.foretold[name] = foretold
-    pace = Pace(
-        {name: parts_of(cell, foretold, runner.shared[name])},
-        {},
-        clock=time.monotonic,
-        show=lambda standing: say(standing),
-    )
+    parts = {name: parts_of(cell, foretold, runner.shared[name])}
+    pace = Pace(parts, {}, clock=time.monotonic, show=lambda standing: say(standing))
     say = _saying(mail, pace)
     return runner.make(cell, pace, lambda written: None)
 

@@ -10,7 +10,7 @@ from msgspec import UNSET, convert, structs, to_builtins
 from torch import Tensor
 
 from secateur.engine.loss import NegativeLogLikelihood, sample_losses
-from secateur.engine.spill import room_for
+from secateur.engine.spill import STATE_BYTES, room_for
 from secateur.engine.sweep import DENSE, propagate
 from secateur.engine.tokens import Tokens
 from secateur.errors import InvalidOptionError, NumericalError
@@ -18,8 +18,6 @@ from secateur.judge.results import Perplexity
 from secateur.model.handle import Model
 from secateur.record import MeasuredPerplexity, public_name
 from secateur.run import Advance, Run
-
-STATE_BYTES = 2**30  # hidden states held at once
 
 
 def perplexity(model: Model, tokens: Tokens, *, run: Run | None = None, label: str = "perplexity") -> Perplexity:

@@ -22,7 +22,7 @@ from secateur.model.family_plugins import state_family
 from secateur.model.layout import Layout, ends_of
 from secateur.model.modeling_secateur import FAMILIES, PREFIX, Family, classes, share_config
 from secateur.model.refusals import ARCHITECTURE, not_a_model, refuse
-from secateur.model.views import Block
+from secateur.model.views import Block, Original
 from secateur.record import Facts, Record
 
 WHOLE = "load it whole (--no-stream, `stream=False`)"
@@ -149,6 +149,11 @@ class Model:
             write: it may be changed, modules and all; else it must come out as it went in.
         """
         yield Block(number, self.blocks[self.position(number)], self.family)
+
+    def original(self, number: int) -> Original:
+        """Block `number` as it is now, to be opened later, whatever becomes of it."""
+        with self.open(number) as block:
+            return Original(block)
 
     @contextmanager
     def open_ends(self, *, write: bool = False) -> Iterator[None]:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,21 @@ from secateur.hf import quiet_transformers
 from secateur.model.described import Description
 from secateur.model.handle import WHOLE, Model
 from secateur.model.stored import Stored, TensorFile, stored_in, weight_files
-from secateur.model.views import Block
+from secateur.model.views import Block, Original, twin
 from secateur.record import Facts
 
 _M_MMAP_THRESHOLD = -3  # in malloc.h
 _MAPPED_BYTES = 2**20
+
+
+class _ScratchFile:
+    """A file of edited tensors, which goes with the last that lies in it."""
+
+    def __init__(self, path: Path) -> None:
+        weakref.finalize(self, path.unlink, missing_ok=True)
+
+    def __deepcopy__(self, memo: Any) -> _ScratchFile:
+        return self
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,7 @@ class _Home:
 
     stored: Stored
     dtype: torch.dtype
+    file: _ScratchFile | None = field(default=None, compare=False)  # where it is not a checkpoint's
 
 
 @dataclass(frozen=True)
@@ -119,7 +130,8 @@ class _Shelf:
                 "a disk with room for the smaller model (--out; else TMPDIR), or load the model whole"
             ) from error
         found = {name: replace(written.stored(name, tensor), file=file) for name, tensor in here.items()}
-        return {name: _Home(stored, stored.dtype) for name, stored in found.items()}
+        held = _ScratchFile(file)
+        return {name: _Home(stored, stored.dtype, held) for name, stored in found.items()}
 
     def _read(self, homes: Sequence[_Home]) -> list[Tensor]:
         pinned = self.device.type == "cuda"
@@ -197,6 +209,17 @@ class StreamedModel(Model):
         with self._present(None, write):
             yield
 
+    def original(self, number: int) -> Original:
+        """Holds no weights while it is closed: they are read again from where they lie now."""
+        block = Block(number, twin(self.blocks[self.position(number)]), self.family)
+        slots = _slots_of(block.module)
+        homes = self._homes[number]
+        if number in self._writable:  # what it is by now lies nowhere yet
+            names = {str(place): parameter for place, (parameter, _) in enumerate(_unique(slots))}
+            homes = list(self._shelf.put(names).values())
+        _fill(slots, [torch.empty_like(parameter, device="meta") for parameter, _ in _unique(slots)])
+        return _StreamedOriginal(block, homes, self._shelf)
+
     def edited(self) -> None:
         kept = [self._homes[number] for number in self.numbers]
         super().edited()
@@ -255,35 +278,65 @@ class StreamedModel(Model):
 
     def _parameters(self, part: int | None) -> list[tuple[nn.Parameter, list[str]]]:
         """Those of a part, shared ones once, each with all its names in the model's `state_dict`."""
-        found: dict[int, tuple[nn.Parameter, list[str]]] = {}
-        for owner, path, name in self._slots(part):
-            parameter: Any = owner._parameters[name]
-            found.setdefault(id(parameter), (parameter, []))[1].append(f"{path}{name}")
-        return list(found.values())
+        return _unique(self._slots(part))
 
-    def _slots(self, part: int | None) -> Iterator[tuple[nn.Module, str, str]]:
-        """(owner, the owner's path with a dot, name) of each parameter of a part."""
+    def _slots(self, part: int | None) -> list[_Slot]:
         blocks = self.family.blocks
         if part is not None:
-            root, path = self.blocks[self.position(part)], f"{blocks}.{self.position(part)}"
-        else:
-            root, path = self.hf, ""
-        for inside, owner in root.named_modules(prefix=path):
-            if part is None and inside.startswith(f"{blocks}."):
-                continue
-            for name, parameter in owner._parameters.items():
-                if parameter is not None:
-                    yield owner, f"{inside}." if inside else "", name
+            return _slots_of(self.blocks[self.position(part)], f"{blocks}.{self.position(part)}")
+        return [slot for slot in _slots_of(self.hf) if not slot[1].startswith(f"{blocks}.")]
 
     def _fill(self, part: int | None, tensors: Sequence[Tensor]) -> None:
-        """Replace all parameters, shared ones alike."""
-        old = self._parameters(part)  # held, so that no new one has the id of an old one
-        new = {
-            id(parameter): nn.Parameter(tensor, requires_grad=parameter.requires_grad)
-            for (parameter, _), tensor in zip(old, tensors, strict=True)
-        }
-        for owner, _, name in list(self._slots(part)):
-            owner._parameters[name] = new[id(owner._parameters[name])]
+        _fill(self._slots(part), tensors)
+
+
+class _StreamedOriginal(Original):
+    """Of a streamed model: its weights come in while it is open, and go."""
+
+    def __init__(self, block: Block, homes: Sequence[_Home], shelf: _Shelf) -> None:
+        self.block, self._homes, self._shelf = block, homes, shelf
+
+    @contextmanager
+    def open(self) -> Iterator[Block]:
+        slots = _slots_of(self.block.module)
+        closed = [parameter for parameter, _ in _unique(slots)]
+        _fill(slots, self._shelf.fetch(self._homes))
+        try:
+            yield self.block
+        finally:
+            _fill(slots, closed)
+
+
+_Slot = tuple[nn.Module, str, str]  # whose a parameter is, the owner's path with a dot, the parameter's name
+
+
+def _slots_of(root: nn.Module, path: str = "") -> list[_Slot]:
+    return [
+        (owner, f"{inside}." if inside else "", name)
+        for inside, owner in root.named_modules(prefix=path)
+        for name, parameter in owner._parameters.items()
+        if parameter is not None
+    ]
+
+
+def _unique(slots: Sequence[_Slot]) -> list[tuple[nn.Parameter, list[str]]]:
+    """The parameters there, shared ones once, each with all its names."""
+    found: dict[int, tuple[nn.Parameter, list[str]]] = {}
+    for owner, path, name in slots:
+        parameter: Any = owner._parameters[name]
+        found.setdefault(id(parameter), (parameter, []))[1].append(f"{path}{name}")
+    return list(found.values())
+
+
+def _fill(slots: Sequence[_Slot], tensors: Sequence[Tensor]) -> None:
+    """Replace all parameters there, shared ones alike."""
+    old = _unique(slots)  # held, so that no new one has the id of an old one
+    new = {
+        id(parameter): nn.Parameter(tensor, requires_grad=parameter.requires_grad)
+        for (parameter, _), tensor in zip(old, tensors, strict=True)
+    }
+    for owner, _, name in slots:
+        owner._parameters[name] = new[id(owner._parameters[name])]
 
 
 def _return_freed_memory() -> None:

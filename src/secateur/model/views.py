@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -96,3 +100,30 @@ class Block:
         new = weight.T if row_dim(linear) else weight
         new = new.to(old.device, old.dtype).clone(memory_format=torch.contiguous_format)
         linear.weight = nn.Parameter(new, requires_grad=old.requires_grad)
+
+
+def twin(module: nn.Module) -> nn.Module:
+    """Other modules that hold the same tensors: what they are stays as it is, whatever becomes of the module."""
+    other = copy.copy(module)
+    other._parameters, other._buffers = dict(module._parameters), dict(module._buffers)
+    other._modules = {name: child and twin(child) for name, child in module._modules.items()}
+    if "_old_forward" in other.__dict__:  # accelerate's hooks are bound to the module that they were put on
+        other.__dict__["_old_forward"] = functools.partial(type(other).forward, other)
+        other.__dict__["forward"] = functools.partial(module.__dict__["forward"].func, other)
+    return other
+
+
+class Original:
+    """A block as it was at some moment, to be opened whatever becomes of it since.
+
+    Args:
+        block: it holds the block's own tensors; what the block is does not change by it.
+    """
+
+    def __init__(self, block: Block) -> None:
+        self.block = replace(block, module=twin(block.module))
+
+    @contextmanager
+    def open(self) -> Iterator[Block]:
+        """Give it, its weights present until the context ends."""
+        yield self.block

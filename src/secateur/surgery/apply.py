@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from secateur.errors import InvalidEditError, UnsupportedEditError
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.model.modeling_secateur import Family, drop_attention, drop_mlp, keep_heads, keep_neurons
-from secateur.model.views import Block
+from secateur.model.views import Block, twin
 from secateur.surgery.edits import (
     BlockEdit,
     CentreEmbedding,
@@ -75,17 +73,6 @@ def trial(block: Block, edits: Sequence[BlockEdit]) -> Iterator[None]:
     finally:
         for path, part in parts.items():
             module.set_submodule(path, part)
-
-
-def twin(module: nn.Module) -> nn.Module:
-    """Other modules that hold the same tensors: what they are stays as it is, whatever becomes of the module."""
-    other = copy.copy(module)
-    other._parameters, other._buffers = dict(module._parameters), dict(module._buffers)
-    other._modules = {name: child and twin(child) for name, child in module._modules.items()}
-    if "_old_forward" in other.__dict__:  # accelerate's hooks are bound to the module that they were put on
-        other.__dict__["_old_forward"] = functools.partial(type(other).forward, other)
-        other.__dict__["forward"] = functools.partial(module.__dict__["forward"].func, other)
-    return other
 
 
 def predict(layout: Layout, edit: Edit) -> Layout:

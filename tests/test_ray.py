@@ -281,9 +281,12 @@ def test_a_cell_whose_workers_all_die_has_failed(ray: Any, readable: Path, text:
 @pytest.mark.slow
 def test_an_interrupt_ends_the_workers_and_the_same_command_goes_on(readable: Path, text: Path, tmp_path: Path) -> None:
     words = [
-        "compare", readable, "--methods", "shortgpt", "--sparsities", "0.25", "--texts", text, "--calibration",
+        "compare", readable, "--methods", "evopress", "--sparsities", "0.25", "--texts", text, "--calibration",
         text, "--samples", "2", "--length", "24", "--eval-length", "24", "--out", tmp_path / "out", "--workers", "2",
+        "--no-matched",
     ]  # fmt: skip
+    search = SEARCHES["evopress"] | {"generations": 60, "selection_tokens": "24,48"}  # long enough to be hit
+    words += [word for name, value in search.items() for word in ("--option", f"evopress.{name}={value}")]
     command = [sys.executable, "-c", "from secateur.cli import main; main()", *map(str, words)]
     running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     process = psutil.Process(running.pid)
@@ -297,6 +300,8 @@ def test_an_interrupt_ends_the_workers_and_the_same_command_goes_on(readable: Pa
     assert "Traceback" not in told
     _, alive = psutil.wait_procs(workers, timeout=10)
     assert not alive
+    assert subprocess.run(command, capture_output=True, timeout=300).returncode == 0
+    assert (tmp_path / "out" / "cells" / "evopress-0.25" / "cell.json").is_file()
 
 
 def wait_until(true: Callable[[], bool], seconds: float = 90.0) -> None:

@@ -287,7 +287,9 @@ def test_an_interrupt_ends_the_workers_and_the_same_command_goes_on(readable: Pa
     ]  # fmt: skip
     search = SEARCHES["evopress"] | {"generations": 60, "selection_tokens": "24,48"}  # long enough to be hit
     words += [word for name, value in search.items() for word in ("--option", f"evopress.{name}={value}")]
-    command = [sys.executable, "-c", "from secateur.cli import main; main()", *map(str, words)]
+    # a shell that starts the tests in the background has them, and so the command, deaf to interrupts
+    hears = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    command = [sys.executable, "-c", f"{hears}; from secateur.cli import main; main()", *map(str, words)]
     running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     process = psutil.Process(running.pid)
     wait_until(lambda: any(each.name() == "ray::make" for each in process.children(recursive=True)))

@@ -355,6 +355,39 @@ def engine(file: str, page: Path) -> Iterator[str]:
     )
 
 
+def engines(folder: str, page: Path) -> Iterator[str]:
+    """What bench/engines.py wrote: each method's perplexities by engine, text by text."""
+    files = sorted((RESULTS / folder).glob("*.json"))
+    cells = [json.loads(file.read_text(encoding="utf-8")) | {"file": relpath(file, page.parent)} for file in files]
+    cells.sort(key=lambda cell: cell["method"] != "dense")
+    judged = [cell for cell in cells if "perplexity" in cell]
+    if not judged:
+        yield "Not measured yet."
+        return
+    names = list(dict.fromkeys(cell["engine"] for cell in cells))
+    texts = judged[0]["perplexity"]
+    rows = []
+    for method in dict.fromkeys(cell["method"] for cell in cells):
+        row = {"method": method}
+        for cell in cells:
+            if cell["method"] == method:
+                found = cell.get("perplexity", {}).values()
+                told = " / ".join(number(each["perplexity"]) for each in found) or "refused"
+                row[cell["engine"]] = f"[{told}]({cell['file']})"
+        rows.append(row)
+    yield shown(Table([Column("method", "method"), *(Column(name, f"`--for {name}`") for name in names)], rows))
+    windows = listed(
+        [f"{name} ({each['samples']} windows of {each['length']:,} tokens)" for name, each in texts.items()]
+    )
+    pruned = next(cell for cell in judged if "calibration" in cell)
+    used = pruned["calibration"]
+    yield (
+        f"Perplexity on {windows}, in float32; {percent(pruned['sparsity']['asked'])} of the blocks' parameters asked "
+        f"for; calibrated on {used['samples']} windows of {used['length']:,} tokens of {used['name']}; "
+        f"{pruned['machine']}."
+    )
+
+
 def torture(name: str, _: Path) -> Iterator[str]:
     """What became of runs that were killed, as `make torture` writes it."""
     facts = json.loads((RESULTS / name / "torture.json").read_text(encoding="utf-8"))
@@ -409,6 +442,7 @@ TABLES: dict[str, Callable[[str, Path], Iterator[str]]] = {
         foretold,
         recovery,
         engine,
+        engines,
         torture,
         options,
         facts,

@@ -14,6 +14,7 @@ from transformers import DynamicCache
 
 from secateur.errors import InvalidOptionError
 from secateur.fitting import Measured, fitting
+from secateur.hf import with_cache
 from secateur.judge.inference import kv_bytes
 from secateur.methods import methods
 from secateur.model.load import Source
@@ -38,7 +39,7 @@ def test_the_cache_is_that_of_real_tensors(family: str, tokens: int) -> None:
     cache = DynamicCache(config=model.hf.config)
     with torch.no_grad():
         for step in tiny_tokens(model, 1, tokens).ids.split(1, dim=1):
-            model.hf(step, past_key_values=cache, use_cache=True)
+            model.hf(step, **with_cache(model.hf, cache))
     held, sliding = 0, 0
     for layer in cache.layers:
         assert layer.keys is not None

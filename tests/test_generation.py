@@ -13,6 +13,7 @@ from transformers import DynamicCache, StaticCache
 
 from secateur import load
 from secateur.export import save
+from secateur.hf import with_cache
 from secateur.model import modeling_secateur as modeling
 from secateur.model.handle import Model
 from secateur.surgery.apply import apply
@@ -33,7 +34,7 @@ def stepwise(model: Model, ids: Tensor, first: int, cache: Any) -> Tensor:
     parts = []
     with torch.no_grad():
         for start, end in [(0, first), *((k, k + 1) for k in range(first, ids.shape[1]))]:
-            parts.append(model.hf(ids[:, start:end], past_key_values=cache, use_cache=True).logits)
+            parts.append(model.hf(ids[:, start:end], **with_cache(model.hf, cache)).logits)
     return torch.cat(parts, dim=1)
 
 
@@ -126,7 +127,7 @@ def test_the_cache_knows_how_much_it_holds(family: str, layout: str) -> None:
     static = StaticCache(config=model.hf.config, max_cache_len=32)
     for cache in (DynamicCache(config=model.hf.config), DynamicCache(), static):
         with torch.no_grad():
-            model.hf(ids, past_key_values=cache, use_cache=True)
+            model.hf(ids, **with_cache(model.hf, cache))
         assert len(cache.layers) == len(model.blocks)
         assert [int(cache.get_seq_length(k)) for k in range(len(model.blocks))] == [ids.shape[1]] * len(model.blocks)
 

@@ -12,6 +12,7 @@ from oracles import Watcher, standing
 from transformers import DynamicCache
 
 from secateur.errors import InvalidOptionError
+from secateur.hf import with_cache
 from secateur.judge.inference import (
     COUNTER,
     TENSORS,
@@ -36,7 +37,7 @@ def test_bytes_are_those_of_the_real_tensors(family: str, layout: str) -> None:
     assert weight_bytes(model) == sum(p.nbytes for p in model.hf.parameters())
     cache = DynamicCache(config=model.hf.config)
     with torch.no_grad():
-        model.hf(tiny_tokens(model, 2, 4).ids, past_key_values=cache, use_cache=True)
+        model.hf(tiny_tokens(model, 2, 4).ids, **with_cache(model.hf, cache))
     held: list[Any] = [part for layer in cache.layers for part in (layer.keys, layer.values)]
     assert kv_bytes_per_token(model) * 2 * 4 == sum(part.nbytes for part in held)
 

@@ -1,10 +1,13 @@
-"""What transformers and the hub's client do to the whole process, held back: bars, warnings, shared generators."""
+"""What transformers and the hub's client do to the whole process, held back: bars, warnings, shared generators;
+and what transformers calls by another name from release to release."""
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +31,13 @@ def quiet_transformers() -> Iterator[None]:
         hub_logging.set_verbosity(hub_verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+def with_cache(hf: Any, cache: Any) -> dict[str, Any]:
+    """The arguments by which a model computes on a cache: named `cache` from transformers 5.24 on, where the older
+    `past_key_values` is deprecated."""
+    name = "cache" if "cache" in inspect.signature(hf.forward).parameters else "past_key_values"
+    return {name: cache, "use_cache": True}
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache, PreTrainedConfig
 
 from secateur.errors import InvalidOptionError
+from secateur.hf import with_cache
 from secateur.judge.results import Facts, Inference
 from secateur.judge.statistics import quartiles
 from secateur.model.handle import Model
@@ -152,11 +153,12 @@ def _once(model: Model, prompt: Tensor, new_tokens: int) -> tuple[float, float]:
     """Seconds for the prompts (batch, length), and seconds for all further tokens."""
     ids = prompt.to(model.device)
     start = _now(model)
-    output = model.hf(input_ids=ids, use_cache=True, logits_to_keep=1)
+    onto = with_cache(model.hf, DynamicCache(config=model.hf.config))
+    output = model.hf(input_ids=ids, logits_to_keep=1, **onto)
     middle = _now(model)
     for _ in range(new_tokens):
         ids = output.logits[:, -1:].argmax(dim=-1)
-        output = model.hf(input_ids=ids, use_cache=True, past_key_values=output.past_key_values)
+        output = model.hf(input_ids=ids, **onto)
     return middle - start, _now(model) - middle
 
 

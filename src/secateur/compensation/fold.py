@@ -113,7 +113,7 @@ def fold(model: Model, tokens: Tokens, run: Run, edits: Iterator[Edit], *, dampi
 def _fitted(run: Run, follower: Follower, module: Module, end: int, damping: Damping) -> Tensor:
     with follower.visit(module.block) as visit:
         weight = visit.block.weight(module.role).detach()
-        moments = visit.moments(_TAPS[module.role], "stream", DTYPE, until=end)
+        moments = visit.moments(_TAPS[module.role], "stream", DTYPE, until=end, halves=damping == "auto")
         name = f"block {module.block}, {module.role}"
         return solved(run, weight, moments, torch.arange(weight.shape[1]), damping=damping, name=name)
 

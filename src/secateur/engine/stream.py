@@ -43,8 +43,8 @@ class Moments:
     Attributes:
         inputs: E[x x^T], (columns, columns).
         target: E[y x^T], (rows, columns), of what W is to give; None where that is W x.
-        halves: where there is a target the same of every other window (of a single one, of its first and second half):
-            a fit on one can be judged on the other.
+        halves: if asked for, where there is a target, the same of every other window (of a single one, of its first and
+            second half): a fit on one can be judged on the other.
     """
 
     inputs: Tensor
@@ -160,9 +160,11 @@ class Stream:
             raise NumericalError(f"block {block.number}: its {tap} was never computed")
         return moment
 
-    def moments(self, block: Block, tap: Hidden, target: Target, until: int, dtype: torch.dtype) -> Moments:
+    def moments(
+        self, block: Block, tap: Hidden, target: Target, until: int, dtype: torch.dtype, halves: bool
+    ) -> Moments:
         """With a reference; see `Visit.moments`."""
-        halves = [(SecondMoment(dtype), CrossMoment(dtype)) for _ in range(2)]
+        sums = [(SecondMoment(dtype), CrossMoment(dtype)) for _ in range(2 if halves else 1)]
         place, window, shown = itertools.count(), itertools.count(), dict[str, Tensor]()
         reference = self.reference
         assert reference is not None  # narrows the type
@@ -171,16 +173,16 @@ class Stream:
             stream = stream_before(block, tap, shown) if target == "stream" else None
             y = reference.output(block, tap, next(place), until, stream)
             for row in range(len(x)):
-                for number, part in self._halves(next(window)):
-                    halves[number][0].add(x[row, part], w[row, part])
-                    halves[number][1].add_pairs(y[row, part], x[row, part], w[row, part])
+                for number, part in self._halves(next(window)) if halves else [(0, slice(None))]:
+                    sums[number][0].add(x[row, part], w[row, part])
+                    sums[number][1].add_pairs(y[row, part], x[row, part], w[row, part])
 
         def show(name: str) -> Look:
             return lambda x, w: shown.__setitem__(name, x)
 
         self.through(block, {**{name: show(name) for name in ("block_in", "attention_out")}, tap: add}, keep=False)
-        weights = [inputs.weight for inputs, _ in halves]
-        return _joined([Moments(inputs.mean, products.mean) for inputs, products in halves], weights)
+        means = [Moments(inputs.mean, products.mean) for inputs, products in sums]
+        return _joined(means, [inputs.weight for inputs, _ in sums]) if halves else means[0]
 
     def _halves(self, window: int) -> list[tuple[int, slice]]:
         """Which half a window's tokens are in."""
@@ -268,11 +270,13 @@ class _Rehearsed(Stream):
         with self.rehearsal.holding(features**2 * dtype.itemsize):
             return moment
 
-    def moments(self, block: Block, tap: Hidden, target: Target, until: int, dtype: torch.dtype) -> Moments:
+    def moments(
+        self, block: Block, tap: Hidden, target: Target, until: int, dtype: torch.dtype, halves: bool
+    ) -> Moments:
         inputs, weight = self.moment(block, tap, dtype, None).mean, block.weight(OUT[tap])
         products = torch.empty(weight.shape, dtype=dtype, device="meta")
         with self.rehearsal.holding(2 * (inputs.numel() + products.numel()) * dtype.itemsize):
-            return Moments(inputs, products, 2 * (Moments(inputs, products),))
+            return Moments(inputs, products, 2 * (Moments(inputs, products),) if halves else ())
 
     def begin(self, hidden: list[Tensor], ahead: list[int]) -> None:
         super().begin(hidden, ahead)

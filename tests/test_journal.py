@@ -6,7 +6,10 @@ import errno
 import json
 import math
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -15,6 +18,7 @@ from models import tiny_tokens
 from oracles import Impatient, write_model
 from torch import Tensor
 
+import secateur.folders
 import secateur.journal
 from secateur import Output, load, prune_to
 from secateur.errors import Interrupted, JournalError, OutputBusyError, OutputError
@@ -149,6 +153,65 @@ def test_a_folder_is_one_job_s_and_one_process_s(tmp_path: Path) -> None:
     with pytest.raises(JournalError, match="something else"), claimed_run(folder, JOB, overwrite=True):
         pass
     assert (folder / "mine").is_dir()
+
+
+def test_a_done_job_s_own_steps_go_as_a_whole_whenever_it_is_killed(tmp_path: Path) -> None:
+    """Those that hold for other jobs stay, others' too; tensors that somebody names stay, and no others."""
+    begun = tmp_path / "begun"
+    store, shared = store_of(begun, "done", beginning="for all"), torch.arange(5.0)
+    for key, value in {"for all": torch.ones(3), "alike": shared, "own": torch.zeros(4), "number": 3}.items():
+        store.put(key, value)
+    store.keep("walk", torch.rand(7))
+    other = store_of(begun, "other")
+    other.put("alike", shared)
+    other.keep("walk", torch.full((2,), 2.0))
+    there = Journal(begun).entries.keys()
+    left = [("done", "for all"), ("other", "alike"), ("other", "kept/walk")]
+    seen, ends = [], 0
+    while not seen or seen[-1] is not None:
+        ends, folder = ends + 1, tmp_path / str(ends)
+        shutil.copytree(begun, folder)
+        store = store_of(folder, "done", beginning="for all")
+        seen.append(ended_at_line(ends, store.drop))
+        journal = Journal(folder)
+        assert list(journal.entries) in (list(there), left)
+        for place in left:
+            assert equal(journal.get(*place), Journal(begun).get(*place))
+        store = store_of(folder, "done", beginning="for all")  # of the next process
+        store.drop()
+        assert list(Journal(folder).entries) == left
+        assert len(list((folder / "tensors").iterdir())) == len(left)
+        store.put("more", 4)
+        assert list(Journal(folder).entries) == [*left, ("done", "more")]
+        with claimed_run(folder, JOB, overwrite=True):  # nothing lies there that is taken for something else
+            pass
+    assert len(seen) > 20
+
+
+def ended_at_line(count: int, work: Callable[[], None]) -> str | None:
+    """Do something, and end it before so many lines of the journal's code; gives the line, None where it was over."""
+    lines, before = 0, sys.gettrace()
+
+    class Killed(BaseException):
+        pass
+
+    def watch(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal lines
+        if Path(frame.f_code.co_filename) not in (Path(secateur.journal.__file__), Path(secateur.folders.__file__)):
+            return None
+        lines += event == "line"
+        if lines == count:
+            raise Killed(f"{frame.f_code.co_name}, line {frame.f_lineno}")
+        return watch
+
+    sys.settrace(watch)
+    try:
+        work()
+    except Killed as killed:
+        return str(killed)
+    finally:
+        sys.settrace(before)
+    return None
 
 
 # --- prunings ---

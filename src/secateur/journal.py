@@ -18,7 +18,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,8 +154,8 @@ def _require_ours(folder: Path) -> None:
 
 def _others_in(folder: Path) -> bool:
     """Whether more than a journal lies there: a recovery's checkpoints, or what is no run's."""
-    partial = f".{_JOB}.partial-"  # of a killed `write_file`
-    return any(path.name not in _OURS and not path.name.startswith(partial) for path in folder.iterdir())
+    partials = tuple(f".{name}.partial-" for name in (_JOB, _JOURNAL))  # of a killed `write_file`
+    return any(path.name not in _OURS and not path.name.startswith(partials) for path in folder.iterdir())
 
 
 def _clear(folder: Path, last: str = "") -> None:
@@ -290,6 +290,25 @@ class Journal:
             with suppress(OSError):  # Windows: it may still be mapped
                 self._file(str(replaced.tensors)).unlink()
 
+    def drop(self, goes: Callable[[str, str], bool]) -> None:
+        """Remove entries by job and key, and all tensors that nobody names then. A kill leaves the journal as it was or
+        as it is to be, and at most tensors that the next time takes.
+
+        Raises:
+            OSError: the folder cannot be written; the journal is as it was.
+        """
+        lines = self._path.read_bytes()[: self._end].decode().splitlines(keepends=True) if self._end else []
+        stay = [line for line in lines if (known := _parsed(line.encode())) is not None and not goes(*known[0])]
+        if len(stay) < len(lines):
+            write_file(self._path, "".join(stay))
+        self.entries = {place: entry for place, entry in self.entries.items() if not goes(*place)}
+        self._end = sum(map(len, stay))  # bytes: JSON is ASCII
+        named = {entry.tensors for entry in self.entries.values()}
+        for path in (self.folder / _TENSORS).glob("*.safetensors"):
+            if path.stem not in named:
+                with suppress(OSError):  # Windows: it may still be mapped
+                    path.unlink()
+
     def _write_tensors(self, tensors: dict[str, Tensor]) -> str:
         partial = self.folder / _TENSORS / "partial"
         with disk_full_as_oserror():
@@ -321,9 +340,15 @@ class Journaled(Shared):
             OutputBusyError: another process is in it.
         """
         with claimed_run(self.journal.folder, identity, overwrite=True):
-            self.journal = Journal(self.journal.folder)
+            self.journal, self.identity = Journal(self.journal.folder), None
             self._see()
             yield
+
+    def drop(self) -> None:
+        """Forget what only the job has that it is open for, whose result lies elsewhere by now."""
+        with suppress(OSError):  # it only takes room
+            self.journal.drop(lambda job, key: job == self.identity and not self._holds(key))
+            self._see()
 
     def look(self) -> None:
         """See what other processes have added, without taking the folder."""

@@ -20,13 +20,15 @@ from torch import Tensor
 
 import secateur.folders
 import secateur.journal
+import secateur.running
 from secateur import Output, load, prune_to
 from secateur.errors import Interrupted, JournalError, OutputBusyError, OutputError
 from secateur.goals import Goal
-from secateur.journal import Journal, Journaled, claimed_run, forget, run_folder
+from secateur.journal import Journal, Journaled, claimed_run, forget, run_folder, taken_bytes
 from secateur.judge.judging import Judging
 from secateur.methods import methods
 from secateur.model.load import Source
+from secateur.model.streamed import _Shelf
 from secateur.pruning import Request
 from secateur.sharing import SharingRun
 
@@ -263,6 +265,34 @@ def test_a_streamed_run_beside_the_dense_model_goes_on(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         pruned(tmp_path / "out", model, Impatient(0.6), stream=True)
     assert pruned(tmp_path / "out", model, stream=True).record.edits == whole.edits
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("method", methods())
+def test_a_run_folder_takes_at_most_what_is_asked_for(
+    tmp_path: Path, method: str, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk's room is asked for before any work, and by a run that goes on, what it lacks."""
+    model, out, asked, taken = write_model(tmp_path / "dense"), tmp_path / "out", list[int](), [0]
+
+    def watched(real: Any) -> Any:
+        def put(*given: Any) -> Any:
+            result = real(*given)
+            taken.append(taken_bytes(run_folder(out)))
+            return result
+
+        return put
+
+    monkeypatch.setattr(secateur.running, "require_space", lambda folder, needs: asked.append(needs))
+    for store in (Journal, _Shelf):
+        monkeypatch.setattr(store, "put", watched(store.put))
+    how = {"method": method, "stream": stream, "keep_states": 1}
+    with pytest.raises(Interrupted):
+        pruned(out, model, Impatient(0.5), **how)
+    there = taken_bytes(run_folder(out))
+    record = pruned(out, model, **how).record
+    assert 0 < there < max(taken) <= asked[0] - record.after.weight_bytes
+    assert asked[1] == asked[0] - there
 
 
 def test_what_changed_is_refused_and_what_is_done_is_not_done_again(tmp_path: Path) -> None:

@@ -190,7 +190,8 @@ JOBS: tuple[Job, ...] = (
 
 
 class Journals:
-    """Journals are appended to in place: hard links to them show what became of them when their folders are gone."""
+    """Journals are appended to in place: hard links to them show what became of them when their folders are gone. A
+    grid's is replaced when a cell is done; that this cell is not made again, the cell shows."""
 
     def __init__(self, journals: Sequence[Path], cells: Sequence[Path] = ()) -> None:
         self._held = tempfile.TemporaryDirectory(prefix="links-", dir=_beside(journals, cells))

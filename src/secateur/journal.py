@@ -108,6 +108,11 @@ def scratch_in(folder: Path) -> Iterator[Path]:
             folder.rmdir()
 
 
+def taken_bytes(folder: Path) -> int:
+    """What a run folder takes on the disk by now."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def forget(folder: Path, of: Identity | None = None) -> None:
     """Remove a run folder, if it is one and no process is in it.
 

@@ -26,6 +26,7 @@ from secateur.errors import JournalError
 T = TypeVar("T")
 Advance = Callable[[float], None]
 
+_BESIDE = 128, 8192  # bytes on the disk beside tensors: of each value of a result, and of each result
 NEEDED = "needed/"  # how the keys begin of what is kept without which a run does not go on to the same bits
 
 logger = logging.getLogger(__name__)
@@ -94,15 +95,16 @@ def _check_storable(value: Any, key: str) -> None:
             )
 
 
-def _tensor_bytes(value: Any) -> int:
+def _bytes_of(value: Any, beside: int = 0) -> int:
+    """Of a result's tensors, and so many beside for each of its values."""
     match value:
         case torch.Tensor():
-            return value.numel() * value.element_size()
+            return value.numel() * value.element_size() + beside
         case list():
-            return sum(map(_tensor_bytes, value))
+            return sum(_bytes_of(item, beside) for item in value)
         case dict():
-            return sum(map(_tensor_bytes, value.values()))
-    return 0
+            return sum(_bytes_of(item, beside) for item in value.values())
+    return beside
 
 
 class Observer(Protocol):
@@ -317,6 +319,7 @@ class Rehearsal(Run):
 
     Attributes:
         held_bytes, peak_bytes: hidden states, statistics and results held now, and the most at once.
+        stored_bytes, states_bytes: on the disk, if all results of steps are stored, and the states of all walks.
     """
 
     rehearses = True
@@ -325,7 +328,7 @@ class Rehearsal(Run):
     def __init__(self, seed: int = 0, *, device: str = "cpu") -> None:
         super().__init__(seed)
         self.device = device
-        self.held_bytes = self.peak_bytes = 0.0
+        self.held_bytes = self.peak_bytes = self.stored_bytes = self.states_bytes = 0.0
         self._qualities: dict[Hashable, float] = {}
         self._made_up = self.rng("made-up losses")
 
@@ -334,7 +337,9 @@ class Rehearsal(Run):
         with self.holding(scratch_bytes):
             result = compute()
         _check_storable(result, key)
-        with self.holding(_tensor_bytes(result)):  # for a while at least; the journal keeps it on the disk
+        each, whole = _BESIDE
+        self.root.stored_bytes += _bytes_of(result, each) + whole
+        with self.holding(_bytes_of(result)):  # for a while at least; the journal keeps it on the disk
             return result
 
     def log(self, message: str, *args: object) -> None:

@@ -23,7 +23,7 @@ from secateur.errors import (
 )
 from secateur.folders import claimed, require_space
 from secateur.goals import Goal, Tried
-from secateur.journal import Journal, Journaled, claimed_run, fingerprint, forget, run_folder, scratch_in
+from secateur.journal import Journal, Journaled, claimed_run, fingerprint, forget, run_folder, scratch_in, taken_bytes
 from secateur.judge.judging import Judge, Judging
 from secateur.judge.perplexity import before_and_after, perplexity, ratio
 from secateur.judge.results import Perplexity
@@ -154,7 +154,8 @@ def _prune_to(
                 forget(run_in, job.run_identity)
             return Outcome(record, was_there=True)
         after = planned.before if held_out else planned.after  # a loss may leave nearly all
-        require_space(output.folder, after.parameters * job.model.dtype.itemsize)
+        beside = planned.run_bytes(job.model, keep_states=output.keep_states, texts=list(texts.values()))
+        require_space(output.folder, after.parameters * job.model.dtype.itemsize + beside - taken_bytes(run_in))
         with _on_disk(job, run_in, output, observer or Silent()) as store:
             sweeper = spread(job.model_fingerprint)
             run = SharingRun(request.seed, store, observer=observer, keep_states=output.keep_states, sweeper=sweeper)

@@ -286,7 +286,10 @@ class _Rehearsed(Stream):
         self._held = 0.0
 
     def _start(self, copies: int = 1) -> None:
-        self._held = copies * self.tokens.ids.numel() * self.model.hidden_size * self.model.dtype.itemsize
+        states = self.tokens.ids.numel() * self.model.hidden_size * self.model.dtype.itemsize
+        if self._kept_as is not None:
+            self.rehearsal.root.states_bytes += states
+        self._held = copies * states
         self.rehearsal.hold(self._held)
 
     def _follow(self) -> None:

@@ -156,8 +156,8 @@ def _prune_to(
         after = planned.before if held_out else planned.after  # a loss may leave nearly all
         beside = planned.run_bytes(job.model, keep_states=output.keep_states, texts=list(texts.values()))
         require_space(output.folder, after.parameters * job.model.dtype.itemsize + beside - taken_bytes(run_in))
+        sweeper = spread(job.model_fingerprint)
         with _on_disk(job, run_in, output, observer or Silent()) as store:
-            sweeper = spread(job.model_fingerprint)
             run = SharingRun(request.seed, store, observer=observer, keep_states=output.keep_states, sweeper=sweeper)
             pruned = _run_for_goal(job, source, held_out, run=run, measure_on=texts, arguments=arguments)
             output.write(pruned)

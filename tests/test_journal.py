@@ -163,12 +163,12 @@ def test_a_done_job_s_own_steps_go_as_a_whole_whenever_it_is_killed(tmp_path: Pa
     store, shared = store_of(begun, "done", beginning="for all"), torch.arange(5.0)
     for key, value in {"for all": torch.ones(3), "alike": shared, "own": torch.zeros(4), "number": 3}.items():
         store.put(key, value)
-    store.keep("walk", torch.rand(7))
+    store.put_states("walk", torch.rand(7))
     other = store_of(begun, "other")
     other.put("alike", shared)
-    other.keep("walk", torch.full((2,), 2.0))
+    other.put_states("walk", torch.full((2,), 2.0))
     there = Journal(begun).entries.keys()
-    left = [("done", "for all"), ("other", "alike"), ("other", "kept/walk")]
+    left = [("done", "for all"), ("other", "alike"), ("other", "states/walk")]
     seen, ends = [], 0
     while not seen or seen[-1] is not None:
         ends, folder = ends + 1, tmp_path / str(ends)
@@ -220,7 +220,7 @@ def ended_at_line(count: int, work: Callable[[], None]) -> str | None:
 
 
 def steps(journal: Journal) -> set[str]:
-    return {key for _, key in journal.entries if not key.startswith("kept/")}
+    return {key for _, key in journal.entries if not key.startswith("states/")}
 
 
 def pruned(

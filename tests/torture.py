@@ -210,7 +210,7 @@ class Journals:
             assert now.startswith(whole), "what stood in a journal was written anew"
             keys = Counter(
                 (step["job"], step["key"]) for step in (json.loads(line)["step"] for line in now.splitlines())
-                if not step["key"].startswith("kept/")
+                if not step["key"].startswith("states/")
             )  # fmt: skip
             again += sum(count - 1 for count in keys.values())
         self._held.cleanup()

@@ -40,7 +40,7 @@ _JOB, _JOURNAL, _TENSORS, _LOCK = "run.json", "journal.jsonl", "tensors", "lock"
 _BLOCKS = "blocks"
 _OURS = {_JOB, _JOURNAL, _TENSORS, _LOCK, _BLOCKS}
 _DIGITS = 16  # of a line's checksum
-_KEPT = "kept/"  # how the keys begin of what is replaced from time to time
+_STATES = "states/"  # how the keys begin of states of walks, which are replaced from time to time
 _STEP_AT = len('{"check": "') + _DIGITS + len('", "step": ')
 _SHOWN = 60  # characters of a part that differs
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -228,13 +228,13 @@ class Journal:
     def _read(self) -> None:
         with suppress(FileNotFoundError), self._path.open("rb") as file:
             for line in file:
-                if (known := _parsed(line)) is None or not (known[0][1].startswith(_KEPT) or self._whole(known[1])):
+                if (known := _parsed(line)) is None or not (known[0][1].startswith(_STATES) or self._whole(known[1])):
                     break
                 self.entries[known[0]] = known[1]
                 self._end += len(line)
-        kept = {place: entry for place, entry in self.entries.items() if place[1].startswith(_KEPT)}
-        lost = [place for place, entry in kept.items() if not self._whole(entry)]
-        if any(key.startswith(_KEPT + NEEDED) for _, key in lost):
+        states = {place: entry for place, entry in self.entries.items() if place[1].startswith(_STATES)}
+        lost = [place for place, entry in states.items() if not self._whole(entry)]
+        if any(key.startswith(_STATES + NEEDED) for _, key in lost):
             self.entries, self._end = {}, 0
         for place in lost:
             self.entries.pop(place, None)  # a run goes on without
@@ -251,7 +251,7 @@ class Journal:
     @property
     def standing(self) -> str:
         """How far it is, in words."""
-        steps = [key for _, key in self.entries if not key.startswith(_KEPT)]
+        steps = [key for _, key in self.entries if not key.startswith(_STATES)]
         return f"{len(steps)} steps are kept" + (f", the last one '{steps[-1]}'" if steps else "")
 
     def get(self, job: str, key: str) -> Any:
@@ -264,7 +264,7 @@ class Journal:
         return _restored(entry.value, tensors)
 
     def put(self, job: str, key: str, value: Any, spent: Spent | None = None) -> None:
-        """Add a step, or replace what is kept by this key; it is on the disk when this returns.
+        """Add a step, or replace the states of this key; it is on the disk when this returns.
 
         Raises:
             OutputError: the disk is full, or the folder cannot be written. What was there before stays whole.
@@ -378,12 +378,12 @@ class Journaled(Shared):
         self.journal.put(self.identity, key, value, self.spent.get(key))
         self._jobs[key] = self.identity
 
-    def keep(self, key: str, value: Any) -> None:
+    def put_states(self, key: str, value: Any) -> None:
         assert self.identity is not None, "a store is opened for a job before it is used"
-        self.journal.put(self.identity, _KEPT + key, value)
+        self.journal.put(self.identity, _STATES + key, value)
 
-    def kept(self, key: str) -> Any:
-        return self.journal.get(str(self.identity), _KEPT + key)
+    def get_states(self, key: str) -> Any:
+        return self.journal.get(str(self.identity), _STATES + key)
 
     def copy(self) -> Journaled:
         return Journaled(self.journal, self.beginning)

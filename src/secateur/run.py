@@ -27,7 +27,7 @@ T = TypeVar("T")
 Advance = Callable[[float], None]
 
 _BESIDE = 128, 8192  # bytes on the disk beside tensors: of each value of a result, and of each result
-NEEDED = "needed/"  # how the keys begin of what is kept without which a run does not go on to the same bits
+NEEDED = "needed/"  # how the keys begin of states without which a run does not go on to the same bits
 
 logger = logging.getLogger(__name__)
 
@@ -43,11 +43,11 @@ class Store(Protocol):
 
     def put(self, key: str, value: Any) -> None: ...
 
-    def keep(self, key: str, value: Any) -> None:
-        """Keep what saves a resumed run some work, in the place of what was kept by this key; or do not."""
+    def put_states(self, key: str, value: Any) -> None:
+        """Store a walk's states, which save a resumed run some work, in the place of those of this key; or do not."""
 
-    def kept(self, key: str) -> Any:
-        """What is kept; KeyError where nothing is."""
+    def get_states(self, key: str) -> Any:
+        """The states that were stored last; KeyError where none were."""
 
 
 class MemoryStore:
@@ -70,10 +70,10 @@ class MemoryStore:
     def put(self, key: str, value: Any) -> None:
         self._results[key] = copy.deepcopy(value)
 
-    def keep(self, key: str, value: Any) -> None:
-        """It would only lie there twice."""
+    def put_states(self, key: str, value: Any) -> None:
+        """They would only lie there twice."""
 
-    def kept(self, key: str) -> Any:
+    def get_states(self, key: str) -> Any:
         raise KeyError(key)
 
 
@@ -163,7 +163,7 @@ class Run:
         keep_states: keep a walk's hidden states after every so many blocks, where the store keeps anything: so much
             less is run again when an interrupted run goes on. Never if 0.
         sweeper: makes the engine of searches, where it is not the usual one: as `engine.sweep.Sweeper` is called, and
-            with its `kept`.
+            with its `publish`.
 
     Attributes:
         meter: the work so far, of all scopes.
@@ -266,7 +266,7 @@ class Run:
     def applied(self, edit: Any) -> None:
         """An edit is real now. Whoever sweeps the model elsewhere has to follow it."""
         if self.sweeper is not None:
-            self.root.edits.append(self.sweeper.kept(edit))
+            self.root.edits.append(self.sweeper.publish(edit))
 
     def hold(self, size_bytes: float) -> None:
         """So much more is held from now on, beside what the engines hold; for the forecast."""

@@ -64,7 +64,7 @@ def prune(
             again.
     """
     asked = Request.given(method, request)
-    with handed(model, tokenizer, cache=asked.cache, keep=True) as given:
+    with handed(model, tokenizer, cache=asked.cache, adopt=True) as given:
         planned, tokens, held_out = _specified(asked, given.hollow(tokenizer=True), given)
         job = Job.of(planned, given.load(), tokens, tokenizer_given=given.tokenizer is not None)
         return _run_for_goal(job, given, held_out, run=run)
@@ -125,7 +125,7 @@ def prune_to(
     """
     judging = judging or Judging()
     output = output if isinstance(output, Output) else Output(Path(output))
-    with handed(source, tokenizer, cache=request.cache, keep=True) as given:
+    with handed(source, tokenizer, cache=request.cache, adopt=True) as given:
         output.check(given.name, request.calibration, *judging.sources.values())
         return _prune_to(request, given, output, judging, observer, arguments, workers)
 

@@ -90,8 +90,8 @@ class Sweeper:
         self.model, self.run, self.versions = model, run, versions
 
     @staticmethod
-    def kept(edit: Edit) -> object:
-        """What a run keeps of an edit that is real, for sweeps elsewhere to follow."""
+    def publish(edit: Edit) -> object:
+        """Put an edit that is real where sweeps elsewhere can follow it; gives what they find it by."""
         return None
 
     def sums(self, tokens: Tokens, variants: Sequence[Variant], metric: Metric, label: str) -> Tensor:

@@ -60,8 +60,8 @@ class SpreadSweeps:
     def __call__(self, model: Model, run: Run, versions: Versions | None = None) -> SpreadSweeper:
         return SpreadSweeper(self, model, run, versions)
 
-    def kept(self, edit: Edit) -> Ref:
-        """What the run keeps of an edit, for actors to follow."""
+    def publish(self, edit: Edit) -> Ref:
+        """Put an edit where actors can follow it."""
         return ray_module().put(edit)
 
     @property

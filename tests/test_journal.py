@@ -157,6 +157,7 @@ def test_a_folder_is_one_job_s_and_one_process_s(tmp_path: Path) -> None:
     assert (folder / "mine").is_dir()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # who is killed closes no file
 def test_a_done_job_s_own_steps_go_as_a_whole_whenever_it_is_killed(tmp_path: Path) -> None:
     """Those that hold for other jobs stay, others' too; tensors that somebody names stay, and no others."""
     begun = tmp_path / "begun"

@@ -302,12 +302,12 @@ class Journal:
         Raises:
             OSError: the folder cannot be written; the journal is as it was.
         """
-        lines = self._path.read_bytes()[: self._end].decode().splitlines(keepends=True) if self._end else []
-        stay = [line for line in lines if (known := _parsed(line.encode())) is not None and not goes(*known[0])]
+        lines = self._path.read_bytes()[: self._end].splitlines(keepends=True) if self._end else []
+        stay = [line for line in lines if (known := _parsed(line)) is not None and not goes(*known[0])]
         if len(stay) < len(lines):
-            write_file(self._path, "".join(stay))
+            write_file(self._path, b"".join(stay).decode())
         self.entries = {place: entry for place, entry in self.entries.items() if not goes(*place)}
-        self._end = sum(map(len, stay))  # bytes: JSON is ASCII
+        self._end = sum(map(len, stay))
         named = {entry.tensors for entry in self.entries.values()}
         for path in (self.folder / _TENSORS).glob("*.safetensors"):
             if path.stem not in named:

@@ -29,7 +29,7 @@ from secateur.judge.judging import Judging
 from secateur.methods import methods
 from secateur.model.load import Source
 from secateur.model.streamed import _Shelf
-from secateur.pruning import Request
+from secateur.pruning import Plan, Request
 from secateur.sharing import SharingRun
 
 JOB = {"model": "abc", "method": "2ssp", "size": {"sparsity": 0.5}}
@@ -274,25 +274,30 @@ def test_a_run_folder_takes_at_most_what_is_asked_for(
     tmp_path: Path, method: str, stream: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk's room is asked for before any work, and by a run that goes on, what it lacks."""
-    model, out, asked, taken = write_model(tmp_path / "dense"), tmp_path / "out", list[int](), [0]
+    model, out = write_model(tmp_path / "dense"), tmp_path / "out"
+    asked, foretold, taken = list[int](), list[int](), list[int]()
 
-    def watched(real: Any) -> Any:
-        def put(*given: Any) -> Any:
-            result = real(*given)
-            taken.append(taken_bytes(run_folder(out)))
+    def watched(of: type, name: str, look: Callable[[Any], None]) -> None:
+        real = getattr(of, name)
+
+        def called(*given: Any, **more: Any) -> Any:
+            result = real(*given, **more)
+            look(result)
             return result
 
-        return put
+        monkeypatch.setattr(of, name, called)
 
     monkeypatch.setattr(secateur.running, "require_space", lambda folder, needs: asked.append(needs))
+    watched(Plan, "run_bytes", foretold.append)
     for store in (Journal, _Shelf):
-        monkeypatch.setattr(store, "put", watched(store.put))
+        watched(store, "put", lambda result: taken.append(taken_bytes(run_folder(out))))
     how = {"method": method, "stream": stream, "keep_states": 1}
     with pytest.raises(Interrupted):
         pruned(out, model, Impatient(0.5), **how)
     there = taken_bytes(run_folder(out))
-    record = pruned(out, model, **how).record
-    assert 0 < there < max(taken) <= asked[0] - record.after.weight_bytes
+    pruned(out, model, **how)
+    assert 0 < there <= max(taken) <= foretold[0]
+    assert asked[0] > foretold[0]
     assert asked[1] == asked[0] - there
 
 

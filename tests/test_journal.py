@@ -7,6 +7,8 @@ import json
 import math
 import shutil
 import sys
+import weakref
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -20,8 +22,12 @@ from torch import Tensor
 
 import secateur.folders
 import secateur.journal
+import secateur.pruning
 import secateur.running
 from secateur import Output, load, prune_to
+from secateur.engine import stream as engine_stream
+from secateur.engine import sweep as engine_sweep
+from secateur.engine.spill import MappedRoom
 from secateur.errors import Interrupted, JournalError, OutputBusyError, OutputError
 from secateur.goals import Goal
 from secateur.journal import Journal, Journaled, claimed_run, forget, run_folder, taken_bytes
@@ -276,6 +282,7 @@ def test_a_run_folder_takes_at_most_what_is_asked_for(
     """The disk's room is asked for before any work, and by a run that goes on, what it lacks."""
     model, out = write_model(tmp_path / "dense"), tmp_path / "out"
     asked, foretold, taken = list[int](), list[int](), list[int]()
+    room_for = engine_stream.room_for
 
     def watched(of: type, name: str, look: Callable[[Any], None]) -> None:
         real = getattr(of, name)
@@ -287,10 +294,21 @@ def test_a_run_folder_takes_at_most_what_is_asked_for(
 
         monkeypatch.setattr(of, name, called)
 
+    mapped = Counter[str]()  # bytes of states in files, which have no names
+
+    def map_states(states: Tensor) -> None:
+        mapped["now"] += states.nbytes
+        weakref.finalize(states, mapped.subtract, {"now": states.nbytes})
+        taken.append(taken_bytes(run_folder(out)) + mapped["now"])
+
     monkeypatch.setattr(secateur.running, "require_space", lambda folder, needs: asked.append(needs))
+    for module in (engine_stream, engine_sweep):
+        monkeypatch.setattr(module, "room_for", lambda model, states, budget: room_for(model, states, 0))
+    monkeypatch.setattr(secateur.pruning, "STATE_BYTES", 0)
     watched(Plan, "run_bytes", foretold.append)
+    watched(MappedRoom, "empty", map_states)
     for store in (Journal, _Shelf):
-        watched(store, "put", lambda result: taken.append(taken_bytes(run_folder(out))))
+        watched(store, "put", lambda result: taken.append(taken_bytes(run_folder(out)) + mapped["now"]))
     how = {"method": method, "stream": stream, "keep_states": 1}
     with pytest.raises(Interrupted):
         pruned(out, model, Impatient(0.5), **how)
@@ -299,6 +317,7 @@ def test_a_run_folder_takes_at_most_what_is_asked_for(
     assert 0 < there <= max(taken) <= foretold[0]
     assert asked[0] > foretold[0]
     assert asked[1] == asked[0] - there
+    assert bool(mapped) == stream
 
 
 def test_what_changed_is_refused_and_what_is_done_is_not_done_again(tmp_path: Path) -> None:

@@ -144,6 +144,7 @@ class Plan:
         meter: the work, in tokens.
         held_bytes: held at the peak beside the weights: hidden states, statistics, results.
         stored_bytes, states_bytes: on the disk, results of steps, and states of walks if they are stored.
+        swept_bytes: hidden states of the largest sweep, which a streamed model runs as a whole.
         written: parameters that a streamed model writes into files as it is edited.
         rebases: whether the residual stream may come into another basis, so that states are always stored.
         before, after: the layouts; the second is approximate where the method decides on the way.
@@ -162,6 +163,7 @@ class Plan:
     held_bytes: float
     stored_bytes: float
     states_bytes: float
+    swept_bytes: float
     written: int
     rebases: bool
     before: Layout
@@ -190,9 +192,9 @@ class Plan:
             size += 2 * self.states_bytes  # the new ones are there before the old ones go
         if model.is_streamed:
             size += item * (self.written + max(block.parameters for block in self.before.blocks.values()))
-            measured = (1 + self.rebases) * max((text.ids.numel() for text in texts), default=0)
-            states = max(self.held_bytes, measured * model.hidden_size * item)
-            size += states if states > STATE_BYTES else 0
+            measured = max((text.ids.numel() for text in texts), default=0) * model.hidden_size * item
+            states = max(self.held_bytes, self.swept_bytes, measured)
+            size += (1 + self.rebases) * states if states > STATE_BYTES else 0  # beside them those of another width
         return int(size)
 
 
@@ -232,6 +234,7 @@ def plan(request: Request, model: Model, *, device: str | None = None) -> Plan:
     return Plan(
         request=request, options=options, filters=filters, samples=samples, length=length, meter=run.meter,
         held_bytes=run.peak_bytes, stored_bytes=run.stored_bytes, states_bytes=run.states_bytes,
+        swept_bytes=run.swept_bytes,
         written=_written(rehearsed), rebases=run.rebases, before=rehearsed.before, after=rehearsed.after,
         sparsity=rehearsed.sparsity, config=hollow.hf.config, approximate=run.made_up,
     )  # fmt: skip

@@ -27,7 +27,7 @@ import secateur.running
 from secateur import Output, load, prune_to
 from secateur.engine import stream as engine_stream
 from secateur.engine import sweep as engine_sweep
-from secateur.engine.spill import MappedRoom
+from secateur.engine.spill import MappedRoom, room_for
 from secateur.errors import Interrupted, JournalError, OutputBusyError, OutputError
 from secateur.goals import Goal
 from secateur.journal import Journal, Journaled, claimed_run, forget, run_folder, taken_bytes
@@ -282,7 +282,6 @@ def test_a_run_folder_takes_at_most_what_is_asked_for(
     """The disk's room is asked for before any work, and by a run that goes on, what it lacks."""
     model, out = write_model(tmp_path / "dense"), tmp_path / "out"
     asked, foretold, taken = list[int](), list[int](), list[int]()
-    room_for = engine_stream.room_for
 
     def watched(of: type, name: str, look: Callable[[Any], None]) -> None:
         real = getattr(of, name)

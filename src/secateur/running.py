@@ -23,7 +23,7 @@ from secateur.errors import (
 )
 from secateur.folders import claimed, require_space
 from secateur.goals import Goal, Tried
-from secateur.journal import Journal, Journaled, claimed_run, fingerprint, forget, run_folder, scratch_in
+from secateur.journal import Journal, Journaled, claimed_run, fingerprint, forget, run_folder, scratch_in, taken_bytes
 from secateur.judge.judging import Judge, Judging
 from secateur.judge.perplexity import before_and_after, perplexity, ratio
 from secateur.judge.results import Perplexity
@@ -64,7 +64,7 @@ def prune(
             again.
     """
     asked = Request.given(method, request)
-    with handed(model, tokenizer, cache=asked.cache, keep=True) as given:
+    with handed(model, tokenizer, cache=asked.cache, adopt=True) as given:
         planned, tokens, held_out = _specified(asked, given.hollow(tokenizer=True), given)
         job = Job.of(planned, given.load(), tokens, tokenizer_given=given.tokenizer is not None)
         return _run_for_goal(job, given, held_out, run=run)
@@ -125,7 +125,7 @@ def prune_to(
     """
     judging = judging or Judging()
     output = output if isinstance(output, Output) else Output(Path(output))
-    with handed(source, tokenizer, cache=request.cache, keep=True) as given:
+    with handed(source, tokenizer, cache=request.cache, adopt=True) as given:
         output.check(given.name, request.calibration, *judging.sources.values())
         return _prune_to(request, given, output, judging, observer, arguments, workers)
 
@@ -154,9 +154,10 @@ def _prune_to(
                 forget(run_in, job.run_identity)
             return Outcome(record, was_there=True)
         after = planned.before if held_out else planned.after  # a loss may leave nearly all
-        require_space(output.folder, after.parameters * job.model.dtype.itemsize)
+        beside = planned.run_bytes(job.model, keep_states=output.keep_states, texts=list(texts.values()))
+        require_space(output.folder, after.parameters * job.model.dtype.itemsize + beside - taken_bytes(run_in))
+        sweeper = spread(job.model_fingerprint)
         with _on_disk(job, run_in, output, observer or Silent()) as store:
-            sweeper = spread(job.model_fingerprint)
             run = SharingRun(request.seed, store, observer=observer, keep_states=output.keep_states, sweeper=sweeper)
             pruned = _run_for_goal(job, source, held_out, run=run, measure_on=texts, arguments=arguments)
             output.write(pruned)

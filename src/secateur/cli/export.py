@@ -10,7 +10,7 @@ import typer
 
 from secateur.cli.groups import grouped
 from secateur.cli.guard import say, start_logging
-from secateur.cli.options import ModelName, ModelOptions, OutputOptions, Overwrite, ShardSize
+from secateur.cli.options import ModelName, OutputOptions, Overwrite, ShardSize, StreamOptions
 
 
 def _export(
@@ -27,7 +27,7 @@ def _export(
     ] = None,
     overwrite: Overwrite = False,
     max_shard_size: ShardSize = "5GB",
-    source: ModelOptions,
+    source: StreamOptions,
     output: OutputOptions,
 ) -> None:
     """Write a model for an engine that does not know secateur, with the same logits up to the type of its numbers.

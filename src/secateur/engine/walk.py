@@ -49,7 +49,7 @@ class Visit:
         `attention_out`, `mlp_out`: what these projections give. A rehearsal shows fewer tokens.
         """
         self._reach()
-        self._stream.through(self.block, taps, keep=False)
+        self._stream.through(self.block, taps, advance=False)
 
     def advance(self, **taps: Look) -> None:
         """As `observe`, but the outputs replace the inputs and go on to the next block. Once per visit, and last."""

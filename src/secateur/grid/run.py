@@ -200,6 +200,8 @@ class Runner:
                 if self.is_done(cell.name):  # by another process, meanwhile
                     return True
                 written = self.folder.write_cell(structs.replace(self._result(cell, pace), seconds=seconds))
+                if written.done:
+                    self.shared[cell.name].drop()
             tell(written)
         except OutputBusyError:
             logger.info("%s is being made by another process", cell.name)

@@ -483,7 +483,7 @@ def test_names_and_options_that_are_none_are_refused(tmp_path: Path, monkeypatch
         def refuses(self, model: Model, *, type: str = "f16") -> str | None:
             return "wants whole blocks" if type == "q4_0" else None
 
-        def write(self, model: Model, folder: Path, max_shard_size: str, *, type: str = "f16") -> dict[str, str]:
+        def write(self, model: Model, folder: Path, *, type: str = "f16") -> dict[str, str]:
             (folder / "type").write_text(type)
             return {}
 
@@ -493,7 +493,7 @@ def test_names_and_options_that_are_none_are_refused(tmp_path: Path, monkeypatch
     model = tiny("llama")
     with pytest.raises(UnknownNameError, match="Did you mean 'padded'"):
         export(model, "paded", tmp_path / "out")
-    with pytest.raises(InvalidOptionError, match="padded has no option 'type'; it has none"):
+    with pytest.raises(InvalidOptionError, match="padded has no option 'type'; it has max_shard_size"):
         export(model, "padded", tmp_path / "out", type="f16")
     monkeypatch.setitem(EXPORTS, "typed", WithType())
     with pytest.raises(InvalidOptionError, match="typed has no option 'kind'; it has type"):

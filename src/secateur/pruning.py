@@ -63,7 +63,7 @@ class Request:
         sparsity: share of parameters to remove, in (0, 1); or None where there is a goal.
         goal: what the model must meet; the sparsity is then searched for.
         of: a share of the blocks' parameters, or of the whole model's.
-        round_to: round FFN widths to a multiple of this, in methods that choose FFN widths.
+        round_to: round FFN widths to a multiple of this, in methods that choose FFN widths; None: as the engine wants.
         method: its name, or one that is not registered.
         options: the method's own; `secateur methods` lists them.
         for_: the engine that is to run what is left, unpatched: one of `secateur.serving.ENGINES`. Options and rounding
@@ -86,7 +86,7 @@ class Request:
     goal: Goal | None = None
     method: str | Method = RECOMMENDED
     of: Convention = "blocks"
-    round_to: int = 1
+    round_to: int | None = None
     options: Options = field(default_factory=dict)
     for_: str = ANY
     refit: bool = False
@@ -130,7 +130,7 @@ class Request:
         """
         if self.sparsity is None:
             raise InvalidOptionError("no sparsity is given, and no goal to search it for")
-        return Budget(self.sparsity, of=self.of, round_to=self.round_to)
+        return Budget(self.sparsity, of=self.of, round_to=1 if self.round_to is None else self.round_to)
 
 
 @dataclass(frozen=True, kw_only=True)

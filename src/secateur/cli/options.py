@@ -45,7 +45,7 @@ BOS = typer.Option(
     show_default="auto",
 )
 SEED = typer.Option(help="0: the text's first windows, as the papers do; n: a draw of them.", show_default="0")
-RoundTo = Annotated[int, typer.Option(help="Round FFN widths to a multiple of this, in methods that choose them.")]
+ROUND_TO = typer.Option(help="Round FFN widths to a multiple of this, in methods that choose them.", show_default="1")
 For = Annotated[
     str,
     typer.Option(
@@ -68,7 +68,8 @@ KeepStates = Annotated[
         "killed run goes on. 0: all blocks before are run again, as always beside a dense reference (secateur).",
     ),
 ]
-ShardSize = Annotated[str, typer.Option("--max-shard-size", help="Larger models are saved in shards.")]
+SHARD_SIZE = typer.Option("--max-shard-size", help="Larger models are saved in shards.", show_default="5GB")
+ShardSize = Annotated[str, SHARD_SIZE]
 SPARSITIES = (
     "Numbers between 0 and 1 with commas between; `paper` is 0.25,0.375,0.5, `every-block` every number of blocks."
 )

@@ -20,6 +20,7 @@ from secateur.cli.groups import grouped
 from secateur.cli.guard import note, out, say, start_logging
 from secateur.cli.options import (
     BOS,
+    ROUND_TO,
     SEED,
     CalibrationOptions,
     CompensationOptions,
@@ -31,7 +32,6 @@ from secateur.cli.options import (
     OfShare,
     OutputOptions,
     Overwrite,
-    RoundTo,
     ShardSize,
     SourceOptions,
     WorkerOptions,
@@ -55,7 +55,7 @@ def _prune(
     method: Annotated[str, typer.Option(help="`secateur methods` lists them.")] = RECOMMENDED,
     out_dir: Annotated[Path | None, typer.Option("--out", help="Folder to write.")] = None,
     of: OfShare = "blocks",
-    round_to: RoundTo = 1,
+    round_to: Annotated[int | None, ROUND_TO] = None,
     for_: For = "any",
     seed: Annotated[int, SEED] = 0,
     bos: Annotated[str, BOS] = "auto",

@@ -83,10 +83,12 @@ def speeds(what: str, page: Path) -> Iterator[str]:
         for shape, count in counted.items()
     ]
     yield _shown(columns, rows)
-    amount = f"{found['new']} new tokens behind 8" if what == "new" else f"a prompt of {found['prompt']} tokens"
+    rounds = len(next(iter(found["engines"].values()))["speeds"]["dense"][what])
+    lengths = ", ".join(f"{each['new']} ({name})" for name, each in found["engines"].items())
+    amount = f"new tokens behind 8, so many: {lengths};" if what == "new" else f"a prompt of {found['prompt']} tokens"
     yield (
-        f"Tokens per second of {amount}, over the dense model's of the same round: the median, and the lowest and "
-        f"highest of the rounds. In the dense row: its tokens per second. {found['machine']} "
+        f"Tokens per second of processor time, of {amount}, over the dense model's of the same round: the median, and "
+        f"the lowest and highest of {rounds} rounds. In the dense row: its tokens per second. {found['machine']} "
         f"([figures]({relpath(SPEED, page.parent)}))."
     )
 

@@ -144,7 +144,7 @@ class Plan:
         meter: the work, in tokens.
         held_bytes: held at the peak beside the weights: hidden states, statistics, results.
         stored_bytes, states_bytes: on the disk, results of steps, and states of walks if they are stored.
-        swept_bytes: hidden states of the largest sweep, which a streamed model runs as a whole.
+        spilled_bytes: hidden states of the largest walk or sweep, which a streamed model runs as a whole.
         written: parameters that a streamed model writes into files as it is edited.
         rebases: whether the residual stream may come into another basis, so that states are always stored.
         before, after: the layouts; the second is approximate where the method decides on the way.
@@ -163,7 +163,7 @@ class Plan:
     held_bytes: float
     stored_bytes: float
     states_bytes: float
-    swept_bytes: float
+    spilled_bytes: float
     written: int
     rebases: bool
     before: Layout
@@ -189,11 +189,11 @@ class Plan:
         tries = round(1 / goal.step).bit_length() if goal and (goal.is_loss or self.approximate) else 1
         size = tries * self.stored_bytes
         if keep_states or self.rebases:
-            size += 2 * self.states_bytes  # the new ones are there before the old ones go
+            size += self.states_bytes + self.spilled_bytes  # a walk's new ones are there before its old ones go
         if model.is_streamed:
             size += item * (self.written + max(block.parameters for block in self.before.blocks.values()))
             measured = max((text.ids.numel() for text in texts), default=0) * model.hidden_size * item
-            states = max(self.held_bytes, self.swept_bytes, measured)
+            states = max(self.spilled_bytes, measured)
             size += (1 + self.rebases) * states if states > STATE_BYTES else 0  # beside them those of another width
         return int(size)
 
@@ -234,7 +234,7 @@ def plan(request: Request, model: Model, *, device: str | None = None) -> Plan:
     return Plan(
         request=request, options=options, filters=filters, samples=samples, length=length, meter=run.meter,
         held_bytes=run.peak_bytes, stored_bytes=run.stored_bytes, states_bytes=run.states_bytes,
-        swept_bytes=run.swept_bytes,
+        spilled_bytes=run.spilled_bytes,
         written=_written(rehearsed), rebases=run.rebases, before=rehearsed.before, after=rehearsed.after,
         sparsity=rehearsed.sparsity, config=hollow.hf.config, approximate=run.made_up,
     )  # fmt: skip

@@ -320,7 +320,7 @@ class Rehearsal(Run):
     Attributes:
         held_bytes, peak_bytes: hidden states, statistics and results held now, and the most at once.
         stored_bytes, states_bytes: on the disk, if all results of steps are stored, and the states of all walks.
-        swept_bytes: hidden states of the largest sweep, if none are run in groups.
+        spilled_bytes: hidden states of the largest walk or sweep, if none are run in groups.
     """
 
     rehearses = True
@@ -329,7 +329,7 @@ class Rehearsal(Run):
     def __init__(self, seed: int = 0, *, device: str = "cpu") -> None:
         super().__init__(seed)
         self.device = device
-        self.held_bytes = self.peak_bytes = self.stored_bytes = self.states_bytes = self.swept_bytes = 0.0
+        self.held_bytes = self.peak_bytes = self.stored_bytes = self.states_bytes = self.spilled_bytes = 0.0
         self._qualities: dict[Hashable, float] = {}
         self._made_up = self.rng("made-up losses")
 

@@ -20,6 +20,7 @@ from secateur.errors import (
     InvalidOptionError,
     NumericalError,
     UnsupportedEditError,
+    UnsupportedExportError,
 )
 from secateur.folders import claimed, require_space
 from secateur.goals import Goal, Tried
@@ -109,7 +110,8 @@ def prune_to(
 ) -> Outcome:
     """Prune a model and write a smaller checkpoint, whole or not at all.
 
-    All that can be refused is refused before gigabytes are read, but for weights that are NaN, before the work.
+    All that can be refused is refused before gigabytes are read, but for weights that are NaN and too little room on the
+    disk: before the work.
 
     Args:
         source, tokenizer: as `prune` has them; one that is in memory is pruned in place.
@@ -187,8 +189,10 @@ def _on_disk(job: Job, folder: Path, output: Output, observer: Observer) -> Iter
                 raise Interrupted(
                     f"interrupted; {journal.standing} in {folder}, and the same command goes on from there"
                 ) from interrupt
-            except (InfeasibleBudgetError, InvalidOptionError, NumericalError, UnsupportedEditError):
-                over = True  # the same would come again
+            except (
+                InfeasibleBudgetError, InvalidOptionError, NumericalError, UnsupportedEditError, UnsupportedExportError
+            ):  # fmt: skip
+                over = not output.keep_run  # the same would come again
                 raise
     finally:
         if over or (journal is not None and not journal.entries):

@@ -294,6 +294,8 @@ class _Rehearsed(Stream):
         if self._states_key is not None:
             self.rehearsal.root.states_bytes += states
         self._held = copies * states
+        beside = states if copies > 1 else 0  # the walk's own
+        self.rehearsal.root.spilled_bytes = max(self.rehearsal.root.spilled_bytes, self._held + beside)
         self.rehearsal.hold(self._held)
 
     def _follow(self) -> None:

@@ -275,7 +275,7 @@ def _counted(
     run.meter.block_tokens += _work(model, groups) * tokens.ids.numel()
     run.meter.head_tokens += (unique + len(groups) * metric.heads) * tokens.samples * predicted
     states = sweep_states(unique, tokens.samples, tokens.length)
-    run.root.swept_bytes = max(run.root.swept_bytes, states / tokens.length * _row_bytes(model, tokens.length))
+    run.root.spilled_bytes = max(run.root.spilled_bytes, states / tokens.length * _row_bytes(model, tokens.length))
     held = sweep_bytes(model, states, tokens.length, run.device)
     with run.holding(held + logit_bytes(model, tokens.length)):
         blocks = model.layout().blocks

@@ -25,7 +25,7 @@ from secateur.heal.objectives import Distillation, Labels, recomputing
 from secateur.heal.settings import Settings
 from secateur.heal.whole import whole
 from secateur.hf import own_randomness, quiet_transformers
-from secateur.journal import Identity, fingerprint, forget, run_folder
+from secateur.journal import Identity, fingerprint, forget, run_folder, taken_bytes
 from secateur.model.coerce import ModelSource, borrowed, handed
 from secateur.model.facts import environment, origin, sizes
 from secateur.model.handle import Model
@@ -212,7 +212,7 @@ def recover_to(
             if not output.keep_run:  # it was killed just before its run folder went
                 forget(folder, job.identity)
             return Outcome(record, was_there=True)
-        require_space(output.folder, job.disk_bytes)
+        require_space(output.folder, max(0, job.disk_bytes - taken_bytes(folder)))
         run = Run(job.settings.seed, observer=observer)
         recovered = run_recovery(job, checkpoints=folder, overwrite=output.overwrite, run=run, arguments=arguments)
         output.write(recovered)

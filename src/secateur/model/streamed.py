@@ -11,7 +11,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -140,7 +140,8 @@ class _Shelf:
     def _read(self, homes: Sequence[_Home]) -> list[Tensor]:
         pinned = self.device.type == "cuda"
         self.bytes_read += sum(home.stored.nbytes for home in homes)
-        return [home.stored.read(pinned=pinned) for home in homes]
+        with torch.cuda.device(self.device) if pinned else nullcontext():  # a thread begins on the first GPU
+            return [home.stored.read(pinned=pinned) for home in homes]
 
 
 class StreamedModel(Model):

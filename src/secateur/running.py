@@ -110,8 +110,8 @@ def prune_to(
 ) -> Outcome:
     """Prune a model and write a smaller checkpoint, whole or not at all.
 
-    All that can be refused is refused before gigabytes are read, but for weights that are NaN and too little room on the
-    disk: before the work.
+    All that can be refused is refused before gigabytes are read, but for weights that are NaN and too little room on
+    the disk: before the work.
 
     Args:
         source, tokenizer: as `prune` has them; one that is in memory is pruned in place.

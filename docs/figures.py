@@ -8,8 +8,8 @@ A page says where a table belongs and which it is:
 
 What stands between the two is replaced. `options NAME` and `facts NAME` come from the method's registration;
 `figures NAME`, `overview`, `perplexities FOLDER`, `peers`, `ablations NAME`, `spread` and the tables of
-slimgpt_tables.py from the JSON files under docs/results, each of which is linked. A folder there was written by
-`secateur compare` or `secateur ablate`, or holds the cells of bench/slimgpt.py.
+engine_tables.py and slimgpt_tables.py from the JSON files under docs/results, each of which is linked. A folder there
+was written by `secateur compare` or `secateur ablate`, or holds the cells of bench/slimgpt.py.
 """
 
 import json
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from engine_tables import ENGINES
 from slimgpt_tables import SLIMGPT
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -355,8 +356,8 @@ def engine(file: str, page: Path) -> Iterator[str]:
     )
 
 
-def engines(folder: str, page: Path) -> Iterator[str]:
-    """What bench/engines.py wrote: each method's perplexities by engine, text by text."""
+def uniformity(folder: str, page: Path) -> Iterator[str]:
+    """What bench/uniformity.py wrote: each method's perplexities by engine, text by text."""
     files = sorted((RESULTS / folder).glob("*.json"))
     cells = [json.loads(file.read_text(encoding="utf-8")) | {"file": relpath(file, page.parent)} for file in files]
     cells.sort(key=lambda cell: cell["method"] != "dense")
@@ -442,10 +443,11 @@ TABLES: dict[str, Callable[[str, Path], Iterator[str]]] = {
         foretold,
         recovery,
         engine,
-        engines,
+        uniformity,
         torture,
         options,
         facts,
+        *ENGINES,
         *SLIMGPT,
     )
 }

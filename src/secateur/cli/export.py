@@ -10,7 +10,7 @@ import typer
 
 from secateur.cli.groups import grouped
 from secateur.cli.guard import say, start_logging
-from secateur.cli.options import SHARD_SIZE, ModelName, ModelOptions, OutputOptions, Overwrite
+from secateur.cli.options import SHARD_SIZE, ModelName, OutputOptions, Overwrite, StreamOptions
 
 
 def _export(
@@ -27,7 +27,7 @@ def _export(
     ] = None,
     overwrite: Overwrite = False,
     max_shard_size: Annotated[str | None, SHARD_SIZE] = None,
-    source: ModelOptions,
+    source: StreamOptions,
     output: OutputOptions,
 ) -> None:
     """Write a model for an engine that does not know secateur, with the same logits up to the type of its numbers.

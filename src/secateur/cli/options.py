@@ -114,14 +114,9 @@ class ModelOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceOptions(ModelOptions):
-    """And where the texts come from."""
+class StreamOptions(ModelOptions):
+    """And whether its weights stay in their files."""
 
-    data: Annotated[
-        Path | None,
-        typer.Option(envvar="SECATEUR_DATA", help="Folder with the named texts, for machines without a hub."),
-    ] = None
-    text_field: TextField = None
     stream: Annotated[
         bool | None,
         typer.Option(
@@ -133,6 +128,17 @@ class SourceOptions(ModelOptions):
 
     def of(self, model: str) -> Source:
         return replace(super().of(model), stream=self.stream)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions(StreamOptions):
+    """And where the texts come from."""
+
+    data: Annotated[
+        Path | None,
+        typer.Option(envvar="SECATEUR_DATA", help="Folder with the named texts, for machines without a hub."),
+    ] = None
+    text_field: TextField = None
 
 
 @dataclass(frozen=True, kw_only=True)

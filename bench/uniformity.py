@@ -1,6 +1,6 @@
 """What it costs to keep within the layouts that an engine runs unpatched (`prune --for`): perplexity at one size.
 
-    python bench/engines.py --data DIR --texts wikitext2 c4
+    python bench/uniformity.py --data DIR --texts wikitext2 c4
 
 Each method is pruned for each engine, with the same calibration and at the same sparsity, and judged on the same
 windows, in float32. `any` is without limits; vLLM holds whatever a Llama is pruned to, so it is not asked. Each cell is
@@ -55,7 +55,7 @@ def cell(method: str, engine: str, options: Any) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = folder_parser(__doc__, out="engines", samples=32, length="tokens per window, of calibration and judging")
+    parser = folder_parser(__doc__, out="uniformity", samples=32, length="tokens per window, calibration too")
     parser.set_defaults(length=512)
     parser.add_argument("--sparsity", type=float, default=0.25)
     parser.add_argument("--texts", nargs="+", default=["wikitext2", "c4"], help="to judge on")

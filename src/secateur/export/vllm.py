@@ -55,8 +55,12 @@ def refuses(model: Model) -> str | None:
     return None
 
 
-def write(model: Model, folder: Path, max_shard_size: str) -> dict[str, str]:
+def write(model: Model, folder: Path, max_shard_size: str = "5GB") -> dict[str, str]:
     return write_model(_WithStubs(model), folder, max_shard_size)
+
+
+def nbytes(model: Model) -> int:
+    return model.layout().parameters * model.dtype.itemsize  # stubs are small
 
 
 def loads_in(model: Model) -> str:

@@ -84,8 +84,8 @@ def speeds(what: str, page: Path) -> Iterator[str]:
     ]
     yield _shown(columns, rows)
     rounds = len(next(iter(found["engines"].values()))["speeds"]["dense"][what])
-    lengths = ", ".join(f"{each['new']} ({name})" for name, each in found["engines"].items() if "new" in each)
-    amount = f"new tokens behind 8, so many: {lengths}" if what == "new" else f"a prompt of {found['prompt']} tokens"
+    lengths = ", ".join(f"{each['new']} in {name}" for name, each in found["engines"].items())
+    amount = f"new tokens behind 8 ({lengths})" if what == "new" else f"a prompt of {found['prompt']} tokens"
     yield (
         f"Tokens per second of processor time, of {amount}, over the dense model's of the same round: the median, and "
         f"the lowest and highest of {rounds} rounds. In the dense row: its tokens per second. {found['machine']} "

@@ -29,7 +29,7 @@ USAGE = """```
 vllm serve DIR --trust-remote-code
 ```
 
-vLLM 0.32 was run with checkpoints of this form made by hand; the command is written, not run."""
+vLLM 0.32 (CPU build) was run with this form by its engine in Python; the command is written, not run."""
 
 
 def refuses(model: Model) -> str | None:

@@ -128,8 +128,8 @@ def prune_groups(
 
 
 def prune_bytes(rows: int, columns: int, dtype: torch.dtype) -> int:
-    """What `prune_groups` holds at its peak: the second moment that the Hessian was made from, the Hessian, its factor
-    and inverse, or the inverse before and after a down-date; and four of the weight."""
+    """What `prune_groups` holds at its peak: the second moment that the Hessian was made from, the Hessian, and what is
+    left of it with its factor, or the inverse before and after a down-date; and four of the weight."""
     return dtype.itemsize * (4 * columns**2 + 4 * rows * columns)
 
 
@@ -215,7 +215,7 @@ def _inverse(hessian: Tensor) -> Tensor | None:
     """H^-1 by Cholesky; None where it is not positive definite, or nearly so."""
     if (factor := cholesky(hessian)) is None:
         return None
-    inverse = torch.cholesky_inverse(factor)
+    inverse = torch.cholesky_inverse(factor, out=factor)  # in its place: both are large
     diagonal = inverse.diagonal()  # sums of squares of L^-1: where these are finite all is
     return inverse if torch.isfinite(diagonal).all() and bool((diagonal > 0).all()) else None
 

@@ -51,6 +51,20 @@ def test_the_engines_hold_here() -> None:
     assert json.decode(json.encode(examination), type=Examination) == examination
 
 
+def test_a_dtype_that_there_is_no_room_for_is_not_called_unsupported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: Any, **more: Any) -> Any:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(examine.F, "linear", full)
+    assert examine.unsupported("cpu", torch.bfloat16) is None
+    monkeypatch.setattr(examine.F, "linear", lambda *given: _no_kernel())
+    assert examine.unsupported("cpu", torch.bfloat16) == "no kernel"
+
+
+def _no_kernel() -> Any:
+    raise NotImplementedError("no kernel")
+
+
 @pytest.mark.slow
 def test_all_holds_here() -> None:
     examination = examine.examine(["cpu"], families=TINY)

@@ -20,9 +20,9 @@ from models import tiny_tokens
 from oracles import Impatient, write_model
 from torch import Tensor
 
+import secateur.disk_room
 import secateur.folders
 import secateur.journal
-import secateur.pruning
 import secateur.running
 from secateur import Output, load, prune_to
 from secateur.engine import stream as engine_stream
@@ -303,7 +303,7 @@ def test_a_run_folder_takes_at_most_what_is_asked_for(
     monkeypatch.setattr(secateur.running, "require_space", lambda folder, needs: asked.append(needs))
     for module in (engine_stream, engine_sweep):
         monkeypatch.setattr(module, "room_for", lambda model, states, budget: room_for(model, states, 0))
-    monkeypatch.setattr(secateur.pruning, "STATE_BYTES", 0)
+    monkeypatch.setattr(secateur.disk_room, "STATE_BYTES", 0)
     watched(Plan, "run_bytes", foretold.append)
     watched(MappedRoom, "empty", map_states)
     for store in (Journal, _Shelf):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from secateur.errors import InvalidEditError, InvalidOptionError, NumericalError, UnsupportedModelError
-from secateur.hf import own_randomness, quiet_transformers
+from secateur.hf import nothing_drawn, own_randomness, quiet_transformers
 from secateur.model import configuration
 from secateur.model import modeling_secateur as modeling
 from secateur.model.described import Description
@@ -257,7 +257,7 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
 
 def hollow(config: PreTrainedConfig, dtype: torch.dtype, source: Facts) -> Model:
     """The model that a stock or saved configuration describes, without weights (on `meta`)."""
-    with torch.device("meta"), quiet_transformers():
+    with torch.device("meta"), nothing_drawn(), quiet_transformers():
         return Model(AutoModelForCausalLM.from_config(config, dtype=dtype), source=source)
 
 

@@ -30,7 +30,7 @@ from secateur.errors import (
     MissingExtraError,
     SecateurError,
 )
-from secateur.hf import quiet_transformers
+from secateur.hf import nothing_drawn, quiet_transformers
 from secateur.model.described import Description, describe, verify_weights
 from secateur.model.family_plugins import accept_row
 from secateur.model.handle import Model, hollow, require_family
@@ -87,7 +87,7 @@ def load(
     record = record_of(about)
     if not about.on_hub:
         verify_weights(about)
-    if streams(stream, device, lambda: _hollow(config, dtype, about)):
+    if streams(stream, device, lambda: _hollow(config, dtype, about), _most_bytes(about)):
         if stream is None:
             logging.getLogger(__name__).warning(
                 "the weights of %s do not fit the memory that is free on %s, so they are streamed from their files; "
@@ -110,12 +110,13 @@ def load(
     return model
 
 
-def streams(stream: bool | None, device: str, model: Callable[[], Model]) -> bool:
+def streams(stream: bool | None, device: str, model: Callable[[], Model], most: int | None = None) -> bool:
     """Whether a model is to be streamed.
 
     Args:
         stream: as asked; if its weights do not fit the device's free memory if None.
-        model: gives the hollow one.
+        model: gives the hollow one, which says how large they are.
+        most: bytes that they surely do not exceed; where these fit, the hollow one is not made.
 
     Raises:
         InvalidOptionError: streamed to several devices: one block is computed at a time.
@@ -126,8 +127,17 @@ def streams(stream: bool | None, device: str, model: Callable[[], Model]) -> boo
         return False
     if stream is not None or (free := free_bytes(device)) is None:
         return bool(stream)
+    if most is not None and _ROOM * most <= free:
+        return False
     hollow = model()
     return _ROOM * hollow.layout().parameters * hollow.dtype.itemsize > free
+
+
+def _most_bytes(about: Description) -> int | None:
+    """What the weights of a folder may come to: a byte in its files is at most a parameter, one of float32."""
+    if about.folder is None:
+        return None
+    return 4 * sum(path.stat().st_size for path in about.folder.glob("*.safetensors") if path.is_file())
 
 
 def _hollow(config: Any, dtype: str, about: Description, source: Facts | None = None) -> Model:
@@ -218,7 +228,7 @@ def _require(about: Description, *names: str) -> None:
 def _weights(location: str, config: Any, device: str, dtype: str, about: Description) -> Any:
     if about.on_hub:
         _require(about, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME)
-    with explained(about), quiet_transformers():
+    with explained(about), nothing_drawn(), quiet_transformers():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             location,
             config=config,

@@ -42,9 +42,9 @@ class Timed(Journaled):
         finally:
             self.seconds += time.monotonic() - began
 
-    def keep(self, key: str, value: Any) -> None:
+    def put_states(self, key: str, value: Any) -> None:
         began = time.monotonic()
-        super().keep(key, value)
+        super().put_states(key, value)
         self.seconds += time.monotonic() - began
 
 

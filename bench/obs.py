@@ -78,7 +78,7 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float, int]:
 def row(columns: int, rows: int, dtype: torch.dtype, options: Any) -> dict[str, Any]:
     weight, hessian = problem(rows, columns, options.samples, dtype)
     schedule = group_sizes(columns // 2, "released")
-    kept, seconds, peak = timed(lambda: prune_groups(weight, hessian, 1, schedule, damping=DAMPING))
+    kept, seconds, peak = timed(lambda: prune_groups(weight, hessian.clone(), 1, schedule, damping=DAMPING))
     made = {"columns": columns, "rows": rows, "dtype": str(dtype).removeprefix("torch."), "iterations": len(schedule)}
     if columns > options.whole:
         before = extrapolated(weight, hessian, schedule)

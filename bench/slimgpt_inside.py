@@ -109,7 +109,8 @@ def heads(options: argparse.Namespace) -> None:
         for unit, groups in (("KV groups", shape.kv_heads), ("query heads", shape.query_heads)):
             for gone in sorted({round(groups / 3), round(groups * 2 / 3)}):
                 made = {
-                    e: prune_groups(weight, hessian, weight.shape[1] // groups, [1] * gone, error=e) for e in ERRORS
+                    e: prune_groups(weight, hessian.clone(), weight.shape[1] // groups, [1] * gone, error=e)
+                    for e in ERRORS
                 }
                 rows.append(
                     {"block": visit.block.number, "unit": unit, "gone": gone, "of": groups}

@@ -38,9 +38,10 @@ from secateur.model.handle import Model, hollow
 from secateur.model.load import Source, load
 from secateur.model.stored import TensorFile
 from secateur.model.streamed import StreamedModel
-from secateur.pruning import Request, plan
+from secateur.pruning import Plan, Request, plan
 from secateur.run import Run
 from secateur.running import prune, prune_to
+from secateur.solvers.obs import group_sizes
 
 GROUP = Path("/sys/fs/cgroup/memory")
 GIGA = 1e9
@@ -210,6 +211,8 @@ LLAMA_70B = {
 }  # fmt: skip
 DISK, BUS = 3e9, 20e9  # bytes per second: an NVMe, PCIe 4
 RATE = 60e12  # a 24 GB GPU's sustained operations per second in bfloat16
+SOLVING_RATE = 25e12  # and in float32 without TF32, in which second moments are taken and maps are solved
+SOLVING = ("slimgpt", "secateur")
 
 
 def passes_of(method: str, blocks: int) -> float:
@@ -232,8 +235,23 @@ def passes_of(method: str, blocks: int) -> float:
         return sum(times for part, times in model.openings.items() if part is not None) / blocks
 
 
+def solving(planned: Plan, hidden: int) -> float:
+    """Float32 operations of the FFNs' second moments (with a target, for two of them) and of optimal brain surgery."""
+    if planned.method.name not in SOLVING:
+        return 0.0
+    total, tokens = 0.0, planned.samples * planned.length
+    for number, before in planned.before.blocks.items():
+        width = before.shape.width
+        gone = width - planned.after.blocks[number].shape.width
+        total += 2 * tokens * width * (width + hidden) + width**3  # an inverse by Cholesky
+        for count in group_sizes(gone, "released"):
+            width -= count
+            total += count**3 / 3 + count**2 * width + 2 * count * width * (width + hidden)
+    return total
+
+
 def estimate(options: Namespace) -> list[dict[str, Any]]:
-    """Hours for Llama-3-70B's shape at 25 %, each method's default calibration: the slower of reading and computing."""
+    """Hours for Llama-3-70B's shape at 25 %, each method's default calibration. Reading goes on beside computing."""
     config = LlamaConfig(**LLAMA_70B, architectures=["LlamaForCausalLM"], dtype="bfloat16", tie_word_embeddings=False)
     model: Model = hollow(config, torch.bfloat16, {})
     model.is_streamed = True
@@ -244,13 +262,15 @@ def estimate(options: Namespace) -> list[dict[str, Any]]:
         planned = plan(Request(method=method, sparsity=0.25), model, device="cuda")
         operations = 2 * planned.meter.block_tokens * layout.block_parameters / len(layout.blocks)
         operations += 2 * planned.meter.head_tokens * model.vocab_size * model.hidden_size
-        passes, compute_h = passes_of(method, len(layout.blocks)), operations / RATE / 3600
+        passes, forwards_h = passes_of(method, len(layout.blocks)), operations / RATE / 3600
+        solves_h = solving(planned, model.hidden_size) / SOLVING_RATE / 3600
         read_h = passes * total / min(DISK, BUS) / 3600
         once_h = total / DISK / 3600
+        compute_h = forwards_h + solves_h
         rows.append({
             "method": method, "passes over the model": round(passes, 1), "TB read": round(passes * total / 1e12, 1),
-            "reading, h": round(read_h, 2), "forwards, h": round(compute_h, 2),
-            "one 24 GB GPU, h": round(max(read_h, compute_h), 2),
+            "reading, h": round(read_h, 2), "forwards, h": round(forwards_h, 2), "moments and solves, h":
+            round(solves_h, 2) if method in SOLVING else "", "one 24 GB GPU, h": round(max(read_h, compute_h), 2),
             "8 GPUs that hold it, h": round(once_h + compute_h, 2),
         })  # fmt: skip
     return rows

@@ -1,10 +1,13 @@
-"""Tier B with stubs (`export/vllm.py`) in vLLM against the pruned model here: tiny models, family by layout.
+"""What `secateur export` writes for vLLM, in vLLM against the pruned model here: tiny models, family by layout.
 
-Each is written as `secateur export --to vllm` writes it and read by vLLM's transformers backend, in float32 on the
-CPU, in the environment that `make vllm` sets up. Compared are the log-probabilities of every token of a prompt, then
-those of greedy tokens on the cache, and whether they are the same tokens.
+`--to vllm` is read by vLLM's transformers backend, `--to nemotron-nas` by vLLM's own class of that type, on the CPU, in
+the environment that `make vllm` sets up. Compared are the log-probabilities of every token of a prompt, then those of
+greedy tokens on the cache, and whether they are the same tokens. In bfloat16 near-ties may fall otherwise; there all is
+also compared with float32 on the same weights, so that one sees what is rounding.
 
     make vllm           (or: python bench/vllm_parity.py --families llama gemma3_text --layouts "everything")
+    python bench/vllm_parity.py --families llama qwen2 --form nemotron-nas --layouts "widths of 256"
+    python bench/vllm_parity.py --dtype bfloat16
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import argparse
 import json
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ import torch
 from common import machine
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, __version__
 
-from secateur.export import vllm
+from secateur.export import EXPORTS
 from secateur.hf import quiet_transformers
 from secateur.model.handle import Model
 from secateur.model.modeling_secateur import FAMILIES
@@ -69,13 +72,19 @@ LAYOUTS: dict[str, list[Edit]] = {
     "only block 2 has an attention": [DropAttention(k) for k in (0, 1, 3)],
     "all attentions missing": [DropAttention(k) for k in range(BLOCKS)],
     "all MLPs missing": [DropMLP(k) for k in range(BLOCKS)],
+    "widths of 256": [KeepNeurons(k, tuple(range(k, 256 + k))) for k in (0, 3)],
+    "widths of 256 and modules missing": [
+        KeepNeurons(0, tuple(range(0, 512, 2))), DropMLP(1), DropAttention(2), DropAttention(3),
+    ],
 }  # fmt: skip
+FORMS = {"vllm": ("transformers", 96), "nemotron-nas": ("vllm", 512)}  # which of vLLM's models; neurons when dense
+CELL = ("family", "layout", "form", "dtype")
 
 
-def made_up(family: str) -> Model:
+def made_up(family: str, width: int, **own: Any) -> Model:
     """A random model in which a forgotten bias or norm shows."""
     row = FAMILIES[family]
-    sizes = SIZES | ({row.kv_heads: 2} if row.kv_heads else {}) | {row.width: 96} | _OWN.get(family, {})
+    sizes = SIZES | ({row.kv_heads: 2} if row.kv_heads else {}) | {row.width: width} | _OWN.get(family, {}) | own
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         hf: Any = AutoModelForCausalLM.from_config(CONFIG_MAPPING[family](**sizes), dtype=torch.float32)
@@ -87,67 +96,87 @@ def made_up(family: str) -> Model:
 
 
 @torch.no_grad()
-def expected(model: Model, ids: torch.Tensor) -> dict[str, Any]:
-    """What vLLM is to find, by plain forwards; ids (length,)."""
+def greedy(hf: Any, ids: torch.Tensor, new: int) -> list[int]:
+    """The likeliest tokens after ids, (length,), by plain forwards."""
     whole = ids
-    for _ in range(NEW):
-        logits = model.hf(input_ids=whole[None], use_cache=False).logits[0]
-        whole = torch.cat([whole, logits[-1].argmax()[None]])
-    found = logits.log_softmax(-1)[: len(whole) - 1].gather(-1, whole[1:, None])[:, 0].tolist()
-    return {"prompt": found[: LENGTH - 1], "new": whole[LENGTH:].tolist(), "new_logprobs": found[LENGTH - 1 :]}
+    for _ in range(new):
+        whole = torch.cat([whole, hf(input_ids=whole[None], use_cache=False).logits[0, -1].argmax()[None]])
+    return whole[len(ids) :].tolist()
 
 
-def prepare(folder: Path, cells: Sequence[tuple[str, str]], ids: torch.Tensor) -> dict[str, dict[str, Any]]:
-    """Write what vLLM is to read; return what it is to find, by the checkpoint's name. Refusals are results."""
-    found: dict[str, dict[str, Any]] = {}
-    for number, (family, layout) in enumerate(cells):
-        model, name = made_up(family), f"{number:03}"
-        for edit in (edit for edit in LAYOUTS[layout] if type(edit).__name__ not in model.family.cannot):
-            apply(model, edit)
-        found[name] = {"family": family, "layout": layout, "refused": vllm.refuses(model)}
-        if found[name]["refused"] is None:
-            (folder / name).mkdir()
-            with quiet_transformers():
-                vllm.write(model, folder / name, "5GB")
-            found[name] |= expected(model, ids)
-    names = [name for name, each in found.items() if each["refused"] is None]
-    (folder / "job.json").write_text(json.dumps({"names": names, "ids": ids.tolist(), "new": NEW}))
-    return found
+@torch.no_grad()
+def scored(hf: Any, ids: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities of every token after the first; ids (length,)."""
+    logits = hf(input_ids=ids[None], use_cache=False).logits[0, :-1].float()
+    return logits.log_softmax(-1).gather(-1, ids[1:, None])[:, 0]
 
 
-def compared(wanted: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """One cell: the largest differences of log-probabilities, or why there is none."""
-    cell = {key: wanted[key] for key in ("family", "layout", "refused")}
-    if wanted["refused"] is not None:
-        return cell
-    found = json.loads(path.read_text()) if path.is_file() else {"error": "the process died"}
-    if "error" in found:
-        return cell | found
-    differences = {
-        key: max(abs(one - other) for one, other in zip(wanted[key], found[key], strict=True))
-        for key in ("prompt", "new_logprobs")
-    }
-    return cell | differences | {"same_tokens": wanted["new"] == found["new"], "seconds": found["seconds"]}
+def compared(model: Model, ids: torch.Tensor, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Largest differences of log-probabilities, of the prompt's tokens and of those that vLLM generated, as both score
+    them; ids (length,). Of a model in bfloat16 also both against float32 on its weights: mean and largest."""
+    theirs = torch.tensor(found["prompt"] + found["new_logprobs"])
+    whole, prompt = torch.cat([ids, torch.tensor(found["new"])]), len(ids) - 1
+    same, ours = found["new"] == greedy(model.hf, ids, len(found["new"])), scored(model.hf, whole)
+    apart = (theirs - ours).abs()
+    result = {"prompt": apart[:prompt].max().item(), "new_logprobs": apart[prompt:].max().item(), "same_tokens": same}
+    if model.dtype != torch.float32:
+        exact = scored(model.hf.float(), whole)
+        for name, values in (("vllm", theirs), ("transformers", ours)):
+            away = (values - exact).abs()
+            result[f"{name}_to_float32"] = {"mean": away.mean().item(), "largest": away.max().item()}
+    return result
+
+
+def pruned(cell: Mapping[str, str]) -> Model:
+    """The tiny model of a cell."""
+    model = made_up(cell["family"], FORMS[cell["form"]][1])
+    model.hf.to(getattr(torch, cell["dtype"]))
+    for edit in (edit for edit in LAYOUTS[cell["layout"]] if type(edit).__name__ not in model.family.cannot):
+        apply(model, edit)
+    return model
+
+
+def run(cells: list[dict[str, Any]], python: Path) -> dict[str, str]:
+    """Write what vLLM is to read, let it read, and add to each cell what came out; vLLM's versions. Refusals are
+    results."""
+    ids = torch.randint(5, VOCABULARY, (LENGTH,), generator=torch.Generator().manual_seed(1))
+    with tempfile.TemporaryDirectory() as name:
+        folder, asked = Path(name), {}
+        for number, cell in enumerate(cells):
+            model, form = pruned(cell), EXPORTS[cell["form"]]
+            cell["refused"] = form.refuses(model)
+            if cell["refused"] is None:
+                (folder / f"{number:03}").mkdir()
+                with quiet_transformers():
+                    form.write(model, folder / f"{number:03}", "5GB")
+                asked[f"{number:03}"] = {"dtype": cell["dtype"], "model_impl": FORMS[cell["form"]][0]}
+        (folder / "job.json").write_text(json.dumps({"checkpoints": asked, "ids": ids.tolist(), "new": NEW}))
+        subprocess.run([python.absolute(), SIDE, folder], check=True)
+        for number in asked:
+            path = folder / f"{number}.json"
+            found = json.loads(path.read_text()) if path.is_file() else {"error": "the process died"}
+            cell = cells[int(number)]
+            cell |= found if "error" in found else compared(pruned(cell), ids, found) | {"seconds": found["seconds"]}
+        versions: dict[str, str] = json.loads((folder / "versions.json").read_text())
+        return versions
 
 
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("--families", nargs="+", default=list(FAMILIES), choices=list(FAMILIES))
     asked.add_argument("--layouts", nargs="+", default=["everything"], choices=list(LAYOUTS))
+    asked.add_argument("--form", default="vllm", choices=list(FORMS))
+    asked.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     asked.add_argument("--python", type=Path, default=Path(".venv-vllm/bin/python"), help="of vLLM's environment")
     asked.add_argument("--json", type=Path, default=Path("docs/results/vllm/parity.json"))
     options = asked.parse_args()
-    ids = torch.randint(5, VOCABULARY, (LENGTH,), generator=torch.Generator().manual_seed(1))
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        wanted = prepare(folder, [(family, layout) for family in options.families for layout in options.layouts], ids)
-        subprocess.run([options.python.absolute(), SIDE, folder], check=True)
-        cells = [compared(each, folder / f"{key}.json") for key, each in wanted.items()]
-        versions = json.loads((folder / "versions.json").read_text())
+    names = [(family, layout) for family in options.families for layout in options.layouts]
+    cells: list[dict[str, Any]] = [dict(zip(CELL, (*name, options.form, options.dtype), strict=True)) for name in names]
+    versions = run(cells, options.python)
     if options.json.is_file():  # what was run before stays
-        ran = {(cell["family"], cell["layout"]) for cell in cells}
+        ran = [tuple(cell[key] for key in CELL) for cell in cells]
         before = json.loads(options.json.read_text())["cells"]
-        cells = [cell for cell in before if (cell["family"], cell["layout"]) not in ran] + cells
+        cells = [cell for cell in before if tuple(cell[key] for key in CELL) not in ran] + cells
     result = {"machine": machine(), "written_by": {"transformers": __version__}, "read_by": versions, "cells": cells}
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

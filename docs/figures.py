@@ -8,8 +8,8 @@ A page says where a table belongs and which it is:
 
 What stands between the two is replaced. `options NAME` and `facts NAME` come from the method's registration;
 `figures NAME`, `overview`, `perplexities FOLDER`, `peers`, `ablations NAME`, `spread` and the tables of
-slimgpt_tables.py from the JSON files under docs/results, each of which is linked. A folder there was written by
-`secateur compare` or `secateur ablate`, or holds the cells of bench/slimgpt.py.
+engine_tables.py and slimgpt_tables.py from the JSON files under docs/results, each of which is linked. A folder there
+was written by `secateur compare` or `secateur ablate`, or holds the cells of bench/slimgpt.py.
 """
 
 import json
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from engine_tables import ENGINES
 from slimgpt_tables import SLIMGPT
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -412,6 +413,7 @@ TABLES: dict[str, Callable[[str, Path], Iterator[str]]] = {
         torture,
         options,
         facts,
+        *ENGINES,
         *SLIMGPT,
     )
 }

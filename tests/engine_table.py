@@ -72,7 +72,8 @@ RUNTIMES: dict[str, tuple[str | None, Callable[[Model, Path], float]]] = {
 
 def in_vllm(layout: str, model: Model) -> str:
     cells = json.loads(PARITY.read_text())["cells"]
-    run = next((cell for cell in cells if (cell["family"], cell["layout"]) == ("llama", layout)), None)
+    wanted = {"family": "llama", "layout": layout, "form": "vllm", "dtype": "float32"}
+    run = next((cell for cell in cells if wanted.items() <= cell.items()), None)
     if (reason := refusal(model, "vllm")) is not None:
         return f"no: {reason}"
     return f"{run['prompt']:.0e}" if run else "written"

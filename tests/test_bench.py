@@ -80,6 +80,9 @@ def test_a_longer_window_costs_the_attention_more_than_its_length(bench: Any) ->
                     "--sparsity", "0.4"]),
         pytest.param("ray_workers", ["--model", TINY, "--length", "16", "--generations", "1", "--offspring", "3",
                                      "--rounds", "1"], marks=pytest.mark.slow),
+        pytest.param("streamed", ["--blocks", "2", "--hidden", "64", "--width", "96", "--vocab", "64", "--samples", "2",
+                                  "--length", "8", "--sparsity", "0.3", "--methods", "slimgpt", "--model", ""],
+                     marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_a_bench_runs(

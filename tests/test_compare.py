@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -41,6 +42,7 @@ from secateur.grid.compare import is_block_wise
 from secateur.grid.pace import Standing
 from secateur.grid.presets import PRESETS
 from secateur.grid.run import run_grid
+from secateur.journal import Journal
 from secateur.judge import generation as written
 from secateur.judge import judging
 from secateur.judge.generation import Decoding
@@ -320,6 +322,24 @@ def test_a_cell_like_one_that_another_process_makes_waits_to_be_copied(text: Pat
 
 
 # --- failures ---
+
+
+def test_of_a_cell_that_is_done_only_what_others_take_over_stays(text: Path, tmp_path: Path) -> None:
+    left = dict[str, Counter[str]]()
+
+    def look(cell: CellResult) -> None:
+        journals = [Journal(each, repair=False) for each in (tmp_path / "out" / ".runs").glob("*")]
+        assert all(len(list(each.folder.glob("tensors/*"))) <= len(each.entries) for each in journals)
+        left[cell.name] = Counter(key for each in journals for _, key in each.entries)
+
+    asked = comparison(text, "2ssp", "slimgpt", sparsities=(0.25, 0.5))
+    cells = compare(asked, grid(tmp_path / "out", text, on_cell=look))
+    assert all(cell.done for cell in cells.values())
+    shared = str(get_method("2ssp").shared)
+    for name in ("2ssp-0.25", "2ssp-0.5", "slimgpt-0.25", "slimgpt-0.5"):
+        assert left[name], name
+        assert all(key.startswith(shared) and count == 1 for key, count in left[name].items())
+    assert not (tmp_path / "out" / ".runs").exists()
 
 
 def test_one_failing_cell_is_told_and_tried_again(text: Path, tmp_path: Path) -> None:

@@ -156,8 +156,9 @@ def test_the_command_says_what_failed_and_ends_with_4(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (("--device", "nonsense"), InvalidOptionError), (("--dtypes", "float8"), UnknownNameError),
-        (("--families", "lama"), UnknownNameError), (("--checks", "pulse"), UnknownNameError),
+        (("--device", "nonsense"), InvalidOptionError), (("--device", "auto"), InvalidOptionError),
+        (("--dtypes", "float8"), UnknownNameError), (("--families", "lama"), UnknownNameError),
+        (("--checks", "pulse"), UnknownNameError),
     ],
     ids=str,
 )  # fmt: skip

@@ -36,6 +36,7 @@ from torch.nn.functional import embedding, linear, scaled_dot_product_attention,
 from transformers import AutoConfig, AutoTokenizer
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
+import secateur.model.load
 from secateur import load
 from secateur.errors import (
     InvalidOptionError,
@@ -487,7 +488,7 @@ def test_names_and_options_that_are_none_are_refused(tmp_path: Path, monkeypatch
         def refuses(self, model: Model, *, type: str = "f16") -> str | None:
             return "wants whole blocks" if type == "q4_0" else None
 
-        def write(self, model: Model, folder: Path, max_shard_size: str, *, type: str = "f16") -> dict[str, str]:
+        def write(self, model: Model, folder: Path, *, type: str = "f16") -> dict[str, str]:
             (folder / "type").write_text(type)
             return {}
 
@@ -497,7 +498,7 @@ def test_names_and_options_that_are_none_are_refused(tmp_path: Path, monkeypatch
     model = tiny("llama")
     with pytest.raises(UnknownNameError, match="Did you mean 'padded'"):
         export(model, "paded", tmp_path / "out")
-    with pytest.raises(InvalidOptionError, match="padded has no option 'type'; it has none"):
+    with pytest.raises(InvalidOptionError, match="padded has no option 'type'; it has max_shard_size"):
         export(model, "padded", tmp_path / "out", type="f16")
     monkeypatch.setitem(EXPORTS, "typed", WithType())
     with pytest.raises(InvalidOptionError, match="typed has no option 'kind'; it has type"):
@@ -570,6 +571,27 @@ def test_a_dense_model_of_transformers_is_exported_too(tmp_path: Path) -> None:
     expected = logits(tiny_hf("llama", **SIZES), ids)
     torch.testing.assert_close(logits(whole_load(tmp_path / "padded"), ids), expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(decilm(tmp_path / "nemotron-nas", ids), expected, rtol=0, atol=1e-5)
+
+
+def test_a_model_is_exported_from_its_files_as_from_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_hf("llama", **SIZES).save_pretrained(tmp_path / "dense")
+    streamed, from_files = list[Model](), secateur.model.load.from_checkpoint
+
+    def noted(*given: Any) -> Model:
+        streamed.append(from_files(*given))
+        return streamed[-1]
+
+    monkeypatch.setattr(secateur.model.load, "from_checkpoint", noted)
+    for to in FOLDERS:
+        for flag, count in (("--stream", 1), ("--no-stream", 0)):
+            out = tmp_path / f"{to}{flag}"
+            assert call("export", tmp_path / "dense", "--to", to, flag, "--out", out).code == 0
+            assert len(streamed) == count
+            streamed.clear()
+        one, two = (
+            (tmp_path / f"{to}{flag}" / "model.safetensors").read_bytes() for flag in ("--stream", "--no-stream")
+        )
+        assert one == two
 
 
 def test_the_help_names_every_export() -> None:

@@ -49,6 +49,7 @@ def test_what_is_foretold_comes_true(family: str, tmp_path: Path) -> None:
     assert told["parameters"] == {"before": before, "after": parameters(model)}
     assert told["sparsity"] == pruned.record.sparsity
     assert told["disk_bytes"] == 4 * parameters(model)
+    assert told["run_bytes"] > 0
     assert told["forwards"] == pytest.approx(pruned.record.cost.forwards, abs=0.01)
     assert (told["samples"], told["length"], told["method"]) == (3, 8, "2ssp")
     assert told["peak_memory_bytes"] > 4 * before

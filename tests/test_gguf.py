@@ -15,14 +15,15 @@ import torch
 from gguf import GGMLQuantizationType
 from models import CHAT_TEMPLATE, apply_all, layouts, logits, tiny
 from test_cli import call
-from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from secateur import load
 from secateur.engine.tokens import read_tokens
 from secateur.engines.llama_cpp import running
-from secateur.export import export, save
+from secateur.errors import EngineError, InvalidOptionError
+from secateur.export import export, nbytes, save
 from secateur.export.gguf import FILE, TYPES, refuses, type_of, write
 from secateur.judge.perplexity import perplexity
 from secateur.model.handle import Model
@@ -85,6 +86,9 @@ def piece_tokenizer(size: int) -> PreTrainedTokenizerFast:
 
 
 def pruned(family: str, layout: str = "dense", **overrides: Any) -> Model:
+    if family == UNTIED:
+        rope = {"rope_type": "default", "rope_theta": 77000.0}
+        family, overrides = "qwen3", {"tie_word_embeddings": False, "rope_parameters": rope, **overrides}
     model = tiny(family, **{"vocab_size": VOCABULARY, **OPTIONS.get(family, {}), **overrides})
     model.tokenizer, model.source = byte_tokenizer(), {"name": "tiny"}
     return apply_all(model, layouts(model)[layout])
@@ -106,6 +110,7 @@ def difference(model: Model, file: Path) -> float:
     return worst
 
 
+UNTIED = "qwen3, untied"
 CASES = [
     *(("llama", layout) for layout in (
         "dense", "block 0 without attention", "several attentions missing", "all MLPs missing", "one MLP missing",
@@ -114,6 +119,10 @@ CASES = [
     *((name, layout) for name in ("mistral", "qwen2", "qwen3", "phi3", "granite")
       for layout in ("dense", "everything")),
     ("qwen3", "all attentions missing"),
+    *((UNTIED, layout) for layout in (
+        "dense", "block 0 without attention", "several attentions missing", "all attentions missing",
+        "one MLP missing", "all MLPs missing", "mixed KV groups", "only block 2 has an attention", "one block left",
+    )),
     *((family, "dense") for family in ("smollm3", "gemma2", "gemma3_text", "olmo2", "phi", "gpt_neox", "gpt2")),
 ]  # fmt: skip
 GELU = ("gemma2", "gemma3_text", "phi", "gpt_neox", "gpt2")  # llama.cpp has it in a table of halves
@@ -129,7 +138,7 @@ ALWAYS = ("llama", "everything")
 def test_llama_cpp_computes_what_transformers_does(family: str, layout: str, tmp_path: Path) -> None:
     model = pruned(family, layout)
     assert refuses(model) is None
-    write(model, tmp_path, "5GB", type="f32")
+    write(model, tmp_path, type="f32")
     assert difference(model, tmp_path / FILE) < (5e-3 if family in GELU else 1e-4)
 
 
@@ -144,8 +153,26 @@ def test_llama_3_frequencies_are_carried_over(layout: str, tmp_path: Path) -> No
     plain.hf.load_state_dict(model.hf.state_dict())
     ids = torch.tensor([IDS])
     assert (logits(model, ids) - logits(plain, ids)).abs().max() > 1e-3
-    write(model, tmp_path, "5GB", type="f32")
+    write(model, tmp_path, type="f32")
     assert difference(model, tmp_path / FILE) < 1e-4
+
+
+@needs_engine
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["dense", "everything"])
+@pytest.mark.parametrize("context", [8, 256], ids=["beyond", "within"])
+def test_longrope_is_carried_over(layout: str, context: int, tmp_path: Path) -> None:
+    """Positions beyond the original context, where llama.cpp's own is longer, and within it."""
+    places = range(len(pruned("phi3").hf.base_model.rotary_emb.inv_freq))
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": context,
+            "short_factor": [1 + k / 10 for k in places], "long_factor": [2 + k / 2 for k in places]}  # fmt: skip
+    model = pruned("phi3", layout, rope_parameters=rope, original_max_position_embeddings=context)
+    write(model, tmp_path, type="f32")
+    with running(tmp_path / FILE, context=256) as engine:
+        for place in range(9, 15):
+            found = engine.log_probabilities(IDS[:place], VOCABULARY)
+            wanted = logits(model, torch.tensor([IDS[:place]])).log_softmax(-1)[0, -1]
+            assert max(abs(value - wanted[k].item()) for k, value in found.items()) < 1e-4
 
 
 @needs_engine
@@ -153,7 +180,7 @@ def test_llama_3_frequencies_are_carried_over(layout: str, tmp_path: Path) -> No
 def test_sentencepiece_splits_texts_alike(tmp_path: Path) -> None:
     model = pruned("llama", vocab_size=420)
     model.tokenizer = piece_tokenizer(420)
-    write(model, tmp_path, "5GB", type="f32")
+    write(model, tmp_path, type="f32")
     texts = (TEXT, "the lazy dog", " the  quick", "brown", "\u20ac fox\n\nthere", "thethe other")
     with running(tmp_path / FILE) as engine:
         for text in texts:
@@ -164,6 +191,34 @@ def test_sentencepiece_splits_texts_alike(tmp_path: Path) -> None:
     assert "NFKC" in str(refuses(model))
 
 
+@needs_engine
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mine", "Phi-3-mini"])
+def test_spaces_beside_added_tokens_are_kept_and_dropped_as_the_tokenizer_does(name: str, tmp_path: Path) -> None:
+    """llama.cpp drops those behind Phi-3's tokens, which it knows by the name of the model."""
+    text = "the<|end|> \n fox<s> dog<|endoftext|>  the</s> lazy"
+    split = {}
+    for drops in (False, True):
+        model = pruned("llama", vocab_size=420)
+        model.tokenizer, model.source = piece_tokenizer(420), {"name": name}
+        rows = [AddedToken(each, special=True, normalized=False) for each in ("<unk>", "<s>", "<|endoftext|>")]
+        rows += [AddedToken(each, special=True, normalized=False, rstrip=drops) for each in ("</s>", "<|end|>")]
+        model.tokenizer.add_tokens(rows, special_tokens=True)
+        write(model, tmp_path, type="f32")
+        split[drops] = model.tokenizer(text)["input_ids"]
+        with running(tmp_path / FILE) as engine:
+            assert engine.tokenize(text) == split[drops]
+    assert split[False] != split[True]
+
+
+def test_spaces_beside_added_tokens_that_llama_cpp_cannot_drop_are_refused() -> None:
+    for stripped in ({"lstrip": True}, {"rstrip": True}):
+        model = pruned("llama")
+        assert model.tokenizer is not None
+        model.tokenizer.add_tokens([AddedToken("<|there|>", special=True, **stripped)], special_tokens=True)
+        assert "<|there|>" in str(refuses(model))
+
+
 # What is left beside the weights' type: llama.cpp rounds activations to f16, bf16 or 8 bits, too.
 LIMITS = {"f32": 1e-4, "f16": 0.02, "bf16": 0.1, "q8_0": 0.3, "q4_0": 0.3}
 
@@ -171,11 +226,12 @@ LIMITS = {"f32": 1e-4, "f16": 0.02, "bf16": 0.1, "q8_0": 0.3, "q4_0": 0.3}
 @needs_engine
 @pytest.mark.slow
 @pytest.mark.parametrize("type", TYPES)
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", UNTIED])
 def test_types_hold_the_weights_up_to_their_rounding(family: str, type: str, tmp_path: Path) -> None:
     """Transformers with the same rounded weights is what llama.cpp is compared with."""
-    model = pruned(family, "block 0 without attention", **WHOLE_GROUPS)
-    write(model, tmp_path, "5GB", type=type)
+    sizes = WHOLE_GROUPS | {"tie_word_embeddings": family != UNTIED}
+    model = pruned(family, "block 0 without attention", **sizes)
+    write(model, tmp_path, type=type)
     rounded: dict[str, torch.Tensor] = {}
     for name, weight in model.hf.state_dict().items():
         if weight.dim() == 2:
@@ -188,11 +244,14 @@ def test_types_hold_the_weights_up_to_their_rounding(family: str, type: str, tmp
 
 @needs_engine
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "phi3", "granite"])
-def test_llama_cpp_goes_on_as_transformers_does(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "layout"),
+    [*((name, "everything") for name in ("llama", "qwen2", "qwen3", "phi3", "granite")), (UNTIED, "mixed KV groups")],
+)
+def test_llama_cpp_goes_on_as_transformers_does(family: str, layout: str, tmp_path: Path) -> None:
     """Greedily, token by token: the server does not give the ids of a text whose tokens are parts of characters."""
-    model = pruned(family, "everything")
-    write(model, tmp_path, "5GB", type="f32")
+    model = pruned(family, layout)
+    write(model, tmp_path, type="f32")
     settings = {"max_new_tokens": 24, "do_sample": False, "eos_token_id": None}
     expected = model.hf.generate(torch.tensor([IDS]), **settings)[0].tolist()
     with running(tmp_path / FILE) as engine:
@@ -244,6 +303,15 @@ def test_the_command_answers_a_prompt_from_the_folder_and_refuses_others(tmp_pat
     assert (broken.code, "llama.cpp ended" in broken.err or "llama.cpp:" in broken.err) == (3, True)
 
 
+@needs_engine
+def test_an_engine_that_does_not_answer_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x.gguf").touch()
+    monkeypatch.setattr("secateur.engines.llama_cpp._WORKER", tmp_path / "silent.py")
+    (tmp_path / "silent.py").write_text("import time; time.sleep(600)")
+    with pytest.raises(EngineError, match=r"no answer in 0\.5 s"), running(tmp_path / "x.gguf", patience_s=0.5):
+        pass
+
+
 def test_deci_without_any_attention_is_refused() -> None:
     assert "KV cache" in str(refuses(pruned("llama", "all attentions missing")))
 
@@ -253,6 +321,33 @@ def test_unequal_blocks_are_refused_where_sizes_come_from_the_first(family: str)
     assert "padded" in str(refuses(pruned(family, "mixed widths")))
 
 
+def test_unequal_widths_are_refused_where_the_first_is_read() -> None:
+    reason = str(refuses(pruned(UNTIED, "mixed widths")))
+    assert "as `step35` it takes the FFN width of all blocks from the first" in reason
+    assert refuses(pruned(UNTIED, "mixed KV groups")) is None
+    yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 32}
+    assert "'yarn'" in str(refuses(pruned(UNTIED, "mixed KV groups", rope_parameters=yarn)))
+
+
 def test_odd_widths_are_refused_for_quantised_types_with_the_way_out() -> None:
     assert "--round-to 32" in str(refuses(pruned("llama"), type="q8_0"))
     assert refuses(pruned("llama", intermediate_size=64), type="q8_0") is None
+
+
+def test_the_room_asked_for_is_that_of_the_file(tmp_path: Path) -> None:
+    """In float32 twice that of the weights in bfloat16; of `padded`, of the zeros too."""
+    for layout in ("dense", "everything"):
+        model = pruned("llama", layout, dtype=torch.bfloat16)
+        for type in ("f32", "f16"):
+            write(model, tmp_path, type=type)
+            there = (tmp_path / FILE).stat().st_size
+            assert 0 < there - nbytes(model.hollow(), "gguf", type=type) < 40_000  # names, sizes, vocabulary
+        export(model, "padded", tmp_path / "padded", overwrite=True)
+        there = (tmp_path / "padded" / "model.safetensors").stat().st_size
+        assert 0 < there - nbytes(model.hollow(), "padded") < 10_000
+
+
+def test_one_file_has_no_shards(tmp_path: Path) -> None:
+    with pytest.raises(InvalidOptionError, match="gguf has no option 'max_shard_size'"):
+        export(pruned("llama"), "gguf", tmp_path / "out", max_shard_size="1GB")
+    assert not (tmp_path / "out").exists()

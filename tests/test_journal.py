@@ -6,7 +6,12 @@ import errno
 import json
 import math
 import shutil
+import sys
+import weakref
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -15,15 +20,22 @@ from models import tiny, tiny_tokens
 from oracles import Impatient, write_model
 from torch import Tensor
 
+import secateur.folders
 import secateur.journal
+import secateur.pruning
+import secateur.running
 from secateur import Output, load, prune_to
+from secateur.engine import stream as engine_stream
+from secateur.engine import sweep as engine_sweep
+from secateur.engine.spill import MappedRoom, room_for
 from secateur.errors import Interrupted, JournalError, OutputBusyError, OutputError
 from secateur.goals import Goal
-from secateur.journal import Journal, Journaled, claimed_run, forget, run_folder
+from secateur.journal import Journal, Journaled, claimed_run, forget, run_folder, taken_bytes
 from secateur.judge.judging import Judging
 from secateur.methods import methods
 from secateur.model.load import Source
-from secateur.pruning import Request
+from secateur.model.streamed import _Shelf
+from secateur.pruning import Plan, Request
 from secateur.sharing import SharingRun
 
 JOB = {"model": "abc", "method": "2ssp", "size": {"sparsity": 0.5}}
@@ -151,6 +163,66 @@ def test_a_folder_is_one_job_s_and_one_process_s(tmp_path: Path) -> None:
     assert (folder / "mine").is_dir()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # who is killed closes no file
+def test_a_done_job_s_own_steps_go_as_a_whole_whenever_it_is_killed(tmp_path: Path) -> None:
+    """Those that hold for other jobs stay, others' too; tensors that somebody names stay, and no others."""
+    begun = tmp_path / "begun"
+    store, shared = store_of(begun, "done", beginning="for all"), torch.arange(5.0)
+    for key, value in {"for all": torch.ones(3), "alike": shared, "own": torch.zeros(4), "number": 3}.items():
+        store.put(key, value)
+    store.put_states("walk", torch.rand(7))
+    other = store_of(begun, "other")
+    other.put("alike", shared)
+    other.put_states("walk", torch.full((2,), 2.0))
+    there = Journal(begun).entries.keys()
+    left = [("done", "for all"), ("other", "alike"), ("other", "states/walk")]
+    seen, ends = [], 0
+    while not seen or seen[-1] is not None:
+        ends, folder = ends + 1, tmp_path / str(ends)
+        shutil.copytree(begun, folder)
+        store = store_of(folder, "done", beginning="for all")
+        seen.append(ended_at_line(ends, store.drop))
+        journal = Journal(folder)
+        assert list(journal.entries) in (list(there), left)
+        for place in left:
+            assert equal(journal.get(*place), Journal(begun).get(*place))
+        store = store_of(folder, "done", beginning="for all")  # of the next process
+        store.drop()
+        assert list(Journal(folder).entries) == left
+        assert len(list((folder / "tensors").iterdir())) == len(left)
+        store.put("more", 4)
+        assert list(Journal(folder).entries) == [*left, ("done", "more")]
+        with claimed_run(folder, JOB, overwrite=True):  # nothing lies there that is taken for something else
+            pass
+    assert len(seen) > 20
+
+
+def ended_at_line(count: int, work: Callable[[], None]) -> str | None:
+    """Do something, and end it before so many lines of the journal's code; gives the line, None where it was over."""
+    lines, before = 0, sys.gettrace()
+
+    class Killed(BaseException):
+        pass
+
+    def watch(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal lines
+        if Path(frame.f_code.co_filename) not in (Path(secateur.journal.__file__), Path(secateur.folders.__file__)):
+            return None
+        lines += event == "line"
+        if lines == count:
+            raise Killed(f"{frame.f_code.co_name}, line {frame.f_lineno}")
+        return watch
+
+    sys.settrace(watch)
+    try:
+        work()
+    except Killed as killed:
+        return str(killed)
+    finally:
+        sys.settrace(before)
+    return None
+
+
 # --- prunings ---
 
 # A search, the default, and states that are kept; of the other methods it is slow.
@@ -158,7 +230,7 @@ FEW = (("2ssp", 0), ("secateur", 0), ("slimgpt", 3), ("slicegpt", 1))
 
 
 def steps(journal: Journal) -> set[str]:
-    return {key for _, key in journal.entries if not key.startswith("kept/")}
+    return {key for _, key in journal.entries if not key.startswith("states/")}
 
 
 def pruned(
@@ -205,6 +277,51 @@ def test_a_streamed_run_beside_the_dense_model_goes_on(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         pruned(tmp_path / "out", model, Impatient(0.6), stream=True)
     assert pruned(tmp_path / "out", model, stream=True).record.edits == whole.edits
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("method", methods())
+def test_a_run_folder_takes_at_most_what_is_asked_for(
+    tmp_path: Path, method: str, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk's room is asked for before any work, and by a run that goes on, what it lacks."""
+    model, out = write_model(tmp_path / "dense"), tmp_path / "out"
+    asked, foretold, taken = list[int](), list[int](), list[int]()
+
+    def watched(of: type, name: str, look: Callable[[Any], None]) -> None:
+        real = getattr(of, name)
+
+        def called(*given: Any, **more: Any) -> Any:
+            result = real(*given, **more)
+            look(result)
+            return result
+
+        monkeypatch.setattr(of, name, called)
+
+    mapped = Counter[str]()  # bytes of states in files, which have no names
+
+    def map_states(states: Tensor) -> None:
+        mapped["now"] += states.nbytes
+        weakref.finalize(states, mapped.subtract, {"now": states.nbytes})
+        taken.append(taken_bytes(run_folder(out)) + mapped["now"])
+
+    monkeypatch.setattr(secateur.running, "require_space", lambda folder, needs: asked.append(needs))
+    for module in (engine_stream, engine_sweep):
+        monkeypatch.setattr(module, "room_for", lambda model, states, budget: room_for(model, states, 0))
+    monkeypatch.setattr(secateur.pruning, "STATE_BYTES", 0)
+    watched(Plan, "run_bytes", foretold.append)
+    watched(MappedRoom, "empty", map_states)
+    for store in (Journal, _Shelf):
+        watched(store, "put", lambda result: taken.append(taken_bytes(run_folder(out)) + mapped["now"]))
+    how = {"method": method, "stream": stream, "keep_states": 1}
+    with pytest.raises(Interrupted):
+        pruned(out, model, Impatient(0.5), **how)
+    there = taken_bytes(run_folder(out))
+    pruned(out, model, **how)
+    assert 0 < there <= max(taken) <= foretold[0]
+    assert asked[0] > foretold[0]
+    assert asked[1] == asked[0] - there
+    assert bool(mapped) == stream
 
 
 def test_what_changed_is_refused_and_what_is_done_is_not_done_again(tmp_path: Path) -> None:

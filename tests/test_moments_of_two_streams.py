@@ -56,7 +56,7 @@ def measure(model: Model, tokens: Tokens, target: Target, **options: Any) -> Mea
     edits, seen = edits_of(model), {}
     for visit in walk(model, tokens, reference=target != "original", **options):
         for tap in TAPS:
-            seen[visit.block.number, tap] = visit.moments(tap, target)
+            seen[visit.block.number, tap] = visit.moments(tap, target, halves=True)
             if (edit := edits.get((visit.block.number, tap))) is not None:
                 apply(model, edit)
     return seen
@@ -124,7 +124,7 @@ def test_a_reference_remembers_what_went_before_the_walk() -> None:
     now, w = activations(model, tokens.ids), tokens.weights.double() / tokens.weights.sum()
     for visit in walk(model, tokens, reference=reference):
         number, tap = visit.block.number, "mlp_hidden"
-        got = visit.moments("mlp_hidden", "stream")
+        got = visit.moments("mlp_hidden", "stream", halves=True)
         assert got.target is not None
         check(got, expected(dense, was[number], now[number], number, tap, "stream", w), visit.block.weight("mlp_out"))
     reference.close()

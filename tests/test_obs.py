@@ -44,7 +44,7 @@ def test_one_column_is_the_textbook_formula() -> None:
     costs = [float(weight[:, p].square().sum() / inverse[p, p]) for p in range(7)]
     worst = min(range(7), key=costs.__getitem__)
     by_hand = weight - weight[:, [worst]] / inverse[worst, worst] * inverse[[worst], :]
-    kept = prune_groups(weight, h, 1, [1], damping=0)
+    kept = prune_groups(weight, h.clone(), 1, [1], damping=0)
     stay = [p for p in range(7) if p != worst]
     assert kept.index.tolist() == stay
     assert torch.allclose(by_hand[:, worst], torch.zeros(5, dtype=torch.float64), atol=1e-12)
@@ -64,7 +64,7 @@ def test_a_sequence_of_removals_is_the_ridge_in_closed_form(
     schedule = data.draw(st.lists(st.integers(1, 2), min_size=1, max_size=3))
     schedule = schedule if sum(schedule) < groups else [1]
     x, weight, h = problem(size * groups, seed=seed)
-    kept = prune_groups(weight, h, size, schedule, error=error, damping=damping)
+    kept = prune_groups(weight, h.clone(), size, schedule, error=error, damping=damping)
     assert len(kept.index) == groups - sum(schedule)
     columns = columns_of(kept.index, size)
     ridge = h + damping * h.diagonal().mean() * torch.eye(len(h))
@@ -91,7 +91,7 @@ def anew(weight: Tensor, h: Tensor, schedule: list[int], damping: float) -> tupl
 @pytest.mark.parametrize("schedule", [[1] * 60, [32, 16, 8, 4]])
 def test_down_dated_inverses_choose_as_inverses_anew(dtype: torch.dtype, close: float, schedule: list[int]) -> None:
     _, weight, h = problem(96)
-    kept = prune_groups(weight, h.to(dtype), 1, schedule)
+    kept = prune_groups(weight, h.to(dtype, copy=True), 1, schedule)
     alive, expected = anew(weight, h, schedule, 0.01)
     assert torch.equal(kept.index, alive)
     assert torch.allclose(kept.weight.double(), expected, rtol=0, atol=close * float(expected.abs().max()))
@@ -102,7 +102,7 @@ def test_an_inverse_that_rounding_has_spoiled_is_made_anew() -> None:
     x, weight, _ = problem(96, tokens=400)
     x = x @ torch.diag(torch.logspace(0, -2, 96, dtype=torch.float64))
     h = 2 * x.T @ x / len(x)
-    kept = prune_groups(weight, h.float(), 1, [1] * 48, damping=0)
+    kept = prune_groups(weight, h.to(torch.float32, copy=True), 1, [1] * 48, damping=0)
     alive, expected = anew(weight, h, [1] * 48, 0)
     least = true_error(x, weight, expected, alive)
     assert true_error(x, weight, kept.weight.double(), kept.index) == pytest.approx(least, rel=1e-3)
@@ -113,7 +113,7 @@ def test_the_order_of_columns_does_not_matter() -> None:
     shuffled = torch.randperm(4, generator=torch.Generator().manual_seed(2))
     columns = columns_of(shuffled, 3)
     before = weight.clone(), h.clone()
-    one = prune_groups(weight, h, 3, [1, 1])
+    one = prune_groups(weight, h.clone(), 3, [1, 1])
     assert all(torch.equal(now, was) for now, was in zip((weight, h), before, strict=True))  # not changed
     other = prune_groups(weight[:, columns], h[columns][:, columns], 3, [1, 1])
     assert sorted(shuffled[other.index].tolist()) == one.index.tolist()
@@ -169,12 +169,12 @@ def test_an_unused_head_goes_first() -> None:
 
 def test_factors_decide_between_losses_and_change_no_weight() -> None:
     _, weight, h = problem(8)
-    first = prune_groups(weight, h, 2, [1])
+    first = prune_groups(weight, h.clone(), 2, [1])
     factors = torch.ones(4)
     factors[first.order[0]] = 1e6
-    later = prune_groups(weight, h, 2, [1, 1, 1], factors=factors)
+    later = prune_groups(weight, h.clone(), 2, [1, 1, 1], factors=factors)
     assert later.index.tolist() == [first.order[0]]
-    same = prune_groups(weight, h, 2, [1], factors=3 * torch.ones(4))
+    same = prune_groups(weight, h.clone(), 2, [1], factors=3 * torch.ones(4))
     assert same.index.tolist() == first.index.tolist()
     assert torch.equal(same.weight, first.weight)
 
@@ -187,7 +187,7 @@ def test_a_neuron_that_others_can_stand_for_costs_nothing(dependence: str) -> No
     scale = float((x @ weight.T).square().sum()) / len(x)
     shares = []
     for damping in (1e-2, 1e-4, 1e-8):
-        kept = prune_groups(weight, h, 1, [1], damping=damping)
+        kept = prune_groups(weight, h.clone(), 1, [1], damping=damping)
         shares.append(true_error(x, weight, kept.weight, kept.index) / scale)
     assert shares[-1] < 1e-5
     assert shares == sorted(shares, reverse=True)
@@ -195,7 +195,7 @@ def test_a_neuron_that_others_can_stand_for_costs_nothing(dependence: str) -> No
 
 def test_with_compensation_the_error_is_smaller() -> None:
     x, weight, h = problem(12)
-    with_it, without = (prune_groups(weight, h, 3, [1, 1], damping=0, compensate=on) for on in (True, False))
+    with_it, without = (prune_groups(weight, h.clone(), 3, [1, 1], damping=0, compensate=on) for on in (True, False))
     assert torch.equal(without.weight, weight[:, columns_of(without.index, 3)])
     assert without.error == pytest.approx(true_error(x, weight, without.weight, columns_of(without.index, 3)))
     assert with_it.error < without.error

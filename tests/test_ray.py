@@ -419,13 +419,28 @@ def test_work_is_split_about_evenly_and_neighbours_stay_together(head: float) ->
 # --- refused ---
 
 
-def test_what_cannot_be_reached_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def nobody(monkeypatch: pytest.MonkeyPatch) -> Workers:
+    """Of a cluster that is not there."""
     monkeypatch.setitem(sys.modules, "ray", InProcess())
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        nobody = f"127.0.0.1:{free.getsockname()[1]}"
-    with pytest.raises(WorkersError, match="no Ray cluster answers"), session(Workers(count=2, address=nobody)):
+        return Workers(count=2, address=f"127.0.0.1:{free.getsockname()[1]}")
+
+
+def test_what_cannot_be_reached_is_refused_at_once(nobody: Workers) -> None:
+    with pytest.raises(WorkersError, match="no Ray cluster answers"), session(nobody):
         pass
+
+
+def test_ray_is_asked_for_nothing_where_the_output_is_there(nobody: Workers, folder: Path, tmp_path: Path) -> None:
+    request = Request(method="2ssp", sparsity=0.4, calibration=tiny_tokens(tiny("llama"), 2, 24))
+    source = Source(name=str(folder), device="cpu")
+    prune_to(request, source, tmp_path / "out")
+    assert prune_to(request, source, tmp_path / "out", workers=nobody).was_there
+    with pytest.raises(WorkersError, match="no Ray cluster answers"):
+        prune_to(request, source, tmp_path / "other", workers=nobody)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
 @pytest.mark.parametrize("wrong", [{"count": 0}, {"cpus": 0}, {"gpus": 1.5}, {"gpus": -1}, {"address": "ray://h:1"},

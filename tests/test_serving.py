@@ -20,7 +20,7 @@ from secateur.model.handle import Model
 from secateur.pruning import Job, Request, plan
 from secateur.record import read_record
 from secateur.running import prune_to
-from secateur.serving import _ONE_SHAPE, ANY, ENGINES
+from secateur.serving import _KEEPING, ANY, ENGINES
 
 FULL = {"use_sliding_window": False, "layer_types": ["full_attention"] * 4}
 MODELS: dict[str, dict[str, Any]] = {
@@ -85,7 +85,7 @@ def test_what_is_written_runs_there_and_else_nothing_is(family: str, engine: str
     elif family in UNEQUAL[engine]:
         expected = set(methods()) - {"slicegpt"}
     else:
-        expected = ANYWHERE | set(_ONE_SHAPE)
+        expected = ANYWHERE | set(_KEEPING)
     assert written == expected - unable
     assert all(f"what {method} leaves here does not run there: {engine} " in said for method, said in refused.items())
 
@@ -115,9 +115,21 @@ def test_an_option_that_contradicts_is_refused_by_its_name(method: str, options:
     plan(asked(model, method, "llama.cpp", options=options), model)
 
 
+def test_an_engine_of_one_width_lets_attentions_differ() -> None:
+    """llama.cpp has it for Qwen3 with a head of its own."""
+    model = tiny("qwen3", tie_word_embeddings=False)
+    plan(asked(model, "2ssp", "llama.cpp", options={"attentions": 1}), model)
+    plan(asked(model, "evopress", "llama.cpp", options={"units": "modules"}), model)
+    assert plan(asked(model, "secateur", "llama.cpp"), model).options["allocation"] == "equal"
+    with pytest.raises(InvalidOptionError, match=r"equal widths only, .* secateur has allocation equal"):
+        plan(asked(model, "secateur", "llama.cpp", options={"allocation": "log"}), model)
+    with pytest.raises(UnsupportedExportError, match=r"step35.* takes the FFN width of all blocks from the first"):
+        plan(asked(model, "slimgpt", "llama.cpp"), model)
+
+
 def test_the_same_option_given_is_no_contradiction() -> None:
     model = tiny("llama")
-    for method, options in _ONE_SHAPE.items():
+    for method, (_, options) in _KEEPING.items():
         assert plan(asked(model, method, "stock", options=dict(options)), model).options.items() >= options.items()
 
 
@@ -125,6 +137,7 @@ def test_llama_cpp_gets_rows_that_it_can_quantise() -> None:
     model, odd = tiny("llama", intermediate_size=128), tiny("llama", intermediate_size=112)
     assert plan(asked(model, "secateur", "llama.cpp"), model).request.round_to == 32
     assert plan(asked(model, "secateur", "llama.cpp", round_to=16), model).request.round_to == 16
+    assert plan(asked(model, "secateur", "llama.cpp", round_to=1), model).request.round_to == 1
     assert plan(asked(odd, "secateur", "llama.cpp"), odd).request.round_to == 1
 
 
@@ -145,7 +158,7 @@ def test_blocks_that_the_calibration_chose_are_refused_before_anything_is_writte
         calls.append(model.device.type == "meta")
         return None if calls[-1] else "has other blocks"
 
-    changed = type(row)(refuses=only_hollow, one_shape=row.one_shape)
+    changed = type(row)(refuses=only_hollow, alike=row.alike)
     monkeypatch.setattr("secateur.serving.ENGINES", {**ENGINES, "stock": changed})
     with pytest.raises(UnsupportedExportError, match=r"stock has other blocks \(secateur and 2ssp narrow"):
         prune_to(asked(model, "shortgpt", "stock"), model, tmp_path / "out")
@@ -188,5 +201,5 @@ def test_the_command(tmp_path: Path) -> None:
 
 
 def test_each_option_in_the_table_is_one_of_its_method() -> None:
-    for name, options in _ONE_SHAPE.items():
+    for name, (_, options) in _KEEPING.items():
         get_method(name).complete(options)

@@ -10,19 +10,23 @@ from typing import Any
 
 import pytest
 import torch
-from models import FAMILY_NAMES, tiny_hf, tiny_in, tiny_tokens
+from models import FAMILY_NAMES, tiny, tiny_hf, tiny_in, tiny_tokens
 from oracles import EACH_METHOD
 from safetensors.torch import load_file, save_file
 
 from secateur import Run, load, prune, save
+from secateur.engine.sweep import Part, sample_sweep
 from secateur.errors import CheckpointError, InvalidEditError, InvalidOptionError, OutputError, UnsupportedModelError
 from secateur.export import save as save_checkpoint
 from secateur.forecast import forecast
 from secateur.goals import Goal
 from secateur.hf import quiet_transformers
+from secateur.judge.fidelity import fidelity
 from secateur.judge.generation import generate
 from secateur.judge.inference import inference
 from secateur.judge.judging import Judging, evaluate
+from secateur.judge.perplexity import perplexity
+from secateur.model.handle import Model
 from secateur.model.load import Source
 from secateur.model.streamed import StreamedModel
 from secateur.pruning import Request
@@ -159,6 +163,25 @@ def test_every_method_gives_the_same_bytes_with_states_in_files(
     files = sorted(path.name for path in (tmp_path / "True").glob("*.safetensors"))
     assert filecmp.cmpfiles(tmp_path / "True", tmp_path / "False", files, shallow=False) == (files, [], [])
     assert list(map(str, edits[0])) == list(map(str, edits[1]))
+
+
+def test_figures_of_windows_one_by_one_are_those_in_memory_whoever_is_in_their_group(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So it is wherever a text is judged, and in searches on windows that are as long as a forward may be."""
+    model, resident, dense = streamed(checkpoint), load(str(checkpoint), stream=False), tiny("llama", seed=1)
+    tokens = tiny_tokens(resident, 5, 8)
+    variants = [frozenset({Part(number, "mlp")}) for number in resident.numbers]
+    monkeypatch.setattr("secateur.engine.sweep.CPU_TOKENS", tokens.length)
+
+    def figures(of: Model, window_bytes: int) -> tuple[Any, ...]:
+        monkeypatch.setattr("secateur.judge.perplexity.STATE_BYTES", window_bytes)
+        sums = sample_sweep(of, tokens, variants, memory_bytes=2 * window_bytes)
+        return perplexity(of, tokens), fidelity(of, dense, tokens), sums.tolist()
+
+    window = tokens.length * resident.hidden_size * resident.dtype.itemsize
+    together = figures(resident, 2**30)
+    assert all(figures(of, windows * window) == together for of in (model, resident) for windows in (1, 2, 4, 16))
 
 
 def test_a_walk_reads_each_block_once_and_the_next_one_ahead(checkpoint: Path) -> None:

@@ -18,6 +18,7 @@ from oracles import Impatient, write_model, write_texts
 from torture import LEAST, PHASES
 
 import secateur.pruning
+import secateur.running
 from secateur import Output, Request, Source, prune_to
 from secateur.errors import CheckpointError, Interrupted, JournalError, OutputBusyError, OutputError
 from secateur.heal.recover import Request as Recovering
@@ -187,7 +188,10 @@ def small_disk(folder: Path, size: int) -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["slicegpt", "slimgpt"])
-def test_a_full_disk_refuses_or_fails_and_with_room_the_run_goes_on(inputs: Path, tmp_path: Path, method: str) -> None:
+def test_a_disk_that_others_fill_meanwhile_ends_a_run_and_with_room_it_goes_on(
+    inputs: Path, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(secateur.running, "require_space", lambda folder, needs: None)  # there was room by then
     whole = pruned(inputs, tmp_path / "whole", method)
     page, disk = 4096, tmp_path / "disk"
     needed = sum(map(len, whole.values()))

@@ -190,7 +190,8 @@ JOBS: tuple[Job, ...] = (
 
 
 class Journals:
-    """Journals are appended to in place: hard links to them show what became of them when their folders are gone."""
+    """Journals are appended to in place: hard links to them show what became of them when their folders are gone. A
+    grid's is replaced when a cell is done; that this cell is not made again, the cell shows."""
 
     def __init__(self, journals: Sequence[Path], cells: Sequence[Path] = ()) -> None:
         self._held = tempfile.TemporaryDirectory(prefix="links-", dir=_beside(journals, cells))
@@ -209,7 +210,7 @@ class Journals:
             assert now.startswith(whole), "what stood in a journal was written anew"
             keys = Counter(
                 (step["job"], step["key"]) for step in (json.loads(line)["step"] for line in now.splitlines())
-                if not step["key"].startswith("kept/")
+                if not step["key"].startswith("states/")
             )  # fmt: skip
             again += sum(count - 1 for count in keys.values())
         self._held.cleanup()

@@ -78,7 +78,9 @@ class Forecast:
         goal: what the sparsity was searched for, where none was asked for.
         peak_memory_bytes: weights, hidden states, statistics and results, beyond Python and torch; of a streamed model
             the weights that are open at once. States beyond the engine's budget lie in a file there.
+        disk_bytes: of the weights that are written.
         streamed: whether the weights will stay in their files.
+        run_bytes: the most that lies on the disk beside the output while it runs, but for texts that are measured.
     """
 
     model: str
@@ -95,10 +97,14 @@ class Forecast:
     bos: bool
     goal: MetGoal | None
     streamed: bool
+    run_bytes: int
 
 
-def forecast(request: Request, source: Source) -> Forecast:
+def forecast(request: Request, source: Source, *, keep_states: int = 0) -> Forecast:
     """Foretell a pruning of a model that is known by name.
+
+    Args:
+        keep_states: as `Run` has it.
 
     Raises:
         InfeasibleBudgetError and the other errors that the run itself would raise for its arguments.
@@ -117,6 +123,7 @@ def forecast(request: Request, source: Source) -> Forecast:
         peak_memory_bytes=int(held_parameters(before, hollow.is_streamed) * item + planned.held_bytes),
         streamed=hollow.is_streamed,
         disk_bytes=after.parameters * item,
+        run_bytes=planned.run_bytes(hollow, keep_states=keep_states),
         seconds=speed.seconds(planned.meter.block_tokens, planned.meter.head_tokens),
         goal=planned.goal,
         bos=ready(request.calibration) is None and wants_bos(hollow.family, request.bos),

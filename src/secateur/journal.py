@@ -18,7 +18,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +40,7 @@ _JOB, _JOURNAL, _TENSORS, _LOCK = "run.json", "journal.jsonl", "tensors", "lock"
 _BLOCKS = "blocks"
 _OURS = {_JOB, _JOURNAL, _TENSORS, _LOCK, _BLOCKS}
 _DIGITS = 16  # of a line's checksum
-_KEPT = "kept/"  # how the keys begin of what is replaced from time to time
+_STATES = "states/"  # how the keys begin of states of walks, which are replaced from time to time
 _STEP_AT = len('{"check": "') + _DIGITS + len('", "step": ')
 _SHOWN = 60  # characters of a part that differs
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -108,6 +108,11 @@ def scratch_in(folder: Path) -> Iterator[Path]:
             folder.rmdir()
 
 
+def taken_bytes(folder: Path) -> int:
+    """What a run folder takes on the disk by now."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def forget(folder: Path, of: Identity | None = None) -> None:
     """Remove a run folder, if it is one and no process is in it.
 
@@ -154,8 +159,8 @@ def _require_ours(folder: Path) -> None:
 
 def _others_in(folder: Path) -> bool:
     """Whether more than a journal lies there: a recovery's checkpoints, or what is no run's."""
-    partial = f".{_JOB}.partial-"  # of a killed `write_file`
-    return any(path.name not in _OURS and not path.name.startswith(partial) for path in folder.iterdir())
+    partials = tuple(f".{name}.partial-" for name in (_JOB, _JOURNAL))  # of a killed `write_file`
+    return any(path.name not in _OURS and not path.name.startswith(partials) for path in folder.iterdir())
 
 
 def _clear(folder: Path, last: str = "") -> None:
@@ -223,13 +228,13 @@ class Journal:
     def _read(self) -> None:
         with suppress(FileNotFoundError), self._path.open("rb") as file:
             for line in file:
-                if (known := _parsed(line)) is None or not (known[0][1].startswith(_KEPT) or self._whole(known[1])):
+                if (known := _parsed(line)) is None or not (known[0][1].startswith(_STATES) or self._whole(known[1])):
                     break
                 self.entries[known[0]] = known[1]
                 self._end += len(line)
-        kept = {place: entry for place, entry in self.entries.items() if place[1].startswith(_KEPT)}
-        lost = [place for place, entry in kept.items() if not self._whole(entry)]
-        if any(key.startswith(_KEPT + NEEDED) for _, key in lost):
+        states = {place: entry for place, entry in self.entries.items() if place[1].startswith(_STATES)}
+        lost = [place for place, entry in states.items() if not self._whole(entry)]
+        if any(key.startswith(_STATES + NEEDED) for _, key in lost):
             self.entries, self._end = {}, 0
         for place in lost:
             self.entries.pop(place, None)  # a run goes on without
@@ -246,7 +251,7 @@ class Journal:
     @property
     def standing(self) -> str:
         """How far it is, in words."""
-        steps = [key for _, key in self.entries if not key.startswith(_KEPT)]
+        steps = [key for _, key in self.entries if not key.startswith(_STATES)]
         return f"{len(steps)} steps are kept" + (f", the last one '{steps[-1]}'" if steps else "")
 
     def get(self, job: str, key: str) -> Any:
@@ -259,7 +264,7 @@ class Journal:
         return _restored(entry.value, tensors)
 
     def put(self, job: str, key: str, value: Any, spent: Spent | None = None) -> None:
-        """Add a step, or replace what is kept by this key; it is on the disk when this returns.
+        """Add a step, or replace the states of this key; it is on the disk when this returns.
 
         Raises:
             OutputError: the disk is full, or the folder cannot be written. What was there before stays whole.
@@ -289,6 +294,25 @@ class Journal:
         if replaced is not None and replaced.tensors not in {entry.tensors for entry in self.entries.values()}:
             with suppress(OSError):  # Windows: it may still be mapped
                 self._file(str(replaced.tensors)).unlink()
+
+    def drop(self, goes: Callable[[str, str], bool]) -> None:
+        """Remove entries by job and key, and all tensors that nobody names then. A kill leaves the journal as it was or
+        as it is to be, and at most tensors that the next time takes.
+
+        Raises:
+            OSError: the folder cannot be written; the journal is as it was.
+        """
+        lines = self._path.read_bytes()[: self._end].splitlines(keepends=True) if self._end else []
+        stay = [line for line in lines if (known := _parsed(line)) is not None and not goes(*known[0])]
+        if len(stay) < len(lines):
+            write_file(self._path, b"".join(stay).decode())
+        self.entries = {place: entry for place, entry in self.entries.items() if not goes(*place)}
+        self._end = sum(map(len, stay))
+        named = {entry.tensors for entry in self.entries.values()}
+        for path in (self.folder / _TENSORS).glob("*.safetensors"):
+            if path.stem not in named:
+                with suppress(OSError):  # Windows: it may still be mapped
+                    path.unlink()
 
     def _write_tensors(self, tensors: dict[str, Tensor]) -> str:
         partial = self.folder / _TENSORS / "partial"
@@ -321,9 +345,15 @@ class Journaled(Shared):
             OutputBusyError: another process is in it.
         """
         with claimed_run(self.journal.folder, identity, overwrite=True):
-            self.journal = Journal(self.journal.folder)
+            self.journal, self.identity = Journal(self.journal.folder), None
             self._see()
             yield
+
+    def drop(self) -> None:
+        """Forget what only the job has that it is open for, whose result lies elsewhere by now."""
+        with suppress(OSError):  # it only takes room
+            self.journal.drop(lambda job, key: job == self.identity and not self._holds(key))
+            self._see()
 
     def look(self) -> None:
         """See what other processes have added, without taking the folder."""
@@ -348,12 +378,12 @@ class Journaled(Shared):
         self.journal.put(self.identity, key, value, self.spent.get(key))
         self._jobs[key] = self.identity
 
-    def keep(self, key: str, value: Any) -> None:
+    def put_states(self, key: str, value: Any) -> None:
         assert self.identity is not None, "a store is opened for a job before it is used"
-        self.journal.put(self.identity, _KEPT + key, value)
+        self.journal.put(self.identity, _STATES + key, value)
 
-    def kept(self, key: str) -> Any:
-        return self.journal.get(str(self.identity), _KEPT + key)
+    def get_states(self, key: str) -> Any:
+        return self.journal.get(str(self.identity), _STATES + key)
 
     def copy(self) -> Journaled:
         return Journaled(self.journal, self.beginning)

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from secateur.card import card, export_card
 from secateur.errors import InvalidOptionError, OutputExistsError
-from secateur.export import Tier, check_output, require_export
+from secateur.export import Tier, check_output, nbytes, require_export
 from secateur.export import export as write_export
 from secateur.export import save as save_checkpoint
 from secateur.export.beside import licence_of
@@ -135,7 +135,6 @@ def export(
     folder: str | Path,
     *,
     overwrite: bool = False,
-    max_shard_size: str = "5GB",
     **options: Any,
 ) -> None:
     """Write a model for an engine, with a card, whole or not at all.
@@ -143,7 +142,7 @@ def export(
     Args:
         model: what `load`, `prune` or `recover` returned; it stays as it is.
         to: a format of `secateur.export.EXPORTS`.
-        options: of the format.
+        options: of the format: `type` of gguf, `max_shard_size` of the others.
 
     Raises:
         UnsupportedExportError: the format cannot hold the model exactly; says which can.
@@ -152,8 +151,8 @@ def export(
     """
     record = None if isinstance(model, Model) else model.record
     model = model if isinstance(model, Model) else model.model
-    output = Output(Path(folder), overwrite, max_shard_size)
-    check_output(output.folder, overwrite=overwrite, max_shard_size=max_shard_size)
+    output = Output(Path(folder), overwrite)
+    check_output(output.folder, overwrite=overwrite)
     with claimed(output.folder):
         _export(model, record, to, output, options)
 
@@ -167,10 +166,7 @@ def _export(model: Model, record: Record | None, to: str, output: Output, option
         model.source, record, to, form.loads_in(model), library=form.LIBRARY, usage=form.USAGE,
         licence=licence_of(model),
     )  # fmt: skip
-    write_export(
-        model, to, output.folder, files={"README.md": text}, overwrite=output.overwrite,
-        max_shard_size=output.max_shard_size, **options,
-    )  # fmt: skip
+    write_export(model, to, output.folder, files={"README.md": text}, overwrite=output.overwrite, **options)
 
 
 def export_to(source: Source, to: str, output: Output, **options: Any) -> str:
@@ -183,11 +179,11 @@ def export_to(source: Source, to: str, output: Output, **options: Any) -> str:
         OutputBusyError, OutputError: another process is about to write the folder, or it cannot be written.
         SecateurError: what `export`, `load` and `Output.check` raise.
     """
-    check_output(output.folder, overwrite=output.overwrite, max_shard_size=output.max_shard_size)
+    check_output(output.folder, overwrite=output.overwrite)
     output.check(source.name)
     with claimed(output.folder):
         hollow = source.hollow(tokenizer=True)
         loads_in = require_export(hollow, to, **options).loads_in(hollow)
-        require_space(output.folder, hollow.layout().parameters * hollow.dtype.itemsize)
+        require_space(output.folder, nbytes(hollow, to, **options))
         _export(source.load(), None, to, output, options)
     return loads_in

@@ -21,6 +21,7 @@ from msgspec import structs
 from secateur.assets import Bos
 from secateur.compensation import require_refits
 from secateur.driver import Filter, Pruning, check_filters, require_edits_of, run_method
+from secateur.engine.spill import STATE_BYTES
 from secateur.engine.tokens import Count, Tokens, TokenSource, check_tokens, read_tokens, ready
 from secateur.errors import InvalidOptionError, UnknownNameError
 from secateur.export import loads_in, tier
@@ -45,7 +46,7 @@ from secateur.record import (
 from secateur.run import Meter, Rehearsal, Run
 from secateur.serving import ANY, require_served, within
 from secateur.signatures import RECOMMENDED
-from secateur.surgery.edits import to_json
+from secateur.surgery.edits import Edit, KeepHeads, KeepNeurons, SetWeight, StreamEdit, to_json
 from secateur.version import __version__
 
 # What a configuration says that decides no figure.
@@ -62,7 +63,7 @@ class Request:
         sparsity: share of parameters to remove, in (0, 1); or None where there is a goal.
         goal: what the model must meet; the sparsity is then searched for.
         of: a share of the blocks' parameters, or of the whole model's.
-        round_to: round FFN widths to a multiple of this, in methods that choose FFN widths.
+        round_to: round FFN widths to a multiple of this, in methods that choose FFN widths; None: as the engine wants.
         method: its name, or one that is not registered.
         options: the method's own; `secateur methods` lists them.
         for_: the engine that is to run what is left, unpatched: one of `secateur.serving.ENGINES`. Options and rounding
@@ -85,7 +86,7 @@ class Request:
     goal: Goal | None = None
     method: str | Method = RECOMMENDED
     of: Convention = "blocks"
-    round_to: int = 1
+    round_to: int | None = None
     options: Options = field(default_factory=dict)
     for_: str = ANY
     refit: bool = False
@@ -129,7 +130,7 @@ class Request:
         """
         if self.sparsity is None:
             raise InvalidOptionError("no sparsity is given, and no goal to search it for")
-        return Budget(self.sparsity, of=self.of, round_to=self.round_to)
+        return Budget(self.sparsity, of=self.of, round_to=1 if self.round_to is None else self.round_to)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +143,10 @@ class Plan:
         samples, length: of the calibration.
         meter: the work, in tokens.
         held_bytes: held at the peak beside the weights: hidden states, statistics, results.
+        stored_bytes, states_bytes: on the disk, results of steps, and states of walks if they are stored.
+        spilled_bytes: hidden states of the largest walk or sweep, which a streamed model runs as a whole.
+        written: parameters that a streamed model writes into files as it is edited.
+        rebases: whether the residual stream may come into another basis, so that states are always stored.
         before, after: the layouts; the second is approximate where the method decides on the way.
         sparsity: asked, got and why, as far as `after` goes.
         config: of a model of the layout `after`.
@@ -156,6 +161,11 @@ class Plan:
     length: int
     meter: Meter
     held_bytes: float
+    stored_bytes: float
+    states_bytes: float
+    spilled_bytes: float
+    written: int
+    rebases: bool
     before: Layout
     after: Layout
     sparsity: Sparsity
@@ -166,6 +176,26 @@ class Plan:
     @property
     def method(self) -> Method:
         return get_method(self.request.method)
+
+    def run_bytes(self, model: Model, *, keep_states: int = 0, texts: Sequence[Tokens] = ()) -> int:
+        """What the run folder takes, at most; where prunings decide on a goal, about.
+
+        Args:
+            model: that is pruned; it may be hollow.
+            keep_states: as `Run` has it.
+            texts: that it is measured on.
+        """
+        goal, item = self.request.goal, model.dtype.itemsize
+        tries = round(1 / goal.step).bit_length() if goal and (goal.is_loss or self.approximate) else 1
+        size = tries * self.stored_bytes
+        if keep_states or self.rebases:
+            size += self.states_bytes + self.spilled_bytes  # a walk's new ones are there before its old ones go
+        if model.is_streamed:
+            size += item * (self.written + max(block.parameters for block in self.before.blocks.values()))
+            measured = max((text.ids.numel() for text in texts), default=0) * model.hidden_size * item
+            states = max(self.spilled_bytes, measured)
+            size += (1 + self.rebases) * states if states > STATE_BYTES else 0  # beside them those of another width
+        return int(size)
 
 
 def plan(request: Request, model: Model, *, device: str | None = None) -> Plan:
@@ -203,9 +233,30 @@ def plan(request: Request, model: Model, *, device: str | None = None) -> Plan:
     require_served(request.for_, hollow, method, model)
     return Plan(
         request=request, options=options, filters=filters, samples=samples, length=length, meter=run.meter,
-        held_bytes=run.peak_bytes, before=rehearsed.before, after=rehearsed.after, sparsity=rehearsed.sparsity,
-        config=hollow.hf.config, approximate=run.made_up,
+        held_bytes=run.peak_bytes, stored_bytes=run.stored_bytes, states_bytes=run.states_bytes,
+        spilled_bytes=run.spilled_bytes,
+        written=_written(rehearsed), rebases=run.rebases, before=rehearsed.before, after=rehearsed.after,
+        sparsity=rehearsed.sparsity, config=hollow.hf.config, approximate=run.made_up,
     )  # fmt: skip
+
+
+def _written(rehearsed: Pruning) -> int:
+    """What of blocks is narrowed or replaced, by each edit. What an edit of the stream changes may lie there twice: as
+    it was folded, and in its last basis."""
+    before, after = rehearsed.before, rehearsed.after
+    if any(isinstance(edit, StreamEdit) for edit in rehearsed.edits):
+        return before.parameters + after.parameters
+
+    def changed(edit: Edit) -> int:
+        match edit:
+            case SetWeight():
+                return edit.tensor.numel()
+            case KeepHeads() | KeepNeurons():
+                block = after.blocks.get(edit.block, before.blocks[edit.block])
+                return block.attention if isinstance(edit, KeepHeads) else block.mlp
+        return 0
+
+    return sum(map(changed, rehearsed.edits))
 
 
 def _aimed(request: Request, goal: Goal, model: Model, device: str | None) -> Plan:

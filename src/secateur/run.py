@@ -26,7 +26,8 @@ from secateur.errors import JournalError
 T = TypeVar("T")
 Advance = Callable[[float], None]
 
-NEEDED = "needed/"  # how the keys begin of what is kept without which a run does not go on to the same bits
+_BESIDE = 128, 8192  # bytes on the disk beside tensors: of each value of a result, and of each result
+NEEDED = "needed/"  # how the keys begin of states without which a run does not go on to the same bits
 
 logger = logging.getLogger(__name__)
 
@@ -42,11 +43,11 @@ class Store(Protocol):
 
     def put(self, key: str, value: Any) -> None: ...
 
-    def keep(self, key: str, value: Any) -> None:
-        """Keep what saves a resumed run some work, in the place of what was kept by this key; or do not."""
+    def put_states(self, key: str, value: Any) -> None:
+        """Store a walk's states, which save a resumed run some work, in the place of those of this key; or do not."""
 
-    def kept(self, key: str) -> Any:
-        """What is kept; KeyError where nothing is."""
+    def get_states(self, key: str) -> Any:
+        """The states that were stored last; KeyError where none were."""
 
 
 class MemoryStore:
@@ -69,10 +70,10 @@ class MemoryStore:
     def put(self, key: str, value: Any) -> None:
         self._results[key] = copy.deepcopy(value)
 
-    def keep(self, key: str, value: Any) -> None:
-        """It would only lie there twice."""
+    def put_states(self, key: str, value: Any) -> None:
+        """They would only lie there twice."""
 
-    def kept(self, key: str) -> Any:
+    def get_states(self, key: str) -> Any:
         raise KeyError(key)
 
 
@@ -94,15 +95,16 @@ def _check_storable(value: Any, key: str) -> None:
             )
 
 
-def _tensor_bytes(value: Any) -> int:
+def _bytes_of(value: Any, beside: int = 0) -> int:
+    """Of a result's tensors, and so many beside for each of its values."""
     match value:
         case torch.Tensor():
-            return value.numel() * value.element_size()
+            return value.numel() * value.element_size() + beside
         case list():
-            return sum(map(_tensor_bytes, value))
+            return sum(_bytes_of(item, beside) for item in value)
         case dict():
-            return sum(map(_tensor_bytes, value.values()))
-    return 0
+            return sum(_bytes_of(item, beside) for item in value.values())
+    return beside
 
 
 class Observer(Protocol):
@@ -161,7 +163,7 @@ class Run:
         keep_states: keep a walk's hidden states after every so many blocks, where the store keeps anything: so much
             less is run again when an interrupted run goes on. Never if 0.
         sweeper: makes the engine of searches, where it is not the usual one: as `engine.sweep.Sweeper` is called, and
-            with its `kept`.
+            with its `publish`.
 
     Attributes:
         meter: the work so far, of all scopes.
@@ -264,7 +266,7 @@ class Run:
     def applied(self, edit: Any) -> None:
         """An edit is real now. Whoever sweeps the model elsewhere has to follow it."""
         if self.sweeper is not None:
-            self.root.edits.append(self.sweeper.kept(edit))
+            self.root.edits.append(self.sweeper.publish(edit))
 
     def hold(self, size_bytes: float) -> None:
         """So much more is held from now on, beside what the engines hold; for the forecast."""
@@ -317,6 +319,8 @@ class Rehearsal(Run):
 
     Attributes:
         held_bytes, peak_bytes: hidden states, statistics and results held now, and the most at once.
+        stored_bytes, states_bytes: on the disk, if all results of steps are stored, and the states of all walks.
+        spilled_bytes: hidden states of the largest walk or sweep, if none are run in groups.
     """
 
     rehearses = True
@@ -325,7 +329,7 @@ class Rehearsal(Run):
     def __init__(self, seed: int = 0, *, device: str = "cpu") -> None:
         super().__init__(seed)
         self.device = device
-        self.held_bytes = self.peak_bytes = 0.0
+        self.held_bytes = self.peak_bytes = self.stored_bytes = self.states_bytes = self.spilled_bytes = 0.0
         self._qualities: dict[Hashable, float] = {}
         self._made_up = self.rng("made-up losses")
 
@@ -334,7 +338,9 @@ class Rehearsal(Run):
         with self.holding(scratch_bytes):
             result = compute()
         _check_storable(result, key)
-        with self.holding(_tensor_bytes(result)):  # for a while at least; the journal keeps it on the disk
+        each, whole = _BESIDE
+        self.root.stored_bytes += _bytes_of(result, each) + whole
+        with self.holding(_bytes_of(result)):  # for a while at least; the journal keeps it on the disk
             return result
 
     def log(self, message: str, *args: object) -> None:

@@ -20,10 +20,11 @@ from secateur.errors import (
     InvalidOptionError,
     NumericalError,
     UnsupportedEditError,
+    UnsupportedExportError,
 )
 from secateur.folders import claimed, require_space
 from secateur.goals import Goal, Tried
-from secateur.journal import Journal, Journaled, claimed_run, fingerprint, forget, run_folder, scratch_in
+from secateur.journal import Journal, Journaled, claimed_run, fingerprint, forget, run_folder, scratch_in, taken_bytes
 from secateur.judge.judging import Judge, Judging
 from secateur.judge.perplexity import before_and_after, perplexity, ratio
 from secateur.judge.results import Perplexity
@@ -64,7 +65,7 @@ def prune(
             again.
     """
     asked = Request.given(method, request)
-    with handed(model, tokenizer, cache=asked.cache, keep=True) as given:
+    with handed(model, tokenizer, cache=asked.cache, adopt=True) as given:
         planned, tokens, held_out = _specified(asked, given.hollow(tokenizer=True), given)
         job = Job.of(planned, given.load(), tokens, tokenizer_given=given.tokenizer is not None)
         return _run_for_goal(job, given, held_out, run=run)
@@ -109,7 +110,8 @@ def prune_to(
 ) -> Outcome:
     """Prune a model and write a smaller checkpoint, whole or not at all.
 
-    All that can be refused is refused before gigabytes are read, but for weights that are NaN, before the work.
+    All that can be refused is refused before gigabytes are read, but for weights that are NaN and too little room on
+    the disk: before the work.
 
     Args:
         source, tokenizer: as `prune` has them; one that is in memory is pruned in place.
@@ -125,7 +127,7 @@ def prune_to(
     """
     judging = judging or Judging()
     output = output if isinstance(output, Output) else Output(Path(output))
-    with handed(source, tokenizer, cache=request.cache, keep=True) as given:
+    with handed(source, tokenizer, cache=request.cache, adopt=True) as given:
         output.check(given.name, request.calibration, *judging.sources.values())
         return _prune_to(request, given, output, judging, observer, arguments, workers)
 
@@ -154,9 +156,10 @@ def _prune_to(
                 forget(run_in, job.run_identity)
             return Outcome(record, was_there=True)
         after = planned.before if held_out else planned.after  # a loss may leave nearly all
-        require_space(output.folder, after.parameters * job.model.dtype.itemsize)
+        beside = planned.run_bytes(job.model, keep_states=output.keep_states, texts=list(texts.values()))
+        require_space(output.folder, after.parameters * job.model.dtype.itemsize + beside - taken_bytes(run_in))
+        sweeper = spread(job.model_fingerprint)
         with _on_disk(job, run_in, output, observer or Silent()) as store:
-            sweeper = spread(job.model_fingerprint)
             run = SharingRun(request.seed, store, observer=observer, keep_states=output.keep_states, sweeper=sweeper)
             pruned = _run_for_goal(job, source, held_out, run=run, measure_on=texts, arguments=arguments)
             output.write(pruned)
@@ -186,8 +189,10 @@ def _on_disk(job: Job, folder: Path, output: Output, observer: Observer) -> Iter
                 raise Interrupted(
                     f"interrupted; {journal.standing} in {folder}, and the same command goes on from there"
                 ) from interrupt
-            except (InfeasibleBudgetError, InvalidOptionError, NumericalError, UnsupportedEditError):
-                over = True  # the same would come again
+            except (
+                InfeasibleBudgetError, InvalidOptionError, NumericalError, UnsupportedEditError, UnsupportedExportError
+            ):  # fmt: skip
+                over = not output.keep_run  # the same would come again
                 raise
     finally:
         if over or (journal is not None and not journal.entries):

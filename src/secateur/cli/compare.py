@@ -28,7 +28,7 @@ def compare(
         str | None, typer.Option(help=f"Everything as published: {', '.join(PRESETS)}. Other options win over it.")
     ] = None,
     of: Annotated[str | None, options.OF] = None,
-    round_to: options.RoundTo = 1,
+    round_to: Annotated[int, options.ROUND_TO] = 1,
     option: options.MethodOption = None,
     calibration: options.CalibrationOptions,
     seed: Annotated[int | None, options.SEED] = None,

@@ -10,7 +10,7 @@ import typer
 
 from secateur.cli.groups import grouped
 from secateur.cli.guard import say, start_logging
-from secateur.cli.options import ModelName, ModelOptions, OutputOptions, Overwrite, ShardSize
+from secateur.cli.options import SHARD_SIZE, ModelName, OutputOptions, Overwrite, StreamOptions
 
 
 def _export(
@@ -26,8 +26,8 @@ def _export(
         typer.Option("--type", help="Type of gguf's numbers: f32, f16 (the default), bf16, q8_0 or q4_0."),
     ] = None,
     overwrite: Overwrite = False,
-    max_shard_size: ShardSize = "5GB",
-    source: ModelOptions,
+    max_shard_size: Annotated[str | None, SHARD_SIZE] = None,
+    source: StreamOptions,
     output: OutputOptions,
 ) -> None:
     """Write a model for an engine that does not know secateur, with the same logits up to the type of its numbers.
@@ -37,8 +37,9 @@ def _export(
     from secateur.output import Output, export_to
 
     start_logging(output.log_level, output.log_file)
-    options = {} if type_ is None else {"type": type_}
-    loads_in = export_to(source.of(model), to, Output(out_dir, overwrite, max_shard_size), **options)
+    given = {"type": type_, "max_shard_size": max_shard_size}
+    options = {name: value for name, value in given.items() if value is not None}
+    loads_in = export_to(source.of(model), to, Output(out_dir, overwrite), **options)
     if output.as_json:
         print(json.dumps({"out": str(out_dir), "to": to, "loads_in": loads_in, **options}))
     else:

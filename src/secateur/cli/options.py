@@ -45,7 +45,7 @@ BOS = typer.Option(
     show_default="auto",
 )
 SEED = typer.Option(help="0: the text's first windows, as the papers do; n: a draw of them.", show_default="0")
-RoundTo = Annotated[int, typer.Option(help="Round FFN widths to a multiple of this, in methods that choose them.")]
+ROUND_TO = typer.Option(help="Round FFN widths to a multiple of this, in methods that choose them.", show_default="1")
 For = Annotated[
     str,
     typer.Option(
@@ -68,7 +68,8 @@ KeepStates = Annotated[
         "killed run goes on. 0: all blocks before are run again, as always beside a dense reference (secateur).",
     ),
 ]
-ShardSize = Annotated[str, typer.Option("--max-shard-size", help="Larger models are saved in shards.")]
+SHARD_SIZE = typer.Option("--max-shard-size", help="Larger models are saved in shards.", show_default="5GB")
+ShardSize = Annotated[str, SHARD_SIZE]
 SPARSITIES = (
     "Numbers between 0 and 1 with commas between; `paper` is 0.25,0.375,0.5, `every-block` every number of blocks."
 )
@@ -113,14 +114,9 @@ class ModelOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceOptions(ModelOptions):
-    """And where the texts come from."""
+class StreamOptions(ModelOptions):
+    """And whether its weights stay in their files."""
 
-    data: Annotated[
-        Path | None,
-        typer.Option(envvar="SECATEUR_DATA", help="Folder with the named texts, for machines without a hub."),
-    ] = None
-    text_field: TextField = None
     stream: Annotated[
         bool | None,
         typer.Option(
@@ -132,6 +128,17 @@ class SourceOptions(ModelOptions):
 
     def of(self, model: str) -> Source:
         return replace(super().of(model), stream=self.stream)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions(StreamOptions):
+    """And where the texts come from."""
+
+    data: Annotated[
+        Path | None,
+        typer.Option(envvar="SECATEUR_DATA", help="Folder with the named texts, for machines without a hub."),
+    ] = None
+    text_field: TextField = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from secateur.cli.groups import grouped
 from secateur.cli.guard import note, out, say, start_logging
 from secateur.cli.options import (
     BOS,
+    ROUND_TO,
     SEED,
     CalibrationOptions,
     CompensationOptions,
@@ -31,7 +32,6 @@ from secateur.cli.options import (
     OfShare,
     OutputOptions,
     Overwrite,
-    RoundTo,
     ShardSize,
     SourceOptions,
     WorkerOptions,
@@ -55,7 +55,7 @@ def _prune(
     method: Annotated[str, typer.Option(help="`secateur methods` lists them.")] = RECOMMENDED,
     out_dir: Annotated[Path | None, typer.Option("--out", help="Folder to write.")] = None,
     of: OfShare = "blocks",
-    round_to: RoundTo = 1,
+    round_to: Annotated[int | None, ROUND_TO] = None,
     for_: For = "any",
     seed: Annotated[int, SEED] = 0,
     bos: Annotated[str, BOS] = "auto",
@@ -101,7 +101,7 @@ def _prune(
         refit=compensation.refit, filters=compensation.filters(), **vars(calibration),
     )  # fmt: skip
     if dry_run:
-        _show_forecast(forecast(request, source.of(model)), output.as_json)
+        _show_forecast(forecast(request, source.of(model), keep_states=keep_states), output.as_json)
         return
     if out_dir is None:
         raise InvalidOptionError("--out DIR is missing: the folder to write (or ask for --dry-run)")
@@ -212,7 +212,7 @@ def _show_forecast(foretold: Forecast, as_json: bool) -> None:
         f"{foretold.sparsity.sentence}\n{foretold.goal.sentence + chr(10) if foretold.goal else ''}"
         f"peak memory {foretold.peak_memory_bytes / 1e9:.2f} GB beyond Python and torch"
         f"{', the weights streamed from their files' if foretold.streamed else ''}, "
-        f"disk {foretold.disk_bytes / 1e9:.2f} GB\n"
+        f"disk {foretold.disk_bytes / 1e9:.2f} GB, and at most {foretold.run_bytes / 1e9:.2f} GB beside it meanwhile\n"
         f"{_forwards(foretold.forwards, foretold.forwards_asked)}, "
         f"about {foretold.seconds:.0f} s by one probed block"
     )

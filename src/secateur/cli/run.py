@@ -19,6 +19,7 @@ def run(
     engine: Annotated[str, typer.Option(help="llama.cpp.")] = "llama.cpp",
     threads: Annotated[int | None, typer.Option(help="Of the processor; all of them if not given.", min=1)] = None,
     max_tokens: Annotated[int, typer.Option(help="How many tokens at most.", min=1)] = 64,
+    timeout: Annotated[float, typer.Option(help="Seconds after which an engine without an answer is ended.")] = 3600,
 ) -> None:
     """Continue a text, greedily, in the program that an export is for."""
     from secateur.engines.llama_cpp import generate
@@ -28,8 +29,9 @@ def run(
     if engine != "llama.cpp":
         raise UnknownNameError.of("engine", engine, ["llama.cpp"])
     generated = generate(
-        file / FILE if file.is_dir() else file, prompt, max_tokens, threads=threads or os.cpu_count() or 1
-    )
+        file / FILE if file.is_dir() else file, prompt, max_tokens, threads=threads or os.cpu_count() or 1,
+        patience_s=timeout,
+    )  # fmt: skip
     say(generated.text)
     if generated.tokens_per_second:
         note(f"{generated.tokens_per_second:.1f} tokens per second")

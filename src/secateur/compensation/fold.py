@@ -76,7 +76,8 @@ def fold(model: Model, tokens: Tokens, run: Run, edits: Iterator[Edit], *, dampi
     """After the last edit, refit the output projections before removed modules: with the rest of the model as it is
     then, the stream that the next module reads is to be the one that it read before the first removal.
 
-    Nothing else is changed, and the method sees its own removals only. The removed weights are held until then.
+    Nothing else is changed, and the method sees its own removals only. The removed weights are held until then, but for
+    a streamed model's, which are read again.
 
     Args:
         damping: see `solvers.ridge`; auto: what does best on tokens held out.
@@ -90,7 +91,7 @@ def fold(model: Model, tokens: Tokens, run: Run, edits: Iterator[Edit], *, dampi
                 reference, before = Reference(model, tokens, run), model.layout()
             size = model.layout().parameters
             yield edit
-            if reference is not None:
+            if reference is not None and not model.is_streamed:
                 gone_bytes = (size - model.layout().parameters) * model.dtype.itemsize
                 run.hold(gone_bytes)
                 held_bytes += gone_bytes
@@ -113,7 +114,7 @@ def fold(model: Model, tokens: Tokens, run: Run, edits: Iterator[Edit], *, dampi
 def _fitted(run: Run, follower: Follower, module: Module, end: int, damping: Damping) -> Tensor:
     with follower.visit(module.block) as visit:
         weight = visit.block.weight(module.role).detach()
-        moments = visit.moments(_TAPS[module.role], "stream", DTYPE, until=end)
+        moments = visit.moments(_TAPS[module.role], "stream", DTYPE, until=end, halves=damping == "auto")
         name = f"block {module.block}, {module.role}"
         return solved(run, weight, moments, torch.arange(weight.shape[1]), damping=damping, name=name)
 

@@ -49,7 +49,7 @@ def refit(
         tap, role = ("attention_hidden", "attention_out") if heads else ("mlp_hidden", "mlp_out")
         with follower.visit(edit.block) as visit:
             weight, shape = visit.block.weight(role).detach(), visit.block.shape
-            moments = visit.moments(cast(Hidden, tap), target, DTYPE)
+            moments = visit.moments(cast(Hidden, tap), target, DTYPE, halves=damping == "auto")
             size = weight.shape[1] // (shape.kv_heads if heads else shape.width)
             columns = (torch.tensor(edit.index)[:, None] * size + torch.arange(size)).flatten()
             name = f"block {edit.block}, {role}"

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from secateur.doctor.checks import CHECKS, ENGINES, PRUNINGS, TOLERANCES, Case, Pair
 from secateur.doctor.installed import Installed, installed
 from secateur.engine.moments import matmul_precision
-from secateur.errors import UnknownNameError, UnsupportedEditError
+from secateur.errors import InvalidOptionError, UnknownNameError, UnsupportedEditError
 from secateur.hf import quiet_transformers
 from secateur.methods import methods
 from secateur.model.load import check_device
@@ -88,10 +88,12 @@ def examine(
         families: of TINY.
 
     Raises:
-        InvalidOptionError: no such device.
+        InvalidOptionError: no such device, or "auto", which is several.
         UnknownNameError: no such dtype, family or check.
     """
     where = list(devices) if devices else all_devices()
+    if "auto" in where:
+        raise InvalidOptionError("'auto' is all devices together, and a check runs on one; name it, as cpu or cuda:1")
     for device in where:
         check_device(device)
     for kind, names, known in (

@@ -98,7 +98,7 @@ class BlockInputs:
             for start in range(0, len(ids), batch_size):
                 some = self.embed(ids[start : start + batch_size])
                 if hidden is None:
-                    hidden = room.keep(some) if len(some) == len(ids) else room.empty(some, (len(ids), *some.shape[1:]))
+                    hidden = room.put(some) if len(some) == len(ids) else room.empty(some, (len(ids), *some.shape[1:]))
                 hidden[start : start + batch_size] = some
         assert hidden is not None  # narrows the type; there is at least one window
         return hidden

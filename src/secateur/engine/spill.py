@@ -34,8 +34,8 @@ class Room:
         """Whether states of that width can lie in the place of others."""
         return place.shape[-1] == states.shape[-1] and place.device == states.device
 
-    def keep(self, states: Tensor) -> Tensor:
-        """States as they will be held."""
+    def put(self, states: Tensor) -> Tensor:
+        """States as they will lie here."""
         return states
 
 
@@ -75,7 +75,7 @@ class MappedRoom(Room):
     def takes(self, place: Tensor, states: Tensor) -> bool:
         return place.shape[-1] == states.shape[-1]
 
-    def keep(self, states: Tensor) -> Tensor:
+    def put(self, states: Tensor) -> Tensor:
         return self.empty(states, states.shape).copy_(states)
 
 

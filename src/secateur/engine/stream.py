@@ -43,8 +43,8 @@ class Moments:
     Attributes:
         inputs: E[x x^T], (columns, columns).
         target: E[y x^T], (rows, columns), of what W is to give; None where that is W x.
-        halves: where there is a target the same of every other window (of a single one, of its first and second half):
-            a fit on one can be judged on the other.
+        halves: if asked for, where there is a target, the same of every other window (of a single one, of its first and
+            second half): a fit on one can be judged on the other.
     """
 
     inputs: Tensor
@@ -59,7 +59,7 @@ class Stream:
     follow a `Rebase` of the place where they wait.
 
     Attributes:
-        name: of the walk by which the run's store keeps states for an interrupted run to go on from: after every
+        name: of the walk by which the run's store has its states for an interrupted run to go on from: after every
             `Run.keep_states` blocks; wherever they wait for what may be a `Rebase`, with `Run.rebases`. None: they are
             computed again from the first block.
     """
@@ -99,12 +99,12 @@ class Stream:
         """Take the states through the first block ahead; they are then in the coordinates in which it gives them."""
         if self.reference is not None:
             self.reference.reach(block.number, self)
-        self.through(block, taps, keep=True)
+        self.through(block, taps, advance=True)
         self.ahead.pop(0)
         self._wait()
         passed, every = len(self._blocks) - len(self.ahead), self.run.keep_states
         if every and passed % every == 0 and not self.run.root.rebases:
-            self._keep()
+            self._put_states()
 
     def begin(self, hidden: list[Tensor], ahead: list[int]) -> None:
         """Take over states that enter the first of the blocks ahead."""
@@ -115,9 +115,9 @@ class Stream:
         return self.started and (place is None or not self.ahead or place < self.ahead[0])
 
     @torch.no_grad()
-    def through(self, block: Block, taps: dict[str, Look], *, keep: bool) -> None:
-        """Run the block on all states, show the taps, and keep the outputs in their place if asked."""
-        run = keep or taps.keys() != {"block_in"}
+    def through(self, block: Block, taps: dict[str, Look], *, advance: bool) -> None:
+        """Run the block on all states, show the taps, and put the outputs in their place if asked."""
+        run = advance or taps.keys() != {"block_in"}
         for place, held in enumerate(self.hidden):
             x = held if self.room.device is None else held.to(self.room.device)
             w = self.weights[place].to(x.device)
@@ -126,7 +126,7 @@ class Stream:
             if not run:
                 continue
             arguments = self.inputs.arguments(block.number, x.shape[0], x.shape[1])
-            whole, output = keep or "block_out" in taps, None
+            whole, output = advance or "block_out" in taps, None
             with _tapped(block, taps, w, stop=not whole), suppress(Done):
                 output = run_block(block.module, x, arguments)
             if output is not None:
@@ -134,9 +134,9 @@ class Stream:
             if "block_out" in taps:
                 assert output is not None  # narrows the type
                 taps["block_out"](output, w.to(output.device))
-            if keep:
+            if advance:
                 assert output is not None  # narrows the type
-                self.hidden[place] = self.room.keep(output)
+                self.hidden[place] = self.room.put(output)
         if run:
             self.count(self.tokens.ids.numel())
 
@@ -155,14 +155,16 @@ class Stream:
         def add(x: Tensor, w: Tensor) -> None:
             moment.add(x, weigh(x, w) if weigh else w)
 
-        self.through(block, {tap: add}, keep=False)
+        self.through(block, {tap: add}, advance=False)
         if moment.total is None:
             raise NumericalError(f"block {block.number}: its {tap} was never computed")
         return moment
 
-    def moments(self, block: Block, tap: Hidden, target: Target, until: int, dtype: torch.dtype) -> Moments:
+    def moments(
+        self, block: Block, tap: Hidden, target: Target, until: int, dtype: torch.dtype, halves: bool
+    ) -> Moments:
         """With a reference; see `Visit.moments`."""
-        halves = [(SecondMoment(dtype), CrossMoment(dtype)) for _ in range(2)]
+        sums = [(SecondMoment(dtype), CrossMoment(dtype)) for _ in range(2 if halves else 1)]
         place, window, shown = itertools.count(), itertools.count(), dict[str, Tensor]()
         reference = self.reference
         assert reference is not None  # narrows the type
@@ -171,16 +173,16 @@ class Stream:
             stream = stream_before(block, tap, shown) if target == "stream" else None
             y = reference.output(block, tap, next(place), until, stream)
             for row in range(len(x)):
-                for number, part in self._halves(next(window)):
-                    halves[number][0].add(x[row, part], w[row, part])
-                    halves[number][1].add_pairs(y[row, part], x[row, part], w[row, part])
+                for number, part in self._halves(next(window)) if halves else [(0, slice(None))]:
+                    sums[number][0].add(x[row, part], w[row, part])
+                    sums[number][1].add_pairs(y[row, part], x[row, part], w[row, part])
 
         def show(name: str) -> Look:
             return lambda x, w: shown.__setitem__(name, x)
 
-        self.through(block, {**{name: show(name) for name in ("block_in", "attention_out")}, tap: add}, keep=False)
-        weights = [inputs.weight for inputs, _ in halves]
-        return _joined([Moments(inputs.mean, products.mean) for inputs, products in halves], weights)
+        self.through(block, {**{name: show(name) for name in ("block_in", "attention_out")}, tap: add}, advance=False)
+        means = [Moments(inputs.mean, products.mean) for inputs, products in sums]
+        return _joined(means, [inputs.weight for inputs, _ in sums]) if halves else means[0]
 
     def _halves(self, window: int) -> list[tuple[int, slice]]:
         """Which half a window's tokens are in."""
@@ -194,13 +196,13 @@ class Stream:
 
     def _start(self) -> None:
         with self.model.open_ends():
-            self.hidden = [self.room.keep(self.inputs.embed(ids)) for ids in self.ids]
+            self.hidden = [self.room.put(self.inputs.embed(ids)) for ids in self.ids]
 
     def _wait(self) -> None:
         ahead = [number for number in self.ahead if number in self.model.numbers]
         self._site, self._seen = 2 * ahead[0] if ahead else -1, len(self.model.rebases)
-        if self.run.root.rebases:  # before any step sees them: what is kept is never behind the journal's last one
-            self._keep()
+        if self.run.root.rebases:  # before any step sees them: they are never behind the journal's last one
+            self._put_states()
 
     def _follow(self) -> None:
         """Take the states along where their place was rebased: X <- X Q is what the blocks before would give now."""
@@ -208,32 +210,32 @@ class Stream:
             if site == self._site:
                 self._site = then
                 if basis is not None:
-                    self.hidden = [self.room.keep(_rebased(x, basis)) for x in self.hidden]
+                    self.hidden = [self.room.put(_rebased(x, basis)) for x in self.hidden]
         self._seen = len(self.model.rebases)
 
-    def _keep(self) -> None:
-        if self._kept_as is not None and self.ahead:
+    def _put_states(self) -> None:
+        if self._states_key is not None and self.ahead:
             place = [self.ahead[0], self.model.edits_applied, self._site, self._seen]
-            self.run.store.keep(self._kept_as, {"states": self.hidden, "place": place})
+            self.run.store.put_states(self._states_key, {"states": self.hidden, "place": place})
 
     @property
-    def _kept_as(self) -> str | None:
+    def _states_key(self) -> str | None:
         if self.name is None or self.reference is not None:
             return None
         return f"{NEEDED}{self.name}" if self.run.root.rebases else self.name
 
     def _go_on(self, number: int) -> bool:
-        """Take up what an interrupted run kept, if it is of the model as it is by now and not behind `number`."""
-        if self._kept_as is None:
+        """Take up an interrupted run's states, if they are of the model as it is by now and not behind `number`."""
+        if self._states_key is None:
             return False
         try:
-            kept = self.run.store.kept(self._kept_as)
+            stored = self.run.store.get_states(self._states_key)
         except KeyError:
             return False
-        first, edits, site, seen = kept["place"]
+        first, edits, site, seen = stored["place"]
         if edits > self.model.edits_applied or first not in self.ahead or first > number:
             return False
-        self.hidden, self._site, self._seen = [self.room.keep(x.clone()) for x in kept["states"]], site, seen
+        self.hidden, self._site, self._seen = [self.room.put(x.clone()) for x in stored["states"]], site, seen
         passed = self.ahead.index(first)
         self.ahead = self.ahead[passed:]
         self.count(passed * self.tokens.ids.numel())  # that was run before
@@ -249,30 +251,32 @@ class _Rehearsed(Stream):
         self._activation_bytes = min(batch_size, tokens.samples) * activation_bytes(model, tokens.length)
         self._held = 0.0
 
-    def through(self, block: Block, taps: dict[str, Look], *, keep: bool) -> None:
+    def through(self, block: Block, taps: dict[str, Look], *, advance: bool) -> None:
         for tap in taps:
             if not _has(block, tap):
                 continue
             shape = (1, min(_SHOWN, self.tokens.length), _features(self.model, block, tap))
             x = torch.rand(shape, generator=self.rehearsal.rng("made-up states", block.number, tap))
             taps[tap](x, torch.ones(shape[:2]))
-        if keep or taps.keys() != {"block_in"}:
+        if advance or taps.keys() != {"block_in"}:
             with self.rehearsal.holding(self._activation_bytes):
                 self.count(self.tokens.ids.numel())
 
     def moment(self, block: Block, tap: Tap, dtype: torch.dtype, weigh: Weigh | None) -> SecondMoment:
         features = _features(self.model, block, tap)
-        self.through(block, {"block_in": lambda x, w: None} if tap == "block_in" else {}, keep=False)
+        self.through(block, {"block_in": lambda x, w: None} if tap == "block_in" else {}, advance=False)
         moment = SecondMoment(dtype)
         moment.total, moment.weight = torch.empty(features, features, dtype=dtype, device="meta"), 1.0
         with self.rehearsal.holding(features**2 * dtype.itemsize):
             return moment
 
-    def moments(self, block: Block, tap: Hidden, target: Target, until: int, dtype: torch.dtype) -> Moments:
+    def moments(
+        self, block: Block, tap: Hidden, target: Target, until: int, dtype: torch.dtype, halves: bool
+    ) -> Moments:
         inputs, weight = self.moment(block, tap, dtype, None).mean, block.weight(OUT[tap])
         products = torch.empty(weight.shape, dtype=dtype, device="meta")
         with self.rehearsal.holding(2 * (inputs.numel() + products.numel()) * dtype.itemsize):
-            return Moments(inputs, products, 2 * (Moments(inputs, products),))
+            return Moments(inputs, products, 2 * (Moments(inputs, products),) if halves else ())
 
     def begin(self, hidden: list[Tensor], ahead: list[int]) -> None:
         super().begin(hidden, ahead)
@@ -286,13 +290,18 @@ class _Rehearsed(Stream):
         self._held = 0.0
 
     def _start(self, copies: int = 1) -> None:
-        self._held = copies * self.tokens.ids.numel() * self.model.hidden_size * self.model.dtype.itemsize
+        states = self.tokens.ids.numel() * self.model.hidden_size * self.model.dtype.itemsize
+        if self._states_key is not None:
+            self.rehearsal.root.states_bytes += states
+        self._held = copies * states
+        beside = states if copies > 1 else 0  # the walk's own
+        self.rehearsal.root.spilled_bytes = max(self.rehearsal.root.spilled_bytes, self._held + beside)
         self.rehearsal.hold(self._held)
 
     def _follow(self) -> None:
         self._seen = len(self.model.rebases)
 
-    def _keep(self) -> None:
+    def _put_states(self) -> None:
         pass
 
 

@@ -90,8 +90,8 @@ class Sweeper:
         self.model, self.run, self.versions = model, run, versions
 
     @staticmethod
-    def kept(edit: Edit) -> object:
-        """What a run keeps of an edit that is real, for sweeps elsewhere to follow."""
+    def publish(edit: Edit) -> object:
+        """Put an edit that is real where sweeps elsewhere can follow it; gives what they find it by."""
         return None
 
     def sums(self, tokens: Tokens, variants: Sequence[Variant], metric: Metric, label: str) -> Tensor:
@@ -274,7 +274,9 @@ def _counted(
     unique, predicted = sum(map(len, groups)), tokens.length - 1
     run.meter.block_tokens += _work(model, groups) * tokens.ids.numel()
     run.meter.head_tokens += (unique + len(groups) * metric.heads) * tokens.samples * predicted
-    held = sweep_bytes(model, sweep_states(unique, tokens.samples, tokens.length), tokens.length, run.device)
+    states = sweep_states(unique, tokens.samples, tokens.length)
+    run.root.spilled_bytes = max(run.root.spilled_bytes, states / tokens.length * _row_bytes(model, tokens.length))
+    held = sweep_bytes(model, states, tokens.length, run.device)
     with run.holding(held + logit_bytes(model, tokens.length)):
         blocks = model.layout().blocks
         sizes = [1 + sum(_size(blocks[part.block], part.kind) for part in variant) for variant in variants]

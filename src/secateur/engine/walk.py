@@ -49,7 +49,7 @@ class Visit:
         `attention_out`, `mlp_out`: what these projections give. A rehearsal shows fewer tokens.
         """
         self._reach()
-        self._stream.through(self.block, taps, keep=False)
+        self._stream.through(self.block, taps, advance=False)
 
     def advance(self, **taps: Look) -> None:
         """As `observe`, but the outputs replace the inputs and go on to the next block. Once per visit, and last."""
@@ -83,6 +83,7 @@ class Visit:
         dtype: torch.dtype = torch.float64,
         *,
         until: int | None = None,
+        halves: bool = False,
     ) -> Moments:
         """For a regression of the output projection W behind a tap, in one look: E[x x^T] of its inputs on the walk's
         stream, and E[y x^T] of what it is to give.
@@ -93,6 +94,7 @@ class Visit:
                 reference's, so that it also makes up for what went wrong before. The same while nothing was edited.
             until: for "stream", the site up to which the difference is made up for; 2n enters block n, 2n + 1 lies
                 between its attention and its MLP. The one behind the projection if None.
+            halves: with `Moments.halves`, where y is not W x.
 
         Raises:
             InvalidOptionError: the walk has no reference; or the family's blocks add no linear map of x to the stream.
@@ -110,7 +112,7 @@ class Visit:
             until = until or 2 * self.block.number + (1 if tap == "attention_hidden" else 2)
             reference.reach((until - 1) // 2, self._stream)
             if reference.differs:
-                return self._stream.moments(self.block, tap, target, until, dtype)
+                return self._stream.moments(self.block, tap, target, until, dtype, halves)
         return Moments(self.second_moment(tap, dtype).mean)
 
     def finish(self) -> None:

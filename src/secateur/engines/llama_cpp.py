@@ -15,12 +15,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
+from threading import Event, Timer
 from typing import IO, Any
 
 from secateur.errors import CheckpointError, EngineError, MissingExtraError
 
 _WORKER = Path(__file__).with_name("llama_cpp_worker.py")
 _LAST_WORDS = 1500  # characters of its log that an error shows
+PATIENCE_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,8 @@ class Generated:
 class LlamaCpp:
     """A model in llama.cpp; see `running`."""
 
-    def __init__(self, process: subprocess.Popen[str], log: IO[str]) -> None:
-        self._process, self._log = process, log
+    def __init__(self, process: subprocess.Popen[str], log: IO[str], patience_s: float) -> None:
+        self._process, self._log, self._patience_s = process, log, patience_s
 
     def log_probabilities(self, ids: Sequence[int], top: int) -> dict[int, float]:
         """Natural log-probabilities of the `top` likeliest tokens after `ids`, by id."""
@@ -75,15 +77,28 @@ class LlamaCpp:
         return self._send({"ask": what, **job})
 
     def _send(self, job: dict[str, Any]) -> Any:
-        """Raises EngineError: it died, or said that something is wrong."""
+        """Raises EngineError: it died, gave no answer in time, or said that something is wrong."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        late = Event()
+
+        def give_up() -> None:
+            late.set()
+            self._process.kill()
+
+        timer = Timer(self._patience_s, give_up)
+        timer.daemon = True
+        timer.start()
         try:
             self._process.stdin.write(json.dumps(job) + "\n")
             self._process.stdin.flush()
             line = self._process.stdout.readline()
         except BrokenPipeError:
             line = ""
+        finally:
+            timer.cancel()
+        if not line and late.is_set():
+            raise EngineError(f"llama.cpp gave no answer in {self._patience_s:g} s and was ended: {self._last_words()}")
         if not line:
             raise EngineError(f"llama.cpp ended by itself (exit code {self._process.wait()}): {self._last_words()}")
         answer = json.loads(line)
@@ -97,16 +112,17 @@ class LlamaCpp:
 
 
 @contextmanager
-def running(file: Path, *, context: int = 512, threads: int = 1) -> Iterator[LlamaCpp]:
+def running(file: Path, *, context: int = 512, threads: int = 1, patience_s: float = PATIENCE_S) -> Iterator[LlamaCpp]:
     """Start llama.cpp on a GGUF file, and end it with the context. Computes on the CPU.
 
     Args:
         context: tokens that a text may have.
+        patience_s: seconds in which it must have loaded the file, and then given each answer.
 
     Raises:
         MissingExtraError: xllamacpp is not installed.
         CheckpointError: there is no such file.
-        EngineError: llama.cpp cannot load it, or died; with the end of its log.
+        EngineError: llama.cpp cannot load it, died, or gave no answer in time; with the end of its log.
     """
     if importlib.util.find_spec("xllamacpp") is None:
         raise MissingExtraError.of("xllamacpp", "llama-cpp", "running llama.cpp")
@@ -118,7 +134,7 @@ def running(file: Path, *, context: int = 512, threads: int = 1) -> Iterator[Lla
             encoding="utf-8", env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )  # fmt: skip
         try:
-            engine = LlamaCpp(process, log)
+            engine = LlamaCpp(process, log, patience_s)
             engine._send({"file": str(file), "context": context, "threads": threads})
             yield engine
         finally:
@@ -126,7 +142,9 @@ def running(file: Path, *, context: int = 512, threads: int = 1) -> Iterator[Lla
             process.communicate()
 
 
-def generate(gguf: Path, prompt: str, max_tokens: int, *, context: int = 2048, threads: int = 1) -> Generated:
+def generate(
+    gguf: Path, prompt: str, max_tokens: int, *, context: int = 2048, threads: int = 1, patience_s: float = PATIENCE_S
+) -> Generated:
     """Greedy continuation of a text by a GGUF file. Raises what `running` raises."""
-    with running(gguf, context=context, threads=threads) as engine:
+    with running(gguf, context=context, threads=threads, patience_s=patience_s) as engine:
         return engine.greedy(prompt, max_tokens)

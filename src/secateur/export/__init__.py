@@ -10,7 +10,7 @@ import importlib.util
 import inspect
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -37,11 +37,7 @@ EXPORT = "secateur-export.json"  # in the folder of an export: which it is, and 
 
 
 class Format(Protocol):
-    """A way to write a model into a folder.
-
-    A format may have options: keyword-only parameters of its `write`, with defaults. `refuses` has those of them that
-    decide whether a model fits. One that is written by another package names it: `NEEDS`, also the extra's name.
-    """
+    """A way to write a model into a folder."""
 
     def refuses(self, model: Model) -> str | None:
         """Why the format cannot hold the model exactly: the rest of a sentence that begins with its name.
@@ -49,26 +45,37 @@ class Format(Protocol):
         The model may be hollow: it asks for no weights.
         """
 
-    def write(self, model: Model, folder: Path, max_shard_size: str) -> dict[str, str]:
-        """Write configuration and weights; return the sha256 of each file with weights, by name."""
-
     def loads_in(self, model: Model) -> str:
         """The versions in which what is written loads; others refuse it."""
+
+
+class Checkpoint(Format, Protocol):
+    """A format that secateur loads again."""
+
+    def write(self, model: Model, folder: Path, max_shard_size: str) -> dict[str, str]:
+        """Write configuration and weights; return the sha256 of each file with weights, by name."""
 
 
 class Export(Format, Protocol):
     """A format for an engine. Its card says what follows.
 
+    An export may have options: parameters of its `write` with defaults. `refuses` and `nbytes` have those that they
+    depend on. One that is written by another package names it: `NEEDS`, also the extra's name.
+
     Attributes:
         LIBRARY: the hub's name of the library that loads it.
         USAGE: the exact commands, in Markdown, and which of them were run.
+        write: as a checkpoint's, with options.
+        nbytes: of the weights as it writes them, of a model that may be hollow.
     """
 
     LIBRARY: str
     USAGE: str
+    write: Callable[..., dict[str, str]]
+    nbytes: Callable[..., int]
 
 
-FORMATS: dict[Tier, Format] = {"A": stock, "B": native}  # the most widely loadable first
+FORMATS: dict[Tier, Checkpoint] = {"A": stock, "B": native}  # the most widely loadable first
 # Kin stand side by side: where one refuses, the nearest that does not is the alternative.
 EXPORTS: dict[str, Export] = {"vllm": vllm, "nemotron-nas": nemotron_nas, "padded": padded, "gguf": gguf}
 
@@ -117,21 +124,20 @@ def export(
     *,
     files: Mapping[str, str] | None = None,
     overwrite: bool = False,
-    max_shard_size: str = "5GB",
     **options: Any,
 ) -> None:
     """Write the model for an engine, with what lies beside it, into `folder`, whole or not at all.
 
     Args:
         to: one of `EXPORTS`.
-        files, overwrite, max_shard_size: as `save` has them.
-        options: of the format.
+        files, overwrite: as `save` has them.
+        options: of the format; `max_shard_size` of those in several files.
 
     Raises:
         What `require_export` and `check_output` raise.
     """
     form = require_export(model, to, **options)
-    check_output(folder, overwrite=overwrite, max_shard_size=max_shard_size)
+    check_output(folder, overwrite=overwrite)
     about = {
         "format": to,
         "options": _options(form.write) | options,
@@ -140,7 +146,7 @@ def export(
     }
     files = {EXPORT: json.dumps(about, indent=2) + "\n", **(files or {})}
     with new_folder(folder, overwrite=overwrite) as partial, disk_full_as_oserror(), quiet_transformers():
-        write_sums(partial, form.write(model, partial, max_shard_size, **options))
+        write_sums(partial, form.write(model, partial, **options))
         write_beside(model, partial)
         _write_files(files, partial)
 
@@ -154,7 +160,7 @@ def require_export(model: Model, to: str, **options: Any) -> Export:
 
     Raises:
         UnknownNameError: there is no such format.
-        InvalidOptionError: it has no such option.
+        InvalidOptionError: it has no such option, or a shard size is none.
         UnsupportedExportError: it cannot hold the model exactly.
         MissingExtraError: what writes it is not installed.
     """
@@ -165,6 +171,7 @@ def require_export(model: Model, to: str, **options: Any) -> Export:
     for name in options:
         if name not in own:
             raise InvalidOptionError(f"{to} has no option '{name}'; it has {', '.join(own) or 'none'}")
+    bytes_of(options.get("max_shard_size", "5GB"), "the shard size")
     if (reason := refusal(model, to, **options)) is None:
         if (package := getattr(form, "NEEDS", None)) and importlib.util.find_spec(package) is None:
             raise MissingExtraError.of(package, package, f"export --to {to}")
@@ -181,14 +188,23 @@ def require_export(model: Model, to: str, **options: Any) -> Export:
 def refusal(model: Model, to: str, **options: Any) -> str | None:
     """Why an export cannot hold the model exactly: the rest of a sentence that begins with its name; None if it can."""
     form = EXPORTS[to]
-    asked = {name: value for name, value in options.items() if name in _options(form.refuses)}
-    return form.refuses(model, **asked)
+    return form.refuses(model, **_asked(form.refuses, options))
+
+
+def nbytes(model: Model, to: str, **options: Any) -> int:
+    """Bytes of the weights as an export writes them. The model may be hollow."""
+    form = EXPORTS[to]
+    return form.nbytes(model, **_asked(form.nbytes, options))
+
+
+def _asked(function: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name in _options(function)}
 
 
 def _options(function: Any) -> dict[str, Any]:
-    """A format's options with their defaults: the keyword-only parameters of its function."""
+    """A format's options with their defaults: the parameters of its function that have one."""
     parameters = inspect.signature(function).parameters.values()
-    return {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
+    return {each.name: each.default for each in parameters if each.default is not each.empty}
 
 
 def _write_files(files: Mapping[str, str], folder: Path) -> None:

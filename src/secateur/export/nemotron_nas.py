@@ -38,7 +38,7 @@ def refuses(model: Model) -> str | None:
     return _refuses_settings(model) or _refuses_layout(model)
 
 
-def write(model: Model, folder: Path, max_shard_size: str) -> dict[str, str]:
+def write(model: Model, folder: Path, max_shard_size: str = "5GB") -> dict[str, str]:
     assert (reason := refuses(model)) is None, reason
     config = _config(model)
     config.save_pretrained(folder)
@@ -57,6 +57,10 @@ def write(model: Model, folder: Path, max_shard_size: str) -> dict[str, str]:
     del states
     with model.open_ends():
         return write_tensors(hollow, part_of, model.open, read, folder, max_shard_size)
+
+
+def nbytes(model: Model) -> int:
+    return model.layout().parameters * model.dtype.itemsize
 
 
 def loads_in(model: Model) -> str:

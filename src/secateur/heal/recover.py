@@ -25,7 +25,7 @@ from secateur.heal.objectives import Distillation, Labels, recomputing
 from secateur.heal.settings import Settings
 from secateur.heal.whole import whole
 from secateur.hf import own_randomness, quiet_transformers
-from secateur.journal import Identity, fingerprint, forget, run_folder
+from secateur.journal import Identity, fingerprint, forget, run_folder, taken_bytes
 from secateur.model.coerce import ModelSource, borrowed, handed
 from secateur.model.facts import environment, origin, sizes
 from secateur.model.handle import Model
@@ -162,7 +162,7 @@ def recover(
         data=data, settings=Settings(**settings), licence=licence, texts=texts, cache=cache, text_field=text_field
     )
     with ExitStack() as stack:
-        own = stack.enter_context(borrowed(model, tokenizer, cache=cache, keep=True))
+        own = stack.enter_context(borrowed(model, tokenizer, cache=cache, adopt=True))
         named = dense_parent(own, cache) if distill is True else distill
         teacher = None if named is None else stack.enter_context(borrowed(named, tokenizer, cache=cache))
         job = prepare_recovery(request, own, teacher)
@@ -195,7 +195,7 @@ def recover_to(
     require_extra(request.settings)
     output = output if isinstance(output, Output) else Output(Path(output))
     with ExitStack() as stack:
-        own = stack.enter_context(handed(source, tokenizer, cache=request.cache, keep=True))
+        own = stack.enter_context(handed(source, tokenizer, cache=request.cache, adopt=True))
         other = None
         if distill is not None and distill is not True:
             other = stack.enter_context(handed(distill, tokenizer, cache=request.cache))
@@ -212,7 +212,7 @@ def recover_to(
             if not output.keep_run:  # it was killed just before its run folder went
                 forget(folder, job.identity)
             return Outcome(record, was_there=True)
-        require_space(output.folder, job.disk_bytes)
+        require_space(output.folder, max(0, job.disk_bytes - taken_bytes(folder)))
         run = Run(job.settings.seed, observer=observer)
         recovered = run_recovery(job, checkpoints=folder, overwrite=output.overwrite, run=run, arguments=arguments)
         output.write(recovered)
@@ -323,7 +323,7 @@ def run_recovery(
                 whole(model) if in_full else adapters(model, job.settings) as net,
                 recomputing(model) if job.settings.gradient_checkpointing else nullcontext(),
             ):
-                trained = train(course, net, folder, run, keep=checkpoints is not None)
+                trained = train(course, net, folder, run, resumable=checkpoints is not None)
         except KeyboardInterrupt as interrupt:
             raise Interrupted(_standing(checkpoints, course.steps)) from interrupt
         course = replace(course, copied=False)

@@ -141,12 +141,12 @@ class Trained:
         return cls(resumed_at, curve("loss"), curve(HELD_OUT_LOSS))
 
 
-def train(course: Course, trained: Any, folder: Path, run: Run, *, keep: bool = True) -> Trained:
+def train(course: Course, trained: Any, folder: Path, run: Run, *, resumable: bool = True) -> Trained:
     """Train what of `trained`, the model or peft's around it, wants a gradient, going on from the newest checkpoint in
     `folder`.
 
     Args:
-        keep: write checkpoints.
+        resumable: write checkpoints.
 
     Raises:
         NumericalError: the loss became NaN or Inf.
@@ -158,7 +158,7 @@ def train(course: Course, trained: Any, folder: Path, run: Run, *, keep: bool = 
         state.read_trained(last, trained)
         return Trained.of(state.read_history(last), course.steps)
     with run.observer.progress("recovery", course.work, (done or 0) / course.steps * course.work) as advance:
-        trainer = _Recovery(course, trained, folder, advance, resuming=last is not None, keep=keep)
+        trainer = _Recovery(course, trained, folder, advance, resuming=last is not None, resumable=resumable)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     return Trained.of(trainer.state, done)
 
@@ -194,13 +194,13 @@ class _Recovery(Trainer):
     loss_is_scaled_for_ga = True  # `compute_loss` divides by the counted tokens of the whole step
 
     def __init__(
-        self, course: Course, trained: Any, folder: Path, advance: Advance, *, resuming: bool, keep: bool
+        self, course: Course, trained: Any, folder: Path, advance: Advance, *, resuming: bool, resumable: bool
     ) -> None:
         self._course, self._trained, self._advance = course, trained, advance
         use_cache = trained.config.use_cache
         super().__init__(
             trained, _arguments(course, folder, resuming=resuming), collate, course.examples.train,
-            callbacks=[_Conductor(course.eval_every, max(1, course.steps // _SAVES) if keep else None)],
+            callbacks=[_Conductor(course.eval_every, max(1, course.steps // _SAVES) if resumable else None)],
             compute_loss_func=_per_token,
         )  # fmt: skip
         trained.config.use_cache = use_cache  # Trainer has set its own

@@ -157,8 +157,9 @@ class _Solve:
         schedule = [1] * (units - stay) if half == "attention" else group_sizes(units - stay, "released")
         whole = weight if moments.target is None else fitted(torch.arange(weight.shape[1]))
         ranged = half == "mlp" and self.score == "obs-ranges" and not weight.is_meta
+        hessian = moments.inputs.mul_(2)  # in place: it is large, and nobody else's
         left = prune_groups(
-            whole, 2 * moments.inputs, weight.shape[1] // units, schedule, error="exact", damping=self.damping,
+            whole, hessian, weight.shape[1] // units, schedule, error="exact", damping=self.damping,
             compensate=self.compensate, name=name,
             factors=relative_sizes(maps_around(visit.block), "ranges") if ranged else None,
         )  # fmt: skip

@@ -278,7 +278,7 @@ def _solve(
 
     def compute() -> dict[str, Any]:
         # H = 2 E[x x^T] of the inputs x of the output projection, over all calibration tokens
-        weight, hessian = visit.block.weight(role), 2 * visit.second_moment(tap, dtype).mean
+        weight, hessian = visit.block.weight(role), visit.second_moment(tap, dtype).mean.mul_(2)
         name = f"block {visit.block.number}, {kind}"
         kept = prune_groups(weight, hessian, weight.shape[1] // groups, schedule, name=name, **how)
         run.log("%s: %d stay, error %.6g", key, len(kept.index), kept.error)

@@ -48,7 +48,7 @@ class Loaded:
 
 @contextmanager
 def handed(
-    source: ModelSource, tokenizer: TokenizerSource | None = None, *, cache: Path | None = None, keep: bool = False
+    source: ModelSource, tokenizer: TokenizerSource | None = None, *, cache: Path | None = None, adopt: bool = False
 ) -> Iterator[Source | Loaded]:
     """What a function was given as a model. A transformers model is adopted, and itself again at the end: its class and
     configuration are stock ones. A `Model` has its own tokenizer again.
@@ -57,7 +57,7 @@ def handed(
         source: a folder, a hub id or "demo", loaded with the defaults of `load`; a `Source`; a model in memory.
         tokenizer: the model's, or the name of one. A transformers model's is else looked for where it came from.
         cache: where `demo` lies.
-        keep: it stays adopted, and with the tokenizer, unless there was an error and no edit.
+        adopt: it stays adopted, and with the tokenizer, unless there was an error and no edit.
 
     Raises:
         UnsupportedModelError: it is no model, or one that cannot be pruned as it is.
@@ -83,19 +83,19 @@ def handed(
             model.tokenizer = as_tokenizer(tokenizer)
         yield Loaded(model, tokenizer)
     except BaseException:
-        keep = False
+        adopt = False
         raise
     finally:
-        if not keep and (model is None or model.edits_applied == edits):
+        if not adopt and (model is None or model.edits_applied == edits):
             release()
 
 
 @contextmanager
 def borrowed(
-    source: ModelSource, tokenizer: TokenizerSource | None = None, *, cache: Path | None = None, keep: bool = False
+    source: ModelSource, tokenizer: TokenizerSource | None = None, *, cache: Path | None = None, adopt: bool = False
 ) -> Iterator[Model]:
     """The model that `handed` stands for, loaded."""
-    with handed(source, tokenizer, cache=cache, keep=keep) as given:
+    with handed(source, tokenizer, cache=cache, adopt=adopt) as given:
         yield given.load()
 
 

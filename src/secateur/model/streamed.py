@@ -11,7 +11,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -101,11 +101,15 @@ class _Shelf:
     def fetch(self, homes: Sequence[_Home]) -> list[Tensor]:
         """Tensors on the device, in their dtypes."""
         ahead, self._ahead = self._ahead, None
-        tensors = ahead[1].result() if ahead is not None and ahead[0] == homes else self._read(homes)
-        return [tensor.to(self.device, non_blocking=tensor.is_pinned()) for tensor in tensors]
+        read = ahead[1].result() if ahead is not None and ahead[0] == homes else []
+        tensors = []
+        for home in homes:  # one by one, so that no two copies of a whole part are held
+            raw = read.pop(0) if read else self._read([home])[0]
+            tensors.append(raw.to(self.device, non_blocking=raw.is_pinned()).to(home.dtype))
+        return tensors
 
     def read_ahead(self, homes: Sequence[_Home]) -> None:
-        """Begin to read what is likely to be fetched next; nothing else is kept for it."""
+        """Begin to read what is likely to be fetched next, as it is in the files; nothing else is kept for it."""
         if self._reader is None:
             self._reader = ThreadPoolExecutor(1, thread_name_prefix="secateur-blocks")
         self._ahead = homes, self._reader.submit(self._read, homes)
@@ -136,7 +140,8 @@ class _Shelf:
     def _read(self, homes: Sequence[_Home]) -> list[Tensor]:
         pinned = self.device.type == "cuda"
         self.bytes_read += sum(home.stored.nbytes for home in homes)
-        return [home.stored.read(pinned=pinned and home.dtype == home.stored.dtype).to(home.dtype) for home in homes]
+        with torch.cuda.device(self.device) if pinned else nullcontext():  # a thread begins on the first GPU
+            return [home.stored.read(pinned=pinned) for home in homes]
 
 
 class StreamedModel(Model):

@@ -174,7 +174,7 @@ class _Database:
         with _holding(run, prune_bytes(rows, wide, torch.float32)):
             for size in reversed(sizes):
                 gone = len(index) - size
-                kept = prune_groups(
+                kept = prune_groups(  # what a singular Hessian is damped by more holds for all smaller sizes
                     left, hessian, columns_each, [1] * gone if half == "attention" else group_sizes(gone, "released"),
                     error="exact", damping=0.0, name=f"block {number}, {half}",
                 )  # fmt: skip

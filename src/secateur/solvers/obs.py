@@ -68,7 +68,7 @@ def prune_groups(
 
     Args:
         weight: (rows, groups * size).
-        hessian: (groups * size, groups * size); not changed.
+        hessian: (groups * size, groups * size); damped in place.
         schedule: numbers of groups, one per iteration; [1, 1, ...] is Algorithm 1.
         error: how a group is judged, see `group_errors`; all the same for single columns.
         damping: share of the Hessian's mean diagonal added to its diagonal; ten times more where it is singular.
@@ -86,7 +86,7 @@ def prune_groups(
         )
     if not torch.isfinite(hessian).all():
         raise NumericalError(f"{name}: the inputs have NaN or Inf; use another dtype")
-    w, h = weight.to(hessian.dtype).to(hessian.device).clone(), hessian.clone()
+    w, h = weight.to(hessian.dtype).to(hessian.device).clone(), hessian
     dead = h.diagonal() == 0
     h.diagonal()[dead] = 1  # an input that is always 0: any weight will do, so take none
     w[:, dead] = 0
@@ -98,8 +98,11 @@ def prune_groups(
     inverse, cost = None, w.new_zeros(())
     for count in schedule:
         if inverse is None or not _drift(inverse, h, columns) < _DRIFT:
-            inverse, extra = damped(h if inverse is None else _block(h, columns), damping, name, _inverse, mean)
-            h.diagonal().add_(extra)
+            left, inverse = h if inverse is None else _block(h, columns), None  # the old one is not held beside the new
+            inverse, extra = damped(left, damping, name, _inverse, mean)
+            if left is not h:
+                h.diagonal().add_(extra)
+            del left
         errors = group_errors(w, inverse, size, error, name)
         order = torch.sort(errors if factors is None else errors * factors[alive], stable=True).indices
         gone, stay = order[:count], order[count:].sort().values
@@ -125,8 +128,8 @@ def prune_groups(
 
 
 def prune_bytes(rows: int, columns: int, dtype: torch.dtype) -> int:
-    """What `prune_groups` holds at its peak: the Hessian as given and damped, its factor and inverse, or the inverse
-    before and after a down-date; and four of the weight."""
+    """What `prune_groups` holds at its peak: the second moment that the Hessian was made from, the Hessian, its factor
+    and inverse, or the inverse before and after a down-date; and four of the weight."""
     return dtype.itemsize * (4 * columns**2 + 4 * rows * columns)
 
 
@@ -164,13 +167,14 @@ def damped_inverse(hessian: Tensor, damping: float, name: str) -> tuple[Tensor, 
     """
     if not torch.isfinite(hessian).all():
         raise NumericalError(f"{name}: the inputs have NaN or Inf; use another dtype")
-    return damped(hessian, damping, name, _inverse)
+    return damped(hessian.clone(), damping, name, _inverse)
 
 
 def damped(
     matrix: Tensor, damping: float, name: str, attempt: Callable[[Tensor], Tensor | None], mean: float | None = None
 ) -> tuple[Tensor, float]:
-    """What a matrix comes to, and what was added to its diagonal: the damping, or more, until it comes to anything.
+    """What a matrix comes to, and what was added to its diagonal, in place: the damping, or more, until it comes to
+    anything.
 
     Args:
         damping: a share of the mean diagonal; one that has been added already where `mean` is given.
@@ -182,16 +186,14 @@ def damped(
     """
     first = damping if mean is None else 0.0
     mean = mean or float(matrix.diagonal().mean()) or 1.0  # inputs that are all 0: any damping will do
-    extra, step = first * mean, max(damping, _LEAST_DAMPING / 10) * mean
+    more, step, added = first * mean, max(damping, _LEAST_DAMPING / 10) * mean, 0.0
     for _ in range(_DAMPING_STEPS):
-        if extra:
-            more = matrix.clone()
-            more.diagonal().add_(extra)
-        if (result := attempt(more if extra else matrix)) is not None:
-            return result, extra
-        step *= 10
+        matrix.diagonal().add_(more)
+        added += more
+        if (result := attempt(matrix)) is not None:
+            return result, added
+        more = step = step * 10
         logger.warning("%s: the Hessian is singular; its diagonal gets %.1e of its mean more", name, step / mean)
-        extra += step
     raise NumericalError(f"{name}: no damping makes the Hessian positive definite; the calibration data is unfit")
 
 

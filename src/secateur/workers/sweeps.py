@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -60,8 +60,8 @@ class SpreadSweeps:
     def __call__(self, model: Model, run: Run, versions: Versions | None = None) -> SpreadSweeper:
         return SpreadSweeper(self, model, run, versions)
 
-    def kept(self, edit: Edit) -> Ref:
-        """What the run keeps of an edit, for actors to follow."""
+    def publish(self, edit: Edit) -> Ref:
+        """Put an edit where actors can follow it."""
         return ray_module().put(edit)
 
     @property
@@ -78,22 +78,30 @@ class SpreadSweeps:
 
 @contextmanager
 def spreading(workers: Workers | None, source: Source | Loaded) -> Iterator[Callable[[str], SpreadSweeps | None]]:
-    """Ray for the time of the context; gives what makes the `sweeper` of a run, from the model's fingerprint: None
-    where there are no workers.
+    """Gives what makes the `sweeper` of a run, from the model's fingerprint: None where there are no workers. Ray is
+    there from then on to the end of the context.
 
     Raises:
         InvalidOptionError: the model is in memory, where no worker can load it.
-        MissingExtraError, WorkersError: as `session` and `require_workers` say.
+        MissingExtraError: Ray is not installed.
+        WorkersError, when a sweeper is made: as `session` and `require_workers` say.
     """
     if workers is None:
         yield lambda fingerprint: None
         return
     if not isinstance(source, Source):
         raise InvalidOptionError("workers load the model by its name; give that, not a model in memory")
-    given, device = source, source.device_type
-    with session(workers):
-        require_workers(workers, device)
-        yield lambda fingerprint: SpreadSweeps(workers, given, device, fingerprint)
+    given, asked = source, workers
+    ray_module()
+    with ExitStack() as stack:
+
+        def sweeps(fingerprint: str) -> SpreadSweeps:
+            device = given.device_type
+            stack.enter_context(session(asked))
+            require_workers(asked, device)
+            return SpreadSweeps(asked, given, device, fingerprint)
+
+        yield sweeps
 
 
 class SpreadSweeper(Sweeper):

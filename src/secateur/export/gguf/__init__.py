@@ -58,7 +58,7 @@ def refuses(model: Model, *, type: str = "f16") -> str | None:
     return words if isinstance(words, str) else _refuses_type(model, architecture, type)
 
 
-def write(model: Model, folder: Path, max_shard_size: str, *, type: str = "f16") -> dict[str, str]:
+def write(model: Model, folder: Path, *, type: str = "f16") -> dict[str, str]:
     """Write the model and its tokenizer into `model.gguf`, one file of any size.
 
     Matrices are kept in `type`; norms, biases and frequencies in float32; embedding and head in q8_0 where the others
@@ -74,6 +74,12 @@ def write(model: Model, folder: Path, max_shard_size: str, *, type: str = "f16")
     return {FILE: sha256_of(folder / FILE)}
 
 
+def nbytes(model: Model, *, type: str = "f16") -> int:
+    architecture = choose(model)
+    assert not isinstance(architecture, str)
+    return sum(_stored(name, tensor, type)[1] for name, tensor in tensors(model.hollow(), architecture))
+
+
 def loads_in(model: Model) -> str:
     return "llama.cpp (`secateur run`) and what is built on it"
 
@@ -83,14 +89,12 @@ def _write(model: Model, architecture: Architecture, words: Vocabulary, file: Pa
     import numpy
 
     with closing(gguf.GGUFWriter(file, architecture.name)) as writer:
-        add_origin(writer, model, type)
+        add_origin(writer, model, type, as_phi_3=words.as_phi_3)
         add_sizes(writer, model, architecture)
         add_vocabulary(writer, words)
         for name, tensor in tensors(model.hollow(), architecture):
-            kept = gguf.GGMLQuantizationType[type_of(name, tensor, type).upper()]
-            group, size = gguf.GGML_QUANT_SIZES[kept]  # numbers, and the bytes that they take
-            nbytes = tensor.numel() // group * size
-            writer.add_tensor_info(name, tuple(tensor.shape), numpy.dtype(numpy.float32), nbytes, raw_dtype=kept)
+            kept, size = _stored(name, tensor, type)
+            writer.add_tensor_info(name, tuple(tensor.shape), numpy.dtype(numpy.float32), size, raw_dtype=kept)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
@@ -103,6 +107,15 @@ def type_of(name: str, tensor: Tensor, type: str) -> str:
     if tensor.dim() < 2 or name.startswith("position_embd"):
         return "f32"
     return "q8_0" if type == "q4_0" and name in ("token_embd.weight", "output.weight") else type
+
+
+def _stored(name: str, tensor: Tensor, type: str) -> tuple[Any, int]:
+    """gguf's own type of a tensor, and the bytes that it takes."""
+    import gguf
+
+    kept = gguf.GGMLQuantizationType[type_of(name, tensor, type).upper()]
+    group, size = gguf.GGML_QUANT_SIZES[kept]  # numbers, and the bytes that they take
+    return kept, tensor.numel() // group * size
 
 
 def packed(name: str, tensor: Tensor, kept: str) -> Any:

@@ -5,7 +5,8 @@ What is said of llama.cpp here was read in its sources (src/models/*.cpp of 2026
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from secateur.model.handle import Model
@@ -22,14 +23,15 @@ class Architecture:
     """One of llama.cpp's architectures: a row.
 
     Attributes:
-        unequal: sizes are read for each block; else from the first.
+        unequal: what is read for each block, "heads" and "widths" (of FFNs); the rest is that of the first. Where only
+            heads are, matrices of an MLP may be left out: one that is missing is a norm of zeros.
         empty: how a block without attention is said: "zero" heads (but in the first block), or only by a "stub".
         interleaved: RoPE turns neighbouring numbers of a head, so rows of queries and keys are reordered; else halves.
         norms, mlp_norms, shared_norms: what the norms of a block are called, in the order of the family's row.
         norm_offset: what transformers adds to a norm's scale and llama.cpp does not.
         head_norms: there are norms of queries and keys.
         biases: the maps and norms that may have one.
-        tied: no head of its own.
+        head: "tied" where it has none of its own, "own" where it wants one.
         square: queries of all heads together are as wide as the model.
         scalings: kinds of RoPE scaling that it is given.
         partial: RoPE may turn a share of a head.
@@ -38,10 +40,12 @@ class Architecture:
         no_rope_period: every so manieth block has no RoPE.
         caps: it caps logits, by these settings of the configuration; those without get a cap that does nothing.
         activations: what its MLP computes, by the configuration's names.
+        only_windows: it wants sliding attention, and all blocks get a window that is the whole text.
+        constants: further keys that it wants, by the writer's methods.
     """
 
     name: str
-    unequal: bool = False
+    unequal: frozenset[str] = frozenset()
     empty: str = ""
     interleaved: bool = False
     fused_qkv: bool = False
@@ -52,7 +56,7 @@ class Architecture:
     norm_offset: float = 0.0
     head_norms: bool = False
     biases: frozenset[str] = frozenset()
-    tied: bool = False
+    head: str = ""
     square: bool = False
     scalings: tuple[str, ...] = ("default", "linear")
     partial: bool = False
@@ -61,23 +65,32 @@ class Architecture:
     no_rope_period: int = 0
     caps: tuple[str, ...] = ()
     activations: tuple[str, ...] = ("silu",)
+    only_windows: bool = False
+    constants: Mapping[str, int] = field(default_factory=dict)
 
 
 _GEMMA: dict[str, Any] = {
     "norms": ("attn_norm", "post_attention_norm"),
     "mlp_norms": ("ffn_norm", "post_ffw_norm"),
     "norm_offset": 1.0,
-    "tied": True,
+    "head": "tied",
     "windows": True,
     "activations": ("gelu_pytorch_tanh",),
 }
 _OLD: dict[str, Any] = {"fused_qkv": True, "square": True, "biases": _LAYER_NORM, "scalings": ("default",)}
 _GELU = ("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast")  # llama.cpp has one for them, by a table of halves
 
+_ALL = frozenset({"heads", "widths"})
 _LLAMA = Architecture(name="llama", interleaved=True, biases=_LINEAR, scalings=("default", "linear", "llama3"))
 _DECI = Architecture(
-    name="deci", unequal=True, empty="zero", interleaved=True, biases=_LINEAR, scalings=("default", "linear", "llama3")
-)
+    name="deci", unequal=_ALL, empty="zero", interleaved=True, biases=_LINEAR,
+    scalings=("default", "linear", "llama3", "longrope"),
+)  # fmt: skip
+# A mixture of experts that may have dense blocks only, and no gate of heads. Without a window RoPE turns half a head.
+_STEP = Architecture(
+    name="step35", unequal=frozenset({"heads"}), empty="stub", head_norms=True, head="own", only_windows=True,
+    scalings=("default",), constants={"add_expert_feed_forward_length": 0},
+)  # fmt: skip
 # The architectures of a family, the most widely known first.
 ROUTES: dict[str, tuple[Architecture, ...]] = {
     "llama": (_LLAMA, _DECI),
@@ -86,11 +99,13 @@ ROUTES: dict[str, tuple[Architecture, ...]] = {
     "qwen2": (Architecture(name="qwen2", biases=frozenset({"attn_q", "attn_k", "attn_v"})), _DECI),
     "qwen3": (
         Architecture(name="qwen3", head_norms=True),
-        Architecture(name="openelm", unequal=True, empty="stub", fused_qkv=True, head_norms=True, tied=True),
+        Architecture(name="openelm", unequal=_ALL, empty="stub", fused_qkv=True, head_norms=True, head="tied"),
+        _STEP,
     ),
     "phi3": (
         Architecture(
-            name="phi3", fused_qkv=True, fused_mlp_in=True, square=True, partial=True, scalings=("default", "linear")
+            name="phi3", fused_qkv=True, fused_mlp_in=True, square=True, partial=True,
+            scalings=("default", "linear", "longrope"),
         ),
         _DECI,
     ),

@@ -33,10 +33,10 @@ def choose(model: Model) -> Architecture | str:
     return "; ".join(reasons) + f"; {PADDED}"
 
 
-def takes_unequal(model: Model) -> bool:
-    """Whether an architecture that holds the model as it is also holds blocks of different sizes."""
-    routes = ROUTES.get(model.family.model_type, ())
-    return any(architecture.unequal and _refuses(architecture, model) is None for architecture in routes)
+def may_differ(model: Model) -> frozenset[str]:
+    """What may differ from block to block, of heads and widths, in an architecture that holds the model as it is."""
+    routes = [each for each in ROUTES.get(model.family.model_type, ()) if _refuses(each, model) is None]
+    return max((each.unequal for each in routes), key=len, default=frozenset())
 
 
 def _refuses(architecture: Architecture, model: Model) -> str | None:
@@ -44,10 +44,15 @@ def _refuses(architecture: Architecture, model: Model) -> str | None:
     config, layout = model.hf.config, model.layout()
     if not (layout.uniform or architecture.unequal):
         return "takes the sizes of all blocks from the first, and these differ"
+    widths = {block.shape.width for block in layout.blocks.values() if block.mlp}
+    if len(widths) > 1 and "widths" not in architecture.unequal:
+        return "takes the FFN width of all blocks from the first, and these differ"
     if architecture.empty == "zero" and not any(block.attention for block in layout.blocks.values()):
         return "needs an attention for its KV cache, and none is left"
-    if architecture.tied and not layout.ends.tied:
+    if architecture.head == "tied" and not layout.ends.tied:
         return "has no head of its own beside the embedding"
+    if architecture.head == "own" and layout.ends.tied:
+        return "wants a head of its own beside the embedding"
     if has_head_norms(model) and not architecture.head_norms:
         return "has no norms of queries and keys"
     rows = {block.shape.query_heads * block.head_dim for block in layout.blocks.values() if block.attention}

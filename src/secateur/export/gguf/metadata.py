@@ -11,7 +11,9 @@ from secateur.export.gguf.architectures import Architecture, context_of, period_
 from secateur.export.gguf.tensors import Stream, head_dim, sizes
 from secateur.model.handle import Model
 
+_LONG = 1 << 20  # tokens
 _NO_CAP = 1e6  # tanh(x / c) * c is x to float32's precision for logits
+_PHI_3 = re.compile("phi-?3", re.IGNORECASE)
 FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "bf16": 32}  # `general.file_type`
 
 
@@ -23,19 +25,20 @@ def add_sizes(writer: Any, model: Model, architecture: Architecture) -> None:
     writer.add_embedding_length(model.hidden_size)
     if context := context_of(model, architecture):
         writer.add_context_length(context)
-    per_block = {
-        writer.add_head_count: [size.query_heads for size in blocks],
-        writer.add_head_count_kv: [size.kv_heads for size in blocks],
-        writer.add_feed_forward_length: [size.width for size in blocks],
-    }
-    for add, values in per_block.items():
-        add(values if architecture.unequal else values[0])
+    for add, part, values in (
+        (writer.add_head_count, "heads", [size.query_heads for size in blocks]),
+        (writer.add_head_count_kv, "heads", [size.kv_heads for size in blocks]),
+        (writer.add_feed_forward_length, "widths", [size.width for size in blocks]),
+    ):
+        add(values if part in architecture.unequal else values[0])
     writer.add_key_length(head_dim(model))
     writer.add_value_length(head_dim(model))
     if hasattr(config, "use_parallel_residual"):
         writer.add_parallel_residual(config.use_parallel_residual)
     _add_norms(writer, config, Stream.of(model))
     _add_positions(writer, model, architecture)
+    for name, constant in architecture.constants.items():
+        getattr(writer, name)(constant)
     for cap in architecture.caps:
         getattr(writer, f"add_{cap}")(getattr(config, cap, None) or _NO_CAP)
 
@@ -62,21 +65,35 @@ def _add_positions(writer: Any, model: Model, architecture: Architecture) -> Non
     if rope.get("rope_type") == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rope["factor"])
+    if rope.get("rope_type") == "longrope":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE)
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+        rotary: Any = model.hf.base_model.rotary_emb
+        writer.add_rope_scaling_attn_factors(rotary.attention_scaling)
     if architecture.windows and (size := sliding(model)[0]):
         writer.add_sliding_window(size)
         writer.add_sliding_window_pattern(period_of(model, architecture) or 1)
         if local := kinds.get("sliding_attention"):
             writer.add_rope_freq_base_swa(local["rope_theta"])
+    if architecture.only_windows:
+        writer.add_sliding_window(context_of(model, architecture) or _LONG)
+        writer.add_sliding_window_pattern([True] * len(sizes(model, architecture)))
+        writer.add_rope_freq_base_swa(rope["rope_theta"])
 
 
-def add_origin(writer: Any, model: Model, type_name: str) -> None:
-    """Add the `general.*` keys: name, size, licence, what it was made from, and how its weights are kept."""
+def add_origin(writer: Any, model: Model, type_name: str, *, as_phi_3: bool = False) -> None:
+    """Add the `general.*` keys: name, size, licence, what it was made from, and how its weights are kept.
+
+    Args:
+        as_phi_3: llama.cpp is to read the tokenizer as Phi-3's, which it does by the name; else the name is not that.
+    """
     import gguf
 
     source = model.source
-    name = str(source.get("name") or source.get("repository") or model.family.model_type)
+    name = Path(str(source.get("name") or source.get("repository") or model.family.model_type)).name
+    name = _PHI_3.sub("Phi 3", name) if not as_phi_3 else name if _PHI_3.search(name) else f"{name}-phi-3"
     writer.add_type(gguf.GGUFType.MODEL)
-    writer.add_name(Path(name).name + ("-pruned" if model.parents or model.edits_applied else ""))
+    writer.add_name(name + ("-pruned" if model.parents or model.edits_applied else ""))
     writer.add_size_label(size_label(model.layout().parameters))
     writer.add_file_type(FILE_TYPES[type_name])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)

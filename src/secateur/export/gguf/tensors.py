@@ -46,10 +46,13 @@ def sizes(model: Model, architecture: Architecture) -> list[Sizes]:
     """
     layout, written = model.layout(), list[Sizes]()
     heads = max((block.shape.query_heads for block in layout.blocks.values()), default=0)
+    stub = STUB_WIDTH
+    if "widths" not in architecture.unequal:
+        stub = max((block.shape.width for block in layout.blocks.values() if block.mlp), default=STUB_WIDTH)
     for number, block in layout.blocks.items():
         if not (block.attention or block.mlp):
             continue
-        shape, width = block.shape, block.shape.width or STUB_WIDTH
+        shape, width = block.shape, block.shape.width or stub
         if block.attention:
             written.append(Sizes(number, shape.query_heads, shape.kv_heads, width))
         elif architecture.empty == "zero":
@@ -78,8 +81,12 @@ def tensors(model: Model, architecture: Architecture) -> Named:
         yield "token_embd.weight", model.hf.get_input_embeddings().weight.detach().float()
         if (positions := getattr(model.hf.base_model, "wpe", None)) is not None:
             yield "position_embd.weight", positions.weight.detach().float()
-        if any(rope.get("rope_type") == "llama3" for rope in ropes(model.hf.config).values()):
-            yield "rope_freqs.weight", llama3_factors(ropes(model.hf.config)[""], head_dim(model))
+        rope = ropes(model.hf.config).get("", {})
+        if rope.get("rope_type") == "llama3":
+            yield "rope_freqs.weight", llama3_factors(rope, head_dim(model))
+        if rope.get("rope_type") == "longrope":
+            for name in ("long", "short"):
+                yield f"rope_factors_{name}.weight", torch.tensor(rope[f"{name}_factor"], dtype=torch.float32)
     for place, size in enumerate(sizes(model, architecture)):
         with model.open(size.number) as block:
             for name, tensor in _block(model, architecture, block, size, stream):
@@ -136,11 +143,13 @@ def _block(model: Model, architecture: Architecture, block: Block, size: Sizes, 
         yield from _scaled(_linear("attn_output", block.attention_out), multiplier)
     elif size.query_heads:
         yield "attn_norm.weight", torch.ones(model.hidden_size, device=_device(block))
-        yield from _stub_attention(model, block, size)
+        yield from _stub_attention(model, architecture, block, size)
     if block.has_mlp:
         yield from _norms(block, architecture.mlp_norms, family.mlp_norms, architecture)
         yield from _mlp_in(architecture, block)
         yield from _scaled(_linear("ffn_down", norm(family.mlp_out)), multiplier)
+    elif "widths" not in architecture.unequal:
+        yield "ffn_norm.weight", torch.zeros(model.hidden_size, device=_device(block))
     else:
         hidden, device = model.hidden_size, _device(block)
         yield "ffn_norm.weight", torch.ones(hidden, device=device)
@@ -149,11 +158,12 @@ def _block(model: Model, architecture: Architecture, block: Block, size: Sizes, 
         yield "ffn_down.weight", torch.zeros(hidden, STUB_WIDTH, device=device)
 
 
-def _stub_attention(model: Model, block: Block, size: Sizes) -> Named:
-    """Of `deci`, a matrix in the attention's place; of `openelm`, an attention of one head. Both add zero."""
+def _stub_attention(model: Model, architecture: Architecture, block: Block, size: Sizes) -> Named:
+    """Of `deci`, a matrix in the attention's place; of the others, an attention of one head. Both add zero."""
     hidden, dim, device = model.hidden_size, head_dim(model), _device(block)
     if size.stub:
-        yield "attn_qkv.weight", torch.zeros(3 * dim, hidden, device=device)
+        names = {"attn_qkv": 3 * dim} if architecture.fused_qkv else dict.fromkeys(("attn_q", "attn_k", "attn_v"), dim)
+        yield from ((f"{name}.weight", torch.zeros(rows, hidden, device=device)) for name, rows in names.items())
         yield "attn_q_norm.weight", torch.ones(dim, device=device)
         yield "attn_k_norm.weight", torch.ones(dim, device=device)
     yield "attn_output.weight", torch.zeros(hidden, dim if size.stub else hidden, device=device)

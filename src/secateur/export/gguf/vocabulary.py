@@ -49,6 +49,7 @@ class Vocabulary:
         special: ids by kind (bos, eos, unk, pad, eot).
         add_bos, add_eos: whether the tokenizer puts them around a text by itself.
         space_first: whether a text is read as if it began with a space.
+        as_phi_3: added tokens take the spaces behind them along, which llama.cpp does for models of this name.
     """
 
     model: str
@@ -62,6 +63,7 @@ class Vocabulary:
     add_eos: bool
     space_first: bool | None
     chat_template: str | list[dict[str, str]] | None
+    as_phi_3: bool
 
 
 def vocabulary(tokenizer: PreTrainedTokenizerBase | None, size: int, ends: list[int]) -> Vocabulary | str:
@@ -85,6 +87,8 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase | None, size: int, ends: list[
         return "ends a text at token 11 where no end-of-sequence token is named, and this tokenizer has none"
     if max(tokenizer.get_vocab().values()) >= size:
         return f"has a token for each row of the embedding, and the tokenizer has ids beyond its {size}"
+    if isinstance(drops := _drops_spaces(told), str):
+        return drops
     pieces = bool(model.get("byte_fallback"))
     if pieces and (changed := _more_than_spaces(told)):
         return f"marks spaces before sentencepiece's BPE and does no more, and this tokenizer does ({changed})"
@@ -99,7 +103,7 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase | None, size: int, ends: list[
         scores=_scores(tokens, merges) if pieces else None,
         merges=None if pieces else [" ".join(pair) for pair in merges],
         special=special, add_bos=empty[:1] == [special.get("bos")], add_eos=empty[-1:] == [special["eos"]],
-        space_first=_begins_with_space(told) if pieces else None, chat_template=_template(tokenizer),
+        space_first=_begins_with_space(told) if pieces else None, chat_template=_template(tokenizer), as_phi_3=drops,
     )  # fmt: skip
 
 
@@ -134,6 +138,22 @@ def _special(tokenizer: PreTrainedTokenizerBase, ends: list[int]) -> dict[str, i
     if others := [number for number in ends if number != found["eos"]]:
         found["eot"] = others[0]
     return found
+
+
+def _drops_spaces(told: Mapping[str, Any]) -> bool | str:
+    """Whether added tokens take the spaces behind them along, as Phi-3's do; or why llama.cpp has it otherwise. A file
+    does not say it: llama.cpp knows Phi-3 by the model's name."""
+    added = {each["content"]: each for each in told["added_tokens"]}
+    before = [token for token, each in added.items() if each["lstrip"]]
+    behind = [token for token, each in added.items() if each["rstrip"]]
+    if not (before or behind):
+        return False
+    kept = ("<unk>", "<s>", "<|endoftext|>")  # llama.cpp looks for these and </s>
+    if not before and {*kept, "</s>"} <= added.keys() and added.keys() - behind == {*kept}:
+        return True
+    return (
+        f"drops spaces beside all added tokens as Phi-3 does, or beside none, and here {(before or behind)[0]} does it"
+    )
 
 
 def _split(told: Mapping[str, Any]) -> str | None:

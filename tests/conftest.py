@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import shutil
@@ -9,7 +10,9 @@ import sys
 import warnings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's client is imported
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, which is not done here: xdist's controller needs none
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # a pool of threads for each tiny model takes longer than to read it
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -17,9 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-torch.set_num_threads(1)
+os.fsync = lambda handle: None  # nothing here must outlive a power cut, and half of the time would go to waiting
 
 # The plain one, the one with fused projections, and the oddest (Conv1D, learned positions, LayerNorm, tied head).
 KINDS_OF_FAMILY = ("llama", "phi3", "gpt2")
@@ -35,6 +37,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         family = getattr(item, "callspec", None) and item.callspec.params.get("family")
         if family and family not in KINDS_OF_FAMILY and not item.get_closest_marker("every_family"):
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    """Each full collection of garbage would look through all that was imported: half a second."""
+    gc.freeze()
 
 
 def _strict(item: pytest.Item | pytest.Collector) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import weakref
 from collections.abc import Iterable, Iterator
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from secateur.doctor.oracles import logits as logits
@@ -23,10 +24,11 @@ from secateur.model.layout import Ends
 from secateur.model.modeling_secateur import FAMILIES
 from secateur.model.stored import TensorFile
 from secateur.model.streamed import StreamedModel
-from secateur.model.tiny import BLOCKS, VOCABULARY, tiny, tiny_hf
+from secateur.model.tiny import BLOCKS, VOCABULARY
 from secateur.model.tiny import HIDDEN as HIDDEN
 from secateur.model.tiny import WINDOW as WINDOW
 from secateur.model.tiny import tiny_config as tiny_config
+from secateur.model.tiny import tiny_hf as build_tiny_hf
 from secateur.model.views import Block
 from secateur.record import Facts
 from secateur.surgery.apply import apply
@@ -45,6 +47,30 @@ from secateur.surgery.edits import (
 FAMILY_NAMES: tuple[str, ...] = tuple(FAMILIES)
 REBASABLE: tuple[str, ...] = tuple(name for name, row in FAMILIES.items() if row.no_rebase is None)
 NO_ENDS = Ends(0, 0, False, 0, 0)  # for layouts that are made up: nothing outside the blocks
+_BUILT: dict[str, Any] = {}
+
+
+def _fills_no_meta(kind: Any) -> None:
+    """What has no weights is not filled: torch draws them all the same, for half of the time of a hollow model."""
+    own = kind.reset_parameters
+    kind.reset_parameters = lambda module: None if module.weight.is_meta else own(module)
+
+
+_fills_no_meta(nn.Linear)
+_fills_no_meta(nn.Embedding)
+
+
+def tiny_hf(family: str, seed: int = 0, **overrides: Any) -> Any:
+    """secateur's own tiny stock model; one that was asked for before is copied, which takes half as long."""
+    asked = repr((family, seed, sorted(overrides.items())))
+    if asked not in _BUILT:
+        _BUILT[asked] = build_tiny_hf(family, seed, **overrides)
+    return copy.deepcopy(_BUILT[asked])
+
+
+def tiny(family: str, seed: int = 0, **overrides: Any) -> Model:
+    """`tiny_hf` as secateur sees it."""
+    return Model(tiny_hf(family, seed, **overrides), source={"name": f"tiny-{family}"})
 
 
 def tiny_closed(family: str, seed: int = 0, **overrides: Any) -> ClosedModel:
@@ -147,6 +173,11 @@ def stream_layouts(model: Model) -> dict[str, list[Edit]]:
 
 
 STREAM_LAYOUTS = tuple(stream_layouts(tiny("llama")))
+# These have every kind of edit, and all that a stock architecture holds; where all layouts are slow.
+COVERING = (
+    "dense", "nothing left but norms", "mixed widths", "mixed KV groups", "blocks dropped", "one width",
+    "one KV group each", "everything", "sliced stream and more",
+)  # fmt: skip
 
 
 def tiny_in(layout: str, family: str, seed: int = 0, **overrides: Any) -> Model:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import pytest
 import torch
 from hypothesis import settings
 from models import NO_ENDS, logits, possible, tiny, tiny_hf, tiny_tokenizer
@@ -22,7 +23,7 @@ from secateur.driver import Pruning, run_method
 from secateur.engine.sweep import Part
 from secateur.engine.tokens import Tokens
 from secateur.hf import quiet_transformers
-from secateur.methods import Method, get_method
+from secateur.methods import Method, get_method, methods
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.layout import BlockLayout, Layout
@@ -33,6 +34,9 @@ from secateur.surgery.apply import apply
 from secateur.surgery.edits import DropAttention, DropBlock, DropMLP, Edit, KeepHeads, KeepNeurons
 from secateur.testing import edit_facts as edit_facts
 
+# One that searches, one that turns the stream, and the default, which keeps statistics; all others are slow there.
+KINDS_OF_METHOD = ("2ssp", "slicegpt", "secateur")
+EACH_METHOD = [pytest.param(name, marks=[pytest.mark.slow] * (name not in KINDS_OF_METHOD)) for name in methods()]
 PROPERTY = settings(deadline=None, derandomize=True, database=None, max_examples=12)
 
 

@@ -61,6 +61,7 @@ def test_the_inverted_order_removes_more_than_asked_and_is_judged_at_equal_size_
     assert "In memory only" in published.notes["inverted"]
 
 
+@pytest.mark.slow
 def test_the_inverted_order_has_the_alpha_that_was_given(text: Path, tmp_path: Path) -> None:
     gone = {}
     for alpha in (0.5, 3.0):

@@ -312,6 +312,7 @@ def test_the_default_is_among_the_ticks() -> None:
     assert 5 in ticked(where)
 
 
+@pytest.mark.slow
 def test_a_picture_has_a_panel_per_measure_and_says_each_mean(tmp_path: Path) -> None:
     few = {**FEW, "tasks": True, "texts": ("c4", "wikitext2")}  # of one text there is no panel of all texts
     results = read_results(make_ablation_folder(tmp_path, choices=SIZES, **few))

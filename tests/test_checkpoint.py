@@ -11,6 +11,7 @@ import pytest
 import torch
 from models import (
     BLOCKS,
+    COVERING,
     FAMILY_NAMES,
     LAYOUTS,
     REBASABLE,
@@ -80,7 +81,7 @@ def settings_of(model: Model) -> dict[str, Any]:
     return {name: value for name, value in model.hf.config.to_dict().items() if name not in shapes | names}
 
 
-UNIT = {("llama", layout) for layout in LAYOUTS} | {(family, layout) for family in FAMILY_NAMES for layout in FEW}
+UNIT = {("llama", layout) for layout in COVERING} | {(family, layout) for family in FAMILY_NAMES for layout in FEW}
 CASES = [
     pytest.param(family, layout, marks=() if (family, layout) in UNIT else pytest.mark.slow)
     for family in FAMILY_NAMES
@@ -364,6 +365,11 @@ def test_what_is_no_model_is_refused(tmp_path: Path, pruned: Path) -> None:
 def test_loading_leaves_the_callers_logging_alone(pruned: Path) -> None:
     from transformers.utils import logging
 
-    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    load(str(pruned))
-    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+    before = logging.get_verbosity()
+    try:
+        for verbosity in (logging.INFO, logging.ERROR):
+            logging.set_verbosity(verbosity)
+            load(str(pruned))
+            assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (verbosity, True)
+    finally:
+        logging.set_verbosity(before)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from models import FAMILY_NAMES, ClosedModel, logits, random, tiny, tiny_closed, tiny_tokens
-from oracles import prepared
+from oracles import EACH_METHOD, prepared
 from torch import nn
 
 from secateur import Run, load, prune, save
@@ -17,7 +17,6 @@ from secateur.errors import InvalidEditError, NumericalError
 from secateur.export import save as save_checkpoint
 from secateur.judge.fidelity import fidelity
 from secateur.judge.perplexity import perplexity
-from secateur.methods import methods
 
 # The methods' defaults, but for one that selects on more tokens than there are here.
 OPTIONS = {"evopress": {"initial_tokens": 64, "selection_tokens": "32,128"}}
@@ -58,7 +57,7 @@ def test_what_is_closed_has_no_weights_and_no_edit_is_lost(family: str) -> None:
     assert torch.equal(logits(closed.whole(), ids), logits(dense, ids))
 
 
-@pytest.mark.parametrize("name", methods())
+@pytest.mark.parametrize("name", EACH_METHOD)
 def test_every_method_prunes_saves_and_judges_a_closed_model(name: str, tmp_path: Path) -> None:
     outcomes: list[Any] = []
     for model in (tiny_closed("llama"), tiny("llama")):

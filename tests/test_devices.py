@@ -12,6 +12,7 @@ import pytest
 import torch
 from accelerate import dispatch_model
 from models import tiny_hf, tiny_tokens
+from oracles import KINDS_OF_METHOD
 
 from secateur.engine.sweep import DENSE, Part, sample_sweep
 from secateur.model.handle import Model
@@ -42,7 +43,9 @@ def pruned(hf: Any, method: str) -> Pruned:
     return run_job(prepare(plan(request, model), model), run=Run())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=[pytest.mark.slow] * (m not in KINDS_OF_METHOD)) for m in METHODS]
+)
 def test_a_spread_model_is_pruned_as_one_in_one_place(method: str) -> None:
     one, other = pruned(spread("llama"), method), pruned(tiny_hf("llama"), method)
     assert one.record.edits == other.record.edits

@@ -24,7 +24,7 @@ DOCS = ROOT / "docs"
 MEASURED = {page.relative_to(DOCS).as_posix() for page in DOCS.glob("results/*/*.md")}  # tables that compare wrote
 PAGES = sorted({page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")} - MEASURED)
 OURS = sorted(name for name, method in methods().items() if method.prune.__module__.startswith("secateur."))
-FORETOLD = {"claims.md", "methods/README.md"}  # searches are played through for them
+LONG = {"claims.md", "methods/README.md", "results/README.md"}  # for the first two, searches are played through
 SECTIONS = ("How it works", "What it costs", "When to use it", "Our figures", "Published figures", "Options")
 
 
@@ -91,7 +91,7 @@ def test_every_method_has_a_whole_page(name: str) -> None:
 WITH_TABLES = [page for page in [*PAGES, "../README.md"] if "<!-- table: " in text(page)]
 
 
-@pytest.mark.parametrize("page", [pytest.param(p, marks=[pytest.mark.slow] * (p in FORETOLD)) for p in WITH_TABLES])
+@pytest.mark.parametrize("page", [pytest.param(p, marks=[pytest.mark.slow] * (p in LONG)) for p in WITH_TABLES])
 def test_no_table_is_behind(docs: Any, page: str) -> None:
     assert docs("figures").filled(DOCS / page) == text(page), "renew it by `make figures`"
 
@@ -246,6 +246,7 @@ def test_the_spread_is_of_the_method_as_it_is_by_precision(
     assert all((tmp_path / link).is_file() for link in re.findall(r"\(([^)]*)\)", files))
 
 
+@pytest.mark.slow
 def test_every_picture_of_a_folder_is_drawn_and_shown(
     docs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

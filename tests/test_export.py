@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import KINDS_OF_FAMILY
 from huggingface_hub import ModelCard
 from models import (
     BLOCKS,
@@ -83,8 +84,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 # --- padded ---
 
+# Every family in one layout that has all kinds of edits, and one family of each kind in each of some.
+UNIT = {(family, layout) for family in KINDS_OF_FAMILY for layout in SOME_LAYOUTS}
+UNIT |= {(family, "everything") for family in FAMILY_NAMES}
 CASES = [
-    pytest.param(family, layout, marks=() if layout in SOME_LAYOUTS else pytest.mark.slow)
+    pytest.param(family, layout, marks=() if (family, layout) in UNIT else pytest.mark.slow)
     for family in FAMILY_NAMES
     for layout in LAYOUTS
 ]
@@ -120,6 +124,7 @@ def test_a_padded_model_generates_the_same(family: str, tmp_path: Path) -> None:
     assert torch.equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_padded_models_load_where_secateur_cannot_be_imported(tmp_path: Path) -> None:
     for family in ("llama", "gpt2"):
         model = tiny_in("everything", family)

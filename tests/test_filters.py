@@ -46,6 +46,10 @@ CASES: dict[str, dict[str, Any]] = {
     "shortgpt": {},
     "blockpruner": {"search_samples": 4},
 }
+# Of what happens to whole modules, test_where_nothing_is_narrowed_it_costs_nothing; more of it is slow.
+each_case = pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=[pytest.mark.slow] * (m in ("shortgpt", "blockpruner"))) for m in CASES]
+)
 FORWARDS = {"slimgpt": 0, "heads": 2, "2ssp": 2 + 3}  # at most more, without the head; of the others 3
 
 
@@ -71,7 +75,7 @@ def run(method: str, *filters: Filter, model: Model | None = None, through: Run 
     return run_job(job(method, model or tiny("llama"), *filters), run=through), through
 
 
-@pytest.mark.parametrize("method", CASES)
+@each_case
 def test_the_same_parts_go_and_the_model_comes_nearer_to_the_dense_one(method: str) -> None:
     dense = tiny("llama")
     tokens = tiny_tokens(dense, 4, 16)
@@ -82,7 +86,7 @@ def test_the_same_parts_go_and_the_model_comes_nearer_to_the_dense_one(method: s
     assert mean_kl(dense, refitted.model, tokens) < mean_kl(dense, plain.model, tokens)
 
 
-@pytest.mark.parametrize("method", CASES)
+@each_case
 def test_it_costs_a_few_forwards_more_as_foretold(method: str) -> None:
     model, filters = tiny("llama"), filters_of(method)
     (_, alone), (pruned, both) = run(method), run(method, *filters)
@@ -94,7 +98,7 @@ def test_it_costs_a_few_forwards_more_as_foretold(method: str) -> None:
     assert foretold.meter.block_tokens == pytest.approx(both.meter.block_tokens, rel=0.3)  # other blocks go
 
 
-@pytest.mark.parametrize("method", CASES)
+@each_case
 def test_a_replay_takes_no_forward_and_closed_blocks_have_no_weights(method: str) -> None:
     filters = filters_of(method)
     pruned, recorded = run(method, *filters)

@@ -72,7 +72,7 @@ def assert_padding_is_right(model: Model) -> None:
 
 FEW = [
     *((family, "everything") for family in FAMILY_NAMES),
-    *(("llama", layout) for layout in ("dense", "block 0 without attention", "all attentions missing")),
+    *(("llama", layout) for layout in ("block 0 without attention", "all attentions missing")),
     ("llama", "sliced stream and more"),
 ]
 ALL = [

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import tiny_tokens
+from models import tiny, tiny_tokens
 from oracles import Impatient, write_model
 from torch import Tensor
 
@@ -225,6 +225,9 @@ def ended_at_line(count: int, work: Callable[[], None]) -> str | None:
 
 # --- prunings ---
 
+# A search, the default, and states that are kept; of the other methods it is slow.
+FEW = (("2ssp", 0), ("secateur", 0), ("slimgpt", 3), ("slicegpt", 1))
+
 
 def steps(journal: Journal) -> set[str]:
     return {key for _, key in journal.entries if not key.startswith("states/")}
@@ -233,7 +236,7 @@ def steps(journal: Journal) -> set[str]:
 def pruned(
     out: Path, model: Path, observer: Any = None, keep_states: int = 0, stream: bool = False, **more: Any
 ) -> Any:
-    tokens = tiny_tokens(load(str(model)), 4, 16)
+    tokens = tiny_tokens(tiny("llama"), 4, 16)
     options = {"initial_tokens": 16, "selection_tokens": "32,64", "generations": 4}
     more = {"sparsity": 0.5, **more}
     if more.get("method") == "evopress":
@@ -244,8 +247,10 @@ def pruned(
 
 
 @pytest.mark.parametrize(
-    ("method", "keep_states"), [*((name, 0) for name in methods()), ("slimgpt", 1), ("slimgpt", 3), ("slicegpt", 1)]
-)
+    ("method", "keep_states"),
+    [pytest.param(*each, marks=[pytest.mark.slow] * (each not in FEW)) for each in
+     (*((name, 0) for name in methods()), ("slimgpt", 1), ("slimgpt", 3), ("slicegpt", 1))],
+)  # fmt: skip
 def test_an_interrupted_pruning_goes_on_and_ends_the_same(tmp_path: Path, method: str, keep_states: int) -> None:
     model = write_model(tmp_path / "dense")
     whole = pruned(tmp_path / "whole", model, method=method).record
@@ -340,6 +345,7 @@ def test_the_run_folder_goes_when_the_output_is_there(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "out"]
 
 
+@pytest.mark.slow
 def test_a_search_for_a_goal_goes_on(tmp_path: Path) -> None:
     model = write_model(tmp_path / "dense")
     text = tmp_path / "text.txt"

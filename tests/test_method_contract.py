@@ -121,10 +121,14 @@ EVERY = pytest.mark.parametrize(
      for name, each in SETTINGS.items() for family in each.families],
 )  # fmt: skip
 ONCE = pytest.mark.parametrize("name", SETTINGS)
-VARIANTS = pytest.mark.parametrize(
-    ("name", "options"),
-    [(name, {**each.options, **variant}) for name, each in SETTINGS.items() for variant in ({}, *each.variants)],
-    ids=str,
+# A replay, which prunes, is tried with all options; what else they all owe is slow but for a method's first.
+VARIANTS = [(name, {**each.options, **variant}) for name, each in SETTINGS.items() for variant in ({}, *each.variants)]
+FIRST = [
+    pytest.param(name, options, marks=[pytest.mark.slow] * (options != SETTINGS[name].options))
+    for name, options in VARIANTS
+]
+EVERY_VARIANT, FIRST_VARIANT = (
+    pytest.mark.parametrize(("name", "options"), each, ids=str) for each in (VARIANTS, FIRST)
 )
 
 
@@ -172,13 +176,13 @@ def test_a_family_that_cannot_do_what_a_method_needs_is_refused_before_any_work(
         assert run.meter.block_tokens == model.edits_applied == 0
 
 
-@VARIANTS
+@FIRST_VARIANT
 @pytest.mark.parametrize("shape", ["dense", pytest.param("lopsided", marks=pytest.mark.slow)])
 def test_only_the_driver_changes_the_model(name: str, options: dict[str, Any], shape: str) -> None:
     contract(name, lambda: shaped(shape), options).changes_by_edits_alone()
 
 
-@VARIANTS
+@EVERY_VARIANT
 def test_the_same_again_and_a_replay_costs_no_forward(name: str, options: dict[str, Any]) -> None:
     contract(name, lambda: tiny("qwen2"), options).replays()
 
@@ -196,7 +200,7 @@ def test_closed_blocks_have_no_weights(name: str, family: str) -> None:
 
 
 @pytest.mark.slow
-@VARIANTS
+@EVERY_VARIANT
 def test_closed_blocks_have_no_weights_whatever_the_options(name: str, options: dict[str, Any]) -> None:
     check_closed(name, "qwen2", options)
 
@@ -220,7 +224,7 @@ def test_the_target_is_met_to_a_unit(name: str, family: str, shape: str, budget:
     contract(name, lambda: shaped(shape, family), budget=budget).meets_the_budget()
 
 
-@VARIANTS
+@FIRST_VARIANT
 def test_an_impossible_target_is_refused_with_what_can_be_reached(name: str, options: dict[str, Any]) -> None:
     contract(name, lambda: tiny("llama"), options).refuses_what_cannot_be()
 
@@ -259,7 +263,9 @@ def test_numbers_that_overflow_are_an_error_not_a_choice(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "options", "shape"),
-    [pytest.param(name, {**each.options, **variant}, shape, marks=[pytest.mark.slow] * (shape != "dense"))
+    [pytest.param(
+        name, {**each.options, **variant}, shape, marks=[pytest.mark.slow] * ((shape, variant) != ("dense", {}))
+     )
      for name, each in SETTINGS.items() for variant in ({}, *each.variants)
      for shape in ("dense", "lopsided", "sliced stream")
      if shape != "sliced stream" or not variant],

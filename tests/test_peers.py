@@ -93,6 +93,7 @@ def first_neurons(width: int) -> Model:
     return edited(model, *(KeepNeurons(number, tuple(range(width))) for number in model.numbers))
 
 
+@pytest.mark.slow
 def test_what_a_peer_pruned_is_judged_as_our_cells_are_and_stands_beside_them(done: Path) -> None:
     ours, found = cells(done / "before"), cells(done / "after")
     assert list(found) == ["dense", "2ssp-0.25", "optipfair-0.25", "2ssp-0.5", "optipfair-0.5"]
@@ -122,6 +123,7 @@ def test_what_a_peer_pruned_is_judged_as_our_cells_are_and_stands_beside_them(do
     assert all(row["perplexity"]["plain.txt"]["low"] is not None for row in rows)
 
 
+@pytest.mark.slow
 def test_a_cell_is_made_once_and_compare_leaves_it(
     peers: Any, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +138,7 @@ def test_a_cell_is_made_once_and_compare_leaves_it(
         peers.main(words(done, str(tmp_path / "cmp"), "--samples", "3"))
 
 
+@pytest.mark.slow
 def test_what_was_pruned_is_kept_for_another_folder(
     peers: Any, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,6 +150,7 @@ def test_what_was_pruned_is_kept_for_another_folder(
     assert cell.perplexity == cells(done / "after")["optipfair-0.5"].perplexity
 
 
+@pytest.mark.slow
 def test_another_model_text_or_calibration_is_refused(peers: Any, done: Path, tmp_path: Path) -> None:
     before = words(done, "before")
     save(Loads(seed=1)(), tmp_path / "other")
@@ -161,6 +165,7 @@ def test_another_model_text_or_calibration_is_refused(peers: Any, done: Path, tm
     assert set(cells(done / "before")) == {"dense", "2ssp-0.25", "2ssp-0.5"}
 
 
+@pytest.mark.slow
 def test_a_peer_that_fails_says_why_in_its_cell(
     peers: Any, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,7 @@
-"""Work spread over Ray's workers: to the bit what one process gives, also when workers are killed; refused early."""
+"""Work spread over Ray's workers: to the bit what one process gives, also when workers are killed; refused early.
+
+What starts Ray is slow; the unit suite has the same tests of sweeps with actors in this process (`InProcess`).
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -57,6 +61,63 @@ def ray() -> Iterator[Any]:
         yield ray
 
 
+@dataclass(eq=False)
+class Ref:
+    value: Any
+
+
+class InProcess:
+    """Stands for Ray: an actor is an object here, a call is made at once, and what was called last comes first."""
+
+    util = SimpleNamespace(register_serializer=lambda *args, **how: None)
+    exceptions = SimpleNamespace(RayError=OSError, GetTimeoutError=TimeoutError)
+
+    def __init__(self, cpus: int = 6) -> None:
+        self.cpus = cpus
+
+    def is_initialized(self) -> bool:
+        return False
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Alive": True, "Resources": {"CPU": self.cpus}}, {"Alive": False, "Resources": {"CPU": 99}}]
+
+    def put(self, value: Any) -> Ref:
+        return Ref(value)
+
+    def get(self, given: Any, timeout: float | None = None) -> Any:
+        return [each.value for each in given] if isinstance(given, list) else given.value
+
+    def wait(self, given: list[Ref], num_returns: int) -> tuple[list[Ref], list[Ref]]:
+        return given[-num_returns:], given[:-num_returns]
+
+    def remote(self, what: Any) -> Any:
+        def begun(*given: Any) -> Any:
+            made = what(*[each.value if isinstance(each, Ref) else each for each in given])
+            return Actor(made) if isinstance(what, type) else Ref(made)
+
+        started = SimpleNamespace(remote=begun)
+        started.options = lambda **options: started
+        return started
+
+
+@dataclass(frozen=True)
+class Actor:
+    held: Any
+
+    def __getattr__(self, name: str) -> Any:
+        return InProcess().remote(getattr(self.held, name))
+
+
+@pytest.fixture(params=["here", pytest.param("ray", marks=pytest.mark.slow)])
+def any_ray(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Ray with room for six workers, and what stands for it."""
+    if request.param == "ray":
+        yield request.getfixturevalue("ray")
+        return
+    monkeypatch.setitem(sys.modules, "ray", here := InProcess())
+    yield here
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "tiny"
@@ -65,11 +126,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def spread(folder: Path) -> SpreadSweeps:
+    source = Source(name=str(folder), device="cpu")
+    return SpreadSweeps(TWO, source, "cpu", source.load().fingerprint())
+
+
 @pytest.fixture(scope="module")
 def sweeps(ray: Any, folder: Path) -> SpreadSweeps:
     """Two actors for all tests: each of their runs begins with the model as it was loaded."""
-    source = Source(name=str(folder), device="cpu")
-    return SpreadSweeps(TWO, source, "cpu", source.load().fingerprint())
+    return spread(folder)
+
+
+@pytest.fixture
+def any_sweeps(any_ray: Any, folder: Path, request: pytest.FixtureRequest) -> SpreadSweeps:
+    return spread(folder) if isinstance(any_ray, InProcess) else request.getfixturevalue("sweeps")
 
 
 def pruned(folder: Path, method: str, **how: Any) -> Pruned:
@@ -91,9 +161,10 @@ def require_same(one: Pruned, other: Pruned) -> None:
     assert one.record.cost.forwards_asked == other.record.cost.forwards_asked
 
 
-@pytest.mark.parametrize("method", SEARCHES)
-def test_a_search_over_actors_is_that_of_one_process(sweeps: SpreadSweeps, folder: Path, method: str) -> None:
-    require_same(pruned(folder, method, sweeper=sweeps), pruned(folder, method))
+@pytest.mark.parametrize("method", ["evopress", "2ssp", *(pytest.param(m, marks=pytest.mark.slow) for m in
+                                                         ("blockpruner", "secateur"))])  # fmt: skip
+def test_a_search_over_actors_is_that_of_one_process(any_sweeps: SpreadSweeps, folder: Path, method: str) -> None:
+    require_same(pruned(folder, method, sweeper=any_sweeps), pruned(folder, method))
 
 
 class Killing:
@@ -132,9 +203,9 @@ def test_killed_actors_follow_the_edits_again(sweeps: SpreadSweeps, folder: Path
     assert len(set(observer.killed)) == 2
 
 
-def test_actors_follow_edits_with_weights_and_forget_another_run_s(sweeps: SpreadSweeps, folder: Path) -> None:
+def test_actors_follow_edits_with_weights_and_forget_another_run_s(any_sweeps: SpreadSweeps, folder: Path) -> None:
     for first in (0, 2):
-        model, run = sweeps.source.load(), Run(sweeper=sweeps)
+        model, run = any_sweeps.source.load(), Run(sweeper=any_sweeps)
         tokens, width = tiny_tokens(model, 3, 24), 20
         weight = random(model.hidden_size, width, seed=first)
         versions = {Part(1, "mlp", 7): KeepNeurons(1, tuple(range(7)), random(model.hidden_size, 7, seed=9))}
@@ -142,7 +213,7 @@ def test_actors_follow_edits_with_weights_and_forget_another_run_s(sweeps: Sprea
             apply(model, edit)
             run.applied(edit)
         variants = [DENSE, frozenset({Part(1, "mlp", 7)}), frozenset({Part(1, "mlp", 7), Part(2, "attention")})]
-        sweeper = sweeps(model, run, versions)
+        sweeper = any_sweeps(model, run, versions)
         metric = KLDivergence(sweeper.final_states(tokens))
         assert torch.equal(metric.reference, final_states(model, tokens))
         wanted = sample_sweep(model, tokens, variants, metric, versions=versions)
@@ -349,9 +420,9 @@ def test_work_is_split_about_evenly_and_neighbours_stay_together(head: float) ->
 
 
 @pytest.fixture
-def nobody(ray: Any, monkeypatch: pytest.MonkeyPatch) -> Workers:
+def nobody(monkeypatch: pytest.MonkeyPatch) -> Workers:
     """Of a cluster that is not there."""
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setitem(sys.modules, "ray", InProcess())
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return Workers(count=2, address=f"127.0.0.1:{free.getsockname()[1]}")
@@ -385,7 +456,7 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
         pass
 
 
-def test_room_and_folder_are_looked_at_before_any_work(ray: Any, tmp_path: Path) -> None:
+def test_room_and_folder_are_looked_at_before_any_work(any_ray: Any, tmp_path: Path) -> None:
     require_workers(TWO, "cpu", tmp_path)
     assert not list(tmp_path.iterdir())
     with pytest.raises(WorkersError, match="room for 6 workers of 1 CPUs"):

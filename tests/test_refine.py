@@ -89,8 +89,15 @@ def test_a_replay_takes_no_forward_and_closed_blocks_have_no_weights() -> None:
     assert first.record.notes == again.record.notes
 
 
-@pytest.mark.parametrize("text", ["calibration", "drawn"])
-@pytest.mark.parametrize("recompute", [True, False])
+@pytest.mark.parametrize(
+    ("recompute", "text"),
+    [
+        (True, "drawn"),
+        (False, "calibration"),
+        pytest.param(True, "calibration", marks=pytest.mark.slow),
+        pytest.param(False, "drawn", marks=pytest.mark.slow),
+    ],
+)
 def test_it_costs_what_was_rehearsed(recompute: bool, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A forward of all windows of the dense model; then per pass a forward and a backward, which counts as two. A token
     that is drawn takes a forward, too."""
@@ -105,6 +112,7 @@ def test_it_costs_what_was_rehearsed(recompute: bool, text: str, monkeypatch: py
     assert foretold.held_bytes > 16 * foretold.after.block_parameters
 
 
+@pytest.mark.slow
 def test_small_steps_add_up_in_a_model_of_16_bits() -> None:
     """Each is below what bfloat16 resolves of a weight of 0.1; together they are not."""
     coarse = [Model(tiny_hf("llama").to(torch.bfloat16)) for _ in range(2)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -96,12 +97,24 @@ BAD: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pruned model of a family that was there when it was saved; to be copied."""
+    folder = tmp_path_factory.mktemp("helium") / "pruned"
+    register_family(HELIUM)
+    try:
+        model = Model(foreign(HELIUM))
+        save(apply_all(model, layouts(model)["everything"]), folder)
+    finally:
+        del FAMILIES[HELIUM.model_type]
+    return folder
+
+
 @pytest.mark.parametrize(("row", "message"), [*BAD, ("helium", "is an object")])
-def test_a_row_holds_names_and_paths_only(row: Any, message: str, tmp_path: Path) -> None:
+def test_a_row_holds_names_and_paths_only(row: Any, message: str, written: Path, tmp_path: Path) -> None:
     """Whoever wrote it: a package here, or a checkpoint from anywhere."""
     register_family(HELIUM)
-    model = Model(foreign(HELIUM))
-    save(apply_all(model, layouts(model)["everything"]), tmp_path / "pruned")
+    shutil.copytree(written, tmp_path / "pruned")
     config = json.loads((tmp_path / "pruned" / "config.json").read_text())
     (tmp_path / "pruned" / "config.json").write_text(json.dumps({**config, ROW: row}))
     with pytest.raises(CheckpointError, match=message):

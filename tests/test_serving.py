@@ -48,8 +48,15 @@ def weights(model: Model) -> list[Tensor]:
     return [parameter.detach().clone() for parameter in model.hf.parameters()]
 
 
-@pytest.mark.parametrize("engine", SERVED)
-@pytest.mark.parametrize("family", MODELS)
+# Each of what an engine may have for a family, but for nothing: for vLLM, and for other families, it is slow.
+EACH = [
+    pytest.param(family, engine, marks=[pytest.mark.slow] * (family != "llama" or engine == "vllm"))
+    for family in MODELS
+    for engine in SERVED
+]
+
+
+@pytest.mark.parametrize(("family", "engine"), EACH)
 def test_what_is_written_runs_there_and_else_nothing_is(family: str, engine: str, tmp_path: Path) -> None:
     """For each method; refusals leave the model as it was, since the rehearsal gives them."""
     written, refused, unable = set[str](), dict[str, str](), set[str]()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from models import FAMILY_NAMES, tiny, tiny_hf, tiny_in, tiny_tokens
+from oracles import EACH_METHOD
 from safetensors.torch import load_file, save_file
 
 from secateur import Run, load, prune, save
@@ -25,7 +26,6 @@ from secateur.judge.generation import generate
 from secateur.judge.inference import inference
 from secateur.judge.judging import Judging, evaluate
 from secateur.judge.perplexity import perplexity
-from secateur.methods import methods
 from secateur.model.handle import Model
 from secateur.model.load import Source
 from secateur.model.streamed import StreamedModel
@@ -146,7 +146,7 @@ def test_sums_are_verified_and_a_file_that_shrinks_is_noticed(tmp_path: Path) ->
         streamed(tmp_path / "b")
 
 
-@pytest.mark.parametrize("name", methods())
+@pytest.mark.parametrize("name", EACH_METHOD)
 def test_every_method_gives_the_same_bytes_with_states_in_files(
     name: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

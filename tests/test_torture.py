@@ -211,9 +211,17 @@ def test_a_disk_that_others_fill_meanwhile_ends_a_run_and_with_room_it_goes_on(
     assert middle
 
 
+@pytest.fixture(scope="module")
+def interrupted(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of `out`, to be copied."""
+    return begun(inputs, tmp_path_factory.mktemp("begun") / "out", "slimgpt")
+
+
 @pytest.mark.parametrize("what", ["sparsity", "option", "seed", "calibration", "model", "version"])
-def test_a_changed_job_is_refused(inputs: Path, tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun(inputs, tmp_path / "out", "slimgpt")
+def test_a_changed_job_is_refused(
+    inputs: Path, interrupted: Path, tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(interrupted, run_folder(tmp_path / "out"))
     changed: dict[str, Any] = {
         "sparsity": {"sparsity": 0.4}, "option": {"options": {"damping": 0.02}}, "seed": {"seed": 3},
         "calibration": {"samples": 3},

@@ -36,7 +36,7 @@ LAYERS: tuple[set[str], ...] = (
     {"card"},
     {"judge", "output"},
     {"goals"},
-    {"driver"},
+    {"driver", "disk_room"},
     {"compensation", "serving"},
     {"pruning"},
     {"running"},

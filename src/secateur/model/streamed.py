@@ -277,6 +277,7 @@ class StreamedModel(Model):
             homes |= self._shelf.put(changed) if changed else {}
             self._homes[part] = [homes[name] for name in present]
         self._fill(part, [torch.empty_like(parameter, device="meta") for parameter in present.values()])
+        _trim_heap()
         if not same and not writable:
             what = "what lies outside the blocks" if part is None else f"block {part}"
             raise InvalidEditError(f"{what} was changed, but not opened for writing (`write=True`); the change is lost")
@@ -352,6 +353,12 @@ def _return_freed_memory() -> None:
     """
     with suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
+
+
+def _trim_heap() -> None:
+    """Have it give back smaller ones too, which it keeps between those that stay: megabytes with each block."""
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _home(names: Sequence[str], parameter: Tensor, stored: Mapping[str, Stored]) -> _Home:

@@ -61,12 +61,11 @@ def refit(
     index, w = index.to(moment.device), weight.to(moment)
     stays = torch.zeros(w.shape[1], dtype=torch.bool, device=w.device)
     stays[index] = True
-    among = moment[index][:, index]
     # (W' - W_K) (C_KK + lambda I) = T_K - W_K C_KK, which is W_R C_RK of the columns R that go where T = W C
     missing = w[:, ~stays] @ moment[~stays][:, index]
     if target is not None and share:
         missing = missing + share * (target.to(moment)[:, index] - w @ moment[:, index])
-    factor, _ = damped(among, damping, name, cholesky)
+    factor, _ = damped(moment[index[:, None], index], damping, name, cholesky)
     fitted = w[:, index] + torch.cholesky_solve(missing.T, factor).T
     if not torch.isfinite(fitted).all():
         raise NumericalError(f"{name}: the fitted weight has NaN or Inf; give more damping or other data")
@@ -118,5 +117,5 @@ def check_ridge(damping: float | str, share: float = 1.0) -> None:
 
 
 def refit_bytes(rows: int, columns: int, dtype: torch.dtype) -> int:
-    """What `refit` holds at its peak: of the moment what stays, damped, its factor and a copy; four of the weight."""
-    return dtype.itemsize * (4 * columns**2 + 4 * rows * columns)
+    """What `refit` holds at its peak: the moment, of it what stays, damped, and its factor; four of the weight."""
+    return dtype.itemsize * (3 * columns**2 + 4 * rows * columns)

@@ -24,10 +24,11 @@ from secateur.errors import InvalidOptionError, UnknownNameError
 from secateur.methods import get_method, registry
 from secateur.model.family_plugins import IN_TABLE
 from secateur.model.modeling_secateur import FAMILIES
+from secateur.model.stored import Stored
 from secateur.model.tiny import TINY
 from secateur.surgery.edits import DropBlock, Edit
 
-QUICK = ("statistics", "walk", "sweep", "edits", "rotation", "cache", "checkpoint")
+QUICK = ("statistics", "walk", "sweep", "edits", "rotation", "cache", "checkpoint", "streamed")
 
 
 def failures(check: str, subject: str = "llama", dtype: str = "float32") -> list[Outcome]:
@@ -119,6 +120,13 @@ def test_an_engine_that_is_off(broken: str, monkeypatch: pytest.MonkeyPatch) -> 
     for dtype in TOLERANCES:
         (failed,) = failures(broken, dtype=dtype)
         assert failed.difference > failed.tolerance  # type: ignore[operator]  # both are numbers
+
+
+def test_a_streamed_block_that_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Stored.read
+    monkeypatch.setattr(Stored, "read", lambda self, **how: read(self, **how) * 1.01)
+    (failed,) = failures("streamed")
+    assert failed.what == "mean losses of two variants"
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # What the help repeats of `secateur.doctor`, which imports torch.
 DTYPES = "float32,bfloat16,float16"
 FAMILIES = "llama,gpt2,gemma2"
-CHECKS = "statistics,walk,sweep,edits,rotation,cache,checkpoint,pruning"
+CHECKS = "statistics,walk,sweep,edits,rotation,cache,checkpoint,streamed,pruning"
 
 
 def doctor(

@@ -27,7 +27,7 @@ from secateur.model.load import load
 from secateur.model.tiny import BLOCKS, tiny
 from secateur.run import Run
 from secateur.solvers.ridge import refit
-from secateur.surgery.apply import predict
+from secateur.surgery.apply import apply, predict
 from secateur.surgery.edits import (
     DropAttention,
     DropBlock,
@@ -183,6 +183,19 @@ def checkpoint_is_the_model(case: Case) -> Iterator[Pair]:
         yield Pair("logits", logits(model, case.tokens.ids), logits(loaded, case.tokens.ids))
 
 
+def streamed_is_resident(case: Case) -> Iterator[Pair]:
+    """A model whose blocks come in from their files one by one computes, and is edited, as one in memory is."""
+    variants, edit = [DENSE, frozenset({Part(3, "mlp")})], KeepNeurons(3, (0, 2, 3))
+    with tempfile.TemporaryDirectory() as folder:
+        save(_lopsided(case.model()), Path(folder) / "model")
+        resident, streamed = (load(f"{folder}/model", device=case.device, stream=stream) for stream in (False, True))
+        losses = [sweep(model, case.tokens, variants) for model in (resident, streamed)]
+        yield Pair("mean losses of two variants", *losses)
+        apply(resident, edit)
+        apply(streamed, edit)
+        yield Pair("the sha256 of all weights once it is edited", resident.fingerprint(), streamed.fingerprint())
+
+
 def method_keeps_its_contract(case: Case) -> Iterator[Pair]:
     """A method prunes to the budget, repeats itself, and its checkpoint is the model that it left."""
     model = Case("llama", case.device, case.dtype).model
@@ -229,6 +242,7 @@ ENGINES: Mapping[str, Check] = {
     "rotation": rotation_changes_nothing,
     "cache": cache_equals_forward,
     "checkpoint": checkpoint_is_the_model,
+    "streamed": streamed_is_resident,
 }
 PRUNINGS: Mapping[str, Check] = {"pruning": method_keeps_its_contract}
 CHECKS: Mapping[str, Check] = {**STATISTICS, **ENGINES, **PRUNINGS}

@@ -41,6 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """Each full collection of garbage would look through all that was imported: half a second."""
+    importlib.import_module("hypothesis")  # which asks who refers to its generators, and gets no answer afterwards
     gc.freeze()
 
 

@@ -353,9 +353,9 @@ def test_a_search_for_a_goal_goes_on(tmp_path: Path) -> None:
     goal = Goal(max_perplexity_increase=0.05, tolerance=0.1, judging=judging)
     text.write_text("a plain line of text\n" * 80)
 
-    def searched(out: Path, observer: Any = None) -> Any:
-        request = Request(goal=goal, calibration=str(text), samples=4, length=16, method="2ssp")
-        return prune_to(request, str(model), Output(out, keep_run=True), observer=observer).record
+    def searched(out: Path, observer: Any = None, keep_run: bool = True, **size: Any) -> Any:
+        request = Request(goal=goal, calibration=str(text), samples=4, length=16, method="2ssp", **size)
+        return prune_to(request, str(model), Output(out, keep_run=keep_run), observer=observer).record
 
     whole = searched(tmp_path / "whole")
 
@@ -370,6 +370,11 @@ def test_a_search_for_a_goal_goes_on(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         searched(tmp_path / "out", Third())
     begun = len(Journal(run_folder(tmp_path / "out")).entries)
+    for size in ({"of": "model"}, {"round_to": 4}):  # the same sparsities are other prunings then
+        with pytest.raises(JournalError):
+            searched(tmp_path / "out", **size)
     ended = searched(tmp_path / "out")
     assert 0 < begun < len(Journal(run_folder(tmp_path / "out")).entries)
     assert (ended.goal.tried, ended.goal.got, ended.edits) == (whole.goal.tried, whole.goal.got, whole.edits)
+    searched(tmp_path / "out", keep_run=False)  # as after a kill between the output and the run folder's end
+    assert not run_folder(tmp_path / "out").exists()

@@ -18,7 +18,7 @@ from secateur import Run, load, prune, save
 from secateur.engine.sweep import Part, sample_sweep
 from secateur.errors import CheckpointError, InvalidEditError, InvalidOptionError, OutputError, UnsupportedModelError
 from secateur.export import save as save_checkpoint
-from secateur.forecast import forecast
+from secateur.forecast import forecast, timed
 from secateur.goals import Goal
 from secateur.hf import quiet_transformers
 from secateur.judge.fidelity import fidelity
@@ -51,6 +51,27 @@ def streamed(folder: Path, **how: Any) -> StreamedModel:
     model = load(str(folder), stream=True, **how)
     assert isinstance(model, StreamedModel)
     return model
+
+
+def test_it_opens_where_the_caller_infers(checkpoint: Path) -> None:
+    """As a comparison does, to time its largest block."""
+    assert timed(streamed(checkpoint), 8).block_s > 0
+    with torch.inference_mode():
+        model = streamed(checkpoint)
+        with model.open(0, write=True) as block:
+            block.weight("mlp_out").zero_()
+    with model.open(0) as block:
+        assert not block.weight("mlp_out").any()
+
+
+def test_without_a_dtype_in_the_configuration_it_is_that_of_the_files(tmp_path: Path) -> None:
+    folder = stored("llama", tmp_path / "llama")
+    save_file({name: each.half() for name, each in load_file(folder / "model.safetensors").items()},
+              folder / "model.safetensors")  # fmt: skip
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": None, "torch_dtype": None}))
+    models = [Source(name=str(folder)).hollow(), load(str(folder), stream=False), streamed(folder)]
+    assert [model.dtype for model in models] == [torch.float16] * 3
 
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)

@@ -14,7 +14,7 @@ import torch
 
 from secateur.engine.blocks import activation_bytes
 from secateur.errors import SecateurError
-from secateur.forecast import Forwards, Speed, probe
+from secateur.forecast import Forwards, Speed, held_parameters, probe
 from secateur.goals import Goal, Plans
 from secateur.judge.inference import kv_bytes
 from secateur.methods import methods
@@ -180,10 +180,11 @@ def fitting(
 
 def _choice(planned: Plan, need: Need, least: bool, hollow: Model, speed: Speed) -> Choice:
     meter, sparsity = planned.meter, planned.request.budget.sparsity
+    held = held_parameters(planned.before, hollow.is_streamed) * hollow.dtype.itemsize + planned.held_bytes
     return Choice(
         method=planned.method.name, sparsity=sparsity, parameters=planned.after.parameters, need=need, least=least,
         forwards=Forwards.of(planned, hollow.head_cost).forwards,
         seconds=speed.seconds(meter.block_tokens, meter.head_tokens),
-        pruning_bytes=int(planned.before.parameters * hollow.dtype.itemsize + planned.held_bytes),
+        pruning_bytes=int(held),
         demo_loss=Measured.read().loss(planned.method.name, planned.sparsity.achieved.blocks),
     )  # fmt: skip

@@ -318,7 +318,8 @@ class Job:
     def run_identity(self) -> Identity:
         """The same in parts, by name; where there is a goal, of all prunings that are tried for it."""
         goal, request = self.plan.request.goal, self.plan.request
-        return self._identity(asdict(request.budget) if goal is None else goal.facts)
+        size = {**goal.facts, "of": request.of, "round_to": request.round_to} if goal else asdict(request.budget)
+        return self._identity(size)
 
     def _identity(self, size: Mapping[str, Any]) -> Identity:
         request, method = self.plan.request, self.plan.method

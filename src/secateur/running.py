@@ -67,8 +67,14 @@ def prune(
     asked = Request.given(method, request)
     with handed(model, tokenizer, cache=asked.cache, adopt=True) as given:
         planned, tokens, held_out = _specified(asked, given.hollow(tokenizer=True), given)
-        job = Job.of(planned, given.load(), tokens, tokenizer_given=given.tokenizer is not None)
-        return _run_for_goal(job, given, held_out, run=run)
+        job, loaded = _loaded(planned, given, tokens)
+        return _run_for_goal(job, loaded, given, held_out, run=run)
+
+
+def _loaded(planned: Plan, source: Source | Loaded, tokens: Tokens) -> tuple[Job, list[Model]]:
+    """A job with a hollow model, and its model, for whoever takes it out of the list: nobody else holds on to it."""
+    job = Job.of(planned, source.load(), tokens, tokenizer_given=source.tokenizer is not None)
+    return replace(job, model=job.model.hollow()), [job.model]
 
 
 def _specified(request: Request, hollow: Model, source: Source | Loaded) -> tuple[Plan, Tokens, dict[str, Tokens]]:
@@ -145,15 +151,15 @@ def _prune_to(
     with claimed(output.folder), scratch_in(run_in) as scratch, spreading(workers, source) as spread:
         if isinstance(source, Source) and source.scratch is None:
             source = replace(source, scratch=scratch)
-        request = _found_before(request, output)
+        asked, request = request, _found_before(request, output)
         hollow = source.hollow(tokenizer=True)
         planned, tokens, held_out = _specified(request, hollow, source)
         judge = Judge(judging, (), data=request.data, cache=request.cache, text_field=request.text_field)
         texts = judge.windows(hollow)
-        job = Job.of(planned, source.load(), tokens, tokenizer_given=source.tokenizer is not None)
+        job, loaded = _loaded(planned, source, tokens)
         if request.goal is None and (record := output.holds(job.fingerprint)) is not None:
             if not output.keep_run:  # it was killed just before its run folder went
-                forget(run_in, job.run_identity)
+                forget(run_in, replace(job, plan=replace(planned, request=asked)).run_identity)
             return Outcome(record, was_there=True)
         after = planned.before if held_out else planned.after  # a loss may leave nearly all
         beside = planned.run_bytes(job.model, keep_states=output.keep_states, texts=list(texts.values()))
@@ -161,7 +167,7 @@ def _prune_to(
         sweeper = spread(job.model_fingerprint)
         with _on_disk(job, run_in, output, observer or Silent()) as store:
             run = SharingRun(request.seed, store, observer=observer, keep_states=output.keep_states, sweeper=sweeper)
-            pruned = _run_for_goal(job, source, held_out, run=run, measure_on=texts, arguments=arguments)
+            pruned = _run_for_goal(job, loaded, source, held_out, run=run, measure_on=texts, arguments=arguments)
             output.write(pruned)
         return Outcome(pruned.record, was_there=False)
 
@@ -221,6 +227,7 @@ def _found_before(request: Request, output: Output) -> Request:
 
 def _run_for_goal(
     job: Job,
+    loaded: list[Model],
     source: Source | Loaded,
     held_out: Mapping[str, Tokens],
     *,
@@ -231,14 +238,15 @@ def _run_for_goal(
     """Run a job; where its goal is not met by layouts alone, several, and the best once more from its journal.
 
     Args:
+        job, loaded: see `_loaded`.
         source: of fresh models. A model in memory is copied for each try, and pruned itself at the end.
         held_out: texts to keep a loss on.
     """
     planned = job.plan
     goal = planned.request.goal
     if goal is None or not (goal.is_loss or planned.approximate):
-        return run_job(job, run=run, measure_on=measure_on, arguments=arguments)
-    began, tries = time.monotonic(), _Tries(job, source, run or Run(planned.request.seed))
+        return run_job(replace(job, model=loaded.pop()), run=run, measure_on=measure_on, arguments=arguments)
+    began, tries = time.monotonic(), _Tries(job, loaded, source, run or Run(planned.request.seed))
     if goal.is_loss:
         planned, got, tried = plans_of(planned.request, goal, tries.hollow, source.device_type).meet(
             lambda some: tries.loss(some, goal, held_out)
@@ -254,10 +262,9 @@ def _run_for_goal(
 class _Tries:
     """Prunings of one model at several sparsities, which share the steps that hold at all of them."""
 
-    def __init__(self, job: Job, source: Source | Loaded, run: Run) -> None:
-        self.hollow = job.model.hollow()
-        self._job, self._source, self._run = replace(job, model=self.hollow), source, run
-        self._loaded = None if isinstance(source, Loaded) else job.model  # not pruned yet
+    def __init__(self, job: Job, loaded: list[Model], source: Source | Loaded, run: Run) -> None:
+        self.hollow, self._job, self._source, self._run = job.model, job, source, run
+        self._loaded = None if isinstance(source, Loaded) else loaded.pop()  # not pruned yet
         own, beginning = run.store, job.plan.method.shared
         self._store = self._best = own.sibling(beginning) if isinstance(own, Shared) else Shared(beginning)
         run.store.open(fingerprint(job.run_identity))
@@ -315,6 +322,7 @@ class _Tries:
                 return foretold, got, tried
             tried = [*tried, (foretold.request.budget.sparsity, got)]
             foretold = plans.smaller(foretold)
+            del model, pruned  # before the next one is loaded
 
     def best(self, planned: Plan, **more: Any) -> Pruned:
         """The best once more, from its journal, on a model that stays."""

@@ -6,8 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,11 +20,12 @@ from secateur.cli.progress import in_words, standing_shown
 from secateur.errors import InvalidOptionError, SecateurError
 from secateur.forecast import probe
 from secateur.grid.asked import Asked
+from secateur.grid.folder import RUNS
 from secateur.grid.pace import PARTS, PRUNE, Foretold, foretell, sequences
 from secateur.grid.run import Grid, run_grid
 from secateur.judge.judging import GENERATION, INFERENCE, PERPLEXITY, TASKS, Judge, Judging
 from secateur.model.handle import Model
-from secateur.model.load import check_device, load
+from secateur.model.load import check_device
 from secateur.report.page import PAGE, write_report
 from secateur.report.results import CellResult
 from secateur.run import Meter
@@ -61,20 +61,13 @@ class GridJob:
         if folder is None:
             raise InvalidOptionError("--out DIR is missing: the folder of the grid (or ask for --dry-run)")
         where = self.source
-        device = where.device if self.workers is None or where.device is None else where.device.partition(":")[0]
-        dense = partial(  # a worker sees its own GPUs only, the first as cuda:0
-            load,
-            self.model,
-            device=device,
-            dtype=where.dtype,
-            revision=where.revision,
-            cache=where.cache_dir,
-            stream=where.stream,
-        )
+        source = replace(where.of(self.model), scratch=folder / RUNS)
+        if self.workers is not None and source.device is not None:  # a worker sees its own GPUs only, first is cuda:0
+            source = replace(source, device=source.device.partition(":")[0])
         with standing_shown() as shown:
             grid = Grid(
-                load=dense, folder=folder, judging=self.judging, arguments={"command": sys.argv[1:]}, data=where.data,
-                cache=where.cache_dir, workers=self.workers,
+                load=source.load, folder=folder, judging=self.judging, arguments={"command": sys.argv[1:]},
+                data=where.data, cache=where.cache_dir, workers=self.workers,
                 on_cell=lambda cell: _say(err, cell_in_words(cell)), on_standing=shown,
             )  # fmt: skip
             cells = run_grid(grid, asked)

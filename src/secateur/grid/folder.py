@@ -24,6 +24,7 @@ from secateur.report import results
 from secateur.report.results import CellResult, Index
 from secateur.version import __version__
 
+RUNS = ".runs"
 _CPU = Path("/proc/cpuinfo")
 _TERMS = (  # that a comparison's cells share
     "of", "round_to", "calibration", "seed", "count", "bos", "text_field", "samples", "length",
@@ -75,7 +76,7 @@ class GridFolder:
     @property
     def runs(self) -> Path:
         """Where the steps of unfinished cells lie; it goes with the last of them."""
-        return self.path / ".runs"
+        return self.path / RUNS
 
     def run_path(self, key: str) -> Path:
         """Where the steps of unfinished cells lie that share them."""

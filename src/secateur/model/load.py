@@ -36,6 +36,7 @@ from secateur.model.family_plugins import accept_row
 from secateur.model.handle import Model, hollow, require_family
 from secateur.model.memory import free_bytes
 from secateur.model.refusals import ARCHITECTURE, refuse, refuse_files, require_weights, unknown_type
+from secateur.model.stored import floating_dtype, stored_in, weight_files
 from secateur.model.streamed import from_checkpoint
 from secateur.record import RECORD, Facts, Record, read_record
 
@@ -132,7 +133,10 @@ def streams(stream: bool | None, device: str, model: Callable[[], Model]) -> boo
 
 def _hollow(config: Any, dtype: str, about: Description, source: Facts | None = None) -> Model:
     with explained(about):
-        stated = config.dtype or torch.float32
+        stated = config.dtype
+        if stated is None and not about.on_hub:  # nothing is fetched for it
+            stated = floating_dtype(tensor for file in weight_files(about) for tensor in stored_in(file).values())
+        stated = stated or torch.float32
         return hollow(copy.deepcopy(config), stated if dtype == "auto" else getattr(torch, dtype), source or {})
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +72,12 @@ class Stored:
         if len(into):
             raise CheckpointError(f"{self.file} has become shorter while it was read")
         return part.view(self.dtype).view(self.shape)
+
+
+def floating_dtype(tensors: Iterable[Stored]) -> torch.dtype:
+    """The one in which transformers loads a checkpoint whose configuration states none: its first tensor's that has
+    one; float32 without any."""
+    return next((each.dtype for each in tensors if each.dtype.is_floating_point), torch.float32)
 
 
 def stored_in(file: Path) -> dict[str, Stored]:

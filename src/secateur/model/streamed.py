@@ -26,7 +26,7 @@ from secateur.errors import CheckpointError, InvalidEditError, OutputError, Unsu
 from secateur.hf import quiet_transformers
 from secateur.model.described import Description
 from secateur.model.handle import WHOLE, Model
-from secateur.model.stored import Stored, TensorFile, stored_in, weight_files
+from secateur.model.stored import Stored, TensorFile, floating_dtype, stored_in, weight_files
 from secateur.model.views import Block, Original, twin
 from secateur.record import Facts
 
@@ -246,7 +246,8 @@ class StreamedModel(Model):
 
     def _bring(self, part: int | None) -> None:
         homes = self._homes[part]
-        self._fill(part, self._shelf.fetch(homes))
+        with torch.inference_mode(False):  # what that makes has no version, by which a change is noticed
+            self._fill(part, self._shelf.fetch(homes))
         self._lent[part] = [
             _Lent.of(parameter, home) for (parameter, _), home in zip(self._parameters(part), homes, strict=True)
         ]
@@ -380,8 +381,8 @@ def from_checkpoint(
     files: dict[str, Stored] = {}
     for file in weight_files(about):
         files |= stored_in(file)
-    given = config.dtype or next((each.dtype for each in files.values() if each.dtype.is_floating_point), None)
-    chosen: Any = (given or torch.float32) if dtype == "auto" else getattr(torch, dtype)
+    stated = config.dtype or floating_dtype(files.values())
+    chosen: Any = stated if dtype == "auto" else getattr(torch, dtype)
     hf = skeleton(config, chosen, torch.device(device))
     hf.name_or_path = hf.config.name_or_path = location
     try:

@@ -233,8 +233,8 @@ def _lopsided(model: Model) -> Model:
 
 
 # What each check is tried on: nothing, families, or methods.
-STATISTICS: Mapping[str, Check] = {"statistics": statistics_are_precise}
-ENGINES: Mapping[str, Check] = {
+OF_DEVICES: Mapping[str, Check] = {"statistics": statistics_are_precise}
+OF_FAMILIES: Mapping[str, Check] = {
     "walk": walk_equals_forward,
     "sweep": sweep_equals_copies,
     "edits": edits_equal_muting,
@@ -243,5 +243,5 @@ ENGINES: Mapping[str, Check] = {
     "checkpoint": checkpoint_is_the_model,
     "streamed": streamed_is_resident,
 }
-PRUNINGS: Mapping[str, Check] = {"pruning": method_keeps_its_contract}
-CHECKS: Mapping[str, Check] = {**STATISTICS, **ENGINES, **PRUNINGS}
+OF_METHODS: Mapping[str, Check] = {"pruning": method_keeps_its_contract}
+CHECKS: Mapping[str, Check] = {**OF_DEVICES, **OF_FAMILIES, **OF_METHODS}

@@ -15,7 +15,7 @@ from msgspec import Struct
 from torch import Tensor
 from torch.nn import functional as F
 
-from secateur.doctor.checks import CHECKS, ENGINES, PRUNINGS, TOLERANCES, Case, Pair
+from secateur.doctor.checks import CHECKS, OF_FAMILIES, OF_METHODS, TOLERANCES, Case, Pair
 from secateur.doctor.installed import Installed, installed
 from secateur.engine.moments import matmul_precision
 from secateur.errors import InvalidOptionError, UnknownNameError, UnsupportedEditError
@@ -157,7 +157,7 @@ def unsupported(device: str, dtype: torch.dtype) -> str | None:
 
 
 def _subjects(check: str, families: Sequence[str]) -> Iterable[str]:
-    return families if check in ENGINES else methods() if check in PRUNINGS else [""]
+    return families if check in OF_FAMILIES else methods() if check in OF_METHODS else [""]
 
 
 def _outcome(check: str, case: Case, refused: str | None) -> Outcome:

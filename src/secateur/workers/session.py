@@ -145,7 +145,7 @@ def _start(ray: Any, workers: Workers, stack: ExitStack) -> None:
 
 
 def require_workers(workers: Workers, device: str, folder: Path | None = None) -> None:
-    """Look at the cluster and at one worker more than anything is lost by.
+    """Refuse, before any work, what the cluster or its workers lack.
 
     Args:
         folder: which the workers must see.

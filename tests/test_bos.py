@@ -25,8 +25,7 @@ from secateur.forecast import forecast
 from secateur.grid import Ablation, Comparison, Judging, ablate, compare
 from secateur.grid.presets import PRESETS
 from secateur.heal.data import IGNORED, make_examples
-from secateur.heal.recover import Request as Recovering
-from secateur.heal.recover import prepare_recovery
+from secateur.heal.recover import RecoveryRequest, prepare_recovery
 from secateur.heal.settings import Settings
 from secateur.judge.generation import Decoding, generate
 from secateur.judge.harness import answer
@@ -306,7 +305,7 @@ def test_rows_to_train_on_are_begun(template: Any, rendered: bool) -> None:
 def test_a_recovery_begins_its_rows(family: str, bos: Bos, wanted: bool, texts: tuple[Path, Path]) -> None:
     def prepared_with(word: Bos) -> Any:
         settings = Settings(max_length=32, bos=word)
-        return prepare_recovery(Recovering(data=str(texts[0]), settings=settings), spoken(family))
+        return prepare_recovery(RecoveryRequest(data=str(texts[0]), settings=settings), spoken(family))
 
     job = prepared_with(bos)
     assert job.data.bos is wanted

@@ -17,7 +17,7 @@ from torch import Tensor
 from secateur.cli import doctor as command
 from secateur.doctor import checks, examine, installed
 from secateur.doctor.checks import CHECKS, TOLERANCES, Pair
-from secateur.doctor.examine import FAMILIES_TRIED, Examination, Outcome
+from secateur.doctor.examine import FAMILIES_TRIED, Examination, Finding
 from secateur.doctor.installed import extras
 from secateur.engine.moments import SecondMoment
 from secateur.errors import InvalidOptionError, UnknownNameError
@@ -31,7 +31,7 @@ from secateur.surgery.edits import DropBlock, Edit
 QUICK = ("statistics", "walk", "sweep", "edits", "rotation", "cache", "checkpoint", "streamed")
 
 
-def failures(check: str, subject: str = "llama", dtype: str = "float32") -> list[Outcome]:
+def failures(check: str, subject: str = "llama", dtype: str = "float32") -> list[Finding]:
     tried: dict[str, Any] = {"families": (subject,)} if check != "pruning" else {}
     return examine.examine(["cpu"], dtypes=(dtype,), checks=(check,), **tried).failed
 

@@ -41,7 +41,7 @@ from secateur.errors import (
     UnknownNameError,
     UnsupportedModelError,
 )
-from secateur.heal.recover import Request, recover_to
+from secateur.heal.recover import RecoveryRequest, recover_to
 from secateur.heal.settings import Settings
 from secateur.hf import quiet_transformers
 from secateur.judge.judging import Judging
@@ -160,7 +160,7 @@ def test_recovery_takes_the_same(folder: Path, text: str, tmp_path: Path) -> Non
         done = secateur.recover(model, rows, distill=str(folder), **words)
         losses.append(done.record.recovery.held_out_loss.after)
         assert done.record.recovery.teacher["name"] == "own"
-    request = Request(data=rows, settings=Settings(**words))
+    request = RecoveryRequest(data=rows, settings=Settings(**words))
     written = recover_to(request, from_folder(folder), tmp_path / "out", distill=from_folder(folder)).record.recovery
     assert written is not None
     losses.append(written.held_out_loss.after)

@@ -42,7 +42,7 @@ from secateur.heal import objectives
 from secateur.heal.adapter import attach, detach, targets
 from secateur.heal.data import IGNORED, Example, collate, make_examples
 from secateur.heal.objectives import Distillation, Labels
-from secateur.heal.recover import RecoveryJob, Request, prepare_recovery, run_recovery
+from secateur.heal.recover import RecoveryJob, RecoveryRequest, prepare_recovery, run_recovery
 from secateur.heal.settings import Settings
 from secateur.heal.trainer import LikeLengths
 from secateur.methods import methods
@@ -97,7 +97,7 @@ def trainable(model: Model) -> dict[str, bool]:
 
 
 def prepared(model: Model, data: Path, **settings: Any) -> RecoveryJob:
-    return prepare_recovery(Request(data=str(data), settings=Settings(**settings)), model)
+    return prepare_recovery(RecoveryRequest(data=str(data), settings=Settings(**settings)), model)
 
 
 @pytest.fixture(scope="module", autouse=True)

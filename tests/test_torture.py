@@ -21,8 +21,7 @@ import secateur.pruning
 import secateur.running
 from secateur import Output, Request, Source, prune_to
 from secateur.errors import CheckpointError, Interrupted, JournalError, OutputBusyError, OutputError
-from secateur.heal.recover import Request as Recovering
-from secateur.heal.recover import recover_to
+from secateur.heal.recover import RecoveryRequest, recover_to
 from secateur.heal.settings import Settings
 from secateur.journal import Journal, run_folder
 
@@ -158,7 +157,7 @@ def test_a_damaged_recovery_gives_the_same_result_or_is_refused(inputs: Path, tm
     settings = Settings(template="chat", max_length=64, global_batch=4, max_steps=6, warmup_steps=1, lr=5e-3)
 
     def recovered(observer: Any = None, out: str = "out") -> dict[str, bytes]:
-        request = Recovering(data=str(inputs / "chat.jsonl"), settings=settings)
+        request = RecoveryRequest(data=str(inputs / "chat.jsonl"), settings=settings)
         recover_to(request, str(inputs / "dense"), tmp_path / out, observer=observer)
         return weights(tmp_path / out)
 

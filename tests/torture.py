@@ -42,8 +42,7 @@ from secateur import Output, Request, Source, load, prune_to
 from secateur.errors import OutputBusyError
 from secateur.folders import write_file
 from secateur.grid import Comparison, Grid, Judging, compare
-from secateur.heal.recover import Request as Recovering
-from secateur.heal.recover import recover_to
+from secateur.heal.recover import RecoveryRequest, recover_to
 from secateur.heal.settings import Settings
 from secateur.hf import quiet_transformers
 from secateur.journal import run_folder
@@ -159,7 +158,7 @@ class Recovery:
         settings = Settings(
             template="chat", max_length=64, global_batch=4, batch_size=4, max_steps=20, warmup_steps=1, lr=5e-3
         )
-        request = Recovering(data=str(inputs / "chat.jsonl"), settings=settings)
+        request = RecoveryRequest(data=str(inputs / "chat.jsonl"), settings=settings)
         recover_to(request, Source(name=str(inputs / "dense"), device="cpu"), out)
 
     def entries(self, out: Path) -> int:

@@ -22,7 +22,7 @@ FORM = "`text`, `messages`, `conversations`, `instruction` with `output`, `promp
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
 
 
-class Part(Struct):
+class ContentPart(Struct):
     """A part of a message's content."""
 
     type: str
@@ -33,7 +33,7 @@ class Message(Struct):
     """What of a message reaches a tokenizer; further fields are left out."""
 
     role: str
-    content: str | list[str | Part]
+    content: str | list[str | ContentPart]
 
 
 def text_of_rows(
@@ -213,11 +213,11 @@ def _require_content(messages: list[Any], where: str) -> None:
             )
 
 
-def _joined(content: str | list[str | Part], where: str) -> str:
+def _joined(content: str | list[str | ContentPart], where: str) -> str:
     if isinstance(content, str):
         return content
     for part in content:
-        if isinstance(part, Part) and (part.type != "text" or part.text is None):
+        if isinstance(part, ContentPart) and (part.type != "text" or part.text is None):
             raise DataError(f"{where} has a message with a part of kind '{part.type}'; only text can be read.")
     return "".join(part if isinstance(part, str) else part.text or "" for part in content)
 
@@ -232,7 +232,7 @@ def _plain(values: Mapping[str, Any], column: str, where: str) -> str:
             f"{where}: `{column}` holds a list; give one string a row: join its entries, or make a row of each (token "
             "ids can be given in Python, as a tensor)."
         )
-    return _joined(_typed(values, column, list[str | Part], where), where)
+    return _joined(_typed(values, column, list[str | ContentPart], where), where)
 
 
 def _typed(values: Mapping[str, Any], column: str, kind: Any, where: str) -> Any:

@@ -14,7 +14,7 @@ from secateur.cli.options import Json, words
 from secateur.cli.progress import Bars
 
 if TYPE_CHECKING:
-    from secateur.doctor.examine import Outcome
+    from secateur.doctor.examine import Finding
     from secateur.doctor.installed import Installed
 
 # What the help repeats of `secateur.doctor`, which imports torch.
@@ -75,7 +75,7 @@ def _show_installed(installed: Installed) -> None:
     say(f"extras that are there: {', '.join(there) or 'none'}")
 
 
-def _show_outcomes(outcomes: Sequence[Outcome]) -> None:
+def _show_outcomes(outcomes: Sequence[Finding]) -> None:
     """A table per device: checks by dtypes, with the largest difference in each cell."""
     for device in dict.fromkeys(outcome.device for outcome in outcomes):
         here = [outcome for outcome in outcomes if outcome.device == device]
@@ -88,7 +88,7 @@ def _show_outcomes(outcomes: Sequence[Outcome]) -> None:
     say("The figures: the largest difference from the long way, as a share of the largest number expected.")
 
 
-def _cell(outcomes: Sequence[Outcome]) -> str:
+def _cell(outcomes: Sequence[Finding]) -> str:
     failed = [each.subject or "" for each in outcomes if each.verdict == "failed"]
     if failed:
         return f"[bold red]FAILED[/] {escape(' '.join(failed))}".rstrip()
@@ -99,7 +99,7 @@ def _cell(outcomes: Sequence[Outcome]) -> str:
     return f"ok {max(differences):.0e}" if any(differences) else "ok"
 
 
-def _show_failure(outcome: Outcome) -> None:
+def _show_failure(outcome: Finding) -> None:
     of = f" of {outcome.subject}" if outcome.subject else ""
     say(f"FAILED {outcome.check}{of} on {outcome.device} in {outcome.dtype}: {outcome.what}", style="bold red")
     say(f"  expected {outcome.expected}")

@@ -15,7 +15,9 @@ from secateur.cli.guard import out, say
 from secateur.cli.options import CacheDir, Json, ModelName, Revision
 
 if TYPE_CHECKING:
+    from secateur.model.handle import Model
     from secateur.model.modeling_secateur import Shape
+    from secateur.record import Record
 
 
 def inspect(
@@ -29,18 +31,27 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Show what a model is made of, which exports fit it and, if secateur pruned it, how. Loads no weights."""
-    from secateur.export import EXPORTS, refusal
-    from secateur.model.described import SUMS, describe, verify_weights
+    from secateur.model.described import describe, verify_weights
     from secateur.model.load import Source, record_of
-    from secateur.model.modeling_secateur import PREFIX
 
     hollow = Source(name=model, revision=revision, cache=cache_dir).hollow(tokenizer=True)
-    layout = hollow.layout()
     about = describe(hollow.source["location"], hollow.source["revision"])  # `demo` is no folder of that name
-    record = record_of(about)
-    shapes = [block.shape for block in layout.blocks.values()]
-    summary: dict[str, Any] = {
-        "model": model,
+    shapes = [block.shape for block in hollow.layout().blocks.values()]
+    summary = {"model": model, **_model_facts(hollow, shapes), **_history(record_of(about))}
+    if verify:
+        summary["verified"] = verify_weights(about)
+    if as_json:
+        print(json.dumps(summary))
+    else:
+        _show(summary, _block_table(shapes, hollow.hidden_size))
+
+
+def _model_facts(hollow: Model, shapes: list[Shape]) -> dict[str, Any]:
+    from secateur.export import EXPORTS, refusal
+    from secateur.model.modeling_secateur import PREFIX
+
+    layout = hollow.layout()
+    return {
         "family": hollow.family.model_type,
         "native": hollow.source["model_type"].startswith(PREFIX),
         "parameters": layout.parameters,
@@ -51,44 +62,47 @@ def inspect(
         "blocks": [vars(shape) for shape in shapes],
         "exports": {name: refusal(hollow, name) for name in EXPORTS},  # None where it fits, else why not
     }
-    chain = record.chain if record else []
-    pruned = next((step for step in reversed(chain) if step.recovery is None), None)
-    recoveries = [step.recovery for step in chain if step.recovery is not None]
-    edits = Counter(edit["edit"] for edit in pruned.edits) if pruned else {}
-    if pruned:
+
+
+def _history(record: Record | None) -> dict[str, Any]:
+    """How it was last pruned, how it was healed, what was measured: as far as there is any."""
+    if record is None:
+        return {}
+    history: dict[str, Any] = {"evaluations": record.evaluations}
+    if pruned := next((step for step in reversed(record.chain) if step.recovery is None), None):
         parts = ("method", "options", "sparsity", "tier", "calibration", "created")
-        summary["pruned"] = {name: value for name, value in pruned.to_json().items() if name in parts}
-        summary["pruned"]["edits"] = dict(edits)
-    if recoveries:
-        summary["recoveries"] = to_builtins(recoveries)
-    if record:
-        summary["evaluations"] = record.evaluations
-    if verify:
-        summary["verified"] = verify_weights(about)
-    if as_json:
-        print(json.dumps(summary))
-        return
+        history["pruned"] = {name: value for name, value in pruned.to_json().items() if name in parts}
+        history["pruned"]["edits"] = dict(Counter(edit["edit"] for edit in pruned.edits))
+    if recoveries := [step.recovery for step in record.chain if step.recovery is not None]:
+        history["recoveries"] = to_builtins(recoveries)
+    return history
+
+
+def _show(summary: dict[str, Any], blocks: Table) -> None:
+    from secateur.model.described import SUMS
+
     say(
-        f"{model}: {summary['family']}, {layout.parameters:,} parameters ({layout.block_parameters:,} in blocks), "
-        f"hidden size {hollow.hidden_size}, {summary['dtype']}"
+        f"{summary['model']}: {summary['family']}, {summary['parameters']:,} parameters "
+        f"({summary['block_parameters']:,} in blocks), hidden size {summary['hidden_size']}, {summary['dtype']}"
         + (", texts begin with the begin-of-sequence token (--bos)" if summary["needs_bos"] else "")
     )
-    out.print(_block_table(shapes, hollow.hidden_size))
+    out.print(blocks)
     for name, reason in summary["exports"].items():
         say(f"export --to {name}: {'fits' if reason is None else f'no, it {reason}'}")
-    if verify:
+    if "verified" in summary:
         say("weights: as secateur wrote them" if summary["verified"] else f"weights: no {SUMS} to compare with")
-    if pruned:
-        achieved = pruned.achieved
+    if pruned := summary.get("pruned"):
+        achieved, edits = pruned["sparsity"]["achieved"], (f"{count} {kind}" for kind, count in pruned["edits"].items())
         say(
-            f"pruned by {pruned.method}: {achieved.blocks:.2%} of the blocks' parameters ({achieved.model:.2%} of all);"
-            f" edits: {', '.join(f'{n} {kind}' for kind, n in edits.items())}"
+            f"pruned by {pruned['method']}: {achieved['blocks']:.2%} of the blocks' parameters "
+            f"({achieved['model']:.2%} of all); edits: {', '.join(edits)}"
         )
-    for recovery in recoveries:
-        data, losses = recovery.data, recovery.held_out_loss
+    for recovery in summary.get("recoveries", ()):
+        data, losses = recovery["data"], recovery["held_out_loss"]
+        licence = data.get("licence") or "not known"
         say(
-            f"trained {recovery.way} on {data.train:,} rows of {data.name}: held-out loss {losses.before:.4f} to "
-            f"{losses.after:.4f}; licence of the data: {data.licence or 'not known'}"
+            f"trained {recovery['way']} on {data['train']:,} rows of {data['name']}: held-out loss "
+            f"{losses['before']:.4f} to {losses['after']:.4f}; licence of the data: {licence}"
         )
 
 

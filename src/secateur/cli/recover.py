@@ -64,11 +64,11 @@ def _recover(
     start_logging(output.log_level, output.log_file)
     chosen = Settings(**settings)  # a bad value is told before torch is imported
 
-    from secateur.heal.recover import Request, recover_to
+    from secateur.heal.recover import RecoveryRequest, recover_to
     from secateur.output import Output
 
     outcome = recover_to(
-        Request(
+        RecoveryRequest(
             data=data, settings=chosen, licence=licence, texts=texts, cache=source.cache_dir, text_field=text_field
         ),
         replace(source.of(model), stream=False), Output(out_dir, overwrite, max_shard_size, keep_run), observer=Bars(),

@@ -32,7 +32,7 @@ _WORDS = 300  # characters of a value that is no tensor
 Verdict = Literal["passed", "failed", "not supported"]
 
 
-class Outcome(Struct, frozen=True, kw_only=True):
+class Finding(Struct, frozen=True, kw_only=True):
     """What came of one check.
 
     Attributes:
@@ -65,10 +65,10 @@ class Examination(Struct, frozen=True, kw_only=True):
     """What `secateur doctor --json` prints."""
 
     installed: Installed
-    outcomes: list[Outcome]
+    outcomes: list[Finding]
 
     @property
-    def failed(self) -> list[Outcome]:
+    def failed(self) -> list[Finding]:
         return [outcome for outcome in self.outcomes if outcome.verdict == "failed"]
 
 
@@ -160,9 +160,9 @@ def _subjects(check: str, families: Sequence[str]) -> Iterable[str]:
     return families if check in OF_FAMILIES else methods() if check in OF_METHODS else [""]
 
 
-def _outcome(check: str, case: Case, refused: str | None) -> Outcome:
+def _outcome(check: str, case: Case, refused: str | None) -> Finding:
     dtype, start = str(case.dtype).removeprefix("torch."), time.monotonic()
-    here = partial(Outcome, check=check, subject=case.subject or None, device=case.device, dtype=dtype)
+    here = partial(Finding, check=check, subject=case.subject or None, device=case.device, dtype=dtype)
     if refused is not None:
         return here(verdict="not supported", what=refused)
     worst, limit = None, TOLERANCES[dtype]

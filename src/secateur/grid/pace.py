@@ -160,7 +160,7 @@ class Standing:
 
 
 @dataclass(eq=False, kw_only=True)
-class Part:
+class TimedPart:
     """A part of a cell that is to be run, and how far it is.
 
     Attributes:
@@ -185,11 +185,11 @@ class Part:
     done: float = 0.0
 
 
-def parts_of(cell: Cell, foretold: Foretold, shared: Shared) -> list[Part]:
+def parts_of(cell: Cell, foretold: Foretold, shared: Shared) -> list[TimedPart]:
     """Args: shared: where the steps lie that the pruning may take over."""
     kinds = {name: ((PRUNE, cell.shown_method), shared) if name == PRUNE else ((name, ""), Shared()) for name in PARTS}
     return [
-        Part(cell=cell.name, name=name, kind=kinds[name][0], foretold_s=seconds, shared=kinds[name][1])
+        TimedPart(cell=cell.name, name=name, kind=kinds[name][0], foretold_s=seconds, shared=kinds[name][1])
         for name, seconds in foretold.parts.items()
     ]
 
@@ -207,16 +207,16 @@ class Pace:
     """
 
     def __init__(
-        self, parts: Mapping[str, Sequence[Part]], finished: Mapping[str, Seconds], *,
+        self, parts: Mapping[str, Sequence[TimedPart]], finished: Mapping[str, Seconds], *,
         clock: Callable[[], float], show: Callable[[Standing], None], hands: int = 1,
         chains: Mapping[str, int] | None = None,
     ) -> None:  # fmt: skip
         self._clock, self._show, self._cells = clock, show, len(parts)
         self._parts, self._hands, self._chains = parts, hands, chains or {}
-        self._elsewhere: dict[str, Part] = {}  # by cell, what other processes are at
+        self._elsewhere: dict[str, TimedPart] = {}  # by cell, what other processes are at
         self._todo = {cell: {part.name: part for part in some} for cell, some in parts.items()}
         self._timed: dict[Kind, tuple[float, float]] = {}  # seconds taken, seconds foretold
-        self._now: Part | None = None
+        self._now: TimedPart | None = None
         self.took: dict[str, float] = {}  # by the parts of the cell that is made
         for cell, took in finished.items():
             for name, part in self._todo.pop(cell).items():
@@ -241,7 +241,7 @@ class Pace:
         Args:
             bars: how many the part shows one after the other; each counts the same.
         """
-        part = self._todo.get(cell, {}).get(name) or Part(cell=cell, name=name, kind=(name, ""))
+        part = self._todo.get(cell, {}).get(name) or TimedPart(cell=cell, name=name, kind=(name, ""))
         part.began, part.bars, part.to_spare = self._time(part), bars, part.shared.spared_s + part.shared.seconds
         self._now = part
         self._tell()
@@ -306,10 +306,10 @@ class Pace:
         for name in self._todo.get(cell, {}).keys() & took.keys():
             self._learn(self._todo[cell][name], took[name])
 
-    def _time(self, part: Part) -> float:
+    def _time(self, part: TimedPart) -> float:
         return self._clock() + part.shared.spared_s
 
-    def _learn(self, part: Part, seconds: float) -> None:
+    def _learn(self, part: TimedPart, seconds: float) -> None:
         if part.foretold_s > 0:
             taken, foretold = self._timed.get(part.kind, (0.0, 0.0))
             self._timed[part.kind] = (taken + seconds, foretold + part.foretold_s)
@@ -328,10 +328,10 @@ class Pace:
         return taken / foretold
 
     @property
-    def _running(self) -> list[Part]:
+    def _running(self) -> list[TimedPart]:
         return [*([self._now] if self._now else []), *self._elsewhere.values()]
 
-    def _left(self, part: Part) -> float:
+    def _left(self, part: TimedPart) -> float:
         """Seconds until a part is done."""
         # of a cell that goes on more may be spared than other cells' steps
         to_spare = max(part.to_spare - part.shared.spared_s, 0.0) if part in self._running else part.shared.seconds

@@ -31,8 +31,7 @@ from secateur.grid.folder import GridFolder, make_index, now
 from secateur.grid.pace import PRUNE, Foretold, Pace, Standing, foretell, parts_of, sequences
 from secateur.grid.pruning import Fields, dense_fields, plan_cell, prune_cell
 from secateur.journal import Journal, Journaled, forget
-from secateur.judge.judging import Judge, Judging
-from secateur.judge.judging import Part as JudgedPart
+from secateur.judge.judging import Judge, JudgedPart, Judging
 from secateur.model.handle import Model
 from secateur.record import public_name
 from secateur.report.results import DENSE, CellResult, InferencePair

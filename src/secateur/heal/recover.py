@@ -52,7 +52,7 @@ Teacher: TypeAlias = "ModelSource | Literal[True] | None"  # whose predictions a
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class RecoveryRequest:
     """All that decides a recovery of a given model by a given teacher, or none. Only the settings are checked yet.
 
     Attributes:
@@ -144,7 +144,7 @@ def recover(
 
     Args:
         model, tokenizer: pruned or dense, as `secateur.prune` has them; it must be resident as a whole.
-        data, licence, texts, cache, text_field: as `Request` has them.
+        data, licence, texts, cache, text_field: as `RecoveryRequest` has them.
         distill: learn from a model's predictions instead of from labels: from this one's, or if True from those of the
             dense model that the record names.
         checkpoints: a folder for what an interrupted run needs to go on; the same call goes on from there.
@@ -158,7 +158,7 @@ def recover(
     if unknown := sorted(settings.keys() - set(Settings.__struct_fields__)):
         known = ", ".join(Settings.__struct_fields__)
         raise InvalidOptionError(f"recover has no option {', '.join(unknown)}; it has {known}")
-    request = Request(
+    request = RecoveryRequest(
         data=data, settings=Settings(**settings), licence=licence, texts=texts, cache=cache, text_field=text_field
     )
     with ExitStack() as stack:
@@ -170,7 +170,7 @@ def recover(
 
 
 def recover_to(
-    request: Request,
+    request: RecoveryRequest,
     source: ModelSource,
     output: Output | str | Path,
     *,
@@ -221,7 +221,7 @@ def recover_to(
     return Outcome(recovered.record, was_there=False)
 
 
-def prepare_recovery(request: Request, model: Model, teacher: Model | None = None) -> RecoveryJob:
+def prepare_recovery(request: RecoveryRequest, model: Model, teacher: Model | None = None) -> RecoveryJob:
     """Check and read everything that a recovery of `model` will need. Errors are those of `recover`."""
     settings = request.settings
     require_extra(settings)

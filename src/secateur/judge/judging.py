@@ -97,7 +97,7 @@ class Judging:
                 check_prompt(model, prompt, decoding, bos=self.bos)
 
 
-class Part(Protocol):
+class JudgedPart(Protocol):
     """Opens a part of the judging; gives what shows its progress, in so many bars one after the other."""
 
     def __call__(self, name: str, *, bars: int = 1) -> AbstractContextManager[Observer]: ...
@@ -158,7 +158,7 @@ class Judge:
         self,
         model: Model,
         texts: Mapping[str, Tokens],
-        part: Part,
+        part: JudgedPart,
         *,
         own: Mapping[str, Tokens] | None = None,
         dense: Callable[[], Model] | None = None,

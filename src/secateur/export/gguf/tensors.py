@@ -21,7 +21,7 @@ Named = Iterator[tuple[str, Tensor]]
 
 
 @dataclass(frozen=True)
-class Sizes:
+class WrittenBlock:
     """What the file says of one block.
 
     Attributes:
@@ -37,14 +37,14 @@ class Sizes:
     stub: bool = False
 
 
-def sizes(model: Model, architecture: Architecture) -> list[Sizes]:
+def sizes(model: Model, architecture: Architecture) -> list[WrittenBlock]:
     """What the blocks that are written have. Those without attention and MLP are the identity and left out.
 
     Where an MLP is missing there is one of 32 neurons whose output is zero: with a width of 0, llama.cpp's `deci` drops
     the block's attention too, and dies if it is the last. Its first block needs heads, since the size of a head is read
     there; with query heads and no KV heads it is a matrix in the attention's place, and that is zero.
     """
-    layout, written = model.layout(), list[Sizes]()
+    layout, written = model.layout(), list[WrittenBlock]()
     heads = max((block.shape.query_heads for block in layout.blocks.values()), default=0)
     stub = STUB_WIDTH
     if "widths" not in architecture.unequal:
@@ -54,11 +54,11 @@ def sizes(model: Model, architecture: Architecture) -> list[Sizes]:
             continue
         shape, width = block.shape, block.shape.width or stub
         if block.attention:
-            written.append(Sizes(number, shape.query_heads, shape.kv_heads, width))
+            written.append(WrittenBlock(number, shape.query_heads, shape.kv_heads, width))
         elif architecture.empty == "zero":
-            written.append(Sizes(number, 0 if written else max(heads, 1), 0, width))
+            written.append(WrittenBlock(number, 0 if written else max(heads, 1), 0, width))
         else:
-            written.append(Sizes(number, 1, 1, width, stub=True))
+            written.append(WrittenBlock(number, 1, 1, width, stub=True))
     return written
 
 
@@ -132,7 +132,7 @@ def llama3_factors(rope: dict[str, Any], size: int) -> Tensor:
     return (1 / ((1 - kept) / factor + kept)).float()
 
 
-def _block(model: Model, architecture: Architecture, block: Block, size: Sizes, stream: Stream) -> Named:
+def _block(model: Model, architecture: Architecture, block: Block, size: WrittenBlock, stream: Stream) -> Named:
     multiplier = block.multiplier / stream.embedding
     layout = model.layout().blocks[size.number]
     family, norm = block.family, block.module.get_submodule
@@ -158,7 +158,7 @@ def _block(model: Model, architecture: Architecture, block: Block, size: Sizes, 
         yield "ffn_down.weight", torch.zeros(hidden, STUB_WIDTH, device=device)
 
 
-def _stub_attention(model: Model, architecture: Architecture, block: Block, size: Sizes) -> Named:
+def _stub_attention(model: Model, architecture: Architecture, block: Block, size: WrittenBlock) -> Named:
     """Of `deci`, a matrix in the attention's place; of the others, an attention of one head. Both add zero."""
     hidden, dim, device = model.hidden_size, head_dim(model), _device(block)
     if size.stub:

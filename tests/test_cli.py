@@ -585,7 +585,7 @@ def test_methods_are_listed() -> None:
 
 def test_citing_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("secateur.forecast.forwards_by_method", interrupt)
-    assert call("methods", "--bibtex", "--for", "demo").code == 0
+    assert call("methods", "demo", "--bibtex").code == 0
 
 
 def test_an_option_that_cannot_be_a_flag_is_told_and_left_out(capsys: pytest.CaptureFixture[str]) -> None:
@@ -598,8 +598,8 @@ def test_an_option_that_cannot_be_a_flag_is_told_and_left_out(capsys: pytest.Cap
 
 
 def test_methods_say_what_they_take_on_a_model(world: dict[str, Path]) -> None:
-    listed = call("methods", "--for", world["model"], "--sparsity", 0.5, "--json").json
-    plain = call("methods", "--for", world["model"], "--sparsity", 0.5).out
+    listed = call("methods", world["model"], "--sparsity", 0.5, "--json").json
+    plain = call("methods", world["model"], "--sparsity", 0.5).out
     for name, known in methods().items():
         cost = listed[name]["cost"]
         if name == "evopress":  # the model's positions end at 64, and its selections want more tokens than that gives
@@ -613,11 +613,11 @@ def test_methods_say_what_they_take_on_a_model(world: dict[str, Path]) -> None:
     assert listed["shortgpt"]["cost"]["forwards"] == pytest.approx(128 * (1 - head))
     assert listed["shortgpt"]["cost"]["forwards_asked"] == 128
     assert "cost" not in call("methods", "--json").json["2ssp"]
-    refused = call("methods", "--for", world["model"], "--sparsity", 0.99)
+    refused = call("methods", world["model"], "--sparsity", 0.99)
     assert refused.code == 0
     assert "refused: 0.99 of the parameters of the blocks is nearest to 4 of 4 blocks" in refused.out
-    assert call("methods", "--for", world["model"], "--sparsity", 2).code == 3
-    assert call("methods", "--for", world["model"], "--of", "layers").code == 3
+    assert call("methods", world["model"], "--sparsity", 2).code == 3
+    assert call("methods", world["model"], "--of", "layers").code == 3
 
 
 def parameters_of_a_block(folder: Path) -> float:

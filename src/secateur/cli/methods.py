@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 def show_methods(
     model: Annotated[
-        str | None, typer.Option("--for", metavar="MODEL", help="Say what each would take on this model.")
+        str | None, typer.Argument(metavar="MODEL", help="Say what each would take on this model.", show_default=False)
     ] = None,
-    sparsity: Annotated[float, typer.Option(help="Share of parameters to remove, for --for.")] = 0.25,
+    sparsity: Annotated[float, typer.Option(help="Share of parameters to remove, of MODEL.")] = 0.25,
     of: Annotated[str, typer.Option(help="A share of the `blocks`' parameters or of the whole `model`'s.")] = "blocks",
     revision: Revision = None,
     cache_dir: CacheDir = None,

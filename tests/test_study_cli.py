@@ -9,11 +9,11 @@ import pytest
 from studies import fake_judges
 from test_cli import Told, _own_world, call, world, write_ending_model  # noqa: F401  # fixtures
 
-import secateur
 from secateur.cli import grids
 from secateur.cli.options import SourceOptions
 from secateur.judge.results import Perplexity
 from secateur.model.handle import Model
+from secateur.model.load import Source
 from secateur.report.results import CellResult
 
 QUICK = ("--samples", 2, "--length", 24, "--eval-samples", 4, "--eval-length", 24)
@@ -163,13 +163,27 @@ def test_ablate_spreads_over_seeds(where: tuple[object, ...], tmp_path: Path) ->
 
 
 def test_ctrl_c_leaves_whole_cells(where: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(*args: object, **more: object) -> Model:
+    load = Source.load
+
+    def interrupted(source: Source) -> Model:
         if (tmp_path / "out/cells/dense").is_dir():
             raise KeyboardInterrupt
-        return secateur.load(*args, **more)  # type: ignore[arg-type]  # as it was called
+        return load(source)
 
-    monkeypatch.setattr(grids, "load", load)
+    monkeypatch.setattr(Source, "load", interrupted)
     told = compare(where, "--methods", "2ssp", "--sparsities", "0.25", "--out", tmp_path / "out")
     assert told.code == 130
     assert "the same command goes on" in told.err
     assert [path.name for path in (tmp_path / "out/cells").iterdir()] == ["dense"]
+
+
+@pytest.mark.slow
+def test_a_streamed_model_is_compared_as_one_in_memory(where: tuple[object, ...], tmp_path: Path) -> None:
+    tables = []
+    for flag in ("--stream", "--no-stream"):
+        out = tmp_path / flag
+        assert compare(where, "--methods", "2ssp", "--sparsities", "0.25", flag, "--out", out).code == 0
+        tables.append([json.loads((out / f"cells/{name}/cell.json").read_text())["perplexity"] for name in
+                       ("dense", "2ssp-0.25")])  # fmt: skip
+        assert not (out / ".runs").exists()
+    assert tables[0] == tables[1]

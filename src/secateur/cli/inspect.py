@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from msgspec import to_builtins
+from msgspec import convert, to_builtins
 from rich.table import Table
 
 from secateur.cli.guard import out, say
@@ -80,6 +80,7 @@ def _history(record: Record | None) -> dict[str, Any]:
 
 def _show(summary: dict[str, Any], blocks: Table) -> None:
     from secateur.model.described import SUMS
+    from secateur.record import Recovery
 
     say(
         f"{summary['model']}: {summary['family']}, {summary['parameters']:,} parameters "
@@ -97,12 +98,11 @@ def _show(summary: dict[str, Any], blocks: Table) -> None:
             f"pruned by {pruned['method']}: {achieved['blocks']:.2%} of the blocks' parameters "
             f"({achieved['model']:.2%} of all); edits: {', '.join(edits)}"
         )
-    for recovery in summary.get("recoveries", ()):
-        data, losses = recovery["data"], recovery["held_out_loss"]
-        licence = data.get("licence") or "not known"
+    for recovery in convert(summary.get("recoveries", []), list[Recovery]):
+        data, losses = recovery.data, recovery.held_out_loss
         say(
-            f"trained {recovery['way']} on {data['train']:,} rows of {data['name']}: held-out loss "
-            f"{losses['before']:.4f} to {losses['after']:.4f}; licence of the data: {licence}"
+            f"trained {recovery.way} on {data.train:,} rows of {data.name}: held-out loss {losses.before:.4f} to "
+            f"{losses.after:.4f}; licence of the data: {data.licence or 'not known'}"
         )
 
 

@@ -34,7 +34,7 @@ from secateur.journal import Journal, Journaled, claimed_run, forget, run_folder
 from secateur.judge.judging import Judging
 from secateur.methods import methods
 from secateur.model.load import Source
-from secateur.model.streamed import _Shelf
+from secateur.model.shelf import Shelf
 from secateur.pruning import Plan, Request
 from secateur.sharing import SharingRun
 
@@ -311,7 +311,7 @@ def test_a_run_folder_takes_at_most_what_is_asked_for(
     monkeypatch.setattr(secateur.disk_room, "STATE_BYTES", 0)
     watched(Plan, "run_bytes", foretold.append)
     watched(MappedRoom, "empty", map_states)
-    for store in (Journal, _Shelf):
+    for store in (Journal, Shelf):
         watched(store, "put", lambda result: taken.append(taken_bytes(run_folder(out)) + mapped["now"]))
     how = {"method": method, "stream": stream, "keep_states": 1}
     with pytest.raises(Interrupted):

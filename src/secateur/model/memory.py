@@ -1,10 +1,12 @@
-"""How much memory a model may take on a device."""
+"""How much memory a model may take on a device, and giving back what it no longer takes."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -12,6 +14,8 @@ import torch
 from secateur.quantities import bytes_of
 
 LIMIT = "SECATEUR_MEMORY"  # in the environment: what models may take, as "20GB", on machines that are shared
+_M_MMAP_THRESHOLD = -3  # in malloc.h
+_MAPPED_BYTES = 2**20
 
 
 def free_bytes(device: torch.device | str) -> float | None:
@@ -60,3 +64,19 @@ def _text(path: str | Path) -> str:
         return Path(path).read_text(encoding="utf-8")
     except OSError:
         return ""
+
+
+def return_freed_memory() -> None:
+    """Have the C library give the memory of tensors back to the system as they go, for the whole process.
+
+    glibc learns to keep ever larger ones (up to 32 MB) for itself, in pieces that the next block does not fit: a walk
+    over many blocks would then hold several times what is open. Other libraries do without.
+    """
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
+
+
+def trim_heap() -> None:
+    """Have it give back smaller ones too, which it keeps between those that stay: megabytes with each block."""
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
-import itertools
 import re
-import shutil
-import tempfile
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,35 +17,15 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfi
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, build_glob_alternation, rename_source_key
 
-from secateur.errors import CheckpointError, InvalidEditError, OutputError, UnsupportedModelError
+from secateur.errors import CheckpointError, InvalidEditError, UnsupportedModelError
 from secateur.hf import quiet_transformers
 from secateur.model.described import Description
 from secateur.model.handle import WHOLE, Model
-from secateur.model.stored import Stored, TensorFile, floating_dtype, stored_in, weight_files
+from secateur.model.memory import trim_heap
+from secateur.model.shelf import Home, Shelf
+from secateur.model.stored import Stored, floating_dtype, stored_in, weight_files
 from secateur.model.views import Block, Original, twin
 from secateur.record import Facts
-
-_M_MMAP_THRESHOLD = -3  # in malloc.h
-_MAPPED_BYTES = 2**20
-
-
-class _ScratchFile:
-    """A file of edited tensors, which goes with the last that lies in it."""
-
-    def __init__(self, path: Path) -> None:
-        weakref.finalize(self, path.unlink, missing_ok=True)
-
-    def __deepcopy__(self, memo: Any) -> _ScratchFile:
-        return self
-
-
-@dataclass(frozen=True)
-class _Home:
-    """Where a tensor of a closed part lies, and the dtype that it has while the part is open."""
-
-    stored: Stored
-    dtype: torch.dtype
-    file: _ScratchFile | None = field(default=None, compare=False)  # where it is not a checkpoint's
 
 
 @dataclass(frozen=True)
@@ -60,88 +35,15 @@ class _Lent:
     parameter: weakref.ReferenceType[nn.Parameter]
     version: int
     address: int
-    home: _Home
+    home: Home
 
     @classmethod
-    def of(cls, parameter: nn.Parameter, home: _Home) -> _Lent:
+    def of(cls, parameter: nn.Parameter, home: Home) -> _Lent:
         return cls(weakref.ref(parameter), parameter._version, parameter.data_ptr(), home)
 
     def is_still(self, parameter: nn.Parameter) -> bool:
         same = self.parameter() is parameter and self.version == parameter._version
         return same and self.address == parameter.data_ptr()
-
-
-class _Shelf:
-    """Reads the tensors of parts, one part ahead by a thread of its own, and keeps those that were edited.
-
-    Models that are copies of each other share one: nothing on it ever changes.
-
-    Args:
-        scratch: the folder in which one for edited tensors is made, which goes with the last model that reads from it.
-    """
-
-    def __init__(self, device: torch.device, scratch: Path | None) -> None:
-        self.device = device
-        _return_freed_memory()
-        try:
-            if scratch is not None:
-                scratch.mkdir(parents=True, exist_ok=True)
-            self.folder = Path(tempfile.mkdtemp(prefix="secateur-blocks-", dir=scratch))
-        except OSError as error:
-            raise OutputError(f"no folder for edited blocks in {scratch}: {error.strerror or error}") from error
-        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
-        self.bytes_read = 0
-        self._numbers = itertools.count()
-        self._reader: ThreadPoolExecutor | None = None
-        self._ahead: tuple[Sequence[_Home], Future[list[Tensor]]] | None = None
-
-    def __deepcopy__(self, memo: Any) -> _Shelf:
-        return self
-
-    def fetch(self, homes: Sequence[_Home]) -> list[Tensor]:
-        """Tensors on the device, in their dtypes."""
-        ahead, self._ahead = self._ahead, None
-        read = ahead[1].result() if ahead is not None and ahead[0] == homes else []
-        tensors = []
-        for home in homes:  # one by one, so that no two copies of a whole part are held
-            raw = read.pop(0) if read else self._read([home])[0]
-            tensors.append(raw.to(self.device, non_blocking=raw.is_pinned()).to(home.dtype))
-        return tensors
-
-    def read_ahead(self, homes: Sequence[_Home]) -> None:
-        """Begin to read what is likely to be fetched next, as it is in the files; nothing else is kept for it."""
-        if self._reader is None:
-            self._reader = ThreadPoolExecutor(1, thread_name_prefix="secateur-blocks")
-        self._ahead = homes, self._reader.submit(self._read, homes)
-
-    def put(self, tensors: Mapping[str, Tensor]) -> dict[str, _Home]:
-        """Keep tensors, in a file that is there whole or not at all.
-
-        Raises:
-            OutputError: there is no room.
-        """
-        here = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        file = self.folder / f"{next(self._numbers):06d}.safetensors"
-        partial = file.with_suffix(".partial")
-        try:
-            with closing(TensorFile(partial, here, digested=False)) as written:
-                for name, tensor in here.items():
-                    written.put(name, tensor)
-            partial.replace(file)
-        except OSError as error:
-            raise OutputError(
-                f"edited blocks cannot be kept in {self.folder.parent}: {error.strerror or error}; choose a folder on "
-                "a disk with room for the smaller model (--out; else TMPDIR), or load the model whole"
-            ) from error
-        found = {name: replace(written.stored(name, tensor), file=file) for name, tensor in here.items()}
-        held = _ScratchFile(file)
-        return {name: _Home(stored, stored.dtype, held) for name, stored in found.items()}
-
-    def _read(self, homes: Sequence[_Home]) -> list[Tensor]:
-        pinned = self.device.type == "cuda"
-        self.bytes_read += sum(home.stored.nbytes for home in homes)
-        with torch.cuda.device(self.device) if pinned else nullcontext():  # a thread begins on the first GPU
-            return [home.stored.read(pinned=pinned) for home in homes]
 
 
 class StreamedModel(Model):
@@ -180,12 +82,12 @@ class StreamedModel(Model):
         super().__init__(hf, tokenizer, source)
         self.openings: Counter[int | None] = Counter()
         self._device = torch.empty(0, device=device).device  # "cuda" with its number
-        self._shelf = _Shelf(self._device, scratch)
+        self._shelf = Shelf(self._device, scratch)
         self._entered: Counter[int | None] = Counter()  # how often each of those that are open
         self._lent: dict[int | None, list[_Lent]] = {}
         self._writable: set[int | None] = set()
         self._last: int | None = None
-        self._homes: dict[int | None, list[_Home]] = {
+        self._homes: dict[int | None, list[Home]] = {
             part: [_home(names, parameter, stored) for parameter, names in self._parameters(part)]
             for part in (None, *self.numbers)
         }
@@ -278,7 +180,7 @@ class StreamedModel(Model):
             homes |= self._shelf.put(changed) if changed else {}
             self._homes[part] = [homes[name] for name in present]
         self._fill(part, [torch.empty_like(parameter, device="meta") for parameter in present.values()])
-        _trim_heap()
+        trim_heap()
         if not same and not writable:
             what = "what lies outside the blocks" if part is None else f"block {part}"
             raise InvalidEditError(f"{what} was changed, but not opened for writing (`write=True`); the change is lost")
@@ -300,7 +202,7 @@ class StreamedModel(Model):
 class _StreamedOriginal(Original):
     """Of a streamed model: its weights come in while it is open, and go."""
 
-    def __init__(self, block: Block, homes: Sequence[_Home], shelf: _Shelf) -> None:
+    def __init__(self, block: Block, homes: Sequence[Home], shelf: Shelf) -> None:
         self.block, self._homes, self._shelf = block, homes, shelf
 
     @contextmanager
@@ -346,24 +248,8 @@ def _fill(slots: Sequence[_Slot], tensors: Sequence[Tensor]) -> None:
         owner._parameters[name] = new[id(owner._parameters[name])]
 
 
-def _return_freed_memory() -> None:
-    """Have the C library give the memory of tensors back to the system as they go, for the whole process.
-
-    glibc learns to keep ever larger ones (up to 32 MB) for itself, in pieces that the next block does not fit: a walk
-    over many blocks would then hold several times what is open. Other libraries do without.
-    """
-    with suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
-
-
-def _trim_heap() -> None:
-    """Have it give back smaller ones too, which it keeps between those that stay: megabytes with each block."""
-    with suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def _home(names: Sequence[str], parameter: Tensor, stored: Mapping[str, Stored]) -> _Home:
-    return _Home(next(stored[name] for name in names if name in stored), parameter.dtype)
+def _home(names: Sequence[str], parameter: Tensor, stored: Mapping[str, Stored]) -> Home:
+    return Home(next(stored[name] for name in names if name in stored), parameter.dtype)
 
 
 # --- from a checkpoint ---

@@ -133,11 +133,11 @@ def streams(stream: bool | None, device: str, model: Callable[[], Model]) -> boo
 
 def _hollow(config: Any, dtype: str, about: Description, source: Facts | None = None) -> Model:
     with explained(about):
-        stated = config.dtype
-        if stated is None and not about.on_hub:  # nothing is fetched for it
-            stated = floating_dtype(tensor for file in weight_files(about) for tensor in stored_in(file).values())
-        stated = stated or torch.float32
-        return hollow(copy.deepcopy(config), stated if dtype == "auto" else getattr(torch, dtype), source or {})
+        chosen = config.dtype if dtype == "auto" else getattr(torch, dtype)
+        if chosen is None:
+            files = [] if about.on_hub else weight_files(about)  # nothing is fetched for it
+            chosen = floating_dtype(tensor for file in files for tensor in stored_in(file).values())
+        return hollow(copy.deepcopy(config), chosen, source or {})
 
 
 def record_of(about: Description) -> Record | None:

@@ -55,23 +55,37 @@ def test_one_column_is_the_textbook_formula() -> None:
 @settings(PROPERTY)
 @given(
     size=st.integers(1, 4), groups=st.integers(2, 6), data=st.data(), error=st.sampled_from(ERRORS),
-    damping=st.sampled_from([0.0, 0.01, 1.0]), seed=st.integers(0, 99),
+    damping=st.sampled_from([0.0, 0.01, 1.0]), shrinkage=st.sampled_from([0.0, 0.3]), seed=st.integers(0, 99),
 )  # fmt: skip
 def test_a_sequence_of_removals_is_the_ridge_in_closed_form(
-    size: int, groups: int, data: st.DataObject, error: Any, damping: float, seed: int
+    size: int, groups: int, data: st.DataObject, error: Any, damping: float, shrinkage: float, seed: int
 ) -> None:
-    """W'_K = W (H + lambda I)[:, K] (H_KK + lambda I)^-1, a ridge towards the original weights."""
+    """W'_K = W (H + R)[:, K] (H_KK + R)^-1, a ridge towards the original weights."""
     schedule = data.draw(st.lists(st.integers(1, 2), min_size=1, max_size=3))
     schedule = schedule if sum(schedule) < groups else [1]
     x, weight, h = problem(size * groups, seed=seed)
-    kept = prune_groups(weight, h.clone(), size, schedule, error=error, damping=damping)
+    kept = prune_groups(weight, h.clone(), size, schedule, error=error, damping=damping, shrinkage=shrinkage)
     assert len(kept.index) == groups - sum(schedule)
     columns = columns_of(kept.index, size)
-    ridge = h + damping * h.diagonal().mean() * torch.eye(len(h))
+    shrunk = h + shrinkage * h.diagonal().diag()
+    ridge = shrunk + damping * shrunk.diagonal().mean() * torch.eye(len(h))
     closed = weight @ ridge[:, columns] @ torch.linalg.inv(ridge[columns][:, columns])
     assert torch.allclose(kept.weight, closed, atol=1e-8)
-    if not damping:
+    if not damping and not shrinkage:
         assert kept.error == pytest.approx(true_error(x, weight, kept.weight, columns), rel=1e-6)
+
+
+def test_shrinkage_loses_less_on_fresh_tokens_where_there_were_few() -> None:
+    """Two tokens to a column, and columns that have as much of their own as they share."""
+    generator = torch.Generator().manual_seed(0)
+    shared = torch.randn(9_000, 8, generator=generator) @ torch.randn(8, 64, generator=generator)
+    x = (shared / 8**0.5 + torch.randn(9_000, 64, generator=generator)) * torch.logspace(0, -1, 64)
+    weight, few = torch.randn(5, 64, generator=generator), x[:128]
+    errors = []
+    for shrinkage in (0.0, 64 / 128):
+        kept = prune_groups(weight, 2 * few.T @ few / 128, 1, [1] * 32, damping=0.001, shrinkage=shrinkage)
+        errors.append(true_error(x[128:], weight, kept.weight, kept.index))
+    assert errors[1] < 0.9 * errors[0]
 
 
 def anew(weight: Tensor, h: Tensor, schedule: list[int], damping: float) -> tuple[Tensor, Tensor]:

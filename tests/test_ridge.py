@@ -25,12 +25,15 @@ def problem(columns: int = 8, rows: int = 5, tokens: int = 300) -> tuple[Tensor,
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("damping", [0.0, 0.01, 3.0])
-def test_it_is_least_squares_on_the_tokens_and_on_the_damping(damping: float, share: float) -> None:
+@pytest.mark.parametrize(("damping", "shrinkage"), [(0.0, 0.0), (0.01, 0.0), (3.0, 0.0), (0.0, 0.3), (0.01, 2.0)])
+def test_it_is_least_squares_on_the_tokens_and_on_what_keeps_the_map(
+    damping: float, shrinkage: float, share: float
+) -> None:
     x, y, weight = problem()
     c, t = x.T @ x / len(x), y.T @ x / len(x)
-    fitted = refit(weight, c, KEPT, damping=damping, target=t, share=share)
-    pull = (damping * c.diagonal()[KEPT].mean()).sqrt() * torch.eye(len(KEPT), dtype=torch.float64)
+    fitted = refit(weight, c, KEPT, damping=damping, shrinkage=shrinkage, target=t, share=share)
+    moments = c.diagonal()[KEPT]
+    pull = torch.diag(shrinkage * moments + damping * (1 + shrinkage) * moments.mean()).sqrt()
     inputs = torch.cat([x[:, KEPT] / len(x) ** 0.5, pull])
     goal = share * y + (1 - share) * x @ weight.T
     wanted = torch.cat([goal / len(x) ** 0.5, pull @ weight[:, KEPT].T])
@@ -64,7 +67,8 @@ def test_a_singular_moment_gets_more_damping_and_says_so(caplog: pytest.LogCaptu
 
 @pytest.mark.parametrize(
     ("error", "wrong"),
-    [(InvalidOptionError, {"damping": -1.0}), (InvalidOptionError, {"share": 1.5}),
+    [(InvalidOptionError, {"damping": -1.0}), (InvalidOptionError, {"shrinkage": -1.0}),
+     (InvalidOptionError, {"share": 1.5}),
      (NumericalError, {"target": torch.full((5, 8), torch.nan)})],
 )  # fmt: skip
 def test_bad_input_is_refused(error: type[Exception], wrong: dict[str, Any]) -> None:

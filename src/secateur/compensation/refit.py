@@ -17,7 +17,15 @@ from secateur.engine.tokens import Tokens
 from secateur.engine.walk import Follower
 from secateur.model.handle import Model
 from secateur.run import Run
-from secateur.solvers.ridge import DAMPING, Damping, check_ridge, held_out_damping, refit_bytes
+from secateur.solvers.ridge import (
+    DAMPING,
+    Damping,
+    Shrinkage,
+    check_ridge,
+    held_out_damping,
+    refit_bytes,
+    shrinkage_for,
+)
 from secateur.solvers.ridge import refit as ridge
 from secateur.surgery.edits import Edit, KeepHeads, KeepNeurons
 
@@ -33,6 +41,7 @@ def refit(
     target: Target = "original",
     share: float = 1.0,
     damping: Damping = "auto",
+    shrinkage: Shrinkage = "auto",
 ) -> Iterator[Edit]:
     """Give each `KeepNeurons` and `KeepHeads` the output projection that makes up best for what goes, on the
     activations of the model as it is by then; also where the method compensates in its own way.
@@ -41,8 +50,13 @@ def refit(
         target: what the projection is to give, see `Visit.moments`.
         share: of that target, the rest being "original".
         damping: see `solvers.ridge`; auto: 0.01 for the target original, else what does best on tokens held out.
+        shrinkage: see `solvers.ridge`; auto: the projection's inputs by the calibration's tokens for the target
+            original, else none, since damping is chosen.
     """
-    check_ridge(damping, share)
+    check_ridge(damping, share, shrinkage)
+    if shrinkage == "auto" and target != "original":
+        shrinkage = 0.0
+    counted = float(tokens.weights.sum())
 
     def fitted(edit: KeepNeurons | KeepHeads) -> Tensor:
         heads = isinstance(edit, KeepHeads)
@@ -53,7 +67,8 @@ def refit(
             size = weight.shape[1] // (shape.kv_heads if heads else shape.width)
             columns = (torch.tensor(edit.index)[:, None] * size + torch.arange(size)).flatten()
             name = f"block {edit.block}, {role}"
-            return solved(run, weight, moments, columns, damping=damping, share=share, name=name)
+            shrunk = shrinkage_for(shrinkage, weight.shape[1], counted)
+            return solved(run, weight, moments, columns, damping=damping, shrinkage=shrunk, share=share, name=name)
 
     with closing(Follower(model, tokens, run, reference=target != "original")) as follower:
         for place, edit in enumerate(edits):
@@ -66,8 +81,9 @@ def refit(
 
 
 def solved(
-    run: Run, weight: Tensor, moments: Moments, kept: Tensor, *, damping: Damping, share: float = 1.0, name: str
-) -> Tensor:
+    run: Run, weight: Tensor, moments: Moments, kept: Tensor, *, damping: Damping, shrinkage: float = 0.0,
+    share: float = 1.0, name: str,
+) -> Tensor:  # fmt: skip
     """The ridge of a projection on the columns that stay, in its dtype; the forecast hears of what it holds."""
     scratch_bytes = refit_bytes(len(weight), len(kept), DTYPE)
     run.hold(scratch_bytes)
@@ -76,7 +92,9 @@ def solved(
         damping = held_out_damping(weight, halves, kept, share=share)
         run.log("%s: damping %g", name, damping)
     number = DAMPING if damping == "auto" else damping
-    new = ridge(weight, moments.inputs, kept, damping=number, target=moments.target, share=share, name=name)
+    new = ridge(
+        weight, moments.inputs, kept, damping=number, shrinkage=shrinkage, target=moments.target, share=share, name=name
+    )
     run.hold(-scratch_bytes)
     return new.to(weight.dtype)
 

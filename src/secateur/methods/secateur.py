@@ -24,7 +24,7 @@ from secateur.run import Run
 from secateur.solvers.allocation import Allocation, curve_allocation
 from secateur.solvers.allocation_search import search_allocation
 from secateur.solvers.obs import group_sizes, prune_bytes, prune_groups
-from secateur.solvers.ridge import check_ridge
+from secateur.solvers.ridge import Shrinkage, check_ridge, shrinkage_for
 from secateur.solvers.ridge import refit as ridge
 from secateur.solvers.scores import by_weights, maps_around, relative_sizes, top_neurons
 from secateur.surgery.edits import DropAttention, DropMLP, Edit, KeepHeads, KeepNeurons, keep
@@ -63,6 +63,7 @@ def secateur(
     target: Aim = "auto",
     share: float = 0.25,
     damping: float = 0.001,
+    shrinkage: Shrinkage = "auto",
     sequential: bool = True,
 ) -> Iterator[Edit]:
     """FFN neurons by optimal brain surgery, block by block on the model pruned so far; what stays is refitted.
@@ -81,9 +82,11 @@ def secateur(
             stream (what makes the residual stream the dense model's); auto: stream where that can be, else original.
         share: of such a target; the rest is original.
         damping: added to the second moments' diagonal, as a share of its mean.
+        shrinkage: added to each element of that diagonal, as a share of it, against what chance puts into the moments
+            of few tokens; auto: the neurons of a block by the tokens of the calibration.
         sequential: statistics of the model pruned so far; off (an ablation): of the dense model.
     """
-    check_ridge(damping, share)
+    check_ridge(damping, share, shrinkage)
     apart = sequential and compensate  # the pruned model's states and the dense one's differ, and it matters
     if target in ("dense", "stream") and not apart:
         raise InvalidOptionError(f"the target '{target}' differs from 'original' in a sequential refit only")
@@ -98,7 +101,8 @@ def secateur(
         kept = search_allocation(
             model, tokens, budget, run, start=kept, rounds=search_rounds, search_samples=search_samples, damping=damping
         )
-    solve = _Solve(run, score, compensate, aim, share, damping)
+    counted = float(tokens.weights.sum())
+    solve = _Solve(run, score, compensate, aim, share, damping, shrinkage, counted)
     late: list[Edit] = []
     for visit in walk(model, tokens, order="blocks", run=run, label="secateur", reference=aim != "original"):
         # Attention first; the FFN's statistics then see the pruned attention, and the next block the pruned block.
@@ -121,6 +125,8 @@ class _Solve:
     target: Target
     share: float
     damping: float
+    shrinkage: Shrinkage
+    tokens: float
 
     def edit(self, visit: Visit, half: Half, kept: Allocation) -> Edit | None:
         """What makes a half of the visited block as small as the allocation says; None where it stays as it is."""
@@ -145,11 +151,13 @@ class _Solve:
         tap: Hidden = "attention_hidden" if half == "attention" else "mlp_hidden"
         weight, name = visit.block.weight(f"{half}_out").detach(), f"block {visit.block.number}, {half}"
         moments = visit.moments(tap, self.target, torch.float32)
+        shrinkage = shrinkage_for(self.shrinkage, weight.shape[1], self.tokens)
 
         def fitted(index: Tensor) -> Tensor:
             return ridge(
-                weight, moments.inputs, index, damping=self.damping, target=moments.target, share=self.share, name=name
-            )
+                weight, moments.inputs, index, damping=self.damping, shrinkage=shrinkage, target=moments.target,
+                share=self.share, name=name,
+            )  # fmt: skip
 
         if half == "mlp" and self.score in ("activation", "ranges"):
             index = torch.tensor(self._highest(visit, moments.inputs, stay))
@@ -160,7 +168,7 @@ class _Solve:
         hessian = moments.inputs.mul_(2)  # in place: it is large, and nobody else's
         left = prune_groups(
             whole, hessian, weight.shape[1] // units, schedule, error="exact", damping=self.damping,
-            compensate=self.compensate, name=name,
+            shrinkage=shrinkage, compensate=self.compensate, name=name,
             factors=relative_sizes(maps_around(visit.block), "ranges") if ranged else None,
         )  # fmt: skip
         self.run.log("%s: %d stay, error %.6g", name, stay, left.error)

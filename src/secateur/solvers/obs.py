@@ -56,6 +56,7 @@ def prune_groups(
     *,
     error: GroupError = "grouped",
     damping: float = 0.01,
+    shrinkage: float = 0.0,
     compensate: bool = True,
     factors: Tensor | None = None,
     name: str = "a map",
@@ -72,6 +73,8 @@ def prune_groups(
         schedule: numbers of groups, one per iteration; [1, 1, ...] is Algorithm 1.
         error: how a group is judged, see `group_errors`; all the same for single columns.
         damping: share of the Hessian's mean diagonal added to its diagonal; ten times more where it is singular.
+        shrinkage: share of each diagonal element added to it before, which shrinks what inputs have in common: of few
+            tokens, chance makes up much of that.
         compensate: off is an ablation: what is kept stays as it was.
         factors: (groups,), by which the groups' losses are multiplied before the least of them go.
         name: for messages.
@@ -90,6 +93,7 @@ def prune_groups(
     dead = h.diagonal() == 0
     h.diagonal()[dead] = 1  # an input that is always 0: any weight will do, so take none
     w[:, dead] = 0
+    h.diagonal().mul_(1 + shrinkage)
     mean = float(h.diagonal().mean())
     h.diagonal().add_(damping * mean)
     alive, original = torch.arange(w.shape[1] // size, device=h.device), w

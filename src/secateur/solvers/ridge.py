@@ -16,6 +16,7 @@ _LITTLE_DAMPING, _MOST_DAMPING = -4, 3  # powers of ten that are tried
 DAMPING = 0.01  # where y is W x, which few tokens tell as well as many
 
 Damping = float | Literal["auto"]
+Shrinkage = float | Literal["auto"]
 
 
 @matmul_precision()
@@ -26,14 +27,15 @@ def refit(
     kept: Sequence[int] | Tensor,
     *,
     damping: float = 0.01,
+    shrinkage: float = 0.0,
     target: Tensor | None = None,
     share: float = 1.0,
     name: str = "a map",
 ) -> Tensor:
-    """The map W' on the kept inputs x_K that minimises E |y - W' x_K|^2 + lambda |W' - W_K|^2.
+    """The map W' on the kept inputs x_K that minimises E |y - W' x_K|^2 + |(W' - W_K) R^(1/2)|^2.
 
-    With C = E[x x^T] and T = E[y x^T] that is W' = (T_K + lambda W_K) (C_KK + lambda I)^-1. Where y = W x, T = W C; so
-    if nothing goes, W' is W to the last bit.
+    With C = E[x x^T], T = E[y x^T] and R = shrinkage diag(C_KK) + lambda I that is
+    W' = (T_K + W_K R) (C_KK + R)^-1. Where y = W x, T = W C; so if nothing goes, W' is W to the last bit.
 
     Args:
         weight: W, (rows, columns).
@@ -41,6 +43,7 @@ def refit(
             `target` is the same multiple of T.
         kept: numbers of the kept columns, (kept,).
         damping: lambda as a share of the mean of C_KK's diagonal; ten times more where C_KK is singular.
+        shrinkage: how little change counts for inputs with much variance beside change for others.
         target: T, (rows, columns); None: y = W x.
         share: of `target` in y, the rest being W x.
         name: for messages.
@@ -52,7 +55,7 @@ def refit(
         InvalidOptionError: a damping or share out of its range.
         NumericalError: NaN or Inf in the statistics, or a moment that no damping makes positive definite.
     """
-    check_ridge(damping, share)
+    check_ridge(damping, share, shrinkage)
     index = torch.as_tensor(kept, dtype=torch.long)
     if moment.is_meta:  # of a rehearsal
         return moment.new_empty(len(weight), len(index))
@@ -61,11 +64,13 @@ def refit(
     index, w = index.to(moment.device), weight.to(moment)
     stays = torch.zeros(w.shape[1], dtype=torch.bool, device=w.device)
     stays[index] = True
-    # (W' - W_K) (C_KK + lambda I) = T_K - W_K C_KK, which is W_R C_RK of the columns R that go where T = W C
+    # (W' - W_K) (C_KK + R) = T_K - W_K C_KK, which is W_R C_RK of the columns R that go where T = W C
     missing = w[:, ~stays] @ moment[~stays][:, index]
     if target is not None and share:
         missing = missing + share * (target.to(moment)[:, index] - w @ moment[:, index])
-    factor, _ = damped(moment[index[:, None], index], damping, name, cholesky)
+    left = moment[index[:, None], index]
+    left.diagonal().mul_(1 + shrinkage)
+    factor, _ = damped(left, damping, name, cholesky)
     fitted = w[:, index] + torch.cholesky_solve(missing.T, factor).T
     if not torch.isfinite(fitted).all():
         raise NumericalError(f"{name}: the fitted weight has NaN or Inf; give more damping or other data")
@@ -105,13 +110,20 @@ def held_out_damping(
     return best
 
 
-def check_ridge(damping: float | str, share: float = 1.0) -> None:
+def shrinkage_for(shrinkage: Shrinkage, inputs: int, tokens: float) -> float:
+    """auto: inputs per token, by about which chance moves the moments of inputs that have nothing in common."""
+    return inputs / tokens if shrinkage == "auto" else shrinkage
+
+
+def check_ridge(damping: float | str, share: float = 1.0, shrinkage: float | str = 0.0) -> None:
     """
     Raises:
         InvalidOptionError: out of range.
     """
     if damping != "auto" and not 0 <= float(damping) < float("inf"):
         raise InvalidOptionError(f"damping is a share of the moment's mean diagonal, 0 or more, not {damping}")
+    if shrinkage != "auto" and not 0 <= float(shrinkage) < float("inf"):
+        raise InvalidOptionError(f"shrinkage is a share of each input's second moment, 0 or more, not {shrinkage}")
     if not 0 <= share <= 1:
         raise InvalidOptionError(f"the target's share lies between 0 and 1, not {share}")
 

@@ -50,8 +50,8 @@ def refit(
         target: what the projection is to give, see `Visit.moments`.
         share: of that target, the rest being "original".
         damping: see `solvers.ridge`; auto: 0.01 for the target original, else what does best on tokens held out.
-        shrinkage: see `solvers.ridge`; auto: the projection's inputs by the calibration's tokens for the target
-            original, else none, since damping is chosen.
+        shrinkage: see `solvers.ridge`; auto: three times the projection's inputs by the calibration's tokens for the
+            target original, else none, since damping is chosen.
     """
     check_ridge(damping, share, shrinkage)
     if shrinkage == "auto" and target != "original":

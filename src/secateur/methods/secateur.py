@@ -83,7 +83,7 @@ def secateur(
         share: of such a target; the rest is original.
         damping: added to the second moments' diagonal, as a share of its mean.
         shrinkage: added to each element of that diagonal, as a share of it, against what chance puts into the moments
-            of few tokens; auto: the neurons of a block by the tokens of the calibration.
+            of few tokens; auto: three times the projection's inputs by the calibration's tokens.
         sequential: statistics of the model pruned so far; off (an ablation): of the dense model.
     """
     check_ridge(damping, share, shrinkage)

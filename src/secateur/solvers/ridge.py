@@ -13,6 +13,7 @@ from secateur.errors import InvalidOptionError, NumericalError
 from secateur.solvers.obs import cholesky, damped
 
 _LITTLE_DAMPING, _MOST_DAMPING = -4, 3  # powers of ten that are tried
+_SHRINKAGE = 3.0  # found on development text (docs/notebook.md); above 1, since tokens of a text are not independent
 DAMPING = 0.01  # where y is W x, which few tokens tell as well as many
 
 Damping = float | Literal["auto"]
@@ -111,8 +112,8 @@ def held_out_damping(
 
 
 def shrinkage_for(shrinkage: Shrinkage, inputs: int, tokens: float) -> float:
-    """auto: inputs per token, by about which chance moves the moments of inputs that have nothing in common."""
-    return inputs / tokens if shrinkage == "auto" else shrinkage
+    """auto: a multiple of the inputs per token, as what chance puts into the moments of inputs grows with these."""
+    return _SHRINKAGE * inputs / tokens if shrinkage == "auto" else shrinkage
 
 
 def check_ridge(damping: float | str, share: float = 1.0, shrinkage: float | str = 0.0) -> None:

@@ -44,7 +44,8 @@ def refit(
             `target` is the same multiple of T.
         kept: numbers of the kept columns, (kept,).
         damping: lambda as a share of the mean of C_KK's diagonal; ten times more where C_KK is singular.
-        shrinkage: how little change counts for inputs with much variance beside change for others.
+        shrinkage: share of each input's second moment added to it, against what chance puts into the moments of few
+            tokens.
         target: T, (rows, columns); None: y = W x.
         share: of `target` in y, the rest being W x.
         name: for messages.

@@ -13,7 +13,7 @@ from secateur.errors import InvalidOptionError, NumericalError
 from secateur.solvers.obs import cholesky, damped
 
 _LITTLE_DAMPING, _MOST_DAMPING = -4, 3  # powers of ten that are tried
-_SHRINKAGE = 3.0  # found on development text (docs/notebook.md); above 1, since tokens of a text are not independent
+_SHRINKAGE = 3.0  # found on development text, where 1 was too little (docs/notebook.md)
 DAMPING = 0.01  # where y is W x, which few tokens tell as well as many
 
 Damping = float | Literal["auto"]
@@ -35,7 +35,7 @@ def refit(
 ) -> Tensor:
     """The map W' on the kept inputs x_K that minimises E |y - W' x_K|^2 + |(W' - W_K) R^(1/2)|^2.
 
-    With C = E[x x^T], T = E[y x^T] and R = shrinkage diag(C_KK) + lambda I that is
+    With C = E[x x^T], T = E[y x^T] and R = shrinkage diag(C_KK) + lambda I, that is
     W' = (T_K + W_K R) (C_KK + R)^-1. Where y = W x, T = W C; so if nothing goes, W' is W to the last bit.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from typing import Any
 
@@ -11,6 +12,7 @@ from models import FAMILY_NAMES, REBASABLE, logits, tiny, tiny_closed, tiny_toke
 from oracles import Watcher, activations, edited, lopsided, standing, weighted
 from torch import Tensor, nn
 
+from secateur.engine import processor
 from secateur.engine.tokens import Tokens
 from secateur.engine.walk import Visit, walk
 from secateur.errors import InvalidEditError, SecateurError
@@ -288,3 +290,17 @@ def test_an_exception_in_the_models_forward_puts_the_blocks_back() -> None:
     with pytest.raises(IndexError):
         next(stream).observe()
     assert model.blocks is blocks
+
+
+@pytest.mark.parametrize(("times", "warned"), [(5.0, True), (0.6, False)])
+def test_a_processor_that_is_slow_in_the_models_dtype_is_told_of_once(
+    times: float, warned: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(processor, "_LARGE", 0)
+    monkeypatch.setattr(processor, "_seconds", {torch.float32: 1.0, torch.bfloat16: times}.__getitem__)
+    monkeypatch.setattr(processor, "_warn_if_slow", functools.cache(processor._warn_if_slow.__wrapped__))
+    for dtype in (torch.float32, torch.bfloat16, torch.bfloat16):
+        model = tiny("llama")
+        model.hf.to(dtype)
+        collect(model, tiny_tokens(model, 1, 5))
+    assert ["5 times as long in bfloat16" in line for line in caplog.messages] == [True] * warned

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.engine.processor import warn_if_slow
 from secateur.engine.spill import Room
 from secateur.model.handle import Model
 
@@ -80,6 +81,7 @@ class BlockInputs:
     """
 
     def __init__(self, model: Model) -> None:
+        warn_if_slow(model)
         self._model = model
         self._arguments: dict[tuple[int, int], dict[int, Arguments]] = {}  # by shape and block number
 

@@ -23,7 +23,7 @@ from secateur.engine.walk import Follower
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.run import Run
-from secateur.solvers.ridge import Damping, check_ridge
+from secateur.solvers.ridge import FloatOrAuto, check_ridge
 from secateur.surgery.edits import DropAttention, DropBlock, DropMLP, Edit, SetWeight
 
 _TAPS: dict[str, Hidden] = {"attention_out": "attention_hidden", "mlp_out": "mlp_hidden"}
@@ -72,7 +72,9 @@ def folds(before: Layout, after: Layout, *, parallel: bool) -> dict[Module, int]
     }
 
 
-def fold(model: Model, tokens: Tokens, run: Run, edits: Iterator[Edit], *, damping: Damping = "auto") -> Iterator[Edit]:
+def fold(
+    model: Model, tokens: Tokens, run: Run, edits: Iterator[Edit], *, damping: FloatOrAuto = "auto"
+) -> Iterator[Edit]:
     """After the last edit, refit the output projections before removed modules: with the rest of the model as it is
     then, the stream that the next module reads is to be the one that it read before the first removal.
 
@@ -111,7 +113,7 @@ def fold(model: Model, tokens: Tokens, run: Run, edits: Iterator[Edit], *, dampi
             reference.close()
 
 
-def _fitted(run: Run, follower: Follower, module: Module, end: int, damping: Damping) -> Tensor:
+def _fitted(run: Run, follower: Follower, module: Module, end: int, damping: FloatOrAuto) -> Tensor:
     with follower.visit(module.block) as visit:
         weight = visit.block.weight(module.role).detach()
         moments = visit.moments(_TAPS[module.role], "stream", DTYPE, until=end, halves=damping == "auto")

@@ -19,8 +19,7 @@ from secateur.model.handle import Model
 from secateur.run import Run
 from secateur.solvers.ridge import (
     DAMPING,
-    Damping,
-    Shrinkage,
+    FloatOrAuto,
     check_ridge,
     held_out_damping,
     refit_bytes,
@@ -40,8 +39,8 @@ def refit(
     *,
     target: Target = "original",
     share: float = 1.0,
-    damping: Damping = "auto",
-    shrinkage: Shrinkage = "auto",
+    damping: FloatOrAuto = "auto",
+    shrinkage: FloatOrAuto = "auto",
 ) -> Iterator[Edit]:
     """Give each `KeepNeurons` and `KeepHeads` the output projection that makes up best for what goes, on the
     activations of the model as it is by then; also where the method compensates in its own way.
@@ -81,7 +80,7 @@ def refit(
 
 
 def solved(
-    run: Run, weight: Tensor, moments: Moments, kept: Tensor, *, damping: Damping, shrinkage: float = 0.0,
+    run: Run, weight: Tensor, moments: Moments, kept: Tensor, *, damping: FloatOrAuto, shrinkage: float = 0.0,
     share: float = 1.0, name: str,
 ) -> Tensor:  # fmt: skip
     """The ridge of a projection on the columns that stay, in its dtype; the forecast hears of what it holds."""

@@ -24,7 +24,7 @@ from secateur.run import Run
 from secateur.solvers.allocation import Allocation, curve_allocation
 from secateur.solvers.allocation_search import search_allocation
 from secateur.solvers.obs import group_sizes, prune_bytes, prune_groups
-from secateur.solvers.ridge import Shrinkage, check_ridge, shrinkage_for
+from secateur.solvers.ridge import FloatOrAuto, check_ridge, shrinkage_for
 from secateur.solvers.ridge import refit as ridge
 from secateur.solvers.scores import by_weights, maps_around, relative_sizes, top_neurons
 from secateur.surgery.edits import DropAttention, DropMLP, Edit, KeepHeads, KeepNeurons, keep
@@ -63,7 +63,7 @@ def secateur(
     target: Aim = "auto",
     share: float = 0.25,
     damping: float = 0.001,
-    shrinkage: Shrinkage = "auto",
+    shrinkage: FloatOrAuto = "auto",
     sequential: bool = True,
 ) -> Iterator[Edit]:
     """FFN neurons by optimal brain surgery, block by block on the model pruned so far; what stays is refitted.
@@ -125,7 +125,7 @@ class _Solve:
     target: Target
     share: float
     damping: float
-    shrinkage: Shrinkage
+    shrinkage: FloatOrAuto
     tokens: float
 
     def edit(self, visit: Visit, half: Half, kept: Allocation) -> Edit | None:

@@ -16,8 +16,7 @@ _LITTLE_DAMPING, _MOST_DAMPING = -4, 3  # powers of ten that are tried
 _SHRINKAGE = 3.0  # found on development text, where 1 was too little (docs/notebook.md)
 DAMPING = 0.01  # where y is W x, which few tokens tell as well as many
 
-Damping = float | Literal["auto"]
-Shrinkage = float | Literal["auto"]
+FloatOrAuto = float | Literal["auto"]
 
 
 @matmul_precision()
@@ -112,7 +111,7 @@ def held_out_damping(
     return best
 
 
-def shrinkage_for(shrinkage: Shrinkage, inputs: int, tokens: float) -> float:
+def shrinkage_for(shrinkage: FloatOrAuto, inputs: int, tokens: float) -> float:
     """auto: a multiple of the inputs per token, as what chance puts into the moments of inputs grows with these."""
     return _SHRINKAGE * inputs / tokens if shrinkage == "auto" else shrinkage
 

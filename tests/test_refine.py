@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from models import FAMILY_NAMES, tiny, tiny_closed, tiny_hf, tiny_tokens
-from oracles import edited, mean_kl, standing, weighted
+from oracles import Watcher, edited, mean_kl, standing, weighted
 
 from secateur.cli.options import CompensationOptions
 from secateur.compensation import drawing, get_filter
@@ -136,7 +136,10 @@ def test_what_is_drawn_is_the_models_own_text(family: str, monkeypatch: pytest.M
     allowed[[7, 9, 11]] = 0.0
     model.hf.get_output_embeddings().register_forward_hook(lambda module, inputs, output: output * 0 + allowed)
     settings, state = model.hf.generation_config, torch.random.get_rng_state()
-    once, again = (drawing.with_drawn(model, tokens, Run(), 2) for _ in range(2))
+    run = Run(observer=(watcher := Watcher()))
+    once, again = drawing.with_drawn(model, tokens, run, 2), drawing.with_drawn(model, tokens, Run(), 2)
+    assert [done for _, _, done in watcher.shown] == [total for _, total, _ in watcher.shown] == [4 * 12] * 2
+    assert run.meter.head_tokens == 2 * 4 * 12
     assert torch.equal(once.ids[:4], tokens.ids)
     for begin, end in ((0, 3), (5, 8), (10, 12)):
         assert torch.equal(once.ids[4:8, begin:end], tokens.ids[:, begin:end])

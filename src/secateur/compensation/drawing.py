@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from secateur.engine.tokens import Tokens
 from secateur.errors import InvalidOptionError
@@ -12,7 +15,7 @@ from secateur.hf import own_randomness, quiet_transformers
 from secateur.judge.generation import own_settings_aside
 from secateur.judge.inference import kv_bytes
 from secateur.model.handle import Model
-from secateur.run import Advance, Run
+from secateur.run import Run
 
 PROMPT = 16  # tokens of a piece of a window that a drawn one begins with; what follows is the model's own
 PIECE = 512  # tokens, at most: a longer text would be slow to draw, as each token looks at all before it
@@ -49,22 +52,32 @@ def _round(model: Model, tokens: Tokens, run: Run, number: int) -> Tensor:
     pieces = tokens.ids[:, :whole].reshape(-1, size), tokens.ids[:, whole:]
     rows = min(len(pieces[0]), max(1, _CACHE_BYTES // max(1, each)))
 
+    def count(forwarded: int) -> None:
+        run.meter.block_tokens += forwarded * len(model.numbers)
+        run.meter.asked_tokens += forwarded * len(model.numbers)
+        run.meter.head_tokens += forwarded
+
     def draw() -> Tensor:
-        run.meter.block_tokens += tokens.ids.numel() * len(model.numbers)
-        run.meter.asked_tokens += tokens.ids.numel() * len(model.numbers)
-        run.meter.head_tokens += tokens.ids.numel()
         if run.rehearses:
+            count(tokens.ids.numel())
             return torch.zeros_like(tokens.ids)
         seed = run.rng("drawn", number).initial_seed() % 2**32
-        with run.progress(f"text drawn, {number + 1}", sum(map(len, pieces))) as advance, own_randomness(seed):
-            parts = [_drawn(model, some, rows, advance) for some in pieces]
+        with run.progress(f"text drawn, {number + 1}", tokens.ids.numel()) as advance, own_randomness(seed):
+
+            def done(forwarded: int) -> None:
+                count(forwarded)
+                advance(forwarded)
+
+            parts = [_drawn(model, some, rows, done) for some in pieces]
         return torch.cat([part.reshape(tokens.samples, -1) for part in parts], dim=1)
 
     return run.step(f"text drawn {number}", draw, scratch_bytes=rows * each)
 
 
-def _drawn(model: Model, pieces: Tensor, rows: int, advance: Advance) -> Tensor:
-    """Pieces (pieces, length) of which all but the prompt is drawn, `rows` at a time; on the CPU."""
+def _drawn(model: Model, pieces: Tensor, rows: int, done: Callable[[int], None]) -> Tensor:
+    """Pieces (pieces, length) of which all but the prompt is drawn, `rows` at a time; on the CPU. `done` is called with
+    each few tokens that went through the model."""
+    done(pieces[:, :PROMPT].numel())
     if pieces.shape[1] <= PROMPT:
         return pieces
     ends = model.hf.generation_config.eos_token_id
@@ -72,12 +85,24 @@ def _drawn(model: Model, pieces: Tensor, rows: int, advance: Advance) -> Tensor:
         max_new_tokens=pieces.shape[1] - PROMPT, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, pad_token_id=0,
         suppress_tokens=[ends] if isinstance(ends, int) else ends,
     )  # fmt: skip
-    drawn = []
+    drawn, watched = [], StoppingCriteriaList([_Watched(done)])
     with torch.inference_mode(), quiet_transformers(), own_settings_aside(model):
         for some in pieces.split(rows):
             prompts = some[:, :PROMPT].to(model.device)
             mask = torch.ones_like(prompts)
-            output = model.hf.generate(input_ids=prompts, attention_mask=mask, generation_config=settings)
+            output = model.hf.generate(
+                input_ids=prompts, attention_mask=mask, generation_config=settings, stopping_criteria=watched
+            )
             drawn.append(torch.as_tensor(output).cpu())
-            advance(len(some))
     return torch.cat(drawn)
+
+
+class _Watched(StoppingCriteria):
+    """Stops nothing: it is where transformers lets one look on, after each token of a batch."""
+
+    def __init__(self, done: Callable[[int], None]) -> None:
+        self._done = done
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        self._done(len(input_ids))
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)

@@ -28,6 +28,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from secateur.forecast import Forwards
 from secateur.judge.statistics import mean_and_sd
 from secateur.methods import Method, get_method, methods
+from secateur.methods.registry import earlier
 from secateur.model.handle import Model
 from secateur.pruning import Request, plan
 from secateur.report.ablation import NAME as ABLATION_TABLE
@@ -133,7 +134,7 @@ def settings(method: Method, cells: Iterable[CellResult]) -> str:
             windows += f" (by default {method.samples:,} of {method.length:,})"
         own = [
             f"`{name}={value}`"
-            for name, value in cell.options.items()
+            for name, value in (earlier(method.name) | cell.options).items()
             if name in method.options and value != method.options[name].default
         ]
         told.append(f"Calibrated on {windows}; {', '.join(own) or 'all options at their defaults'}.")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from secateur.errors import InvalidOptionError, NumericalError
-from secateur.solvers.ridge import held_out_damping, refit
+from secateur.solvers.ridge import held_out_damping, ridge
 
 KEPT = [0, 2, 3, 6]
 
@@ -31,7 +31,7 @@ def test_it_is_least_squares_on_the_tokens_and_on_what_keeps_the_map(
 ) -> None:
     x, y, weight = problem()
     c, t = x.T @ x / len(x), y.T @ x / len(x)
-    fitted = refit(weight, c, KEPT, damping=damping, shrinkage=shrinkage, target=t, share=share)
+    fitted = ridge(weight, c, KEPT, damping=damping, shrinkage=shrinkage, target=t, share=share)
     moments = c.diagonal()[KEPT]
     pull = torch.diag(shrinkage * moments + damping * (1 + shrinkage) * moments.mean()).sqrt()
     inputs = torch.cat([x[:, KEPT] / len(x) ** 0.5, pull])
@@ -44,25 +44,25 @@ def test_it_is_least_squares_on_the_tokens_and_on_what_keeps_the_map(
 def test_where_nothing_goes_the_map_stays_to_the_last_bit(dtype: torch.dtype) -> None:
     x, _, weight = problem()
     weight = weight.to(dtype)
-    assert torch.equal(refit(weight, (x.T @ x).to(dtype), range(8)), weight)
+    assert torch.equal(ridge(weight, (x.T @ x).to(dtype), range(8)), weight)
 
 
 def test_much_damping_leaves_the_original_and_float32_is_close_to_float64() -> None:
     x, _, weight = problem()
     c = x.T @ x / len(x)
-    assert torch.allclose(refit(weight, c, KEPT, damping=1e12), weight[:, KEPT])
-    single = refit(weight, c.float(), KEPT)
+    assert torch.allclose(ridge(weight, c, KEPT, damping=1e12), weight[:, KEPT])
+    single = ridge(weight, c.float(), KEPT)
     assert single.dtype == torch.float32
-    assert torch.allclose(single.double(), refit(weight, c, KEPT), atol=1e-4)
+    assert torch.allclose(single.double(), ridge(weight, c, KEPT), atol=1e-4)
 
 
 def test_a_singular_moment_gets_more_damping_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     x, _, weight = problem(tokens=3)
     with caplog.at_level(logging.WARNING):
-        fitted = refit(weight, x.T @ x, range(5), damping=0, name="block 7")
+        fitted = ridge(weight, x.T @ x, range(5), damping=0, name="block 7")
     assert torch.allclose(x[:, :5] @ fitted.T, x @ weight.T, rtol=1e-3)  # three tokens are met by five weights
     assert "block 7" in caplog.text
-    assert torch.equal(refit(weight, torch.zeros(8, 8), KEPT), weight[:, KEPT].float())
+    assert torch.equal(ridge(weight, torch.zeros(8, 8), KEPT), weight[:, KEPT].float())
 
 
 @pytest.mark.parametrize(
@@ -74,13 +74,13 @@ def test_a_singular_moment_gets_more_damping_and_says_so(caplog: pytest.LogCaptu
 def test_bad_input_is_refused(error: type[Exception], wrong: dict[str, Any]) -> None:
     x, _, weight = problem()
     with pytest.raises(error):
-        refit(weight, x.T @ x, KEPT, **wrong)
+        ridge(weight, x.T @ x, KEPT, **wrong)
 
 
 def test_a_moment_that_is_no_moment_is_refused() -> None:
     _, _, weight = problem()
     with pytest.raises(NumericalError, match="block 7"):
-        refit(weight, -torch.eye(8, dtype=torch.float64), KEPT, damping=0, name="block 7")
+        ridge(weight, -torch.eye(8, dtype=torch.float64), KEPT, damping=0, name="block 7")
 
 
 def test_the_damping_that_does_best_on_tokens_held_out_shrinks_with_their_number() -> None:
@@ -92,7 +92,7 @@ def test_the_damping_that_does_best_on_tokens_held_out_shrinks_with_their_number
         chosen.append(held_out_damping(weight, halves, KEPT))
         c, t = x.T @ x / len(x), y.T @ x / len(x)
         errors = [
-            float((goal - fresh[:, KEPT] @ refit(weight, c, KEPT, damping=damping, target=t).T).square().mean())
+            float((goal - fresh[:, KEPT] @ ridge(weight, c, KEPT, damping=damping, target=t).T).square().mean())
             for damping in (chosen[-1], 1e-4, 1e3)
         ]
         wins.append(errors[0] <= 1.05 * min(errors))

@@ -271,6 +271,15 @@ class Run:
     def hold(self, size_bytes: float) -> None:
         """So much more is held from now on, beside what the engines hold; for the forecast."""
 
+    @contextmanager
+    def holding(self, size_bytes: float) -> Iterator[None]:
+        """So much more is held for the time of the context."""
+        self.hold(size_bytes)
+        try:
+            yield
+        finally:
+            self.hold(-size_bytes)
+
     def expect(self, meter: Meter, *, head: float) -> None:
         """Foretell the whole run's work, so that progress counts all stages to come and not only the current one.
 
@@ -350,15 +359,6 @@ class Rehearsal(Run):
         """So much more is held from now on, or less where it is negative."""
         self.root.held_bytes += size_bytes
         self.root.peak_bytes = max(self.root.peak_bytes, self.root.held_bytes)
-
-    @contextmanager
-    def holding(self, size_bytes: float) -> Iterator[None]:
-        """So much more is held for the time of the context."""
-        self.hold(size_bytes)
-        try:
-            yield
-        finally:
-            self.hold(-size_bytes)
 
     @property
     def made_up(self) -> bool:

@@ -297,7 +297,8 @@ class CompensationOptions:
     refine_text: Annotated[
         str | None,
         typer.Option(
-            help="--refine: after the first pass, text `drawn` from the dense model, or the `calibration` again.",
+            help="--refine: beyond one pass, text `drawn` from the dense model, mixed with the calibration's, or the "
+            "`calibration` again.",
             show_default="drawn",
         ),
     ] = None

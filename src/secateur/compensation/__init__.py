@@ -43,10 +43,10 @@ def refits(method: Method, family: Family) -> list[Filter]:
     whole ones, in families whose blocks add what a projection gives to the stream as it is. Empty where it does
     neither, or refits by itself.
     """
-    if _fits_itself(method):
+    if method.refits:
         return []
-    folds = folding(method) and not family.post_norms
-    return [get_filter(each.name) for each, wanted in zip(REFITS, (narrows(method), folds), strict=True) if wanted]
+    wanted = (narrows(method), removes_modules(method) and not family.post_norms)
+    return [get_filter(each.name) for each, fits in zip(REFITS, wanted, strict=True) if fits]
 
 
 def require_refits(method: Method, family: Family) -> list[Filter]:
@@ -56,24 +56,19 @@ def require_refits(method: Method, family: Family) -> list[Filter]:
     """
     if not (chosen := refits(method, family)):
         why = "it narrows no module"
-        if _fits_itself(method):
+        if method.refits:
             why = "what it leaves is fitted already"
-        elif family.post_norms and folding(method):
+        elif family.post_norms and removes_modules(method):
             why = f"{family.model_type} puts a norm behind each module"
         raise InvalidOptionError(f"{method.name} has nothing to refit: {why}")
     return chosen
 
 
 def narrows(method: Method) -> bool:
-    """Whether what it does later may depend on a refit of what it did before."""
+    """Whether it narrows modules: their refit is what it then sees of the model."""
     return bool({KeepNeurons, KeepHeads} & set(method.edits))
 
 
-def folding(method: Method) -> bool:
+def removes_modules(method: Method) -> bool:
     """Whether it removes whole modules, behind which what stays can be folded."""
     return bool({DropAttention, DropMLP, DropBlock} & set(method.edits))
-
-
-def _fits_itself(method: Method) -> bool:
-    """Whether what it leaves is fitted to a target of its own, which a refit behind it would undo."""
-    return "target" in method.options

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from secateur.compensation.refit import DTYPE, solved
+from secateur.compensation.refit import DTYPE, projection
 from secateur.driver import Filter
 from secateur.engine.reference import Reference
 from secateur.engine.stream import Hidden
@@ -118,7 +118,7 @@ def _fitted(run: Run, follower: Follower, module: Module, end: int, damping: Flo
         weight = visit.block.weight(module.role).detach()
         moments = visit.moments(_TAPS[module.role], "stream", DTYPE, until=end, halves=damping == "auto")
         name = f"block {module.block}, {module.role}"
-        return solved(run, weight, moments, torch.arange(weight.shape[1]), damping=damping, name=name)
+        return projection(run, weight, moments, torch.arange(weight.shape[1]), damping=damping, name=name)
 
 
 FOLD = Filter("fold", (SetWeight,), fold)

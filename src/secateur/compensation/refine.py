@@ -35,8 +35,9 @@ def refine(
         passes: how many windows in all are trained on, as a multiple of the calibration's; a fraction is fine.
         rate: the learning rate at its peak, as a share of each weight matrix's root mean square: how far a step moves
             a weight. So it need not shrink as models grow.
-        text: what comes after the first pass: "drawn", new windows that the dense model writes, or "calibration", the
-            same ones again, which are soon learned by heart.
+        text: what more than one pass is over: "drawn", the calibration's windows and as many new ones per further pass,
+            which the dense model writes, all mixed; or "calibration", the same ones again, which are soon learned by
+            heart.
 
     Raises:
         InvalidOptionError: a value out of its range; a model in float16; a method that changes the residual stream's

@@ -17,15 +17,16 @@ from secateur.engine.tokens import Tokens
 from secateur.engine.walk import Follower
 from secateur.model.handle import Model
 from secateur.run import Run
+from secateur.solvers.obs import columns_of
 from secateur.solvers.ridge import (
     DAMPING,
     FloatOrAuto,
     check_ridge,
     held_out_damping,
-    refit_bytes,
+    ridge,
+    ridge_bytes,
     shrinkage_for,
 )
-from secateur.solvers.ridge import refit as ridge
 from secateur.surgery.edits import Edit, KeepHeads, KeepNeurons
 
 DTYPE = torch.float32  # of the moments and the solution; the one in which SlimGPT looks, too
@@ -64,10 +65,10 @@ def refit(
             weight, shape = visit.block.weight(role).detach(), visit.block.shape
             moments = visit.moments(cast(Hidden, tap), target, DTYPE, halves=damping == "auto")
             size = weight.shape[1] // (shape.kv_heads if heads else shape.width)
-            columns = (torch.tensor(edit.index)[:, None] * size + torch.arange(size)).flatten()
+            columns = columns_of(torch.tensor(edit.index), size)
             name = f"block {edit.block}, {role}"
             shrunk = shrinkage_for(shrinkage, weight.shape[1], counted)
-            return solved(run, weight, moments, columns, damping=damping, shrinkage=shrunk, share=share, name=name)
+            return projection(run, weight, moments, columns, damping=damping, shrinkage=shrunk, share=share, name=name)
 
     with closing(Follower(model, tokens, run, reference=target != "original")) as follower:
         for place, edit in enumerate(edits):
@@ -79,22 +80,21 @@ def refit(
                 follower.close()  # its states are not held while the method goes on in another way
 
 
-def solved(
+def projection(
     run: Run, weight: Tensor, moments: Moments, kept: Tensor, *, damping: FloatOrAuto, shrinkage: float = 0.0,
     share: float = 1.0, name: str,
 ) -> Tensor:  # fmt: skip
     """The ridge of a projection on the columns that stay, in its dtype; the forecast hears of what it holds."""
-    scratch_bytes = refit_bytes(len(weight), len(kept), DTYPE)
-    run.hold(scratch_bytes)
-    if damping == "auto" and moments.halves:
-        halves = [(half.inputs, half.target) for half in moments.halves if half.target is not None]
-        damping = held_out_damping(weight, halves, kept, share=share)
-        run.log("%s: damping %g", name, damping)
-    number = DAMPING if damping == "auto" else damping
-    new = ridge(
-        weight, moments.inputs, kept, damping=number, shrinkage=shrinkage, target=moments.target, share=share, name=name
-    )
-    run.hold(-scratch_bytes)
+    with run.holding(ridge_bytes(len(weight), len(kept), DTYPE)):
+        if damping == "auto" and moments.halves:
+            halves = [(half.inputs, half.target) for half in moments.halves if half.target is not None]
+            damping = held_out_damping(weight, halves, kept, shrinkage=shrinkage, share=share)
+            run.log("%s: damping %g", name, damping)
+        number = DAMPING if damping == "auto" else damping
+        new = ridge(
+            weight, moments.inputs, kept, damping=number, shrinkage=shrinkage, target=moments.target, share=share,
+            name=name,
+        )  # fmt: skip
     return new.to(weight.dtype)
 
 

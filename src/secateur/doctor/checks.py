@@ -26,7 +26,7 @@ from secateur.model.handle import Model
 from secateur.model.load import load
 from secateur.model.tiny import BLOCKS, tiny
 from secateur.run import Run
-from secateur.solvers.ridge import refit
+from secateur.solvers.ridge import ridge
 from secateur.surgery.apply import predict
 from secateur.surgery.edits import (
     DropAttention,
@@ -117,9 +117,9 @@ def statistics_are_precise(case: Case) -> Iterator[Pair]:
     weight = torch.randn(32, 64, generator=torch.Generator().manual_seed(1))
     with matmul_precision("medium"):
         moment.add(x, weights)
-        fitted = refit(weight, moment.mean, range(40))
+        fitted = ridge(weight, moment.mean, range(40))
     yield Pair("second moments", exact.mean, moment.mean, STATISTICS_TOLERANCE)
-    yield Pair("a refitted weight", refit(weight.double(), exact.mean, range(40)), fitted, STATISTICS_TOLERANCE)
+    yield Pair("a refitted weight", ridge(weight.double(), exact.mean, range(40)), fitted, STATISTICS_TOLERANCE)
 
 
 def sweep_equals_copies(case: Case) -> Iterator[Pair]:

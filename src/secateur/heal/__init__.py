@@ -1,1 +1,1 @@
-"""Healing a pruned model: LoRA adapters trained by peft and transformers' Trainer, then merged."""
+"""Healing a pruned model by training: LoRA adapters, merged at the end, or all weights."""

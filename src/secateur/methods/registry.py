@@ -69,6 +69,11 @@ class Method:
         return self.amount.shared
 
     @property
+    def refits(self) -> bool:
+        """Whether it fits what it leaves to a target, an option of that name; a refit behind it would undo that."""
+        return "target" in self.options
+
+    @property
     def summary(self) -> str:
         return (inspect.getdoc(self.prune) or "").partition("\n")[0]
 
@@ -108,12 +113,21 @@ class Method:
 
 # Options that came later, and the value that means what was done before. Where results are compared with earlier ones
 # these are left out, so that folders of cells go on.
-_LATER: dict[str, Options] = {"2ssp": {"score": "activation", "screen": None}, "blockpruner": {"screen": None}}
+_LATER: dict[str, Options] = {
+    "2ssp": {"score": "activation", "screen": None},
+    "blockpruner": {"screen": None},
+    "secateur": {"shrinkage": 0.0},
+}
+
+
+def earlier(method: str) -> Options:
+    """What results mean that say nothing of an option that came after them."""
+    return _LATER.get(method, {})
 
 
 def as_before(method: str, options: Options) -> Options:
     """The options, without those that came later and ask for nothing new."""
-    later = _LATER.get(method, {})
+    later = earlier(method)
     return {name: value for name, value in options.items() if name not in later or value != later[name]}
 
 

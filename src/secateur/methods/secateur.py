@@ -24,13 +24,12 @@ from secateur.run import Run
 from secateur.solvers.allocation import Allocation, curve_allocation
 from secateur.solvers.allocation_search import search_allocation
 from secateur.solvers.obs import group_sizes, prune_bytes, prune_groups
-from secateur.solvers.ridge import FloatOrAuto, check_ridge, shrinkage_for
-from secateur.solvers.ridge import refit as ridge
+from secateur.solvers.ridge import FloatOrAuto, check_ridge, ridge, shrinkage_for
 from secateur.solvers.scores import by_weights, maps_around, relative_sizes, top_neurons
 from secateur.surgery.edits import DropAttention, DropMLP, Edit, KeepHeads, KeepNeurons, keep
 
 Allocating = Literal["log", "uniform", "equal", "searched"]
-Score = Literal["obs-ranges", "obs", "activation", "ranges"]
+NeuronScore = Literal["obs-ranges", "obs", "activation", "ranges"]
 Aim = Literal["auto", "original", "dense", "stream"]
 Half = Literal["attention", "mlp"]
 
@@ -44,7 +43,8 @@ Half = Literal["attention", "mlp"]
     bibtex="ling2024slimgpt",
     edits=(KeepNeurons,),
     able=(KeepHeads, DropAttention, DropMLP),
-    needs="three forwards of every window without the LM head, and the solves; two with the target 'original'",
+    needs="three forwards of every window without the LM head, and the solves; two with the target 'original'; "
+    "one more of the attentions where KV heads go",
     amount=Amount(equal=("allocation", "equal")),
 )
 def secateur(
@@ -58,7 +58,7 @@ def secateur(
     ends: float = 0.2,
     search_samples: int = 8,
     search_rounds: int = 4,
-    score: Score = "obs-ranges",
+    score: NeuronScore = "obs-ranges",
     compensate: bool = True,
     target: Aim = "auto",
     share: float = 0.25,
@@ -72,7 +72,8 @@ def secateur(
         allocation: how much each block loses: log (less from early blocks), uniform, equal (uniform, all to one width,
             heads stay), or searched, which parts go too.
         first: where the log curve begins, relative to the mean share.
-        ends: what the first and the last block lose at most, relative to the mean share; not of a uniform allocation.
+        ends: what the first and the last block lose of their FFNs at most, relative to the mean share; not of a uniform
+            allocation.
         search_samples: calibration windows, the last, on which a searched allocation is judged.
         search_rounds: of that search, at most.
         score: which neurons stay: obs (whose loss the others can least make up for), obs-ranges (that times the ranges
@@ -101,8 +102,10 @@ def secateur(
         kept = search_allocation(
             model, tokens, budget, run, start=kept, rounds=search_rounds, search_samples=search_samples, damping=damping
         )
-    counted = float(tokens.weights.sum())
-    solve = _Solve(run, score, compensate, aim, share, damping, shrinkage, counted)
+    solve = _Solve(
+        run=run, score=score, compensate=compensate, target=aim, share=share, damping=damping, shrinkage=shrinkage,
+        counted=float(tokens.weights.sum()),
+    )  # fmt: skip
     late: list[Edit] = []
     for visit in walk(model, tokens, order="blocks", run=run, label="secateur", reference=aim != "original"):
         # Attention first; the FFN's statistics then see the pruned attention, and the next block the pruned block.
@@ -115,18 +118,18 @@ def secateur(
     yield from late
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Solve:
-    """How what stays of a block is chosen and fitted."""
+    """How what stays of a block is chosen and fitted; `counted`: tokens of the calibration."""
 
     run: Run
-    score: Score
+    score: NeuronScore
     compensate: bool
     target: Target
     share: float
     damping: float
     shrinkage: FloatOrAuto
-    tokens: float
+    counted: float
 
     def edit(self, visit: Visit, half: Half, kept: Allocation) -> Edit | None:
         """What makes a half of the visited block as small as the allocation says; None where it stays as it is."""
@@ -151,7 +154,7 @@ class _Solve:
         tap: Hidden = "attention_hidden" if half == "attention" else "mlp_hidden"
         weight, name = visit.block.weight(f"{half}_out").detach(), f"block {visit.block.number}, {half}"
         moments = visit.moments(tap, self.target, torch.float32)
-        shrinkage = shrinkage_for(self.shrinkage, weight.shape[1], self.tokens)
+        shrinkage = shrinkage_for(self.shrinkage, weight.shape[1], self.counted)
 
         def fitted(index: Tensor) -> Tensor:
             return ridge(

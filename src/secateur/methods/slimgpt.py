@@ -20,7 +20,7 @@ from secateur.model.handle import Model
 from secateur.model.layout import BlockLayout, Layout
 from secateur.run import Run
 from secateur.solvers.obs import GroupError, group_sizes, prune_bytes, prune_groups
-from secateur.solvers.ratios import Curve, ratios, solved
+from secateur.solvers.ratios import Curve, ratios, root_of
 from secateur.surgery.edits import Edit, KeepHeads, KeepNeurons, keep
 
 Rounding = Literal["auto", "paper", "carry"]
@@ -190,7 +190,7 @@ def _spread(supplies: Mapping[int, _Supply], wanted: Mapping[int, float], total:
     if abs(sum(filled(0).values()) - total) < 0.5:  # of a parameter
         return filled(0)
     bound = 1 + max(map(abs, wanted.values())) / min((s.spare for s in supplies.values() if s.spare), default=1)
-    return filled(solved(lambda more: sum(filled(more).values()), total, -bound, bound))
+    return filled(root_of(lambda more: sum(filled(more).values()), total, -bound, bound))
 
 
 def _whole_neurons(supplies: Mapping[int, _Supply], wanted: Mapping[int, float], budget: Budget) -> dict[int, int]:

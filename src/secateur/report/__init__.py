@@ -1,1 +1,1 @@
-"""What a pruned model says of itself: its record and its card."""
+"""What a grid's results are shown as: tables, verdict, figures, a page."""

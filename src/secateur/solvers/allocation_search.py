@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -36,8 +36,8 @@ from secateur.model.handle import Model
 from secateur.model.views import Block
 from secateur.run import Run
 from secateur.solvers.allocation import Allocation, narrowed, rounded
-from secateur.solvers.obs import group_sizes, prune_bytes, prune_groups
-from secateur.solvers.ratios import solved
+from secateur.solvers.obs import columns_of, group_sizes, prune_bytes, prune_groups
+from secateur.solvers.ratios import root_of
 from secateur.surgery.apply import trial
 from secateur.surgery.edits import DropAttention, DropMLP, KeepHeads, KeepNeurons, SetWeight, keep
 
@@ -143,7 +143,7 @@ class _Database:
             columns = torch.arange(whole.shape[1] if size else 0, device=whole.device)
             return columns, whole[:, columns]
         edit = self.edits[Part(number, half, size)]
-        columns = _columns(torch.tensor(edit.index), whole.shape[1] // self.sizes[place][-1])
+        columns = columns_of(torch.tensor(edit.index), whole.shape[1] // self.sizes[place][-1])
         assert edit.out_weight is not None  # narrows the type
         return columns.to(whole.device), edit.out_weight.to(whole)
 
@@ -171,14 +171,14 @@ class _Database:
         hessian.diagonal().add_(self.damping * hessian.diagonal().mean())  # once for all sizes
         rows, wide = weight.shape
         columns_each = wide // whole
-        with _holding(run, prune_bytes(rows, wide, torch.float32)):
+        with run.holding(prune_bytes(rows, wide, torch.float32)):
             for size in reversed(sizes):
                 gone = len(index) - size
                 kept = prune_groups(  # what a singular Hessian is damped by more holds for all smaller sizes
                     left, hessian, columns_each, [1] * gone if half == "attention" else group_sizes(gone, "released"),
                     error="exact", damping=0.0, name=f"block {number}, {half}",
                 )  # fmt: skip
-                columns = _columns(kept.index, columns_each).to(hessian.device)
+                columns = columns_of(kept.index, columns_each).to(hessian.device)
                 index, hessian, left = index[kept.index], hessian[columns][:, columns], kept.weight
                 stored = left.to(weight.dtype)
                 edit = KeepHeads if half == "attention" else KeepNeurons
@@ -316,7 +316,7 @@ class _Search:
     def _rehearsed(self) -> dict[Place, dict[int, float]]:
         self._count()
         states = (len(self.model.numbers) + 2) * self.tokens.ids.numel() * self.model.hidden_size
-        with _holding(self.run, states * self.model.dtype.itemsize + 2 * logit_bytes(self.model, self.tokens.length)):
+        with self.run.holding(states * self.model.dtype.itemsize + 2 * logit_bytes(self.model, self.tokens.length)):
             return {place: {size: -float(size) for size in sizes} for place, sizes in self.database.sizes.items()}
 
     def _count(self) -> None:
@@ -351,7 +351,7 @@ class _Search:
             return sum(option.saved for option in cheapest(price).values())
 
         dearest = 1 + 2 * max(abs(option.change) for some in options.values() for option in some)
-        price = solved(saved, target, -dearest, dearest)
+        price = root_of(saved, target, -dearest, dearest)
         chosen = cheapest(math.nextafter(price, math.inf))
         room = sum(option.saved for option in chosen.values()) - target
         while gains := [
@@ -381,18 +381,5 @@ class _Search:
         def grown(more: float) -> float:
             return sum(width * blocks[n].neuron for n, width in wanted(more).items()) - neurons
 
-        more = solved(grown, -owed, -1.0, 10.0)
+        more = root_of(grown, -owed, -1.0, 10.0)
         return Allocation({**widths, **rounded(self.layout, wanted(more), self.budget)}, heads)
-
-
-def _columns(groups: Tensor, size: int) -> Tensor:
-    return (groups[:, None] * size + torch.arange(size)).flatten()
-
-
-@contextmanager
-def _holding(run: Run, size_bytes: float) -> Iterator[None]:
-    run.hold(size_bytes)
-    try:
-        yield
-    finally:
-        run.hold(-size_bytes)

@@ -72,7 +72,8 @@ def prune_groups(
         hessian: (groups * size, groups * size); damped in place.
         schedule: numbers of groups, one per iteration; [1, 1, ...] is Algorithm 1.
         error: how a group is judged, see `group_errors`; all the same for single columns.
-        damping: share of the Hessian's mean diagonal added to its diagonal; ten times more where it is singular.
+        damping: share of the Hessian's mean diagonal, shrinkage included, added to its diagonal; ten times more where
+            it is singular.
         shrinkage: share of each diagonal element added to it before, which shrinks what inputs have in common: of few
             tokens, chance makes up much of that.
         compensate: off is an ablation: what is kept stays as it was.
@@ -97,7 +98,7 @@ def prune_groups(
     mean = float(h.diagonal().mean())
     h.diagonal().add_(damping * mean)
     alive, original = torch.arange(w.shape[1] // size, device=h.device), w
-    columns, went = _columns(alive, size), []
+    columns, went = columns_of(alive, size), []
     factors = None if factors is None else factors.to(w)
     inverse, cost = None, w.new_zeros(())
     for count in schedule:
@@ -110,13 +111,13 @@ def prune_groups(
         errors = group_errors(w, inverse, size, error, name)
         order = torch.sort(errors if factors is None else errors * factors[alive], stable=True).indices
         gone, stay = order[:count], order[count:].sort().values
-        p, r = _columns(gone, size), _columns(stay, size)
+        p, r = columns_of(gone, size), columns_of(stay, size)
         factor = _lower(_block(inverse, p), name)  # L with L L^T = [H^-1]_PP
         across = torch.linalg.solve_triangular(factor, inverse[p[:, None], r], upper=False)  # L^-1 H^-1_PR
         if compensate:  # W_R - W_P [H^-1_PP]^-1 H^-1_PR, which costs tr(W_P [H^-1_PP]^-1 W_P^T) / 2
-            share = torch.linalg.solve_triangular(factor, w[:, p].T, upper=False)  # L^-1 W_P^T
-            cost += share.square().sum() / 2
-            w = w[:, r].addmm_(share.T, across, alpha=-1)
+            solved = torch.linalg.solve_triangular(factor, w[:, p].T, upper=False)  # L^-1 W_P^T
+            cost += solved.square().sum() / 2
+            w = w[:, r].addmm_(solved.T, across, alpha=-1)
         else:
             w = w[:, r]
         inverse = _block(inverse, r).addmm_(across.T, across, alpha=-1)
@@ -241,8 +242,8 @@ def _block(matrix: Tensor, index: Tensor) -> Tensor:
     return matrix[index[:, None], index]
 
 
-def _columns(groups: Tensor, size: int) -> Tensor:
-    """Columns of the given groups: (groups,) -> (groups * size,)."""
+def columns_of(groups: Tensor, size: int) -> Tensor:
+    """The columns of groups that have `size` each: (groups,) -> (groups * size,)."""
     return (groups[:, None] * size + torch.arange(size, device=groups.device)).flatten()
 
 

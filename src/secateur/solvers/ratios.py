@@ -67,14 +67,14 @@ def ratios(
         low, high, least = (start, None, start) if lost(start, top) > target else (None, top, min(start, top))
     if high is None:
         known = low or 0.0
-        high = solved(lambda x: lost(known, x), target, least, top)
+        high = root_of(lambda x: lost(known, x), target, least, top)
     elif low is None:
         known = high
-        low = solved(lambda x: lost(x, known), target, least, top)
+        low = root_of(lambda x: lost(x, known), target, least, top)
     return shares(low or 0.0, high)
 
 
-def solved(rising: Callable[[float], float], value: float, low: float, high: float) -> float:
+def root_of(rising: Callable[[float], float], value: float, low: float, high: float) -> float:
     """Where a function that never falls has this value between `low` and `high`, or the end that comes nearest."""
     if rising(low) >= value:
         return low

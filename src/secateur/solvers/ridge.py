@@ -21,7 +21,7 @@ FloatOrAuto = float | Literal["auto"]
 
 @matmul_precision()
 @torch.no_grad()
-def refit(
+def ridge(
     weight: Tensor,
     moment: Tensor,
     kept: Sequence[int] | Tensor,
@@ -42,7 +42,8 @@ def refit(
         moment: C, (columns, columns), float32 or float64, which all is computed in; any multiple of it will do if
             `target` is the same multiple of T.
         kept: numbers of the kept columns, (kept,).
-        damping: lambda as a share of the mean of C_KK's diagonal; ten times more where C_KK is singular.
+        damping: lambda as a share of the mean of C_KK's diagonal, shrinkage included; ten times more where C_KK is
+            singular.
         shrinkage: share of each input's second moment added to it, against what chance puts into the moments of few
             tokens.
         target: T, (rows, columns); None: y = W x.
@@ -81,15 +82,16 @@ def refit(
 @matmul_precision()
 @torch.no_grad()
 def held_out_damping(
-    weight: Tensor, halves: Sequence[tuple[Tensor, Tensor]], kept: Sequence[int] | Tensor, *, share: float = 1.0
-) -> float:
+    weight: Tensor, halves: Sequence[tuple[Tensor, Tensor]], kept: Sequence[int] | Tensor, *, shrinkage: float = 0.0,
+    share: float = 1.0,
+) -> float:  # fmt: skip
     """The damping, a power of ten, with which a fit on one half of the tokens does best on the other.
 
     Where y is no map of x, a fit follows what is chance in few tokens; from much damping to little, the first that does
     no better ends the search.
 
     Args:
-        halves: C and T of each.
+        halves: C and T of each; shrinkage, share: of the fit, see `ridge`.
     """
     if halves[0][0].is_meta:  # of a rehearsal
         return DAMPING
@@ -98,7 +100,7 @@ def held_out_damping(
     def error(damping: float) -> float:
         total = 0.0
         for (c, t), (other_c, other_t) in (halves, halves[::-1]):
-            fitted = refit(weight, c, index, damping=damping, target=t, share=share).to(c)
+            fitted = ridge(weight, c, index, damping=damping, shrinkage=shrinkage, target=t, share=share).to(c)
             goal = share * other_t.to(c) + (1 - share) * weight.to(c) @ other_c
             total += float(((fitted @ other_c[index][:, index]) * fitted).sum() - 2 * (fitted * goal[:, index]).sum())
         return total
@@ -129,6 +131,6 @@ def check_ridge(damping: float | str, share: float = 1.0, shrinkage: float | str
         raise InvalidOptionError(f"the target's share lies between 0 and 1, not {share}")
 
 
-def refit_bytes(rows: int, columns: int, dtype: torch.dtype) -> int:
-    """What `refit` holds at its peak: the moment, of it what stays, damped, and its factor; four of the weight."""
+def ridge_bytes(rows: int, columns: int, dtype: torch.dtype) -> int:
+    """What `ridge` holds at its peak: the moment, of it what stays, damped, and its factor; four of the weight."""
     return dtype.itemsize * (3 * columns**2 + 4 * rows * columns)

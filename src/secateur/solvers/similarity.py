@@ -55,11 +55,11 @@ def span_distances(
     window_bytes = tokens.length * model.hidden_size * model.dtype.itemsize
     windows = tokens.samples if order == "blocks" else min(tokens.samples, max(1, group_bytes // window_bytes))
     kept_bytes = windows * window_bytes * (sums.longest + 1) / (1 if positions == "all" else tokens.length)
-    run.hold(kept_bytes)
-    for visit in walk(model, Tokens(tokens.ids, weights), order=order, run=run, group_bytes=group_bytes, label=label):
-        sums.visit(visit.block)
-        visit.advance(block_in=sums.enter, block_out=sums.leave)
-    run.hold(-kept_bytes)
+    counted = Tokens(tokens.ids, weights)
+    with run.holding(kept_bytes):
+        for visit in walk(model, counted, order=order, run=run, group_bytes=group_bytes, label=label):
+            sums.visit(visit.block)
+            visit.advance(block_in=sums.enter, block_out=sums.leave)
     means = [distances / weights.sum() for distances in sums.distances]
     if not all(torch.isfinite(mean).all() for mean in means):
         raise NumericalError("hidden states have NaN or Inf; use another dtype (float32, bfloat16)")

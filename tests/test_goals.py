@@ -279,6 +279,8 @@ def test_the_command_takes_one_goal(tmp_path: Path) -> None:
         ("--sparsity", 0.3, "--target-speedup", 2),
         ("--target-bytes", "much"),
         ("--target-bytes", "1KB"),
+        ("--target-bytes", "130KB", "--rounds", 9),
+        ("--sparsity", 0.3, "--tolerance", 0.02),
     ):
         told = call(*words, *wrong, "--out", tmp_path / "no")
         assert told.code == 3, told.out

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from importlib import resources
 from itertools import pairwise
 from typing import Any
@@ -104,7 +104,7 @@ class Measured:
     losses: dict[str, list[tuple[float, dict[str, float]]]]
 
     @classmethod
-    @cache
+    @functools.cache
     def read(cls) -> Measured:
         return cls(**json.loads(resources.files("secateur").joinpath("measured.json").read_text(encoding="utf-8")))
 
@@ -141,41 +141,63 @@ def fitting(
     require_positions(hollow.max_length, context)
     device = check_device(None) if device == "auto" else device
     speed = probe(hollow, min(_PROBE_TOKENS, hollow.max_length or _PROBE_TOKENS), device)
-
-    def need(layout: Layout, config: Any, like: Model) -> Need:
-        item = hollow.dtype.itemsize
-        cached = batch * kv_bytes(layout, config, context, item)
-        return Need(layout.parameters * item, cached, activation_bytes(like, context))
-
-    dense = need(hollow.layout(), hollow.hf.config, hollow)
-    goal, choices, refused = Goal(target_bytes=fits, tolerance=0.01), list[Choice](), dict[str, str]()
+    memory = _Memory(hollow, torch.device(device).type, fits, context, batch)
+    dense, measured = memory.need(hollow.layout(), hollow.hf.config), Measured.read()
+    choices, refused = list[Choice](), dict[str, str]()
     for name in names or methods():
-
-        def plan_at(sparsity: float, name: str = name) -> Plan:
-            return plan(Request(method=name, sparsity=sparsity), hollow, device=torch.device(device).type)
-
-        def total(planned: Plan) -> float:
-            return need(planned.after, planned.config, hollow).total
-
-        some: dict[float, tuple[Plan, bool]] = {}
-        for wanted in (None, *sparsities) if dense.total > fits else sparsities:
-            try:
-                planned = Plans(goal, plan_at).meet(total)[0] if wanted is None else plan_at(wanted)
-                if total(planned) <= fits:
-                    some.setdefault(planned.request.budget.sparsity, (planned, wanted is None))
-            except SecateurError as error:
-                refused.setdefault(name, str(error))
-        if some:
-            refused.pop(name, None)
-        for planned, least in some.values():
-            choices.append(_choice(planned, need(planned.after, planned.config, hollow), least, hollow, speed))
+        plans, why = memory.plans(name, sparsities, least=dense.total > fits)
+        choices += [_choice(each, memory.need(each.after, each.config), least, hollow, speed) for each, least in plans]
+        if not plans and why:
+            refused[name] = why
     choices.sort(key=lambda choice: (choice.demo_loss is None, sum((choice.demo_loss or {}).values())))
-    measured = Measured.read()
     return Fitting(
         model=hollow.source["name"], fits_bytes=fits, context=context, batch=batch,
         dtype=str(hollow.dtype).removeprefix("torch."), dense=dense, dense_fits=dense.total <= fits,
         is_demo=source.name == "demo", loss_source=measured.source, choices=choices, refused=refused,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """What a model is to fit into, with so many sequences of so many tokens."""
+
+    hollow: Model
+    device: str
+    fits: int
+    context: int
+    batch: int
+
+    def need(self, layout: Layout, config: Any) -> Need:
+        item = self.hollow.dtype.itemsize
+        cached = self.batch * kv_bytes(layout, config, self.context, item)
+        return Need(layout.parameters * item, cached, activation_bytes(self.hollow, self.context, layout))
+
+    def plans(self, name: str, sparsities: Sequence[float], *, least: bool) -> tuple[list[tuple[Plan, bool]], str]:
+        """Those of a method's that fit, at these sparsities and, with `least`, at its smallest; whether each is that;
+        and why another is not there."""
+        goal, found, why = Goal(target_bytes=self.fits, tolerance=0.01), dict[float, tuple[Plan, bool]](), ""
+        for sparsity in (None, *sparsities) if least else sparsities:
+            try:
+                planned = self._least(goal, name) if sparsity is None else self._plan(name, sparsity)
+                if self._total(planned) <= self.fits:
+                    found.setdefault(planned.request.budget.sparsity, (planned, sparsity is None))
+            except SecateurError as error:
+                why = why or str(error)
+        return list(found.values()), why
+
+    def _plan(self, name: str, sparsity: float) -> Plan:
+        return plan(Request(method=name, sparsity=sparsity), self.hollow, device=self.device)
+
+    def _least(self, goal: Goal, name: str) -> Plan:
+        plans = Plans(goal, functools.partial(self._plan, name), words=_in_memory)
+        return plans.meet(self._total)[0]
+
+    def _total(self, planned: Plan) -> float:
+        return self.need(planned.after, planned.config).total
+
+
+def _in_memory(size_bytes: float) -> str:
+    return f"{size_bytes / 1e6:,.1f} MB with KV cache and activations"
 
 
 def _choice(planned: Plan, need: Need, least: bool, hollow: Model, speed: Speed) -> Choice:

@@ -123,16 +123,20 @@ class Plans(Generic[P]):
 
     Args:
         plan_at: raises InfeasibleBudgetError where a method cannot reach a sparsity.
+        words: says a figure, for messages; as the goal does if None.
 
     Raises:
         InfeasibleBudgetError: none can be reached.
     """
 
-    def __init__(self, goal: Goal, plan_at: Callable[[float], P]) -> None:
+    def __init__(
+        self, goal: Goal, plan_at: Callable[[float], P], *, words: Callable[[float], str] | None = None
+    ) -> None:
         self.goal, self.count, self._plan_at = goal, round(1 / goal.step), plan_at
+        self._words = words or goal.words
         self._plans: dict[int, P | None] = {}
         self._why: InfeasibleBudgetError | None = None
-        self._feasible, self.some = self._first()
+        self._feasible, self.first_plan = self._first()
 
     def _first(self) -> tuple[int, P]:
         """The first place that has a plan, and the plan."""
@@ -184,7 +188,7 @@ class Plans(Generic[P]):
         best = low if goal.is_loss else high
         there = self.at(best) if best in figures else None
         if there is None or not goal.meets(figures[best]):
-            raise InfeasibleBudgetError(_unreachable(goal, tried))
+            raise InfeasibleBudgetError(self._unreachable(tried))
         return there, figures[best], tried
 
     def smaller(self, there: P) -> P:
@@ -201,7 +205,7 @@ class Plans(Generic[P]):
             less = other is None or other.after.parameters < there.after.parameters
             low, high = (low, place) if less else (place, high)
         if high == self.count or (found := self.at(high)) is None:
-            raise InfeasibleBudgetError(f"{self.goal.words(self.goal.asked)} cannot be reached by this method")
+            raise InfeasibleBudgetError(f"{self._words(self.goal.asked)} cannot be reached by this method")
         return found
 
     def _known(self, there: P, figures: Mapping[int, float]) -> float | None:
@@ -211,21 +215,19 @@ class Plans(Generic[P]):
         known = ((self.at(place), value) for place, value in figures.items())
         return next((value for other, value in known if other is not None and other.after == there.after), None)
 
+    def _unreachable(self, tried: Tried) -> str:
+        if not tried:
+            return f"no sparsity was found at which {self._words(self.goal.asked)} could be tried"
+        most = self.goal.name == "speedup"
+        sparsity, figure = (max if most else min)(tried, key=lambda one: one[1])
+        return (
+            f"at {'least' if most else 'most'} {self._words(self.goal.asked)} cannot be reached by this method; the "
+            f"nearest is {self._words(figure)}, at a sparsity of {sparsity:.4g}"
+        )
+
 
 def _halves(low: int, high: int, parts: int) -> Iterator[int]:
     """The places between two others in halves, quarters ... down to so many parts."""
     halves = [2**power for power in range(1, parts.bit_length())]
     places = (low + (high - low) * part // whole for whole in halves for part in range(1, whole, 2))
     return (place for place in dict.fromkeys(places) if low < place < high)
-
-
-def _unreachable(goal: Goal, tried: Tried) -> str:
-    if not tried:
-        return f"no sparsity was found at which {goal.words(goal.asked)} could be tried"
-    best = max if goal.name == "speedup" else min
-    sparsity, figure = best(tried, key=lambda one: one[1])
-    at_most = "at least" if goal.name == "speedup" else "at most"
-    return (
-        f"{at_most} {goal.words(goal.asked)} cannot be reached by this method; the nearest is {goal.words(figure)}, at "
-        f"a sparsity of {sparsity:.4g}"
-    )

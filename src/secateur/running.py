@@ -86,7 +86,7 @@ def _specified(request: Request, hollow: Model, source: Source | Loaded) -> tupl
         return planned, calibration_of(planned, hollow), {}
     if request.sparsity is not None:
         raise InvalidOptionError(NOT_BOTH)
-    planned = replace(plans_of(request, goal, hollow, source.device_type).some, request=request)
+    planned = replace(plans_of(request, goal, hollow, source.device_type).first_plan, request=request)
     if goal.judging.texts:
         judge = Judge(goal.judging, (), data=request.data, cache=request.cache, text_field=request.text_field)
         return planned, calibration_of(planned, hollow), judge.windows(hollow)

@@ -224,31 +224,40 @@ class GoalOptions:
             "the calibration text that are held out.",
         ),
     ] = None
-    speedup_of: Annotated[str, typer.Option(help="--target-speedup: of each further token, or of the prompt.")] = (
-        "token"
-    )
-    prompt_length: Annotated[int, typer.Option(help="--target-speedup: tokens of the prompt.")] = 256
-    new_tokens: Annotated[int, typer.Option(help="--target-speedup: tokens after it.")] = 16
-    rounds: Annotated[int, typer.Option(help="--target-speedup: measured rounds.")] = 5
-    batch_size: Annotated[int, typer.Option(help="--target-speedup: prompts at once.")] = 1
+    speedup_of: Annotated[
+        str | None,
+        typer.Option(help="--target-speedup: of each further `token`, or of the `prompt`.", show_default="token"),
+    ] = None
+    prompt_length: Annotated[
+        int | None, typer.Option(help="--target-speedup: tokens of the prompt.", show_default="256")
+    ] = None
+    new_tokens: Annotated[int | None, typer.Option(help="--target-speedup: tokens after it.", show_default="16")] = None
+    rounds: Annotated[int | None, typer.Option(help="--target-speedup: measured rounds.", show_default="5")] = None
+    batch_size: Annotated[int | None, typer.Option(help="--target-speedup: prompts at once.", show_default="1")] = None
     tolerance: Annotated[
         float | None,
         typer.Option(help="Sparsities are tried in steps of this.", show_default="0.001 for bytes, else 0.01"),
     ] = None
 
     def of(self, judging: Judging) -> Goal | None:
-        """The goal, if one is asked for, with how it is measured."""
+        """The goal, if one is asked for, with how it is measured.
+
+        Raises:
+            InvalidOptionError: an option of a goal that was not asked for.
+        """
         from secateur.goals import Goal
 
-        names = ("target_bytes", "target_speedup", "max_perplexity_increase")
-        asked = {name: value for name in names if (value := getattr(self, name)) is not None}
-        if not asked:
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        goals = [name for name in ("target_bytes", "target_speedup", "max_perplexity_increase") if name in given]
+        timed = {name for name in given if name not in goals and name != "tolerance"}
+        if given and not goals:
+            raise InvalidOptionError(f"--{min(given).replace('_', '-')} is of a goal, and none is given")
+        if timed and "target_speedup" not in goals:
+            raise InvalidOptionError(f"--{min(timed).replace('_', '-')} is of --target-speedup, which is not given")
+        if not goals:
             return None
-        judging = replace(
-            judging, prompt_length=self.prompt_length, new_tokens=self.new_tokens, rounds=self.rounds,
-            batch_size=self.batch_size,
-        )  # fmt: skip
-        return Goal(speedup_of=self.speedup_of, judging=judging, tolerance=self.tolerance, **asked)  # type: ignore[arg-type]  # checked there
+        judging = replace(judging, **{name: given.pop(name) for name in timed - {"speedup_of"}})
+        return Goal(judging=judging, **given)
 
 
 @dataclass(frozen=True, kw_only=True)

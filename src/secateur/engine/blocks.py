@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from secateur.engine.processor import warn_if_slow
 from secateur.engine.spill import Room
 from secateur.model.handle import Model
+from secateur.model.layout import Layout
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # positional and by keyword
 
@@ -150,7 +151,8 @@ def head_logits_with_grad(model: Model, hidden: Tensor) -> Tensor:
         return model.hf(input_ids=ids, use_cache=False).logits[:, 0]
 
 
-def activation_bytes(model: Model, length: int) -> int:
-    """What one row takes inside a block: a few hidden states, and the widest MLP's gate, up and product."""
-    width = max(block.shape.width for block in model.layout().blocks.values())
+def activation_bytes(model: Model, length: int, layout: Layout | None = None) -> int:
+    """What one row takes inside a block: a few hidden states, and the widest MLP's gate, up and product; of the model,
+    or of what it would be with another layout."""
+    width = max(block.shape.width for block in (layout or model.layout()).blocks.values())
     return length * (4 * model.hidden_size + 3 * width) * model.dtype.itemsize

@@ -47,13 +47,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.set_defaults(length=512)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--tokens", type=int, default=250_000)
-    parser.add_argument("--lr", type=float, help="of all these ways, instead of each one's own")
+    parser.add_argument("--lr", type=float, help="of all these ways, instead of each one's own; in the cells' names")
+    parser.add_argument(
+        "--no-autocast", action="store_true", help="matrix products in float32: for a CPU slow in bfloat16"
+    )
     parser.add_argument("--steps-of", type=int, default=8, help="windows per optimizer step")
     parser.add_argument("--held-out", type=int, default=12, help="windows")
     options = parser.parse_args(arguments)
-    name = Path(options.model).name
+    if options.data is None:
+        parser.error("--data DIR is needed: the folder with the named texts")
+    name, suffix = Path(options.model).name, f"-lr{options.lr:g}" if options.lr else ""
     for way in (BEFORE, *options.ways):
-        path = options.out / (f"{name}-{way}.json" if way == BEFORE else f"{name}-{way}-{options.tokens}.json")
+        path = options.out / (f"{name}-{way}.json" if way == BEFORE else f"{name}-{way}-{options.tokens}{suffix}.json")
         if path.exists():
             continue
         model, cell, start = load_model(options.model), {}, time.process_time()
@@ -63,8 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             healed = secateur.recover(
                 model, "c4", texts=options.data, checkpoints=path.with_suffix(".run"), max_tokens=options.tokens,
                 max_length=options.length, global_batch=options.steps_of, held_out=options.held_out,
-                eval_every=max(1, steps // 4 + 1), warmup_steps=max(1, steps // 10), autocast=True,
-                **settings,
+                eval_every=max(1, steps // 4 + 1), warmup_steps=max(1, steps // 10),
+                autocast=not options.no_autocast, **settings,
             )  # fmt: skip
             cell = {"recovery": to_builtins(healed.record.recovery), "cost": to_builtins(healed.record.cost)}
             cell["cost"]["cpu_s"] = round(time.process_time() - start, 1)

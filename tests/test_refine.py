@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -148,6 +149,8 @@ def test_what_is_drawn_is_the_models_own_text(family: str, monkeypatch: pytest.M
     assert once.fingerprint() == again.fingerprint()
     assert model.hf.generation_config is settings
     assert torch.equal(torch.random.get_rng_state(), state)
+    begun = dataclasses.replace(tokens, source={"bos": True})
+    assert (drawing.with_drawn(model, begun, Run(), 1).ids[4:, [0, 5, 10]] == tokens.ids[0, 0]).all()
     with pytest.raises(InvalidOptionError, match="3 tokens"):
         drawing.with_drawn(model, tokens.first(2, 3), Run(), 1)
 

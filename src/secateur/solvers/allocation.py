@@ -51,7 +51,7 @@ class Allocation:
 def curve_allocation(
     layout: Layout,
     budget: Budget,
-    shape: Curve = "log",
+    curve: Curve = "log",
     first: float = 0.7,
     ends: float = math.inf,
     *,
@@ -81,40 +81,59 @@ def curve_allocation(
     sizes = [block.neuron * block.shape.width for block in blocks.values()]
     most = [1 - min(budget.round_to, block.shape.width) / block.shape.width for block in blocks.values()]
     spare = sum(size * share for size, share in zip(sizes, most, strict=True))
-    kv_heads = dict(full.kv_heads)
-    left = target
-    heads = heads and not equal
-    for number in _in_turn(full.kv_heads) if heads else ():
-        if left <= min(_FFN_SHARE * sum(sizes), spare):
-            break
-        kv_heads[number] -= 1
-        left -= layout.blocks[number].kv_group
-    asked = _curve(sizes, most, left, shape, first, ends) if blocks and left > 0 else [0.0] * len(blocks)
+    kv_heads, left = full.kv_heads, target
+    if heads := heads and not equal:
+        kv_heads, left = _without_heads(layout, target, min(_FFN_SHARE * sum(sizes), spare))
+    asked = _curve(sizes, most, left, curve, first, ends) if blocks and left > 0 else [0.0] * len(blocks)
     wanted = {n: block.shape.width * (1 - share) for (n, block), share in zip(blocks.items(), asked, strict=True)}
     allocation = Allocation({**full.widths, **rounded(layout, wanted, budget, carry=not equal)}, kv_heads)
-    gone = layout.block_parameters - allocation.parameters(layout)
-    steps = [block.neuron * budget.round_to for block in blocks.values()]
-    unit = sum(steps) if equal else max(steps, default=0)
-    group = max((layout.blocks[n].kv_group for n, heads in full.kv_heads.items() if heads > kv_heads[n]), default=0)
-    if not gone or abs(gone - target) > (min(unit, COARSE * target) if equal else max(unit, group)):
-        groups = sum((n - 1) * layout.blocks[b].kv_group for b, n in full.kv_heads.items() if n and heads)
-        reach = inside(budget.sparsity * unit / target, budget.sparsity * (spare + groups) / target)
-        raise InfeasibleBudgetError(
-            f"cannot remove {budget.sparsity:.4g} of the parameters of the {budget.of}: FFN neurons"
-            f"{' and KV heads' if groups else ''} reach {reach}"
-        )
+    _require_met(layout, budget, allocation, spare, heads=heads, equal=equal)
     return allocation
 
 
+def _without_heads(layout: Layout, target: float, from_ffns: float) -> tuple[dict[int, int], float]:
+    """KV heads by block, so few gone that FFNs need give no more than `from_ffns`; and how much these give."""
+    kv_heads, left = dict(Allocation.of(layout).kv_heads), target
+    for number in _in_turn(Allocation.of(layout).kv_heads):
+        if left <= from_ffns:
+            break
+        kv_heads[number] -= 1
+        left -= layout.blocks[number].kv_group
+    return kv_heads, left
+
+
+def _require_met(
+    layout: Layout, budget: Budget, allocation: Allocation, spare: float, *, heads: bool, equal: bool
+) -> None:
+    """Raise InfeasibleBudgetError where the target is missed by more than a step.
+
+    Args:
+        spare: parameters that FFNs can give up; heads, equal: as `curve_allocation` has them.
+    """
+    full, target = Allocation.of(layout).kv_heads, budget.target(layout)
+    gone = layout.block_parameters - allocation.parameters(layout)
+    steps = [block.neuron * budget.round_to for block in layout.blocks.values() if block.shape.width]
+    unit = sum(steps) if equal else max(steps, default=0)
+    group = max((layout.blocks[n].kv_group for n in full if full[n] > allocation.kv_heads[n]), default=0)
+    if gone and abs(gone - target) <= (min(unit, COARSE * target) if equal else max(unit, group)):
+        return
+    groups = sum((count - 1) * layout.blocks[n].kv_group for n, count in full.items() if count and heads)
+    reach = inside(budget.sparsity * unit / target, budget.sparsity * (spare + groups) / target)
+    raise InfeasibleBudgetError(
+        f"cannot remove {budget.sparsity:.4g} of the parameters of the {budget.of}: FFN neurons"
+        f"{' and KV heads' if groups else ''} reach {reach}"
+    )
+
+
 def _curve(
-    sizes: Sequence[float], most: Sequence[float], target: float, shape: Curve, first: float, ends: float
+    sizes: Sequence[float], most: Sequence[float], target: float, curve: Curve, first: float, ends: float
 ) -> list[float]:
     """Each block's share; where the curve cannot reach the target with those ends, it is uniform."""
-    if shape != "uniform":
+    if curve != "uniform":
         mean = target / sum(sizes)
         low, limits = min(first * mean, max(most)), list(most)
         limits[0], limits[-1] = (min(ends * mean, limit) for limit in (most[0], most[-1]))
-        asked = ratios(sizes, target, shape, most=limits, **{"last" if shape.endswith("decrease") else "first": low})
+        asked = ratios(sizes, target, curve, most=limits, **{"last" if curve.endswith("decrease") else "first": low})
         if abs(sum(size * share for size, share in zip(sizes, asked, strict=True)) - target) < 1:
             return asked
     return ratios(sizes, target, "uniform", most=most)

@@ -62,7 +62,9 @@ def test_equals_brute_force(family: str, shape: Any) -> None:
 def test_kl_equals_brute_force(family: str, shape: Any) -> None:
     dense, model = standing(family), standing(family, shape)
     tokens = weighted(tiny_tokens(model, 2, 8), seed=2)
-    metric = KLDivergence(final_states(dense, tokens))
+    watcher, work = Watcher(), 2 * len(dense.numbers)
+    metric = KLDivergence(final_states(dense, tokens, run=Run(observer=watcher)))
+    assert watcher.shown == [("final states", work, work)]
     got = sweep(model, tokens, NESTED, metric)
     close(got, [mean_kl(dense, without(model, each), tokens) for each in NESTED])
     assert (got[3].abs() < 1e-9) == (shape == "dense")

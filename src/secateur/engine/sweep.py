@@ -182,7 +182,8 @@ def final_states(model: Model, tokens: Tokens, *, run: Run | None = None) -> Ten
         with run.holding(sweep_bytes(model, tokens.ids.numel(), tokens.length, run.device)):
             return torch.empty(*tokens.ids.shape, model.hidden_size, dtype=model.dtype, device="meta")
     rows_at_once = _rows_at_once(model, tokens.length, model.device.type, MEMORY_BYTES)
-    return propagate(model, tokens.ids, [DENSE], run=run, rows_at_once=rows_at_once)[DENSE]
+    with run.progress("final states", _work(model, [[DENSE]]) * tokens.samples) as done:
+        return propagate(model, tokens.ids, [DENSE], run=run, rows_at_once=rows_at_once, done=done)[DENSE]
 
 
 @torch.no_grad()

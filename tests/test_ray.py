@@ -377,7 +377,7 @@ def test_an_interrupt_ends_the_workers_and_the_same_command_goes_on(readable: Pa
     assert (tmp_path / "out" / "cells" / "evopress-0.25" / "cell.json").is_file()
 
 
-def wait_until(true: Callable[[], bool], seconds: float = 300.0) -> None:  # a busy machine starts Ray slowly
+def wait_until(true: Callable[[], bool], seconds: float = 90.0) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end

@@ -49,14 +49,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, default=250_000)
     parser.add_argument("--lr", type=float, help="of all these ways, instead of each one's own; in the cells' names")
     parser.add_argument(
-        "--no-autocast", action="store_true", help="matrix products in float32: for a CPU slow in bfloat16"
-    )
+        "--no-autocast", action="store_true",
+        help="matrix products in float32, for a CPU that is slow in bfloat16; in the cells' names",
+    )  # fmt: skip
     parser.add_argument("--steps-of", type=int, default=8, help="windows per optimizer step")
     parser.add_argument("--held-out", type=int, default=12, help="windows")
     options = parser.parse_args(arguments)
     if options.data is None:
         parser.error("--data DIR is needed: the folder with the named texts")
-    name, suffix = Path(options.model).name, f"-lr{options.lr:g}" if options.lr else ""
+    name = Path(options.model).name
+    suffix = (f"-lr{options.lr:g}" if options.lr else "") + "-float32" * options.no_autocast
     for way in (BEFORE, *options.ways):
         path = options.out / (f"{name}-{way}.json" if way == BEFORE else f"{name}-{way}-{options.tokens}{suffix}.json")
         if path.exists():

@@ -43,7 +43,7 @@ def refits(method: Method, family: Family) -> list[Filter]:
     whole ones, in families whose blocks add what a projection gives to the stream as it is. Empty where it does
     neither, or refits by itself.
     """
-    if method.refits:
+    if method.fits_itself:
         return []
     wanted = (narrows(method), removes_modules(method) and not family.post_norms)
     return [get_filter(each.name) for each, fits in zip(REFITS, wanted, strict=True) if fits]
@@ -56,7 +56,7 @@ def require_refits(method: Method, family: Family) -> list[Filter]:
     """
     if not (chosen := refits(method, family)):
         why = "it narrows no module"
-        if method.refits:
+        if method.fits_itself:
             why = "what it leaves is fitted already"
         elif family.post_norms and removes_modules(method):
             why = f"{family.model_type} puts a norm behind each module"

@@ -14,10 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from secateur.compensation.refit import DTYPE, projection
+from secateur.compensation.refit import DTYPE, refitted
 from secateur.driver import Filter
 from secateur.engine.reference import Reference
-from secateur.engine.stream import Hidden
+from secateur.engine.stream import OUT, Hidden
 from secateur.engine.tokens import Tokens
 from secateur.engine.walk import Follower
 from secateur.model.handle import Model
@@ -26,7 +26,7 @@ from secateur.run import Run
 from secateur.solvers.ridge import FloatOrAuto, check_ridge
 from secateur.surgery.edits import DropAttention, DropBlock, DropMLP, Edit, SetWeight
 
-_TAPS: dict[str, Hidden] = {"attention_out": "attention_hidden", "mlp_out": "mlp_hidden"}
+_TAPS: dict[str, Hidden] = {out: tap for tap, out in OUT.items()}
 
 
 class Module(NamedTuple):
@@ -118,7 +118,7 @@ def _fitted(run: Run, follower: Follower, module: Module, end: int, damping: Flo
         weight = visit.block.weight(module.role).detach()
         moments = visit.moments(_TAPS[module.role], "stream", DTYPE, until=end, halves=damping == "auto")
         name = f"block {module.block}, {module.role}"
-        return projection(run, weight, moments, torch.arange(weight.shape[1]), damping=damping, name=name)
+        return refitted(run, weight, moments, torch.arange(weight.shape[1]), damping=damping, name=name)
 
 
 FOLD = Filter("fold", (SetWeight,), fold)

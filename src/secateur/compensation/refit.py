@@ -6,13 +6,12 @@ import functools
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
-from typing import cast
 
 import torch
 from torch import Tensor
 
 from secateur.driver import Filter
-from secateur.engine.stream import Hidden, Moments, Target
+from secateur.engine.stream import OUT, Hidden, Moments, Target
 from secateur.engine.tokens import Tokens
 from secateur.engine.walk import Follower
 from secateur.model.handle import Model
@@ -60,15 +59,16 @@ def refit(
 
     def fitted(edit: KeepNeurons | KeepHeads) -> Tensor:
         heads = isinstance(edit, KeepHeads)
-        tap, role = ("attention_hidden", "attention_out") if heads else ("mlp_hidden", "mlp_out")
+        tap: Hidden = "attention_hidden" if heads else "mlp_hidden"
+        role = OUT[tap]
         with follower.visit(edit.block) as visit:
             weight, shape = visit.block.weight(role).detach(), visit.block.shape
-            moments = visit.moments(cast(Hidden, tap), target, DTYPE, halves=damping == "auto")
+            moments = visit.moments(tap, target, DTYPE, halves=damping == "auto")
             size = weight.shape[1] // (shape.kv_heads if heads else shape.width)
             columns = columns_of(torch.tensor(edit.index), size)
             name = f"block {edit.block}, {role}"
             shrunk = shrinkage_for(shrinkage, weight.shape[1], counted)
-            return projection(run, weight, moments, columns, damping=damping, shrinkage=shrunk, share=share, name=name)
+            return refitted(run, weight, moments, columns, damping=damping, shrinkage=shrunk, share=share, name=name)
 
     with closing(Follower(model, tokens, run, reference=target != "original")) as follower:
         for place, edit in enumerate(edits):
@@ -80,7 +80,7 @@ def refit(
                 follower.close()  # its states are not held while the method goes on in another way
 
 
-def projection(
+def refitted(
     run: Run, weight: Tensor, moments: Moments, kept: Tensor, *, damping: FloatOrAuto, shrinkage: float = 0.0,
     share: float = 1.0, name: str,
 ) -> Tensor:  # fmt: skip

@@ -69,7 +69,7 @@ class Method:
         return self.amount.shared
 
     @property
-    def refits(self) -> bool:
+    def fits_itself(self) -> bool:
         """Whether it fits what it leaves to a target, an option of that name; a refit behind it would undo that."""
         return "target" in self.options
 

@@ -21,7 +21,7 @@ from secateur.methods.registry import Amount, method
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.run import Run
-from secateur.solvers.allocation import Allocation, curve_allocation
+from secateur.solvers.allocation import Allocation, Half, curve_allocation
 from secateur.solvers.allocation_search import search_allocation
 from secateur.solvers.obs import group_sizes, prune_bytes, prune_groups
 from secateur.solvers.ridge import FloatOrAuto, check_ridge, ridge, shrinkage_for
@@ -31,7 +31,6 @@ from secateur.surgery.edits import DropAttention, DropMLP, Edit, KeepHeads, Keep
 Allocating = Literal["log", "uniform", "equal", "searched"]
 NeuronScore = Literal["obs-ranges", "obs", "activation", "ranges"]
 Aim = Literal["auto", "original", "dense", "stream"]
-Half = Literal["attention", "mlp"]
 
 
 @method(
@@ -164,7 +163,7 @@ class _Solve:
 
         if half == "mlp" and self.score in ("activation", "ranges"):
             index = torch.tensor(self._highest(visit, moments.inputs, stay))
-            return {"index": index, "weight": fitted(index).to(weight.dtype)}
+            return {"index": index, "weight": fitted(index).to(weight.dtype) if self.compensate else weight[:, index]}
         schedule = [1] * (units - stay) if half == "attention" else group_sizes(units - stay, "released")
         whole = weight if moments.target is None else fitted(torch.arange(weight.shape[1]))
         ranged = half == "mlp" and self.score == "obs-ranges" and not weight.is_meta

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from secateur.errors import InfeasibleBudgetError, InvalidOptionError
 from secateur.model.budget import COARSE, Budget, inside
 from secateur.model.layout import BlockLayout, Layout
 from secateur.solvers.ratios import Curve, ratios
+
+Half = Literal["attention", "mlp"]  # of a block; its output projection is f"{half}_out"
 
 # Of their FFNs' parameters blocks lose no more before KV heads go, too: a choice, not yet measured.
 _FFN_SHARE = 0.75

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,18 +35,16 @@ from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.views import Block
 from secateur.run import Run
-from secateur.solvers.allocation import Allocation, narrowed, rounded
+from secateur.solvers.allocation import Allocation, Half, narrowed, rounded
 from secateur.solvers.obs import columns_of, group_sizes, prune_bytes, prune_groups
 from secateur.solvers.ratios import root_of
 from secateur.surgery.apply import trial
 from secateur.surgery.edits import DropAttention, DropMLP, KeepHeads, KeepNeurons, SetWeight, keep
 
-Half = Literal["attention", "mlp"]
 Place = tuple[int, Half]  # of a block
 Choice = Mapping[Place, int]  # FFN neurons or KV heads, 0 for nothing
 
 _STRIDES = (3, 2, 1)  # how many sizes further a place may go at once: each is tried
-_OUT: Mapping[Half, str] = {"attention": "attention_out", "mlp": "mlp_out"}
 
 
 def search_allocation(
@@ -162,7 +160,7 @@ class _Database:
     def _descend(self, visit: Visit, place: Place, run: Run) -> None:
         """Optimal brain surgery through all sizes in one descent."""
         number, half = place
-        weight = visit.block.weight(_OUT[half]).detach()
+        weight = visit.block.weight(f"{half}_out").detach()
         *sizes, whole = (size for size in self.sizes[place] if size)
         if not sizes:
             return
@@ -267,9 +265,9 @@ class _Search:
         The block is whole, with zeros for the columns that are gone, so that all versions see what they read.
         """
         halves = [half for number, half in choice if number == block.number]
-        wide = [SetWeight(block.number, _OUT[half], self._wide(block, half, choice)) for half in halves]
+        wide = [SetWeight(block.number, f"{half}_out", self._wide(block, half, choice)) for half in halves]
         changes = {(block.number, half): dict.fromkeys(self.database.sizes[block.number, half], 0.0) for half in halves}
-        whole = {half: block.weight(_OUT[half]).detach() for half in halves}
+        whole = {half: block.weight(f"{half}_out").detach() for half in halves}
         maps: dict[Half, tuple[Tensor, Tensor]] = {}  # what the output projections read and gave
 
         def seen(half: Half) -> Callable[[Any, tuple[Tensor], Tensor], None]:
@@ -277,7 +275,7 @@ class _Search:
 
         with trial(block, wide), ExitStack() as hooks:
             for half in halves:
-                linear = block.linear(block.roles[_OUT[half]])
+                linear = block.linear(block.roles[f"{half}_out"])
                 hooks.callback(linear.register_forward_hook(seen(half)).remove)
             for place in range(len(hidden)):
                 with torch.enable_grad():
@@ -294,7 +292,7 @@ class _Search:
 
     def _wide(self, block: Block, half: Half, choice: Choice) -> Tensor:
         """The output projection's weight in the choice, with zeros for the columns that are gone."""
-        whole = block.weight(_OUT[half]).detach()
+        whole = block.weight(f"{half}_out").detach()
         columns, weight = self.database.version((block.number, half), choice[block.number, half], whole)
         wide = torch.zeros_like(whole)
         wide[:, columns] = weight

@@ -110,7 +110,7 @@ def test_after_expect_all_stages_share_one_bar() -> None:
         done(1)
         run.meter.head_tokens += 10
         done(2)
-    assert watcher.shown == [("alone", 10, 10), ("one", 120, 60), ("two", 120, 120)]
+    assert watcher.shown == [("alone", 10, 10), ("one (whole run)", 120, 60), ("two (whole run)", 120, 120)]
 
 
 @pytest.mark.parametrize(

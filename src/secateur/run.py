@@ -293,14 +293,14 @@ class Run:
     def progress(self, label: str, total: float) -> Iterator[Advance]:
         """Show a bar named `label`; the context gives a function that advances it by an amount of work.
 
-        After `expect` the bar is the whole run's and moves by what the engines meter.
+        After `expect` the bar is the whole run's, says so, and moves by what the engines meter.
         """
         if self.root._expected is None:
             with self.observer.progress(label, total) as advance:
                 yield advance
             return
         before = self.root.work_done()
-        with self.observer.progress(label, self.root._expected, before) as advance:
+        with self.observer.progress(f"{label} (whole run)", self.root._expected, before) as advance:
 
             def catch_up(amount: float) -> None:
                 nonlocal before

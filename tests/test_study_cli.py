@@ -11,9 +11,11 @@ from test_cli import Told, _own_world, call, world, write_ending_model  # noqa: 
 
 from secateur.cli import grids
 from secateur.cli.options import SourceOptions
+from secateur.errors import DataError
 from secateur.judge.results import Perplexity
 from secateur.model.handle import Model
-from secateur.model.load import Source
+from secateur.model.load import Source, load
+from secateur.pruning import Request, calibration_of, plan
 from secateur.report.results import CellResult
 
 QUICK = ("--samples", 2, "--length", 24, "--eval-samples", 4, "--eval-length", 24)
@@ -28,13 +30,25 @@ def compare(where: tuple[object, ...], *words: object) -> Told:
     return call("compare", *where, *QUICK, *words)
 
 
-def test_the_demo_model_needs_no_hub_for_its_texts(tmp_path: Path) -> None:
+def test_the_demo_model_needs_no_hub_for_its_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def texts(model: str, source: SourceOptions) -> tuple[str, ...]:
         calibration, judging = grids.defaults(model, source)
         return calibration, *judging.texts
 
+    monkeypatch.delenv("SECATEUR_DATA", raising=False)
     assert texts("demo", SourceOptions()) == ("demo", "demo")
     assert texts("demo", SourceOptions(data=tmp_path)) == texts("model", SourceOptions()) == ("c4", "wikitext2")
+    monkeypatch.setenv("SECATEUR_DATA", str(tmp_path))
+    assert texts("demo", SourceOptions()) == ("c4", "wikitext2")
+
+
+def test_a_pruning_takes_the_same_text_as_a_grid(world: dict[str, Path], tmp_path: Path) -> None:  # noqa: F811
+    """With a folder of texts that is C4's, which is not in this one, also for the demo model."""
+    model = load(world["model"])
+    model.source["asked"] = "demo"
+    planned = plan(Request(method="2ssp", sparsity=0.4, samples=2, length=8, data=tmp_path), model)
+    with pytest.raises(DataError, match="c4"):
+        calibration_of(planned, model)
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from msgspec import structs
 
-from secateur.assets import Bos
+from secateur.assets import Bos, usual_text
 from secateur.compensation import require_refits
 from secateur.disk_room import DiskRoom
 from secateur.driver import Filter, Pruning, check_filters, require_edits_of, run_method
@@ -71,8 +71,8 @@ class Request:
         refit: refit the output projections of what is narrowed, and fold what whole modules added into those that
             stay: `secateur.compensation.refits`.
         filters: others, in the order in which edits go through them.
-        calibration: a text's name or file (c4 if None; demo for the demo model), a list of documents, a
-            `datasets.Dataset`, token ids or `Tokens`; see `secateur.engine.tokens.read_tokens`.
+        calibration: a text's name or file (if None c4, or demo for the demo model where `data` is None), a list of
+            documents, a `datasets.Dataset`, token ids or `Tokens`; see `secateur.engine.tokens.read_tokens`.
         samples, length: calibration windows; the paper's if None.
         seed: 0 takes the text's first windows, as the papers do; others draw from all.
         count: "responses" counts only what the assistant says, in chat data.
@@ -363,9 +363,10 @@ def prepare(planned: Plan, model: Model) -> Job:
 
 def calibration_of(planned: Plan, model: Model) -> Tokens:
     """Args: model: with its tokenizer; it may be a hollow one."""
-    request, default = planned.request, "demo" if model.source.get("asked") == "demo" else "c4"
+    request = planned.request
+    usual = usual_text("c4", model=model.source.get("asked"), data=request.data)
     return read_tokens(
-        model, default if request.calibration is None else request.calibration, purpose="calibration",
+        model, usual if request.calibration is None else request.calibration, purpose="calibration",
         length=planned.length, samples=planned.samples, seed=request.seed, count=request.count, bos=request.bos,
         data=request.data, cache=request.cache, text_field=request.text_field,
     )  # fmt: skip

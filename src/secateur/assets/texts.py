@@ -31,6 +31,13 @@ def text_names() -> tuple[str, ...]:
     return (*CATALOG.texts, "demo")
 
 
+def usual_text(name: str, *, model: str | None, data: Path | None) -> str:
+    """The text that stands in where none is named: `name`; or, for the demo model without a folder of texts, the one
+    that comes with it."""
+    beside = model == "demo" and data is None and not os.environ.get("SECATEUR_DATA")
+    return "demo" if beside else name
+
+
 def read_text(
     source: TextSource, *, purpose: Purpose, data: Path | None = None, cache: Path | None = None,
     text_field: str | None = None,

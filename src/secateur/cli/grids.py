@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from secateur.assets import usual_text
 from secateur.cli.guard import EXIT_FAILED, err, out
 from secateur.cli.options import SourceOptions
 from secateur.cli.progress import in_words, standing_shown
@@ -37,8 +38,8 @@ _MEANINGS = {PERPLEXITY: "perplexity", INFERENCE: "prefill and time per token", 
 
 def defaults(model: str, source: SourceOptions) -> tuple[str, Judging]:
     """The calibration text, and what a grid is judged by, where nothing is named; of the demo all is there."""
-    texts = ("demo", "demo") if model == "demo" and source.data is None else ("c4", "wikitext2")
-    return texts[0], Judging(texts=(texts[1],), samples=20)
+    calibration, judged = (usual_text(name, model=model, data=source.data) for name in ("c4", "wikitext2"))
+    return calibration, Judging(texts=(judged,), samples=20)
 
 
 @dataclass(frozen=True)

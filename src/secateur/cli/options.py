@@ -268,7 +268,10 @@ class CalibrationOptions:
 
     calibration: Annotated[
         str | None,
-        typer.Option(help=f"c4, wikitext2, fineweb-edu, demo, or {FILES}.", show_default="c4"),
+        typer.Option(
+            help=f"c4, wikitext2, fineweb-edu, demo, or {FILES}.",
+            show_default="c4; for the demo model without --data, demo",
+        ),
     ] = None
     samples: Annotated[int | None, typer.Option(help="Calibration: windows.", show_default=PAPERS)] = None
     length: Annotated[int | None, typer.Option(help="Calibration: tokens per window.", show_default=PAPERS)] = None

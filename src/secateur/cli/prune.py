@@ -189,13 +189,14 @@ def _show(record: Record, folder: Path) -> None:
     achieved, cost = record.achieved, record.cost
     asked = f"{record.sparsity.sentence}\n" if record.sparsity else ""
     goal = f"{record.goal.sentence}\n" if record.goal else ""
-    by = " + ".join([record.method, *(record.filters or ())])
+    by, windows = " + ".join([record.method, *(record.filters or ())]), record.calibration or {}
     out.print(table)
     for remark in record.remarks:
         say(remark)
     say(
         f"{by}: {achieved.blocks:.2%} of the blocks' parameters removed ({achieved.model:.2%} of all) in "
         f"{cost.seconds:.0f} s, {_forwards(cost.forwards or 0, cost.forwards_asked or 0)}\n{asked}{goal}"
+        f"calibrated on {windows.get('name')}, {windows.get('samples')} x {windows.get('length')} tokens\n"
         f"written to {folder} (tier {record.tier})"
     )
 

@@ -303,7 +303,7 @@ class CompensationOptions:
         float | None,
         typer.Option(
             help="--refine: peak of the learning rate, as a share of each matrix's root mean square.",
-            show_default="0.0025",
+            show_default="0.001",
         ),
     ] = None
     refine_text: Annotated[

@@ -26,7 +26,7 @@ def refine(
     edits: Iterator[Edit],
     *,
     passes: float = 4.0,
-    rate: float = 0.0025,
+    rate: float = 0.001,
     text: Literal["drawn", "calibration"] = "drawn",
 ) -> Iterator[Edit]:
     """When the method has ended, train all linear maps of the blocks by the divergence from the dense model.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,9 +18,11 @@ from secateur.engine.blocks import BlockInputs
 from secateur.engine.loss import KLDivergence
 from secateur.engine.sweep import final_states
 from secateur.errors import InvalidOptionError, UnknownNameError
+from secateur.journal import Journal, Journaled, taken_bytes
 from secateur.model.handle import Model
 from secateur.pruning import Job, Pruned, Request, plan, prepare, run_job
 from secateur.run import Run
+from secateur.sharing import SharingRun
 from secateur.solvers import training
 
 
@@ -88,6 +91,30 @@ def test_a_replay_takes_no_forward_and_closed_blocks_have_no_weights() -> None:
     pruned(closed, by)
     assert first.model.fingerprint() == again.model.fingerprint() == closed.whole().fingerprint()
     assert first.record.notes == again.record.notes
+
+
+def test_a_killed_training_goes_on_from_what_it_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the same bits and the same count of work, without any of its 20 steps done twice."""
+    by = refining_by(passes=20, text="calibration")
+    whole, counted = pruned(tiny("llama"), by)
+    monkeypatch.setattr(training, "KEEP_EVERY_S", 0.0)
+    original, calls = training._Course._gradients, []
+
+    def gradients(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(training._Course, "_gradients", gradients)
+    with pytest.raises(KeyboardInterrupt):
+        pruned(tiny("llama"), by, run=SharingRun(0, Journaled(Journal(tmp_path))))
+    resumed, run = pruned(tiny("llama"), by, run=SharingRun(0, Journaled(Journal(tmp_path))))
+    assert len(calls) == 7 + 1 + 13
+    assert resumed.model.fingerprint() == whole.model.fingerprint()
+    assert resumed.record.notes == whole.record.notes
+    assert run.meter == counted.meter
+    assert taken_bytes(tmp_path) <= job(tiny("llama"), by).plan.run_bytes(tiny("llama"))
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,8 @@ class Store(Protocol):
     def put(self, key: str, value: Any) -> None: ...
 
     def put_states(self, key: str, value: Any) -> None:
-        """Store a walk's states, which save a resumed run some work, in the place of those of this key; or do not."""
+        """Store the states of a walk or a training, which save a resumed run some work, in the place of those of this
+        key; or do not."""
 
     def get_states(self, key: str) -> Any:
         """The states that were stored last; KeyError where none were."""
@@ -271,6 +272,9 @@ class Run:
     def hold(self, size_bytes: float) -> None:
         """So much more is held from now on, beside what the engines hold; for the forecast."""
 
+    def hold_on_disk(self, size_bytes: float) -> None:
+        """So much more than results of steps lies in the store at the most; for the forecast."""
+
     @contextmanager
     def holding(self, size_bytes: float) -> Iterator[None]:
         """So much more is held for the time of the context."""
@@ -328,7 +332,8 @@ class Rehearsal(Run):
 
     Attributes:
         held_bytes, peak_bytes: hidden states, statistics and results held now, and the most at once.
-        stored_bytes, states_bytes: on the disk, if all results of steps are stored, and the states of all walks.
+        stored_bytes, states_bytes: on the disk, if all results of steps are stored and what a training keeps, and the
+            states of all walks.
         spilled_bytes: hidden states of the largest walk or sweep, if none are run in groups.
     """
 
@@ -359,6 +364,9 @@ class Rehearsal(Run):
         """So much more is held from now on, or less where it is negative."""
         self.root.held_bytes += size_bytes
         self.root.peak_bytes = max(self.root.peak_bytes, self.root.held_bytes)
+
+    def hold_on_disk(self, size_bytes: float) -> None:
+        self.root.stored_bytes += size_bytes
 
     @property
     def made_up(self) -> bool:

@@ -7,6 +7,7 @@ own, in float32 whatever the model's dtype, come out as edits.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,11 +28,14 @@ from secateur.surgery.edits import SetWeight
 Weights = dict[int, dict[str, Tensor]]  # by block number and the weight's path in the block
 
 STEP_TOKENS = 2048  # per optimizer step
+KEEP_EVERY_S = 300.0  # what is trained, so that a kill costs no more than that
 SAVED_BYTES = 4 * 2**30  # of activations kept for the backward pass; beyond, each block's are computed again
 _SAVED = 3  # times what a block holds while it runs: what its backward pass reads
 _MASTER_BYTES = 16  # per trained weight: itself, its gradient and AdamW's two moments, in float32
+_KEPT_BYTES = 12  # of these, without the gradient
 _WARM_UP = 0.1  # of the steps
 _BETAS = (0.9, 0.99)
+_MOMENTS = ("exp_avg", "exp_avg_sq")  # as torch calls AdamW's
 _LARGEST_NORM = 1.0  # of the gradient
 _CURVE = 20  # points of the noted loss
 
@@ -48,7 +52,8 @@ def check_training(passes: float, rate: float) -> None:
 def trained(
     model: Model, tokens: Tokens, run: Run, reference: Tensor, *, passes: float, rate: float
 ) -> Iterator[SetWeight]:
-    """Train, as one journaled step named "training", and yield the weights.
+    """Train, as one journaled step named "training", and yield the weights. Interrupted, it goes on from the states
+    that were kept last.
 
     AdamW without weight decay, the rate falling along a cosine, the windows in an order of the run's seed. A pass costs
     3 forwards of the blocks for every window, or 4 where activations are computed again, and 4 of the head.
@@ -79,9 +84,10 @@ class _Course:
         blocks, between = len(model.numbers), self.rows * tokens.length * model.hidden_size * model.dtype.itemsize
         saved = _SAVED * self.rows * activation_bytes(model, tokens.length)  # of one block
         self.recompute = saved * blocks > SAVED_BYTES
-        masters = sum(block.attention + block.mlp for block in model.layout().blocks.values())
+        self.parameters = sum(block.attention + block.mlp for block in model.layout().blocks.values())
+        self.name = run.name_walk("training")
         self.held_bytes = (
-            _MASTER_BYTES * masters
+            _MASTER_BYTES * self.parameters
             + (saved + between * blocks if self.recompute else saved * blocks)
             + 2 * logit_bytes(model, tokens.length)
         )
@@ -90,6 +96,7 @@ class _Course:
         """Trained `weights`, (out, in) in the model's dtype, by "block/role"; the `curve` of the loss."""
         weights, losses = self._masters(), [0.0]
         if self.run.rehearses:
+            self.run.hold_on_disk(2 * _KEPT_BYTES * self.parameters)  # the new ones are there before the old ones go
             for _ in range(self.steps):
                 self._count()
         else:
@@ -125,9 +132,11 @@ class _Course:
         groups = [{"params": [leaf], "lr": peak} for leaf, peak in zip(leaves, peaks, strict=True)]
         optimizer = torch.optim.AdamW(groups, betas=_BETAS, weight_decay=0.0)
         warm = max(1, round(_WARM_UP * self.steps))
-        inputs, losses = BlockInputs(self.model), []
+        inputs, losses = BlockInputs(self.model), self._taken_up(leaves, optimizer)
+        kept = time.monotonic()
         with self.run.progress("training", self.steps) as advance:
-            for step, windows in enumerate(self._order()):
+            advance(len(losses))
+            for step, windows in list(enumerate(self._order()))[len(losses) :]:
                 cosine = 0.5 + 0.5 * math.cos(math.pi * max(0, step - warm) / max(1, self.steps - warm))
                 for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                     group["lr"] = peak * min((step + 1) / warm, cosine)
@@ -141,6 +150,29 @@ class _Course:
                 losses.append(loss)
                 self._count()
                 advance(1)
+                if time.monotonic() - kept >= KEEP_EVERY_S:
+                    self._keep(leaves, optimizer, losses)
+                    kept = time.monotonic()
+        return losses
+
+    def _keep(self, leaves: list[Tensor], optimizer: torch.optim.AdamW, losses: list[float]) -> None:
+        moments = [[optimizer.state[leaf][moment] for leaf in leaves] for moment in _MOMENTS]
+        self.run.store.put_states(self.name, {"losses": losses, "weights": leaves, "moments": moments})
+
+    def _taken_up(self, leaves: list[Tensor], optimizer: torch.optim.AdamW) -> list[float]:
+        """The losses of the steps that an interrupted run took, whose weights and moments are put in place."""
+        try:
+            stored = self.run.store.get_states(self.name)
+        except KeyError:
+            return []
+        losses: list[float] = stored["losses"]
+        with torch.no_grad():
+            for leaf, weight, *moments in zip(leaves, stored["weights"], *stored["moments"], strict=True):
+                leaf.copy_(weight)
+                own = {name: each.to(leaf.device, copy=True) for name, each in zip(_MOMENTS, moments, strict=True)}
+                optimizer.state[leaf] = {"step": torch.tensor(float(len(losses))), **own}
+        for _ in losses:
+            self._count()
         return losses
 
     def _order(self) -> Iterator[Tensor]:

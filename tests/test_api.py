@@ -142,7 +142,7 @@ def test_progress_of_the_whole_run_reaches_its_end() -> None:
     expected = job.plan.meter.work(model.head_cost)
     run_job(job, run=run)
     (walk, total, after_walk), (search, same, end) = watcher.shown
-    assert (walk, search) == ("neuron scores", "2ssp stage 2 1/1")
+    assert (walk, search) == ("neuron scores (whole run)", "2ssp stage 2 1/1 (whole run)")
     assert total == same == expected
     assert after_walk == 3 * 8 * 8
     assert after_walk < end <= total

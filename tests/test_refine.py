@@ -98,6 +98,7 @@ def test_a_killed_training_goes_on_from_what_it_kept(tmp_path: Path, monkeypatch
     by = refining_by(passes=20, text="calibration")
     whole, counted = pruned(tiny("llama"), by)
     monkeypatch.setattr(training, "KEEP_EVERY_S", 0.0)
+    monkeypatch.setattr(training, "KEEP_SHARE", float("inf"))  # after every step
     original, calls = training._Course._gradients, []
 
     def gradients(*args: Any) -> Any:

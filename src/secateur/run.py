@@ -237,7 +237,7 @@ class Run:
         return key
 
     def name_walk(self, label: str) -> str:
-        """A name for a walk that is about to begin, the same when the run is repeated."""
+        """A name for a walk or a training that is about to begin, the same when the run is repeated."""
         label = self._scope + label
         self._walks[label] += 1
         return f"{label}, walk {self._walks[label]}"

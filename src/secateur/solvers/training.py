@@ -28,7 +28,8 @@ from secateur.surgery.edits import SetWeight
 Weights = dict[int, dict[str, Tensor]]  # by block number and the weight's path in the block
 
 STEP_TOKENS = 2048  # per optimizer step
-KEEP_EVERY_S = 300.0  # what is trained, so that a kill costs no more than that
+KEEP_EVERY_S = 300.0  # what is trained, so that a kill costs no more than that; more where writing it takes long
+KEEP_SHARE = 0.05  # of the time, at most, goes into writing it
 SAVED_BYTES = 4 * 2**30  # of activations kept for the backward pass; beyond, each block's are computed again
 _SAVED = 3  # times what a block holds while it runs: what its backward pass reads
 _MASTER_BYTES = 16  # per trained weight: itself, its gradient and AdamW's two moments, in float32
@@ -133,7 +134,7 @@ class _Course:
         optimizer = torch.optim.AdamW(groups, betas=_BETAS, weight_decay=0.0)
         warm = max(1, round(_WARM_UP * self.steps))
         inputs, losses = BlockInputs(self.model), self._taken_up(leaves, optimizer)
-        kept = time.monotonic()
+        kept, pause = time.monotonic(), KEEP_EVERY_S
         with self.run.progress("training", self.steps) as advance:
             advance(len(losses))
             for step, windows in list(enumerate(self._order()))[len(losses) :]:
@@ -150,9 +151,10 @@ class _Course:
                 losses.append(loss)
                 self._count()
                 advance(1)
-                if time.monotonic() - kept >= KEEP_EVERY_S:
+                if (began := time.monotonic()) - kept >= pause:
                     self._keep(leaves, optimizer, losses)
                     kept = time.monotonic()
+                    pause = max(KEEP_EVERY_S, (kept - began) / KEEP_SHARE)
         return losses
 
     def _keep(self, leaves: list[Tensor], optimizer: torch.optim.AdamW, losses: list[float]) -> None:

@@ -26,7 +26,7 @@ from secateur.driver import run_method
 from secateur.methods import get_method
 from secateur.model.budget import Budget
 from secateur.model.load import Source
-from secateur.pruning import Request, plan
+from secateur.planning import Request, plan
 from secateur.run import Run
 
 STATUS = Path("/proc/self/status")

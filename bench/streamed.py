@@ -38,7 +38,7 @@ from secateur.model.handle import Model, hollow
 from secateur.model.load import Source, load
 from secateur.model.stored import TensorFile
 from secateur.model.streamed import StreamedModel
-from secateur.pruning import Plan, Request, plan
+from secateur.planning import Plan, Request, plan
 from secateur.run import Run
 from secateur.running import prune, prune_to
 from secateur.solvers.obs import group_sizes

@@ -30,7 +30,7 @@ from secateur.judge.statistics import mean_and_sd
 from secateur.methods import Method, get_method, methods
 from secateur.methods.registry import earlier
 from secateur.model.handle import Model
-from secateur.pruning import Request, plan
+from secateur.planning import Request, plan
 from secateur.report.ablation import NAME as ABLATION_TABLE
 from secateur.report.ablation import Group, ablation_table, groups, short_ablation_table
 from secateur.report.ablation_figures import together

@@ -28,7 +28,8 @@ from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.layout import BlockLayout, Layout
 from secateur.model.modeling_secateur import Shape
-from secateur.pruning import Job, Plan, Request, plan, prepare
+from secateur.planning import Plan, Request, plan
+from secateur.pruning import Job, prepare
 from secateur.run import Advance, Run, Silent
 from secateur.surgery.apply import apply
 from secateur.surgery.edits import DropAttention, DropBlock, DropMLP, Edit, KeepHeads, KeepNeurons

@@ -38,6 +38,7 @@ LAYERS: tuple[set[str], ...] = (
     {"goals"},
     {"driver"},
     {"compensation", "serving", "disk_room"},
+    {"planning"},
     {"pruning"},
     {"running"},
     {"forecast"},

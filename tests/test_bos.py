@@ -35,7 +35,7 @@ from secateur.model.family_plugins import checked_row
 from secateur.model.handle import Model
 from secateur.model.load import Source
 from secateur.model.modeling_secateur import FAMILIES
-from secateur.pruning import Request
+from secateur.planning import Request
 from secateur.record import MeasuredPerplexity
 from secateur.run import Run
 

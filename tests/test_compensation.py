@@ -12,7 +12,7 @@ from secateur.compensation.fold import Module, fold, folds
 from secateur.errors import InvalidOptionError, UnknownNameError
 from secateur.methods import get_method
 from secateur.model.modeling_secateur import FAMILIES
-from secateur.pruning import Request, plan
+from secateur.planning import Request, plan
 from secateur.run import Run
 from secateur.surgery.edits import DropAttention, DropBlock, DropMLP, Edit, SetWeight
 

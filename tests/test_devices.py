@@ -16,7 +16,8 @@ from oracles import KINDS_OF_METHOD
 
 from secateur.engine.sweep import DENSE, Part, sample_sweep
 from secateur.model.handle import Model
-from secateur.pruning import Pruned, Request, plan, prepare, run_job
+from secateur.planning import Request, plan
+from secateur.pruning import Pruned, prepare, run_job
 from secateur.run import Run
 from secateur.surgery.edits import KeepNeurons
 

@@ -21,7 +21,8 @@ from secateur.methods import Method, get_method, registry
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.modeling_secateur import FAMILIES
-from secateur.pruning import Job, Pruned, Request, plan, prepare, run_job
+from secateur.planning import Request, plan
+from secateur.pruning import Job, Pruned, prepare, run_job
 from secateur.run import MemoryStore, Run
 from secateur.surgery.edits import Edit, KeepHeads, KeepNeurons, SetWeight
 

@@ -18,7 +18,7 @@ from secateur.hf import with_cache
 from secateur.judge.inference import kv_bytes
 from secateur.methods import methods
 from secateur.model.load import Source
-from secateur.pruning import Request, plan
+from secateur.planning import Request, plan
 
 CONTEXT, BATCH = 32, 2
 

@@ -23,7 +23,7 @@ from secateur.errors import (
 from secateur.export import save
 from secateur.forecast import Forecast, Speed, forecast, timed
 from secateur.model.load import Source
-from secateur.pruning import Request
+from secateur.planning import Request
 
 
 def foretold(folder: Path | str, **request: Any) -> Forecast:

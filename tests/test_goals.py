@@ -16,14 +16,14 @@ from test_cli import call
 from torch import Tensor
 
 import secateur
-from secateur import Goal, Judging, Tokens, pruning
+from secateur import Goal, Judging, Tokens, planning
 from secateur.engine.tokens import read_tokens
 from secateur.errors import InfeasibleBudgetError, InvalidOptionError, OutputExistsError
 from secateur.goals import Plans
 from secateur.judge.perplexity import perplexity
 from secateur.model.handle import Model, with_random_weights
 from secateur.model.layout import Layout
-from secateur.pruning import Request, plan
+from secateur.planning import Request, plan
 from secateur.quantities import bytes_of, share_of, tokens_of
 from secateur.running import prune_to
 
@@ -182,7 +182,7 @@ def test_speed_is_that_of_the_layouts(method: str, monkeypatch: pytest.MonkeyPat
         timed.append((smaller.layout(), settings))
         return parameters(dense) / parameters(smaller)
 
-    monkeypatch.setattr(pruning, "speedup", speedup)
+    monkeypatch.setattr(planning, "speedup", speedup)
     model = tiny("llama")
     goal = Goal(target_speedup=1.4, speedup_of="prompt", judging=Judging(batch_size=3))
     pruned = secateur.prune(model, method, goal=goal, calibration=tiny_tokens(model, 3, 16))

@@ -24,7 +24,7 @@ from secateur.errors import InvalidOptionError
 from secateur.grid.ablate import WHATS
 from secateur.judge.generation import REFERENCE, REFERENCE_PROMPTS
 from secateur.judge.judging import Judging
-from secateur.pruning import Request
+from secateur.planning import Request
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from secateur.methods.two_ssp import attention_count
 from secateur.model.budget import Budget, shares
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
-from secateur.pruning import Plan
+from secateur.planning import Plan
 from secateur.run import Run
 
 

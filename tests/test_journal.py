@@ -35,7 +35,7 @@ from secateur.judge.judging import Judging
 from secateur.methods import methods
 from secateur.model.load import Source
 from secateur.model.shelf import Shelf
-from secateur.pruning import Plan, Request
+from secateur.planning import Plan, Request
 from secateur.sharing import SharingRun
 
 JOB = {"model": "abc", "method": "2ssp", "size": {"sparsity": 0.5}}

@@ -35,7 +35,8 @@ from secateur.grid import Comparison, Grid, compare
 from secateur.grid.pace import Standing
 from secateur.hf import quiet_transformers
 from secateur.model.load import load
-from secateur.pruning import Pruned, plan, prepare, run_job
+from secateur.planning import plan
+from secateur.pruning import Pruned, prepare, run_job
 from secateur.report.results import CellResult, dumps
 from secateur.run import Run
 from secateur.surgery.apply import apply

@@ -23,7 +23,8 @@ from secateur.driver import Filter, Pruning
 from secateur.errors import CheckpointError
 from secateur.export import tier
 from secateur.methods import get_method
-from secateur.pruning import Job, Request, make_record, plan, prepare
+from secateur.planning import Request, plan
+from secateur.pruning import Job, make_record, prepare
 from secateur.record import (
     RECORD,
     Cost,

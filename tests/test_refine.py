@@ -20,7 +20,8 @@ from secateur.engine.sweep import final_states
 from secateur.errors import InvalidOptionError, UnknownNameError
 from secateur.journal import Journal, Journaled, taken_bytes
 from secateur.model.handle import Model
-from secateur.pruning import Job, Pruned, Request, plan, prepare, run_job
+from secateur.planning import Request, plan
+from secateur.pruning import Job, Pruned, prepare, run_job
 from secateur.run import Run
 from secateur.sharing import SharingRun
 from secateur.solvers import training

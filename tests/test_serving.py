@@ -17,7 +17,8 @@ import secateur
 from secateur.errors import InvalidOptionError, UnknownNameError, UnsupportedEditError, UnsupportedExportError
 from secateur.methods import get_method, methods
 from secateur.model.handle import Model
-from secateur.pruning import Job, Request, plan
+from secateur.planning import Request, plan
+from secateur.pruning import Job
 from secateur.record import read_record
 from secateur.running import prune_to
 from secateur.serving import _KEEPING, ANY, ENGINES

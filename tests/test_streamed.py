@@ -29,7 +29,7 @@ from secateur.judge.perplexity import perplexity
 from secateur.model.handle import Model
 from secateur.model.load import Source
 from secateur.model.streamed import StreamedModel
-from secateur.pruning import Request
+from secateur.planning import Request
 from secateur.surgery.apply import apply
 from secateur.surgery.edits import DropMLP, KeepNeurons
 

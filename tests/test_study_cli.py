@@ -15,7 +15,8 @@ from secateur.errors import DataError
 from secateur.judge.results import Perplexity
 from secateur.model.handle import Model
 from secateur.model.load import Source, load
-from secateur.pruning import Request, calibration_of, plan
+from secateur.planning import Request, plan
+from secateur.pruning import calibration_of
 from secateur.report.results import CellResult
 
 QUICK = ("--samples", 2, "--length", 24, "--eval-samples", 4, "--eval-length", 24)

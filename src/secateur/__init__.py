@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from secateur.model.handle import Model
     from secateur.model.load import Source, load
     from secateur.output import Output, save
-    from secateur.pruning import Pruned, Request
+    from secateur.planning import Request
+    from secateur.pruning import Pruned
     from secateur.run import Run
     from secateur.running import prune, prune_to
     from secateur.workers.session import Workers
@@ -38,7 +39,7 @@ _HOMES = {
     "Output": "output",
     "Pruned": "pruning",
     "Recovered": "heal.recover",
-    "Request": "pruning",
+    "Request": "planning",
     "Run": "run",
     "Source": "model.load",
     "Tokens": "engine.tokens",

@@ -21,7 +21,7 @@ from secateur.methods import methods
 from secateur.model.handle import Model, require_positions
 from secateur.model.layout import Layout
 from secateur.model.load import Source, check_device
-from secateur.pruning import Plan, Request, plan
+from secateur.planning import Plan, Request, plan
 
 _PROBE_TOKENS = 512
 

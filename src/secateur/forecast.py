@@ -20,7 +20,7 @@ from secateur.model.handle import Model, with_random_weights
 from secateur.model.layout import Layout
 from secateur.model.load import Source, check_device
 from secateur.model.modeling_secateur import plain_config, shapes_from
-from secateur.pruning import Plan, Request, plan
+from secateur.planning import Plan, Request, plan
 from secateur.record import MetGoal, Sparsity
 from secateur.sharing import Clock
 

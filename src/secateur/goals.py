@@ -109,7 +109,7 @@ class Goal:
 
 
 class Foretold(Protocol):
-    """What is known of a pruning before it is run; as `secateur.pruning.Plan` has it."""
+    """What is known of a pruning before it is run; as `secateur.planning.Plan` has it."""
 
     @property
     def after(self) -> Layout: ...

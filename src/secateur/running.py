@@ -32,7 +32,8 @@ from secateur.model.coerce import Loaded, ModelSource, handed
 from secateur.model.handle import Model, with_random_weights
 from secateur.model.load import Source, TokenizerSource
 from secateur.output import Outcome, Output
-from secateur.pruning import NOT_BOTH, Job, Plan, Pruned, Request, calibration_of, faster, met, plan, plans_of, run_job
+from secateur.planning import NOT_BOTH, Plan, Request, faster, met, plan, plans_of
+from secateur.pruning import Job, Pruned, calibration_of, run_job
 from secateur.record import Cost, MeasuredPerplexity, read_record
 from secateur.run import Meter, Observer, Run, Silent
 from secateur.sharing import Shared, SharingRun

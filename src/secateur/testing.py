@@ -32,7 +32,7 @@ from secateur.model.layout import Layout
 from secateur.model.load import load
 from secateur.model.tiny import tiny
 from secateur.output import save
-from secateur.pruning import Plan, Request, plan
+from secateur.planning import Plan, Request, plan
 from secateur.run import MemoryStore, Run
 from secateur.running import prune
 from secateur.surgery.apply import apply

@@ -262,7 +262,7 @@ class GoalOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationOptions:
-    """What a pruning is calibrated on: fields of `secateur.pruning.Request`."""
+    """What a pruning is calibrated on: fields of `secateur.planning.Request`."""
 
     PANEL: ClassVar[str] = "Calibration"
 

@@ -84,7 +84,7 @@ def _prune(
     from secateur.forecast import forecast
     from secateur.judge.judging import Judging
     from secateur.output import Output
-    from secateur.pruning import Request
+    from secateur.planning import Request
     from secateur.running import prune_to
 
     start_logging(output.log_level, output.log_file)

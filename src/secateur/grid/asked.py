@@ -30,7 +30,7 @@ class Asked(ABC):
         options: by method; `samples` and `length` there are those of its calibration.
         calibration: a text's name or file; samples, length: the preset's or the paper's of each method if None.
         count: "all" tokens of the calibration, or of chat data "responses" only.
-        bos: whether the calibration's windows begin with the begin-of-sequence token; see `secateur.pruning.Request`.
+        bos: whether the calibration's windows begin with the begin-of-sequence token; see `secateur.planning.Request`.
         text_field: the column of rows that holds text or conversations, where it is none that is known; of all texts.
         kind: a folder is of one kind; table: the name of its main table's files.
     """

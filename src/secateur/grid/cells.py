@@ -42,7 +42,7 @@ class Cell:
         sparsity: None for the dense model, and for a matched cell until the cell that it is matched to is there.
         of, round_to: as `Budget` has them.
         options: the method's, as given; defaults fill the rest.
-        refit: as `secateur.pruning.Request` has it.
+        refit: as `secateur.planning.Request` has it.
         calibration: None for the dense model.
         matched_to: the name of the cell whose achieved size this one is to have.
         ablation: in an ablation, which choice of which method this is.

@@ -22,7 +22,7 @@ from secateur.judge.generation import GREEDY
 from secateur.judge.judging import GENERATION, INFERENCE, PERPLEXITY, TASKS, Judge, Judging
 from secateur.model.budget import shares
 from secateur.model.handle import Model
-from secateur.pruning import Plan
+from secateur.planning import Plan
 from secateur.report.results import DENSE
 from secateur.run import Advance
 from secateur.sharing import Shared

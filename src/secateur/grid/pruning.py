@@ -13,7 +13,8 @@ from secateur.judge.inference import device_peak
 from secateur.model.budget import shares
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
-from secateur.pruning import Plan, Request, plan, prepare, run_job
+from secateur.planning import Plan, Request, plan
+from secateur.pruning import prepare, run_job
 from secateur.record import public_facts
 from secateur.report.results import PruneCost, Shape, Shares
 from secateur.sharing import SharingRun

@@ -150,7 +150,7 @@ def method(
 ) -> Callable[[Prune], Prune]:
     """Register a generator of edits as a method. Its docstring's "Args" document its options.
 
-    Its cost is stated nowhere: it is rehearsed (see `pruning.plan`).
+    Its cost is stated nowhere: it is rehearsed (see `planning.plan`).
 
     Args:
         bibtex: how to cite it; of ours the key in `references.bib`.

@@ -8,7 +8,7 @@ from models import apply_all, tiny, tiny_tokens
 from oracles import activations, edited
 
 from secateur.compensation import get_filter, refits
-from secateur.compensation.fold import Module, fold, folds
+from secateur.compensation.fold import Module, fold, folded_into
 from secateur.errors import InvalidOptionError, UnknownNameError
 from secateur.methods import get_method
 from secateur.model.modeling_secateur import FAMILIES
@@ -56,14 +56,14 @@ def test_who_takes_over_what_is_gone(
     model = tiny("llama")
     before, after = model.layout(), edited(model, *edits).layout()
     for side_by_side, wanted in ((False, serial), (True, parallel)):
-        chosen = folds(before, after, parallel=side_by_side)
+        chosen = folded_into(before, after, parallel=side_by_side)
         assert {(module.block, module.role): end for module, end in chosen.items()} == wanted
-    assert folds(before, before, parallel=False) == {}
+    assert folded_into(before, before, parallel=False) == {}
 
 
 def test_modules_are_named_by_where_they_read_and_give() -> None:
     layout = tiny("llama").layout()
-    chosen = folds(layout, edited(tiny("llama"), DropBlock(1)).layout(), parallel=False)
+    chosen = folded_into(layout, edited(tiny("llama"), DropBlock(1)).layout(), parallel=False)
     assert chosen == {Module(0, "mlp_out", 1, 2): 4}
 
 

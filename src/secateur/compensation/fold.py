@@ -55,7 +55,7 @@ def modules(layout: Layout, *, parallel: bool) -> list[Module]:
     return order
 
 
-def folds(before: Layout, after: Layout, *, parallel: bool) -> dict[Module, int]:
+def folded_into(before: Layout, after: Layout, *, parallel: bool) -> dict[Module, int]:
     """The modules that take over what is gone behind them, each with the site up to which they do: where the next one
     reads. What went before the first one, it makes up for, too; in a parallel block, the MLP does.
     """
@@ -97,7 +97,7 @@ def fold(
                 gone_bytes = (size - model.layout().parameters) * model.dtype.itemsize
                 run.hold(gone_bytes)
                 held_bytes += gone_bytes
-        chosen = folds(before, model.layout(), parallel=model.is_parallel) if reference is not None else {}
+        chosen = folded_into(before, model.layout(), parallel=model.is_parallel) if reference is not None else {}
         if not chosen:
             return
         with closing(Follower(model, tokens, run, reference=reference or False)) as follower:

@@ -25,7 +25,7 @@ Of = Callable[[CellResult], float | None]
 
 
 @dataclass(frozen=True, eq=False)
-class Choice:
+class AblatedValue:
     """One value of the choice: a row of the table.
 
     Attributes:
@@ -56,11 +56,11 @@ class Group:
     what: str
     of: str
     sparsity: float | None
-    values: tuple[Choice, ...]
+    values: tuple[AblatedValue, ...]
     own: str | None
 
     @property
-    def default(self) -> Choice | None:
+    def default(self) -> AblatedValue | None:
         """The value that is the default; None where it is not there."""
         return next((value for value in self.values if value.shown == self.own and value.cells), None)
 
@@ -96,9 +96,9 @@ def _terms(cell: CellResult) -> AblationTerms:
     return cell.ablation
 
 
-def _choice(shown: str, cells: Sequence[CellResult]) -> Choice:
+def _choice(shown: str, cells: Sequence[CellResult]) -> AblatedValue:
     done = {_terms(cell).seed: cell for cell in cells if cell.done}
-    return Choice(shown, cells[0].method, done, len(cells) - len(done), cells[0].matched_to)
+    return AblatedValue(shown, cells[0].method, done, len(cells) - len(done), cells[0].matched_to)
 
 
 def left_out_in_words(group: Group) -> str:
@@ -156,7 +156,7 @@ class Spread(NamedTuple):
     sd: float | None
 
 
-def spread(group: Group, value: Choice, of: Of) -> Spread | None:
+def spread(group: Group, value: AblatedValue, of: Of) -> Spread | None:
     """Over the group's seeds; None where one of them has no number."""
     numbers = [of(value.cells[seed]) for seed in group.seeds] if value.cells else []
     known = [each for each in numbers if each is not None]
@@ -183,12 +183,12 @@ class Against(NamedTuple):
     apart: bool | None
 
 
-def against(group: Group, value: Choice, measure: Measure) -> Against | None:
+def against(group: Group, value: AblatedValue, measure: Measure) -> Against | None:
     """A value against the default; None for the default itself, and where one of the two is not measured."""
     return None if group.default is None else between(group, value, group.default, measure)
 
 
-def between(group: Group, value: Choice, other: Choice, measure: Measure) -> Against | None:
+def between(group: Group, value: AblatedValue, other: AblatedValue, measure: Measure) -> Against | None:
     """A value against another one, seed by seed."""
     if value is other or not value.cells or not other.cells or not group.seeds:
         return None
@@ -232,7 +232,7 @@ class _Row(NamedTuple):
     """What a row is of: a value of a group, or the dense model."""
 
     group: Group | None
-    value: Choice | None
+    value: AblatedValue | None
     dense: CellResult | None = None
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from secateur.report.ablation import (
-    Choice,
+    AblatedValue,
     Group,
     against,
     difference_in_words,
@@ -48,7 +48,7 @@ class Places(NamedTuple):
     def log(self) -> bool:
         return self.numbers and self.at[0] > 0 and self.at[-1] / self.at[0] >= _DECADE
 
-    def of(self, value: Choice) -> float:
+    def of(self, value: AblatedValue) -> float:
         return self.at[self.names.index(value.shown)]
 
 

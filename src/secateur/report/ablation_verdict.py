@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from secateur.report.ablation import (
+    AblatedValue,
     Against,
-    Choice,
     Group,
     between,
     groups,
@@ -36,7 +36,7 @@ class Finding:
     """
 
     group: Group
-    best: Choice | None
+    best: AblatedValue | None
     gap: Against | None
     text: str
 
@@ -143,12 +143,12 @@ def _finding(group: Group, measure: Measure | None) -> Finding:
     return Finding(group, best, gap, " ".join(words))
 
 
-def _running(group: Group) -> tuple[list[Choice], list[Choice]]:
+def _running(group: Group) -> tuple[list[AblatedValue], list[AblatedValue]]:
     """Values of one size, the default's (else the first one's), and those of another one."""
     made = [value for value in group.values if value.cells]
     size = _removed(group, group.default or made[0]) if made else None
-    running: list[Choice] = []
-    others: list[Choice] = []
+    running: list[AblatedValue] = []
+    others: list[AblatedValue] = []
     for value in made:
         removed = _removed(group, value)
         apart = value.matched_to or (None not in (removed, size) and abs((removed or 0) - (size or 0)) > SAME_SIZE)
@@ -156,7 +156,7 @@ def _running(group: Group) -> tuple[list[Choice], list[Choice]]:
     return running, others
 
 
-def _removed(group: Group, value: Choice) -> float | None:
+def _removed(group: Group, value: AblatedValue) -> float | None:
     return getattr(spread(group, value, lambda cell: cell.removed), "mean", None)
 
 

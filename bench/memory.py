@@ -70,7 +70,7 @@ def foretell(job: dict[str, Any]) -> int:
             name = folder
         model = Source(name=name).hollow()
         request = Request(**{key: job[key] for key in ("method", "sparsity", "samples", "length", "options")})
-        return int(plan(request, model, device="cpu").held_bytes)
+        return int(plan(request, model, device=torch.device("cpu")).held_bytes)
 
 
 def compare(model: str, samples: int, length: int, order: str, *, sparsity: float = 0.25, stage1_only: bool = True

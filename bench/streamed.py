@@ -259,7 +259,7 @@ def estimate(options: Namespace) -> list[dict[str, Any]]:
     total = layout.parameters * 2
     rows = []
     for method in options.estimate_methods:
-        planned = plan(Request(method=method, sparsity=0.25), model, device="cuda")
+        planned = plan(Request(method=method, sparsity=0.25), model, device=torch.device("cuda"))
         operations = 2 * planned.meter.block_tokens * layout.block_parameters / len(layout.blocks)
         operations += 2 * planned.meter.head_tokens * model.vocab_size * model.hidden_size
         passes, forwards_h = passes_of(method, len(layout.blocks)), operations / RATE / 3600

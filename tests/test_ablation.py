@@ -92,6 +92,13 @@ def test_the_short_table_has_the_means_and_bold_is_what_differs_from_the_default
     assert short.bold["size:0.25"] == [1] * apart
 
 
+def test_the_short_table_tells_methods_apart() -> None:
+    values = "2ssp.norm", {"l2": 0.32, "l1": 0.22}
+    results = results_of(cells_of({("norm", "2ssp"): values, ("norm", "slimgpt"): values}))
+    rows = short_ablation_table(results, groups(results), losses(results, "c4")).rows
+    assert len({(row["what"], row["value"]) for row in rows}) == len(rows) == 4
+
+
 def test_a_value_is_held_against_the_default_seed_by_seed() -> None:
     """What a draw does to all values alike is no spread of the difference."""
     seeds = range(8)

@@ -121,6 +121,14 @@ def test_preparing_changes_nothing_and_foretells_the_identity() -> None:
     assert pruned.model is model
 
 
+def test_a_run_of_another_seed_than_the_record_would_name_is_refused() -> None:
+    model = tiny("llama")
+    before, tokens = model.fingerprint(), tiny_tokens(model, 3, 8)
+    with pytest.raises(InvalidOptionError, match=r"Run\(5\)"):
+        secateur.prune(model, sparsity=0.5, calibration=tokens, seed=5, run=Run())
+    assert model.fingerprint() == before
+
+
 def test_texts_are_measured_before_and_after() -> None:
     model, dense = tiny("llama"), tiny("llama")
     held_out = {"some": tiny_tokens(model, 2, 7, seed=5), "more": tiny_tokens(model, 3, 6, seed=6)}

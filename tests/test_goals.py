@@ -124,8 +124,12 @@ def test_gaps_between_sparsities_are_looked_across() -> None:
 
     made, _, _ = Plans(GOALS[0], plan_at).meet(lambda made: 45.0 - made.gone)
     assert made.gone == 44
-    made, _, _ = Plans(GOALS[0], plan_at).meet(lambda made: 8.0 - made.gone)
+    plans = Plans(GOALS[0], plan_at)
+    made, _, _ = plans.meet(lambda made: 8.0 - made.gone)
     assert made.gone == 7
+    before, behind = plans.at(10), plans.at(40)
+    assert before is not None
+    assert plans.smaller(before) is behind
 
 
 # --- bytes ---

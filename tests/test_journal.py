@@ -345,6 +345,17 @@ def test_the_run_folder_goes_when_the_output_is_there(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "out"]
 
 
+def test_the_run_folder_of_a_goal_goes_after_a_kill_between_output_and_end(tmp_path: Path) -> None:
+    """Although the second command takes the sparsity that the first one searched for."""
+    model, out = write_model(tmp_path / "dense"), tmp_path / "out"
+    dense = load(str(model))
+    tokens, size = tiny_tokens(dense, 2, 8), dense.layout().parameters * dense.dtype.itemsize
+    request = Request(goal=Goal(target_bytes=size * 4 // 5), calibration=tokens, method="2ssp")
+    for keep_run in (True, False):
+        prune_to(request, str(model), Output(out, keep_run=keep_run))
+        assert run_folder(out).exists() == keep_run
+
+
 @pytest.mark.slow
 def test_a_search_for_a_goal_goes_on(tmp_path: Path) -> None:
     model = write_model(tmp_path / "dense")

@@ -11,6 +11,7 @@ import torch
 from models import FAMILY_NAMES, tiny, tiny_closed, tiny_hf, tiny_tokens
 from oracles import Watcher, edited, mean_kl, standing, weighted
 
+from secateur.card import card
 from secateur.cli.options import CompensationOptions
 from secateur.compensation import drawing, get_filter
 from secateur.driver import Filter
@@ -50,6 +51,18 @@ def test_the_model_comes_nearer_to_the_dense_one_and_no_part_more_goes() -> None
     assert refined.pruning.after == plain.pruning.after
     curve = refined.record.notes["KL while training"]
     assert curve[-1] < curve[0]
+
+
+def test_the_card_says_what_trained_and_what_was_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drawing, "PROMPT", 4)
+    both, only = (
+        card(pruned(tiny("llama"), *some, refining_by(passes=1.5, text=text))[0].record)
+        for some, text in (([get_filter("refit")], "calibration"), ([], "drawn"))
+    )
+    assert "fitted on the calibration: refit." in both
+    assert "was then trained towards the original's predictions, on the calibration." in both
+    assert "fitted on the calibration" not in only
+    assert "the calibration and text that the original drew" in only
 
 
 @pytest.mark.parametrize(("family", "recompute"), [("llama", False), *((name, True) for name in FAMILY_NAMES)])

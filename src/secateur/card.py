@@ -38,6 +38,7 @@ Stock transformers with neither refuses to load it, and so does transformers 4, 
 missing with random weights.""",
 }
 _OBJECTIVES = {"labels": "on the data itself", "distillation": "on the dense model's predictions"}
+_REFINE = "refine"  # the filter, as records name it
 _CURVE = 12  # numbers of a curve on the card; the record has all
 
 
@@ -146,8 +147,12 @@ def _removed(pruning: Record, method: Method | None) -> str:
     by = f"[{method.name}]({method.paper}): {method.summary}" if method else f"{pruning.method}."
     removed = f"{share.blocks:.1%} of the blocks' parameters ({share.model:.1%} of all) were removed by\n{by}\n"
     sparsity, goal = pruning.sparsity, pruning.goal
-    if pruning.filters:
-        removed += f"What stayed makes up for it, fitted on the calibration: {', '.join(pruning.filters)}.\n"
+    fitted = [name for name in pruning.filters or () if name != _REFINE]
+    if fitted:
+        removed += f"What stayed makes up for it, fitted on the calibration: {', '.join(fitted)}.\n"
+    if (refined := (pruning.filters or {}).get(_REFINE)) is not None:
+        text = " and text that the original drew behind it" if refined.get("text") == "drawn" else ""
+        removed += f"What stayed was then trained towards the original's predictions, on the calibration{text}.\n"
     if goal is not None:
         removed += f"The size was searched for a {goal.sentence}.\n"
     return removed + (f"It was {sparsity.sentence}.\n" if sparsity and sparsity.reason else "")

@@ -14,13 +14,13 @@ import torch
 
 from secateur.engine.blocks import activation_bytes
 from secateur.errors import SecateurError
-from secateur.forecast import Forwards, Speed, held_parameters, probe
+from secateur.forecast import Forwards, Speed, probe
 from secateur.goals import Goal, Plans
 from secateur.judge.inference import kv_bytes
 from secateur.methods import methods
 from secateur.model.handle import Model, require_positions
 from secateur.model.layout import Layout
-from secateur.model.load import Source, check_device
+from secateur.model.load import Source
 from secateur.planning import Plan, Request, plan
 
 _PROBE_TOKENS = 512
@@ -137,11 +137,10 @@ def fitting(
     Raises:
         InvalidOptionError: a context beyond the model's positions, or another value out of its range.
     """
-    hollow, device = source.hollow(), check_device(source.device)
+    hollow, device = source.hollow(), source.main_device
     require_positions(hollow.max_length, context)
-    device = check_device(None) if device == "auto" else device
     speed = probe(hollow, min(_PROBE_TOKENS, hollow.max_length or _PROBE_TOKENS), device)
-    memory = _Memory(hollow, torch.device(device).type, fits, context, batch)
+    memory = _Memory(hollow, device, fits, context, batch)
     dense, measured = memory.need(hollow.layout(), hollow.hf.config), Measured.read()
     choices, refused = list[Choice](), dict[str, str]()
     for name in names or methods():
@@ -162,7 +161,7 @@ class _Memory:
     """What a model is to fit into, with so many sequences of so many tokens."""
 
     hollow: Model
-    device: str
+    device: torch.device
     fits: int
     context: int
     batch: int
@@ -202,11 +201,10 @@ def _in_memory(size_bytes: float) -> str:
 
 def _choice(planned: Plan, need: Need, least: bool, hollow: Model, speed: Speed) -> Choice:
     meter, sparsity = planned.meter, planned.request.budget.sparsity
-    held = held_parameters(planned.before, hollow.is_streamed) * hollow.dtype.itemsize + planned.held_bytes
     return Choice(
         method=planned.method.name, sparsity=sparsity, parameters=planned.after.parameters, need=need, least=least,
         forwards=Forwards.of(planned, hollow.head_cost).forwards,
         seconds=speed.seconds(meter.block_tokens, meter.head_tokens),
-        pruning_bytes=int(held),
+        pruning_bytes=planned.peak_bytes(hollow),
         demo_loss=Measured.read().loss(planned.method.name, planned.sparsity.achieved.blocks),
     )  # fmt: skip

@@ -17,8 +17,7 @@ from secateur.methods import methods
 from secateur.model.budget import Budget
 from secateur.model.configuration import PER_BLOCK_LISTS
 from secateur.model.handle import Model, with_random_weights
-from secateur.model.layout import Layout
-from secateur.model.load import Source, check_device
+from secateur.model.load import Source
 from secateur.model.modeling_secateur import plain_config, shapes_from
 from secateur.planning import Plan, Request, plan
 from secateur.record import MetGoal, Sparsity
@@ -109,18 +108,16 @@ def forecast(request: Request, source: Source, *, keep_states: int = 0) -> Forec
     Raises:
         InfeasibleBudgetError and the other errors that the run itself would raise for its arguments.
     """
-    device = check_device(source.device)
-    one = check_device(None) if device == "auto" else device
-    hollow = source.hollow()
-    planned = plan(request, hollow, device=torch.device(one).type)
-    speed = probe(hollow, planned.length, one)
+    device, hollow = source.main_device, source.hollow()
+    planned = plan(request, hollow, device=device)
+    speed = probe(hollow, planned.length, device)
     before, after, item = planned.before, planned.after, hollow.dtype.itemsize
     return Forecast(
         model=hollow.source["name"],
         method=planned.method.name,
         parameters={"before": before.parameters, "after": after.parameters},
         sparsity=planned.sparsity,
-        peak_memory_bytes=int(held_parameters(before, hollow.is_streamed) * item + planned.held_bytes),
+        peak_memory_bytes=planned.peak_bytes(hollow),
         streamed=hollow.is_streamed,
         disk_bytes=after.parameters * item,
         run_bytes=planned.run_bytes(hollow, keep_states=keep_states),
@@ -129,13 +126,6 @@ def forecast(request: Request, source: Source, *, keep_states: int = 0) -> Forec
         bos=ready(request.calibration) is None and wants_bos(hollow.family, request.bos),
         **vars(Forwards.of(planned, hollow.head_cost)),
     )
-
-
-def held_parameters(layout: Layout, streamed: bool) -> int:
-    """Those in memory at once: all; or the ends, a block, the one that is read ahead and what an edit puts in place of
-    a block's."""
-    largest = sorted((block.parameters for block in layout.blocks.values()), reverse=True)[:1]
-    return layout.ends.parameters + 3 * sum(largest) if streamed else layout.parameters
 
 
 def forwards_by_method(source: Source, sparsity: float, of: Any = "blocks") -> dict[str, Forwards | str]:
@@ -158,7 +148,7 @@ def forwards_by_method(source: Source, sparsity: float, of: Any = "blocks") -> d
 
 
 def probe(
-    hollow: Model, length: int, device: str, *, steps: Iterable[int] = (), clock: Clock = time.perf_counter
+    hollow: Model, length: int, device: torch.device, *, steps: Iterable[int] = (), clock: Clock = time.perf_counter
 ) -> Speed:
     """`timed` on random weights: a model of a single block of the largest shape."""
     config, family = hollow.hf.config, hollow.family
@@ -187,7 +177,7 @@ def timed(model: Model, length: int, *, steps: Iterable[int] = (), clock: Clock 
             arguments = inputs.arguments(largest, sequences, tokens)
             last = hidden.flatten(0, 1)[:_PROBE_HEAD_TOKENS]
             times = [
-                _median(work, model.device.type, clock)
+                _median(work, model.device, clock)
                 for work in (lambda: run_block(block.module, hidden, arguments), lambda: head_logits(model, last))
             ]
             return times[0], times[1] * sequences * tokens / len(last)
@@ -197,12 +187,12 @@ def timed(model: Model, length: int, *, steps: Iterable[int] = (), clock: Clock 
     return Speed(block_s / length, head_s / length, single)
 
 
-def _median(work: Callable[[], Any], device: str, clock: Clock, rounds: int = 5) -> float:
+def _median(work: Callable[[], Any], device: torch.device, clock: Clock, rounds: int = 5) -> float:
     times = []
     for _ in range(rounds + 1):  # the first one warms up
         start = clock()
         work()
-        if device == "cuda":
-            torch.cuda.synchronize()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         times.append(clock() - start)
     return statistics.median(times[1:])

@@ -199,12 +199,16 @@ class Plans(Generic[P]):
         """
         place = next(place for place, known in self._plans.items() if known is there)
         low, high = place, self.count
+        found = None
         while high - low > 1:
-            place = (low + high) // 2
+            near = (place for place in _halves(low, high, 8) if self.at(place) is not None)  # there may be gaps
+            place = next(near, (low + high) // 2)
             other = self.at(place)
-            less = other is None or other.after.parameters < there.after.parameters
-            low, high = (low, place) if less else (place, high)
-        if high == self.count or (found := self.at(high)) is None:
+            if other is not None and other.after.parameters < there.after.parameters:
+                found, high = other, place
+            else:
+                low = place
+        if found is None:
             raise InfeasibleBudgetError(f"{self._words(self.goal.asked)} cannot be reached by this method")
         return found
 

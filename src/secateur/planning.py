@@ -148,6 +148,15 @@ class Plan:
     def method(self) -> Method:
         return get_method(self.request.method)
 
+    def peak_bytes(self, model: Model) -> int:
+        """Memory at the peak, weights included; of a streamed model the ends, a block, the one that is read ahead and
+        what an edit puts in place of a block's."""
+        weights = self.before.parameters
+        if model.is_streamed:
+            largest = max((block.parameters for block in self.before.blocks.values()), default=0)
+            weights = self.before.ends.parameters + 3 * largest
+        return int(weights * model.dtype.itemsize + self.held_bytes)
+
     def run_bytes(self, model: Model, *, keep_states: int = 0, texts: Sequence[Tokens] = ()) -> int:
         """What the run folder takes, at most; where prunings decide on a goal, about. See `DiskRoom.bytes`."""
         goal = self.request.goal
@@ -155,13 +164,13 @@ class Plan:
         return self.room.bytes(model, tries=tries, keep_states=keep_states, texts=texts)
 
 
-def plan(request: Request, model: Model, *, device: str | None = None) -> Plan:
+def plan(request: Request, model: Model, *, device: torch.device | None = None) -> Plan:
     """Check all of a pruning that needs no weights, and rehearse it: the method runs on a hollow twin of the model,
     with engines that count instead of computing.
 
     Args:
         model: it may be a hollow one.
-        device: the kind that it will run on, as "cuda"; the model's if None.
+        device: that it will run on; the model's if None.
 
     Raises:
         UnknownNameError, InvalidOptionError: no such method or option; a value out of its range.
@@ -185,7 +194,7 @@ def plan(request: Request, model: Model, *, device: str | None = None) -> Plan:
     else:
         samples, length = method.window_shape(model.max_length, request.samples, request.length)
         tokens = Tokens.of(torch.zeros(samples, length, dtype=torch.long))
-    hollow, run = model.hollow(), Rehearsal(request.seed, device=device or model.device.type)
+    hollow, run = model.hollow(), Rehearsal(request.seed, device=(device or model.device).type)
     rehearsed = run_method(hollow, method, tokens, budget, run, filters=filters, **options)
     require_served(request.for_, hollow, method, model)
     return Plan(
@@ -195,7 +204,7 @@ def plan(request: Request, model: Model, *, device: str | None = None) -> Plan:
     )  # fmt: skip
 
 
-def _aimed(request: Request, goal: Goal, model: Model, device: str | None) -> Plan:
+def _aimed(request: Request, goal: Goal, model: Model, device: torch.device | None) -> Plan:
     """The plan that meets a goal of bytes or of speed, which layouts decide."""
     if request.sparsity is not None:
         raise InvalidOptionError(NOT_BOTH)
@@ -215,7 +224,7 @@ def _bytes_of(goal: Goal, model: Model) -> Callable[[Plan], float]:
     return lambda planned: float(planned.after.parameters * item)
 
 
-def _speed_of(goal: Goal, model: Model, device: str | None) -> Callable[[Plan], float]:
+def _speed_of(goal: Goal, model: Model, device: torch.device | None) -> Callable[[Plan], float]:
     """Of models of random weights beside the dense one, which has random weights too where it is not loaded."""
     model.require_whole("timing it")
     hollow = model.device.type == "meta"
@@ -235,7 +244,7 @@ def faster(goal: Goal, dense: Model, smaller: Model, run: Run | None = None) -> 
     return min(first, speedup(dense, smaller, run=run, **goal.measured_by())) if goal.meets(first) else first
 
 
-def plans_of(request: Request, goal: Goal, model: Model, device: str | None) -> Plans[Plan]:
+def plans_of(request: Request, goal: Goal, model: Model, device: torch.device | None) -> Plans[Plan]:
     return Plans(goal, lambda sparsity: plan(replace(request, sparsity=sparsity, goal=None), model, device=device))
 
 

@@ -19,6 +19,7 @@ from msgspec import structs
 from secateur.assets import usual_text
 from secateur.driver import Pruning, run_method
 from secateur.engine.tokens import Tokens, read_tokens
+from secateur.errors import InvalidOptionError
 from secateur.export import loads_in, tier
 from secateur.journal import Identity, fingerprint
 from secateur.judge.perplexity import before_and_after, recalled_perplexity
@@ -153,11 +154,16 @@ def run_job(
         arguments: goes into the record as given.
 
     Raises:
+        InvalidOptionError: the run's seed is not the request's.
         JournalError: the run's store has another job's results.
         UnsupportedExportError: the calibration chose what the engine that it is for does not run.
     """
     planned, model = job.plan, job.model
     request, run = planned.request, run or Run(planned.request.seed)
+    if run.seed != request.seed:
+        raise InvalidOptionError(
+            f"the run draws by seed {run.seed}, the request by {request.seed}: Run({request.seed})"
+        )
     run.store.open(job.fingerprint)
     texts = dict(measure_on or {})
     judge = Run(observer=run.observer, store=run.store).scoped("judge")  # keeps the evaluation out of the method's cost

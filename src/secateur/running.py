@@ -83,11 +83,12 @@ def _specified(request: Request, hollow: Model, source: Source | Loaded) -> tupl
     kept on. For such a goal the plan is one of those that are possible, and its request has no sparsity yet."""
     goal = request.goal
     if goal is None or not goal.is_loss:
-        planned = plan(request, hollow, device=source.device_type)
+        planned = plan(request, hollow, device=source.main_device)
         return planned, calibration_of(planned, hollow), {}
     if request.sparsity is not None:
         raise InvalidOptionError(NOT_BOTH)
-    planned = replace(plans_of(request, goal, hollow, source.device_type).first_plan, request=request)
+    first = plans_of(request, goal, hollow, source.main_device).first_plan
+    planned = replace(first, request=replace(first.request, sparsity=None, goal=goal))
     if goal.judging.texts:
         judge = Judge(goal.judging, (), data=request.data, cache=request.cache, text_field=request.text_field)
         return planned, calibration_of(planned, hollow), judge.windows(hollow)
@@ -160,7 +161,8 @@ def _prune_to(
         job, loaded = _loaded(planned, source, tokens)
         if request.goal is None and (record := output.holds(job.fingerprint)) is not None:
             if not output.keep_run:  # it was killed just before its run folder went
-                forget(run_in, replace(job, plan=replace(planned, request=asked)).run_identity)
+                begun = replace(planned.request, goal=asked.goal)  # its sizes are those of the plan
+                forget(run_in, replace(job, plan=replace(planned, request=begun)).run_identity)
             return Outcome(record, was_there=True)
         after = planned.before if held_out else planned.after  # a loss may leave nearly all
         beside = planned.run_bytes(job.model, keep_states=output.keep_states, texts=list(texts.values()))
@@ -249,7 +251,7 @@ def _run_for_goal(
         return run_job(replace(job, model=loaded.pop()), run=run, measure_on=measure_on, arguments=arguments)
     began, tries = time.monotonic(), _Tries(job, loaded, source, run or Run(planned.request.seed))
     if goal.is_loss:
-        planned, got, tried = plans_of(planned.request, goal, tries.hollow, source.device_type).meet(
+        planned, got, tried = plans_of(planned.request, goal, tries.hollow, source.main_device).meet(
             lambda some: tries.loss(some, goal, held_out)
         )
     else:
@@ -302,7 +304,7 @@ class _Tries:
 
     def until_met(self, planned: Plan, goal: Goal) -> tuple[Plan, float, Tried]:
         """From the sparsity that meets a goal by a rehearsal upwards, until a real pruning does."""
-        plans = plans_of(planned.request, goal, self.hollow, None)
+        plans = plans_of(planned.request, goal, self.hollow, self._source.main_device)
         foretold = plans.at(round(planned.request.budget.sparsity * plans.count))
         assert planned.goal is not None  # narrows the type
         assert foretold is not None  # it was found

@@ -26,7 +26,6 @@ from secateur.grid.pace import PARTS, PRUNE, Foretold, foretell, sequences
 from secateur.grid.run import Grid, run_grid
 from secateur.judge.judging import GENERATION, INFERENCE, PERPLEXITY, TASKS, Judge, Judging
 from secateur.model.handle import Model
-from secateur.model.load import check_device
 from secateur.report.page import PAGE, write_report
 from secateur.report.results import CellResult
 from secateur.run import Meter
@@ -92,10 +91,10 @@ class GridJob:
     def show_estimates(self, asked: Asked) -> None:
         """List the cells with what their parts would take, from the configuration alone and one timed block."""
         where, judging = self.source, self.judging
-        hollow = where.of(self.model).hollow()
+        source = where.of(self.model)
+        hollow, device = source.hollow(), source.main_device
         cells, judge = asked.cells(hollow), Judge.of(judging, data=where.data, cache=where.cache_dir)
-        device = check_device(None if where.device == "auto" else where.device)
-        clock, unit = (time.process_time, "CPU seconds") if device == "cpu" else (time.perf_counter, "seconds")
+        clock, unit = (time.process_time, "CPU seconds") if device.type == "cpu" else (time.perf_counter, "seconds")
         length = min(judging.length, hollow.max_length or judging.length)
         speed = probe(hollow, length, device, steps=sequences(judging), clock=clock)
         foretold = foretell(cells, hollow, judge, None, speed)

@@ -49,11 +49,14 @@ def refine(
     rounds = math.ceil(passes) if text == "drawn" else 1
     windows = with_drawn(model, tokens, run, rounds - 1)
     reference = run.step("dense states", lambda: sweeper_of(model, run).final_states(windows))
-    for edit in edits:
-        if isinstance(edit, (Rebase, CentreEmbedding)):
-            raise InvalidOptionError("refine needs the dense model's final norm and head, which this method changes")
-        yield edit
-    yield from trained(model, windows, run, reference, passes=passes / rounds, rate=rate)
+    with run.holding(reference.numel() * reference.element_size()):
+        for edit in edits:
+            if isinstance(edit, (Rebase, CentreEmbedding)):
+                raise InvalidOptionError(
+                    "refine needs the dense model's final norm and head, which this method changes"
+                )
+            yield edit
+        yield from trained(model, windows, run, reference, passes=passes / rounds, rate=rate)
 
 
 REFINE = Filter("refine", (SetWeight,), refine)

@@ -62,7 +62,7 @@ class GridFolder:
         """Write the index; with the cells of earlier runs, or of another process, after the new ones, and all commands,
         each once."""
         old = self.index() or index
-        commands = [*_commands(old), *_commands(index)]
+        commands = [*old.all_commands, *index.all_commands]
         index = structs.replace(
             index, created=old.created, cells=list(dict.fromkeys([*index.cells, *old.cells])),
             commands=[words for place, words in enumerate(commands) if words not in commands[:place]],
@@ -156,12 +156,6 @@ def make_index(
         judged_by=digest(fingerprint, decided, prints, __version__),
         cells=[cell.name for cell in cells],
     )  # fmt: skip
-
-
-def _commands(index: Index) -> list[list[str]]:
-    """All that were given; an older index names the last only."""
-    last = index.arguments.get("command")
-    return index.commands or ([last] if last else [])
 
 
 def _differing(old: Index, new: Index) -> list[str]:

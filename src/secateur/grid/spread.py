@@ -115,7 +115,7 @@ class _Spreading:
             and cell.name not in waiting
             and (cell.matched_to is None or self.runner.folder.cell(cell.matched_to) is not None)
         ]
-        if self.runner.grid.judging.prompts and any(cell.name == DENSE for cell in left):
+        if self.runner.grid.judging.prompts and DENSE in {cell.name for cell in left} - waiting:
             can = [cell for cell in can if cell.name == DENSE]
         first: dict[int, Cell] = {}
         for cell in can:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 from weakref import ref
 
+import torch
 from huggingface_hub import constants
 from transformers import PreTrainedModel
 
@@ -36,8 +37,8 @@ class Loaded:
         return str(self.model.source.get("name", ""))
 
     @property
-    def device_type(self) -> str:
-        return self.model.device.type
+    def main_device(self) -> torch.device:
+        return self.model.device
 
     def load(self) -> Model:
         return self.model

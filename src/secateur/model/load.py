@@ -341,9 +341,9 @@ class Source:
     scratch: Path | None = None
 
     @property
-    def device_type(self) -> str:
-        """The kind of device that it will be loaded to, as "cuda"."""
-        return torch.device(check_device(None if self.device == "auto" else self.device)).type
+    def main_device(self) -> torch.device:
+        """The device that it will be loaded to; of several ("auto"), the usual one."""
+        return torch.device(check_device(None if self.device == "auto" else self.device))
 
     def load(self) -> Model:
         return load(**{field.name: getattr(self, field.name) for field in fields(self)})

@@ -303,8 +303,13 @@ def short_ablation_table(results: Results, shown: Sequence[Group], measure: Meas
             if gap and gap.apart:
                 apart.add((list(rows).index((group.of, group.what, value.shown)), key))
     own = {(group.of, group.what): group.own for group in shown}
+    several = len({group.of for group in shown}) > 1
     told: list[Row] = [
-        {"what": what, "value": value + (" (default)" if value == own[of, what] else ""), **row}
+        {
+            "what": f"{of}: {what}" if several else what,
+            "value": value + (" (default)" if value == own[of, what] else ""),
+            **row,
+        }
         for (of, what, value), row in rows.items()
     ]
     columns: list[Column[Any]] = [Column("what", "ablation"), Column("value", "value"),

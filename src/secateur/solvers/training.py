@@ -148,6 +148,8 @@ class _Course:
                     leaf.grad = gradient
                 torch.nn.utils.clip_grad_norm_(leaves, _LARGEST_NORM)
                 optimizer.step()
+                optimizer.zero_grad()
+                del gradients  # or the next backward pass would hold them beside its own
                 losses.append(loss)
                 self._count()
                 advance(1)
@@ -158,8 +160,10 @@ class _Course:
         return losses
 
     def _keep(self, leaves: list[Tensor], optimizer: torch.optim.AdamW, losses: list[float]) -> None:
-        moments = [[optimizer.state[leaf][moment] for leaf in leaves] for moment in _MOMENTS]
-        self.run.store.put_states(self.name, {"losses": losses, "weights": leaves, "moments": moments})
+        moments = [[optimizer.state[leaf][moment].cpu() for leaf in leaves] for moment in _MOMENTS]
+        # From the CPU they come back to the CPU: a device would have to hold them twice.
+        kept = {"losses": losses, "weights": [leaf.cpu() for leaf in leaves], "moments": moments}
+        self.run.store.put_states(self.name, kept)
 
     def _taken_up(self, leaves: list[Tensor], optimizer: torch.optim.AdamW) -> list[float]:
         """The losses of the steps that an interrupted run took, whose weights and moments are put in place."""

@@ -96,7 +96,7 @@ def spreading(workers: Workers | None, source: Source | Loaded) -> Iterator[Call
     with ExitStack() as stack:
 
         def sweeps(fingerprint: str) -> SpreadSweeps:
-            device = given.device_type
+            device = given.main_device.type
             stack.enter_context(session(asked))
             require_workers(asked, device)
             return SpreadSweeps(asked, given, device, fingerprint)

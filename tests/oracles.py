@@ -29,7 +29,7 @@ from secateur.model.handle import Model
 from secateur.model.layout import BlockLayout, Layout
 from secateur.model.modeling_secateur import Shape
 from secateur.planning import Plan, Request, plan
-from secateur.pruning import Job, prepare
+from secateur.pruning import Job, calibration_of
 from secateur.run import Advance, Run, Silent
 from secateur.surgery.apply import apply
 from secateur.surgery.edits import DropAttention, DropBlock, DropMLP, Edit, KeepHeads, KeepNeurons
@@ -220,9 +220,14 @@ def planned(model: Model, method: str, budget: Budget, samples: int, length: int
     )  # fmt: skip
 
 
+def job_of(request: Request, model: Model) -> Job:
+    planned = plan(request, model)
+    return Job.of(planned, model, calibration_of(planned, model))
+
+
 def prepared(model: Model, method: str = "2ssp", **request: Any) -> Job:
     """A pruning that is fully specified and not yet run."""
-    return prepare(plan(Request.given(method, request), model), model)
+    return job_of(Request.given(method, request), model)
 
 
 def pruner(name: str, **defaults: Any) -> Callable[..., Pruning]:

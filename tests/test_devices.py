@@ -12,12 +12,12 @@ import pytest
 import torch
 from accelerate import dispatch_model
 from models import tiny_hf, tiny_tokens
-from oracles import KINDS_OF_METHOD
+from oracles import KINDS_OF_METHOD, job_of
 
 from secateur.engine.sweep import DENSE, Part, sample_sweep
 from secateur.model.handle import Model
-from secateur.planning import Request, plan
-from secateur.pruning import Pruned, prepare, run_job
+from secateur.planning import Request
+from secateur.pruning import Pruned, run_job
 from secateur.run import Run
 from secateur.surgery.edits import KeepNeurons
 
@@ -41,7 +41,7 @@ def spread(family: str) -> Any:
 def pruned(hf: Any, method: str) -> Pruned:
     model = Model(hf, source={"name": "tiny"})
     request = Request(method=method, sparsity=0.4, options=METHODS[method], calibration=tiny_tokens(model, 4, 24))
-    return run_job(prepare(plan(request, model), model), run=Run())
+    return run_job(job_of(request, model), run=Run())
 
 
 @pytest.mark.parametrize(

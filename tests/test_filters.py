@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from models import tiny, tiny_closed, tiny_tokens
-from oracles import edit_facts, mean_kl
+from oracles import edit_facts, job_of, mean_kl
 
 from secateur.compensation import refits
 from secateur.compensation.refit import refit
@@ -21,8 +21,8 @@ from secateur.methods import Method, get_method, registry
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.modeling_secateur import FAMILIES
-from secateur.planning import Request, plan
-from secateur.pruning import Job, Pruned, prepare, run_job
+from secateur.planning import Request
+from secateur.pruning import Job, Pruned, run_job
 from secateur.run import MemoryStore, Run
 from secateur.surgery.edits import Edit, KeepHeads, KeepNeurons, SetWeight
 
@@ -68,7 +68,7 @@ def job(method: str, model: Model, *filters: Filter, **options: Any) -> Job:
     request = Request(
         method=method, sparsity=0.4, options=options, filters=filters, calibration=tiny_tokens(model, 4, 16)
     )
-    return prepare(plan(request, model), model)
+    return job_of(request, model)
 
 
 def run(method: str, *filters: Filter, model: Model | None = None, through: Run | None = None) -> tuple[Pruned, Run]:

@@ -24,7 +24,7 @@ import psutil
 import pytest
 import torch
 from models import random, tiny, tiny_tokens
-from oracles import write_texts
+from oracles import job_of, write_texts
 from studies import SEARCH, Loads, comparison, grid
 
 from secateur import Goal, Request, Source, prune_to
@@ -35,8 +35,7 @@ from secateur.grid import Comparison, Grid, compare
 from secateur.grid.pace import Standing
 from secateur.hf import quiet_transformers
 from secateur.model.load import load
-from secateur.planning import plan
-from secateur.pruning import Pruned, prepare, run_job
+from secateur.pruning import Pruned, run_job
 from secateur.report.results import CellResult, dumps
 from secateur.run import Run
 from secateur.surgery.apply import apply
@@ -149,7 +148,7 @@ def pruned(folder: Path, method: str, **how: Any) -> Pruned:
     request = Request(
         method=method, sparsity=0.4, options=SEARCHES[method], calibration=tiny_tokens(model, 5, 24), seed=3
     )
-    return run_job(prepare(plan(request, model), model), run=Run(3, **how))
+    return run_job(job_of(request, model), run=Run(3, **how))
 
 
 def require_same(one: Pruned, other: Pruned) -> None:

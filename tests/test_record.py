@@ -23,8 +23,8 @@ from secateur.driver import Filter, Pruning
 from secateur.errors import CheckpointError
 from secateur.export import tier
 from secateur.methods import get_method
-from secateur.planning import Request, plan
-from secateur.pruning import Job, make_record, prepare
+from secateur.planning import Request
+from secateur.pruning import Job, make_record
 from secateur.record import (
     RECORD,
     Cost,
@@ -54,7 +54,7 @@ def job_of(model: Model, tokens: Tokens | None = None, **request: Any) -> Job:
         "options": {"alpha": 1.5},
         "seed": 3,
     }
-    return prepare(plan(Request(**{**asked, **request}), model), model)
+    return job_of(Request(**{**asked, **request}), model)
 
 
 def recorded(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from models import FAMILY_NAMES, tiny, tiny_closed, tiny_hf, tiny_tokens
-from oracles import Watcher, edited, mean_kl, standing, weighted
+from oracles import Watcher, edited, job_of, mean_kl, standing, weighted
 
 from secateur.card import card
 from secateur.cli.options import CompensationOptions
@@ -21,8 +21,8 @@ from secateur.engine.sweep import final_states
 from secateur.errors import InvalidOptionError, UnknownNameError
 from secateur.journal import Journal, Journaled, taken_bytes
 from secateur.model.handle import Model
-from secateur.planning import Request, plan
-from secateur.pruning import Job, Pruned, prepare, run_job
+from secateur.planning import Request
+from secateur.pruning import Job, Pruned, run_job
 from secateur.run import Run
 from secateur.sharing import SharingRun
 from secateur.solvers import training
@@ -34,7 +34,7 @@ def refining_by(**options: Any) -> Filter:
 
 def job(model: Model, *filters: Filter, method: str = "2ssp") -> Job:
     request = Request(method=method, sparsity=0.4, filters=filters, calibration=tiny_tokens(model, 4, 16))
-    return prepare(plan(request, model), model)
+    return job_of(request, model)
 
 
 def pruned(model: Model, *filters: Filter, run: Run | None = None, **how: Any) -> tuple[Pruned, Run]:

@@ -119,18 +119,15 @@ def _package_version(package: str) -> str | None:
     return next((version(name) for name in packages_distributions().get(package, ())), None)
 
 
-def prepare(planned: Plan, model: Model) -> Job:
-    """Read the calibration, if the request has only its name, and look at the weights, before anything is changed.
+def calibration_of(planned: Plan, model: Model) -> Tokens:
+    """What a plan is calibrated on: read, where the request has only its name.
+
+    Args:
+        model: with its tokenizer; it may be a hollow one.
 
     Raises:
-        NumericalError: a weight is no number.
-        DataError: the calibration cannot be read, is too short, or the tokenizer is another model's.
+        DataError: it cannot be read, is too short, or the tokenizer is another model's.
     """
-    return Job.of(planned, model, calibration_of(planned, model))
-
-
-def calibration_of(planned: Plan, model: Model) -> Tokens:
-    """Args: model: with its tokenizer; it may be a hollow one."""
     request = planned.request
     usual = usual_text("c4", model=model.source.get("asked"), data=request.data)
     return read_tokens(

@@ -131,7 +131,7 @@ def prune_to(
     Raises:
         OutputExistsError, OutputBusyError, OutputError: the folder holds something else, another process is about to
             write it, or it cannot be written.
-        SecateurError: what `plan`, `prepare` and `run_job` raise.
+        SecateurError: what `plan`, `calibration_of`, `Job.of` and `run_job` raise.
     """
     judging = judging or Judging()
     output = output if isinstance(output, Output) else Output(Path(output))

@@ -14,7 +14,7 @@ from secateur.model.budget import shares
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.planning import Plan, Request, plan
-from secateur.pruning import prepare, run_job
+from secateur.pruning import Job, calibration_of, run_job
 from secateur.record import public_facts
 from secateur.report.results import PruneCost, Shape, Shares
 from secateur.sharing import SharingRun
@@ -46,7 +46,7 @@ def counted(cell: Cell, before: Layout, after: Layout) -> Layout:
 def prune_cell(cell: Cell, planned: Plan, model: Model, tokens: Tokens, run: SharingRun) -> Fields:
     """Prune the model in place and give what the cell's file says of it."""
     planned = replace(planned, request=replace(planned.request, calibration=tokens))
-    job = prepare(planned, model)  # looks at all weights, which is no pruning
+    job = Job.of(planned, model, calibration_of(planned, model))  # looks at all weights, which is no pruning
     with device_peak(model) as peak:
         began = run.spent()
         pruned = run_job(job, run=run)

@@ -429,7 +429,7 @@ def test_prompts_are_continued_as_eval_does_and_by_the_dense_model_once(
         return real(model, prompt, decoding, **more)
 
     monkeypatch.setattr(written, "generate", counted)
-    more = {"prompts": ("and then", "ab"), "decodings": (replace(written.REFERENCE, max_length=20),)}
+    more = {"prompts": ("and then", "ab"), "decodings": (replace(written.REFERENCE_DECODING, max_length=20),)}
     cells = compare(comparison(text), grid(tmp_path / "out", text, more=more))
     whole = cells["dense"].parameters
     assert sorted(generated[:4]) == sorted({each for each in generated if each[0] == whole})

@@ -22,7 +22,7 @@ from secateur.cli.options import CalibrationOptions, RunningOptions, SourceOptio
 from secateur.cli.prune import prune
 from secateur.errors import InvalidOptionError
 from secateur.grid.ablate import WHATS
-from secateur.judge.generation import REFERENCE, REFERENCE_PROMPTS
+from secateur.judge.generation import REFERENCE_DECODING, REFERENCE_PROMPTS
 from secateur.judge.judging import Judging
 from secateur.planning import Request
 
@@ -113,12 +113,12 @@ def test_no_tasks_can_be_said() -> None:
 
 
 def test_prompts_bring_how_they_are_continued() -> None:
-    published = Judging(prompts=REFERENCE_PROMPTS, decodings=(REFERENCE,), rounds=9)
+    published = Judging(prompts=REFERENCE_PROMPTS, decodings=(REFERENCE_DECODING,), rounds=9)
     for running, prompts, decodings in (
-        (RunningOptions(), REFERENCE_PROMPTS, (REFERENCE,)),
+        (RunningOptions(), REFERENCE_PROMPTS, (REFERENCE_DECODING,)),
         (RunningOptions(generate=["and then"]), ("and then",), ()),
-        (RunningOptions(generate=["and then"], beams=True), ("and then",), (REFERENCE,)),
-        (RunningOptions(generate=["x", "2ssp", "x"]), ("x", *REFERENCE_PROMPTS), (REFERENCE,)),
+        (RunningOptions(generate=["and then"], beams=True), ("and then",), (REFERENCE_DECODING,)),
+        (RunningOptions(generate=["x", "2ssp", "x"]), ("x", *REFERENCE_PROMPTS), (REFERENCE_DECODING,)),
     ):
         judging = running.applied(published)
         assert (judging.prompts, judging.decodings, judging.rounds) == (prompts, decodings, 9)

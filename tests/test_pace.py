@@ -19,7 +19,7 @@ from secateur.forecast import Speed
 from secateur.grid import compare, pace
 from secateur.grid.cells import Cell
 from secateur.grid.pace import GENERATION, INFERENCE, PERPLEXITY, PRUNE, TASKS, Foretold, Pace, Standing, foretell
-from secateur.judge.generation import REFERENCE
+from secateur.judge.generation import REFERENCE_DECODING
 from secateur.judge.judging import Judge, Judging
 from secateur.model.budget import Budget
 from secateur.run import Meter
@@ -27,7 +27,7 @@ from secateur.sharing import Shared, SharingRun
 
 MANY = Judging(
     texts=("a", "b"), length=10, tasks=("piqa",), inference=True, prompt_length=8, new_tokens=4, rounds=2, batch_size=3,
-    prompts=("x", "y"), decodings=(REFERENCE,),
+    prompts=("x", "y"), decodings=(REFERENCE_DECODING,),
 )  # fmt: skip
 # A block's token takes a second, the head's a millionth: so both can be read off the sum. Tokens one by one: tens.
 SPEED = Speed(1.0, 1e-6, {n: Speed(10.0, 1e-5) for n in (1, 3, 5)})

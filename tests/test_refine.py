@@ -13,7 +13,7 @@ from oracles import Watcher, edited, job_of, mean_kl, standing, weighted
 
 from secateur.card import card
 from secateur.cli.options import CompensationOptions
-from secateur.compensation import drawing, get_filter
+from secateur.compensation import drawn_text, get_filter
 from secateur.driver import Filter
 from secateur.engine.blocks import BlockInputs
 from secateur.engine.loss import KLDivergence
@@ -54,7 +54,7 @@ def test_the_model_comes_nearer_to_the_dense_one_and_no_part_more_goes() -> None
 
 
 def test_the_card_says_what_trained_and_what_was_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drawing, "PROMPT", 4)
+    monkeypatch.setattr(drawn_text, "PROMPT", 4)
     both, only = (
         card(pruned(tiny("llama"), *some, refining_by(passes=1.5, text=text))[0].record)
         for some, text in (([get_filter("refit")], "calibration"), ([], "drawn"))
@@ -145,7 +145,7 @@ def test_it_costs_what_was_rehearsed(recompute: bool, text: str, monkeypatch: py
     """A forward of all windows of the dense model; then per pass a forward and a backward, which counts as two. A token
     that is drawn takes a forward, too."""
     monkeypatch.setattr(training, "SAVED_BYTES", 0 if recompute else 2**30)
-    monkeypatch.setattr(drawing, "PROMPT", 4)
+    monkeypatch.setattr(drawn_text, "PROMPT", 4)
     by = refining_by(passes=2, text=text)
     foretold, (_, plain), (_, run) = job(tiny("llama"), by).plan, pruned(tiny("llama")), pruned(tiny("llama"), by)
     window = 4 * 16 * 4
@@ -170,8 +170,8 @@ def test_small_steps_add_up_in_a_model_of_16_bits() -> None:
 def test_what_is_drawn_is_the_models_own_text(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It begins as the calibration does, comes again with its seed, differs by round, never ends, and follows the
     model's own probabilities: a head that allows two tokens writes nothing else."""
-    monkeypatch.setattr(drawing, "PROMPT", 3)
-    monkeypatch.setattr(drawing, "PIECE", 5)  # pieces of 5, 5 and 2
+    monkeypatch.setattr(drawn_text, "PROMPT", 3)
+    monkeypatch.setattr(drawn_text, "PIECE", 5)  # pieces of 5, 5 and 2
     model = tiny(family)
     tokens = tiny_tokens(model, 4, 12)
     model.hf.generation_config.eos_token_id = 7
@@ -180,7 +180,7 @@ def test_what_is_drawn_is_the_models_own_text(family: str, monkeypatch: pytest.M
     model.hf.get_output_embeddings().register_forward_hook(lambda module, inputs, output: output * 0 + allowed)
     settings, state = model.hf.generation_config, torch.random.get_rng_state()
     run = Run(observer=(watcher := Watcher()))
-    once, again = drawing.with_drawn(model, tokens, run, 2), drawing.with_drawn(model, tokens, Run(), 2)
+    once, again = drawn_text.with_drawn(model, tokens, run, 2), drawn_text.with_drawn(model, tokens, Run(), 2)
     assert [done for _, _, done in watcher.shown] == [total for _, total, _ in watcher.shown] == [4 * 12] * 2
     assert run.meter.head_tokens == 2 * 4 * 12
     assert torch.equal(once.ids[:4], tokens.ids)
@@ -192,9 +192,9 @@ def test_what_is_drawn_is_the_models_own_text(family: str, monkeypatch: pytest.M
     assert model.hf.generation_config is settings
     assert torch.equal(torch.random.get_rng_state(), state)
     begun = dataclasses.replace(tokens, source={"bos": True})
-    assert (drawing.with_drawn(model, begun, Run(), 1).ids[4:, [0, 5, 10]] == tokens.ids[0, 0]).all()
+    assert (drawn_text.with_drawn(model, begun, Run(), 1).ids[4:, [0, 5, 10]] == tokens.ids[0, 0]).all()
     with pytest.raises(InvalidOptionError, match="3 tokens"):
-        drawing.with_drawn(model, tokens.first(2, 3), Run(), 1)
+        drawn_text.with_drawn(model, tokens.first(2, 3), Run(), 1)
 
 
 def test_float16_has_no_room_for_slopes() -> None:

@@ -13,7 +13,7 @@ from compare_folders import make_compare_folder
 
 from secateur.report.comparing import Gap, accuracies, losses, ratio
 from secateur.report.main_table import difference_table, differences
-from secateur.report.results import SAME_SIZE, Results, read_results
+from secateur.report.results import SIZE_TOLERANCE, Results, read_results
 from secateur.report.verdict import Verdict, verdict
 
 TWO = {"methods": ("2ssp", "slicegpt"), "sparsities": (0.25,), "texts": ("wikitext2",), "change": {}}
@@ -237,7 +237,7 @@ def test_choices_are_the_smallest_within_each_tolerance(tmp_path: Path) -> None:
     for choice in words.choices:
         assert choice.cell in running
         within = [cell for cell in running if (ratio(results, cell) or 1e9) <= choice.tolerance]
-        least = min(cell.parameters or 0 for cell in within) * (1 + SAME_SIZE)
+        least = min(cell.parameters or 0 for cell in within) * (1 + SIZE_TOLERANCE)
         assert (choice.cell.parameters or 0) <= least
         assert choice.ratio == min(ratio(results, cell) or 1e9 for cell in within if (cell.parameters or 0) <= least)
     sizes = [choice.cell.parameters or 0 for choice in words.choices]

@@ -16,7 +16,7 @@ from oracles import PROPERTY, Watcher, edited, lopsided
 from transformers import GenerationConfig
 
 from secateur.errors import DataError, InvalidOptionError
-from secateur.judge.generation import GREEDY, REFERENCE, REFERENCE_PROMPTS, distinct, generate, generation
+from secateur.judge.generation import GREEDY, REFERENCE_DECODING, REFERENCE_PROMPTS, distinct, generate, generation
 from secateur.judge.results import Generation
 from secateur.model.handle import Model
 from secateur.model.modeling_secateur import FAMILIES
@@ -24,7 +24,7 @@ from secateur.run import Run
 from secateur.surgery.edits import DropAttention
 
 SHORT = replace(GREEDY, max_new_tokens=9)
-BEAMS = replace(REFERENCE, max_length=20)
+BEAMS = replace(REFERENCE_DECODING, max_length=20)
 
 
 def speaking(model: Model) -> Model:
@@ -75,9 +75,9 @@ def test_the_reference_is_as_published() -> None:
     published = {
         "max_length": 128, "num_beams": 5, "no_repeat_ngram_size": 3, "early_stopping": True, "end": "tokenizer"
     }  # fmt: skip
-    assert published.items() <= REFERENCE.record().items()
-    assert REFERENCE.record()["max_new_tokens"] is None
-    assert REFERENCE.record()["do_sample"] is GREEDY.record()["do_sample"] is False
+    assert published.items() <= REFERENCE_DECODING.record().items()
+    assert REFERENCE_DECODING.record()["max_new_tokens"] is None
+    assert REFERENCE_DECODING.record()["do_sample"] is GREEDY.record()["do_sample"] is False
 
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)

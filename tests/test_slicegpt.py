@@ -14,7 +14,7 @@ from test_stream import difference
 from torch import Tensor
 
 from secateur.errors import InfeasibleBudgetError, InvalidOptionError, NumericalError
-from secateur.methods.slicegpt import plan, sliced, slicegpt
+from secateur.methods.slicegpt import sliced, sliced_width, slicegpt
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.load import load
@@ -174,7 +174,7 @@ def test_the_width_is_the_multiple_nearest_to_the_budget(
     best = min(misses.values())
     assume(best < 0.24 * sparsity)
     assume(sparsity <= budget.achieved(layout, sliced(layout, multiple, **options)))
-    width = plan(layout, budget, dimension=None, multiple=multiple, **options)
+    width = sliced_width(layout, budget, dimension=None, multiple=multiple, **options)
     assert misses[width] == best
 
 

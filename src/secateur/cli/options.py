@@ -414,14 +414,14 @@ class RunningOptions:
 
     def applied(self, judging: Judging) -> Judging:
         """The judging with what was given. Prompts that were given replace others with how they are continued."""
-        from secateur.judge.generation import REFERENCE, REFERENCE_PROMPTS
+        from secateur.judge.generation import REFERENCE_DECODING, REFERENCE_PROMPTS
 
         judging = _given(
             judging, inference=self.inference, prompt_length=self.prompt_length, new_tokens=self.new_tokens,
             rounds=self.rounds, batch_size=self.batch_size,
         )  # fmt: skip
         given = self.generate or ()
-        decodings = (REFERENCE,) if self.beams or _REFERENCE in given else ()
+        decodings = (REFERENCE_DECODING,) if self.beams or _REFERENCE in given else ()
         if given:
             prompts = [prompt for word in given for prompt in (REFERENCE_PROMPTS if word == _REFERENCE else (word,))]
             return replace(judging, prompts=tuple(dict.fromkeys(prompts)), decodings=decodings)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from typing import Literal
 
-from secateur.compensation.drawing import with_drawn
+from secateur.compensation.drawn_text import with_drawn
 from secateur.driver import Filter
 from secateur.engine.loss import require_slopes
 from secateur.engine.sweep import sweeper_of

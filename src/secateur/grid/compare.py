@@ -19,7 +19,7 @@ from secateur.report.main_table import NAME, write_main_table
 from secateur.report.results import COMPARE, CellResult
 from secateur.surgery.edits import DropAttention, DropBlock, DropMLP
 
-REFERENCE = "2ssp"  # which can have any size, and stands beside those that cannot; the first of all methods in tables
+MATCHING = "2ssp"  # which can have any size, and stands beside those that cannot; the first of all methods in tables
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class Comparison(Asked):
             UnknownNameError: a method that does not exist.
         """
         if list(self.methods) == ["all"]:
-            return sorted(methods(), key=lambda name: (name != REFERENCE, name))
+            return sorted(methods(), key=lambda name: (name != MATCHING, name))
         return [get_method(name).name for name in self.methods]
 
     @property
@@ -92,13 +92,13 @@ class Comparison(Asked):
         names = self.names
         if self.base is not None and self.base not in names:
             raise InvalidOptionError(f"--base {self.base} is none of the methods compared ({', '.join(names)})")
-        return self.base or (REFERENCE if REFERENCE in names else names[0])
+        return self.base or (MATCHING if MATCHING in names else names[0])
 
     def cells(self, model: Model) -> list[Cell]:
         """Dense; then by sparsity the methods, each with its match beside it."""
         compared = [get_method(name) for name in self.names]
         matched = {method.name for method in compared if self.matched and is_block_wise(method)}
-        if unused := sorted(set(self.options) - {*self.names, *([REFERENCE] if matched else [])}):
+        if unused := sorted(set(self.options) - {*self.names, *([MATCHING] if matched else [])}):
             raise InvalidOptionError(f"options for {', '.join(unused)}, which is not compared")
         refitted = {method.name for method in compared if self.refit and refits(method, model.family)}
         if self.refit and not refitted:
@@ -128,8 +128,8 @@ class Comparison(Asked):
 
     def _match(self, model: Model, cell: Cell, sparsity: float) -> Cell:
         return replace(
-            self._cell(model, get_method(REFERENCE), sparsity), name=f"{REFERENCE}-as-{cell.name}", sparsity=None,
-            label=f"{REFERENCE} at the size of {cell.label}", matched_to=cell.name,
+            self._cell(model, get_method(MATCHING), sparsity), name=f"{MATCHING}-as-{cell.name}", sparsity=None,
+            label=f"{MATCHING} at the size of {cell.label}", matched_to=cell.name,
         )  # fmt: skip
 
     def write_tables(self, folder: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from secateur.assets import Bos
 from secateur.errors import UnknownNameError
-from secateur.judge.generation import REFERENCE, REFERENCE_PROMPTS
+from secateur.judge.generation import REFERENCE_DECODING, REFERENCE_PROMPTS
 from secateur.judge.judging import Judging
 from secateur.methods import Options
 from secateur.model.budget import Convention
@@ -67,7 +67,7 @@ PRESETS: dict[str, Preset] = {
         by_sparsity=_two_ssp,
         judging=Judging(
             texts=("wikitext2", "c4", "fineweb-edu"), length=2048, samples=None, bos="never", tasks=("2ssp",),
-            inference=True, prompts=REFERENCE_PROMPTS, decodings=(REFERENCE,),
+            inference=True, prompts=REFERENCE_PROMPTS, decodings=(REFERENCE_DECODING,),
         ),
     ),
     # SlimGPT: a share of all parameters; 256 random windows; perplexity over windows of 128 tokens. The paper does not

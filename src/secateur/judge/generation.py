@@ -53,7 +53,7 @@ GREEDY = Decoding(name="greedy", max_new_tokens=128)
 
 # What `--evaluate_qualitative` of 2SSP's reference does. Its 128 tokens count the prompt. It leaves open whether to
 # draw, which some models' own settings would; here that is off.
-REFERENCE = Decoding(
+REFERENCE_DECODING = Decoding(
     name="2ssp", max_length=128, num_beams=5, no_repeat_ngram_size=3, early_stopping=True, end="tokenizer"
 )
 REFERENCE_PROMPTS = ("Who is Albert Einstein?", "The theory of relativity")
@@ -151,7 +151,7 @@ def generation(
     *,
     dense: Model | None = None,
     dense_samples: Sequence[Sample] | None = None,
-    decodings: Sequence[Decoding] = (REFERENCE,),
+    decodings: Sequence[Decoding] = (REFERENCE_DECODING,),
     greedy: Decoding = GREEDY,
     bos: Bos = "auto",
     run: Run | None = None,

@@ -46,7 +46,9 @@ def sliced(layout: Layout, dimension: int, *, slice_head: bool, untie: bool) -> 
     return after
 
 
-def plan(layout: Layout, budget: Budget, *, dimension: int | None, multiple: int, slice_head: bool, untie: bool) -> int:
+def sliced_width(
+    layout: Layout, budget: Budget, *, dimension: int | None, multiple: int, slice_head: bool, untie: bool
+) -> int:
     """The hidden width after slicing: what was asked, else the multiple whose removed share is nearest to the budget's.
 
     Raises:
@@ -159,7 +161,7 @@ def slicegpt(
     """
     layout = model.layout()
     untied = unties(layout, untie=untie, mean_centre=mean_centre)
-    width = plan(layout, budget, dimension=dimension, multiple=multiple, slice_head=slice_head, untie=untied)
+    width = sliced_width(layout, budget, dimension=dimension, multiple=multiple, slice_head=slice_head, untie=untied)
     sites = sites_to_slice(layout, width, slice_head=slice_head)
     run.log("slicegpt: %d of %d sites are sliced to %d directions", len(sites), len(layout.sites), width)
     if untied:

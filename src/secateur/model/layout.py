@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from secateur.model.handle import Model
 
 
-Half = tuple[int, Literal[0, 1]]  # a block's number, and 0 for its attention or 1 for its MLP
+BlockHalf = tuple[int, Literal[0, 1]]  # a block's number, and 0 for its attention or 1 for its MLP
 
 
-def around(numbers: Iterable[int], site: int) -> tuple[Half | None, Half | None]:
+def around(numbers: Iterable[int], site: int) -> tuple[BlockHalf | None, BlockHalf | None]:
     """What writes the residual stream at a site and what reads it; None for the embedding and for the head.
 
     Site 2n is what enters block n, site 2n + 1 lies between its attention and its MLP, and the site after the last
@@ -230,7 +230,7 @@ class Layout:
         number, half = reader
         return layout.with_block(number, layout.blocks[number].rebased(half, width, self.ends.hidden))
 
-    def _written(self, writer: Half | None, width: int) -> Layout:
+    def _written(self, writer: BlockHalf | None, width: int) -> Layout:
         """With `width` coordinates where the writer (None: the embedding) adds to the residual stream."""
         if writer is None:
             return self.with_ends(replace(self.ends, input=width, input_map=self.ends.tied or self.ends.input_map))

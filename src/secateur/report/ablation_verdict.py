@@ -19,7 +19,7 @@ from secateur.report.ablation import (
 )
 from secateur.report.comparing import ALL, Measure
 from secateur.report.looks import NBSP, listed, method_name, number, percent, times
-from secateur.report.results import SAME_SIZE, Results
+from secateur.report.results import SIZE_TOLERANCE, Results
 from secateur.report.table import typeset
 from secateur.report.verdict import NO_TASKS, to_come, unfinished
 
@@ -151,7 +151,7 @@ def _running(group: Group) -> tuple[list[AblatedValue], list[AblatedValue]]:
     others: list[AblatedValue] = []
     for value in made:
         removed = _removed(group, value)
-        apart = value.matched_to or (None not in (removed, size) and abs((removed or 0) - (size or 0)) > SAME_SIZE)
+        apart = value.matched_to or (None not in (removed, size) and abs((removed or 0) - (size or 0)) > SIZE_TOLERANCE)
         (others if apart else running).append(value)
     return running, others
 

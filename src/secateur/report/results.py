@@ -23,7 +23,7 @@ COMPARE, ABLATE = "compare", "ablate"  # kinds of folders
 INDEX, CELLS, CELL = "compare.json", "cells", "cell.json"
 DENSE = "dense"
 MISSING = "missing"
-SAME_SIZE = 0.005  # of the parameters: what counts as the same size
+SIZE_TOLERANCE = 0.005  # of the parameters: what counts as the same size
 _AGAIN = "A cell's folder may be taken away: the command that made it makes it again."
 
 
@@ -165,7 +165,11 @@ class CellResult(Struct, frozen=True, kw_only=True, eq=False):
     @property
     def off_target(self) -> bool:
         """Whether another share is gone than was asked for."""
-        return self.sparsity is not None and self.removed is not None and abs(self.removed - self.sparsity) > SAME_SIZE
+        return (
+            self.sparsity is not None
+            and self.removed is not None
+            and abs(self.removed - self.sparsity) > SIZE_TOLERANCE
+        )
 
     @property
     def wall_s(self) -> float | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from secateur.report.comparing import LARGEST, Gap, accuracies, losses, ratio
 from secateur.report.looks import listed, method_name, number, percent, times, title
-from secateur.report.results import SAME_SIZE, CellResult, Results
+from secateur.report.results import SIZE_TOLERANCE, CellResult, Results
 
 TOLERANCES = (1.05, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0)  # perplexity over the dense model's
 FEW_WINDOWS = 10
@@ -32,7 +32,7 @@ class AtSize:
 @dataclass(frozen=True)
 class Smallest:
     """The smallest model within a tolerance: perplexity at most `tolerance` times the dense model's. Of models that are
-    as small, but for SAME_SIZE, the best."""
+    as small, but for SIZE_TOLERANCE, the best."""
 
     tolerance: float
     cell: CellResult
@@ -190,7 +190,7 @@ def _choices(results: Results) -> list[Smallest]:
     for tolerance in TOLERANCES:
         within = [each for each in judged if each[1] <= tolerance]
         least = min((parameters for parameters, _, _ in within), default=0)
-        alike = [(over, cell) for parameters, over, cell in within if parameters <= least * (1 + SAME_SIZE)]
+        alike = [(over, cell) for parameters, over, cell in within if parameters <= least * (1 + SIZE_TOLERANCE)]
         if alike:
             over, cell = min(alike, key=lambda each: each[0])
             if not choices or choices[-1].cell is not cell:

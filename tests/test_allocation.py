@@ -165,6 +165,7 @@ def test_a_search_is_replayed_without_a_forward_and_rehearsed_by_its_cost() -> N
     allocation = searched(first)
     assert searched(again) == allocation
     assert again.meter == Meter()
+    assert again.notes == first.notes
     assert searched(Run(), tiny_closed("llama")).widths.keys() == allocation.widths.keys()
     hollow = searched(rehearsed, model.hollow())
     assert hollow.widths.keys() == allocation.widths.keys()

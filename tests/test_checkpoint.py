@@ -244,6 +244,17 @@ def test_tokenizer_template_and_generation_settings_come_along(layout: str, tmp_
     assert (tmp_path / "pruned" / "notes.json").read_text() == '{"method": "m"}'
 
 
+@pytest.mark.parametrize("layout", ["blocks dropped", "everything"])
+def test_settings_that_transformers_loads_and_does_not_save_lose_no_model(layout: str, tmp_path: Path) -> None:
+    """A temperature without sampling, as in many checkpoints."""
+    model = tiny_in(layout, "llama")
+    model.hf.generation_config.temperature = 0.5
+    with pytest.raises(ValueError, match="temperature"):
+        model.hf.generation_config.save_pretrained(tmp_path)
+    save(model, tmp_path / "pruned")
+    assert load(str(tmp_path / "pruned")).hf.generation_config.temperature == 0.5
+
+
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_transformers_own_saving_works_too(family: str, tmp_path: Path) -> None:
     """`hf.save_pretrained`, which trainers and adapters call, writes what `load` reads: always tier B."""

@@ -309,6 +309,17 @@ def test_a_match_waits_for_a_cell_that_another_process_makes(text: Path, tmp_pat
     assert set(statuses(cells)) == {"done"}
 
 
+def test_a_match_waits_for_a_failed_cell_that_another_process_tries_again(text: Path, tmp_path: Path) -> None:
+    here, failed = grid(tmp_path / "out", text), tmp_path / "out/cells/shortgpt-0.25"
+    compare(comparison(text), here)
+    cell = json.loads((failed / "cell.json").read_text())
+    (failed / "cell.json").write_text(json.dumps({**cell, "status": "failed", "error": "for now"}))
+    wanted = comparison(text, matched=True)
+    with claimed(failed):
+        assert "2ssp-as-shortgpt-0.25" not in compare(wanted, here)
+    assert set(statuses(compare(wanted, here))) == {"done"}
+
+
 def test_a_cell_like_one_that_another_process_makes_waits_to_be_copied(text: Path, tmp_path: Path) -> None:
     out, wanted = tmp_path / "out", comparison(text, "shortgpt", "window", matched=True)
     (first, second), names = ("2ssp-as-shortgpt-0.25", "2ssp-as-window-0.25"), list[str]()

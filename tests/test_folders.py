@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -113,6 +114,21 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, overwrite: bool, monkeypatch
         write_file(tmp_path / "file", "new")
     assert contents(tmp_path) == before
     assert not hidden(tmp_path)
+
+
+def test_a_file_system_that_cannot_flush_folders_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, files = os.fsync, []
+
+    def fsync(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        files.append(handle)
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_folder(tmp_path / "out", "new")
+    assert contents(tmp_path / "out")
+    assert files
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -7,12 +7,13 @@ import json
 import math
 import statistics
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gguf
 import pytest
 import torch
-from gguf import GGMLQuantizationType
+from gguf import GGMLQuantizationType, GGUFReader
 from models import CHAT_TEMPLATE, apply_all, layouts, logits, tiny
 from test_cli import call
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, trainers
@@ -27,8 +28,9 @@ from secateur.export import export, nbytes, save
 from secateur.export.gguf import FILE, TYPES, refuses, type_of, write
 from secateur.judge.perplexity import perplexity
 from secateur.model.handle import Model
+from secateur.output import export as export_with_card
 from secateur.surgery.apply import apply
-from secateur.surgery.edits import DropAttention, DropMLP, KeepNeurons
+from secateur.surgery.edits import DropAttention, DropBlock, DropMLP, KeepNeurons
 
 VOCABULARY = 320
 WHOLE_GROUPS = {
@@ -319,6 +321,28 @@ def test_deci_without_any_attention_is_refused() -> None:
 @pytest.mark.parametrize("family", ["gemma2", "smollm3"])
 def test_unequal_blocks_are_refused_where_sizes_come_from_the_first(family: str) -> None:
     assert "padded" in str(refuses(pruned(family, "mixed widths")))
+
+
+@pytest.mark.parametrize(("family", "block"), [("gemma3_text", 0), ("smollm3", 0)])
+def test_blocks_out_of_their_turn_are_refused_without_a_way_that_would_lose_it_too(family: str, block: int) -> None:
+    """What `padded` writes has the order in its configuration, which llama.cpp's converter does not read."""
+    model = pruned(family)
+    assert refuses(model) is None
+    reason = str(refuses(apply_all(model, [DropBlock(block)])))
+    assert "this model in others" in reason
+    assert "padded" not in reason
+
+
+def test_a_trained_dense_model_is_not_called_pruned_and_the_card_names_the_type(tmp_path: Path) -> None:
+    model = pruned("llama")
+    model.edits_applied = 0
+    model.parents = [SimpleNamespace(recovery=object())]  # type: ignore[list-item]  # all that is asked of it
+    write(model, tmp_path)
+    names = [field.contents() for field in [GGUFReader(tmp_path / FILE).get_field("general.name")] if field]
+    assert not str(names[0]).endswith("-pruned")
+    model.parents = []
+    export_with_card(model, "gguf", tmp_path / "out")
+    assert "but for what f16" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_unequal_widths_are_refused_where_the_first_is_read() -> None:

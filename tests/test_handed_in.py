@@ -118,6 +118,9 @@ def test_prune_to_takes_the_same(folder: Path, text: str, tmp_path: Path) -> Non
     assert len({outcome.record.fingerprint for outcome in outcomes}) == 1
     assert len({secateur.load(str(tmp_path / name)).fingerprint() for name in "abcd"}) == 1
     assert secateur.prune_to(request, folder, tmp_path / "a").was_there
+    (tmp_path / "a" / "model.safetensors").unlink()
+    with pytest.raises(OutputExistsError, match=r"model\.safetensors"):
+        secateur.prune_to(request, folder, tmp_path / "a")
     other = tiny_tokenizer()
     assert not secateur.prune_to(request, folder, tmp_path / "e", tokenizer=other).was_there
     assert secateur.prune_to(request, folder, tmp_path / "e", tokenizer=other).was_there

@@ -13,6 +13,8 @@ import torch
 import yaml
 from models import parameters, random, tiny, tiny_in, tiny_tokens
 from msgspec import structs
+from msgspec.structs import replace
+from oracles import job_of
 
 import secateur
 from secateur import Budget, Model, Tokens, load, prune, save
@@ -46,7 +48,7 @@ def tokens_for(model: Model, seed: int = 0) -> Tokens:
     return tiny_tokens(model, 3, 12, seed)
 
 
-def job_of(model: Model, tokens: Tokens | None = None, **request: Any) -> Job:
+def some_job(model: Model, tokens: Tokens | None = None, **request: Any) -> Job:
     asked = {
         "method": "2ssp",
         "sparsity": 0.25,
@@ -61,7 +63,7 @@ def recorded(
     model: Model, *edits: Edit, tokens: Tokens | None = None, notes: Any = None, arguments: Any = None
 ) -> Record:
     """The record of a run that made these edits."""
-    job, before = job_of(model, tokens), model.layout()
+    job, before = some_job(model, tokens), model.layout()
     for edit in edits:
         apply(model, edit)
     options, budget, after = dict(job.plan.options), Budget(0.25), model.layout()
@@ -72,6 +74,11 @@ def recorded(
 
 
 # --- the record ---
+
+
+def test_the_card_of_a_method_that_is_not_installed_names_it() -> None:
+    text = card(replace(recorded(tiny("llama"), DropAttention(1)), method="of-another-package"))
+    assert "pruned by of-another-package" in text
 
 
 @pytest.mark.parametrize("family", ["llama", "opt"])
@@ -143,7 +150,7 @@ def test_whatever_decides_the_outcome_decides_the_identity() -> None:
     weights[0, 3] = 0
 
     def of(model: Model | None = None, tokens: Tokens | None = None, **request: Any) -> str:
-        return job_of(model or tiny("llama"), tokens or Tokens.of(ids), **request).fingerprint
+        return some_job(model or tiny("llama"), tokens or Tokens.of(ids), **request).fingerprint
 
     changes: list[dict[str, Any]] = [
         {"model": tiny("llama", seed=1)}, {"tokens": Tokens.of(ids + 1)}, {"tokens": Tokens.of(ids.view(4, 6))},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -191,8 +190,8 @@ def test_what_is_drawn_is_the_models_own_text(family: str, monkeypatch: pytest.M
     assert once.fingerprint() == again.fingerprint()
     assert model.hf.generation_config is settings
     assert torch.equal(torch.random.get_rng_state(), state)
-    begun = dataclasses.replace(tokens, source={"bos": True})
-    assert (drawn_text.with_drawn(model, begun, Run(), 1).ids[4:, [0, 5, 10]] == tokens.ids[0, 0]).all()
+    tokens.ids[:, 0] = model.hf.config.bos_token_id = 1
+    assert (drawn_text.with_drawn(model, tokens, Run(), 1).ids[4:, [0, 5, 10]] == 1).all()
     with pytest.raises(InvalidOptionError, match="3 tokens"):
         drawn_text.with_drawn(model, tokens.first(2, 3), Run(), 1)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 
 from huggingface_hub import ModelCardData
 
@@ -65,7 +65,7 @@ def card(
         title, text, history = f"{name}, trained {record.recovery.way}", f"Nothing was removed. {_trained(trained)}", ""
         citation = ""
     else:
-        method = _method(pruning, required=pruning is record)
+        method = _method(pruning)
         title = f"{name}, pruned by {pruning.method}"
         text = _removed(pruning, method) + _earlier(chain[: last + 1]) + _trained(trained)
         text += " A pruned model is not the model it came from: judge\nit on your own data.\n\n" + _table(pruning)
@@ -89,8 +89,9 @@ def card(
 
 
 def export_card(
-    source: Facts, record: Record | None, to: str, loads_in: str, *, library: str, usage: str, licence: str | None
-) -> str:
+    source: Facts, record: Record | None, to: str, loads_in: str, *, kept: str | None, library: str, usage: str,
+    licence: str | None,
+) -> str:  # fmt: skip
     """Render the card of an export: that of its model with other words on loading, or a short one.
 
     Args:
@@ -98,14 +99,13 @@ def export_card(
         record: of how it was made, if secateur made it.
         to: the format's name.
         loads_in: what loads it, in words.
+        kept: the type of its numbers; None where it is the model's own.
         library, licence: as `card`.
         usage: the commands that load it.
-
-    Raises:
-        UnknownNameError: as `card`.
     """
+    but = f" but for what {kept}, the type of its matrices, rounds" if kept else ""
     loading = (
-        f"This is the model in the format `{to}`, with the same logits. It loads in {loads_in}.\n"
+        f"This is the model in the format `{to}`, with the same logits{but}. It loads in {loads_in}.\n"
         "What is said here of secateur's own files is true of the checkpoint it was exported from.\n\n"
         f"{usage}"
     )
@@ -130,9 +130,9 @@ def _loads_in(record: Record) -> str:
     return f"in {record.loads_in} " if record.loads_in else ""
 
 
-def _method(pruning: Record, *, required: bool) -> Method | None:
-    """The method; of an earlier step None where it is of another package that is not there now."""
-    with nullcontext() if required else suppress(UnknownNameError):
+def _method(pruning: Record) -> Method | None:
+    """The method; None where it is of another package that is not there now."""
+    with suppress(UnknownNameError):
         return get_method(pruning.method)
     return None
 

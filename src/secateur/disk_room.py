@@ -52,7 +52,8 @@ class DiskRoom:
         """
         item, size = model.dtype.itemsize, tries * self.results_bytes
         if keep_states or self.rebases:
-            size += self.states_bytes + self.spilled_bytes  # a walk's new ones are there before its old ones go
+            # A walk's new ones are there before its old ones go; those of each try stay.
+            size += tries * self.states_bytes + self.spilled_bytes
         if model.is_streamed:
             size += item * (self.written + self.block)
             measured = max((text.ids.numel() for text in texts), default=0) * model.hidden_size * item

@@ -265,7 +265,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def _aside(target: Path) -> Path:
-    return target.parent / f".{target.name}.old"
+    return target.parent / f".{target.name}.secateur-old"
 
 
 def _alive(pid: int) -> bool:
@@ -295,5 +295,8 @@ def _sync_entry(path: Path) -> None:
         return
     try:
         os.fsync(handle)
+    except OSError as error:  # of folders some file systems cannot do it
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):
+            raise
     finally:
         os.close(handle)

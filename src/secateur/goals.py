@@ -165,13 +165,13 @@ class Plans(Generic[P]):
         returned meets the goal in any case.
 
         Returns:
-            The plan, its figure, and (sparsity, figure) of all that was tried, in order; of plans that come to the same
-            only of the first.
+            The plan, its figure, and (sparsity, figure) of all that was tried, in order. Of plans that come to the same
+            only the first is tried, and returned: its steps are known.
 
         Raises:
             InfeasibleBudgetError: no sparsity meets it; says what can be reached.
         """
-        goal, figures, tried = self.goal, dict[int, float](), Tried()
+        goal, figures, tried = self.goal, dict[int, tuple[P, float]](), Tried()
         low, high = 0, self.count
         while high - low > 1:
             near = (place for place in _halves(low, high, 8) if self.at(place) is not None)  # there may be gaps
@@ -179,17 +179,16 @@ class Plans(Generic[P]):
             if (there := self.at(place)) is None:
                 past = place > self._feasible
             else:
-                if (value := self._known(there, figures)) is None:
-                    value = figure(there)
-                    tried.append((self.sparsity(place), value))
-                figures[place] = value
-                past = goal.meets(value) != goal.is_loss
+                if (known := self._known(there, figures)) is None:
+                    known = there, figure(there)
+                    tried.append((self.sparsity(place), known[1]))
+                figures[place] = known
+                past = goal.meets(known[1]) != goal.is_loss
             low, high = (low, place) if past else (place, high)
-        best = low if goal.is_loss else high
-        there = self.at(best) if best in figures else None
-        if there is None or not goal.meets(figures[best]):
+        best = figures.get(low if goal.is_loss else high)
+        if best is None or not goal.meets(best[1]):
             raise InfeasibleBudgetError(self._unreachable(tried))
-        return there, figures[best], tried
+        return *best, tried
 
     def smaller(self, there: P) -> P:
         """The next plan that leaves less.
@@ -212,12 +211,11 @@ class Plans(Generic[P]):
             raise InfeasibleBudgetError(f"{self._words(self.goal.asked)} cannot be reached by this method")
         return found
 
-    def _known(self, there: P, figures: Mapping[int, float]) -> float | None:
-        """The figure of a plan that comes to the same."""
+    def _known(self, there: P, figures: Mapping[int, tuple[P, float]]) -> tuple[P, float] | None:
+        """A plan that comes to the same, with its figure."""
         if self.goal.is_loss and there.approximate:
             return None
-        known = ((self.at(place), value) for place, value in figures.items())
-        return next((value for other, value in known if other is not None and other.after == there.after), None)
+        return next((known for known in figures.values() if known[0].after == there.after), None)
 
     def _unreachable(self, tried: Tried) -> str:
         if not tried:

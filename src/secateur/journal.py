@@ -318,7 +318,7 @@ class Journal:
         partial = self.folder / _TENSORS / "partial"
         with disk_full_as_oserror():
             save_file(tensors, partial)
-        with partial.open("rb") as file:
+        with partial.open("rb+") as file:  # Windows flushes only what is open for writing
             os.fsync(file.fileno())
             name = hashlib.file_digest(file, "sha256").hexdigest()
         partial.replace(self._file(name))  # also where one of the name lies there: a kill or the disk may have hurt it

@@ -12,11 +12,12 @@ from msgspec.structs import replace
 
 from secateur.card import card, export_card
 from secateur.errors import InvalidOptionError, OutputExistsError
-from secateur.export import Tier, check_output, nbytes, require_export
+from secateur.export import Tier, check_output, export_options, nbytes, require_export
 from secateur.export import export as write_export
 from secateur.export import save as save_checkpoint
 from secateur.export.beside import licence_of
 from secateur.folders import claimed, require_space, resolved
+from secateur.model.described import weight_files
 from secateur.model.handle import Model
 from secateur.model.load import Source
 from secateur.record import RECORD, Record, dump, read_record
@@ -88,13 +89,17 @@ class Output:
         there is nothing.
 
         Raises:
-            OutputExistsError: it holds something else.
+            OutputExistsError: it holds something else, or not all files of that result.
         """
         folder = resolved(self.folder)
         if self.overwrite or not folder.exists():
             return None
         record = read_record(folder) if folder.is_dir() else None
         if record is not None and record.fingerprint == fingerprint:
+            if missing := [name for name in weight_files(folder) if not (folder / name).is_file()]:
+                raise OutputExistsError(
+                    f"{self.folder} holds this result without {', '.join(missing)}; give --overwrite, or another --out"
+                )
             return record
         what = "another pruning or recovery" if record else "something that secateur did not write"
         raise OutputExistsError(f"{self.folder} exists and holds {what}; choose another --out, or give --overwrite")
@@ -162,8 +167,9 @@ def _export(model: Model, record: Record | None, to: str, output: Output, option
     if record is None and model.parents:
         record = replace(model.parents[-1], parents=model.parents[:-1])
     form = require_export(model, to, **options)
+    kept = export_options(to, options).get("type")
     text = export_card(
-        model.source, record, to, form.loads_in(model), library=form.LIBRARY, usage=form.USAGE,
+        model.source, record, to, form.loads_in(model), kept=kept, library=form.LIBRARY, usage=form.USAGE,
         licence=licence_of(model),
     )  # fmt: skip
     write_export(model, to, output.folder, files={"README.md": text}, overwrite=output.overwrite, **options)

@@ -167,7 +167,7 @@ def _json(text: str, where: str, why: str) -> object:
 def _csv_rows(text: str, path: Path, delimiter: str, field: str | None) -> Iterator[tuple[str, object]]:
     """(where, row) of every row below the header; every value is a string."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    before = csv.field_size_limit(sys.maxsize)  # a document may be longer than 128 kB
+    before = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a document may be longer than 128 kB
     try:
         rows = [row for row in reader if row]
     except csv.Error as error:

@@ -81,10 +81,9 @@ def evaluate(
         raise InvalidOptionError(
             "nothing to do: give --perplexity TEXT, --fidelity FILE, --inference, --generate PROMPT or --tasks NAME"
         )
-    judged = source.of(model).load()
-    other = replace(source, revision=None).of(against).load() if against else None
+    other = replace(source, revision=None).of(against) if against else None
     report = secateur.evaluate(
-        judged, judging, against=other, fidelity_on=fidelity or (), fail_if=fail_if or (), data=source.data,
+        source.of(model), judging, against=other, fidelity_on=fidelity or (), fail_if=fail_if or (), data=source.data,
         cache=source.cache_dir, text_field=source.text_field, run=secateur.Run(observer=Bars()),
     )  # fmt: skip
     entries = to_builtins(report)

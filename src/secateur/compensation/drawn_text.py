@@ -50,10 +50,11 @@ def _round(model: Model, tokens: Tokens, run: Run, number: int) -> Tensor:
     whole = tokens.length // size * size
     # What is left of a window behind its whole pieces is one more, of another length.
     pieces = tokens.ids[:, :whole].reshape(-1, size), tokens.ids[:, whole:]
-    if tokens.source.get("bos"):  # as each window does, each piece begins a text
+    begin = getattr(model.hf.config, "bos_token_id", None)
+    if begin is not None and (tokens.ids[:, 0] == begin).all():  # as each window does, each piece begins a text
         pieces = pieces[0].clone(), pieces[1].clone()
         for some in pieces:
-            some[:, :1] = tokens.ids[0, 0]
+            some[:, :1] = begin
     rows = min(len(pieces[0]), max(1, _CACHE_BYTES // max(1, each)))
 
     def count(forwarded: int) -> None:

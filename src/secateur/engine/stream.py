@@ -346,7 +346,7 @@ def stream_before(block: Block, tap: Hidden, shown: dict[str, Tensor]) -> Tensor
     here = next(block.module.parameters(), entered).device
     stream = entered.to(here, torch.promote_types(entered.dtype, torch.float32))
     if tap == "mlp_hidden" and "attention_out" in shown:
-        stream = stream + block.multiplier * shown["attention_out"]
+        stream = stream + block.multiplier * shown["attention_out"].to(stream)
     return stream
 
 

@@ -140,7 +140,7 @@ def export(
     check_output(folder, overwrite=overwrite)
     about = {
         "format": to,
-        "options": _options(form.write) | options,
+        "options": export_options(to, options),
         "model": public_name(model.source.get("name") or ""),
         "secateur": __version__,
     }
@@ -183,6 +183,11 @@ def require_export(model: Model, to: str, **options: Any) -> Export:
         near = f"{to} without these options"
     instead = f"--to {near} can hold it" if near else "no export can; transformers loads the checkpoint as it is"
     raise UnsupportedExportError(f"{to} {reason} ({instead})")
+
+
+def export_options(to: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """All of a format's, those that are not given at their defaults."""
+    return _options(EXPORTS[to].write) | dict(options)
 
 
 def refusal(model: Model, to: str, **options: Any) -> str | None:

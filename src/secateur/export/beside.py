@@ -64,12 +64,11 @@ def licence_of(model: Model) -> str | None:
     """The licence that the checkpoint's card or secateur's catalogue states."""
     if licence := model.source.get("licence") or model.source.get("license"):
         return str(licence)
-    card = Path(model.hf.config._name_or_path) / "README.md"
-    if not model.hf.config._name_or_path or not card.is_file():
-        return None
+    origin = _origin(model.hf.config._name_or_path, model)
     try:
-        stated = (metadata_load(card) or {}).get("license")
-    except Exception:  # of whatever the reader of YAML is; what was pruned is not lost over it
+        card = origin.file("README.md") if origin else None
+        stated = (metadata_load(card) or {}).get("license") if card else None
+    except Exception:  # the hub's, or of whatever the reader of YAML is; what was pruned is not lost over it
         return None
     return stated if isinstance(stated, str) else None
 

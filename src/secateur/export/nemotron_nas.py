@@ -18,7 +18,7 @@ from transformers import LlamaConfig
 from secateur.export import configuration_nemotron_nas as travelling
 from secateur.export.padded import REBASED, stream_is_plain
 from secateur.export.spelling import add_old_spelling
-from secateur.export.weights import Names, write_tensors
+from secateur.export.weights import Names, write_generation, write_tensors
 from secateur.model.handle import Model
 from secateur.model.modeling_secateur import Shape, plain_config
 
@@ -42,7 +42,7 @@ def write(model: Model, folder: Path, max_shard_size: str = "5GB") -> dict[str, 
     assert (reason := refuses(model)) is None, reason
     config = _config(model)
     config.save_pretrained(folder)
-    model.hf.generation_config.save_pretrained(folder)
+    write_generation(model.hf.generation_config, folder)
     source = Path(travelling.__file__)
     shutil.copyfile(source, folder / source.name)
     add_old_spelling(folder, config, model.family)

@@ -5,6 +5,7 @@ The files are those that `save_pretrained` writes, to the byte; but it takes all
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
@@ -14,9 +15,10 @@ from typing import Any, Protocol
 
 from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
+from transformers import GenerationConfig
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
+from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 
 from secateur.model.stored import TensorFile
 from secateur.quantities import bytes_of
@@ -46,7 +48,13 @@ def write_model(model: Parts, folder: Path, max_shard_size: str) -> dict[str, st
     Returns:
         The sha256 of each file with weights, by name.
     """
-    model.hf.save_pretrained(folder, state_dict={})  # all but the weights
+    settings = model.hf.generation_config
+    model.hf.generation_config = GenerationConfig()
+    try:
+        model.hf.save_pretrained(folder, state_dict={})  # all but the weights
+    finally:
+        model.hf.generation_config = settings
+    write_generation(settings, folder)
     names = Names(model.hf)
     hollow = names.in_file(model.hf.state_dict(), hollow=True)
     part_of = {name: part for part in (None, *model.numbers) for name in names.in_file(model.state(part), hollow=True)}
@@ -56,6 +64,15 @@ def write_model(model: Parts, folder: Path, max_shard_size: str) -> dict[str, st
 
     with model.open_ends():
         return write_tensors(hollow, part_of, model.open, read, folder, max_shard_size)
+
+
+def write_generation(settings: GenerationConfig | None, folder: Path) -> None:
+    """Write a model's generation settings as they are: transformers saves none that contradict one another, although it
+    loads them."""
+    if settings is not None:
+        settings = copy.deepcopy(settings)
+        settings.compile_config = None  # of a run
+        settings.to_json_file(folder / GENERATION_CONFIG_NAME, use_diff=True)
 
 
 def write_tensors(

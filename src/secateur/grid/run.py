@@ -152,7 +152,10 @@ class Runner:
 
     def _in_turn(self, left: list[Cell], pace: Pace) -> None:
         while left:  # what another process made impossible for now may be possible after others
-            busy = [cell for cell in left if not self.make(cell, pace, self.tell)]
+            busy: list[Cell] = []
+            for cell in left:  # one of the size of a cell that failed before waits until that is tried again
+                if cell.matched_to in {each.name for each in busy} or not self.make(cell, pace, self.tell):
+                    busy.append(cell)
             if len(busy) == len(left):
                 break
             left = busy

@@ -113,7 +113,7 @@ class _Spreading:
             for cell in left
             if self.chains[cell.name] not in busy
             and cell.name not in waiting
-            and (cell.matched_to is None or self.runner.folder.cell(cell.matched_to) is not None)
+            and cell.matched_to not in {each.name for each in left}  # it may have failed before, and is tried again
         ]
         if self.runner.grid.judging.prompts and DENSE in {cell.name for cell in left} - waiting:
             can = [cell for cell in can if cell.name == DENSE]

@@ -152,14 +152,7 @@ def verify_weights(about: Description) -> bool:
     path = about.file(SUMS)
     if path is None:
         return False
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
-    for line in lines:
-        digest, _, name = line.partition("  ")
-        if not re.fullmatch("[0-9a-f]{64}", digest) or Path(name).name != name:
-            raise CheckpointError(f"{path} is damaged: {line[:80]!r} is no line of a sha256 and a file's name")
+    for name, digest in _sums(path).items():
         weights = about.file(name)
         if weights is None:
             instead = "it was not uploaded, or cannot be fetched now" if about.on_hub else "restore it from a copy"
@@ -170,3 +163,23 @@ def verify_weights(about: Description) -> bool:
                 f"damaged, restore it from a copy; if it was changed on purpose, take {SUMS} away"
             )
     return True
+
+
+def weight_files(folder: Path) -> list[str]:
+    """The files with weights that secateur wrote into a folder, whether or not they are still there."""
+    return list(_sums(path)) if (path := folder / SUMS).is_file() else []
+
+
+def _sums(path: Path) -> dict[str, str]:
+    """The sha256 of each file that a checkpoint's sums list, by name."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    sums = {}
+    for line in lines:
+        digest, _, name = line.partition("  ")
+        if not re.fullmatch("[0-9a-f]{64}", digest) or Path(name).name != name:
+            raise CheckpointError(f"{path} is damaged: {line[:80]!r} is no line of a sha256 and a file's name")
+        sums[name] = digest
+    return sums

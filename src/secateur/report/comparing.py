@@ -141,6 +141,8 @@ def _pairs(one: Perplexity | TaskResult, other: Perplexity | TaskResult) -> Pair
     if isinstance(one, Perplexity) and isinstance(other, Perplexity):
         values, weights = [list(r.window_nll or ()) for r in (one, other)], list(one.window_predictions or ())
     elif isinstance(one, TaskResult) and isinstance(other, TaskResult):
+        if one.stderr is None or other.stderr is None:  # no mean over documents
+            return None
         values = [list(r.per_document) for r in (one, other)]
     sizes = {*map(len, values), len(values[0] if weights is None else weights)}
     if len(sizes) > 1 or 0 in sizes or any(value is None for each in values for value in each):

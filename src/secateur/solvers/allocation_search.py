@@ -91,11 +91,14 @@ def search_allocation(
         choice = database.choice(start)
         database.fill(tokens.first(apart), choice, run)
         try:
-            return _Search(model, search, budget, run, database).descend(choice, rounds).to_json()
+            allocation, curve = _Search(model, search, budget, run, database).descend(choice, rounds)
         finally:
             run.hold(-database.bytes)
+        return {"allocation": allocation.to_json(), "curve": curve}
 
-    return Allocation.from_json(run.step("allocation", compute))
+    found = run.step("allocation", compute)
+    run.note("loss while allocating", found["curve"])
+    return Allocation.from_json(found["allocation"])
 
 
 class _Database:
@@ -113,6 +116,8 @@ class _Database:
         self.sizes: dict[Place, list[int]] = {}
         self.bytes = 0
         able = {edit: edit.__name__ not in model.family.cannot for edit in (DropAttention, DropMLP, KeepHeads)}
+        if model.family.post_norms:  # to first order, what only scales a norm's input changes nothing: all looks free
+            able[DropAttention] = able[DropMLP] = False
         for number, block in self.layout.blocks.items():
             width, kv_heads = block.shape.width, block.shape.kv_heads
             if kv_heads:
@@ -205,7 +210,8 @@ class _Search:
         self.layout = database.layout
         self.sweeper = sweeper_of(model, run, database.edits)
 
-    def descend(self, choice: Choice, rounds: int) -> Allocation:
+    def descend(self, choice: Choice, rounds: int) -> tuple[Allocation, list[float]]:
+        """What was found, and the loss after each round."""
         (loss,) = self._losses([choice])
         curve = [loss]
         for _ in range(rounds):
@@ -218,8 +224,7 @@ class _Search:
             elif not self.run.rehearses:  # which foretells the most that it takes
                 break
             curve.append(loss)
-        self.run.note("loss while allocating", [round(each, 4) for each in curve if math.isfinite(each)])
-        return self._settled(choice)
+        return self._settled(choice), [round(each, 4) for each in curve if math.isfinite(each)]
 
     def _losses(self, choices: Sequence[Choice]) -> list[float]:
         """Mean losses on the search's windows, in nats; infinite where they are NaN."""

@@ -13,6 +13,7 @@ from secateur.model.handle import Model
 
 ROUND = "prune with `--round-to 32`"
 PADDED = "the nearest form that llama.cpp's own converter reads is `padded`"
+IN_TURN = "no converter of llama.cpp's tells it which: drop blocks in whole turns, or none"
 
 _LINEAR = frozenset({"attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"})
 _LAYER_NORM = frozenset({"attn_qkv", "attn_output", "ffn_up", "ffn_down", "attn_norm", "ffn_norm", "output_norm"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from secateur.export.gguf.architectures import (
+    IN_TURN,
     PADDED,
     ROUTES,
     Architecture,
@@ -30,7 +31,7 @@ def choose(model: Model) -> Architecture | str:
         if (reason := _refuses(architecture, model)) is None:
             return architecture
         reasons.append(f"as `{architecture.name}` it {reason}")
-    return "; ".join(reasons) + f"; {PADDED}"
+    return "; ".join(reasons) + f"; {IN_TURN if all(_out_of_turn(each, model) for each in routes) else PADDED}"
 
 
 def may_differ(model: Model) -> frozenset[str]:
@@ -60,22 +61,27 @@ def _refuses(architecture: Architecture, model: Model) -> str | None:
         return f"wants as many query rows as the model is wide, {model.hidden_size}"
     if (activation := activation_of(config)) not in architecture.activations:
         return f"computes {' or '.join(architecture.activations)}, not {activation}"
-    period = architecture.no_rope_period
-    if period and list(config.no_rope_layers) != [(k + 1) % period != 0 for k in range(len(layout.blocks))]:
-        return f"leaves RoPE out in every {period}th block, and this model in others"
     return _refuses_positions(architecture, model) or _refuses_biases(architecture, model)
 
 
+def _out_of_turn(architecture: Architecture, model: Model) -> str | None:
+    """Why the order of blocks of several kinds is none that the architecture can be told."""
+    period = architecture.no_rope_period
+    if period and list(model.hf.config.no_rope_layers) != [(k + 1) % period != 0 for k in range(len(model.numbers))]:
+        return f"leaves RoPE out in every {period}th block, and this model in others"
+    thetas = {rope.get("rope_theta") for rope in ropes(model.hf.config).values()}
+    if len(thetas) > 1 and period_of(model, architecture) is None:
+        return "has sliding attention in all blocks but every nth, and this model in others"
+    return None
+
+
 def _refuses_positions(architecture: Architecture, model: Model) -> str | None:
-    kinds = ropes(model.hf.config)
-    for rope in kinds.values():
+    for rope in ropes(model.hf.config).values():
         if (kind := rope.get("rope_type", "default")) not in architecture.scalings:
             return f"is not given the RoPE scaling '{kind}'"
         if rope.get("partial_rotary_factor", 1.0) != 1.0 and not architecture.partial:
             return "turns whole heads"
-    if len({rope.get("rope_theta") for rope in kinds.values()}) > 1 and period_of(model, architecture) is None:
-        return "has sliding attention in all blocks but every nth, and this model in others"
-    return None
+    return _out_of_turn(architecture, model)
 
 
 def _refuses_biases(architecture: Architecture, model: Model) -> str | None:

@@ -92,8 +92,9 @@ def add_origin(writer: Any, model: Model, type_name: str, *, as_phi_3: bool = Fa
     source = model.source
     name = Path(str(source.get("name") or source.get("repository") or model.family.model_type)).name
     name = _PHI_3.sub("Phi 3", name) if not as_phi_3 else name if _PHI_3.search(name) else f"{name}-phi-3"
+    pruned = model.edits_applied or any(step.recovery is None for step in model.parents)
     writer.add_type(gguf.GGUFType.MODEL)
-    writer.add_name(name + ("-pruned" if model.parents or model.edits_applied else ""))
+    writer.add_name(name + ("-pruned" if pruned else ""))
     writer.add_size_label(size_label(model.layout().parameters))
     writer.add_file_type(FILE_TYPES[type_name])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)

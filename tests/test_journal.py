@@ -265,9 +265,20 @@ def test_an_interrupted_pruning_goes_on_and_ends_the_same(tmp_path: Path, method
     record = outcome.record
     assert record.fingerprint == whole.fingerprint
     assert record.edits == whole.edits
-    if method != "secateur":  # which goes beside the dense model from the first block again
-        assert record.cost.forwards == whole.cost.forwards  # as if it had not been interrupted
+    assert record.cost.forwards == whole.cost.forwards  # as if it had not been interrupted
     assert load(str(tmp_path / "out")).fingerprint() == load(str(tmp_path / "whole")).fingerprint()
+    shutil.rmtree(tmp_path / "out")  # a kill just before it was there
+    replayed = pruned(tmp_path / "out", model, method=method, keep_states=keep_states).record
+    assert replayed.cost.forwards == whole.cost.forwards
+
+
+def test_two_kills_count_no_pass_twice(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "dense", num_hidden_layers=8)
+    whole = pruned(tmp_path / "whole", model, method="slimgpt").record
+    for share in (0.4, 0.8):
+        with pytest.raises(Interrupted):
+            pruned(tmp_path / "out", model, Impatient(share), method="slimgpt")
+    assert pruned(tmp_path / "out", model, method="slimgpt").record.cost.forwards == whole.cost.forwards
 
 
 def test_a_streamed_run_beside_the_dense_model_goes_on(tmp_path: Path) -> None:

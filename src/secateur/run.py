@@ -284,6 +284,11 @@ class Run:
         finally:
             self.hold(-size_bytes)
 
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """For what is done again, on the way to where an interrupted run stood."""
+        yield
+
     def expect(self, meter: Meter, *, head: float) -> None:
         """Foretell the whole run's work, so that progress counts all stages to come and not only the current one.
 

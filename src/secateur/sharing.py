@@ -6,8 +6,9 @@ from __future__ import annotations
 import copy
 import operator
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from secateur.run import MemoryStore, Meter, Observer, Run
@@ -27,6 +28,14 @@ class Spent(NamedTuple):
 
     def since(self, earlier: Spent) -> Spent:
         return Spent(*map(operator.sub, self, earlier))
+
+
+@dataclass
+class _Last:
+    """A run's last step: what was spent when it ended, and whether it was taken over."""
+
+    ended: Spent | None = None
+    taken_over: bool = False
 
 
 class Shared(MemoryStore):
@@ -71,6 +80,9 @@ class Shared(MemoryStore):
 class SharingRun(Run):
     """A run that takes steps over from earlier ones; its meter and clocks go as if it were run alone.
 
+    A step stands for all that was done since the one before it, a walk's passes between them too. So where it is taken
+    over, what was done again meanwhile does not count, nor do the passes by which a walk catches up.
+
     Args:
         shared: of runs of the same method with the same options, calibration and seed.
         clock: seconds.
@@ -84,25 +96,46 @@ class SharingRun(Run):
         super().__init__(seed, store=shared, observer=observer, keep_states=keep_states, sweeper=sweeper)
         self._shared, self._clock = shared, clock
         self._spared: list[Spent] = []
+        self._last = _Last()  # shared by the run's parts
+
+    def expect(self, meter: Meter, *, head: float) -> None:
+        super().expect(meter, head=head)
+        self._last.ended = self.spent()  # the work begins
 
     def step(self, key: str, compute: Callable[[], T], *, scratch_bytes: float = 0) -> T:
-        shared, name = self._shared, self._scope + key
-        if (spent := shared.spent.get(name)) is not None:
-            self._spared.append(spent)
-            shared.spared_s += spent.wall_s
+        shared, name, last = self._shared, self._scope + key, self._last
+        began = last.ended or self.spent()
+        known = shared.spent.get(name)
+        if known is not None:
+            shared.spared_s += known.wall_s
             with self.progress(key, 1) as advance:
-                self.meter.block_tokens += spent.block_tokens
-                self.meter.head_tokens += spent.head_tokens
-                self.meter.asked_tokens += spent.asked_tokens
+                self._count(known.since(self.spent().since(began)))
                 advance(1)
-        began = self.spent()
 
         def timed() -> T:
             result = compute()
             shared.spent[name] = self.spent().since(began)  # known when the result is put
             return result
 
-        return super().step(key, timed)
+        result = super().step(key, timed)
+        last.ended, last.taken_over = self.spent(), known is not None
+        return result
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        if not self._last.taken_over:
+            yield
+            return
+        began = self.spent()
+        yield
+        self._count(began.since(self.spent()))
+
+    def _count(self, spent: Spent) -> None:
+        """As if so much more, or less, had been done."""
+        self._spared.append(spent)
+        self.meter.block_tokens += spent.block_tokens
+        self.meter.head_tokens += spent.head_tokens
+        self.meter.asked_tokens += spent.asked_tokens
 
     @property
     def spared(self) -> Spent:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -86,10 +86,16 @@ class Stream:
             if not self._go_on(number):
                 self._start()
                 self._wait()
+        between = [each for each in self.ahead[: self.ahead.index(number)] if each in self.model.numbers]
         while self.ahead[0] != number:
             if self.ahead[0] in self.model.numbers:
-                with self.model.open(self.ahead[0]) as block:
+                # The last of them is left after the last step that was taken over, all others before it.
+                before = self.run.again() if self.ahead[0] != between[-1] else nullcontext()
+                with self.model.open(self.ahead[0]) as block, before:
                     self._follow()
+                    if self.reference is not None:
+                        with self.run.again():
+                            self.reference.reach(block.number, self)
                     self.pass_through(block, {})
             else:  # the method has dropped it
                 self.ahead.pop(0)
@@ -238,7 +244,10 @@ class Stream:
         self.hidden, self._site, self._seen = [self.room.put(x.clone()) for x in stored["states"]], site, seen
         passed = self.ahead.index(first)
         self.ahead = self.ahead[passed:]
-        self.count(passed * self.tokens.ids.numel())  # that was run before
+        last, one = int(first == number), self.tokens.ids.numel()  # of those that were run before, see `reach`
+        with self.run.again():
+            self.count((passed - last) * one)
+        self.count(last * one)
         return True
 
 

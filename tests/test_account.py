@@ -16,8 +16,7 @@ import secateur
 from secateur.card import card
 from secateur.errors import InfeasibleBudgetError
 from secateur.methods import methods, slimgpt, two_ssp
-from secateur.methods.slicegpt import plan as slice_plan
-from secateur.methods.slicegpt import sliced
+from secateur.methods.slicegpt import sliced, sliced_width
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.layout import Ends, Layout
@@ -152,7 +151,7 @@ def test_2ssp_and_slicegpt_meet_every_target_to_a_step_in_all_blocks(blocks: int
         met_or_refused(narrowed, layout, budget, row * budget.round_to)
 
     def slim(budget: Budget) -> Layout:
-        width = slice_plan(layout, budget, dimension=None, multiple=8, slice_head=False, untie=False)
+        width = sliced_width(layout, budget, dimension=None, multiple=8, slice_head=False, untie=False)
         return sliced(layout, width, slice_head=False, untie=False)
 
     widest = [sliced(layout, width, slice_head=False, untie=False) for width in (56, 40)]

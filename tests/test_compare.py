@@ -645,6 +645,25 @@ def test_a_refit_is_a_row_of_its_own_whose_work_is_counted(text: Path, tmp_path:
         compare(comparison(text, "slicegpt", refit=True), grid(tmp_path / "other", text))
 
 
+def test_a_model_of_another_configuration_is_another_model(text: Path, tmp_path: Path) -> None:
+    """Its weights are the same; a folder that was made before this was looked at may be gone on with."""
+    here = grid(tmp_path / "out", text)
+
+    def load() -> Model:
+        model = here.load()
+        model.hf.config.rms_norm_eps *= 10
+        return model
+
+    other = replace(here, load=load)
+    compare(comparison(text, "shortgpt"), here)
+    with pytest.raises(OutputExistsError, match="configuration"):
+        compare(comparison(text, "shortgpt"), other)
+    index = json.loads((tmp_path / "out/compare.json").read_text())
+    del index["model"]["configuration"]
+    (tmp_path / "out/compare.json").write_text(json.dumps(index))
+    compare(comparison(text, "shortgpt"), other)
+
+
 @pytest.mark.parametrize("name", ["2ssp-0.25", "blockpruner-0.25", "slimgpt-0.5"])
 def test_a_published_cell_is_the_same_cell_though_its_method_has_more_options_now(name: str) -> None:
     folder = Path(__file__).parent.parent / "docs" / "results" / "main-table"

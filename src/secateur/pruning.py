@@ -23,7 +23,7 @@ from secateur.errors import InvalidOptionError
 from secateur.export import loads_in, tier
 from secateur.journal import Identity, fingerprint
 from secateur.judge.perplexity import before_and_after, recalled_perplexity
-from secateur.model.facts import environment, origin, sizes
+from secateur.model.facts import configuration, environment, origin, sizes
 from secateur.model.handle import Model
 from secateur.planning import Plan
 from secateur.record import FORMAT, Cost, Record, public_arguments, public_facts
@@ -31,9 +31,6 @@ from secateur.run import Run
 from secateur.serving import ANY, require_served
 from secateur.surgery.edits import to_json
 from secateur.version import __version__
-
-# What a configuration says that decides no figure.
-_VOLATILE = {"transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures", "auto_map"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ class Job:
     """A pruning that is fully specified and not yet run: every argument is checked, nothing is changed.
 
     Attributes:
-        model_fingerprint: of the weights; settings: of the configuration, as JSON.
+        model_fingerprint: of the weights; configuration: see `facts.configuration`.
         tokenizer_given: whether the tokenizer, which is saved with the model, is not the model's own.
     """
 
@@ -63,7 +60,7 @@ class Job:
     model: Model
     tokens: Tokens
     model_fingerprint: str
-    settings: str
+    configuration: str
     tokenizer_given: bool = False
 
     @classmethod
@@ -73,9 +70,7 @@ class Job:
         Raises:
             NumericalError: one is no number.
         """
-        config = {key: value for key, value in model.hf.config.to_dict().items() if key not in _VOLATILE}
-        settings = json.dumps(config, sort_keys=True, default=str)
-        return cls(planned, model, tokens, model.fingerprint(), settings, tokenizer_given)
+        return cls(planned, model, tokens, model.fingerprint(), configuration(model), tokenizer_given)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -94,9 +89,10 @@ class Job:
         filters = {f"filter {f.name}": [f.name, dict(f.options), _code_version(f.apply)] for f in self.plan.filters}
         tokenizer = {"tokenizer": _tokenizer_parts(self.model.tokenizer)} if self.tokenizer_given else {}
         return {
-            "model": self.model_fingerprint, "configuration": self.settings, "calibration": self.tokens.fingerprint(),
-            "method": method.name, "options": dict(self.plan.options), "size": size, "seed": request.seed,
-            "secateur": __version__, "method's package": _code_version(method.prune), **filters, **tokenizer,
+            "model": self.model_fingerprint, "configuration": self.configuration,
+            "calibration": self.tokens.fingerprint(), "method": method.name, "options": dict(self.plan.options),
+            "size": size, "seed": request.seed, "secateur": __version__,
+            "method's package": _code_version(method.prune), **filters, **tokenizer,
         }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from secateur.errors import OutputError, OutputExistsError
 from secateur.folders import new_folder, resolved, write_file
 from secateur.grid.cells import Cell, digest
 from secateur.judge.judging import Judging
-from secateur.model.facts import environment
+from secateur.model.facts import configuration, environment
 from secateur.model.handle import Model
 from secateur.record import public_arguments, public_facts, public_name
 from secateur.report import results
@@ -145,7 +145,7 @@ def make_index(
         model=results.ModelFacts(
             name=public_facts(dense.source).get("name"), fingerprint=fingerprint, parameters=layout.parameters,
             block_parameters=layout.block_parameters, blocks=len(layout.blocks), hidden_size=layout.ends.hidden,
-            family=dense.family.model_type,
+            family=dense.family.model_type, configuration=digest(configuration(dense)),
         ),
         arguments=public_arguments(arguments),
         settings=json.decode(json.encode({**judged, "grid": settings})),  # as it will be read
@@ -163,9 +163,12 @@ def _differing(old: Index, new: Index) -> list[str]:
     had, wanted = {**_EARLIER, **old.settings.get("grid", {})}, new.settings["grid"]
     shared = _TERMS if new.kind == results.COMPARE else ()
     terms = [name for name in shared if name in had and had[name] != wanted[name]]
+    if old.model.configuration not in (None, new.model.configuration):
+        terms.append("the model's configuration")
     if (old.kind, old.judged_by) == (new.kind, new.judged_by):
         return terms  # calibrated otherwise, cells would seem to be on equal terms
-    names = terms + [name for name in ("kind", "model") if getattr(old, name) != getattr(new, name)]
+    had_model = structs.replace(old.model, configuration=new.model.configuration)
+    names = terms + ["kind"] * (old.kind != new.kind) + ["model"] * (had_model != new.model)
     judging = [name for name in new.settings if name != "grid"]
     names += [name for name in judging if old.settings.get(name) != new.settings[name]]
     return names or ["the texts' content, or secateur's version"]

@@ -293,7 +293,11 @@ class Runner:
     def _journal(self, cell: Cell) -> AbstractContextManager[None]:
         """Holds the journal of a cell that is pruned: what a killed process had of it by then is not done again."""
         store = self.shared[cell.name]
-        identity = {"model": self.index.model.fingerprint, "secateur": __version__, "steps": store.journal.folder.name}
+        steps = store.journal.folder.name
+        dense = self.index.model
+        identity = {
+            "model": dense.fingerprint, "configuration": dense.configuration, "secateur": __version__, "steps": steps,
+        }  # fmt: skip
         return nullcontext() if cell.method == DENSE else store.held(identity)
 
     def _same(self, fingerprint: str | None) -> CellResult | None:

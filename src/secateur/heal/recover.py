@@ -27,7 +27,7 @@ from secateur.heal.whole import whole
 from secateur.hf import own_randomness, quiet_transformers
 from secateur.journal import Identity, fingerprint, forget, run_folder, taken_bytes
 from secateur.model.coerce import ModelSource, borrowed, handed
-from secateur.model.facts import environment, origin, sizes
+from secateur.model.facts import configuration, environment, origin, sizes
 from secateur.model.handle import Model
 from secateur.model.load import TokenizerSource, load
 from secateur.output import Outcome, Output
@@ -93,6 +93,7 @@ class RecoveryJob:
     teacher: Model | None
     data: TrainingData
     model_fingerprint: str
+    configuration: str
     teacher_fingerprint: str | None
 
     @property
@@ -101,8 +102,9 @@ class RecoveryJob:
         settings = structs.asdict(self.settings)
         del settings["bos"]  # the data's fingerprint says what became of it
         return {
-            "command": "recover", "model": self.model_fingerprint, "data": self.data.fingerprint,
-            "teacher": self.teacher_fingerprint, "settings": settings, "secateur": __version__,
+            "command": "recover", "model": self.model_fingerprint, "configuration": self.configuration,
+            "data": self.data.fingerprint, "teacher": self.teacher_fingerprint, "settings": settings,
+            "secateur": __version__,
         }  # fmt: skip
 
     @property
@@ -245,7 +247,9 @@ def prepare_recovery(request: RecoveryRequest, model: Model, teacher: Model | No
     licence, known_by = (request.licence, "given") if request.licence else licence_of(read)
     data = structs.replace(examples.facts, licence=licence, licence_known_by=known_by)
     teacher_fingerprint = teacher.fingerprint() if teacher else None
-    return RecoveryJob(model, examples, settings, teacher, data, model.fingerprint(), teacher_fingerprint)
+    return RecoveryJob(
+        model, examples, settings, teacher, data, model.fingerprint(), configuration(model), teacher_fingerprint
+    )
 
 
 def dense_parent(model: Model, cache: Path | None = None) -> Model:

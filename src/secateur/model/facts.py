@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 
 import safetensors
@@ -11,6 +12,9 @@ import transformers
 from secateur.model.handle import Model
 from secateur.model.layout import Layout
 from secateur.record import Facts, Sizes, public_facts
+
+# What a configuration says that decides no figure.
+_VOLATILE = {"transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures", "auto_map"}
 
 
 def sizes(layout: Layout, model: Model) -> Sizes:
@@ -32,6 +36,12 @@ def origin(model: Model, fingerprint: str) -> Facts:
         fingerprint: of the model that is meant, which may be the one before a pruning.
     """
     return {**public_facts(model.source), "family": model.family.model_type, "fingerprint": fingerprint}
+
+
+def configuration(model: Model) -> str:
+    """What a model's configuration decides, beside its weights, as JSON: epsilons, RoPE, dropout."""
+    stated = model.hf.config.to_dict().items()
+    return json.dumps({key: value for key, value in stated if key not in _VOLATILE}, sort_keys=True, default=str)
 
 
 def environment(model: Model) -> Facts:

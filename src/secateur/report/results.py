@@ -178,10 +178,16 @@ class CellResult(Struct, frozen=True, kw_only=True, eq=False):
 
 
 class ModelFacts(Struct, frozen=True, kw_only=True):
-    """The dense model; hidden_size: the width of its residual stream."""
+    """The dense model.
+
+    Attributes:
+        configuration: sha256 of what its configuration decides beside the weights; None in older folders.
+        hidden_size: the width of its residual stream.
+    """
 
     name: str | None = None
     fingerprint: str = ""
+    configuration: str | None = None
     parameters: int | None = None
     block_parameters: int | None = None
     blocks: int | None = None

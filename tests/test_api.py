@@ -129,6 +129,14 @@ def test_a_run_of_another_seed_than_the_record_would_name_is_refused() -> None:
     assert model.fingerprint() == before
 
 
+@pytest.mark.parametrize("asked", [{"samples": 2}, {"length": 4}], ids=str)
+def test_windows_of_ids_are_not_cut_without_a_word(asked: dict[str, int]) -> None:
+    model = tiny("llama")
+    with pytest.raises(InvalidOptionError, match="as they are"):
+        secateur.prune(model, sparsity=0.5, calibration=tiny_tokens(model, 3, 8), **asked)
+    prepared(model, sparsity=0.5, calibration=tiny_tokens(model, 3, 8), samples=3, length=8)
+
+
 def test_texts_are_measured_before_and_after() -> None:
     model, dense = tiny("llama"), tiny("llama")
     held_out = {"some": tiny_tokens(model, 2, 7, seed=5), "more": tiny_tokens(model, 3, 6, seed=6)}

@@ -114,7 +114,8 @@ def test_the_search_finds_what_trying_all_would(goal: Goal, unit: int) -> None:
             continue
         best, value, tried = Plans(goal, plan_at).meet(figure)
         assert best == reached[max(good) if goal.is_loss else min(good)]
-        assert any(best is made for made in measured)  # so that nothing of it is done again
+        if goal.is_loss:
+            assert any(best is made for made in measured)  # so that nothing of it is done again
         assert value == figure(best)
         assert len(tried) == len({value for _, value in tried}) <= 7
 

@@ -166,7 +166,7 @@ class Plans(Generic[P]):
 
         Returns:
             The plan, its figure, and (sparsity, figure) of all that was tried, in order. Of plans that come to the same
-            only the first is tried, and returned: its steps are known.
+            only the first is tried; where that was a pruning it is also what is returned, since its steps are known.
 
         Raises:
             InfeasibleBudgetError: no sparsity meets it; says what can be reached.
@@ -182,7 +182,7 @@ class Plans(Generic[P]):
                 if (known := self._known(there, figures)) is None:
                     known = there, figure(there)
                     tried.append((self.sparsity(place), known[1]))
-                figures[place] = known
+                figures[place] = known if goal.is_loss else (there, known[1])
                 past = goal.meets(known[1]) != goal.is_loss
             low, high = (low, place) if past else (place, high)
         best = figures.get(low if goal.is_loss else high)

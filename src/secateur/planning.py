@@ -191,6 +191,9 @@ def plan(request: Request, model: Model, *, device: torch.device | None = None) 
     if tokens is not None:
         check_tokens(model, tokens)
         samples, length = method.window_shape(model.max_length, tokens.samples, tokens.length)
+        for name, there in (("samples", samples), ("length", length)):
+            if (asked := getattr(request, name)) not in (None, there):
+                raise InvalidOptionError(f"windows of token ids are taken as they are: {name} is {there}, not {asked}")
     else:
         samples, length = method.window_shape(model.max_length, request.samples, request.length)
         tokens = Tokens.of(torch.zeros(samples, length, dtype=torch.long))

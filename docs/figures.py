@@ -7,9 +7,9 @@ A page says where a table belongs and which it is:
     <!-- end -->
 
 What stands between the two is replaced. `options NAME` and `facts NAME` come from the method's registration;
-`figures NAME`, `overview`, `perplexities FOLDER`, `peers`, `ablations NAME`, `spread` and the tables of
-engine_tables.py and slimgpt_tables.py from the JSON files under docs/results, each of which is linked. A folder there
-was written by `secateur compare` or `secateur ablate`, or holds the cells of bench/slimgpt.py.
+`figures NAME`, `overview`, `perplexities FOLDER`, `peers`, `ablations NAME`, `spread`, `records FOLDER` and the tables
+of engine_tables.py and slimgpt_tables.py from the JSON files under docs/results, each of which is linked. A folder
+there was written by `secateur compare` or `secateur ablate`, or holds the cells of bench/slimgpt.py.
 """
 
 import json
@@ -390,6 +390,29 @@ def uniformity(folder: str, page: Path) -> Iterator[str]:
     )
 
 
+def records(folder: str, page: Path) -> Iterator[str]:
+    """What `secateur eval` added to checkpoints' records (which lie there without their edits), beside the recipe's
+    closed form of the same size."""
+    plain = {cell.sparsity: cell for cell in read_results(RESULTS / "recipe").pruned if cell.method == "secateur"}
+    rows, judged, used = [], [], {}
+    for file in sorted((RESULTS / folder).glob("*.json")):
+        record = json.loads(file.read_text(encoding="utf-8"))
+        asked, refined, used = record["sparsity"]["asked"], record["filters"]["refine"], record["calibration"]
+        row = {"size": f"[{percent(asked)}]({relpath(file, page.parent)})", "passes": refined["passes"]}
+        judged = record["evaluations"][-1]["model"]["perplexity"]
+        for each in judged:
+            closed = plain[asked].perplexity[each["text"]]
+            row[each["text"]] = f"{number(closed.perplexity)} → {number(each['perplexity'])}"
+        rows.append(row)
+    texts = [Column(each["text"], each["text"].partition(".")[0]) for each in judged]
+    yield shown(Table([Column("size", "gone"), Column("passes", "passes", form="g"), *texts], rows))
+    yield (
+        f"Perplexity without refinement (as frozen, `--shrinkage 0`) and with it, {judged[0]['samples']} windows of "
+        f"{judged[0]['length']:,} tokens; calibrated on {used['samples']} windows of {used['length']:,} tokens of "
+        f"{used['name']}, float32."
+    )
+
+
 def torture(name: str, _: Path) -> Iterator[str]:
     """What became of runs that were killed, as `make torture` writes it."""
     facts = json.loads((RESULTS / name / "torture.json").read_text(encoding="utf-8"))
@@ -445,6 +468,7 @@ TABLES: dict[str, Callable[[str, Path], Iterator[str]]] = {
         recovery,
         engine,
         uniformity,
+        records,
         torture,
         options,
         facts,

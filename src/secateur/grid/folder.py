@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from msgspec import json, structs
+from msgspec import UNSET, json, structs
 
 from secateur.engine.tokens import Tokens, wants_bos
 from secateur.errors import OutputError, OutputExistsError
@@ -163,7 +163,7 @@ def _differing(old: Index, new: Index) -> list[str]:
     had, wanted = {**_EARLIER, **old.settings.get("grid", {})}, new.settings["grid"]
     shared = _TERMS if new.kind == results.COMPARE else ()
     terms = [name for name in shared if name in had and had[name] != wanted[name]]
-    if old.model.configuration not in (None, new.model.configuration):
+    if old.model.configuration not in (UNSET, new.model.configuration):
         terms.append("the model's configuration")
     if (old.kind, old.judged_by) == (new.kind, new.judged_by):
         return terms  # calibrated otherwise, cells would seem to be on equal terms

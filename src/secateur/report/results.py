@@ -181,13 +181,13 @@ class ModelFacts(Struct, frozen=True, kw_only=True):
     """The dense model.
 
     Attributes:
-        configuration: sha256 of what its configuration decides beside the weights; None in older folders.
+        configuration: sha256 of what its configuration decides beside the weights; UNSET in older folders.
         hidden_size: the width of its residual stream.
     """
 
     name: str | None = None
     fingerprint: str = ""
-    configuration: str | None = None
+    configuration: str | UnsetType = UNSET
     parameters: int | None = None
     block_parameters: int | None = None
     blocks: int | None = None

@@ -7,7 +7,7 @@ A page says where a table belongs and which it is:
     <!-- end -->
 
 What stands between the two is replaced. `options NAME` and `facts NAME` come from the method's registration;
-`figures NAME`, `overview`, `perplexities FOLDER`, `peers`, `ablations NAME`, `spread`, `records FOLDER` and the tables
+`figures NAME`, `overview`, `perplexities FOLDER`, `peers`, `ablations NAME`, `spread`, `refined NAME` and the tables
 of engine_tables.py and slimgpt_tables.py from the JSON files under docs/results, each of which is linked. A folder
 there was written by `secateur compare` or `secateur ablate`, or holds the cells of bench/slimgpt.py.
 """
@@ -390,15 +390,15 @@ def uniformity(folder: str, page: Path) -> Iterator[str]:
     )
 
 
-def records(folder: str, page: Path) -> Iterator[str]:
+def refined(method: str, page: Path) -> Iterator[str]:
     """What `secateur eval` added to checkpoints' records (which lie there without their edits), beside the recipe's
     closed form of the same size."""
-    plain = {cell.sparsity: cell for cell in read_results(RESULTS / "recipe").pruned if cell.method == "secateur"}
+    plain = {cell.sparsity: cell for cell in read_results(RESULTS / "recipe").pruned if cell.method == method}
     rows, judged, used = [], [], {}
-    for file in sorted((RESULTS / folder).glob("*.json")):
+    for file in sorted((RESULTS / "refined").glob(f"{method}-*.json")):
         record = json.loads(file.read_text(encoding="utf-8"))
-        asked, refined, used = record["sparsity"]["asked"], record["filters"]["refine"], record["calibration"]
-        row = {"size": f"[{percent(asked)}]({relpath(file, page.parent)})", "passes": refined["passes"]}
+        asked, options, used = record["sparsity"]["asked"], record["filters"]["refine"], record["calibration"]
+        row = {"size": f"[{percent(asked)}]({relpath(file, page.parent)})", "passes": options["passes"]}
         judged = record["evaluations"][-1]["model"]["perplexity"]
         for each in judged:
             closed = plain[asked].perplexity[each["text"]]
@@ -468,7 +468,7 @@ TABLES: dict[str, Callable[[str, Path], Iterator[str]]] = {
         recovery,
         engine,
         uniformity,
-        records,
+        refined,
         torture,
         options,
         facts,

@@ -12,7 +12,7 @@ from secateur.model.layout import Layout
 from secateur.quantities import bytes_of, share_of
 from secateur.record import Facts, GoalName, public_name
 
-P = TypeVar("P", bound="Planned")
+P = TypeVar("P", bound="Sized")
 Tried = list[tuple[float, float]]  # (sparsity, figure)
 SpeedOf = Literal["token", "prompt"]
 STEPS: dict[GoalName, float] = {"bytes": 0.001, "speedup": 0.01, "perplexity_increase": 0.01}
@@ -108,7 +108,7 @@ class Goal:
         return f"{figure:.3g} times the speed" if self.name == "speedup" else f"{figure:+.1%} perplexity"
 
 
-class Planned(Protocol):
+class Sized(Protocol):
     """What is known of a pruning before it is run; as `secateur.planning.Plan` has it."""
 
     @property

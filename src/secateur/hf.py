@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub.utils import logging as hub_logging
-from transformers import set_seed
+from transformers import GenerationConfig, set_seed
 from transformers.utils import logging
 
 
@@ -38,6 +38,18 @@ def with_cache(hf: Any, cache: Any) -> dict[str, Any]:
     `past_key_values` is deprecated."""
     name = "cache" if "cache" in inspect.signature(hf.forward).parameters else "past_key_values"
     return {name: cache, "use_cache": True}
+
+
+@contextmanager
+def generation_settings_aside(hf: Any) -> Iterator[None]:
+    """Without a model's own generation settings, which would fill what is not set in a call, and stop a saving where
+    they contradict one another."""
+    own = hf.generation_config
+    hf.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        hf.generation_config = own
 
 
 @contextmanager

@@ -11,8 +11,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from secateur.engine.tokens import Tokens
 from secateur.errors import InvalidOptionError
-from secateur.hf import own_randomness, quiet_transformers
-from secateur.judge.generation import own_settings_aside
+from secateur.hf import generation_settings_aside, own_randomness, quiet_transformers
 from secateur.judge.inference import kv_bytes
 from secateur.model.handle import Model
 from secateur.run import Run
@@ -91,7 +90,7 @@ def _drawn(model: Model, pieces: Tensor, rows: int, done: Callable[[int], None])
         suppress_tokens=[ends] if isinstance(ends, int) else ends,
     )  # fmt: skip
     drawn, watched = [], StoppingCriteriaList([_Watched(done)])
-    with torch.inference_mode(), quiet_transformers(), own_settings_aside(model):
+    with torch.inference_mode(), quiet_transformers(), generation_settings_aside(model.hf):
         for some in pieces.split(rows):
             prompts = some[:, :PROMPT].to(model.device)
             mask = torch.ones_like(prompts)

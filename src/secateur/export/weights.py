@@ -20,6 +20,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 
+from secateur.hf import generation_settings_aside
 from secateur.model.stored import TensorFile
 from secateur.quantities import bytes_of
 
@@ -48,13 +49,9 @@ def write_model(model: Parts, folder: Path, max_shard_size: str) -> dict[str, st
     Returns:
         The sha256 of each file with weights, by name.
     """
-    settings = model.hf.generation_config
-    model.hf.generation_config = GenerationConfig()
-    try:
+    with generation_settings_aside(model.hf):
         model.hf.save_pretrained(folder, state_dict={})  # all but the weights
-    finally:
-        model.hf.generation_config = settings
-    write_generation(settings, folder)
+    write_generation(model.hf.generation_config, folder)
     names = Names(model.hf)
     hollow = names.in_file(model.hf.state_dict(), hollow=True)
     part_of = {name: part for part in (None, *model.numbers) for name in names.in_file(model.state(part), hollow=True)}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -15,7 +14,7 @@ from transformers import GenerationConfig
 from secateur.assets import Bos
 from secateur.engine.tokens import begun, bos_id_of
 from secateur.errors import DataError
-from secateur.hf import quiet_transformers
+from secateur.hf import generation_settings_aside, quiet_transformers
 from secateur.judge.results import Generation, GenerationFigures, Sample, Scalar
 from secateur.model.handle import Model, require_same_vocabulary
 from secateur.run import Run
@@ -100,23 +99,12 @@ def generate(model: Model, prompt: str, decoding: Decoding = GREEDY, *, bos: Bos
         pad_token_id=next((i for i in pads if i is not None), 0), do_sample=False, repetition_penalty=1.0,
         length_penalty=1.0,
     )  # fmt: skip
-    with torch.inference_mode(), quiet_transformers(), own_settings_aside(model):
+    with torch.inference_mode(), quiet_transformers(), generation_settings_aside(model.hf):
         output = model.hf.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
     new = output[0, ids.shape[1] :].cpu()
     found = [place for place, token in enumerate(new.tolist()) if token in ends]
     new = new[: found[0] + 1] if found else new  # the best beam may be shorter than the longest, and padded
     return Continuation(ids[0].cpu(), new, str(tokenizer.decode(new, skip_special_tokens=True)), bool(found))
-
-
-@contextmanager
-def own_settings_aside(model: Model) -> Iterator[None]:
-    """Without the model's own entries, which would fill what is not set in a call."""
-    own = model.hf.generation_config
-    model.hf.generation_config = GenerationConfig()
-    try:
-        yield
-    finally:
-        model.hf.generation_config = own
 
 
 def check_prompt(model: Model, prompt: str, decoding: Decoding, *, bos: Bos = "auto") -> tuple[Tensor, int]:

@@ -61,6 +61,12 @@ def test_the_inverted_order_removes_more_than_asked_and_is_judged_at_equal_size_
     assert "In memory only" in published.notes["inverted"]
 
 
+def test_what_is_matched_comes_before_what_matches_it(text: Path) -> None:
+    matched, published = "2ssp-matched", "published"
+    cells = asked(text, "rows-columns", seeds=(0,), values=(matched, published)).cells(Loads()())
+    assert [cell.ablation.value for cell in cells if cell.ablation] == [published, matched]
+
+
 @pytest.mark.slow
 def test_the_inverted_order_has_the_alpha_that_was_given(text: Path, tmp_path: Path) -> None:
     gone = {}
@@ -156,6 +162,7 @@ def test_every_ablation_is_of_options_that_its_method_has_and_begins_with_what_i
         ({"what": ("norm", "alpha"), "values": ("l1",)}, InvalidOptionError),
         ({"what": ("norm",), "values": ("l3",)}, InvalidOptionError),
         ({"what": ("rows-columns",), "values": ("both",)}, InvalidOptionError),
+        ({"what": ("rows-columns",), "values": ("2ssp", "2ssp-matched")}, InvalidOptionError),
         ({"what": ("norm",), "method": "slimgpt"}, InvalidOptionError),
         ({"what": ("repeats",), "values": ("l1",)}, InvalidOptionError),
         ({"what": ("rows-columns",), "options": {"2ssp": {"norm": "l1"}}}, InvalidOptionError),  # alpha is honoured

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -16,23 +17,21 @@ from secateur.errors import DataError, InfeasibleBudgetError, InvalidOptionError
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.run import MemoryStore, Meter, Rehearsal, Run
-from secateur.solvers.allocation import Allocation, curve_allocation
+from secateur.solvers.allocation import Allocation, FFNCurve, curve_allocation
 from secateur.solvers.allocation_search import _Database, _Search, search_allocation
-from secateur.solvers.ratios import Curve
 
 SMOLLM2 = arithmetic(30, 576, 1536, 9, 3, 64)
 
 
-@pytest.mark.parametrize("shape", ["log", "uniform", "linear", "log-decrease"])
+@pytest.mark.parametrize("curve", ["log", "uniform"])
 @pytest.mark.parametrize("budget", [Budget(0.5), Budget(0.2, of="model"), Budget(0.25, round_to=32)])
-def test_a_curve_meets_the_budget_to_a_step_of_neurons(shape: Curve, budget: Budget) -> None:
-    allocation = curve_allocation(SMOLLM2, budget, shape)
+def test_a_curve_meets_the_budget_to_a_step_of_neurons(curve: FFNCurve, budget: Budget) -> None:
+    allocation = curve_allocation(SMOLLM2, budget, curve)
     gone = SMOLLM2.block_parameters - allocation.parameters(SMOLLM2)
     assert abs(gone - budget.target(SMOLLM2)) <= budget.round_to * SMOLLM2.blocks[0].neuron
     assert all(width % budget.round_to == 0 for width in allocation.widths.values())
     widths = list(allocation.widths.values())
-    falling = {"log": widths[0] > widths[-1], "linear": widths[0] > widths[-1], "log-decrease": widths[0] < widths[-1]}
-    assert falling.get(shape, max(widths) - min(widths) <= budget.round_to)
+    assert widths[0] > widths[-1] if curve == "log" else max(widths) - min(widths) <= budget.round_to
 
 
 @pytest.mark.parametrize("budget", [Budget(0.25), Budget(0.2, of="model"), Budget(0.25, round_to=32)])
@@ -49,6 +48,18 @@ def test_an_equal_allocation_is_refused_where_its_steps_are_too_coarse_or_heads_
     for budget in (Budget(0.1, round_to=512), Budget(0.8)):
         with pytest.raises(InfeasibleBudgetError, match="FFN neurons reach"):
             curve_allocation(SMOLLM2, budget, "uniform", equal=True)
+
+
+def test_the_refusal_of_an_equal_allocation_says_what_the_steps_can_reach() -> None:
+    budget = Budget(0.18, round_to=256)  # a step of all FFNs is an eighth of the blocks
+    with pytest.raises(InfeasibleBudgetError) as refused:
+        curve_allocation(SMOLLM2, budget, "uniform", equal=True)
+    ranges = re.findall(r"(0\.\d+) to (0\.\d+)", str(refused.value))
+    assert len(ranges) == 2
+    for low, high in ranges:
+        assert not float(low) <= budget.sparsity <= float(high)
+        for end in (low, high):
+            curve_allocation(SMOLLM2, replace(budget, sparsity=float(end)), "uniform", equal=True)
 
 
 def test_the_ends_lose_no_more_than_their_share() -> None:

@@ -136,6 +136,19 @@ def test_gaps_between_sparsities_are_looked_across() -> None:
     assert plans.smaller(before) is behind
 
 
+@pytest.mark.parametrize("goal", GOALS, ids=lambda goal: goal.name)
+@pytest.mark.parametrize(("low", "high"), [(10, 40), (60, 80)])
+def test_a_goal_that_is_crossed_in_a_gap_is_met_at_its_edge(goal: Goal, low: int, high: int) -> None:
+    def plan_at(sparsity: float) -> Made:
+        if low / 100 < sparsity < high / 100:
+            raise InfeasibleBudgetError("a gap")
+        return Made(int(100 * sparsity + 0.5))
+
+    sign = -1 if goal.name == "bytes" else 1
+    made, _, _ = Plans(goal, plan_at).meet(lambda made: goal.asked + sign * (made.gone - (low + high) / 2))
+    assert made.gone == (low if goal.is_loss else high)
+
+
 # --- bytes ---
 
 
@@ -257,8 +270,11 @@ def test_a_loss_needs_a_text_that_is_not_calibrated_on() -> None:
 
 def test_the_same_goal_again_finds_its_result(tmp_path: Path) -> None:
     model, (text, _) = write_model(tmp_path / "model"), write_texts(tmp_path)
+    held_out = tmp_path / "held out.txt"
+    held_out.write_text(Path(text).read_text())
+    judging = Judging(texts=[str(held_out)], length=16, samples=4)
     request = Request(
-        goal=Goal(max_perplexity_increase=0.3, judging=Judging(texts=[text], length=16, samples=4), tolerance=0.1),
+        goal=Goal(max_perplexity_increase=0.3, judging=judging, tolerance=0.1),
         method="2ssp", calibration=text, samples=3, length=16, options={"stage1_only": True},
     )  # fmt: skip
     first = prune_to(request, model, tmp_path / "out")
@@ -268,6 +284,9 @@ def test_the_same_goal_again_finds_its_result(tmp_path: Path) -> None:
     other = replace(request, goal=Goal(target_bytes="130KB"))
     with pytest.raises(OutputExistsError):
         prune_to(other, model, tmp_path / "out")
+    held_out.write_text(held_out.read_text()[::-1])  # the text of the same name is another one now
+    with pytest.raises(OutputExistsError):
+        prune_to(request, model, tmp_path / "out")
 
 
 def test_the_command_takes_one_goal(tmp_path: Path) -> None:

@@ -54,14 +54,15 @@ def test_the_model_comes_nearer_to_the_dense_one_and_no_part_more_goes() -> None
 
 def test_the_card_says_what_trained_and_what_was_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drawn_text, "PROMPT", 4)
-    both, only = (
-        card(pruned(tiny("llama"), *some, refining_by(passes=1.5, text=text))[0].record)
-        for some, text in (([get_filter("refit")], "calibration"), ([], "drawn"))
+    both, only, once = (
+        card(pruned(tiny("llama"), *some, refining_by(passes=passes, text=text))[0].record)
+        for some, text, passes in (([get_filter("refit")], "calibration", 1.5), ([], "drawn", 1.5), ([], "drawn", 1.0))
     )
     assert "fitted on the calibration: refit." in both
     assert "was then trained towards the original's predictions, on the calibration." in both
     assert "fitted on the calibration" not in only
     assert "the calibration and text that the original drew" in only
+    assert "predictions, on the calibration." in once
 
 
 @pytest.mark.parametrize(("family", "recompute"), [("llama", False), *((name, True) for name in FAMILY_NAMES)])

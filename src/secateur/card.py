@@ -151,7 +151,8 @@ def _removed(pruning: Record, method: Method | None) -> str:
     if fitted:
         removed += f"What stayed makes up for it, fitted on the calibration: {', '.join(fitted)}.\n"
     if (refined := (pruning.filters or {}).get(_REFINE)) is not None:
-        text = " and text that the original drew behind it" if refined.get("text") == "drawn" else ""
+        drawn = refined.get("text") == "drawn" and refined["passes"] > 1
+        text = " and text that the original drew behind it" if drawn else ""
         removed += f"What stayed was then trained towards the original's predictions, on the calibration{text}.\n"
     if goal is not None:
         removed += f"The size was searched for a {goal.sentence}.\n"

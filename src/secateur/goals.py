@@ -185,10 +185,10 @@ class Plans(Generic[P]):
                 figures[place] = known if goal.is_loss else (there, known[1])
                 past = goal.meets(known[1]) != goal.is_loss
             low, high = (low, place) if past else (place, high)
-        best = figures.get(low if goal.is_loss else high)
-        if best is None or not goal.meets(best[1]):
+        met = [place for place, (_, value) in figures.items() if goal.meets(value)]
+        if not met:
             raise InfeasibleBudgetError(self._unreachable(tried))
-        return *best, tried
+        return *figures[max(met) if goal.is_loss else min(met)], tried
 
     def smaller(self, there: P) -> P:
         """The next plan that leaves less.

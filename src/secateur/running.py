@@ -90,8 +90,7 @@ def _specified(request: Request, hollow: Model, source: Source | Loaded) -> tupl
     first = plans_of(request, goal, hollow, source.main_device).first_plan
     planned = replace(first, request=replace(first.request, sparsity=None, goal=goal))
     if goal.judging.texts:
-        judge = Judge(goal.judging, (), data=request.data, cache=request.cache, text_field=request.text_field)
-        return planned, calibration_of(planned, hollow), judge.windows(hollow)
+        return planned, calibration_of(planned, hollow), _windows(goal.judging, request, hollow)
     if ready(request.calibration) is not None:
         raise InvalidOptionError(
             "windows of token ids leave none to measure the perplexity on: give a text for it (--perplexity TEXT, or "
@@ -103,6 +102,12 @@ def _specified(request: Request, hollow: Model, source: Source | Loaded) -> tupl
     held_out = Tokens(together.ids[planned.samples :], together.weights[planned.samples :], named)
     tokens = together.first(planned.samples)
     return planned, replace(tokens, source={**tokens.source, "samples": planned.samples}), {named["name"]: held_out}
+
+
+def _windows(judging: Judging, request: Request, hollow: Model) -> dict[str, Tokens]:
+    """Of a judging's texts."""
+    judge = Judge(judging, (), data=request.data, cache=request.cache, text_field=request.text_field)
+    return judge.windows(hollow)
 
 
 def prune_to(
@@ -153,11 +158,10 @@ def _prune_to(
     with claimed(output.folder), scratch_in(run_in) as scratch, spreading(workers, source) as spread:
         if isinstance(source, Source) and source.scratch is None:
             source = replace(source, scratch=scratch)
-        asked, request = request, _found_before(request, output)
         hollow = source.hollow(tokenizer=True)
+        asked, request = request, _found_before(request, output, hollow)
         planned, tokens, held_out = _specified(request, hollow, source)
-        judge = Judge(judging, (), data=request.data, cache=request.cache, text_field=request.text_field)
-        texts = judge.windows(hollow)
+        texts = _windows(judging, request, hollow)
         job, loaded = _loaded(planned, source, tokens)
         if request.goal is None and (record := output.holds(job.fingerprint)) is not None:
             if not output.keep_run:  # it was killed just before its run folder went
@@ -208,7 +212,7 @@ def _on_disk(job: Job, folder: Path, output: Output, observer: Observer) -> Iter
             forget(folder)
 
 
-def _found_before(request: Request, output: Output) -> Request:
+def _found_before(request: Request, output: Output, hollow: Model) -> Request:
     """With the sparsity that an earlier run found for the same goal, where the folder has that run's result.
 
     Raises:
@@ -219,7 +223,10 @@ def _found_before(request: Request, output: Output) -> Request:
     record = None if output.overwrite else read_record(output.folder)
     if record is not None and record.goal is not None and record.sparsity is not None:
         known = record.goal.goal, record.goal.asked, record.goal.by, record.goal.tolerance
-        if known == (goal.name, goal.asked, goal.measured_by(), goal.step):
+        texts = _windows(goal.judging, request, hollow) if goal.is_loss else {}  # one name may be of two texts
+        measured = {each.fingerprint for each in record.perplexity or ()}
+        same = {tokens.fingerprint() for tokens in texts.values()} <= measured
+        if same and known == (goal.name, goal.asked, goal.measured_by(), goal.step):
             return replace(request, goal=None, sparsity=record.sparsity.asked)
     output.holds("")
     return request

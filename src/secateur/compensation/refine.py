@@ -10,7 +10,7 @@ from typing import Literal
 from secateur.compensation.drawn_text import with_drawn
 from secateur.driver import Filter
 from secateur.engine.loss import require_slopes
-from secateur.engine.sweep import sweeper_of
+from secateur.engine.sweep import final_states
 from secateur.engine.tokens import Tokens
 from secateur.errors import InvalidOptionError
 from secateur.model.handle import Model
@@ -48,7 +48,7 @@ def refine(
     require_slopes(model)
     rounds = math.ceil(passes) if text == "drawn" else 1
     windows = with_drawn(model, tokens, run, rounds - 1)
-    reference = run.step("dense states", lambda: sweeper_of(model, run).final_states(windows))
+    reference = run.step("dense states", lambda: final_states(model, windows, run=run))
     with run.holding(reference.numel() * reference.element_size()):
         for edit in edits:
             if isinstance(edit, (Rebase, CentreEmbedding)):

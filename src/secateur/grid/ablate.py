@@ -104,7 +104,9 @@ class Ablation(Asked):
             return [parse_value(self._method(what), what.varies, value) for value in self.values]
         if unknown := [value for value in self.values if value not in what.values]:
             raise InvalidOptionError(f"{name} has {', '.join(map(str, what.values))}, not {', '.join(unknown)}")
-        return self.values
+        if MATCHED in self.values and inverted.PUBLISHED not in self.values:
+            raise InvalidOptionError(f"{MATCHED} has the size of {inverted.PUBLISHED}, so ask for that as well")
+        return [value for value in what.values if value in self.values]  # what is matched before what matches it
 
     def _cell(self, model: Model, name: str, value: object, sparsity: float, seed: int) -> Cell:
         what = WHATS[name]

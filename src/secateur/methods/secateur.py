@@ -21,7 +21,7 @@ from secateur.methods.registry import Amount, method
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.run import Run
-from secateur.solvers.allocation import Allocation, Half, curve_allocation
+from secateur.solvers.allocation import Allocation, FFNCurve, Half, curve_allocation
 from secateur.solvers.allocation_search import search_allocation
 from secateur.solvers.obs import group_sizes, prune_bytes, prune_groups
 from secateur.solvers.ridge import FloatOrAuto, check_ridge, ridge, shrinkage_for
@@ -94,7 +94,7 @@ def secateur(
     if target != "auto":
         aim = target
     equal = allocation == "equal"
-    curve: Literal["log", "uniform"] = "uniform" if equal or allocation == "uniform" else "log"
+    curve: FFNCurve = "uniform" if equal or allocation == "uniform" else "log"
     heads = "KeepHeads" not in model.family.cannot
     kept = curve_allocation(model.layout(), budget, curve, first, ends, heads=heads, equal=equal)
     if allocation == "searched":

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from secateur.errors import InfeasibleBudgetError, InvalidOptionError
-from secateur.model.budget import COARSE, Budget, inside
+from secateur.model.budget import COARSE, Budget, inside, reachable
 from secateur.model.layout import BlockLayout, Layout
-from secateur.solvers.ratios import Curve, ratios
+from secateur.solvers.ratios import ratios
 
+FFNCurve = Literal["log", "uniform"]
 Half = Literal["attention", "mlp"]  # of a block; its output projection is f"{half}_out"
 
 # Of their FFNs' parameters blocks lose no more before KV heads go, too: a choice, not yet measured.
@@ -54,7 +55,7 @@ class Allocation:
 def curve_allocation(
     layout: Layout,
     budget: Budget,
-    curve: Curve = "log",
+    curve: FFNCurve = "log",
     first: float = 0.7,
     ends: float = math.inf,
     *,
@@ -65,8 +66,7 @@ def curve_allocation(
     would lose more than three quarters, KV heads go as well, one of each block in turn, from the last block on.
 
     Args:
-        first: the first block's share, relative to the mean (of a decreasing curve, the last one's); the paper's are
-            about 0.25.
+        first: the first block's share, relative to the mean; the paper's is about 0.25.
         ends: the share at most, relative to the mean, of the first and of the last block, whatever the curve gives
             them: all others stand on the one, and none can make up for the other.
         heads: whether KV heads can go; each attention keeps one.
@@ -79,19 +79,49 @@ def curve_allocation(
     """
     if not (0 <= first < math.inf and ends >= 0):
         raise InvalidOptionError(f"first and ends are relative to the mean share, 0 or more, not {first} and {ends}")
+
+    def met(wanted: Budget) -> Allocation | None:
+        allocation = _along(layout, wanted, curve, first, ends, heads=heads and not equal, carry=not equal)
+        return allocation if _meets(layout, wanted, allocation, equal=equal) else None
+
+    if (allocation := met(budget)) is not None:
+        return allocation
+    heads = heads and not equal and any(block.shape.kv_heads > 1 for block in layout.blocks.values())
+    raise InfeasibleBudgetError(
+        f"cannot remove {budget.sparsity:.4g} of the parameters of the {budget.of}: FFN neurons"
+        f"{' and KV heads' if heads else ''} reach "
+        f"{reachable(met, budget) if equal else _reach(layout, budget, heads=heads)}"
+    )
+
+
+def _along(
+    layout: Layout,
+    budget: Budget,
+    curve: FFNCurve,
+    first: float,
+    ends: float,
+    *,
+    heads: bool,
+    carry: bool,
+) -> Allocation:
+    """As near to the budget as it goes; else as `curve_allocation` and `rounded` have it."""
     full, target = Allocation.of(layout), budget.target(layout)
     blocks = {n: block for n, block in layout.blocks.items() if block.shape.width}
     sizes = [block.neuron * block.shape.width for block in blocks.values()]
     most = [1 - min(budget.round_to, block.shape.width) / block.shape.width for block in blocks.values()]
-    spare = sum(size * share for size, share in zip(sizes, most, strict=True))
     kv_heads, left = full.kv_heads, target
-    if heads := heads and not equal:
-        kv_heads, left = _without_heads(layout, target, min(_FFN_SHARE * sum(sizes), spare))
+    if heads:
+        kv_heads, left = _without_heads(layout, target, min(_FFN_SHARE * sum(sizes), _spare(layout, budget)))
     asked = _curve(sizes, most, left, curve, first, ends) if blocks and left > 0 else [0.0] * len(blocks)
     wanted = {n: block.shape.width * (1 - share) for (n, block), share in zip(blocks.items(), asked, strict=True)}
-    allocation = Allocation({**full.widths, **rounded(layout, wanted, budget, carry=not equal)}, kv_heads)
-    _require_met(layout, budget, allocation, spare, heads=heads, equal=equal)
-    return allocation
+    return Allocation({**full.widths, **rounded(layout, wanted, budget, carry=carry)}, kv_heads)
+
+
+def _spare(layout: Layout, budget: Budget) -> int:
+    """Parameters that FFNs can give up: all but a step of each."""
+    return sum(
+        block.neuron * (block.shape.width - min(budget.round_to, block.shape.width)) for block in layout.blocks.values()
+    )
 
 
 def _without_heads(layout: Layout, target: float, from_ffns: float) -> tuple[dict[int, int], float]:
@@ -105,38 +135,39 @@ def _without_heads(layout: Layout, target: float, from_ffns: float) -> tuple[dic
     return kv_heads, left
 
 
-def _require_met(
-    layout: Layout, budget: Budget, allocation: Allocation, spare: float, *, heads: bool, equal: bool
-) -> None:
-    """Raise InfeasibleBudgetError where the target is missed by more than a step.
-
-    Args:
-        spare: parameters that FFNs can give up; heads, equal: as `curve_allocation` has them.
-    """
+def _meets(layout: Layout, budget: Budget, allocation: Allocation, *, equal: bool) -> bool:
+    """Whether the target is met to a step; of equal widths to half a step of all, but not coarsely."""
     full, target = Allocation.of(layout).kv_heads, budget.target(layout)
     gone = layout.block_parameters - allocation.parameters(layout)
     steps = [block.neuron * budget.round_to for block in layout.blocks.values() if block.shape.width]
-    unit = sum(steps) if equal else max(steps, default=0)
+    if equal:
+        return 0 < gone and abs(gone - target) <= min(sum(steps), COARSE * target)
     group = max((layout.blocks[n].kv_group for n in full if full[n] > allocation.kv_heads[n]), default=0)
-    if gone and abs(gone - target) <= (min(unit, COARSE * target) if equal else max(unit, group)):
-        return
-    groups = sum((count - 1) * layout.blocks[n].kv_group for n, count in full.items() if count and heads)
-    reach = inside(budget.sparsity * unit / target, budget.sparsity * (spare + groups) / target)
-    raise InfeasibleBudgetError(
-        f"cannot remove {budget.sparsity:.4g} of the parameters of the {budget.of}: FFN neurons"
-        f"{' and KV heads' if groups else ''} reach {reach}"
-    )
+    return 0 < gone and abs(gone - target) <= max(*steps, 0, group)
+
+
+def _reach(layout: Layout, budget: Budget, *, heads: bool) -> str:
+    """In words, what sparsities `curve_allocation` can meet, of widths that need not be equal."""
+    target, blocks = budget.target(layout), layout.blocks.values()
+    unit = max((block.neuron * budget.round_to for block in blocks if block.shape.width), default=0)
+    groups = sum((block.shape.kv_heads - 1) * block.kv_group for block in blocks if block.shape.kv_heads and heads)
+    return inside(budget.sparsity * unit / target, budget.sparsity * (_spare(layout, budget) + groups) / target)
 
 
 def _curve(
-    sizes: Sequence[float], most: Sequence[float], target: float, curve: Curve, first: float, ends: float
+    sizes: Sequence[float],
+    most: Sequence[float],
+    target: float,
+    curve: FFNCurve,
+    first: float,
+    ends: float,
 ) -> list[float]:
     """Each block's share; where the curve cannot reach the target with those ends, it is uniform."""
-    if curve != "uniform":
+    if curve == "log":
         mean = target / sum(sizes)
         low, limits = min(first * mean, max(most)), list(most)
         limits[0], limits[-1] = (min(ends * mean, limit) for limit in (most[0], most[-1]))
-        asked = ratios(sizes, target, curve, most=limits, **{"last" if curve.endswith("decrease") else "first": low})
+        asked = ratios(sizes, target, curve, most=limits, first=low)
         if abs(sum(size * share for size, share in zip(sizes, asked, strict=True)) - target) < 1:
             return asked
     return ratios(sizes, target, "uniform", most=most)

@@ -17,8 +17,10 @@ from secateur.errors import DataError, InfeasibleBudgetError, InvalidOptionError
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.run import MemoryStore, Meter, Rehearsal, Run
+from secateur.solvers import allocation_search
 from secateur.solvers.allocation import Allocation, FFNCurve, curve_allocation
 from secateur.solvers.allocation_search import _Database, _Search, search_allocation
+from secateur.solvers.obs import prune_groups
 
 SMOLLM2 = arithmetic(30, 576, 1536, 9, 3, 64)
 
@@ -182,6 +184,30 @@ def test_a_search_is_replayed_without_a_forward_and_rehearsed_by_its_cost() -> N
     assert hollow.widths.keys() == allocation.widths.keys()
     assert rehearsed.meter.block_tokens == pytest.approx(first.meter.block_tokens, rel=0.5)
     assert rehearsed.held_bytes < rehearsed.peak_bytes
+
+
+def test_an_interrupted_search_goes_on_with_the_versions_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, store, made = tiny("llama"), MemoryStore(), list[str]()
+    tokens, budget = tiny_tokens(model, 6, 12), Budget(0.3)
+
+    def pruned(*args: Any, name: str, **settings: Any) -> Any:
+        made.append(name)
+        if interrupts and name == "block 2, mlp":
+            raise KeyboardInterrupt
+        return prune_groups(*args, name=name, **settings)
+
+    def searched(store: MemoryStore) -> Allocation:
+        start = curve_allocation(model.layout(), budget)
+        return search_allocation(model, tokens, budget, Run(store=store), start=start, levels=4, search_samples=2)
+
+    monkeypatch.setattr(allocation_search, "prune_groups", pruned)
+    interrupts = True
+    with pytest.raises(KeyboardInterrupt):
+        searched(store)
+    interrupts = False
+    made.clear()
+    assert searched(store) == searched(MemoryStore())
+    assert made[0] == "block 2, mlp"  # those before it are there
 
 
 @pytest.mark.parametrize("wrong", [{"levels": 1}, {"rounds": 0}, {"search_samples": 0}, {"search_samples": 4}])

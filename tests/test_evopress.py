@@ -22,7 +22,7 @@ from secateur.engine.sweep import Part, Sweeper, Variant
 from secateur.engine.tokens import Tokens
 from secateur.errors import InfeasibleBudgetError, InvalidOptionError, NumericalError
 from secateur.methods import get_method
-from secateur.methods.evopress import plan, reduced, search_space
+from secateur.methods.evopress import reduced, search_of, search_space
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.run import MemoryStore, Run
@@ -367,5 +367,5 @@ def test_where_blocks_lack_modules_the_share_is_of_those_there() -> None:
 def test_a_smaller_search_than_the_papers_says_so(smaller: dict[str, Any], tokens: int, figures: list[str]) -> None:
     chosen = METHOD.complete(smaller)
     del chosen["criterion"], chosen["windows"]
-    said = reduced(plan(standing("llama").layout(), Budget(0.5), **chosen), tokens)
+    said = reduced(search_of(standing("llama").layout(), Budget(0.5), **chosen), tokens)
     assert re.findall(r"\d[\d,]*", said) == figures  # what is less, and in full

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from secateur.driver import run_method
 from secateur.errors import InfeasibleBudgetError, InvalidOptionError
 from secateur.grid.cells import Calibration, Cell
-from secateur.grid.inverted import AMOUNTS, METHOD, NAME, Amount, direction_norms, invert
+from secateur.grid.inverted import METHOD, NAME, SIZES, Size, direction_norms, invert
 from secateur.grid.pruning import counted, plan_cell
 from secateur.methods import methods
 from secateur.methods.two_ssp import attention_count
@@ -32,7 +32,7 @@ def smollm2() -> Model:
 
 
 def planned(
-    model: Model, budget: Budget, amount: Amount = "published", samples: int = 2
+    model: Model, budget: Budget, amount: Size = "published", samples: int = 2
 ) -> tuple[Plan, dict[str, float]]:
     calibration = Calibration(text="", samples=3, length=12)
     options = {"amount": amount}
@@ -41,7 +41,7 @@ def planned(
     return plan, shares(plan.before, counted(cell, plan.before, plan.after))
 
 
-def removed(layout: Layout, budget: Budget, amount: Amount) -> float:
+def removed(layout: Layout, budget: Budget, amount: Size) -> float:
     made = invert(layout, budget, amount)
     blocks = list(layout.blocks.values())
     directions = (made.hidden - made.kept) * sum(3 * block.shape.width for block in blocks)
@@ -54,7 +54,7 @@ def test_as_published_it_removes_56_7_percent_of_smollm2_when_asked_for_50() -> 
     layout = model.layout()
     assert removed(layout, Budget(0.5), "published") == pytest.approx(0.567, abs=0.001)
     assert removed(layout, Budget(0.5), "equal") == pytest.approx(0.5, abs=0.001)
-    for amount in AMOUNTS:  # as a dry run foretells it
+    for amount in SIZES:  # as a dry run foretells it
         foretold = planned(model, Budget(0.5), amount)[1]["blocks"]
         assert foretold == pytest.approx(removed(layout, Budget(0.5), amount))
     assert invert(layout, Budget(0.5), "equal").attentions == attention_count(layout, 0.5, 1.5) == 8

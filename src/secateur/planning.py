@@ -52,8 +52,8 @@ class Request:
         calibration: a text's name or file (if None c4, or demo for the demo model where `data` is None), a list of
             documents, a `datasets.Dataset`, token ids or `Tokens`; see `secateur.engine.tokens.read_tokens`.
         samples, length: calibration windows; the paper's if None.
-        seed: of all randomness: 0 takes the calibration text's first windows, as the papers do, others draw from all; and
-            of what the method or a filter draws.
+        seed: 0 takes the calibration text's first windows, as the papers do; others draw from all. Of what the method
+            or a filter draws, too.
         count: "responses" counts only what the assistant says, in chat data.
         bos: whether each window of a text begins with the begin-of-sequence token; "auto": if the model's family needs
             it. Windows of ids are taken as they are.

@@ -17,7 +17,7 @@ from rich.table import Table
 from secateur.assets import usual_text
 from secateur.cli.guard import EXIT_FAILED, err, out
 from secateur.cli.options import SourceOptions
-from secateur.cli.progress import in_words, standing_shown
+from secateur.cli.progress import PARTS_IN_WORDS, in_words, standing_shown
 from secateur.errors import InvalidOptionError, SecateurError
 from secateur.forecast import probe
 from secateur.grid.asked import Asked
@@ -32,7 +32,6 @@ from secateur.run import Meter
 from secateur.workers.session import Workers
 
 _HEADINGS = {PRUNE: "pruning", PERPLEXITY: "texts", TASKS: "tasks", INFERENCE: "timing", GENERATION: "writing"}
-_MEANINGS = {PERPLEXITY: "perplexity", INFERENCE: "prefill and time per token", GENERATION: "generated text"}
 
 
 def defaults(model: str, source: SourceOptions) -> tuple[str, Judging]:
@@ -147,7 +146,8 @@ def _show_rows(cells: Mapping[str, Foretold], unit: str, judging: Judging) -> No
         if cell.refused is not None:
             _say(out, f"{name} is refused: {cell.refused}")
     threads = f" on {torch.get_num_threads()} thread(s)" if unit.startswith("CPU") else ""
-    meant = "".join(f"; {_HEADINGS[part]}: {_MEANINGS[part]}" for part in shown if part in _MEANINGS)
+    named = (part for part in shown if part not in (PRUNE, TASKS))
+    meant = "".join(f"; {_HEADINGS[part]}: {PARTS_IN_WORDS.get(part, part)}" for part in named)
     guesses = {
         "the windows of texts that are wanted whole": judging.samples is None and judging.texts,
         "tasks, by their first documents": judging.tasks,

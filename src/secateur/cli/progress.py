@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 _LINE_EVERY_S = 15.0
 _STANDING_EVERY_S = 60.0
-_PARTS = {"inference": "prefill and time per token", "generation": "generated text"}
+# What a grid's cell is made by, where its name does not say it.
+PARTS_IN_WORDS = {"prune": "pruning", "inference": "prefill and time per token", "generation": "generated text"}
 
 Show = Callable[[float], None]  # work done so far
 
@@ -110,13 +111,14 @@ def standing_in_words(now: Standing) -> str:
         line += f", about {in_words(now.left_s)} left"
     for cell, part, done in ((now.cell, now.part, now.done), *now.beside):
         if part:
-            line += f"; {cell}: {_PARTS.get(part, part)} {done:.0%}"
+            line += f"; {cell}: {PARTS_IN_WORDS.get(part, part)} {done:.0%}"
     return f"{line}; not timed yet: {', '.join(map(_kind_in_words, now.guessed))}" if now.guessed else line
 
 
 def _kind_in_words(kind: Kind) -> str:
     part, method = kind
-    return f"pruning by {method}" if part == "prune" else _PARTS.get(part, part)
+    words = PARTS_IN_WORDS.get(part, part)
+    return f"{words} by {method}" if method else words
 
 
 def in_words(seconds: float) -> str:

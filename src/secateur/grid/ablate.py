@@ -126,7 +126,7 @@ class Ablation(Asked):
                 what=name, of=method.name, value=shown, seed=seed, terms=self._terms(model, what, method)
             ),
         )  # fmt: skip
-        if what.varies == ORDER and value in inverted.AMOUNTS:
+        if what.varies == ORDER and value in inverted.SIZES:
             if unknown := sorted(set(options) - {"alpha"}):
                 raise InvalidOptionError(
                     f"2SSP with rows and columns inverted has no {', '.join(unknown)}; of 2ssp's options it takes "

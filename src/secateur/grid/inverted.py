@@ -37,8 +37,8 @@ from secateur.solvers.greedy import greedy_removal
 from secateur.surgery.edits import DropAttention, Edit
 
 PUBLISHED: Final = "published"
-Amount = Literal["published", "equal"]
-AMOUNTS: tuple[Amount, ...] = get_args(Amount)
+Size = Literal["published", "equal"]
+SIZES: tuple[Size, ...] = get_args(Size)
 NAME = "2ssp-inverted"
 
 
@@ -63,7 +63,7 @@ class Inversion:
         return replace(layout, blocks=blocks)
 
 
-def invert(layout: Layout, budget: Budget, amount: Amount, *, alpha: float = 1.5) -> Inversion:
+def invert(layout: Layout, budget: Budget, amount: Size, *, alpha: float = 1.5) -> Inversion:
     """Keep round(D (1 - s P / (L |FFN|))) directions as published; for equal size what the attentions take is left out.
 
     Raises:
@@ -98,7 +98,7 @@ def _direction(block: BlockLayout) -> int:
 
 
 def prune(
-    model: Model, tokens: Tokens, budget: Budget, run: Run, *, amount: Amount = PUBLISHED, alpha: float = 1.5
+    model: Model, tokens: Tokens, budget: Budget, run: Run, *, amount: Size = PUBLISHED, alpha: float = 1.5
 ) -> Iterator[Edit]:
     """Both stages; the FFNs stay muted, so the model is to be judged and thrown away.
 

@@ -28,7 +28,7 @@ from secateur.run import Advance
 from secateur.sharing import Shared
 
 PRUNE = "prune"
-WINDOWS = 150  # of a text that is wanted whole and was not read
+_WINDOWS = 150  # of a text that is wanted whole and was not read
 PARTS = (PRUNE, PERPLEXITY, TASKS, INFERENCE, GENERATION)  # of a cell, in the order in which they are run
 
 Kind = tuple[str, str]  # a part's name; of prunings, the method too
@@ -84,7 +84,7 @@ def foretell(
         texts: None where they were not read.
     """
     asked = judge.judging
-    guessed = asked.length * (asked.samples or WINDOWS) * len(asked.texts)
+    guessed = asked.length * (asked.samples or _WINDOWS) * len(asked.texts)
     read = guessed if texts is None else sum(tokens.ids.numel() for tokens in texts.values())
     tokens = {PERPLEXITY: read, TASKS: judge.task_tokens()}
     known: dict[str, Foretold] = {}

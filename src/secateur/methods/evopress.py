@@ -28,7 +28,7 @@ Units = Literal["modules", "blocks"]
 
 
 @dataclass(frozen=True)
-class Plan:
+class Search:
     """The search that the options ask for.
 
     Attributes:
@@ -53,10 +53,10 @@ class Plan:
         return {"initial_tokens": [self.initial_tokens], "selection_tokens": steps}
 
 
-def plan(
+def search_of(
     layout: Layout, budget: Budget, *, units: Units, generations: int | None, offspring: int, initial: int,
     initial_tokens: int, survivors: str, selection_tokens: str, max_mutations: int,
-) -> Plan:  # fmt: skip
+) -> Search:  # fmt: skip
     """Check the options and lay out the search.
 
     Raises:
@@ -79,7 +79,7 @@ def plan(
         raise InvalidOptionError(f"survivors {survivors} of {offspring} offspring; each step keeps at most what it got")
     if kept[-1] > initial:
         raise InvalidOptionError(f"{kept[-1]} parents are chosen from {initial} initial candidates; draw more")
-    return Plan(
+    return Search(
         space, full, full if generations is None else generations, offspring, initial, initial_tokens,
         tuple(Selection(*step) for step in zip(kept, tokens, strict=True)), max_mutations,
     )  # fmt: skip
@@ -121,7 +121,7 @@ def _numbers(name: str, text: str) -> list[int]:
     return [int(word) for word in words]
 
 
-def reduced(search: Plan, tokens: int) -> str:
+def reduced(search: Search, tokens: int) -> str:
     """In a sentence, where a search is smaller than 2SSP's comparison has it; "" where it is nowhere.
 
     Args:
@@ -209,7 +209,7 @@ def evopress(
         criterion: what is minimised, kl to the dense model (the paper's) or ppl.
         windows: drawn takes other calibration windows for each selection, first always the first ones.
     """
-    search = plan(
+    search = search_of(
         model.layout(), budget, units=units, generations=generations, offspring=offspring, initial=initial,
         initial_tokens=initial_tokens, survivors=survivors, selection_tokens=selection_tokens,
         max_mutations=max_mutations,

@@ -21,6 +21,7 @@ from secateur.model.layout import BlockLayout, Layout
 from secateur.run import Run
 from secateur.solvers.obs import GroupError, group_sizes, prune_bytes, prune_groups
 from secateur.solvers.ratios import Curve, ratios, root_of
+from secateur.solvers.ridge import check_ridge
 from secateur.surgery.edits import Edit, KeepHeads, KeepNeurons, keep
 
 Rounding = Literal["auto", "paper", "carry"]
@@ -208,8 +209,7 @@ def _whole_neurons(supplies: Mapping[int, _Supply], wanted: Mapping[int, float],
 def _check(group: str | int, damping: float) -> None:
     if isinstance(group, int) and group < 1:
         raise InvalidOptionError(f"group is at least 1 neuron, not {group}")
-    if not 0 <= damping < math.inf:
-        raise InvalidOptionError(f"damping is a share of the Hessian's mean diagonal, 0 or more, not {damping}")
+    check_ridge(damping)
 
 
 @method(

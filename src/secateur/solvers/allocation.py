@@ -141,9 +141,9 @@ def _meets(layout: Layout, budget: Budget, allocation: Allocation, *, equal: boo
     gone = layout.block_parameters - allocation.parameters(layout)
     steps = [block.neuron * budget.round_to for block in layout.blocks.values() if block.shape.width]
     if equal:
-        return 0 < gone and abs(gone - target) <= min(sum(steps), COARSE * target)
+        return gone > 0 and abs(gone - target) <= min(sum(steps), COARSE * target)
     group = max((layout.blocks[n].kv_group for n in full if full[n] > allocation.kv_heads[n]), default=0)
-    return 0 < gone and abs(gone - target) <= max(*steps, 0, group)
+    return gone > 0 and abs(gone - target) <= max(*steps, 0, group)
 
 
 def _reach(layout: Layout, budget: Budget, *, heads: bool) -> str:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -59,7 +60,8 @@ def search_allocation(
     search_samples: int = 8,
     damping: float = 0.01,
 ) -> Allocation:
-    """FFN widths and KV heads of the least loss on held-out calibration, from a start. One journaled step.
+    """FFN widths and KV heads of the least loss on held-out calibration, from a start. A journaled step, in which each
+    half of a block is one, too: an interrupted search goes on with the versions that there are.
 
     Nothing is changed in the model. A round costs two forwards and a backward pass of the search's windows, and one
     forward per stride that is tried.
@@ -151,24 +153,26 @@ class _Database:
         return columns.to(whole.device), edit.out_weight.to(whole)
 
     def fill(self, tokens: Tokens, choice: Choice, run: Run) -> None:
-        """One walk over the stream of the model that is pruned by these versions."""
+        """One walk over the stream of the model that is pruned by these versions; those of each place are a step."""
         for visit in walk(self.model, tokens, order="blocks", run=run, label="versions"):
             with ExitStack() as pruned:
                 for half in ("attention", "mlp"):
                     place = (visit.block.number, half)
                     if place in self.sizes:
-                        self._descend(visit, place, run)
+                        key = f"versions of block {visit.block.number}, {half}"
+                        self._add(place, run.step(key, partial(self._pruned, visit, place, run)), run)
                         part = self.variant({place: choice[place]})
                         pruned.enter_context(altered(visit.block, part, self.edits))
                 visit.advance()
 
-    def _descend(self, visit: Visit, place: Place, run: Run) -> None:
-        """Optimal brain surgery through all sizes in one descent."""
+    def _pruned(self, visit: Visit, place: Place, run: Run) -> dict[str, dict[str, Tensor]]:
+        """By optimal brain surgery through all sizes in one descent: by size, what stays and the weight on it."""
         number, half = place
         weight = visit.block.weight(f"{half}_out").detach()
         *sizes, whole = (size for size in self.sizes[place] if size)
+        versions: dict[str, dict[str, Tensor]] = {}
         if not sizes:
-            return
+            return versions
         moment = visit.second_moment("attention_hidden" if half == "attention" else "mlp_hidden", torch.float32)
         hessian, left, index = 2 * moment.mean, weight, torch.arange(whole)
         hessian.diagonal().add_(self.damping * hessian.diagonal().mean())  # once for all sizes
@@ -183,11 +187,17 @@ class _Database:
                 )  # fmt: skip
                 columns = columns_of(kept.index, columns_each).to(hessian.device)
                 index, hessian, left = index[kept.index], hessian[columns][:, columns], kept.weight
-                stored = left.to(weight.dtype)
-                edit = KeepHeads if half == "attention" else KeepNeurons
-                self.edits[Part(number, half, size)] = edit(number, keep(index), stored)
-                self.bytes += stored.numel() * stored.element_size()
-                run.hold(stored.numel() * stored.element_size())
+                versions[str(size)] = {"index": index, "weight": left.to(weight.dtype)}
+        return versions
+
+    def _add(self, place: Place, versions: Mapping[str, Mapping[str, Tensor]], run: Run) -> None:
+        number, half = place
+        for size, kept in versions.items():
+            edit = KeepHeads if half == "attention" else KeepNeurons
+            weight = kept["weight"]
+            self.edits[Part(number, half, int(size))] = edit(number, keep(kept["index"]), weight)
+            self.bytes += weight.numel() * weight.element_size()
+            run.hold(weight.numel() * weight.element_size())
 
 
 class _Option(NamedTuple):

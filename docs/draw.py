@@ -164,9 +164,9 @@ def tokens_seen() -> "Drawn":
             seen = dict(cell["recovery"]["tokens_seen"])
             steps, losses = zip(*cell["recovery"]["held_out_loss"]["curve"], strict=True)
             label = f"{cell['model']}, {cell['way']}"
-            axis.plot([seen[step] for step in steps], losses, label=label, color=colour, marker="o")
+            axis.plot([seen[step] / 1000 for step in steps], losses, label=label, color=colour, marker="o")
         unit = "cross-entropy" if objective == "labels" else "KL to dense"
-        axis.set(xlabel="tokens seen", ylabel=f"held-out {unit}, nats", title=objective)
+        axis.set(xlabel="thousand tokens seen", ylabel=f"held-out {unit}, nats", title=objective)
         axis.legend(frameon=False)
     yield "recovery", figure
 

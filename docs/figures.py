@@ -322,10 +322,11 @@ def recovery(folder: str, page: Path) -> Iterator[str]:
         row |= {text: found["perplexity"] for text, found in cell["perplexity"].items()}
         if told := cell.get("recovery"):
             losses, unit = told["held_out_loss"], "KL" if told["teacher"] else "cross-entropy"
+            since = f" from step {told['resumed_at']} on" if told["resumed_at"] else ""
             row |= {
                 "lr": f"{told['settings']['lr']:g}",
                 "tokens": told["tokens_seen"][-1][1],
-                "cpu": cell["cost"]["cpu_s"],
+                "cpu": f"{cell['cost']['cpu_s']:,.0f}{since}",
             }
             row["held"] = f"{unit} {losses['before']:.3f} to {losses['after']:.3f}"
         rows.append(row)
@@ -333,7 +334,7 @@ def recovery(folder: str, page: Path) -> Iterator[str]:
     columns = [
         Column("model", "model"), Column("way", "trained"), Column("lr", "learning rate"),
         Column("tokens", "tokens seen", form=",.0f"), Column("held", "held-out loss, nats per token"),
-        *(Column(text, f"perplexity, {text}", form=number) for text in texts), Column("cpu", "CPU s", form=",.0f"),
+        *(Column(text, f"perplexity, {text}", form=number) for text in texts), Column("cpu", "CPU s"),
     ]  # fmt: skip
     judged = [f"{text}: {found['samples']} windows of {found['length']} tokens" for text, found in texts.items()]
     yield f"{shown(Table(columns, rows))}\n\nJudged on {listed(judged)}." if rows else "Not measured yet."

@@ -76,9 +76,9 @@ def listening() -> Iterator[list[str]]:
 def errors(run: Run, model: Model) -> dict[str, float]:
     """By "block/kind", the loss by the quadratic model, from the run's journal."""
     found = {}
-    for number, kind in itertools.product(model.numbers, ("heads", "neurons")):
+    for number, (half, kind) in itertools.product(model.numbers, (("attention", "heads"), ("mlp", "neurons"))):
         with suppress(KeyError):  # nothing of it went
-            found[f"{number}/{kind}"] = run.store.get(f"slimgpt/{number}/{kind}")["error"]
+            found[f"{number}/{kind}"] = run.store.get(f"slimgpt/{number}/{half}")["error"]
     return found
 
 

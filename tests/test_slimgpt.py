@@ -186,7 +186,7 @@ def test_compensation_leaves_less_error() -> None:
         model, run = tiny("llama"), Run()
         pruning = prune(model, tokens, Budget(0.3), run, compensate=compensate)
         assert all((getattr(edit, "out_weight", None) is not None) == compensate for edit in pruning.edits)
-        errors[compensate] = run.store.get("slimgpt/0/neurons")["error"]
+        errors[compensate] = run.store.get("slimgpt/0/mlp")["error"]
     assert errors[True] < errors[False]
 
 

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from secateur.driver import Filter
-from secateur.engine.stream import OUT, Hidden, Moments, Target
+from secateur.engine.stream import Moments, Target
 from secateur.engine.tokens import Tokens
 from secateur.engine.walk import Follower
 from secateur.model.handle import Model
 from secateur.run import Run
+from secateur.solvers.halves import units_of
 from secateur.solvers.obs import columns_of
 from secateur.solvers.ridge import (
     DAMPING,
@@ -58,15 +59,11 @@ def refit(
     counted = float(tokens.weights.sum())
 
     def fitted(edit: KeepNeurons | KeepHeads) -> Tensor:
-        heads = isinstance(edit, KeepHeads)
-        tap: Hidden = "attention_hidden" if heads else "mlp_hidden"
-        role = OUT[tap]
+        units = units_of(edit)
         with follower.visit(edit.block) as visit:
-            weight, shape = visit.block.weight(role).detach(), visit.block.shape
-            moments = visit.moments(tap, target, DTYPE, halves=damping == "auto")
-            size = weight.shape[1] // (shape.kv_heads if heads else shape.width)
-            columns = columns_of(torch.tensor(edit.index), size)
-            name = f"block {edit.block}, {role}"
+            weight, name = visit.block.weight(units.out).detach(), f"block {edit.block}, {units.out}"
+            moments = visit.moments(units.hidden, target, DTYPE, halves=damping == "auto")
+            columns = columns_of(torch.tensor(edit.index), weight.shape[1] // units.count(visit.block.shape))
             shrunk = shrinkage_for(shrinkage, weight.shape[1], counted)
             return refitted(run, weight, moments, columns, damping=damping, shrinkage=shrunk, share=share, name=name)
 

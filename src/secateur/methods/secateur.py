@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from secateur.engine.reference import leads_to_stream
-from secateur.engine.stream import Hidden, Target
+from secateur.engine.stream import Target
 from secateur.engine.tokens import Tokens
 from secateur.engine.walk import Visit, walk
 from secateur.errors import InvalidOptionError
@@ -21,8 +21,9 @@ from secateur.methods.registry import Amount, method
 from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.run import Run
-from secateur.solvers.allocation import Allocation, FFNCurve, Half, curve_allocation
+from secateur.solvers.allocation import Allocation, FFNCurve, curve_allocation
 from secateur.solvers.allocation_search import search_allocation
+from secateur.solvers.halves import HALVES, Half
 from secateur.solvers.obs import group_sizes, prune_bytes, prune_groups
 from secateur.solvers.ridge import FloatOrAuto, check_ridge, ridge, shrinkage_for
 from secateur.solvers.scores import by_weights, maps_around, relative_sizes, top_neurons
@@ -132,27 +133,26 @@ class _Solve:
 
     def edit(self, visit: Visit, half: Half, kept: Allocation) -> Edit | None:
         """What makes a half of the visited block as small as the allocation says; None where it stays as it is."""
-        shape, number = visit.block.shape, visit.block.number
-        attention = half == "attention"
-        units, stay = (shape.kv_heads, kept.kv_heads[number]) if attention else (shape.width, kept.widths[number])
-        if stay == units:
+        number, units = visit.block.number, HALVES[half]
+        count, stay = units.count(visit.block.shape), kept.kept(half)[number]
+        if stay == count:
             return None
         if not stay:
-            return DropAttention(number) if attention else DropMLP(number)
-        rows, columns = visit.block.weight(f"{half}_out").shape
+            return units.dropping(number)
+        rows, columns = visit.block.weight(units.out).shape
         solution: dict[str, Any] = self.run.step(
             f"{number}/{half}",
-            lambda: self._solution(visit, half, units, stay),
+            lambda: self._solution(visit, half, count, stay),
             scratch_bytes=prune_bytes(rows, columns, torch.float32),
         )
         weight = solution["weight"] if self.compensate else None
-        return (KeepHeads if attention else KeepNeurons)(number, keep(solution["index"]), weight)
+        return units.narrowing(number, keep(solution["index"]), weight)
 
-    def _solution(self, visit: Visit, half: Half, units: int, stay: int) -> dict[str, Any]:
+    def _solution(self, visit: Visit, half: Half, count: int, stay: int) -> dict[str, Any]:
         """The map that fits the target best, without the units whose loss can best be made up for."""
-        tap: Hidden = "attention_hidden" if half == "attention" else "mlp_hidden"
-        weight, name = visit.block.weight(f"{half}_out").detach(), f"block {visit.block.number}, {half}"
-        moments = visit.moments(tap, self.target, torch.float32)
+        units, name = HALVES[half], f"block {visit.block.number}, {half}"
+        weight = visit.block.weight(units.out).detach()
+        moments = visit.moments(units.hidden, self.target, torch.float32)
         shrinkage = shrinkage_for(self.shrinkage, weight.shape[1], self.counted)
 
         def fitted(index: Tensor) -> Tensor:
@@ -164,12 +164,12 @@ class _Solve:
         if half == "mlp" and self.score in ("activation", "ranges"):
             index = torch.tensor(self._highest(visit, moments.inputs, stay))
             return {"index": index, "weight": fitted(index).to(weight.dtype) if self.compensate else weight[:, index]}
-        schedule = [1] * (units - stay) if half == "attention" else group_sizes(units - stay, "released")
+        schedule = [1] * (count - stay) if half == "attention" else group_sizes(count - stay, "released")
         whole = weight if moments.target is None else fitted(torch.arange(weight.shape[1]))
         ranged = half == "mlp" and self.score == "obs-ranges" and not weight.is_meta
         hessian = moments.inputs.mul_(2)  # in place: it is large, and nobody else's
         left = prune_groups(
-            whole, hessian, weight.shape[1] // units, schedule, error="exact", damping=self.damping,
+            whole, hessian, weight.shape[1] // count, schedule, error="exact", damping=self.damping,
             shrinkage=shrinkage, compensate=self.compensate, name=name,
             factors=relative_sizes(maps_around(visit.block), "ranges") if ranged else None,
         )  # fmt: skip

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import torch
 
-from secateur.engine.stream import Tap
 from secateur.engine.tokens import Tokens
 from secateur.engine.walk import Visit, walk
 from secateur.errors import InfeasibleBudgetError, InvalidOptionError
@@ -19,6 +18,7 @@ from secateur.model.budget import Budget, inside
 from secateur.model.handle import Model
 from secateur.model.layout import BlockLayout, Layout
 from secateur.run import Run
+from secateur.solvers.halves import HALVES, Half
 from secateur.solvers.obs import GroupError, group_sizes, prune_bytes, prune_groups
 from secateur.solvers.ratios import Curve, ratios, root_of
 from secateur.solvers.ridge import check_ridge
@@ -257,32 +257,30 @@ def slimgpt(
     dtype = getattr(torch, precision)
     solve = functools.partial(_solve, run, dtype, error=head_error, damping=damping, compensate=compensate)
     for visit in walk(model, tokens, order="blocks", run=run, label="slimgpt"):
-        number, block = visit.block.number, visit.block
+        number = visit.block.number
         losses = plans.get(number, BlockPlan(0, 0, 0))
 
         # Heads first; the FFN's statistics then see the pruned attention, and the next block the pruned block.
         if losses.kv_groups:
-            kept = solve(visit, "attention_hidden", block.shape.kv_heads, [1] * losses.kv_groups)
+            kept = solve(visit, "attention", [1] * losses.kv_groups)
             yield KeepHeads(number, keep(kept["index"]), kept["weight"] if compensate else None)
         if losses.neurons:
-            kept = solve(visit, "mlp_hidden", block.shape.width, group_sizes(losses.neurons, group))
+            kept = solve(visit, "mlp", group_sizes(losses.neurons, group))
             yield KeepNeurons(number, keep(kept["index"]), kept["weight"] if compensate else None)
 
 
-def _solve(
-    run: Run, dtype: torch.dtype, visit: Visit, tap: Tap, groups: int, schedule: list[int], **how: Any
-) -> dict[str, Any]:
-    """One journaled step: which of a map's groups of columns stay, and the map on these; see `prune_groups`."""
-    role, kind = ("attention_out", "heads") if tap == "attention_hidden" else ("mlp_out", "neurons")
-    key = f"slimgpt/{visit.block.number}/{kind}"
+def _solve(run: Run, dtype: torch.dtype, visit: Visit, half: Half, schedule: list[int], **how: Any) -> dict[str, Any]:
+    """One journaled step: which units of a half of a block stay, and its output projection; see `prune_groups`."""
+    units, key = HALVES[half], f"slimgpt/{visit.block.number}/{half}"
 
     def compute() -> dict[str, Any]:
         # H = 2 E[x x^T] of the inputs x of the output projection, over all calibration tokens
-        weight, hessian = visit.block.weight(role), visit.second_moment(tap, dtype).mean.mul_(2)
-        name = f"block {visit.block.number}, {kind}"
-        kept = prune_groups(weight, hessian, weight.shape[1] // groups, schedule, name=name, **how)
+        weight, hessian = visit.block.weight(units.out), visit.second_moment(units.hidden, dtype).mean.mul_(2)
+        columns_each = weight.shape[1] // units.count(visit.block.shape)
+        name = f"block {visit.block.number}, {half}"
+        kept = prune_groups(weight, hessian, columns_each, schedule, name=name, **how)
         run.log("%s: %d stay, error %.6g", key, len(kept.index), kept.error)
         return {"index": kept.index, "weight": kept.weight, "error": kept.error}
 
-    rows, columns = visit.block.weight(role).shape
+    rows, columns = visit.block.weight(units.out).shape
     return run.step(key, compute, scratch_bytes=prune_bytes(rows, columns, dtype))

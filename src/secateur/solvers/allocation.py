@@ -10,10 +10,10 @@ from typing import Literal
 from secateur.errors import InfeasibleBudgetError, InvalidOptionError
 from secateur.model.budget import COARSE, Budget, inside, reachable
 from secateur.model.layout import BlockLayout, Layout
+from secateur.solvers.halves import Half
 from secateur.solvers.ratios import ratios
 
 FFNCurve = Literal["log", "uniform"]
-Half = Literal["attention", "mlp"]  # of a block; its output projection is f"{half}_out"
 
 # Of their FFNs' parameters blocks lose no more before KV heads go, too: a choice, not yet measured.
 _FFN_SHARE = 0.75
@@ -36,6 +36,10 @@ class Allocation:
         """What there is."""
         shapes = {number: block.shape for number, block in layout.blocks.items()}
         return cls({n: shape.width for n, shape in shapes.items()}, {n: shape.kv_heads for n, shape in shapes.items()})
+
+    def kept(self, half: Half) -> Mapping[int, int]:
+        """Units of these halves, by block number."""
+        return self.kv_heads if half == "attention" else self.widths
 
     def parameters(self, layout: Layout) -> int:
         """What the blocks have left of the layout's, norms included."""

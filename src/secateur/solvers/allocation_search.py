@@ -36,7 +36,8 @@ from secateur.model.budget import Budget
 from secateur.model.handle import Model
 from secateur.model.views import Block
 from secateur.run import Run
-from secateur.solvers.allocation import Allocation, Half, narrowed, rounded
+from secateur.solvers.allocation import Allocation, narrowed, rounded
+from secateur.solvers.halves import HALVES, Half
 from secateur.solvers.obs import columns_of, group_sizes, prune_bytes, prune_groups
 from secateur.solvers.ratios import root_of
 from secateur.surgery.apply import trial
@@ -130,8 +131,7 @@ class _Database:
                 self.sizes[number, "mlp"] = sorted({*[0] * able[DropMLP], *widths - {0}, width})
 
     def choice(self, allocation: Allocation) -> Choice:
-        kept = {"attention": allocation.kv_heads, "mlp": allocation.widths}
-        return {(number, half): kept[half][number] for number, half in self.sizes}
+        return {(number, half): allocation.kept(half)[number] for number, half in self.sizes}
 
     def variant(self, choice: Choice, number: int | None = None) -> Variant:
         """The parts that are not whole; of one block if asked."""
@@ -168,12 +168,12 @@ class _Database:
     def _pruned(self, visit: Visit, place: Place, run: Run) -> dict[str, dict[str, Tensor]]:
         """By optimal brain surgery through all sizes in one descent: by size, what stays and the weight on it."""
         number, half = place
-        weight = visit.block.weight(f"{half}_out").detach()
+        weight = visit.block.weight(HALVES[half].out).detach()
         *sizes, whole = (size for size in self.sizes[place] if size)
         versions: dict[str, dict[str, Tensor]] = {}
         if not sizes:
             return versions
-        moment = visit.second_moment("attention_hidden" if half == "attention" else "mlp_hidden", torch.float32)
+        moment = visit.second_moment(HALVES[half].hidden, torch.float32)
         hessian, left, index = 2 * moment.mean, weight, torch.arange(whole)
         hessian.diagonal().add_(self.damping * hessian.diagonal().mean())  # once for all sizes
         rows, wide = weight.shape
@@ -193,9 +193,8 @@ class _Database:
     def _add(self, place: Place, versions: Mapping[str, Mapping[str, Tensor]], run: Run) -> None:
         number, half = place
         for size, kept in versions.items():
-            edit = KeepHeads if half == "attention" else KeepNeurons
             weight = kept["weight"]
-            self.edits[Part(number, half, int(size))] = edit(number, keep(kept["index"]), weight)
+            self.edits[Part(number, half, int(size))] = HALVES[half].narrowing(number, keep(kept["index"]), weight)
             self.bytes += weight.numel() * weight.element_size()
             run.hold(weight.numel() * weight.element_size())
 
@@ -280,9 +279,9 @@ class _Search:
         The block is whole, with zeros for the columns that are gone, so that all versions see what they read.
         """
         halves = [half for number, half in choice if number == block.number]
-        wide = [SetWeight(block.number, f"{half}_out", self._wide(block, half, choice)) for half in halves]
+        wide = [SetWeight(block.number, HALVES[half].out, self._wide(block, half, choice)) for half in halves]
         changes = {(block.number, half): dict.fromkeys(self.database.sizes[block.number, half], 0.0) for half in halves}
-        whole = {half: block.weight(f"{half}_out").detach() for half in halves}
+        whole = {half: block.weight(HALVES[half].out).detach() for half in halves}
         maps: dict[Half, tuple[Tensor, Tensor]] = {}  # what the output projections read and gave
 
         def seen(half: Half) -> Callable[[Any, tuple[Tensor], Tensor], None]:
@@ -290,7 +289,7 @@ class _Search:
 
         with trial(block, wide), ExitStack() as hooks:
             for half in halves:
-                linear = block.linear(block.roles[f"{half}_out"])
+                linear = block.linear(block.roles[HALVES[half].out])
                 hooks.callback(linear.register_forward_hook(seen(half)).remove)
             for place in range(len(hidden)):
                 with torch.enable_grad():
@@ -307,7 +306,7 @@ class _Search:
 
     def _wide(self, block: Block, half: Half, choice: Choice) -> Tensor:
         """The output projection's weight in the choice, with zeros for the columns that are gone."""
-        whole = block.weight(f"{half}_out").detach()
+        whole = block.weight(HALVES[half].out).detach()
         columns, weight = self.database.version((block.number, half), choice[block.number, half], whole)
         wide = torch.zeros_like(whole)
         wide[:, columns] = weight

@@ -414,6 +414,24 @@ def refined(method: str, page: Path) -> Iterator[str]:
     )
 
 
+def screened(_: str, page: Path) -> Iterator[str]:
+    """Searches with and without a screen, by their checkpoints' records."""
+    rows, judged = [], []
+    for file in sorted((RESULTS / "screened").glob("*.json")):
+        record = json.loads(file.read_text(encoding="utf-8"))
+        judged = record["evaluations"][-1]["model"]["perplexity"]
+        screen, achieved = record["options"]["screen"], record["sparsity"]["achieved"]
+        rows.append({
+            "search": f"[{f'`--screen {screen}`' if screen else 'exact'}]({relpath(file, page.parent)})",
+            "forwards": record["cost"]["forwards"], "gone": f"{achieved['blocks']:.2%}",
+            **{each["text"]: each["perplexity"] for each in judged},
+        })  # fmt: skip
+    texts = [Column(each["text"], f"perplexity, {each['text']}", form=number) for each in judged]
+    head = [Column("search", "search"), Column("forwards", "forwards", form=".1f"), Column("gone", "of the blocks")]
+    yield shown(Table([*head, *texts], rows))
+    yield f"{judged[0]['samples']} windows of {judged[0]['length']:,} tokens; float32."
+
+
 def torture(name: str, _: Path) -> Iterator[str]:
     """What became of runs that were killed, as `make torture` writes it."""
     facts = json.loads((RESULTS / name / "torture.json").read_text(encoding="utf-8"))
@@ -470,6 +488,7 @@ TABLES: dict[str, Callable[[str, Path], Iterator[str]]] = {
         engine,
         uniformity,
         refined,
+        screened,
         torture,
         options,
         facts,

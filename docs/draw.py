@@ -51,9 +51,12 @@ def blocks(results: Results, cell: CellResult) -> str:
 
 
 def newest() -> dict[str, tuple[Results, CellResult]]:
-    """Each method's cell, of the first comparison by name that has one."""
+    """Each method's cell without filters, of the first comparison by name that has one."""
     return {
-        cell.method: (results, cell) for results in reversed(folders(COMPARE)) for cell in results.of_size(SPARSITY)
+        cell.method: (results, cell)
+        for results in reversed(folders(COMPARE))
+        for cell in results.of_size(SPARSITY)
+        if " " not in cell.method  # as "2ssp + refit" has
     }
 
 

@@ -408,7 +408,7 @@ def refined(method: str, page: Path) -> Iterator[str]:
     texts = [Column(each["text"], each["text"].partition(".")[0]) for each in judged]
     yield shown(Table([Column("size", "gone"), Column("passes", "passes", form="g"), *texts], rows))
     yield (
-        f"Perplexity without refinement (as frozen, `--shrinkage 0`) and with it, {judged[0]['samples']} windows of "
+        f"Perplexity without refinement and with it, {judged[0]['samples']} windows of "
         f"{judged[0]['length']:,} tokens; calibrated on {used['samples']} windows of {used['length']:,} tokens of "
         f"{used['name']}, float32."
     )

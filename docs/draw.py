@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from figures import IMAGES, PERPLEXITY, RESULTS, folders, pictured, recovered_cells
 from slimgpt_tables import ORDER, drift_by_share, relative_losses
 
+from secateur.methods import methods
 from secateur.report.ablation_figures import ablation_figures
 from secateur.report.blocks import lanes, picture
 from secateur.report.drawing import new_figure, set_ticks, styled, to_svg
@@ -51,12 +52,12 @@ def blocks(results: Results, cell: CellResult) -> str:
 
 
 def newest() -> dict[str, tuple[Results, CellResult]]:
-    """Each method's cell without filters, of the first comparison by name that has one."""
+    """Each of our methods' cell without filters, of the first comparison by name that has one."""
     return {
         cell.method: (results, cell)
         for results in reversed(folders(COMPARE))
         for cell in results.of_size(SPARSITY)
-        if " " not in cell.method  # as "2ssp + refit" has
+        if cell.method in methods()
     }
 
 

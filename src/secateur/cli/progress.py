@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _LINE_EVERY_S = 15.0
 _STANDING_EVERY_S = 60.0
-# What a grid's cell is made by, where its name does not say it.
+# The parts of a grid's cell, where their names do not say what they are.
 PARTS_IN_WORDS = {"prune": "pruning", "inference": "prefill and time per token", "generation": "generated text"}
 
 Show = Callable[[float], None]  # work done so far

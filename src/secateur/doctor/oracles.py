@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from secateur.engine.tokens import Tokens
 from secateur.model.handle import Model
+from secateur.solvers.halves import units_of
 from secateur.surgery.apply import apply
 from secateur.surgery.edits import DropAttention, DropBlock, DropMLP, Edit, KeepHeads, KeepNeurons
 
@@ -39,11 +40,10 @@ def muted(model: Model, edit: Removal) -> Model:
     other = copy.deepcopy(model)
     with other.open(edit.block, write=True) as block:
         if isinstance(edit, KeepHeads | KeepNeurons):
-            of_heads = isinstance(edit, KeepHeads)
-            weight = block.weight("attention_out" if of_heads else "mlp_out")
-            units = block.shape.kv_heads if of_heads else block.shape.width
-            gone = [unit for unit in range(units) if unit not in edit.index]
-            weight.unflatten(1, (units, -1))[:, gone] = 0
+            units = units_of(edit)
+            count = units.count(block.shape)
+            gone = [unit for unit in range(count) if unit not in edit.index]
+            block.weight(units.out).unflatten(1, (count, -1))[:, gone] = 0
             return other
         outs = [] if isinstance(edit, DropMLP) else [block.attention_out]
         outs += [] if isinstance(edit, DropAttention) else [block.mlp_out]

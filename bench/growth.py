@@ -37,7 +37,6 @@ def grow(case: dict[str, int], repeats: int, samples: int, vocab: int) -> dict[s
         "sweep s": row["sweep s"],
         "ideal x": row["ideal x"],
         "sweep x": row["sweep x"],
-        "single rows x": row["sweep, single rows x"],
     }
     for order in ("samples", "blocks"):
         memory = compare(name, samples, case["length"], order)

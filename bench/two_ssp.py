@@ -1,10 +1,9 @@
 """Stage 2 of 2SSP: greedy attention removal by `sweep` against running the whole model for each candidate.
 
 Both prune the same model, which stage 1 has narrowed, and must choose the same attention in every round. They take
-turns in one process, on the same tokens, with the same threads, loss and chunks of logits. The plain one runs a window
-per forward, as it must; ours runs several candidates per forward, so it is timed a second time with one row per
-forward, which is the same batch. The ideal is the ratio of counted work (bench/work.py) for this length and these
-widths. Speed-ups are ratios of processor time if there is one thread, else of the clock's.
+turns in one process, on the same tokens, with the same threads, loss, chunks of logits and, on a CPU, rows per forward:
+one. The ideal is the ratio of counted work (bench/work.py) for this length and these widths. Speed-ups are ratios of
+processor time if there is one thread, else of the clock's.
 
     make bench          (or: python bench/two_ssp.py --sparsity 0.5 --length 256)
 """
@@ -14,13 +13,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
-from unittest import mock
 
 import torch
 from common import Report, Seconds, alternate, calibration, load_model, median, parser, whole
 from work import Work, head_parameters, ideal_speedup, plain_round, shared_round
 
-from secateur.engine import sweep as engine
 from secateur.engine.loss import NegativeLogLikelihood
 from secateur.engine.sweep import Part, sweep
 from secateur.engine.tokens import Tokens
@@ -42,12 +39,7 @@ def shared(model: Model, tokens: Tokens, candidates: Sequence[Part], run: Run) -
     return sweep(model, tokens, [frozenset({part}) for part in candidates], run=run).tolist()
 
 
-def shared_in_single_rows(model: Model, tokens: Tokens, candidates: Sequence[Part], run: Run) -> list[float]:
-    with mock.patch.object(engine, "CPU_TOKENS", 1):
-        return shared(model, tokens, candidates, run)
-
-
-WAYS = {"plain": plain, "sweep": shared, "sweep, single rows": shared_in_single_rows}
+WAYS = {"plain": plain, "sweep": shared}
 
 
 def narrow(model: Model, tokens: Tokens, made: Balance) -> None:

@@ -189,11 +189,10 @@ def test_every_method_gives_the_same_bytes_with_states_in_files(
 def test_figures_of_windows_one_by_one_are_those_in_memory_whoever_is_in_their_group(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So it is wherever a text is judged, and in searches on windows that are as long as a forward may be."""
+    """So it is wherever a text is judged, and in searches."""
     model, resident, dense = streamed(checkpoint), load(str(checkpoint), stream=False), tiny("llama", seed=1)
     tokens = tiny_tokens(resident, 5, 8)
     variants = [frozenset({Part(number, "mlp")}) for number in resident.numbers]
-    monkeypatch.setattr("secateur.engine.sweep.CPU_TOKENS", tokens.length)
 
     def figures(of: Model, window_bytes: int) -> tuple[Any, ...]:
         monkeypatch.setattr("secateur.judge.perplexity.STATE_BYTES", window_bytes)

@@ -31,7 +31,6 @@ from secateur.surgery.edits import BlockEdit, DropAttention, DropMLP, Edit
 
 Kind = Literal["attention", "mlp", "block"]
 MEMORY_BYTES = 2 * 2**30
-CPU_TOKENS = 1024  # per block-forward; a CPU gains nothing beyond, and its caches lose
 REMOVED = -1  # a part's version
 
 
@@ -342,7 +341,9 @@ def sweep_bytes(model: Model, states: float, length: int, device: str, memory_by
 
 
 def _rows_at_once(model: Model, length: int, device: str, memory_bytes: int) -> int:
-    """Rows per block-forward. A GPU wants all that fits."""
+    """Rows per block-forward. A GPU wants all that fits. A CPU gains next to nothing from more than one, and a row that
+    begins within one of its vectors would have other last bits than alone: they would depend on who shares its forward.
+    """
     if device == "cpu":
-        return max(1, CPU_TOKENS // length)
+        return 1
     return max(1, memory_bytes // 2 // activation_bytes(model, length))

@@ -23,7 +23,7 @@ def bytes_of(size: object, what: str = "a size") -> int:
     read = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT])(I?)B", size.strip().upper()) if isinstance(size, str) else None
     count = round(float(read[1]) * (_BINARY if read[3] else _DECIMAL)[read[2]]) if read else 0
     if not count:
-        raise InvalidOptionError(f"{what} is a number with a unit, as 5GB or 500MB, not {size!r}")
+        raise InvalidOptionError(f"{what} is a number above 0 with a unit, as 5GB or 500MB, not {size!r}")
     return count
 
 

@@ -136,6 +136,25 @@ def test_gaps_between_sparsities_are_looked_across() -> None:
     assert plans.smaller(before) is behind
 
 
+@pytest.mark.parametrize("reach", range(50, 100, 3))
+def test_the_next_smaller_is_found_up_to_the_method_s_reach(reach: int) -> None:
+    def plan_at(sparsity: float) -> Made:
+        if sparsity > reach / 100:
+            raise InfeasibleBudgetError("out of reach")
+        return Made(int(100 * sparsity + 0.5))
+
+    for place in range(45, reach):
+        plans = Plans(GOALS[0], plan_at)
+        there = plans.at(place)
+        assert there is not None
+        assert plans.smaller(there) is plans.at(place + 1)
+    plans = Plans(GOALS[0], plan_at)
+    last = plans.at(reach)
+    assert last is not None
+    with pytest.raises(InfeasibleBudgetError, match=f"at a sparsity of {reach / 100:.4g}"):
+        plans.smaller(last)
+
+
 @pytest.mark.parametrize("goal", GOALS, ids=lambda goal: goal.name)
 @pytest.mark.parametrize(("low", "high"), [(10, 40), (60, 80)])
 def test_a_goal_that_is_crossed_in_a_gap_is_met_at_its_edge(goal: Goal, low: int, high: int) -> None:

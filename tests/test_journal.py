@@ -23,6 +23,7 @@ from torch import Tensor
 import secateur.disk_room
 import secateur.folders
 import secateur.journal
+import secateur.planning
 import secateur.running
 from secateur import Output, load, prune_to
 from secateur.engine import stream as engine_stream
@@ -365,6 +366,35 @@ def test_the_run_folder_of_a_goal_goes_after_a_kill_between_output_and_end(tmp_p
     for keep_run in (True, False):
         prune_to(request, str(model), Output(out, keep_run=keep_run))
         assert run_folder(out).exists() == keep_run
+
+
+def test_a_killed_run_for_a_speed_keeps_the_sparsity_that_it_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although the layouts are timed again, and are slower now."""
+    model, out = write_model(tmp_path / "dense"), tmp_path / "out"
+    tokens = tiny_tokens(load(str(model)), 2, 8)
+    request = Request(goal=Goal(target_speedup=1.4), calibration=tokens, method="secateur")
+
+    def timed(by: float) -> None:
+        def speedup(dense: Any, smaller: Any, **how: Any) -> float:
+            return by * dense.layout().parameters / smaller.layout().parameters
+
+        monkeypatch.setattr(secateur.planning, "speedup", speedup)
+
+    timed(1.0)
+    whole = prune_to(request, str(model), Output(tmp_path / "whole")).record
+    with pytest.raises(Interrupted):
+        prune_to(request, str(model), Output(out), observer=Impatient(0.6))
+    begun = set(Journal(run_folder(out)).entries)
+    assert len(begun) > 1
+    timed(0.9)
+    record = prune_to(request, str(model), Output(out, keep_run=True)).record
+    assert (record.fingerprint, record.sparsity) == (whole.fingerprint, whole.sparsity)
+    assert (record.goal.got, record.goal.tried) == (whole.goal.got, whole.goal.tried)
+    after = Journal(run_folder(out)).entries
+    assert begun <= set(after)
+    assert {job for job, _ in after} == {job for job, _ in begun}  # nothing was begun at another sparsity
 
 
 @pytest.mark.slow

@@ -205,10 +205,15 @@ class Plans(Generic[P]):
             other = self.at(place)
             if other is not None and other.after.parameters < there.after.parameters:
                 found, high = other, place
+            elif other is None and found is None:  # beyond the method's reach
+                high = place
             else:
                 low = place
         if found is None:
-            raise InfeasibleBudgetError(f"{self._words(self.goal.asked)} cannot be reached by this method")
+            raise InfeasibleBudgetError(
+                f"{self._words(self.goal.asked)} cannot be reached by this method; the nearest that it reaches is at a "
+                f"sparsity of {self.sparsity(low):.4g}"
+            )
         return found
 
     def _known(self, there: P, figures: Mapping[int, tuple[P, float]]) -> tuple[P, float] | None:

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from msgspec import convert, to_builtins
 
 from secateur.engine.tokens import Tokens, ready
@@ -34,7 +35,7 @@ from secateur.model.load import Source, TokenizerSource
 from secateur.output import Outcome, Output
 from secateur.planning import NOT_BOTH, Plan, Request, faster, met, plan, plans_of
 from secateur.pruning import Job, Pruned, calibration_of, run_job
-from secateur.record import Cost, MeasuredPerplexity, read_record
+from secateur.record import Cost, MeasuredPerplexity, MetGoal, read_record
 from secateur.run import Meter, Observer, Run, Silent
 from secateur.sharing import Shared, SharingRun
 from secateur.signatures import RECOMMENDED
@@ -174,6 +175,7 @@ def _prune_to(
         sweeper = spread(job.model_fingerprint)
         with _on_disk(job, run_in, output, observer or Silent()) as store:
             run = SharingRun(request.seed, store, observer=observer, keep_states=output.keep_states, sweeper=sweeper)
+            job = _as_begun(job, source, run)
             pruned = _run_for_goal(job, loaded, source, held_out, run=run, measure_on=texts, arguments=arguments)
             output.write(pruned)
         return Outcome(pruned.record, was_there=False)
@@ -230,6 +232,25 @@ def _found_before(request: Request, output: Output, hollow: Model) -> Request:
                 return replace(request, goal=None, sparsity=record.sparsity.asked)
     output.holds("")
     return request
+
+
+def _as_begun(job: Job, source: Source | Loaded, run: Run) -> Job:
+    """The job with the sparsity at which its run met the goal when it began, a journaled step. Layouts that are timed
+    again may meet it at another one, for which none of the steps that are kept would hold."""
+    planned = job.plan
+    if planned.goal is None:
+        return job
+    run.store.open(fingerprint(job.run_identity))
+    found: dict[str, Any] = {
+        "sparsity": planned.request.budget.sparsity,
+        "met": msgspec.json.encode(planned.goal).decode(),
+    }
+    begun = run.step("goal/met", lambda: found)
+    if begun["sparsity"] != found["sparsity"]:
+        request = replace(planned.request, sparsity=begun["sparsity"])
+        there = plan(replace(request, goal=None), job.model, device=source.main_device)
+        planned = replace(there, request=request)
+    return replace(job, plan=replace(planned, goal=msgspec.json.decode(begun["met"], type=MetGoal)))
 
 
 # --- goals that real prunings decide ---

@@ -18,6 +18,7 @@ from compare_folders import make_compare_folder
 from conftest import ROOT, importing
 from msgspec import structs
 
+from secateur.grid.ablate import WHATS
 from secateur.methods import methods
 
 DOCS = ROOT / "docs"
@@ -94,6 +95,13 @@ WITH_TABLES = [page for page in [*PAGES, "../README.md"] if "<!-- table: " in te
 @pytest.mark.parametrize("page", [pytest.param(p, marks=[pytest.mark.slow] * (p in LONG)) for p in WITH_TABLES])
 def test_no_table_is_behind(docs: Any, page: str) -> None:
     assert docs("figures").filled(DOCS / page) == text(page), "renew it by `make figures`"
+
+
+def test_lists_of_what_there_is_have_all_of_it() -> None:
+    solvers = {path.stem for path in (DOCS.parent / "src/secateur/solvers").glob("*.py")} - {"__init__"}
+    assert solvers == set(re.findall(r"::: secateur\.solvers\.(\w+)", text("reference/solvers.md")))
+    assert set(WHATS) <= set(re.findall(r"`([\w-]+)`", text("comparing.md")))
+    assert set(methods()) <= set(re.findall(r"\((\w+)\.md\)", text("methods/README.md")))
 
 
 def test_the_losses_that_the_package_ships_are_those_of_the_main_table(docs: Any) -> None:

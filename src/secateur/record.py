@@ -90,7 +90,8 @@ class MetGoal(Struct, kw_only=True, omit_defaults=True):
     Attributes:
         asked, got: bytes of weights, times the dense model's speed, or the share by which the perplexity rose.
         by: how it was measured.
-        tried: (sparsity, figure) in the order tried; layouts only for bytes and speed.
+        tried: (sparsity, figure) in the order tried; for bytes and speed of rehearsed layouts, then
+            of real prunings where a method decides on the way.
         tolerance: of the sparsity.
         cost: of the search, with the work of all that was pruned and judged for it.
     """

@@ -297,7 +297,7 @@ class CompensationOptions:
         ),
     ] = False
     refine_passes: Annotated[
-        float | None, typer.Option(help="--refine: windows to train on, in calibrations.", show_default="4")
+        float | None, typer.Option(help="--refine: windows to train on, in calibrations.", show_default="2")
     ] = None
     refine_rate: Annotated[
         float | None,

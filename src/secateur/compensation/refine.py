@@ -25,7 +25,7 @@ def refine(
     run: Run,
     edits: Iterator[Edit],
     *,
-    passes: float = 4.0,
+    passes: float = 2.0,
     rate: float = 0.001,
     text: Literal["drawn", "calibration"] = "drawn",
 ) -> Iterator[Edit]:

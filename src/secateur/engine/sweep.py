@@ -341,8 +341,8 @@ def sweep_bytes(model: Model, states: float, length: int, device: str, memory_by
 
 
 def _rows_at_once(model: Model, length: int, device: str, memory_bytes: int) -> int:
-    """Rows per block-forward. A GPU wants all that fits. A CPU gains next to nothing from more than one, and a row that
-    begins within one of its vectors would have other last bits than alone: they would depend on who shares its forward.
+    """Rows per block-forward. A GPU wants all that fits. A CPU gains from more than one below 1,024 tokens, but a row
+    that begins within one of its vectors has other last bits than alone: they would depend on who shares its forward.
     """
     if device == "cpu":
         return 1

@@ -70,7 +70,7 @@ def secateur(
 
     Args:
         allocation: how much each block loses: log (less from early blocks), uniform, equal (uniform, all to one width,
-            heads stay), or searched, which parts go too.
+            heads stay), or searched (KV heads, whole attentions and MLPs may go, too).
         first: where the log curve begins, relative to the mean share.
         ends: what the first and the last block lose of their FFNs at most, relative to the mean share; not of a uniform
             allocation.

@@ -59,7 +59,7 @@ def search_allocation(
     levels: int = 8,
     rounds: int = 4,
     search_samples: int = 8,
-    damping: float = 0.01,
+    damping: float = 0.001,
 ) -> Allocation:
     """FFN widths and KV heads of the least loss on held-out calibration, from a start. A journaled step, in which each
     half of a block is one, too: an interrupted search goes on with the versions that there are.
@@ -78,10 +78,14 @@ def search_allocation(
         InvalidOptionError: a value out of its range; a model in float16.
         DataError: no token counts in the search's windows.
     """
-    if not (levels >= 2 and rounds >= 1 and 0 < search_samples < tokens.samples):
+    if levels < 2 or rounds < 1:
         raise InvalidOptionError(
-            f"a search of the allocation takes at least 2 levels, a round, and 1 to {tokens.samples - 1} of the "
-            f"{tokens.samples} calibration windows, not {levels}, {rounds} and {search_samples}"
+            f"a searched allocation takes 2 levels and 1 round at least, not {levels}, {rounds}"
+        )
+    if not 0 < search_samples < tokens.samples:
+        raise InvalidOptionError(
+            f"search_samples is at least 1 and less than the calibration's {tokens.samples} windows (--samples), not "
+            f"{search_samples}"
         )
     require_slopes(model)
     apart = tokens.samples - search_samples

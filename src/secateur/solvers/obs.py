@@ -73,7 +73,7 @@ def prune_groups(
         schedule: numbers of groups, one per iteration; [1, 1, ...] is Algorithm 1.
         error: how a group is judged, see `group_errors`; all the same for single columns.
         damping: share of the Hessian's mean diagonal, shrinkage included, added to its diagonal; ten times more where
-            it is singular.
+            it is singular. An input that is always 0 counts as 1 in that mean, as in SlimGPT's code.
         shrinkage: share of each diagonal element added to it before, which shrinks what inputs have in common: of few
             tokens, chance makes up much of that.
         compensate: off is an ablation: what is kept stays as it was.

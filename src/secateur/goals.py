@@ -140,7 +140,7 @@ class Plans(Generic[P]):
 
     def _first(self) -> tuple[int, P]:
         """The first place that has a plan, and the plan."""
-        for place in _halves(0, self.count, 64):
+        for place in _between(0, self.count, 64):
             if (there := self.at(place)) is not None:
                 return place, there
         assert self._why is not None  # narrows the type; there are places
@@ -174,7 +174,7 @@ class Plans(Generic[P]):
         goal, figures, tried = self.goal, dict[int, tuple[P, float]](), Tried()
         low, high = 0, self.count
         while high - low > 1:
-            near = (place for place in _halves(low, high, 8) if self.at(place) is not None)  # there may be gaps
+            near = (place for place in _between(low, high, 8) if self.at(place) is not None)  # there may be gaps
             place = next(near, (low + high) // 2)
             if (there := self.at(place)) is None:
                 past = place > self._feasible
@@ -200,7 +200,7 @@ class Plans(Generic[P]):
         low, high = place, self.count
         found = None
         while high - low > 1:
-            near = (place for place in _halves(low, high, 8) if self.at(place) is not None)  # there may be gaps
+            near = (place for place in _between(low, high, 8) if self.at(place) is not None)  # there may be gaps
             place = next(near, (low + high) // 2)
             other = self.at(place)
             if other is not None and other.after.parameters < there.after.parameters:
@@ -233,7 +233,7 @@ class Plans(Generic[P]):
         )
 
 
-def _halves(low: int, high: int, parts: int) -> Iterator[int]:
+def _between(low: int, high: int, parts: int) -> Iterator[int]:
     """The places between two others in halves, quarters ... down to so many parts."""
     halves = [2**power for power in range(1, parts.bit_length())]
     places = (low + (high - low) * part // whole for whole in halves for part in range(1, whole, 2))

@@ -79,9 +79,7 @@ def search_allocation(
         DataError: no token counts in the search's windows.
     """
     if levels < 2 or rounds < 1:
-        raise InvalidOptionError(
-            f"a searched allocation takes 2 levels and 1 round at least, not {levels}, {rounds}"
-        )
+        raise InvalidOptionError(f"a searched allocation takes 2 levels and 1 round at least, not {levels}, {rounds}")
     if not 0 < search_samples < tokens.samples:
         raise InvalidOptionError(
             f"search_samples is at least 1 and less than the calibration's {tokens.samples} windows (--samples), not "

@@ -210,12 +210,16 @@ def test_an_interrupted_search_goes_on_with_the_versions_that_there_are(monkeypa
     assert made[0] == "block 2, mlp"  # those before it are there
 
 
-@pytest.mark.parametrize("wrong", [{"levels": 1}, {"rounds": 0}, {"search_samples": 0}, {"search_samples": 4}])
-def test_what_cannot_be_searched_is_refused(wrong: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"levels": 1}, "searched allocation .* 2 levels"), ({"rounds": 0}, "searched allocation .* 1 round"),
+     ({"search_samples": 0}, "search_samples .* 4 windows"), ({"search_samples": 4}, "search_samples .* 4 windows")],
+)  # fmt: skip
+def test_what_cannot_be_searched_is_refused(wrong: dict[str, Any], message: str) -> None:
     model = tiny("llama")
     budget = Budget(0.3)
     start = curve_allocation(model.layout(), budget)
-    with pytest.raises(InvalidOptionError, match=r"searched allocation|search_samples"):
+    with pytest.raises(InvalidOptionError, match=message):
         search_allocation(model, tiny_tokens(model, 4, 8), budget, Run(), start=start, **wrong)
 
 
